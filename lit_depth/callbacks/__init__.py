@@ -1,0 +1,7 @@
+"""Lightning callbacks; each also works alone in another repository."""
+
+from lit_depth.callbacks.accuracy_drop_importance import AccuracyDropImportance
+from lit_depth.callbacks.block_mask import BlockMask
+from lit_depth.callbacks.mask_sweep import MaskSweep
+
+__all__ = ["AccuracyDropImportance", "BlockMask", "MaskSweep"]

@@ -1,0 +1,108 @@
+"""Run a whole Lightning loop with some transformer blocks skipped."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.masking import masked
+from lit_depth.functional.policies import from_indices
+
+
+class BlockMask(Callback):
+    """Skip transformer blocks during fit, validate, test and predict, and give the model back as it was.
+
+    Works with any LightningModule that holds a Hugging Face decoder. The blocks are skipped from the start of a loop
+    (sanity checking included) to its end or to the exception that ended it; validation inside fit runs under the same
+    mask. Under a distributed strategy that checks gradients, the parameters of skipped blocks count as unused
+    (``strategy="ddp_find_unused_parameters_true"``). Not related to the ``BlockMask`` of torch's FlexAttention.
+
+    Args:
+        active_block_indices: the blocks that run; give either this or ``skipped_block_indices``.
+        skipped_block_indices: the blocks that do not run.
+        blocks: dotted path of the block list from the LightningModule, where it cannot be found unambiguously.
+
+    Raises:
+        ValueError: both or neither of the index lists. At the start of the loop: an index out of range or repeated, no
+            active block, or a model that :func:`~lit_depth.functional.masked` refuses.
+
+    >>> BlockMask(skipped_block_indices=[0, 3]).skipped_block_indices
+    [0, 3]
+    """
+
+    def __init__(
+        self,
+        active_block_indices: list[int] | None = None,
+        skipped_block_indices: list[int] | None = None,
+        blocks: str | None = None,
+    ) -> None:
+        super().__init__()
+        if (active_block_indices is None) == (skipped_block_indices is None):
+            given = "neither" if active_block_indices is None else "both"
+            raise ValueError(f"expected exactly one of active_block_indices and skipped_block_indices, given {given}")
+        self.active_block_indices = active_block_indices
+        self.skipped_block_indices = skipped_block_indices
+        self.blocks = blocks
+        self._contexts: list[ExitStack] = []
+
+    def _enter(self, pl_module: LightningModule) -> None:
+        num_blocks = len(find_blocks(pl_module, self.blocks))
+        if self.active_block_indices is not None:
+            mask = from_indices(num_blocks, self.active_block_indices)
+        else:
+            skipped = self.skipped_block_indices or []
+            mask = ~from_indices(num_blocks, skipped) if skipped else from_indices(num_blocks, range(num_blocks))
+        context = ExitStack()
+        context.enter_context(masked(pl_module, mask, blocks=self.blocks))
+        # validation runs within fit: a stack keeps the outer context until the outer loop ends
+        self._contexts.append(context)
+
+    def _leave(self) -> None:
+        if self._contexts:
+            self._contexts.pop().close()
+
+    def _leave_all(self) -> None:
+        while self._contexts:
+            self._leave()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Enter the mask for the whole of fit."""
+        self._enter(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the mask of fit."""
+        self._leave()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Enter the mask for validation, alone or within fit."""
+        self._enter(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the mask of validation."""
+        self._leave()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Enter the mask for test."""
+        self._enter(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the mask of test."""
+        self._leave()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Enter the mask for predict."""
+        self._enter(pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the mask of predict."""
+        self._leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave every mask entered so far, whichever loop failed."""
+        self._leave_all()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave every mask entered so far: the tuner ends a loop without its end hooks."""
+        self._leave_all()

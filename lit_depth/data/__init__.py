@@ -1,0 +1,19 @@
+"""Tasks, and the batches made of them."""
+
+from lit_depth.data.datamodule import DepthDataModule
+from lit_depth.data.packing import EvalCollator, PackedCollator
+from lit_depth.data.shapes import ShapesVQA
+from lit_depth.data.task import BadSample, Sample, Task, TrainingItem
+from lit_depth.data.tasks import get_task
+
+__all__ = [
+    "BadSample",
+    "DepthDataModule",
+    "EvalCollator",
+    "PackedCollator",
+    "Sample",
+    "ShapesVQA",
+    "Task",
+    "TrainingItem",
+    "get_task",
+]

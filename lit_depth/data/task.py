@@ -1,0 +1,137 @@
+"""What a task is: rows of a dataset turned into questions about images, and how they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL import Image
+
+SPLITS = ("train", "calibration", "validation")
+
+
+class _HostOnly:
+    # Lightning moves batches to the device by walking through them, and refuses frozen dataclasses on the way unless
+    # they say themselves how they move.
+    def to(self, device: Any, **kwargs: Any) -> Any:
+        """Return the object itself: it holds nothing that lives on a device."""
+        return self
+
+
+@dataclass(frozen=True)
+class Sample(_HostOnly):
+    """One question about at most one image.
+
+    Args:
+        id: Unique among all samples of the task, whatever the split.
+        image_id: Shared by the questions about one image; intervals are clustered by it.
+        image: The picture as decoded, or None for a text-only question.
+        question: The question alone, without style prefix or options.
+        references: Accepted answers, at least one; the first one is scored by log-probability.
+        options: Texts of a multiple-choice question, in the order of their letters.
+        meta: What a metric or a table may want to know besides, for example ``question_type``.
+    """
+
+    id: str
+    image_id: str
+    image: Image.Image | None
+    question: str
+    references: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BadSample(_HostOnly):
+    """A row that could not be turned into a `Sample`: which one, and why. It is counted, never scored."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrainingItem(_HostOnly):
+    """One image with all its questions, for training.
+
+    Args:
+        image: The picture.
+        prompts: One prompt per question, as `Task.prompt` gives them.
+        answers: One answer per prompt.
+        grid: Rows and columns of the labelled grid of equal cells that covers the image; (0, 0) without labels.
+        cell_shapes: Shape class of every cell in row-major order.
+        cell_colors: Colour class of every cell in row-major order.
+    """
+
+    image: Image.Image
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    grid: tuple[int, int] = (0, 0)
+    cell_shapes: tuple[int, ...] = ()
+    cell_colors: tuple[int, ...] = ()
+
+
+class Task:
+    """A dataset, the way to ask about it, and the metric that scores the answers. Subclasses override the methods.
+
+    Attributes:
+        name: The name that the command line knows it by.
+        metric: Class name in `lit_depth.metrics`.
+        max_new_tokens: Longest answer, in tokens.
+    """
+
+    name: str
+    metric: str
+    max_new_tokens: int
+
+    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
+        """Return the rows of a split, one row per question.
+
+        Args:
+            split: The role of the data: "train", "calibration" or "validation".
+            path: A local folder with parquet files of the same columns, instead of the task's own source.
+
+        Raises:
+            ValueError: If the split is unknown or a column is missing.
+        """
+        raise NotImplementedError
+
+    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
+        """Turn one row into a `Sample`; an exception costs this sample only.
+
+        The image is handed on as it stands in the row, not converted: ids are also read from rows whose images were
+        left undecoded.
+        """
+        raise NotImplementedError
+
+    def prompt(self, sample: Sample) -> str:
+        """Return the text for the processor, without the "User: ... Assistant:" frame, which the processor adds."""
+        raise NotImplementedError
+
+    def training_set(self, num_images: int, seed: int) -> Dataset[TrainingItem]:
+        """Return `num_images` training items.
+
+        Raises:
+            ValueError: If the task is for evaluation only, which is the default.
+        """
+        raise ValueError(
+            f"expected a task that can be trained on, such as shapes_vqa; {self.name} is for evaluation only"
+        )
+
+
+def check_split(split: str) -> str:
+    """Return `split` if it is one of the three roles.
+
+    >>> check_split("validation")
+    'validation'
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    return split

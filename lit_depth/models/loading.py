@@ -1,0 +1,94 @@
+"""Load a model and its processor from a folder or a hub id, strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+
+import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
+
+BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
+
+
+def load_bundled() -> tuple[PreTrainedModel, Any]:
+    """The small trained MolmoE that comes with the package, and its processor.
+
+    Example:
+        >>> model, processor = load_bundled()
+        >>> model.config.text_config.num_hidden_layers
+        16
+    """
+    return load_checkpoint("bundled")
+
+
+def load_checkpoint(
+    checkpoint: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model in evaluation mode and its processor (a tokenizer, for a text model).
+
+    Args:
+        checkpoint: ``"bundled"``, a folder, or an id on the hub.
+        revision: Branch, tag or commit on the hub.
+        dtype: ``"auto"`` (as stored), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``...; None = the model's default.
+        trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
+
+    Raises:
+        ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones.
+    """
+    source = str(BUNDLED) if checkpoint == "bundled" else checkpoint
+    _check_source(source)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(source, **common)
+    kind = AutoModelForImageTextToText if type(config) in AutoModelForImageTextToText._model_mapping else None
+    model, report = (kind or AutoModelForCausalLM).from_pretrained(
+        source,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        attn_implementation=attn_implementation,
+        use_safetensors=True,  # never a pickle
+        output_loading_info=True,
+        **common,
+    )
+    _check_report(source, report)
+    processor = (AutoProcessor if kind else AutoTokenizer).from_pretrained(source, **common)
+    return model.eval(), processor
+
+
+def new_model(folder: str) -> tuple[PreTrainedModel, Any]:
+    """A randomly initialised model from a folder with ``config.json`` and processor files, for training."""
+    _check_source(folder)
+    config = AutoConfig.from_pretrained(folder)
+    return AutoModelForImageTextToText.from_config(config), AutoProcessor.from_pretrained(folder)
+
+
+def _check_source(source: str) -> None:
+    folder = Path(source).expanduser()
+    looks_like_a_path = folder.is_absolute() or source.startswith(("./", "../", "~")) or source.count("/") != 1
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"expected a checkpoint folder with config.json, got {source} without one")
+    elif looks_like_a_path:
+        raise ValueError(f"checkpoint folder {source!r} does not exist (a hub id looks like 'organisation/name')")
+
+
+def _check_report(source: str, report: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(str(key) for key in report.get(kind) or ())
+        if keys:
+            shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+            raise ValueError(f"checkpoint {source} does not fit its config.json: {len(keys)} {kind.replace('_', ' ')}: {shown}")

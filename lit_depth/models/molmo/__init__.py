@@ -1,0 +1,17 @@
+"""Molmo as a composition of transformers' own parts, registered with the Auto classes."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+from lit_depth.models.molmo.configuration_molmo import MolmoConfig
+from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor
+from lit_depth.models.molmo.modeling_molmo import MolmoForConditionalGeneration, MolmoModel
+from lit_depth.models.molmo.processing_molmo import MolmoProcessor
+
+AutoConfig.register("molmo", MolmoConfig, exist_ok=True)
+# one class for both of transformers' backends: it needs neither torchvision nor a fallback warning
+_BACKENDS = {"pil": MolmoImageProcessor, "torchvision": MolmoImageProcessor}
+AutoImageProcessor.register(MolmoConfig, image_processor_classes=_BACKENDS, exist_ok=True)
+AutoModelForImageTextToText.register(MolmoConfig, MolmoForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(MolmoConfig, MolmoProcessor, exist_ok=True)
+
+__all__ = ["MolmoConfig", "MolmoForConditionalGeneration", "MolmoImageProcessor", "MolmoModel", "MolmoProcessor"]

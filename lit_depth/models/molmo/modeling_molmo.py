@@ -1,0 +1,427 @@
+"""Molmo: a CLIP vision tower, Molmo's pooling connector and an Olmoe, Qwen2 or Olmo2 text model.
+
+Shapes: B batch, S sequence, T crops, N patches of a crop, P pixels along a patch, M image tokens of a crop,
+V width of the vision tower, D width of the text model.
+
+The image path follows the release (allenai/molmo, ``olmo/model.py``): features of some vision blocks are concatenated,
+padded patches get a learned vector, each 2 x 2 window is pooled by attention whose query is the window's mean, a
+SwiGLU projects to the text width, and the result is *added* to the embeddings of the image tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import Cache, CLIPVisionConfig, GenerationMixin, Olmo2Model, OlmoeModel, PreTrainedModel, Qwen2Model
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
+
+from lit_depth.models.molmo.configuration_molmo import MolmoConfig
+from lit_depth.models.molmo.conversion_molmo import DENSE_HEAD, register_conversions
+
+
+@dataclass
+class MolmoOutput(ModelOutput):
+    """Outputs of both Molmo classes; what was not asked for is None.
+
+    Attributes:
+        loss: Mean cross entropy over labelled tokens, a scalar.
+        logits: ``[B, S or logits_to_keep, text_config.vocab_size]``.
+        last_hidden_state: ``[B, S, D]``, after the final norm.
+        past_key_values: The cache that was filled.
+        hidden_states: One ``[B, S, D]`` before each block, and the last after the final norm.
+        attentions: One ``[B, heads, S, S]`` per block that ran (eager attention only).
+        router_logits: One ``[B * S, experts]`` per block that ran (mixture of experts only).
+        image_hidden_states: Projected image features ``[B, T, M, D]``.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+
+
+class MolmoVisionModel(CLIPPreTrainedModel):
+    """CLIP's vision tower up to the deepest block that is used, returning the chosen blocks' outputs side by side.
+
+    Blocks beyond the deepest used one exist (the release has their weights) but do not run. There is no
+    ``post_layernorm``: no feature of the release passes through it.
+    """
+
+    config_class = CLIPVisionConfig
+    main_input_name = "pixel_values"
+    _input_embed_layer = "patch_embedding"
+
+    def __init__(self, config: CLIPVisionConfig, used_blocks: list[int]) -> None:
+        super().__init__(config)
+        self.used_blocks = used_blocks
+        self.embeddings = CLIPVisionEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # spelled as in CLIP
+        self.encoder = CLIPEncoder(config)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Features of every patch.
+
+        Args:
+            pixel_values: ``[crops, 3, height, width]``, normalised.
+
+        Returns:
+            ``[crops, N, V * len(used_blocks)]``, without the class token.
+        """
+        hidden = self.pre_layrnorm(self.embeddings(pixel_values))
+        outputs = {}
+        for index, block in enumerate(self.encoder.layers[: max(self.used_blocks) + 1]):
+            hidden = block(hidden, attention_mask=None)
+            if index in self.used_blocks:
+                outputs[index] = hidden[:, 1:]
+        return torch.cat([outputs[index] for index in self.used_blocks], dim=-1)
+
+
+class MolmoPooling(nn.Module):
+    """Attention of one query (the mean of its window) over the patches of its window; parameters named as released."""
+
+    def __init__(self, config: MolmoConfig) -> None:
+        super().__init__()
+        vision = config.vision_config
+        width, features = vision.hidden_size, vision.hidden_size * len(config.vit_layers)
+        self.num_heads = vision.num_attention_heads
+        self.wq = nn.Linear(features, width)
+        self.wk = nn.Linear(features, width)
+        self.wv = nn.Linear(features, width)
+        self.wo = nn.Linear(width, width)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Pool ``[windows, patches, features]`` to ``[windows, V]``."""
+        query = windows.mean(dim=1, keepdim=True)
+        q, k, v = (
+            projection(source).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection, source in ((self.wq, query), (self.wk, windows), (self.wv, windows))
+        )
+        return self.wo(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).squeeze(1)
+
+
+class MolmoProjector(nn.Module):
+    """SwiGLU from the vision width to the text width; parameters named as released."""
+
+    def __init__(self, config: MolmoConfig) -> None:
+        super().__init__()
+        width, hidden = config.vision_config.hidden_size, config.text_config.intermediate_size
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, config.text_config.hidden_size, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Project ``[..., V]`` to ``[..., D]``."""
+        return self.w2(F.silu(self.w1(features)) * self.w3(features))
+
+
+class MolmoConnector(nn.Module):
+    """From patch features to image tokens: padding vectors, window pooling, projection."""
+
+    def __init__(self, config: MolmoConfig) -> None:
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.window = (config.image_pooling_h, config.image_pooling_w)
+        self.pad_embed = None
+        if config.image_padding_embed is not None:
+            self.pad_embed = nn.Parameter(torch.zeros(2, config.vision_config.hidden_size * len(config.vit_layers)))
+        self.image_pooling_2d = MolmoPooling(config)
+        self.image_projector = MolmoProjector(config)
+
+    def forward(self, features: Tensor, image_masks: Tensor | None = None) -> Tensor:
+        """Image tokens of every crop.
+
+        Args:
+            features: ``[B, T, N, V * used blocks]``.
+            image_masks: ``[B, T, N]``, share of each patch that is image and not padding; None = all image.
+
+        Returns:
+            ``[B, T, M, D]``.
+        """
+        if self.pad_embed is not None and image_masks is not None:
+            padded = (image_masks == 0).unsqueeze(-1).to(features.dtype)
+            # the mask of a missing crop is -1 and counts as partly padded, as in the release
+            partial = ((image_masks < 1) & (image_masks != 0)).unsqueeze(-1).to(features.dtype)
+            features = features + self.pad_embed[0] * padded + self.pad_embed[1] * partial
+        batch, crops = features.shape[:2]
+        (rows, columns), (height, width) = self.grid_size, self.window
+        grid = features.reshape(batch * crops, rows, columns, -1)
+        # an odd grid is padded with zeros at its end, as in the release
+        grid = F.pad(grid, (0, 0, 0, -columns % width, 0, -rows % height))
+        windows = grid.unflatten(2, (-1, width)).unflatten(1, (-1, height)).transpose(2, 3)
+        pooled = self.image_pooling_2d(windows.flatten(3, 4).flatten(0, 2))
+        return self.image_projector(pooled).unflatten(0, (batch, crops, -1))
+
+
+class _MolmoTextModel:
+    """Gives a text model an input table with more rows than its output head has (a mixin; see `MolmoConfig`)."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        rows = config.vocab_size + config.additional_vocab_size
+        self.embed_tokens = nn.Embedding(rows, config.hidden_size)
+        self.post_init()
+
+
+class MolmoOlmoeModel(_MolmoTextModel, OlmoeModel):
+    """Text model of MolmoE-1B."""
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for a decorator in the source of the class's own module, and would silently stay eager
+        return True
+
+
+class MolmoQwen2Model(_MolmoTextModel, Qwen2Model):
+    """Text model of Molmo-7B-D and Molmo-72B."""
+
+
+class MolmoOlmo2Model(_MolmoTextModel, Olmo2Model):
+    """Text model of Molmo-7B-O."""
+
+
+TEXT_MODELS = {"olmoe": MolmoOlmoeModel, "qwen2": MolmoQwen2Model, "olmo2": MolmoOlmo2Model}
+
+
+class MolmoPreTrainedModel(PreTrainedModel):
+    config_class = MolmoConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["OlmoeDecoderLayer", "Qwen2DecoderLayer", "Olmo2DecoderLayer", "CLIPEncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MolmoConnector) and module.pad_embed is not None:
+            nn.init.zeros_(module.pad_embed)
+
+
+class MolmoModel(MolmoPreTrainedModel):
+    """Molmo without its output head."""
+
+    def __init__(self, config: MolmoConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = MolmoVisionModel(config.vision_config, config.used_vision_blocks)
+        self.connector = MolmoConnector(config)
+        self.language_model = TEXT_MODELS[config.text_config.model_type](config.text_config)
+        self.post_init()
+
+    def get_image_features(self, images: Tensor, image_masks: Tensor | None = None) -> Tensor:
+        """Image features in the text model's space.
+
+        Args:
+            images: ``[B, T, N, P * P * 3]``, patches in row-major order, pixels in (row, column, channel) order;
+                a missing crop is filled with -1.
+            image_masks: ``[B, T, N]`` share of each patch that is image, or None.
+
+        Returns:
+            ``[B, T, M, D]``.
+
+        Raises:
+            ValueError: If the images do not have the geometry of this model.
+        """
+        vision = self.config.vision_config
+        rows, columns = self.config.grid_size
+        expected = (rows * columns, vision.patch_size**2 * 3)
+        if images.ndim != 4 or tuple(images.shape[2:]) != expected:
+            raise ValueError(
+                f"images must have shape [batch, crops, {expected[0]}, {expected[1]}] (patches, pixel values) "
+                f"for this model, got {list(images.shape)}: does the processor's geometry fit the checkpoint?"
+            )
+        batch, crops = images.shape[:2]
+        flat = images.flatten(0, 1).to(self.connector.image_projector.w1.weight.dtype)
+        # missing only if every value is -1: after normalisation a real crop may hold single values of exactly -1
+        present = (flat != -1).flatten(1).any(dim=1)
+        pixels = flat.view(-1, rows, columns, vision.patch_size, vision.patch_size, 3)
+        pixels = pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        features = self.vision_tower(pixels) * present.view(-1, 1, 1)
+        return self.connector(features.unflatten(0, (batch, crops)), image_masks)
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        images: Tensor | None = None,
+        image_masks: Tensor | None = None,
+        image_input_idx: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Input embeddings with the image features added at their positions.
+
+        Args:
+            input_ids: ``[B, S]``.
+            images: ``[B, T, N, P * P * 3]`` or None.
+            image_masks: ``[B, T, N]`` or None.
+            image_input_idx: ``[B, T, M]`` position of each image token in its own row; negative = unused.
+
+        Returns:
+            Embeddings ``[B, S, D]`` and image features ``[B, T, M, D]`` or None.
+        """
+        embeddings = self.language_model.embed_tokens(input_ids)
+        if images is None:
+            return embeddings, None
+        if image_input_idx is None:
+            raise ValueError("images were given without image_input_idx (the position of every image token)")
+        features = self.get_image_features(images, image_masks)
+        if features.shape[:3] != image_input_idx.shape:
+            raise ValueError(
+                f"image_input_idx must have shape {list(features.shape[:3])} (batch, crops, tokens of a crop), "
+                f"got {list(image_input_idx.shape)}"
+            )
+        row, crop, token = (image_input_idx >= 0).nonzero(as_tuple=True)
+        position = image_input_idx[row, crop, token]
+        values = features[row, crop, token].to(embeddings.dtype)
+        return embeddings.index_put((row, position), values, accumulate=True), features
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        images: Tensor | None = None,
+        image_masks: Tensor | None = None,
+        image_input_idx: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> MolmoOutput:
+        """Hidden states ``[B, S, D]``; arguments as in `MolmoForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        features = None
+        if inputs_embeds is None:
+            inputs_embeds, features = self.embed(input_ids, images, image_masks, image_input_idx)
+        elif images is not None:
+            raise ValueError("images need input_ids; with inputs_embeds, add the image features yourself (see embed)")
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return MolmoOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=getattr(outputs, "router_logits", None),
+            image_hidden_states=features,
+        )
+
+
+class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
+    """Molmo with its output head: loads and saves released checkpoints, generates.
+
+    The head has ``text_config.vocab_size`` rows; the tokens that exist only in the input (``additional_vocab_size``)
+    cannot be generated.
+    """
+
+    def __init__(self, config: MolmoConfig) -> None:
+        super().__init__(config)
+        self.model = MolmoModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+        # A model that was not loaded would be saved through every declared conversion, but only one family's head
+        # name is right. Loading replaces this list by the conversions that the checkpoint needed.
+        dense = config.text_config.model_type != "olmoe"
+        self._weight_conversions = [
+            conversion
+            for conversion in get_model_conversion_mapping(self, add_legacy=False)
+            if dense or DENSE_HEAD not in conversion._original_source_patterns
+        ]
+
+    def get_image_features(self, images: Tensor, image_masks: Tensor | None = None) -> Tensor:
+        """See `MolmoModel.get_image_features`."""
+        return self.model.get_image_features(images, image_masks)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        images: Tensor | None = None,
+        image_masks: Tensor | None = None,
+        image_input_idx: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> MolmoOutput:
+        """Next-token logits.
+
+        Args:
+            input_ids: ``[B, S]``.
+            attention_mask: ``[B, S]`` (1 = real token), or ``[B, 1, S, S]`` bool or additive.
+            position_ids: ``[B, S]``; derived from a 2-D attention mask by default.
+            past_key_values: Cache to continue.
+            inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
+            images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. Only with the prompt, not while decoding.
+            image_masks: ``[B, T, N]`` share of each patch that is image and not padding.
+            image_input_idx: ``[B, T, M]`` position of each image token in its own row; negative = unused.
+            labels: ``[B, S]`` aligned with ``input_ids``; -100 = ignored.
+            use_cache: Whether to return a filled cache.
+            logits_to_keep: Number of last positions (0 = all), or their indices.
+            **kwargs: Passed to the text model (``output_hidden_states``, ``output_router_logits``, ...).
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            images=images,
+            image_masks=image_masks,
+            image_input_idx=image_input_idx,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        outputs.logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        if labels is not None:
+            outputs.loss = self.loss_function(
+                logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size
+            )
+        return outputs
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        is_first_iteration: bool | None = False,
+        images: Tensor | None = None,
+        image_masks: Tensor | None = None,
+        image_input_idx: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        # cached steps must not add the image a second time; without a cache every step sees the whole prompt
+        if images is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
+            inputs |= {"images": images, "image_masks": image_masks, "image_input_idx": image_input_idx}
+        return inputs
+
+
+register_conversions()

@@ -1,0 +1,163 @@
+"""The LightningModule: holds a model and its processor, answers batches under masks, and can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
+
+from lit_depth.functional import find_blocks, mask_id
+from lit_depth.functional.sweep import answer_sequentially, reference_logprob
+from lit_depth.models.loading import load_checkpoint, new_model
+
+
+class MaskedPredictions(NamedTuple):
+    """What one batch gave under every mask (B samples, M masks)."""
+
+    sample_ids: list[str]
+    mask_ids: list[str]
+    texts: list[list[str]]  # [M][B]
+    reference_logprobs: Tensor  # [M, B]
+
+
+class DepthModule(LightningModule):
+    """A vision-language model whose transformer blocks can be skipped.
+
+    Args:
+        checkpoint: ``bundled``, a checkpoint folder, or an id on the hub (``organisation/name``).
+        revision: Branch, tag or commit on the hub.
+        dtype: Number format of the weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+        attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; null = the model's default.
+        trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
+        from_scratch: Initialise the weights at random instead of loading them; ``checkpoint`` then needs only
+            ``config.json`` and the processor's files. For training.
+        blocks: Dotted path of the decoder blocks, where they cannot be found.
+        max_new_tokens: Longest answer in tokens; null = what the task asks for.
+        learning_rate: Peak learning rate of AdamW.
+        betas: Decay rates of AdamW's moments.
+        weight_decay: AdamW's weight decay.
+        warmup_steps: Steps of linear warm-up before the cosine decay to zero.
+        router_loss: Weight of the experts' load-balancing loss of each block.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "bundled",
+        revision: str | None = None,
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        from_scratch: bool = False,
+        blocks: str | None = None,
+        max_new_tokens: int | None = None,
+        learning_rate: float = 1.5e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.01,
+        warmup_steps: int = 100,
+        router_loss: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if from_scratch:
+            self.model, self.processor = new_model(checkpoint)
+        else:
+            self.model, self.processor = load_checkpoint(
+                checkpoint,
+                revision=revision,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+            )
+        self.num_blocks = len(find_blocks(self.model, blocks))
+        # what the active callbacks want answered: mask id -> mask; and who wants to hear of progress
+        self.requested_masks: dict[str, Tensor] = {}
+        self.on_mask: Callable[[], None] = lambda: None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer; a text model's processor is its tokenizer."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    def request_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Ask `predict_step` to answer under these masks too (mask id -> bool ``[num_blocks]``)."""
+        for mask in masks.values():
+            if len(mask) != self.num_blocks:
+                raise ValueError(f"expected masks of {self.num_blocks} blocks, got one of {len(mask)}")
+        self.requested_masks = {**self.requested_masks, **masks}
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
+        """Answer an evaluation batch under every requested mask (the full model where none was requested)."""
+        masks = self.requested_masks or {"1" * self.num_blocks: torch.ones(self.num_blocks, dtype=torch.bool)}
+        if not batch["sample_ids"]:  # every sample of the batch was bad
+            return MaskedPredictions([], list(masks), [[] for _ in masks], torch.zeros(len(masks), 0))
+        tokenizer = self.tokenizer
+        tokens, logprobs = answer_sequentially(
+            self.model,
+            model_inputs(batch),
+            list(masks.values()),
+            answer_ids=batch["answer_ids"],
+            max_new_tokens=self._max_new_tokens(),
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            blocks=self.hparams["blocks"],
+            on_mask=self.on_mask,
+        )
+        texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in tokens]
+        return MaskedPredictions(list(batch["sample_ids"]), list(masks), texts, logprobs)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Tensor:
+        """Cross entropy on answer and end tokens, plus the experts' load-balancing loss of each block that ran."""
+        mixture = self.hparams["router_loss"] > 0 and hasattr(self.model.config.get_text_config(), "num_experts")
+        outputs = self.model(
+            **model_inputs(batch), labels=batch["labels"], use_cache=False, output_router_logits=mixture or None
+        )
+        loss = outputs.loss
+        self.log("train/answer_loss", loss, prog_bar=True)
+        if mixture:
+            text = self.model.config.get_text_config()
+            real = batch["attention_mask"].diagonal(dim1=-2, dim2=-1)[:, 0] if batch["attention_mask"].ndim == 4 else None
+            balance = sum(
+                load_balancing_loss_func((logits,), text.num_experts, text.num_experts_per_tok, real)
+                for logits in outputs.router_logits
+            )
+            self.log("train/router_loss", balance / len(outputs.router_logits))
+            loss = loss + self.hparams["router_loss"] * balance
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int = 0) -> None:
+        """Log the mean log-probability of the reference answers."""
+        if not batch["sample_ids"]:
+            return
+        pad = self.tokenizer.pad_token_id
+        scores = reference_logprob(self.model, model_inputs(batch), batch["answer_ids"], pad_token_id=pad)
+        self.log("val/reference_logprob", scores.mean(), batch_size=len(scores), prog_bar=True, sync_dist=True)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        options = self.hparams
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=options["learning_rate"],
+            betas=options["betas"],
+            weight_decay=options["weight_decay"],
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_cosine_schedule_with_warmup(optimizer, options["warmup_steps"], steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _max_new_tokens(self) -> int:
+        task = getattr(getattr(self.trainer, "datamodule", None), "task", None)
+        return self.hparams["max_new_tokens"] or getattr(task, "max_new_tokens", 16)
+
+
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a batch that are inputs of the model, not labels or bookkeeping."""
+    names = ("input_ids", "attention_mask", "position_ids", "images", "image_masks", "image_input_idx")
+    names += ("pixel_values", "image_sizes", "image_grid_thw", "token_type_ids", "mm_token_type_ids")
+    return {name: batch[name] for name in names if name in batch}

@@ -1,0 +1,199 @@
+"""Shape of ``m5_mask_strategy_comparison.json``, declared once as types and checked against them."""
+
+from __future__ import annotations
+
+import math
+import types
+from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+Policy = str
+"""Name of the rule that made a mask: prefix, suffix, uniform, random, importance, ..."""
+
+
+class Summary(TypedDict):
+    """Distribution of one stage's time over the samples, in milliseconds. P99 is null where samples are too few."""
+
+    P50: float
+    P95: float
+    P99: float | None
+    mean: float
+    std: float
+    min: float
+    max: float
+
+
+class Latency(TypedDict):
+    """Times of one request, in milliseconds."""
+
+    vision: Summary
+    prefill: Summary
+    decode_per_token: Summary
+    total: Summary
+
+
+class MaskResult(TypedDict):
+    """One mask. ``drop`` is quality(full) - quality(mask), paired by sample; intervals are [low, high]."""
+
+    mask_id: str
+    seed: int | None
+    active_block_indices: list[int]
+    quality: float
+    quality_ci: list[float]
+    drop: float
+    drop_ci: list[float]
+    reference_logprob: float
+    latency_ms: Latency | None
+
+
+class Strategy(TypedDict):
+    """One policy at one number of active blocks; the mean over its masks (several for random)."""
+
+    policy: Policy
+    num_active_blocks: int
+    num_total_blocks: int
+    quality: float
+    quality_ci: list[float]
+    drop: float
+    drop_ci: list[float]
+    reference_logprob: float
+    latency_ms: Latency | None
+    masks: list[MaskResult]
+
+
+class PairwiseComparison(TypedDict):
+    """Policy a minus policy b at one number of active blocks (null: mean over all numbers)."""
+
+    a: Policy
+    b: Policy
+    num_active_blocks: int | None
+    difference: float
+    ci: list[float]
+    p_value: float
+    p_holm: float
+    verdict: Literal["a", "b", "tie"]
+
+
+class Importance(TypedDict):
+    """What the importance policy was made from; keys are block indices."""
+
+    source: str
+    num_samples: int
+    scores: dict[str, float]
+    intervals: dict[str, list[float]] | None
+
+
+class Answer(TypedDict):
+    """One question answered; the numbers behind it may stand beside as further keys."""
+
+    answer: Literal["yes", "no", "not shown"]
+    text: str
+
+
+class Answers(TypedDict):
+    """The questions that the comparison is run for."""
+
+    importance_beats_prefix: Answer
+    random_worse_than_prefix: Answer
+    choice_of_blocks_matters: Answer
+    depth_is_a_scalar: Answer
+
+
+class Comparison(TypedDict):
+    """The whole file. Further keys are allowed at every level."""
+
+    command: str
+    task: str
+    metric: str
+    num_blocks: int
+    num_samples: int
+    num_bad_samples: int
+    confidence: float
+    importance: Importance
+    full: MaskResult
+    strategies: list[Strategy]
+    comparisons: list[PairwiseComparison]
+    answers: Answers
+
+
+def validate_comparison(obj: Any) -> Comparison:
+    """Check a comparison result against its schema and against itself.
+
+    Args:
+        obj: The object, as built or as read from JSON.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: Naming the first wrong field, such as ``strategies[2].masks[0].quality``.
+    """
+    _check(obj, Comparison, "")
+    num_blocks = obj["num_blocks"]
+    _check_mask(obj["full"], num_blocks, num_blocks, "full")
+    for i, strategy in enumerate(obj["strategies"]):
+        where = f"strategies[{i}]"
+        _expect(strategy["num_total_blocks"] == num_blocks, f"{where}.num_total_blocks", num_blocks, strategy)
+        _expect(len(strategy["masks"]) > 0, f"{where}.masks", "at least one mask", strategy)
+        for j, mask in enumerate(strategy["masks"]):
+            _check_mask(mask, num_blocks, strategy["num_active_blocks"], f"{where}.masks[{j}]")
+    return obj
+
+
+def _check_mask(mask: MaskResult, num_blocks: int, num_active: int, where: str) -> None:
+    mask_id = mask["mask_id"]
+    bits = len(mask_id) == num_blocks and set(mask_id) <= set("01")
+    _expect(bits, f"{where}.mask_id", f"{num_blocks} characters 0 or 1", mask)
+    _expect(mask_id.count("1") == num_active, f"{where}.mask_id", f"{num_active} active blocks", mask)
+    active = [block for block, bit in enumerate(mask_id) if bit == "1"]
+    _expect(mask["active_block_indices"] == active, f"{where}.active_block_indices", f"{active} (mask {mask_id})", mask)
+
+
+def _expect(condition: bool, where: str, expected: Any, owner: Any) -> None:
+    if not condition:
+        raise ValueError(f"{where}: expected {expected}, got {owner[where.rpartition('.')[2]]!r}")
+
+
+def _check(value: Any, kind: Any, where: str) -> None:
+    """Compare a JSON value with a type: TypedDict, list, dict, Literal, union, or a plain type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_typeddict(kind):
+        _check_fields(value, kind, where)
+    elif origin in (Union, types.UnionType):
+        if value is not None:  # the only unions here are "... or null"
+            _check(value, arguments[0], where)
+    elif origin is Literal:
+        _require(value in arguments, where, f"one of {list(arguments)}", value)
+    elif origin is list:
+        _require(isinstance(value, list), where, "a list", value)
+        if where.endswith(("_ci", ".ci")) or ".intervals." in where:
+            _check_interval(value, where)
+        for index, item in enumerate(value):
+            _check(item, arguments[0], f"{where}[{index}]")
+    elif origin is dict:
+        _require(isinstance(value, dict), where, "an object", value)
+        for key, item in value.items():
+            _check(item, arguments[1], f"{where}.{key}")
+    elif kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _require(number and math.isfinite(value), where, "a finite number", value)
+    else:
+        _require(isinstance(value, kind) and not isinstance(value, bool), where, f"{kind.__name__}", value)
+
+
+def _check_fields(value: Any, kind: Any, where: str) -> None:
+    _require(isinstance(value, dict), where or "comparison", "an object", value)
+    for field, field_kind in get_type_hints(kind).items():
+        place = f"{where}.{field}".lstrip(".")
+        if field not in value:
+            raise ValueError(f"{place}: expected this field, got only {sorted(value)}")
+        _check(value[field], field_kind, place)
+
+
+def _check_interval(value: list[Any], where: str) -> None:
+    ordered = len(value) == 2 and all(isinstance(limit, (int, float)) for limit in value) and value[0] <= value[1]
+    _require(ordered, where, "[low, high]", value)
+
+
+def _require(condition: bool, where: str, expected: str, value: Any) -> None:
+    if not condition:
+        raise ValueError(f"{where}: expected {expected}, got {value!r}")

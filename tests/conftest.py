@@ -1,0 +1,23 @@
+"""Fixtures shared by every test; the environment is pinned to offline before any heavy import."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of reference data beside the checkout; tests that need it skip where it is absent."""
+    path = Path(os.environ.get("LIT_DEPTH_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
+    if not path.is_dir():
+        pytest.skip(f"golden reference data not found at {path} (set LIT_DEPTH_GOLDEN)")
+    return path

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from PIL import Image
+
+from lit_depth.data.datamodule import DepthDataModule, choose_rows
+from lit_depth.data.shapes import ShapesVQA
+from lit_depth.data.task import BadSample, Sample, Task
+from lit_depth.data.tasks import TASKS, get_task
+
+
+class RepeatedTask(Task):
+    """Every split has the same rows; some cannot be read."""
+
+    name, metric, max_new_tokens = "repeated", "ExactMatch", 4
+
+    def __init__(self, id_format: str = "{}", image_format: str = "image-{}") -> None:
+        self.id_format, self.image_format = id_format, image_format
+
+    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
+        buffer = io.BytesIO()
+        Image.new("RGB", (56, 56)).save(buffer, format="png")
+        contents = [buffer.getvalue(), b"not an image", buffer.getvalue()]
+        rows = {
+            "image": [{"bytes": content, "path": None} for content in contents],
+            "answers": [["yes"], ["no"], []],
+        }
+        features = datasets.Features(image=datasets.Image(), answers=datasets.List(datasets.Value("string")))
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
+        image_id = self.image_format.format(index, split=split)
+        sample_id = self.id_format.format(index, split=split)
+        return Sample(sample_id, image_id, row["image"], "Is it?", tuple(row["answers"]))
+
+    def prompt(self, sample: Sample) -> str:
+        return sample.question
+
+
+class Echo(LightningModule):
+    """Hands each batch on as prediction."""
+
+    def __init__(self, processor=None) -> None:
+        super().__init__()
+        self.processor = processor
+
+    def predict_step(self, batch, batch_idx):
+        return batch
+
+
+def small(processor=None, **kwargs) -> DepthDataModule:
+    return DepthDataModule(processor, **{"task": ShapesVQA(num_images=20), "batch_size": 8, "num_samples": 20} | kwargs)
+
+
+def quiet_trainer(tmp_path) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+
+
+def test_every_listed_task_is_found_by_its_name():
+    for task in TASKS:
+        assert type(get_task(task.name)) is task
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown task 'shape_vqa'; did you mean shapes_vqa"):
+        DepthDataModule(task="shape_vqa")
+
+
+@pytest.mark.parametrize("argument", ["batch_size", "train_batch_size", "num_samples", "train_images"])
+def test_counts_must_be_positive(argument):
+    with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
+        DepthDataModule(**{argument: 0})
+
+
+@pytest.mark.parametrize("num_rows", [10, 1000])
+def test_fewer_rows_are_a_subset_of_more(num_rows):
+    choices = [choose_rows(num_rows, n, "0/validation") for n in (1, 5, 10, None)]
+    for fewer, more in zip(choices, choices[1:]):
+        assert set(fewer) <= set(more) and fewer == sorted(fewer)
+    assert choices[-1] == list(range(num_rows))
+    assert choose_rows(1000, 10, "0/validation") != choose_rows(1000, 10, "1/validation")
+
+
+@pytest.mark.slow
+def test_chosen_samples_are_the_same_in_every_process():
+    code = "from lit_depth.data.datamodule import choose_rows; print(choose_rows(2000, 30, '0/validation'))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert other == str(choose_rows(2000, 30, "0/validation"))
+
+
+def test_the_counts_belong_to_their_split():
+    data = small(num_samples=7, calibration_samples=5)
+    assert len(data.eval_dataset("validation")) == 7
+    assert len(data.eval_dataset("calibration")) == 5
+    assert len(data.eval_dataset("validation", 9)) == 9
+    assert len(small(num_samples=None).eval_dataset("validation")) == 80
+    with pytest.raises(ValueError, match="split must be one of"):
+        data.eval_dataset("test")
+
+
+@pytest.mark.slow
+def test_importing_the_package_does_not_import_datasets():
+    code = "import lit_depth.data, sys; print(sorted({'datasets', 'wandb'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_splits_of_the_built_in_task_are_disjoint():
+    data = small(num_samples=None, calibration_samples=None)
+    data.check_disjoint("calibration", "validation")
+    with pytest.raises(ValueError, match="must not overlap, but share 80 samples, for example 'validation-0-000000-0'"):
+        data.check_disjoint("validation", "validation")
+
+
+@pytest.mark.parametrize(("task", "kind"), [(RepeatedTask(), "samples"), (RepeatedTask("{split}-{}"), "images")])
+def test_overlapping_splits_are_refused(task, kind):
+    with pytest.raises(ValueError, match=f"share 3 {kind}"):
+        DepthDataModule(task=task).check_disjoint("calibration", "validation")
+
+
+def test_different_ids_are_disjoint():
+    task = RepeatedTask("{split}-{}", "{split}-{}")
+    DepthDataModule(task=task).check_disjoint("calibration", "validation")
+
+
+def test_repeated_ids_are_refused():
+    with pytest.raises(ValueError, match="gives only 1 to the 3 chosen samples"):
+        DepthDataModule(task=RepeatedTask("same")).eval_dataset("validation").ids()
+
+
+def test_unreadable_rows_become_bad_samples():
+    good, broken, unanswered = DepthDataModule(task=RepeatedTask()).eval_dataset("validation")
+    assert isinstance(good, Sample) and good.image.size == (56, 56)
+    assert isinstance(broken, BadSample) and broken.id == "repeated/validation/1" and "Error" in broken.reason
+    assert unanswered == BadSample("repeated/validation/2", "ValueError: no reference answer")
+
+
+def test_a_task_for_evaluation_only_cannot_be_trained_on(processor):
+    with pytest.raises(ValueError, match="repeated is for evaluation only"):
+        DepthDataModule(processor, task=RepeatedTask()).train_dataloader()
+
+
+def test_a_processor_is_needed():
+    with pytest.raises(ValueError, match="needs a processor"):
+        small().predict_dataloader()
+
+
+@pytest.mark.parametrize("owner", ["datamodule", "module"])
+def test_predict_loop_hands_batches_on_untouched(processor, tmp_path, owner):
+    data = small(processor if owner == "datamodule" else None)
+    module = Echo(processor if owner == "module" else None)
+    batches = quiet_trainer(tmp_path).predict(module, data)
+    expected = list(data.eval_dataset("validation"))
+    assert [len(batch["sample_ids"]) for batch in batches] == [8, 8, 4]
+    assert [sample_id for batch in batches for sample_id in batch["sample_ids"]] == [sample.id for sample in expected]
+    samples = [sample for batch in batches for sample in batch["samples"]]
+    assert all(isinstance(sample, Sample) for sample in samples)
+    assert [sample.question for sample in samples] == [sample.question for sample in expected]
+
+
+def test_a_bad_sample_passes_the_predict_loop(processor, tmp_path):
+    (batch,) = quiet_trainer(tmp_path).predict(Echo(), DepthDataModule(processor, task=RepeatedTask()))
+    assert batch["sample_ids"] == ["0"] and len(batch["bad_samples"]) == 2
+    assert batch["input_ids"].shape[0] == batch["images"].shape[0] == 1
+
+
+def test_training_batches_follow_the_seed(processor):
+    def first(seed):
+        torch.manual_seed(torch.randint(1000, ()).item())  # what was drawn elsewhere does not matter
+        return next(iter(small(processor, train_batch_size=3, train_images=10, seed=seed).train_dataloader()))
+
+    assert torch.equal(first(0)["input_ids"], first(0)["input_ids"])
+    assert not torch.equal(first(0)["images"], first(1)["images"])
+    assert len(small(processor, train_batch_size=3, train_images=10).train_dataloader()) == 4
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(processor):
+    alone, workers = (
+        [batch["input_ids"] for batch in small(processor, num_workers=n).predict_dataloader()] for n in (0, 2)
+    )
+    assert len(alone) == len(workers) and all(map(torch.equal, alone, workers))
+
+
+def test_command_line_arguments_are_documented_and_parsed():
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(DepthDataModule, "data")
+    help_text = parser.format_help()
+    for argument in ("task", "path", "batch_size", "num_samples", "calibration_samples", "num_workers", "seed"):
+        assert f"--data.{argument}" in help_text
+    parsed = parser.parse_args(["--data.task=shapes_vqa", "--data.num_samples=null", "--data.batch_size=4"])
+    data = parser.instantiate_classes(parsed).data
+    assert (data.task.name, data.num_samples, data.batch_size) == ("shapes_vqa", None, 4)
+    custom = '{"class_path": "lit_depth.data.ShapesVQA", "init_args": {"num_images": 3}}'
+    assert parser.instantiate_classes(parser.parse_args([f"--data.task={custom}"])).data.task.num_images == 3

@@ -1,0 +1,191 @@
+"""Molmo against the released implementations (golden data), and its checkpoint conversion against itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from lit_depth.functional import find_blocks, masked
+from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
+
+FAMILIES = ("molmoe_tiny", "molmo_dense_tiny", "molmo_o_tiny")
+CASES = ("text", "image", "batch_right", "batch_left")
+MASKS = ("all", "skip_first", "skip_middle", "skip_last_two", "first_two_only")
+INPUTS = ("input_ids", "attention_mask", "images", "image_masks", "image_input_idx")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, golden_dir) -> tuple[Path, MolmoForConditionalGeneration, dict[str, torch.Tensor], dict]:
+    folder = golden_dir / request.param
+    model = MolmoForConditionalGeneration.from_pretrained(folder).eval()
+    return folder, model, load_file(folder / "cases.safetensors"), json.loads((folder / "cases.json").read_text())
+
+
+def inputs_of(cases: dict[str, torch.Tensor], case: str) -> dict[str, torch.Tensor]:
+    return {name: cases[f"{case}.{name}"] for name in INPUTS if f"{case}.{name}" in cases}
+
+
+@pytest.mark.parametrize("mask_name", MASKS)
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_logits_and_hidden_states_match_the_release(family, case, mask_name):
+    _, model, cases, _ = family
+    if f"{case}.{mask_name}.logits" not in cases:
+        pytest.skip(f"golden set has no {mask_name} for {case}")
+    mask = cases[f"mask.{mask_name}"].bool()
+    inputs = inputs_of(cases, case)
+    real = inputs["attention_mask"].bool()
+    seen: list[torch.Tensor] = []
+    blocks = find_blocks(model)
+    hooks = [block.register_forward_hook(lambda _m, _a, out: seen.append(out)) for block in blocks]
+    hooks.append(blocks[0].register_forward_pre_hook(lambda _m, args: seen.append(args[0])))
+    with masked(model, mask):
+        logits = model(**inputs).logits
+    for hook in hooks:
+        hook.remove()
+    expected = cases[f"{case}.{mask_name}.logits"]
+    torch.testing.assert_close(logits[real], expected[real], atol=5e-5, rtol=1e-5)
+    assert torch.equal(logits.argmax(-1)[real], expected.argmax(-1)[real])
+    if f"{case}.{mask_name}.hidden_states" in cases:
+        states = cases[f"{case}.{mask_name}.hidden_states"]
+        assert len(seen) == len(states) == len(blocks) + 1
+        for index, (ours, theirs) in enumerate(zip(seen, states)):
+            torch.testing.assert_close(ours[real], theirs[real], atol=5e-5, rtol=1e-5)
+            if index and not mask[index - 1]:
+                assert torch.equal(ours, seen[index - 1])
+
+
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_image_features_match_the_release(family, case):
+    _, model, cases, _ = family
+    if f"{case}.image_features" not in cases:
+        pytest.skip(f"golden set has no image features for {case}")
+    features = model.get_image_features(cases[f"{case}.images"], cases[f"{case}.image_masks"])
+    used = cases[f"{case}.image_input_idx"] >= 0
+    torch.testing.assert_close(features[used], cases[f"{case}.image_features"][used], atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("mask_name", MASKS)
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_tokens_match_the_release(family, case, mask_name, cache):
+    _, model, cases, _ = family
+    key = f"{case}.{mask_name}.greedy"
+    if key not in cases:
+        pytest.skip(f"golden set has no {key}")
+    inputs = inputs_of(cases, case)
+    if case == "batch_right":  # generation needs left padding: move each row's padding to the front
+        inputs = left_padded(inputs)
+    with masked(model, cases[f"mask.{mask_name}"].bool()):
+        tokens = model.generate(
+            **inputs, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=1, cache_implementation=cache
+        )
+    assert torch.equal(tokens[:, inputs["input_ids"].shape[1] :], cases[key])
+
+
+def left_padded(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    lengths = inputs["attention_mask"].sum(1)
+    shift = inputs["attention_mask"].shape[1] - lengths
+    moved = dict(inputs)
+    for name in ("input_ids", "attention_mask"):
+        moved[name] = torch.stack([row.roll(int(n)) for row, n in zip(inputs[name], shift)])
+    index = inputs["image_input_idx"]
+    moved["image_input_idx"] = torch.where(index >= 0, index + shift[:, None, None], index)
+    return moved
+
+
+@torch.no_grad()
+def test_a_crop_is_missing_only_if_every_value_is_minus_one(golden_dir):
+    model = MolmoForConditionalGeneration.from_pretrained(golden_dir / "molmoe_tiny").eval()
+    cases = load_file(golden_dir / "molmoe_tiny" / "cases.safetensors")
+    quirk = load_file(golden_dir / "molmoe_tiny" / "quirk_pixel_minus_one.safetensors")
+    inputs = inputs_of(cases, "image")
+    inputs["images"] = inputs["images"].clone()
+    inputs["images"][tuple(quirk["pixel_index"].tolist())] = -1.0
+    torch.testing.assert_close(model(**inputs).logits, quirk["logits_upstream"], atol=5e-5, rtol=1e-5)
+
+
+def test_saving_writes_the_released_names_bit_for_bit(family, tmp_path):
+    folder, model, _, _ = family
+    model.save_pretrained(tmp_path)
+    released, saved = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert released.keys() == saved.keys()
+    assert all(torch.equal(released[name], saved[name]) for name in released)
+
+
+def test_model_built_from_scratch_saves_released_names_and_auto_classes_load_it(family, tmp_path):
+    folder, _, _, _ = family
+    config = AutoConfig.from_pretrained(folder)
+    assert isinstance(config, MolmoConfig)
+    torch.manual_seed(0)
+    model = MolmoForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
+    again, report = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+
+def test_configuration_round_trips_in_both_spellings(family, tmp_path):
+    folder, model, _, _ = family
+    config = model.config
+    config.save_pretrained(tmp_path)
+    flat = json.loads((tmp_path / "config.json").read_text())
+    assert "text_config" not in flat and flat["vision_backbone"]["image_patch_size"] == 7
+    for again in (MolmoConfig.from_pretrained(tmp_path), MolmoConfig(**config.to_dict())):
+        for part in ("text_config", "vision_config"):  # the loaded model also noted its dtype there
+            ours, theirs = (getattr(c, part).to_dict() | {"dtype": None} for c in (again, config))
+            assert ours == theirs
+        assert again.vit_layers == config.vit_layers
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("alibi", True), ("block_type", "other"), ("weight_tying", True), ("image_pooling_2d", "none")]
+)
+def test_unsupported_released_fields_are_refused(golden_dir, field, value):
+    flat = json.loads((golden_dir / "molmoe_tiny" / "config.json").read_text())
+    with pytest.raises(ValueError, match=f"{field}.*got {value!r}"):
+        MolmoConfig(**{**flat, field: value})
+
+
+def test_full_size_parameter_counts(golden_dir):
+    flat = json.loads((golden_dir / "molmoe_tokenizer" / "model_config_full_size.json").read_text())
+    with torch.device("meta"):
+        model = MolmoForConditionalGeneration(MolmoConfig(**flat))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_221_875_712
+
+
+@torch.no_grad()
+def test_features_of_one_row_never_reach_another(golden_dir):
+    """Negative positions (discarded margins, missing crops) of row 1 must not wrap around into row 0."""
+    model = MolmoForConditionalGeneration.from_pretrained(golden_dir / "molmoe_tiny").eval()
+    cases = load_file(golden_dir / "molmoe_tiny" / "cases.safetensors")
+    inputs = inputs_of(cases, "batch_right")
+    before = model(**inputs).logits[0]
+    changed = {**inputs, "images": inputs["images"].clone()}
+    changed["images"][1] = torch.randn_like(changed["images"][1])
+    after = model(**changed).logits[0]
+    real = inputs["attention_mask"][0].bool()
+    torch.testing.assert_close(before[real], after[real], atol=2e-6, rtol=0)
+
+
+def test_eager_attention_returns_weights(golden_dir):
+    model = MolmoForConditionalGeneration.from_pretrained(golden_dir / "molmo_dense_tiny", attn_implementation="eager")
+    cases = load_file(golden_dir / "molmo_dense_tiny" / "cases.safetensors")
+    inputs = inputs_of(cases, "image")
+    outputs = model(**inputs, output_attentions=True, output_hidden_states=True)
+    assert len(outputs.attentions) == 5 and len(outputs.hidden_states) == 6
+    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones_like(outputs.attentions[0][..., 0]))
+    torch.testing.assert_close(outputs.logits, cases["image.all.logits"], atol=5e-5, rtol=1e-5)
+
+
+def test_wrong_geometry_is_named(golden_dir):
+    model = MolmoForConditionalGeneration.from_pretrained(golden_dir / "molmoe_tiny").eval()
+    with pytest.raises(ValueError, match=r"expected|must have shape \[batch, crops, 64, 147\]"):
+        model.get_image_features(torch.zeros(1, 2, 36, 147))

@@ -1,0 +1,417 @@
+"""Laws of Molmo's preprocessing, and equality with the released processor on recorded images and prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast
+
+from lit_depth.models.molmo.configuration_molmo import MolmoConfig
+from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor, rgb_pixels
+from lit_depth.models.molmo.processing_molmo import MolmoProcessor
+from lit_depth.models.molmo.tiling_molmo import IMAGE_TOKENS, fit_within, select_tiling
+
+TINY = {
+    "base_image_input_size": [56, 56],
+    "image_patch_size": 7,
+    "overlap_margins": [2, 2],
+    "max_crops": 4,
+    "image_token_length_h": 4,
+    "image_token_length_w": 4,
+}
+IMAGES = [
+    "rgb_30x40",
+    "rgb_336x336",
+    "rgb_1000x300",
+    "rgb_300x1000",
+    "rgb_1x1",
+    "grey_257x190",
+    "rgba_400x260",
+    "palette_180x220",
+    "exif8_200x320",
+    "exif8_200x320__exif_ignored",
+    "exif6_jpeg_184x123",
+    "exif6_jpeg_184x123__exif_ignored",
+    "strip_700x5",
+    "rgb_1100x830",
+    "round_524x140",
+    "margin_112x300",
+]
+
+
+def make_tokenizer(**special: str | None) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with Molmo's image tokens."""
+    words = ["User", ":", "Assistant", "what", "is", "this", "?", "<eos>", "<pad>", *IMAGE_TOKENS]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    defaults = {"eos_token": "<eos>", "pad_token": "<pad>", "additional_special_tokens": list(IMAGE_TOKENS)}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **{**defaults, **special})
+
+
+def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> MolmoProcessor:
+    return MolmoProcessor(MolmoImageProcessor(**TINY), make_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def released(golden_dir: Path) -> MolmoProcessor:
+    return MolmoProcessor.from_pretrained(golden_dir / "molmoe_tokenizer")
+
+
+@pytest.fixture(scope="module")
+def index(golden_dir: Path) -> dict:
+    return json.loads((golden_dir / "preprocessing" / "index.json").read_text())
+
+
+class TestAgainstRelease:
+    @pytest.mark.parametrize("geometry", ["molmoe", "tiny"])
+    @pytest.mark.parametrize("case", IMAGES)
+    def test_recorded_images(
+        self, golden_dir: Path, index: dict, released: MolmoProcessor, geometry: str, case: str
+    ) -> None:
+        folder = golden_dir / "preprocessing"
+        entry = next(image for image in index["images"] if image["case"] == case)
+        result = entry["results"][geometry]
+        if "error" in result:
+            pytest.skip(f"the reference fails here ({result['error']}); see test_strips_and_dots")
+        settings_ = {k: v for k, v in index["geometry"][geometry].items() if k != "pooling"}
+        processor = MolmoProcessor(MolmoImageProcessor(**settings_), released.tokenizer)
+        expected = load_file(folder / result["file"])
+        apply_exif = entry["exif"] != "ignored"
+
+        image: Image.Image | np.ndarray = Image.open(folder / entry["file"])
+        decoded = rgb_pixels(image, apply_exif).permute(1, 2, 0).numpy()
+        assert list(decoded.shape) == entry["decoded_shape"]
+        if "decoded_file" not in entry:
+            assert hashlib.sha256(decoded.tobytes()).hexdigest() == entry["decoded_sha256"]
+        else:  # JPEG decoders differ: go on from the recorded pixels
+            recorded = np.array(Image.open(folder / entry["decoded_file"]).convert("RGB"))
+            if recorded.shape == decoded.shape:
+                image = recorded
+        got = processor(images=image, text=index["prompt_for_images"], apply_exif=apply_exif)
+
+        images = got["images"][0]
+        assert list(images.shape) == expected["images_shape"].tolist()
+        assert processor.image_processor.tiling(*decoded.shape[:2]) == tuple(expected["tiling"].tolist())
+        for name in ("input_ids", "image_input_idx", "image_masks"):
+            assert torch.equal(got[name][0], expected[name]), name
+        crop, patch = expected["sample_index"].T
+        torch.testing.assert_close(images[crop, patch], expected["sample_patches"], atol=2e-6, rtol=0)
+        torch.testing.assert_close(images.mean(-1), expected["patch_mean"], atol=2e-6, rtol=0)
+        torch.testing.assert_close(images.std(-1, correction=0), expected["patch_std"], atol=2e-6, rtol=0)
+        assert images.double().sum().item() == pytest.approx(result["pixel_sum"], rel=1e-6, abs=0.05)
+        assert images.double().abs().sum().item() == pytest.approx(result["pixel_abs_sum"], rel=1e-6)
+
+    def test_every_recorded_image_is_listed(self, index: dict) -> None:
+        assert sorted(image["case"] for image in index["images"]) == sorted(IMAGES)
+
+    def test_prompts(self, golden_dir: Path, released: MolmoProcessor) -> None:
+        tokens = json.loads((golden_dir / "preprocessing" / "tokens.json").read_text())
+        assert released.bos_token_id == tokens["tokenizer"]["bos_used"]
+        assert released.pad_token_id == tokens["tokenizer"]["pad_token_id"]
+        for prompt in tokens["prompts"]:
+            batch = released(text=prompt["prompt"])
+            assert batch["input_ids"][0].tolist() == prompt["input_ids_text_only"]
+            assert set(batch) == {"input_ids", "attention_mask"}
+            literal = released(text=prompt["formatted"], apply_prompt_format=False)
+            assert torch.equal(literal["input_ids"], batch["input_ids"])
+            assert released.decode(prompt["token_ids"]) == prompt["decoded"]
+        assert released.batch_decode([prompt["token_ids"] for prompt in tokens["prompts"]]) == [
+            prompt["decoded"] for prompt in tokens["prompts"]
+        ]
+
+    @pytest.mark.parametrize("model", ["molmoe_tiny", "molmo_dense_tiny"])
+    @pytest.mark.parametrize("case", ["image", "batch_right", "batch_left"])
+    def test_model_inputs(self, golden_dir: Path, model: str, case: str) -> None:
+        meta = json.loads((golden_dir / model / "cases.json").read_text())
+        expected, info = load_file(golden_dir / model / "cases.safetensors"), meta["cases"][case]
+        pooled = meta["geometry"]["base_image_input_size"][0] // meta["geometry"]["image_patch_size"] // 2
+        processor = MolmoImageProcessor(**meta["geometry"], image_token_length_h=pooled, image_token_length_w=pooled)
+        files = [name and Image.open(golden_dir / model / name) for name in info["image_files"]]
+        got = processor(files)
+        assert torch.equal(got["images"], expected[f"{case}.images"])
+        assert torch.equal(got["image_masks"], expected[f"{case}.image_masks"])
+        # Rows with an image are never padded on the left here, so only BOS shifts their positions.
+        positions = got["image_input_idx"]
+        assert torch.equal(positions + (positions >= 0), expected[f"{case}.image_input_idx"])
+
+        ids, special = expected[f"{case}.input_ids"], meta["special_token_ids"]
+        of_kind = torch.tensor([special["im_start"], special["im_end"], special["im_patch"], special["im_col"]])
+        for row, image in enumerate(files):
+            if image is not None:
+                tokens = of_kind[processor.layout(image.height, image.width).token_kinds]
+                assert torch.equal(ids[row, 1 : 1 + len(tokens)], tokens)
+
+
+class TestFiles:
+    @pytest.fixture
+    def folder(self, golden_dir: Path, tmp_path: Path) -> Path:
+        """The released layout with remote code that leaves a mark where it is run."""
+        for file in (golden_dir / "molmoe_tokenizer").iterdir():
+            shutil.copyfile(file, tmp_path / file.name)
+        (tmp_path / "model_config_full_size.json").rename(tmp_path / "config.json")
+        for name in ("preprocessing_molmo", "multimodal_preprocessor", "config_molmoe", "modeling_molmoe"):
+            (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'remote_code_ran')!r}, 'w').close()")
+        return tmp_path
+
+    @pytest.fixture
+    def registered(self) -> None:
+        backends = {"pil": MolmoImageProcessor, "torchvision": MolmoImageProcessor}
+        AutoImageProcessor.register(MolmoConfig, image_processor_classes=backends, exist_ok=True)
+        AutoProcessor.register(MolmoConfig, MolmoProcessor, exist_ok=True)
+
+    @pytest.mark.parametrize("trust_remote_code", [None, True])
+    def test_released_folder(self, folder: Path, registered: None, trust_remote_code: bool | None) -> None:
+        loaded = [
+            loader.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            for loader in (MolmoProcessor, AutoProcessor)
+        ]
+        image_processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        assert not (folder / "remote_code_ran").exists()
+        assert all(type(processor) is MolmoProcessor for processor in loaded)
+        assert type(image_processor) is MolmoImageProcessor
+        assert image_processor.to_dict() == loaded[0].image_processor.to_dict() == loaded[1].image_processor.to_dict()
+
+    @pytest.mark.parametrize("loader", [MolmoProcessor, AutoProcessor])
+    def test_round_trip(self, tiny: MolmoProcessor, registered: None, tmp_path: Path, loader: type) -> None:
+        tiny.save_pretrained(tmp_path)
+        fields = json.loads((tmp_path / "preprocessor_config.json").read_text())
+        assert TINY.items() <= fields.items()
+        assert {"image_mean", "image_std", "image_padding_mask", "do_normalize", "image_processor_type"} <= set(fields)
+        assert "auto_map" not in fields
+        again = loader.from_pretrained(tmp_path)
+        assert again.image_processor.to_dict() == tiny.image_processor.to_dict()
+        image = random_image(90, 130)
+        before, after = tiny(images=[image], text=["what ?"]), again(images=[image], text=["what ?"])
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        (tmp_path / "processor_config.json").unlink()
+        assert MolmoImageProcessor.from_pretrained(tmp_path).to_dict() == tiny.image_processor.to_dict()
+
+    def test_overrides(self, tiny: MolmoProcessor, tmp_path: Path) -> None:
+        tiny.save_pretrained(tmp_path)
+        assert MolmoProcessor.from_pretrained(tmp_path, max_crops=2).image_processor.max_crops == 2
+        with pytest.raises(ValueError, match="max_crops must be at least 1, got 0"):
+            MolmoProcessor.from_pretrained(tmp_path, max_crops=0)
+
+
+class TestImages:
+    @settings(max_examples=40, deadline=None)
+    @given(height=st.integers(1, 700), width=st.integers(1, 700))
+    def test_each_patch_token_is_fed_once(self, tiny: MolmoProcessor, height: int, width: int) -> None:
+        batch = tiny(images=[random_image(width, height), None], text=["what", "this is what this is ? " * 30])
+        positions, ids = batch["image_input_idx"][0], batch["input_ids"][0]
+        used = positions[positions >= 0].sort().values
+        patch_token = tiny.tokenizer.convert_tokens_to_ids("<im_patch>")
+        assert torch.equal(used, (ids == patch_token).nonzero().flatten())
+        rows, cols = tiny.image_processor.tiling(height, width)
+        assert positions.shape == (1 + rows * cols, 16) and rows * cols <= 4
+        num_text = 1 + len(tiny.tokenizer(" User: what Assistant:")["input_ids"])
+        assert batch["attention_mask"][0].sum() == num_text + tiny.image_processor.num_image_tokens(height, width)
+        masks = batch["image_masks"][0]
+        assert (masks[-1] == -1).all() and ((masks[:-1] >= 0) & (masks[:-1] <= 1)).all() and masks[:-1].max() > 0
+        assert batch["images"].isfinite().all()
+
+    @settings(max_examples=200, deadline=None)
+    @given(sizes=st.tuples(st.integers(1, 5000), st.integers(1, 5000)), max_crops=st.integers(1, 13))
+    def test_tiling_needs_least_upscaling(self, sizes: tuple[int, int], max_crops: int) -> None:
+        def scale(tiling: tuple[int, int]) -> np.float32:
+            return min(np.float32(224 * n) / np.float32(size) for n, size in zip(tiling, sizes))
+
+        chosen = select_tiling(*sizes, 224, max_crops)
+        others = [(i, j) for i in range(1, max_crops + 1) for j in range(1, max_crops + 1) if i * j <= max_crops]
+        assert chosen in others
+        if any(scale(other) >= 1 for other in others):
+            assert scale(chosen) == min(scale(other) for other in others if scale(other) >= 1)
+        else:
+            assert scale(chosen) == max(map(scale, others))
+
+    @pytest.mark.parametrize("margins", [[2, 2], [2, 0]])
+    @pytest.mark.parametrize("size", [(1, 1), (700, 5), (5, 700), (1, 4000), (28, 28), (28, 300), (300, 28), (27, 29)])
+    def test_strips_and_dots(self, size: tuple[int, int], margins: list[int]) -> None:
+        processor = MolmoImageProcessor(**{**TINY, "overlap_margins": margins})
+        got = processor([Image.new("RGB", size, (255, 0, 0))])
+        rows, cols = processor.tiling(size[1], size[0])
+        assert got["images"].shape == (1, 1 + rows * cols, 64, 147)
+        # Red reaches the overview at full strength: a strip keeps at least one pixel.
+        red = (1 - processor.image_mean[0]) / processor.image_std[0]
+        assert got["images"][0, 0].unflatten(-1, (49, 3))[..., 0].max().item() == pytest.approx(red, abs=1e-5)
+
+    def test_scaled_size_is_computed_in_float32(self) -> None:
+        """Exact arithmetic gives another size: the recorded behaviour of training."""
+        assert fit_within(140, 524, 336, 560) == (149, 560)
+        differing = [
+            (h, w)
+            for h in range(100, 140)
+            for w in range(100, 400)
+            if fit_within(h, w, 336, 336) != tuple(n * 336 // max(h, w) for n in (h, w))
+        ]
+        assert differing
+
+    def test_kinds_of_input_agree(self) -> None:
+        image = random_image(90, 130)
+        array, processor = np.array(image), MolmoImageProcessor(**TINY)
+        channels_first = torch.from_numpy(array).permute(2, 0, 1)
+        with_alpha = np.concatenate([array, np.zeros_like(array[..., :1])], axis=-1)
+        expected = processor(image)["images"]
+        for other in (array, channels_first, with_alpha, Image.fromarray(with_alpha), array[:, ::-1][:, ::-1]):
+            assert torch.equal(processor([other])["images"], expected)
+        grey = array[..., :1]
+        assert torch.equal(processor(grey)["images"], processor(Image.fromarray(grey[..., 0]))["images"])
+
+    def test_input_is_left_unchanged(self) -> None:
+        image = random_image(40, 60)
+        image.getexif()[0x0112] = 6
+        array, tensor = np.array(image), torch.zeros(3, 40, 60, dtype=torch.uint8)
+        copies = array.copy(), tensor.clone()
+        MolmoImageProcessor(**TINY)([image, array, tensor])
+        assert image.size == (40, 60) and np.array_equal(np.array(image), copies[0])
+        assert np.array_equal(array, copies[0]) and torch.equal(tensor, copies[1])
+
+    def test_damaged_exif_is_no_reason_to_fail(self) -> None:
+        image = random_image(40, 60)
+        expected = rgb_pixels(image)
+        image.info["exif"] = b"Exif\x00\x00nonsense"
+        assert torch.equal(rgb_pixels(image), expected)
+
+    @pytest.mark.parametrize(
+        "image",
+        [
+            np.zeros((4, 4, 3), np.float32),
+            np.zeros((4, 4), np.uint8),
+            np.zeros((4, 4, 2), np.uint8),
+            np.zeros((0, 4, 3), np.uint8),
+            torch.zeros(5, 4, 3, dtype=torch.uint8),
+            "picture.png",
+        ],
+    )
+    def test_unreadable_images(self, image: object) -> None:
+        with pytest.raises(ValueError, match="expected a.* got"):
+            MolmoImageProcessor(**TINY)([image])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"base_image_input_size": [56, 42]}, "square and a multiple of image_patch_size"),
+            ({"base_image_input_size": 57}, "square and a multiple of image_patch_size"),
+            ({"image_patch_size": 0}, "square and a multiple of image_patch_size"),
+            ({"overlap_margins": [1, 2]}, "first even"),
+            ({"overlap_margins": [-2, 2]}, "non-negative"),
+            ({"overlap_margins": [4, 4]}, "positive, even number of the crop's patches"),
+            ({"overlap_margins": [2, 1]}, "positive, even number of the crop's patches"),
+            ({"max_crops": 0}, "at least 1"),
+            ({"image_token_length_w": 5}, "must be 4, half of 8 patches"),
+            ({"image_std": [1.0, 0.0, 1.0]}, "image_std"),
+            ({"image_mean": [0.5]}, "image_mean"),
+        ],
+    )
+    def test_geometry_is_checked(self, change: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            MolmoImageProcessor(**{**TINY, **change})
+
+    def test_padding_mask_can_be_left_out(self) -> None:
+        got = MolmoImageProcessor(**TINY, image_padding_mask=False)(random_image(40, 60))
+        assert set(got) == {"images", "image_input_idx"}
+
+
+class TestBatches:
+    @staticmethod
+    def strip(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+        """One row without padding and missing crops, positions counted from its own start."""
+        real = batch["attention_mask"][row].bool()
+        result = {"input_ids": batch["input_ids"][row, real]}
+        if "images" in batch:
+            crops = (batch["image_input_idx"][row] != -1).any(-1)
+            result |= {name: batch[name][row, crops] for name in ("images", "image_masks")}
+            index, start = batch["image_input_idx"][row, crops], int(real.nonzero()[0])
+            result["image_input_idx"] = torch.where(index >= 0, index - start, index)
+        return result
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_batch_equals_single_rows(self, tiny: MolmoProcessor, side: str) -> None:
+        images = [random_image(90, 130), None, random_image(40, 40, seed=1), random_image(600, 60, seed=2)]
+        texts = ["what is this ?", "what", "this " * 9, "is this what this is ?"]
+        batch = tiny(images=images, text=texts, padding_side=side)
+        padded = batch["attention_mask"] == 0
+        assert (batch["input_ids"][padded] == tiny.tokenizer.pad_token_id).all()
+        order = batch["attention_mask"] if side == "left" else batch["attention_mask"].flip(1)
+        assert (order.diff(dim=1) >= 0).all() and order[:, -1].all()
+        for row, (image, text) in enumerate(zip(images, texts)):
+            single = tiny(images=image, text=text, padding_side=side)
+            assert single["attention_mask"].all()
+            expected, got = self.strip(single, 0), self.strip(batch, row)
+            for name in expected:
+                assert torch.equal(got[name], expected[name]), name
+            missing = (batch["image_input_idx"][row] == -1).all(-1)
+            assert missing.all() == (image is None)
+            assert (batch["images"][row, missing] == -1).all() and (batch["image_masks"][row, missing] == -1).all()
+
+    def test_types_and_keys(self, tiny: MolmoProcessor) -> None:
+        batch = tiny(images=[random_image(30, 30)], text=["what"])
+        assert set(batch) == set(tiny.model_input_names)
+        assert {name: tensor.dtype for name, tensor in batch.items()} == {
+            "input_ids": torch.long,
+            "attention_mask": torch.long,
+            "images": torch.float32,
+            "image_masks": torch.float32,
+            "image_input_idx": torch.long,
+        }
+        assert set(tiny(images=[None, None], text=["what", "this"])) == {"input_ids", "attention_mask"}
+
+    def test_order_of_a_row(self, tiny: MolmoProcessor) -> None:
+        text = tiny.tokenizer.decode(tiny(images=random_image(30, 30), text="what is this ?")["input_ids"][0])
+        image = f"<im_start>{('<im_patch>' * 4 + '<im_col>') * 4}<im_end>" * 2
+        assert text.replace(" ", "") == f"<eos>{image}User:whatisthis?Assistant:"
+
+    @pytest.mark.parametrize(("bos", "pad"), [("<pad>", None), (None, None), ("is", "this")])
+    def test_special_tokens(self, bos: str | None, pad: str | None) -> None:
+        processor = MolmoProcessor(MolmoImageProcessor(**TINY), make_tokenizer(bos_token=bos, pad_token=pad))
+        ids = processor(text=["what", "what what"])["input_ids"]
+        expected_bos = processor.tokenizer.convert_tokens_to_ids(bos or "<eos>")
+        assert ids[1, 0] == ids[0, 1] == expected_bos
+        assert ids[0, 0] == (expected_bos if pad is None else processor.tokenizer.convert_tokens_to_ids(pad))
+
+    def test_max_length_never_cuts(self, tiny: MolmoProcessor) -> None:
+        images, texts = [None, random_image(90, 130)], ["what", "is this ?"]
+        length = tiny(images=images, text=texts)["input_ids"].shape[1]
+        assert tiny(images=images, text=texts, max_length=length)["input_ids"].shape[1] == length
+        with pytest.raises(ValueError, match=f"max_length={length - 1} tokens, got {length} in row 1"):
+            tiny(images=images, text=texts, max_length=length - 1)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {},
+            {"text": []},
+            {"images": [None], "text": ["what", "is"]},
+            {"images": [], "text": "what"},
+            {"text": "what", "padding_side": "both"},
+            {"text": "what", "return_tensors": "np"},
+        ],
+    )
+    def test_user_mistakes(self, tiny: MolmoProcessor, arguments: dict) -> None:
+        with pytest.raises(ValueError, match="expected .* got"):
+            tiny(**arguments)
+
+    def test_tokenizer_is_checked(self) -> None:
+        lacking = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"?": 0}, unk_token="?")))
+        with pytest.raises(ValueError, match="without .*<im_start>"):
+            MolmoProcessor(MolmoImageProcessor(), lacking)
+        with pytest.raises(ValueError, match="neither"):
+            MolmoProcessor(MolmoImageProcessor(), make_tokenizer(eos_token=None))
