@@ -1,4 +1,4 @@
-"""Which transformer blocks of a vision-language model can be skipped, and at what cost in quality and gain in latency."""
+"""Which transformer blocks of a vision-language model can be skipped: the cost in quality, the gain in latency."""
 
 from __future__ import annotations
 

@@ -2,29 +2,114 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
+import transformers
 from lightning.pytorch.cli import LightningCLI
 
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
 from lit_depth.trainer import DepthTrainer
 
+USER_ERROR = 2
+# existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
+FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep")
+REPEATED_LISTS = ("--active_block_indices",)
+
 
 class DepthCLI(LightningCLI):
     """``lit-depth <command>``: builds model, data and trainer from flags and YAML, then calls the trainer's method."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "compare": {"model", "datamodule"}}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; see ``lit-depth --help``."""
-    DepthCLI(
-        DepthModule,
-        DepthDataModule,
-        trainer_class=DepthTrainer,
-        trainer_defaults={"logger": False, "enable_checkpointing": False},
-        save_config_callback=None,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        args=list(sys.argv[1:] if argv is None else argv),
-    )
+    """Run one command; see ``lit-depth --help``. User mistakes end with exit code 2 and no traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = join_lists([argument for argument in arguments if argument != "--debug"])
+    _quiet()
+    try:
+        DepthCLI(
+            DepthModule,
+            DepthDataModule,
+            trainer_class=DepthTrainer,
+            trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"},
+            args=arguments,
+        )
+    except KeyboardInterrupt:
+        _stop("interrupted: no result was written; the same command continues where it was")
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C inside its loops into exit code 1
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            _stop("interrupted: no result was written; the same command continues where it was")
+        raise
+    except (ValueError, OSError, NotImplementedError) as error:
+        if debug:
+            raise
+        _stop(f"error: {error}")
+
+
+def join_lists(arguments: Sequence[str]) -> list[str]:
+    """Rewrite space-separated lists in the form that LightningCLI reads.
+
+    >>> join_lists(["compare", "--num_active_blocks", "4", "8", "--name", "x"])
+    ['compare', '--num_active_blocks', '["4", "8"]', '--name', 'x']
+    >>> join_lists(["--active_block_indices", "0", "5", "--active_block_indices", "1"])
+    ['--active_block_indices', '[[0, 5], [1]]']
+    """
+    result: list[str] = []
+    repeated: dict[str, list[list[int]]] = {}
+    position = 0
+    while position < len(arguments):
+        option = arguments[position]
+        position += 1
+        start = position
+        if option in (*FLAT_LISTS, *REPEATED_LISTS):
+            while position < len(arguments) and not arguments[position].startswith("--"):
+                position += 1
+        values = list(arguments[start:position])
+        # a value in brackets is already in LightningCLI's form
+        if not values or values[0].startswith("["):
+            result += [option, *values]
+        elif option in REPEATED_LISTS:
+            if option not in repeated:
+                result += [option, option]  # its place; the second is replaced below
+            repeated.setdefault(option, []).append([_index(option, value) for value in values])
+        else:
+            result += [option, json.dumps(values)]
+    for option, lists in repeated.items():
+        result[result.index(option) + 1] = json.dumps(lists)
+    return result
+
+
+def _index(option: str, value: str) -> int:
+    if not value.lstrip("-").isdigit():
+        _stop(f"error: {option}: expected block indices such as 0 5 10, got {value!r}")
+    return int(value)
+
+
+def _quiet() -> None:
+    """Keep the terminal for progress and results: no advertising, no loading bars for small files."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+
+
+def _stop(message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(USER_ERROR)

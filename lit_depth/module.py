@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
-from lit_depth.functional import find_blocks, mask_id
-from lit_depth.functional.sweep import answer_sequentially, reference_logprob
+from lit_depth.functional import find_blocks
+from lit_depth.functional.sweep import answer_masks, reference_logprob
 from lit_depth.models.loading import load_checkpoint, new_model
 
 
@@ -38,6 +39,7 @@ class DepthModule(LightningModule):
             ``config.json`` and the processor's files. For training.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_new_tokens: Longest answer in tokens; null = what the task asks for.
+        max_rows: Most (mask, sample) rows answered at once; null = as many as a third of the free memory holds.
         learning_rate: Peak learning rate of AdamW.
         betas: Decay rates of AdamW's moments.
         weight_decay: AdamW's weight decay.
@@ -55,6 +57,7 @@ class DepthModule(LightningModule):
         from_scratch: bool = False,
         blocks: str | None = None,
         max_new_tokens: int | None = None,
+        max_rows: int | None = None,
         learning_rate: float = 1.5e-3,
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.01,
@@ -74,8 +77,8 @@ class DepthModule(LightningModule):
                 trust_remote_code=trust_remote_code,
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
-        # what the active callbacks want answered: mask id -> mask; and who wants to hear of progress
-        self.requested_masks: dict[str, Tensor] = {}
+        # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
+        self.requested_masks: dict[str, Tensor] | None = None
         self.on_mask: Callable[[], None] = lambda: None
 
     @property
@@ -88,15 +91,17 @@ class DepthModule(LightningModule):
         for mask in masks.values():
             if len(mask) != self.num_blocks:
                 raise ValueError(f"expected masks of {self.num_blocks} blocks, got one of {len(mask)}")
-        self.requested_masks = {**self.requested_masks, **masks}
+        self.requested_masks = {**(self.requested_masks or {}), **masks}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
-        """Answer an evaluation batch under every requested mask (the full model where none was requested)."""
-        masks = self.requested_masks or {"1" * self.num_blocks: torch.ones(self.num_blocks, dtype=torch.bool)}
-        if not batch["sample_ids"]:  # every sample of the batch was bad
+        """Answer an evaluation batch under every requested mask (the full model where nobody asked)."""
+        masks = self.requested_masks
+        if masks is None:
+            masks = {"1" * self.num_blocks: torch.ones(self.num_blocks, dtype=torch.bool)}
+        if not masks or not batch["sample_ids"]:  # all done already, or every sample of the batch was bad
             return MaskedPredictions([], list(masks), [[] for _ in masks], torch.zeros(len(masks), 0))
         tokenizer = self.tokenizer
-        tokens, logprobs = answer_sequentially(
+        tokens, logprobs = answer_masks(
             self.model,
             model_inputs(batch),
             list(masks.values()),
@@ -104,6 +109,7 @@ class DepthModule(LightningModule):
             max_new_tokens=self._max_new_tokens(),
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            max_rows=self.hparams["max_rows"],
             blocks=self.hparams["blocks"],
             on_mask=self.on_mask,
         )
@@ -120,7 +126,8 @@ class DepthModule(LightningModule):
         self.log("train/answer_loss", loss, prog_bar=True)
         if mixture:
             text = self.model.config.get_text_config()
-            real = batch["attention_mask"].diagonal(dim1=-2, dim2=-1)[:, 0] if batch["attention_mask"].ndim == 4 else None
+            mask = batch["attention_mask"]
+            real = mask.diagonal(dim1=-2, dim2=-1)[:, 0] if mask.ndim == 4 else None
             balance = sum(
                 load_balancing_loss_func((logits,), text.num_experts, text.num_experts_per_tok, real)
                 for logits in outputs.router_logits
@@ -139,7 +146,7 @@ class DepthModule(LightningModule):
 
     test_step = validation_step
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         options = self.hparams
         optimizer = torch.optim.AdamW(
             self.parameters(),
@@ -158,6 +165,6 @@ class DepthModule(LightningModule):
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a batch that are inputs of the model, not labels or bookkeeping."""
-    names = ("input_ids", "attention_mask", "position_ids", "images", "image_masks", "image_input_idx")
+    names: tuple[str, ...] = ("input_ids", "attention_mask", "position_ids", "images", "image_masks", "image_input_idx")
     names += ("pixel_values", "image_sizes", "image_grid_thw", "token_type_ids", "mm_token_type_ids")
     return {name: batch[name] for name in names if name in batch}

@@ -38,6 +38,8 @@ class AccuracyDropImportance(Callback):
         8
     """
 
+    log: Callable[..., None]  # Lightning gives every callback the module's method
+
     def __init__(
         self, score_fn: ScoreFn | None = None, blocks: str | None = None, max_batches: int | None = None
     ) -> None:
@@ -82,9 +84,7 @@ class AccuracyDropImportance(Callback):
 
 
 @torch.no_grad()
-def score_every_block(
-    pl_module: LightningModule, batch: Any, score_fn: ScoreFn, blocks: str | None = None
-) -> Tensor:
+def score_every_block(pl_module: LightningModule, batch: Any, score_fn: ScoreFn, blocks: str | None = None) -> Tensor:
     """Scores of one batch under the full model and with each block skipped.
 
     Returns:
@@ -141,9 +141,10 @@ def _gather(pl_module: LightningModule, scores: Tensor) -> Tensor:
     trainer = pl_module.trainer
     if trainer.world_size == 1:
         return scores
+    all_gather: Callable[[Tensor], Any] = pl_module.all_gather  # a tensor in, a tensor out
     count = torch.tensor([scores.shape[1]], device=pl_module.device)
-    counts = pl_module.all_gather(count).flatten().tolist()
+    counts = all_gather(count).flatten().tolist()
     padded = torch.zeros(scores.shape[0], max(counts), device=pl_module.device)
     padded[:, : scores.shape[1]] = scores.to(pl_module.device)
-    gathered = pl_module.all_gather(padded)
+    gathered = all_gather(padded)
     return torch.cat([rows[:, :n] for rows, n in zip(gathered, counts)], dim=1).cpu()

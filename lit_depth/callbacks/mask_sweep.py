@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from lit_depth.results.store import RecordWriter, check_complete, read_records
 if TYPE_CHECKING:
     import pandas as pd
 
+BAD = "bad"  # stands where a record has its mask; the prediction is then the reason
+
 
 class MaskSweep(Callback):
     """Evaluate block masks on the same samples of Lightning's predict loop.
@@ -30,7 +33,8 @@ class MaskSweep(Callback):
 
     Args:
         masks: Block masks, each bool ``[num_blocks]`` or a list of bools; repeated ones are evaluated once.
-        folder: Folder of the append-only record files, one per process. Existing files are continued.
+        folder: Folder of the append-only record files, one per process. What earlier runs recorded there is not
+            evaluated again, whatever their number of processes.
         metric: Class name in `lit_depth.metrics` whose ``score`` rates one answer.
         max_bad_samples: Largest share of bad samples before the run stops with an error.
         description: Text before the progress bar.
@@ -54,22 +58,34 @@ class MaskSweep(Callback):
         self.description = description
         self.records: pd.DataFrame | None = None
         self.bad_samples: dict[str, str] = {}
-        self._seen: list[str] = []
+        self._num_seen = 0
+        self._done: set[tuple[str, str]] = set()
         self._writer: RecordWriter | None = None
         self._progress: Any = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.request_masks(self.masks)  # type: ignore[operator]
+        self._done = _recorded(self.folder)
         self._writer = RecordWriter(self.folder / f"rank{trainer.global_rank}.jsonl")
-        batches = sum(trainer.num_predict_batches)
         self._progress = tqdm(
-            total=int(batches) * len(self.masks),
+            total=int(sum(trainer.num_predict_batches)) * len(self.masks),
             desc=self.description,
             unit="mask x batch",
             disable=not trainer.is_global_zero,
             file=sys.stderr,
         )
         pl_module.on_mask = self._progress.update  # type: ignore[assignment]
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._record_bad_samples(batch)
+        wanted = {
+            name: mask
+            for name, mask in self.masks.items()
+            if any((name, sample) not in self._done for sample in batch["sample_ids"])
+        }
+        self._progress.update(len(self.masks) - len(wanted))
+        pl_module.request_masks(wanted)  # type: ignore[operator]
 
     def on_predict_batch_end(
         self,
@@ -81,29 +97,33 @@ class MaskSweep(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert self._writer is not None
-        for bad in batch["bad_samples"]:
-            self._writer.write({"mask": "bad", "sample": bad.id, "reason": bad.reason})
-        self._refuse_too_many_bad_samples(batch)
         for mask, texts, logprobs in zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist()):
             if mask not in self.masks:  # asked for by another callback
                 continue
             for sample, text, logprob in zip(batch["samples"], texts, logprobs):
-                if not torch.isfinite(torch.tensor(logprob)):
+                if not math.isfinite(logprob):
                     raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}")
+                if (mask, sample.id) in self._done:
+                    continue
                 answer = clean_prediction(text)
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id, "prediction": answer}
                 record |= {"score": self.metric.score(answer, sample.references), "reference_logprob": logprob}
                 self._writer.write(record)
+        pl_module.requested_masks = None  # type: ignore[assignment]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(pl_module)
         # every process has written its last record before any process reads
         trainer.strategy.barrier("lit_depth: records complete")
         frame = read_records(sorted(self.folder.glob("rank*.jsonl")))
-        bad = frame[frame["mask"] == "bad"]
-        self.bad_samples = dict(zip(bad["sample"], bad["reason"])) if len(bad) else {}
-        self.records = frame[frame["mask"].isin(self.masks)].reset_index(drop=True)
-        check_complete(self.records, list(self.masks), self.records["sample"].nunique())
+        bad = frame[frame["mask"] == BAD]
+        self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
+        self.records = frame[frame["mask"].isin(list(self.masks))].reset_index(drop=True)
+
+    def check_complete(self, num_samples: int) -> None:
+        """Raise ValueError unless every mask has a record of each of the same ``num_samples`` samples."""
+        assert self.records is not None
+        check_complete(self.records, list(self.masks), num_samples)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close(pl_module)
@@ -112,16 +132,25 @@ class MaskSweep(Callback):
         if self._writer is not None:
             self._writer.close()
             self._progress.close()
-            pl_module.on_mask = lambda: None  # type: ignore[assignment]
-            pl_module.requested_masks = {}  # type: ignore[assignment]
+        pl_module.on_mask = lambda: None  # type: ignore[assignment]
+        pl_module.requested_masks = None  # type: ignore[assignment]
 
-    def _refuse_too_many_bad_samples(self, batch: dict[str, Any]) -> None:
-        self._seen += [*batch["sample_ids"], *(bad.id for bad in batch["bad_samples"])]
-        self.bad_samples |= {bad.id: bad.reason for bad in batch["bad_samples"]}
-        allowed = max(1, int(self.max_bad_samples * len(self._seen)))
-        if len(self.bad_samples) > allowed:
-            first = next(iter(self.bad_samples.items()))
+    def _record_bad_samples(self, batch: dict[str, Any]) -> None:
+        assert self._writer is not None
+        for bad in batch["bad_samples"]:
+            self.bad_samples[bad.id] = bad.reason
+            if (BAD, bad.id) not in self._done:
+                self._writer.write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
+        self._num_seen += len(batch["sample_ids"]) + len(batch["bad_samples"])
+        if len(self.bad_samples) > max(1, int(self.max_bad_samples * self._num_seen)):
+            name, reason = next(iter(self.bad_samples.items()))
             raise ValueError(
-                f"{len(self.bad_samples)} of the first {len(self._seen)} samples cannot be evaluated, allowed are "
-                f"{self.max_bad_samples:.1%} (max_bad_samples); the first: {first[0]}: {first[1]}"
+                f"{len(self.bad_samples)} of the first {self._num_seen} samples cannot be evaluated, allowed are "
+                f"{self.max_bad_samples:.1%} (max_bad_samples); the first: {name}: {reason}"
             )
+
+
+def _recorded(folder: Path) -> set[tuple[str, str]]:
+    """(mask, sample) pairs that earlier, interrupted runs left behind, of whatever number of processes."""
+    frame = read_records(sorted(folder.glob("rank*.jsonl")))
+    return set(zip(frame["mask"], frame["sample"]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -186,20 +188,7 @@ class EvalDataset(Dataset):
         Raises:
             ValueError: If two samples have the same id: results are stored and compared by it.
         """
-        import datasets
-
-        rows = self.rows
-        for column, feature in rows.features.items():
-            if isinstance(feature, datasets.Image):
-                rows = rows.cast_column(column, datasets.Image(decode=False))
-        ids = []
-        for index in self.indices:
-            try:
-                sample = self.task.sample(rows[index], self.split, index)
-            # A bad row is reported where it is evaluated.
-            except Exception:
-                continue
-            ids.append((sample.id, sample.image_id))
+        ids = [(sample.id, sample.image_id) for sample in self._undecoded()]
         distinct = len({sample_id for sample_id, _ in ids})
         if distinct < len(ids):
             raise ValueError(
@@ -207,6 +196,26 @@ class EvalDataset(Dataset):
                 f"chosen samples of split {self.split!r}"
             )
         return ids
+
+    def fingerprint(self) -> str:
+        """Hash of the chosen samples' ids, questions and references: other data give another one."""
+        digest = hashlib.sha256()
+        for sample in self._undecoded():
+            digest.update(repr((sample.id, sample.image_id, sample.question, sample.references)).encode())
+        return f"{len(self)} samples, {digest.hexdigest()[:16]}"
+
+    def _undecoded(self) -> Iterator[Sample]:
+        """The readable samples without decoding their images."""
+        import datasets
+
+        rows = self.rows
+        for column, feature in rows.features.items():
+            if isinstance(feature, datasets.Image):
+                rows = rows.cast_column(column, datasets.Image(decode=False))
+        for index in self.indices:
+            # A bad row is reported where it is evaluated.
+            with contextlib.suppress(Exception):
+                yield self.task.sample(rows[index], self.split, index)
 
 
 def choose_rows(num_rows: int, num_samples: int | None, key: str) -> list[int]:

@@ -140,6 +140,25 @@ def from_mask_id(text: str) -> Tensor:
     return check_mask([bit == "1" for bit in text], len(text))
 
 
+def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
+    """Why the one-pass engine cannot drive these blocks; None if it can.
+
+    Raises:
+        ValueError: the blocks cannot be skipped at all, see :func:`masked`.
+    """
+    decoder = find_decoder(model, blocks)
+    _refuse_coupled_blocks(decoder, blocks)
+    if decoder is None or not hasattr(model, "config"):
+        return "it is not a Hugging Face model"
+    if any(_num_outputs(type(block)) is not None for block in blocks):
+        return "its blocks return tuples"
+    if any(hasattr(module, "get_rope_index") for module in model.modules()):
+        return "its rotary positions have several axes"
+    if any(kind and "attention" not in kind or "linear" in kind for kind in getattr(decoder.config, "layer_types", None) or ()):
+        return "some of its blocks keep a recurrent state"
+    return None
+
+
 class SkippedLayer(DummyLayer):
     """Cache entry of a skipped block: stores nothing, and refuses the block if it runs after all."""
 

@@ -55,8 +55,9 @@ def load_checkpoint(
     _check_source(source)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(source, **common)
-    kind = AutoModelForImageTextToText if type(config) in AutoModelForImageTextToText._model_mapping else None
-    model, report = (kind or AutoModelForCausalLM).from_pretrained(
+    sees_images = type(config) in AutoModelForImageTextToText._model_mapping
+    model_class: Any = AutoModelForImageTextToText if sees_images else AutoModelForCausalLM
+    model, report = model_class.from_pretrained(
         source,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         attn_implementation=attn_implementation,
@@ -65,7 +66,7 @@ def load_checkpoint(
         **common,
     )
     _check_report(source, report)
-    processor = (AutoProcessor if kind else AutoTokenizer).from_pretrained(source, **common)
+    processor = (AutoProcessor if sees_images else AutoTokenizer).from_pretrained(source, **common)
     return model.eval(), processor
 
 
@@ -91,4 +92,6 @@ def _check_report(source: str, report: dict[str, Any]) -> None:
         keys = sorted(str(key) for key in report.get(kind) or ())
         if keys:
             shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
-            raise ValueError(f"checkpoint {source} does not fit its config.json: {len(keys)} {kind.replace('_', ' ')}: {shown}")
+            raise ValueError(
+                f"checkpoint {source} does not fit its config.json: {len(keys)} {kind.replace('_', ' ')}: {shown}"
+            )

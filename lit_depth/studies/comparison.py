@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,10 +17,10 @@ from lit_depth.functional import from_indices, mask_id, policies
 from lit_depth.functional.statistics import holm, paired_interval, paired_intervals, sign_flip_test
 
 POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
-ALPHA = 0.05
 
 
-class PlannedMask(NamedTuple):
+@dataclass(frozen=True)
+class PlannedMask:
     """One mask to evaluate, and why."""
 
     policy: str
@@ -71,8 +72,15 @@ def plan_masks(
 
 
 def plan_indices(index_lists: Sequence[Sequence[int]], num_blocks: int) -> list[PlannedMask]:
-    """Masks given by their active blocks, as the policy ``indices``."""
-    return [PlannedMask("indices", from_indices(num_blocks, indices)) for indices in index_lists]
+    """Masks given by their active blocks; each is a policy of its own, named by its blocks.
+
+    >>> [planned.policy for planned in plan_indices([[0, 2], [1]], 3)]
+    ['blocks 0 2', 'blocks 1']
+    """
+    masks = [from_indices(num_blocks, indices) for indices in index_lists]
+    names = ["blocks " + " ".join(map(str, mask.nonzero().flatten().tolist())) for mask in masks]
+    # the same mask given twice is one policy
+    return [PlannedMask(name, mask) for name, mask in dict(zip(names, masks)).items()]
 
 
 class Scores(NamedTuple):
@@ -153,14 +161,16 @@ def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: fl
         counts = [k for k in counts if {p.id for p in grouped[a, k]} != {p.id for p in grouped[b, k]}]
         if not counts:
             continue
-        differences = {
+        differences: dict[int | None, NDArray[np.float64]] = {
             k: scores.rows([p.id for p in grouped[a, k]]).mean(axis=0)
             - scores.rows([p.id for p in grouped[b, k]]).mean(axis=0)
             for k in counts
         }
-        tested: dict[int | None, NDArray[np.float64]] = {**differences, None: np.mean(list(differences.values()), axis=0)}
+        tested = {**differences, None: np.mean(list(differences.values()), axis=0)}
         p_values = [sign_flip_test(values, scores.images) for values in tested.values()]
-        for (count, values), p, adjusted in zip(tested.items(), p_values, holm(p_values).tolist()):
+        # with a single count the mean over counts is the same test once more, not a further one
+        family = holm(p_values).tolist() if len(counts) > 1 else p_values
+        for (count, values), p, adjusted in zip(tested.items(), p_values, family):
             interval = paired_interval(values, scores.images, confidence)
             better = "a" if interval.estimate > 0 else "b"
             result.append(
@@ -172,19 +182,23 @@ def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: fl
                     "ci": [interval.low, interval.high],
                     "p_value": p,
                     "p_holm": adjusted,
-                    "verdict": better if adjusted < ALPHA else "tie",
+                    "verdict": better if adjusted < 1 - confidence else "tie",
                 }
             )
     return result
 
 
-def answer_questions(comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def answer_questions(
+    comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]], confidence: float = 0.95
+) -> dict[str, Any]:
     """The four questions the comparison is run for, answered with numbers; "not shown" is an answer."""
     return {
         "importance_beats_prefix": _beats(comparisons, "importance", "prefix", "Importance"),
-        "random_worse_than_prefix": _beats(comparisons, "prefix", "random", "Prefix", versus="random (mean of its seeds)"),
-        "choice_of_blocks_matters": _choice_matters(comparisons, strategies),
-        "depth_is_a_scalar": _is_scalar(comparisons, strategies),
+        "random_worse_than_prefix": _beats(
+            comparisons, "prefix", "random", "Prefix", versus="random (mean of its seeds)"
+        ),
+        "choice_of_blocks_matters": _choice_matters(comparisons, strategies, 1 - confidence),
+        "depth_is_a_scalar": _is_scalar(comparisons, strategies, 1 - confidence),
     }
 
 
@@ -193,13 +207,18 @@ def _beats(
 ) -> dict[str, Any]:
     mine = [c for c in comparisons if {c["a"], c["b"]} == {winner, loser}]
     if not mine:
-        return {"answer": "not shown", "text": f"{winner} and {loser} were not compared: their masks do not differ."}
+        text = f"{winner} and {loser} were not compared: one was not run, or their masks do not differ."
+        return {"answer": "not shown", "text": text}
     sign = 1.0 if mine[0]["a"] == winner else -1.0
     overall = next(c for c in mine if c["num_active_blocks"] is None)
     difference = sign * overall["difference"]
     low, high = sorted(sign * bound for bound in overall["ci"])
     won, lost = (
-        [c["num_active_blocks"] for c in mine if c["num_active_blocks"] and c["verdict"] != "tie" and direction * sign * c["difference"] > 0]
+        [
+            c["num_active_blocks"]
+            for c in mine
+            if c["num_active_blocks"] and c["verdict"] != "tie" and direction * sign * c["difference"] > 0
+        ]
         for direction in (1, -1)
     )
     tied = len(mine) - 1 - len(won) - len(lost)
@@ -219,7 +238,9 @@ def _all_pairs(comparisons: Sequence[dict[str, Any]]) -> tuple[list[dict[str, An
     return at_count, holm([c["p_value"] for c in at_count]).tolist() if at_count else []
 
 
-def _choice_matters(comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _choice_matters(
+    comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]], alpha: float
+) -> dict[str, Any]:
     at_count, adjusted = _all_pairs(comparisons)
     if not at_count:
         return {"answer": "not shown", "text": "No two policies gave different masks of equal size."}
@@ -229,7 +250,7 @@ def _choice_matters(comparisons: Sequence[dict[str, Any]], strategies: Sequence[
     spread = spread[[count in compared for count in spread.index]]
     widest = int(spread.idxmax())
     here = frame[frame["num_active_blocks"] == widest].set_index("policy")["quality"]
-    different = sorted({c["num_active_blocks"] for c, p in zip(at_count, adjusted) if p < ALPHA})
+    different = sorted({c["num_active_blocks"] for c, p in zip(at_count, adjusted) if p < alpha})
     text = (
         f"Range of quality over policies at equal count: median {spread.median():.3f}, largest {spread.max():.3f} at "
         f"{widest} blocks ({here.idxmax()} {here.max():.3f}, {here.idxmin()} {here.min():.3f}). Some pair differs "
@@ -240,14 +261,24 @@ def _choice_matters(comparisons: Sequence[dict[str, Any]], strategies: Sequence[
             "range": {str(k): float(v) for k, v in spread.items()}, "smallest_p_holm": min(adjusted)}  # fmt: skip
 
 
-def _is_scalar(comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _is_scalar(
+    comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]], alpha: float
+) -> dict[str, Any]:
     at_count, adjusted = _all_pairs(comparisons)
-    different = sorted({c["num_active_blocks"] for c, p in zip(at_count, adjusted) if p < ALPHA})
+    different = sorted({c["num_active_blocks"] for c, p in zip(at_count, adjusted) if p < alpha})
     frame = pd.DataFrame(strategies)[["num_active_blocks", "quality"]]
+    # where all masks are the same (all blocks active) there is nothing to explain
+    compared = frame["num_active_blocks"].isin([c["num_active_blocks"] for c in at_count])
+    frame = frame[compared] if compared.any() else frame
     within = frame.groupby("num_active_blocks")["quality"].transform("mean")
     total = float(((frame["quality"] - frame["quality"].mean()) ** 2).sum())
-    share = 1.0 - float(((frame["quality"] - within) ** 2).sum()) / total if total > 0 else 1.0
-    head = f"The number of active blocks alone explains {share:.0%} of the variance of quality between policies and counts"
+    varies = total > 1e-12  # means of equal scores can differ in their last bits
+    share = 1.0 - float(((frame["quality"] - within) ** 2).sum()) / total if varies else 1.0
+    head = (
+        f"The number of active blocks alone explains {share:.0%} of the variance of quality between policies and counts"
+        if varies
+        else "Quality is the same under every policy and count"
+    )
     if different:
         text = f"{head}; at {_list(different)} two policies with equally many blocks differ significantly."
         return {"answer": "no", "text": text, "variance_explained": share, "counterexamples_at": different}
@@ -316,9 +347,10 @@ def to_importance(scores: Mapping[str, float], num_blocks: int, source: str) -> 
     """
     expected = {str(block_idx) for block_idx in range(num_blocks)}
     if not isinstance(scores, Mapping) or set(scores) != expected:
-        given = sorted(scores)[:5] if isinstance(scores, Mapping) else type(scores).__name__
+        given = sorted(scores, key=str)[:5] if isinstance(scores, Mapping) else type(scores).__name__
         raise ValueError(f"{source}: expected one score for each of the blocks 0..{num_blocks - 1}, got {given}")
-    values = torch.tensor([float(scores[str(block_idx)]) for block_idx in range(num_blocks)], dtype=torch.float64)
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{source}: expected finite scores, got {values.tolist()}")
-    return values.tolist()
+    values = [scores[str(block_idx)] for block_idx in range(num_blocks)]
+    for block_idx, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{source}: expected a finite score, got {value!r} for block {block_idx}")
+    return [float(value) for value in values]

@@ -53,11 +53,12 @@ class VisionWarmup(Callback):
     Args:
         steps: Optimiser steps.
         learning_rate: AdamW's learning rate, decaying linearly to zero.
-        output_scale: Factor on the connector's output afterwards, which brings it to the size of token embeddings.
+        output_std: Standard deviation that the connector's output is scaled to afterwards, near that of the token
+            embeddings: features a hundred times larger would drown what the blocks add to the residual stream.
     """
 
-    def __init__(self, steps: int = 400, learning_rate: float = 2e-3, output_scale: float = 0.12) -> None:
-        self.steps, self.learning_rate, self.output_scale = steps, learning_rate, output_scale
+    def __init__(self, steps: int = 400, learning_rate: float = 2e-3, output_std: float = 0.4) -> None:
+        self.steps, self.learning_rate, self.output_std = steps, learning_rate, output_std
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:  # resumed
@@ -92,7 +93,8 @@ class VisionWarmup(Callback):
                 if done == self.steps:
                     break
         with torch.no_grad():
-            molmo.connector.image_projector.w2.weight.mul_(self.output_scale)
+            features = molmo.get_image_features(batch["images"], batch["image_masks"])[batch["image_input_idx"] >= 0]
+            molmo.connector.image_projector.w2.weight.mul_(self.output_std / features.std())
         pl_module.zero_grad()
 
 
@@ -152,6 +154,8 @@ class ExportCheckpoint(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._losses.append(float(trainer.callback_metrics["train/answer_loss"]))
+        if len(self._losses) % 100 == 0:
+            trainer.print(f"step {len(self._losses)}: answer loss {sum(self._losses[-100:]) / 100:.3f}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -9,7 +9,7 @@ from lit_depth.models.molmo.processing_molmo import MolmoProcessor
 
 AutoConfig.register("molmo", MolmoConfig, exist_ok=True)
 # one class for both of transformers' backends: it needs neither torchvision nor a fallback warning
-_BACKENDS = {"pil": MolmoImageProcessor, "torchvision": MolmoImageProcessor}
+_BACKENDS: dict[str, type] = {"pil": MolmoImageProcessor, "torchvision": MolmoImageProcessor}
 AutoImageProcessor.register(MolmoConfig, image_processor_classes=_BACKENDS, exist_ok=True)
 AutoModelForImageTextToText.register(MolmoConfig, MolmoForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(MolmoConfig, MolmoProcessor, exist_ok=True)

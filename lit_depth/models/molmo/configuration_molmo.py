@@ -113,8 +113,9 @@ class MolmoConfig(PretrainedConfig):
     model_type = "molmo"
     sub_configs: ClassVar = {"text_config": AutoConfig, "vision_config": AutoConfig}
 
-    text_config: dict[str, Any] | PretrainedConfig | None = None
-    vision_config: dict[str, Any] | PretrainedConfig | None = None
+    # given as a dict, a config object or None; config objects once constructed
+    text_config: Any = None
+    vision_config: Any = None
     vit_layers: list[int] | tuple[int, ...] = (-2, -9)
     image_pooling_h: int = 2
     image_pooling_w: int = 2
@@ -126,7 +127,11 @@ class MolmoConfig(PretrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.text_config is None:
             fields, kwargs = _nested_from_released(
-                {**kwargs, "image_padding_embed": self.image_padding_embed, "tie_word_embeddings": self.tie_word_embeddings}
+                {
+                    **kwargs,
+                    "image_padding_embed": self.image_padding_embed,
+                    "tie_word_embeddings": self.tie_word_embeddings,
+                }
             )
             for name, value in fields.items():
                 setattr(self, name, value)

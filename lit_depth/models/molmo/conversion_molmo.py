@@ -7,7 +7,7 @@ and in CLIP) is a class of ours.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from transformers.core_model_loading import (
     WeightRenaming,
 )
 
+Conversions: TypeAlias = list[WeightConverter | WeightRenaming]
+
 # the output head of the dense releases; MolmoE's is called lm_head already
 DENSE_HEAD = r"^model\.transformer\.ff_out\.weight"
 
@@ -35,7 +37,7 @@ class JoinVocabulary(ConversionOps):
         source_patterns: list[str],
         target_patterns: list[str],
         **kwargs: Any,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         parts = [_single(input_dict[pattern]) for pattern in source_patterns]
         return {target_patterns[0]: torch.cat(parts)}
 
@@ -52,9 +54,10 @@ class SplitVocabulary(ConversionOps):
         input_dict: dict[str, Any],
         source_patterns: list[str],
         target_patterns: list[str],
+        *,
         config: Any = None,
         **kwargs: Any,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         table = _single(next(iter(input_dict.values())))
         rows = config.text_config.vocab_size
         return {
@@ -72,7 +75,7 @@ class LinearToPatchConvolution(ConversionOps):
 
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         weight = _single(next(iter(input_dict.values())))
         side = int((weight.shape[1] // 3) ** 0.5)
         return {target_patterns[0]: weight.view(-1, side, side, 3).permute(0, 3, 1, 2).contiguous()}
@@ -87,7 +90,7 @@ class PatchConvolutionToLinear(ConversionOps):
 
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         weight = _single(next(iter(input_dict.values())))
         return {target_patterns[0]: weight.permute(0, 2, 3, 1).flatten(1).contiguous()}
 
@@ -105,7 +108,7 @@ def _qkv(source: str) -> WeightConverter:
     return WeightConverter(source, targets, operations=[Split(dim=0)])
 
 
-def _dense(attention_norm: str, mlp_norm: str) -> list[WeightConverter | WeightRenaming]:
+def _dense(attention_norm: str, mlp_norm: str) -> Conversions:
     """Blocks of the dense releases; where the two norms sit depends on the family."""
     return [
         WeightRenaming(r"\.attn_norm", rf"\.{attention_norm}"),
@@ -120,7 +123,7 @@ def _dense(attention_norm: str, mlp_norm: str) -> list[WeightConverter | WeightR
     ]
 
 
-MOLMO = [
+MOLMO: Conversions = [
     WeightRenaming(r"^model\.transformer\.ln_f", r"^model\.language_model\.norm"),
     WeightRenaming(r"^model\.transformer\.blocks", r"^model\.language_model\.layers"),
     WeightRenaming(DENSE_HEAD, r"^lm_head\.weight"),
@@ -132,7 +135,7 @@ MOLMO = [
         operations=[JoinVocabulary()],
     ),
 ]
-OLMOE = [
+OLMOE: Conversions = [
     WeightRenaming(r"\.attn\.attn_norm", r"\.input_layernorm"),
     WeightRenaming(r"\.mlp\.ff_norm", r"\.post_attention_layernorm"),
     WeightRenaming(r"\.attn\.attn_out", r"\.self_attn\.o_proj"),
@@ -144,13 +147,11 @@ OLMOE = [
         "mlp.experts.gate_up_proj",
         operations=[MergeModulelist(dim=0), Concatenate(dim=1)],
     ),
-    WeightConverter(
-        "mlp.experts.*.down_proj.weight", "mlp.experts.down_proj", operations=[MergeModulelist(dim=0)]
-    ),
+    WeightConverter("mlp.experts.*.down_proj.weight", "mlp.experts.down_proj", operations=[MergeModulelist(dim=0)]),
 ]
 QWEN2 = _dense("input_layernorm", "post_attention_layernorm")
 OLMO2 = _dense("post_attention_layernorm", "post_feedforward_layernorm")
-VISION = [
+VISION: Conversions = [
     WeightRenaming(r"^class_embedding", r"^embeddings\.class_embedding"),
     WeightRenaming(r"^positional_embedding", r"^embeddings\.position_embedding\.weight"),
     WeightRenaming(r"^pre_ln", r"^pre_layrnorm"),

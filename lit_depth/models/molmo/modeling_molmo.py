@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import Cache, CLIPVisionConfig, GenerationMixin, Olmo2Model, OlmoeModel, PreTrainedModel, Qwen2Model
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import ModelOutput
@@ -66,7 +66,7 @@ class MolmoVisionModel(CLIPPreTrainedModel):
         self.used_blocks = used_blocks
         self.embeddings = CLIPVisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # spelled as in CLIP
-        self.encoder = CLIPEncoder(config)
+        self.encoder = CLIPEncoder(config)  # type: ignore[arg-type]  # annotated as the config around this one
         self.post_init()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -167,10 +167,10 @@ class _MolmoTextModel:
     """Gives a text model an input table with more rows than its output head has (a mixin; see `MolmoConfig`)."""
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg]
         rows = config.vocab_size + config.additional_vocab_size
         self.embed_tokens = nn.Embedding(rows, config.hidden_size)
-        self.post_init()
+        self.post_init()  # type: ignore[attr-defined]
 
 
 class MolmoOlmoeModel(_MolmoTextModel, OlmoeModel):
@@ -190,13 +190,13 @@ class MolmoOlmo2Model(_MolmoTextModel, Olmo2Model):
     """Text model of Molmo-7B-O."""
 
 
-TEXT_MODELS = {"olmoe": MolmoOlmoeModel, "qwen2": MolmoQwen2Model, "olmo2": MolmoOlmo2Model}
+TEXT_MODELS: dict[str, Any] = {"olmoe": MolmoOlmoeModel, "qwen2": MolmoQwen2Model, "olmo2": MolmoOlmo2Model}
 
 
 class MolmoPreTrainedModel(PreTrainedModel):
     config_class = MolmoConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["OlmoeDecoderLayer", "Qwen2DecoderLayer", "Olmo2DecoderLayer", "CLIPEncoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -309,6 +309,7 @@ class MolmoModel(MolmoPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         features = None
         if inputs_embeds is None:
+            assert input_ids is not None
             inputs_embeds, features = self.embed(input_ids, images, image_masks, image_input_idx)
         elif images is not None:
             raise ValueError("images need input_ids; with inputs_embeds, add the image features yourself (see embed)")
@@ -380,7 +381,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             position_ids: ``[B, S]``; derived from a 2-D attention mask by default.
             past_key_values: Cache to continue.
             inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
-            images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. Only with the prompt, not while decoding.
+            images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. With the prompt, not while decoding.
             image_masks: ``[B, T, N]`` share of each patch that is image and not padding.
             image_input_idx: ``[B, T, M]`` position of each image token in its own row; negative = unused.
             labels: ``[B, S]`` aligned with ``input_ids``; -100 = ignored.
@@ -408,7 +409,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             )
         return outputs
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]  # generate passes all but input_ids by name
         self,
         input_ids: Tensor,
         is_first_iteration: bool | None = False,
@@ -417,7 +418,11 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         image_input_idx: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
         # cached steps must not add the image a second time; without a cache every step sees the whole prompt
         if images is not None and (is_first_iteration or not kwargs.get("use_cache", True)):
             inputs |= {"images": images, "image_masks": image_masks, "image_input_idx": image_input_idx}

@@ -1,0 +1,51 @@
+# Every target works on a fresh machine with nothing but Python 3.10 or newer: the environment comes first.
+#     make test PYTHON=python3.12    another interpreter for a new environment
+#     make test WORKERS=8            more test processes
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+BENCHMARKS := $(filter-out benchmarks/gpu_%,$(sort $(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+venv: $(VENV)/.installed ## make or refresh .venv with the versions of constraints.txt
+
+demo: venv ## compare ways to choose blocks on the bundled model (about a minute)
+	$(BIN)/lit-depth compare
+
+# one thread per process, as the processes share the cores; the profile makes hypothesis draw the same examples
+test: venv ## run every test and doctest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=ci
+
+lint: venv ## lint, check the formatting, check the types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: venv ## run the benchmarks that need no GPU; results in benchmarks/results
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+clean: ## remove the environment and all caches, keep results
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that works is brought up to date in place; one that is absent or broken is made anew.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@set -e; if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	    if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	        echo "expected Python 3.10 or newer, given $(PYTHON) ($$($(PYTHON) --version 2>&1 || true));" \
+	            "name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; \
+	    fi; \
+	    if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	        echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; \
+	    fi; \
+	    $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@echo "installing into $(VENV), a few minutes the first time"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

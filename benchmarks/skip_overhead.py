@@ -1,0 +1,197 @@
+"""What skipping costs: a masked forward against that of a model from which the same blocks were physically removed.
+
+Three comparisons, each for a forward without cache, for a prefill (the decoder makes and fills its cache) and for one
+decode step on a filled cache:
+
+- ``masked / pruned``: 8 of 16 blocks run, block 0 is skipped. The claim is a ratio of at most 1.01.
+- ``restored / full``: a model that was masked and given back, against one that never was. The claim is 1.
+- ``pruned / pruned``: two equal copies, the control: what it is away from 1 is the error of this measurement.
+
+What the ratios consist of: a skipped block costs one call of its module, and a forward with a cache one pass over the
+cache's entries, microseconds each. A prefill also makes the cache, and transformers makes one entry per block of the
+config, those of skipped blocks too, at tens of microseconds each.
+
+Forwards alternate as ABBA or BAAB, by seeded coin toss; each such quadruple gives one ratio (A1 + A2) / (B1 + B2), so
+that drift of the machine cancels. The models are copied anew in every round, because where weights lie in memory
+changes their speed for good. Reported are the median ratio and its 95% percentile-bootstrap interval; run it on an
+otherwise idle machine.
+
+    python benchmarks/skip_overhead.py [--quadruples 300] [--rounds 6] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from lit_depth.functional import find_blocks, from_indices, masked
+from lit_depth.models.loading import BUNDLED, load_bundled
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# the reference for masks is that of the tests: a second version of it could disagree
+sys.path.insert(0, str(REPOSITORY / "tests" / "functional"))
+from pruning import pruned_copy  # noqa: E402
+
+OUTPUT = REPOSITORY / "benchmarks" / "results" / "skip_overhead.json"
+PROMPT_TOKENS = 64
+WARM_UP = 5
+
+Forward = Callable[[], Any]
+
+
+def random_llama() -> PreTrainedModel:
+    """A small random Llama of 16 blocks, float32: its blocks are so short that any overhead shows."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=256, intermediate_size=688, num_attention_heads=4, num_hidden_layers=16, vocab_size=512)
+    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+
+
+def forward(model: PreTrainedModel, tokens: Tensor) -> Forward:
+    """A forward over the whole prompt without a cache."""
+    return lambda: model(tokens, use_cache=False, logits_to_keep=1).logits
+
+
+def prefill(model: PreTrainedModel, tokens: Tensor) -> Forward:
+    """A forward over the whole prompt that fills a new cache."""
+    return lambda: model(tokens, use_cache=True, logits_to_keep=1).logits
+
+
+def decode_step(model: PreTrainedModel, tokens: Tensor) -> Forward:
+    """A forward of one token on a cache of the prompt, which is cut back to the prompt after each call."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    model(tokens, use_cache=True, past_key_values=cache)
+    next_token = tokens[:, :1]
+
+    def step() -> Tensor:
+        logits = model(next_token, use_cache=True, past_key_values=cache).logits
+        cache.crop(-1)
+        return logits
+
+    return step
+
+
+STAGES = {"forward": forward, "prefill": prefill, "decode step": decode_step}
+
+
+def quadruples(a: Forward, b: Forward, count: int, coin: random.Random) -> list[tuple[float, float]]:
+    """Seconds of two runs of ``a`` and of two runs of ``b``, ``count`` times, run as ABBA or BAAB."""
+    for _ in range(WARM_UP):
+        a(), b()
+    found = []
+    for _ in range(count):
+        order = (a, b, b, a) if coin.random() < 0.5 else (b, a, a, b)
+        seconds = {a: 0.0, b: 0.0}
+        for run in order:
+            start = time.perf_counter()
+            run()
+            seconds[run] += time.perf_counter() - start
+        found.append((seconds[a], seconds[b]))
+    return found
+
+
+def median_ratio(pairs: list[tuple[float, float]], seed: int = 0) -> dict[str, Any]:
+    """Median of a / b with its 95% percentile-bootstrap interval, and the median milliseconds of one forward each."""
+    seconds = np.array(pairs)
+    ratios = seconds[:, 0] / seconds[:, 1]
+    draws = np.random.default_rng(seed).integers(len(ratios), size=(2000, len(ratios)))
+    low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
+    a_ms, b_ms = np.median(seconds, axis=0) * 500.0  # two forwards each
+    return {
+        "ratio": round(float(np.median(ratios)), 5),
+        "interval": [round(float(low), 5), round(float(high), 5)],
+        "numerator_ms": round(float(a_ms), 4),
+        "denominator_ms": round(float(b_ms), 4),
+        "quadruples": len(pairs),
+    }
+
+
+@torch.inference_mode()
+def measure(original: PreTrainedModel, count: int, rounds: int, coin: random.Random) -> list[dict[str, Any]]:
+    """The three comparisons for each stage, ``count`` quadruples each, spread over ``rounds`` fresh copies."""
+    num_blocks = len(find_blocks(original))
+    mask = from_indices(num_blocks, range(1, num_blocks, 2))
+    tokens = torch.arange(PROMPT_TOKENS).remainder(100).add(1).unsqueeze(0)
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for _ in range(rounds):
+        model, full = copy.deepcopy(original), copy.deepcopy(original)
+        pruned, control = pruned_copy(original, mask), pruned_copy(original, mask)
+        for stage, forward_of in STAGES.items():
+
+            def compare(name: str, a: Forward, b: Forward, stage: str = stage) -> None:
+                torch.testing.assert_close(a(), b())  # the same work, or the ratio means nothing
+                pairs.setdefault((name, stage), []).extend(quadruples(a, b, count // rounds, coin))
+
+            with masked(model, mask):
+                compare("masked / pruned", forward_of(model, tokens), forward_of(pruned, tokens))
+            compare("restored / full", forward_of(model, tokens), forward_of(full, tokens))
+            compare("pruned / pruned", forward_of(control, tokens), forward_of(pruned, tokens))
+    return [{"comparison": name, "stage": stage, **median_ratio(p)} for (name, stage), p in sorted(pairs.items())]
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """Machine and versions, as far as the numbers depend on them."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average_at_start": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers", "lit_depth")},
+    }
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON file."""
+    parser = argparse.ArgumentParser(description="Time masked against physically pruned models (CPU).")
+    parser.add_argument("--quadruples", type=int, default=300, help="ABBA quadruples per ratio (default 300)")
+    parser.add_argument("--rounds", type=int, default=6, help="fresh copies of the models (default 6)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result: dict[str, Any] = {"environment": environment(arguments.threads), "prompt_tokens": PROMPT_TOKENS}
+    models: dict[str, Callable[[], PreTrainedModel]] = {"random Llama": random_llama}
+    if (BUNDLED / "config.json").is_file():
+        models["bundled MolmoE"] = lambda: load_bundled()[0]
+    else:
+        print("the bundled model is not there yet: measuring the random model only")
+    result["models"] = {}
+    print(f"{'model':<16}{'comparison':<18}{'stage':<13}{'ratio':>8}  {'95% interval':<18}{'ms':>8} / ms")
+    for name, build in models.items():
+        gc.disable()
+        rows = measure(build(), arguments.quadruples, arguments.rounds, random.Random(0))
+        gc.enable()
+        result["models"][name] = rows
+        for row in rows:
+            interval = "[{:.4f}, {:.4f}]".format(*row["interval"])
+            print(
+                f"{name:<16}{row['comparison']:<18}{row['stage']:<13}{row['ratio']:>8.4f}  {interval:<18}"
+                f"{row['numerator_ms']:>8.3f} / {row['denominator_ms']:.3f}"
+            )
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

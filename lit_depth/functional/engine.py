@@ -1,0 +1,282 @@
+"""Drive the blocks of a decoder inside its own forward: many masks at once, or one mask per row.
+
+The model around the blocks (embedding, vision tower, masks and positions, final norm, head) runs as it is. While a
+driver is attached, the ``forward`` of every block is the driver's, which decides on which rows the real one runs:
+
+- `TrieDriver` (prefill): all rows share their hidden state until masks diverge; a block runs once per distinct prefix.
+- `RowDriver` (decoding, and prefill with per-row masks): rows that keep a block are gathered, run and scattered back.
+
+Both write keys and values to a `RowCache`, whose entry of a block holds only the rows that run it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from lit_depth.functional.trie import MaskTrie
+
+Forward = Callable[..., Tensor]
+
+
+class CannotDriveError(Exception):
+    """The model's blocks are called in a way that the engine does not understand."""
+
+
+class RowLayer(CacheLayerMixin):
+    """Keys and values of one block, for the rows that run it: preallocated, so that growing copies nothing.
+
+    Shapes are ``[rows, heads, length, head_dim]``.
+    """
+
+    is_sliding = False
+
+    def __init__(self, cache: RowCache) -> None:
+        super().__init__()
+        self.cache = cache
+        # prefill by groups: what each group's call produced, until `assign` deals it out to rows
+        self.parts: list[tuple[Tensor, Tensor]] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, heads, _, _ = key_states.shape
+        self.keys = key_states.new_empty(rows, heads, self.cache.capacity, key_states.shape[-1])
+        self.values = value_states.new_empty(rows, heads, self.cache.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.parts is not None:
+            self.parts.append((key_states, value_states))
+            return key_states, value_states
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        start, stop = self.cache.length, self.cache.length + key_states.shape[-2]
+        self.keys[:, :, start:stop] = key_states
+        self.values[:, :, start:stop] = value_states
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def assign(self, groups: Sequence[int], batch: int) -> None:
+        """Deal the groups' prompt keys and values out to rows: mask j of this block takes group ``groups[j]``."""
+        assert self.parts is not None
+        pieces = [
+            (keys[start : start + batch], values[start : start + batch])
+            for keys, values in self.parts
+            for start in range(0, len(keys), batch)
+        ]
+        self.parts = None
+        if not groups:
+            return
+        _, heads, _, width = pieces[0][0].shape
+        length, rows = self.cache.length, len(groups) * batch
+        self.keys = pieces[0][0].new_empty(rows, heads, self.cache.capacity, width)
+        self.values = pieces[0][1].new_empty(rows, heads, self.cache.capacity, pieces[0][1].shape[-1])
+        self.is_initialized = True
+        for place, group in enumerate(groups):
+            keys, values = pieces[group]
+            self.keys[place * batch : (place + 1) * batch, :, :length] = keys[:, :, :length]
+            self.values[place * batch : (place + 1) * batch, :, :length] = values[:, :, :length]
+
+    def keep_rows(self, kept: Tensor) -> None:
+        """Drop all rows but ``kept`` (indices among this entry's rows)."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.index_select(0, kept), self.values.index_select(0, kept)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.length
+
+    def get_max_length(self) -> int:
+        return self.cache.capacity
+
+
+class RowCache(Cache):
+    """One `RowLayer` per block; the length is kept once, because a block without rows has nothing to measure.
+
+    Args:
+        num_blocks: Blocks of the model.
+        capacity: Tokens per row that there is room for.
+    """
+
+    def __init__(self, num_blocks: int, capacity: int) -> None:
+        self.length = 0
+        self.capacity = capacity
+        super().__init__(layers=[RowLayer(self) for _ in range(num_blocks)])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+
+class CallWidth:
+    """How many groups to put into one block call, found by measuring the calls that are made anyway.
+
+    On a CPU a call wide enough to leave the caches loses what sharing wins; at batch 1 wide calls are what wins. Widths
+    are powers of two; each is measured twice, then the cheapest per group is used. On a GPU wider is never slower.
+    """
+
+    def __init__(self, measure: bool) -> None:
+        self.measure = measure
+        self.costs: dict[int, list[float]] = {}
+
+    def choose(self, available: int) -> int:
+        """A width for the next call, at most the number of groups that are waiting."""
+        if not self.measure:
+            return available
+        widths = [1 << power for power in range(available.bit_length()) if 1 << power <= available]
+        for width in widths:
+            if len(self.costs.get(width, ())) < 2:
+                return width
+            # twice as wide cannot help once it has become clearly worse
+            if width > 1 and min(self.costs[width]) > 1.25 * min(self.costs[width // 2]):
+                break
+        known = [width for width in widths if len(self.costs.get(width, ())) >= 2]
+        return min(known, key=lambda width: min(self.costs[width]))
+
+    def record(self, width: int, seconds: float) -> None:
+        """Note what a call of this width took."""
+        self.costs.setdefault(width, []).append(seconds / width)
+
+
+@contextmanager
+def driven(blocks: nn.ModuleList, make_forward: Callable[[int, Forward], Forward]) -> Iterator[None]:
+    """Replace the blocks' instance ``forward`` by ``make_forward(block index, real forward)``; restore exactly."""
+    found = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block_idx, block in enumerate(blocks):
+            block.__dict__["forward"] = make_forward(block_idx, block.forward)
+        yield
+    finally:
+        for block, forward in zip(blocks, found):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = forward
+
+
+class TrieDriver:
+    """Run a trie of masks through one forward of the decoder (see the module's docstring).
+
+    Hidden states travel beside the decoder, one tensor per group, so a group that passes a block by costs nothing. The
+    last block returns the states of all masks, mask after mask.
+
+    Args:
+        trie: The plan.
+        width: Chooses how many groups share a call.
+        cache: Filled with each group's keys and values; None = no cache.
+        keep: Positions from the end that the last block returns; 0 = all.
+        embeddings: Input of block 0 from an earlier pass over the same batch, which then needs no image tensors.
+    """
+
+    def __init__(
+        self, trie: MaskTrie, width: CallWidth, cache: RowCache | None, keep: int = 0, embeddings: Tensor | None = None
+    ) -> None:
+        self.trie, self.width, self.cache, self.keep = trie, width, cache, keep
+        self.embeddings = embeddings
+        self.groups: list[Tensor] = []
+        if cache is not None:
+            for layer in cache.layers:
+                layer.parts = []  # type: ignore[union-attr]
+
+    def make_forward(self, block_idx: int, real: Forward) -> Forward:
+        """The ``forward`` of block ``block_idx``."""
+        level = self.trie.levels[block_idx]
+        last = block_idx == len(self.trie.levels) - 1
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if block_idx == 0:
+                if self.embeddings is None:
+                    self.embeddings = hidden_states
+                self.groups = [self.embeddings]
+            outputs = self._run([self.groups[group] for group in level.run], real, args, kwargs)
+            self.groups = [
+                self.groups[parent] if place is None else outputs[place]
+                for place, parent in zip(level.sources, level.parents)
+            ]
+            if not last:
+                return hidden_states
+            return torch.cat([self.groups[leaf][:, -self.keep :] for leaf in self.trie.leaves])
+
+        return forward
+
+    def _run(self, groups: list[Tensor], real: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        outputs: list[Tensor] = []
+        while len(outputs) < len(groups):
+            count = self.width.choose(len(groups) - len(outputs))
+            members = groups[len(outputs) : len(outputs) + count]
+            start = time.perf_counter()
+            if count == 1:
+                output = real(members[0], *args, **kwargs)
+            else:
+                batch = len(members[0])
+                repeated = _map_rows((args, kwargs), batch, lambda rows: rows.repeat(count, *[1] * (rows.ndim - 1)))
+                output = real(torch.cat(members), *repeated[0], **repeated[1])
+            if not isinstance(output, Tensor):
+                raise CannotDriveError(f"a block returned {type(output).__name__} instead of a tensor")
+            self.width.record(count, time.perf_counter() - start)
+            outputs += output.chunk(count) if count > 1 else [output]
+        return outputs
+
+
+class RowDriver:
+    """Run every block on the rows whose mask keeps it.
+
+    Args:
+        masks: Bool ``[rows, num_blocks]``.
+    """
+
+    def __init__(self, masks: Tensor) -> None:
+        self.masks = masks
+        self._index()
+
+    def _index(self) -> None:
+        every = self.masks.all(dim=0).tolist()
+        self.rows = [None if all_rows else column.nonzero().flatten() for all_rows, column in zip(every, self.masks.T)]
+
+    def keep_rows(self, kept: Tensor, cache: RowCache) -> None:
+        """Drop all rows but ``kept`` (indices among the present rows), here and in the cache."""
+        chosen = torch.zeros(len(self.masks), dtype=torch.bool, device=self.masks.device)
+        chosen[kept] = True
+        for layer, rows in zip(cache.layers, self.rows):
+            layer.keep_rows(kept if rows is None else chosen[rows].nonzero().flatten())  # type: ignore[union-attr]
+        self.masks = self.masks[kept]
+        self._index()
+
+    def make_forward(self, block_idx: int, real: Forward) -> Forward:
+        """The ``forward`` of block ``block_idx``."""
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            rows = self.rows[block_idx]
+            if rows is None:
+                return real(hidden_states, *args, **kwargs)
+            if not len(rows):
+                return hidden_states
+            selected = _map_rows((args, kwargs), len(hidden_states), lambda values: values.index_select(0, rows))
+            output = real(hidden_states.index_select(0, rows), *selected[0], **selected[1])
+            return hidden_states.index_copy(0, rows, output)
+
+        return forward
+
+
+def _map_rows(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``change`` to every tensor with a row per sample; a leading dimension of 1 broadcasts and stays."""
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or value.shape[0] == 1:
+            return value
+        if value.shape[0] == batch:
+            return change(value)
+        raise CannotDriveError(f"a block is called with a tensor of shape {list(value.shape)} for {batch} rows")
+    if isinstance(value, tuple):
+        return tuple(_map_rows(item, batch, change) for item in value)
+    if isinstance(value, dict):
+        return {name: _map_rows(item, batch, change) for name, item in value.items()}
+    return value

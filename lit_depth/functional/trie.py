@@ -1,0 +1,122 @@
+"""Plan the distinct block forwards that a set of block masks needs.
+
+Masks that agree on their first i bits have the same hidden state after block i - 1, so block i has to run once per
+distinct prefix that keeps it, not once per mask. The plan is a trie over the masks' bits, held level by level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_depth.functional.masking import check_mask
+
+
+class Level(NamedTuple):
+    """What happens at one block. The groups that enter it are numbered as the level before left them.
+
+    Attributes:
+        run: Entering groups that the block runs on.
+        sources: For each group that leaves: its place in ``run`` (it was run), or None (it passes by).
+        parents: For each group that leaves: the entering group it comes from.
+    """
+
+    run: list[int]
+    sources: list[int | None]
+    parents: list[int]
+
+
+class MaskTrie:
+    """The distinct block forwards of a set of masks.
+
+    Args:
+        masks: Bool ``[masks, num_blocks]``, or a sequence of bool ``[num_blocks]``; repeated masks share everything.
+
+    Attributes:
+        masks: Bool ``[masks, num_blocks]``, in the order given.
+        levels: One `Level` per block.
+        leaves: For each mask the group that holds its final hidden state.
+        places: Long ``[masks, num_blocks]``: for each mask the place in a level's ``run`` of its own forward, -1 where
+            the mask skips the block.
+
+    Raises:
+        ValueError: If there is no mask, or one is malformed (see `lit_depth.functional.check_mask`).
+
+    Example:
+        >>> from lit_depth.functional import leave_one_out, prefix
+        >>> full = torch.ones(1, 16, dtype=torch.bool)
+        >>> trie = MaskTrie(torch.cat([full, leave_one_out(16)]))
+        >>> trie.block_forwards, trie.sequential_block_forwards
+        (136, 256)
+        >>> trie = MaskTrie([prefix(16, k) for k in range(1, 17)])
+        >>> trie.block_forwards, trie.sequential_block_forwards
+        (16, 136)
+    """
+
+    def __init__(self, masks: Tensor | Sequence[Tensor]) -> None:
+        rows = list(masks)
+        if not rows:
+            raise ValueError("expected at least one mask, given none")
+        self.masks = torch.stack([check_mask(mask, len(rows[0])) for mask in rows])
+        bits = self.masks.tolist()
+        groups = [0] * len(bits)  # of each mask, at the current level
+        self.levels: list[Level] = []
+        self.places = torch.full(self.masks.shape, -1)
+        for block_idx in range(self.masks.shape[1]):
+            run = sorted({group for group, mask in zip(groups, bits) if mask[block_idx]})
+            place = {group: index for index, group in enumerate(run)}
+            for index, (group, mask) in enumerate(zip(groups, bits)):
+                if mask[block_idx]:
+                    self.places[index, block_idx] = place[group]
+            # groups that ran come first, groups that pass by are appended
+            children = sorted({(not mask[block_idx], group) for group, mask in zip(groups, bits)})
+            number = {child: index for index, child in enumerate(children)}
+            groups = [number[not mask[block_idx], group] for group, mask in zip(groups, bits)]
+            self.levels.append(
+                Level(
+                    run=run,
+                    sources=[None if passes else place[group] for passes, group in children],
+                    parents=[group for _, group in children],
+                )
+            )
+        self.leaves = groups
+
+    @property
+    def block_forwards(self) -> int:
+        """Block forwards that the plan performs, each over the whole batch."""
+        return sum(len(level.run) for level in self.levels)
+
+    @property
+    def sequential_block_forwards(self) -> int:
+        """Block forwards of one mask after another."""
+        return int(self.masks.sum())
+
+    @property
+    def max_groups(self) -> int:
+        """Largest number of hidden states alive between two blocks."""
+        return max(len(level.parents) for level in self.levels)
+
+
+def chunk_masks(masks: Tensor, max_masks: int) -> Iterator[list[int]]:
+    """Split masks into chunks of neighbouring branches, which share the longest prefixes.
+
+    Args:
+        masks: Bool ``[masks, num_blocks]``.
+        max_masks: Largest chunk, at least 1.
+
+    Yields:
+        Indices into ``masks``.
+
+    Example:
+        >>> masks = torch.tensor([[True, True], [False, True], [True, False]])
+        >>> list(chunk_masks(masks, 2))
+        [[0, 2], [1]]
+    """
+    if max_masks < 1:
+        raise ValueError(f"max_masks must be at least 1, given {max_masks}")
+    order = sorted(range(len(masks)), key=lambda index: masks[index].tolist(), reverse=True)
+    for start in range(0, len(order), max_masks):
+        yield order[start : start + max_masks]

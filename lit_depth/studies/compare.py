@@ -1,0 +1,285 @@
+"""``lit-depth compare``: depth-mask policies against each other, in quality and in latency."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import from_mask_id, leave_one_out, masked
+from lit_depth.functional.timing import summarize, time_generation
+from lit_depth.module import DepthModule, model_inputs
+from lit_depth.results.figures import write_figures
+from lit_depth.results.report import Section, write_report
+from lit_depth.results.schema import validate_comparison
+from lit_depth.results.store import write_json, write_parquet
+from lit_depth.results.tables import format_table
+from lit_depth.studies.comparison import (
+    POLICIES,
+    answer_questions,
+    block_importance,
+    compare_policies,
+    describe_masks,
+    plan_indices,
+    plan_masks,
+    to_importance,
+)
+from lit_depth.studies.run import evaluate, open_run
+
+RESULT = "m5_mask_strategy_comparison.json"
+IMPORTANCE = "layer_importance_scores.json"
+STAGES = ("vision", "prefill", "decode_per_token", "total")
+
+
+def compare(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    *,
+    policies: Sequence[str] = POLICIES,
+    num_active_blocks: Sequence[int] | None = None,
+    active_block_indices: Sequence[Sequence[int]] | None = None,
+    keep: Sequence[int] = (),
+    num_seeds: int = 5,
+    importance: str | None = None,
+    confidence: float = 0.95,
+    latency_repeats: int = 5,
+    latency_new_tokens: int = 8,
+    max_bad_samples: float = 0.01,
+    output_dir: str = "results",
+    name: str = "default",
+) -> dict[str, Any]:
+    """Run the comparison; arguments and result as for `lit_depth.DepthTrainer.compare`."""
+    num_blocks = model.num_blocks
+    names, counts = _check_plan(policies, num_active_blocks, num_blocks, num_seeds)
+    plan_masks([n for n in names if n != "importance"], counts, num_blocks, keep=keep, num_seeds=num_seeds)
+    custom = plan_indices(active_block_indices, num_blocks) if active_block_indices else None
+    needs_importance = custom is None and "importance" in names
+    given = _read_importance(importance, num_blocks) if importance and needs_importance else None
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    measures_importance = needs_importance and given is None
+    if measures_importance:
+        datamodule.check_disjoint("calibration", "validation")
+    arguments = {
+        "policies": names,
+        "num_active_blocks": counts,
+        "active_block_indices": active_block_indices,
+        "keep": list(keep),
+        "num_seeds": num_seeds,
+        "importance": given,
+        "confidence": confidence,
+    }
+    splits = ["calibration", "validation"] if measures_importance else ["validation"]
+    folder, arguments = open_run(trainer, model, datamodule, splits, arguments, output_dir, "compare", name)
+
+    full = torch.ones(num_blocks, dtype=torch.bool)
+    importance_entry: dict[str, Any] = {"source": "not used", "num_samples": 0, "scores": {}, "intervals": None}
+    if given is not None:
+        importance_entry = {"source": str(importance), "num_samples": 0, "scores": dict(_numbered(given)), "intervals": None}
+    elif measures_importance:
+        masks = [full, *leave_one_out(num_blocks)]
+        scores, _ = evaluate(
+            trainer, model, datamodule, "calibration", masks, folder, "importance, calibration split", max_bad_samples
+        )
+        given, intervals = block_importance(scores, num_blocks, confidence)
+        importance_entry = {
+            "source": "accuracy drop on the calibration split",
+            "num_samples": len(scores.images),
+            "scores": dict(_numbered(given)),
+            "intervals": intervals,
+        }
+
+    plan = custom or plan_masks(names, counts, num_blocks, given, num_seeds, keep)
+    masks = [full, *(planned.mask for planned in plan)]
+    scores, sweep = evaluate(
+        trainer, model, datamodule, "validation", masks, folder, "masks, validation split", max_bad_samples
+    )
+    if not trainer.is_global_zero:
+        return {}
+    batch = next(iter(datamodule.eval_dataloader("validation")))
+    latency = measure_latency(model, batch, list(sweep.masks), latency_repeats, latency_new_tokens)
+
+    full_entry, strategies = describe_masks(plan, scores, latency, num_blocks, confidence)
+    comparisons = compare_policies(plan, scores, confidence)
+    result = {
+        "command": "compare",
+        "task": datamodule.task.name,
+        "metric": datamodule.task.metric,
+        "num_blocks": num_blocks,
+        "num_samples": len(scores.images),
+        "num_bad_samples": len(sweep.bad_samples),
+        "bad_samples": sweep.bad_samples,
+        "confidence": confidence,
+        "importance": importance_entry,
+        "full": full_entry,
+        "strategies": strategies,
+        "comparisons": comparisons,
+        "answers": answer_questions(comparisons, strategies, confidence),
+    }
+    _write(folder, result, arguments, sweep.records)
+    _log(trainer, result, folder)
+    print(_summary(result, folder))
+    return result
+
+
+def measure_latency(
+    model: DepthModule, batch: Mapping[str, Any], mask_ids: Sequence[str], repeats: int, new_tokens: int
+) -> dict[str, dict[str, Any]]:
+    """Time one request (batch 1) under every mask.
+
+    Each repeat visits all masks in its own random order on one sample, so that slow drift of the machine hits all masks
+    alike. One untimed round comes first.
+
+    Args:
+        model: The module; its model is timed where it is.
+        batch: An evaluation batch to take requests from.
+        mask_ids: Masks to time.
+        repeats: Timed requests per mask; 0 = no latency.
+        new_tokens: Tokens generated by each request, end tokens ignored.
+
+    Returns:
+        ``{mask id: {stage: summary}}`` in milliseconds, see `lit_depth.functional.timing.summarize`.
+    """
+    if repeats < 1:
+        return {}
+    batch = model.transfer_batch_to_device(dict(batch), model.device, 0)
+    rows = model_inputs(batch)
+    requests = [_row(rows, index % len(rows["input_ids"])) for index in range(repeats)]
+    order = random.Random(0)
+    times: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in mask_ids}
+    blocks = model.hparams["blocks"]
+    with tqdm(total=repeats * len(mask_ids), desc="latency", unit="request", file=sys.stderr) as progress:
+        time_generation(model.model, requests[0], new_tokens=new_tokens, blocks=blocks)
+        for request in requests:
+            for name in order.sample(list(mask_ids), len(mask_ids)):
+                with masked(model.model, from_mask_id(name), blocks=blocks):
+                    measured = time_generation(model.model, request, new_tokens=new_tokens, blocks=blocks)
+                for stage in STAGES:
+                    times[name][stage].append(measured[stage])
+                progress.update()
+    return {name: {stage: summarize(values) for stage, values in stages.items()} for name, stages in times.items()}
+
+
+def _row(rows: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """One sample of a left-padded batch without its padding and without crops that it does not have."""
+    row = {name: value[index : index + 1] for name, value in rows.items()}
+    padding = int((row["attention_mask"][0] == 0).sum())
+    for name in ("input_ids", "attention_mask"):
+        row[name] = row[name][:, padding:]
+    if "image_input_idx" in row:
+        positions = row["image_input_idx"]
+        row["image_input_idx"] = torch.where(positions >= 0, positions - padding, positions)
+        present = (row["images"] != -1).flatten(2).any(-1)[0]
+        for name in ("images", "image_masks", "image_input_idx"):
+            row[name] = row[name][:, present]
+    return row
+
+
+def _check_plan(
+    names: Sequence[str], counts: Sequence[int] | None, num_blocks: int, num_seeds: int
+) -> tuple[list[str], list[int]]:
+    unknown = [name for name in names if name not in POLICIES]
+    if unknown or not names:
+        raise ValueError(f"policies must be among {', '.join(POLICIES)}, got {', '.join(unknown) or 'none'}")
+    chosen = list(range(1, num_blocks + 1)) if counts is None else sorted(set(counts))
+    wrong = [count for count in chosen if not 1 <= count <= num_blocks]
+    if wrong or not chosen:
+        raise ValueError(f"num_active_blocks must lie in 1..{num_blocks}, got {wrong or 'none'}")
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    return list(dict.fromkeys(names)), chosen
+
+
+def _read_importance(path: str, num_blocks: int) -> list[float]:
+    try:
+        scores = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}') from error
+    return to_importance(scores, num_blocks, path)
+
+
+def _numbered(scores: Sequence[float]) -> list[tuple[str, float]]:
+    return [(str(block_idx), score) for block_idx, score in enumerate(scores)]
+
+
+def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: Any) -> None:
+    comparison = validate_comparison(result)
+    for stale in (folder / "figures").glob("m5_*.png"):
+        stale.unlink()
+    figures = write_figures(comparison, folder / "figures")
+    write_parquet(folder / "records.parquet", records)
+    if result["importance"]["scores"]:
+        write_json(folder / IMPORTANCE, result["importance"]["scores"])
+    headers, rows = _table(result)
+    sections = [
+        Section("Answers", text="\n\n".join(f"{q}: {a['answer']}. {a['text']}" for q, a in _questions(result))),
+        Section("Figures", figures=figures),
+        Section("Quality and latency of every policy", headers=headers, rows=rows),
+        Section("Arguments", code=json.dumps(arguments, indent=2, default=str)),
+    ]
+    write_report(folder, f"Depth-mask policies on {result['task']}", sections)
+    # last: whoever sees it may rely on all the rest
+    write_json(folder / RESULT, result)
+
+
+def _log(trainer: Trainer, result: dict[str, Any], folder: Path) -> None:
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "WandbLogger":
+            from lit_depth.integrations.wandb import log_comparison
+
+            log_comparison(logger, result, folder)  # type: ignore[arg-type]
+
+
+def _questions(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    wording = {
+        "importance_beats_prefix": "Does importance beat prefix?",
+        "random_worse_than_prefix": "Is random worse than prefix?",
+        "choice_of_blocks_matters": "How much does the choice of blocks matter at equal count?",
+        "depth_is_a_scalar": "Is depth a scalar?",
+    }
+    return [(question, result["answers"][key]) for key, question in wording.items()]
+
+
+def _table(result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Quality per policy and count, one row per count."""
+    names = list(dict.fromkeys(strategy["policy"] for strategy in result["strategies"]))
+    by_key = {(s["policy"], s["num_active_blocks"]): s for s in result["strategies"]}
+    counts = sorted({count for _, count in by_key})
+    rows = []
+    for count in counts:
+        row: list[Any] = [count]
+        for name in names:
+            entry = by_key.get((name, count))
+            low, high = entry["quality_ci"] if entry else (0.0, 0.0)
+            row.append(f"{entry['quality']:.3f} [{low:.2f}, {high:.2f}]" if entry else None)
+        times = [s["latency_ms"]["total"]["P50"] for s in result["strategies"] if s["num_active_blocks"] == count and s["latency_ms"]]
+        row.append(f"{sum(times) / len(times):.1f}" if times else None)
+        rows.append(row)
+    return ["blocks", *names, "total ms"], rows
+
+
+def _summary(result: dict[str, Any], folder: Path) -> str:
+    headers, rows = _table(result)
+    full = result["full"]
+    lines = [
+        "",
+        f"{result['metric']} on {result['task']}, {result['num_samples']} samples, {result['num_bad_samples']} bad; full model "
+        f"{full['quality']:.3f} [{full['quality_ci'][0]:.3f}, {full['quality_ci'][1]:.3f}], {result['confidence']:.0%} intervals by image",
+        "",
+        format_table(rows, headers),
+        "",
+    ]
+    for question, answer in _questions(result):
+        lines.append(f"{question} {answer['answer'].upper()}. {answer['text']}")
+    paths = [folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
+    return "\n".join([*lines, "", "written:", *(f"  {path}" for path in paths)])

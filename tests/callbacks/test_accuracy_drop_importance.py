@@ -1,0 +1,133 @@
+"""AccuracyDropImportance in a plain Lightning repository: a Llama from a config, its own steps and logged values."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from pruning import pruned_copy
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lit_depth.callbacks import AccuracyDropImportance
+from lit_depth.callbacks.accuracy_drop_importance import token_accuracy
+from lit_depth.functional import leave_one_out
+
+NUM_BLOCKS = 4
+
+
+class PlainModule(pl.LightningModule):
+    """Somebody else's module: nothing in it knows of this package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=24,
+                hidden_size=16,
+                intermediate_size=32,
+                num_attention_heads=2,
+                num_hidden_layers=NUM_BLOCKS,
+                initializer_range=0.5,
+                attention_dropout=0.3,
+            )
+        )
+
+    def training_step(self, batch, batch_idx):
+        loss = self.model(**batch).loss
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.model(**batch).loss)
+        self.log("val_noise", torch.rand(()))  # would change if the callback drew random numbers
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def loader() -> DataLoader:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 24, (20, 8), generator=generator)
+    labels = ids.clone()
+    labels[:, :3] = -100
+    rows = [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y} for i, y in zip(ids, labels)]
+    return DataLoader(rows, batch_size=6)
+
+
+def trainer(callbacks=(), **options) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return pl.Trainer(callbacks=list(callbacks), enable_model_summary=False, **quiet, **options)
+
+
+def run(loop: str, callbacks=()) -> tuple[dict[str, float], PlainModule]:
+    module = PlainModule()
+    pl.seed_everything(7, verbose=False)
+    engine = trainer(callbacks, max_epochs=2)
+    if loop == "fit":
+        engine.fit(module, loader(), loader())
+    else:
+        getattr(engine, loop)(module, loader(), verbose=False)
+    return {name: float(value) for name, value in engine.callback_metrics.items()}, module
+
+
+@pytest.mark.parametrize("loop", ["fit", "validate", "test"])
+def test_the_modules_own_values_and_weights_are_unchanged(loop):
+    plain, module_without = run(loop)
+    watched, module_with = run(loop, [AccuracyDropImportance()])
+    assert {name: watched[name] for name in plain} == plain
+    added = {f"importance/block_{i:02d}" for i in range(NUM_BLOCKS)} | {"importance/full"}
+    assert watched.keys() - plain.keys() == added
+    states = zip(module_without.state_dict().values(), module_with.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in states)
+
+
+def test_importance_equals_physically_pruned_models():
+    callback = AccuracyDropImportance()
+    logged, module = run("validate", [callback])
+    module.eval()
+
+    def accuracy(model) -> float:
+        with torch.no_grad():
+            rows = [(model(**b).logits[:, :-1].argmax(-1) == b["labels"][:, 1:])[:, 2:] for b in loader()]
+        return torch.cat(rows).float().mean(1).mean().item()
+
+    full = accuracy(module.model)
+    assert callback.full == pytest.approx(full, abs=1e-6)
+    for block_idx, mask in enumerate(leave_one_out(NUM_BLOCKS)):
+        expected = full - accuracy(pruned_copy(module.model, mask))
+        assert float(callback.importance[block_idx]) == pytest.approx(expected, abs=1e-6)
+        assert logged[f"importance/block_{block_idx:02d}"] == pytest.approx(expected, abs=1e-6)
+    assert callback.scores.shape == (1 + NUM_BLOCKS, 20)
+
+
+def test_a_score_function_and_a_limit_of_batches():
+    seen = []
+
+    def score(pl_module, batch):
+        seen.append(len(batch["input_ids"]))
+        return -pl_module.model(**batch).loss.expand(len(batch["input_ids"]))
+
+    callback = AccuracyDropImportance(score_fn=score, max_batches=2)
+    run("validate", [callback])
+    assert seen == [6] * (2 * (1 + NUM_BLOCKS)) and callback.scores.shape == (1 + NUM_BLOCKS, 12)
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda module, batch: torch.zeros(()), r"shape \[batch\]"),
+        (lambda module, batch: torch.full((6,), torch.nan), "6 NaN or infinite, no block skipped"),
+    ],
+)
+def test_useless_scores_are_refused(score, message):
+    with pytest.raises(ValueError, match=message):
+        run("validate", [AccuracyDropImportance(score_fn=score)])
+
+
+def test_missing_labels_are_named():
+    with pytest.raises(ValueError, match="labels.*score_fn"):
+        token_accuracy(PlainModule(), {"input_ids": torch.zeros(1, 2, dtype=torch.long)})

@@ -1,0 +1,206 @@
+"""The engine against one mask at a time: masked generate, and generate of physically pruned copies."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from pruning import pruned_copy
+from tiny_models import FAMILIES, tiny_batch, tiny_model
+
+from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
+from lit_depth.functional import sweep as sweep_module
+from lit_depth.functional.sweep import answer_masks, generate, reference_logprob, sweep_forward, sweep_generate
+from lit_depth.functional.trie import MaskTrie
+
+NEW_TOKENS = 6
+DRIVEN = [family for family in FAMILIES if family != "falcon"]
+FULL = torch.ones(4, dtype=torch.bool)
+SETS = {
+    "leave one out": torch.stack([FULL, *leave_one_out(4)]),
+    "prefix": torch.stack([prefix(4, k) for k in range(1, 5)]),
+    "random": torch.stack([random(4, k, seed=k) for k in (1, 2, 2, 3)]),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny_model(family) for family in FAMILIES}
+
+
+def plain(model, inputs, mask, eos=None, new_tokens=NEW_TOKENS) -> torch.Tensor:
+    """What the user would do without the engine, padded to a fixed length."""
+    with masked(model, mask):
+        tokens = model.generate(
+            **inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=0
+        )[:, inputs["input_ids"].shape[1] :]
+    return torch.nn.functional.pad(tokens, (0, new_tokens - tokens.shape[1]))
+
+
+def rows_run(model) -> tuple[list[int], list]:
+    """Count rows that go through attention, as a hook on every block's norm sees them."""
+    counted: list[int] = []
+    norms = [next(m for name, m in block.named_modules() if "norm" in name) for block in find_blocks(model)]
+    hooks = [norm.register_forward_hook(lambda _m, args, _o: counted.append(len(args[0]))) for norm in norms]
+    return counted, hooks
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("family", DRIVEN)
+def test_answers_equal_masked_generate(models, family, batch):
+    model = models[family]
+    inputs = {name: value[-batch:] for name, value in tiny_batch(model).items()}
+    masks = torch.cat(list(SETS.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens = sweep_generate(model, inputs, masks, NEW_TOKENS)
+    assert tokens.shape == (len(masks), batch, NEW_TOKENS)
+    for mask, answer in zip(masks, tokens):
+        assert torch.equal(answer, plain(model, inputs, mask)), mask.tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe"])
+def test_answers_equal_pruned_copies(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    tokens = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS)
+    for mask, answer in zip(SETS["leave one out"], tokens):
+        pruned = pruned_copy(model, mask)
+        assert torch.equal(answer, plain(pruned, inputs, torch.ones(int(mask.sum()), dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("family", DRIVEN)
+@torch.no_grad()
+def test_forward_equals_masked_forward(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.cat(list(SETS.values()))
+    output = sweep_forward(model, inputs, masks)
+    real = inputs["attention_mask"].bool()
+    for mask, logits in zip(masks, output.logits):
+        with masked(model, mask):
+            expected = model(**inputs, use_cache=False).logits
+        torch.testing.assert_close(logits[real], expected[real], atol=1e-5, rtol=0)
+    last = sweep_forward(model, inputs, masks, logits_to_keep=2).logits
+    torch.testing.assert_close(last, output.logits[:, :, -2:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe"])
+def test_block_forwards_performed_equal_the_plan(models, family, kind):
+    model, inputs = models[family], tiny_batch(models[family])
+    counted, hooks = rows_run(model)
+    sweep_forward(model, inputs, SETS[kind])
+    for hook in hooks:
+        hook.remove()
+    assert sum(counted) == MaskTrie(SETS[kind]).block_forwards * len(inputs["input_ids"])
+
+
+def test_vision_runs_once_whatever_the_chunks(models):
+    model = models["llava"]
+    inputs = tiny_batch(model)
+    calls = []
+    hook = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    whole = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS)
+    chunked = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS, max_rows=2 * len(inputs["input_ids"]))
+    hook.remove()
+    assert len(calls) == 2 and torch.equal(whole, chunked)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2"])
+def test_rows_that_end_stop_and_are_padded(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.cat(list(SETS.values()))
+    free = sweep_generate(model, inputs, masks, NEW_TOKENS)
+    values, counts = free[:, :, :3].flatten().unique(return_counts=True)
+    eos = int(values[counts.argmax()])  # ends many rows, at different steps
+    tokens = sweep_generate(model, inputs, masks, NEW_TOKENS, eos_token_id=eos)
+    assert (tokens == eos).any() and not torch.equal(tokens, free)
+    for mask, answer in zip(masks, tokens):
+        assert torch.equal(answer, plain(model, inputs, mask, eos=eos))
+
+
+@pytest.mark.parametrize("family", DRIVEN)
+def test_one_mask_per_row(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.stack([from_mask_id(text) for text in ("0111", "1111", "1000", "0101")])
+    tokens = generate(model, inputs, masks, NEW_TOKENS)
+    for row, mask in enumerate(masks):
+        assert torch.equal(tokens[row], plain(model, inputs, mask)[row])
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe", "mistral", "falcon"])
+def test_reference_logprobs_of_the_same_pass(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    answers = torch.tensor([[5, 6, 7], [8, -100, -100], [9, 10, -100], [11, 12, 13]])
+    masks = SETS["leave one out"]
+    tokens, scores = answer_masks(
+        model, inputs, masks, max_new_tokens=3, eos_token_id=None, pad_token_id=0, answer_ids=answers
+    )
+    for mask, answer, ours in zip(masks, tokens, scores):
+        assert torch.equal(answer, plain(model, inputs, mask, new_tokens=3))
+        with masked(model, mask):
+            torch.testing.assert_close(ours, reference_logprob(model, inputs, answers, pad_token_id=0), atol=1e-5, rtol=0)
+            for row in range(4):  # by definition: one row alone, no padding, sum over its own tokens
+                real = inputs["attention_mask"][row].bool()
+                target = answers[row][answers[row] != -100]
+                ids = torch.cat([inputs["input_ids"][row][real], target])[None]
+                logits = model(input_ids=ids).logits[0, -len(target) - 1 : -1].log_softmax(-1)
+                expected = logits.gather(1, target[:, None]).mean()
+                torch.testing.assert_close(ours[row], expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_cannot_be_driven_falls_back_with_one_warning(models):
+    model, inputs = models["falcon"], tiny_batch(models["falcon"])
+    sweep_module._WARNED.discard(model)
+    with pytest.warns(UserWarning, match="Falcon.*one mask after another.*tuples") as caught:
+        tokens = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS)
+        sweep_generate(model, inputs, SETS["prefix"], 1)
+    assert len([w for w in caught if "one mask after another" in str(w.message)]) == 1
+    for mask, answer in zip(SETS["leave one out"], tokens):
+        assert torch.equal(answer, plain(model, inputs, mask))
+
+
+def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
+    model = tiny_model("llama")
+    inputs, masks = tiny_batch(model), torch.cat(list(SETS.values()))
+    expected = sweep_generate(model, inputs, masks, NEW_TOKENS)
+    real, sizes, done = sweep_module._answer_chunk, [], []
+
+    def limited(model, inputs, masks, *rest):
+        sizes.append(len(masks))
+        if len(masks) > 3:
+            raise torch.OutOfMemoryError("injected")
+        return real(model, inputs, masks, *rest)
+
+    monkeypatch.setattr(sweep_module, "_answer_chunk", limited)
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    tokens, _ = answer_masks(model, inputs, masks, **options, on_mask=lambda: done.append(1))
+    assert torch.equal(tokens, expected) and len(done) == len(masks)
+    assert sizes[:3] == [13, 6, 3]
+    sizes.clear()
+    answer_masks(model, inputs, masks, **options)
+    assert max(sizes) == 3  # what worked is remembered
+    monkeypatch.setattr(sweep_module, "_answer_chunk", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
+    with pytest.raises(torch.OutOfMemoryError):
+        answer_masks(model, inputs, masks[:1], **options)
+
+
+def test_the_model_is_left_as_it_was(models):
+    model, inputs = models["llama"], tiny_batch(models["llama"])
+    blocks = find_blocks(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sweep_generate(model, inputs, SETS["random"], 2)
+    with pytest.raises(IndexError):
+        sweep_forward(model, {**inputs, "input_ids": inputs["input_ids"] + 1000}, SETS["random"])
+    assert all("forward" not in block.__dict__ for block in blocks)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_bad_masks_are_refused(models):
+    model, inputs = models["llama"], tiny_batch(models["llama"])
+    with pytest.raises(ValueError, match="4 blocks, given 3"):
+        sweep_generate(model, inputs, torch.ones(2, 3, dtype=torch.bool), 1)
+    with pytest.raises(ValueError, match="at least one mask"):
+        sweep_generate(model, inputs, [], 1)
+    with pytest.raises(ValueError, match="one mask per request, given 2 masks for 4"):
+        generate(model, inputs, torch.ones(2, 4, dtype=torch.bool), 1)

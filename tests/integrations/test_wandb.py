@@ -1,0 +1,214 @@
+"""What is logged offline is read back from the run's own transaction log, which is what ``wandb sync`` sends."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import runpy
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from lightning.pytorch.loggers import WandbLogger
+
+from lit_depth.results.figures import write_figures
+from lit_depth.results.schema import validate_comparison
+from lit_depth.results.store import write_json
+
+RESULT = "m5_mask_strategy_comparison.json"
+# the fixture of tests/results
+comparison = runpy.run_path(str(Path(__file__).parents[1] / "results" / "conftest.py"))["comparison"]
+
+
+def transaction_log(path: Path) -> Iterator[bytes]:
+    """Records of a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a 7-byte header.
+
+    A record is cut into chunks that do not cross 32 KiB blocks; a chunk is checksum (4 bytes), length (2), type (1):
+    1 = whole, 2 = first, 3 = middle, 4 = last.
+    """
+    data, position, record = path.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while position < len(data):
+        left = 32768 - position % 32768
+        if left < 7:  # too small for a chunk: padding
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        assert kind in (1, 2, 3, 4)
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
+class Logged(NamedTuple):
+    """A finished offline run."""
+
+    files: Path
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+    metrics: dict[str, str]  # name: step metric
+    artifacts: list[Any]
+    charts: dict[str, Any]
+
+
+def read_run(path: Path) -> Logged:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    def values(items: Any) -> dict[str, Any]:
+        nested: dict[str, Any] = {}
+        for item in items:
+            *parents, last = item.nested_key or [item.key]
+            place = nested
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = json.loads(item.value_json)
+        return nested
+
+    logged = Logged(path.parent / "files", [], {}, {}, [], {})
+    for data in transaction_log(path):
+        record = Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            logged.history.append(values(record.history.item))
+        elif kind == "summary":  # what was set by hand; the last values of the history are not repeated here
+            logged.summary.update(values(record.summary.update))
+        elif kind == "metric":
+            logged.metrics[record.metric.name] = record.metric.step_metric
+        elif kind == "artifact":
+            logged.artifacts.append(record.artifact)
+        elif kind == "config":
+            visualize = values(record.config.update).get("_wandb", {}).get("visualize", {})
+            logged.charts.update(visualize)
+    return logged
+
+
+def log(comparison: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
+    from lit_depth.integrations.wandb import log_comparison
+
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for place in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{place}_DIR", str(folder / "wandb_home"))
+    monkeypatch.setenv("WANDB_CONSOLE", "off")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # restored afterwards: the logger writes it too
+    result = folder / "result"
+    write_json(result / RESULT, validate_comparison(comparison))
+    write_figures(comparison, result / "figures")  # type: ignore[arg-type]
+    logger = WandbLogger(offline=True, save_dir=folder, project="lit-depth-tests")
+    try:
+        log_comparison(logger, comparison, result)  # type: ignore[arg-type]
+    finally:
+        logger.experiment.finish()
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return read_run(path)
+
+
+def read_table(logged: Logged, reference: dict[str, Any]) -> list[dict[str, Any]]:
+    content = json.loads((logged.files / reference["path"]).read_text())
+    return [dict(zip(content["columns"], row)) for row in content["data"]]
+
+
+def test_everything_is_in_the_offline_run(
+    comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, answer in enumerate(comparison["answers"].values()):
+        answer["text"] = f"text {index}"
+    comparison["strategies"] = comparison["strategies"][::-1]  # curves must go by blocks, not by order of appearance
+    logged = log(comparison, tmp_path, monkeypatch)
+    strategies = comparison["strategies"]
+    (media,) = [row for row in logged.history if "compare/strategies" in row]
+
+    # native curves: every number of the JSON, once, along the number of blocks
+    curves = {"quality": lambda s: s["quality"], "latency_ms/total": lambda s: s["latency_ms"]["total"]["P50"]}
+    for policy in ("prefix", "importance", "random"):
+        for name, value in curves.items():
+            key = f"{name}/{policy}"
+            drawn = [(row["num_active_blocks"], row[key]) for row in logged.history if key in row]
+            mine = {s["num_active_blocks"]: value(s) for s in strategies if s["policy"] == policy}
+            assert drawn == sorted(mine.items())
+            assert logged.metrics[key] == "num_active_blocks"
+    assert len(logged.history) == len({s["num_active_blocks"] for s in strategies}) + 1
+
+    # table
+    rows = read_table(logged, media["compare/strategies"])
+    assert [(row["policy"], row["num_active_blocks"]) for row in rows] == [
+        (s["policy"], s["num_active_blocks"]) for s in strategies
+    ]
+    for row, strategy in zip(rows, strategies):
+        assert [row["quality_ci_low"], row["quality_ci_high"]] == pytest.approx(strategy["quality_ci"], rel=1e-12)
+        assert [row["drop_ci_low"], row["drop_ci_high"]] == pytest.approx(strategy["drop_ci"], rel=1e-12)
+        for key in ("quality", "drop", "reference_logprob"):
+            assert row[key] == pytest.approx(strategy[key], rel=1e-12)
+        for stage in ("vision", "prefill", "decode_per_token", "total"):
+            assert row[f"{stage}_P50_ms"] == pytest.approx(strategy["latency_ms"][stage]["P50"], rel=1e-12)
+
+    # charts: the points of each figure
+    points = {
+        "charts/quality_vs_blocks": lambda s: (s["policy"], s["num_active_blocks"], s["quality"]),
+        "charts/latency_vs_blocks": lambda s: (s["policy"], s["num_active_blocks"], s["latency_ms"]["total"]["P50"]),
+        "charts/quality_latency_tradeoff": lambda s: (s["policy"], s["latency_ms"]["total"]["P50"], s["quality"]),
+    }
+    for key, point in points.items():
+        chart = read_table(logged, media[f"{key}_table"])
+        drawn = sorted((row["lineKey"], row["step"], row["lineVal"]) for row in chart)
+        assert drawn == sorted(map(point, strategies))
+        assert logged.charts[key]["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
+        assert f'"{key}_table"' in json.dumps(logged.charts[key])
+
+    # figures, as the very files
+    for name in ("m5_quality_vs_blocks", "m5_latency_vs_blocks", "m5_quality_latency_tradeoff"):
+        image = logged.files / media[f"figures/{name}"]["path"]
+        assert image.read_bytes() == (tmp_path / "result" / "figures" / f"{name}.png").read_bytes()
+
+    # artifact: the very JSON
+    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "comparison"]
+    assert artifact.name == "m5_mask_strategy_comparison"
+    (entry,) = artifact.manifest.contents
+    content = (tmp_path / "result" / RESULT).read_bytes()
+    assert entry.path == RESULT
+    assert Path(entry.local_path).read_bytes() == content
+    assert base64.b64decode(entry.digest) == hashlib.md5(content).digest()
+
+    # answers and the full model
+    for question, answer in comparison["answers"].items():
+        assert logged.summary[f"answers/{question}"] == answer["answer"]
+        assert logged.summary[f"answers/{question}_text"] == answer["text"]
+    assert logged.summary["full/quality"] == comparison["full"]["quality"]
+    assert logged.summary["full/latency_ms/total"] == comparison["full"]["latency_ms"]["total"]["P50"]
+
+
+def test_without_latency_only_quality_is_logged(
+    comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_figures(comparison, tmp_path / "result" / "figures")  # type: ignore[arg-type] # left by an earlier run
+    for entry in (comparison["full"], *comparison["strategies"]):
+        entry["latency_ms"] = None
+    logged = log(comparison, tmp_path, monkeypatch)
+    keys = {key for row in logged.history for key in row}
+    assert not [key for key in keys if "latency" in key]
+    assert {key for key in keys if key.startswith("figures/")} == {"figures/m5_quality_vs_blocks"}
+    (media,) = [row for row in logged.history if "compare/strategies" in row]
+    assert {row["total_P50_ms"] for row in read_table(logged, media["compare/strategies"])} == {None}
+    assert "full/latency_ms/total" not in logged.summary
+
+
+def test_a_missing_result_is_named_before_anything_is_logged(comparison: dict[str, Any], tmp_path: Path) -> None:
+    from lit_depth.integrations.wandb import log_comparison
+
+    logger = WandbLogger(offline=True, save_dir=tmp_path)
+    with pytest.raises(ValueError, match=RESULT):
+        log_comparison(logger, comparison, tmp_path)  # type: ignore[arg-type]
+    assert logger.version is None  # no run was created
+
+
+def test_importing_integrations_does_not_import_wandb() -> None:
+    code = "import sys, lit_depth.integrations; assert 'wandb' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

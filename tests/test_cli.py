@@ -1,0 +1,174 @@
+"""The command line as a user meets it: a small real run, and every mistake ends with code 2 and a readable line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lit_depth.cli import main
+from lit_depth.models.loading import BUNDLED, new_model
+from lit_depth.results.schema import validate_comparison
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SMALL = ["--data.num_samples", "12", "--data.calibration_samples", "8", "--data.batch_size", "8", "--latency_repeats", "1"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """An untrained model in the released layout."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    model, processor = new_model(str(CONFIGS / "molmoe_shapes"))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def run(arguments, capsys) -> tuple[int, str, str]:
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lists",
+    [["--num_active_blocks", "4", "16"], ["--num_active_blocks", "[4,16]"]],
+    ids=["as existing scripts", "as LightningCLI"],
+)
+def test_compare_writes_what_it_promises(checkpoint, tmp_path, capsys, lists):
+    arguments = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--name", "x", *SMALL, *lists]
+    code, out, _ = run([*arguments, "--num_seeds", "2"], capsys)
+    assert code == 0
+    folder = tmp_path / "compare" / "x"
+    result = validate_comparison(json.loads((folder / "m5_mask_strategy_comparison.json").read_text()))
+    assert {s["num_active_blocks"] for s in result["strategies"]} == {4, 16} and len(result["strategies"]) == 10
+    assert result["num_samples"] == 12 and result["importance"]["num_samples"] == 8
+    figures = {"m5_quality_vs_blocks.png", "m5_latency_vs_blocks.png", "m5_quality_latency_tradeoff.png"}
+    assert {path.name for path in (folder / "figures").iterdir()} == figures
+    assert all((folder / name).stat().st_size > 0 for name in ("report.html", "manifest.json", "records.parquet"))
+    scores = json.loads((folder / "layer_importance_scores.json").read_text())
+    assert list(scores) == [str(block_idx) for block_idx in range(16)]
+    assert all(str(folder / "figures" / name) in out for name in figures) and "Is depth a scalar?" in out
+    assert not list(folder.rglob(".*"))  # no temporary file left behind
+
+
+@pytest.mark.slow
+def test_compare_takes_index_lists_and_an_importance_file(checkpoint, tmp_path, capsys):
+    common = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
+    code, _, _ = run([*common, "--active_block_indices", "0", "5", "10", "--active_block_indices", "1"], capsys)
+    assert code == 0
+    result = json.loads((tmp_path / "compare" / "default" / "m5_mask_strategy_comparison.json").read_text())
+    assert [s["masks"][0]["active_block_indices"] for s in result["strategies"]] == [[0, 5, 10], [1]]
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({str(i): float(i) for i in range(16)}))
+    options = ["--importance", scores, "--policies", "importance", "--num_active_blocks", "3", "--latency_repeats", "0"]
+    code, _, _ = run([*common, *options], capsys)
+    assert code == 0
+    result = json.loads((tmp_path / "compare" / "default" / "m5_mask_strategy_comparison.json").read_text())
+    assert result["strategies"][0]["masks"][0]["active_block_indices"] == [13, 14, 15]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_active_blocks", "0", "4"], r"num_active_blocks must lie in 1..16, got \[0\]"),
+        (["--num_active_blocks", "17"], r"1..16, got \[17\]"),
+        (["--policies", "prefx"], "policies must be among prefix, importance"),
+        (["--active_block_indices", "0", "16"], "16"),
+        (["--active_block_indices", "0", "x"], "expected block indices such as 0 5 10, got 'x'"),
+        (["--importance", "/nowhere/scores.json"], "expected a JSON file"),
+        (["--keep", "0", "1", "2", "--num_active_blocks", "2"], "k"),
+        (["--confidence", "1.5"], "confidence must lie between 0 and 1"),
+        (["--output_dir", "/proc/nowhere"], "cannot write to"),
+        (["--data.task", "shapes_vqq"], "shapes_vqa"),
+        (["--no_such_flag", "1"], "no_such_flag"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_say_what_to_do(checkpoint, tmp_path, capsys, arguments, message):
+    output = [] if "--output_dir" in arguments else ["--output_dir", tmp_path]
+    code, _, err = run(["compare", "--model.checkpoint", checkpoint, *output, *SMALL, *arguments], capsys)
+    assert code == 2
+    assert re.search(message, err), err
+    assert "Traceback" not in err and not list(tmp_path.rglob("*.json"))
+
+
+def test_missing_and_broken_checkpoints_are_named(checkpoint, tmp_path, capsys):
+    code, _, err = run(["compare", "--model.checkpoint", tmp_path / "nowhere"], capsys)
+    assert code == 2 and "does not exist" in err
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(["compare", "--model.checkpoint", tmp_path / "empty"], capsys)
+    assert code == 2 and "config.json" in err
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in checkpoint.iterdir():
+        if path.suffix == ".json":
+            (broken / path.name).write_bytes(path.read_bytes())
+    weights = load_file(checkpoint / "model.safetensors")
+    removed = sorted(name for name in weights if "q_norm" in name)
+    kept = {name: value for name, value in weights.items() if name not in removed} | {"stray": torch.zeros(1)}
+    save_file(kept, broken / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = run(["compare", "--model.checkpoint", broken], capsys)
+    assert code == 2 and f"{len(removed)} missing keys" in err and err.count("q_norm") == 5 and err.count("\n") <= 2
+
+
+def test_processor_geometry_must_fit_the_model(checkpoint, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in checkpoint.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        text = (other / name).read_text().replace("56", "112").replace('"image_patch_size": 7', '"image_patch_size": 14')
+        (other / name).write_text(text)
+    code, _, err = run(["compare", "--model.checkpoint", other, "--output_dir", tmp_path, *SMALL], capsys)
+    assert code == 2 and "geometry" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_code_2_and_no_result(checkpoint, tmp_path):
+    command = [sys.executable, "-m", "lit_depth", "compare", "--model.checkpoint", str(checkpoint)]
+    process = subprocess.Popen(
+        [*command, "--output_dir", str(tmp_path), "--data.num_samples", "400"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    records = tmp_path / "compare" / "default" / "records"
+    deadline = time.monotonic() + 120
+    while not list(records.rglob("*.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "interrupted" in err and "Traceback" not in err
+    assert not list(tmp_path.rglob("m5_*"))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_yaml_fits_the_signatures(path, capsys):
+    command = "fit" if path.stem.startswith("train") else path.stem
+    code, out, err = run([command, "--config", path, "--print_config"], capsys)
+    assert code == 0, err
+    assert "checkpoint:" in out
+
+
+@pytest.mark.skipif(not (BUNDLED / "model.safetensors").exists(), reason="no bundled checkpoint yet")
+def test_the_configuration_to_train_from_is_that_of_the_bundled_checkpoint():
+    for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
+        ours, theirs = (json.loads((folder / name).read_text()) for folder in (CONFIGS / "molmoe_shapes", BUNDLED))
+        ours.pop("transformers_version", None), theirs.pop("transformers_version", None)
+        assert ours == theirs
