@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import transformers
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
@@ -44,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"},
+            parser_kwargs={
+                "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
+            },
             args=arguments,
         )
     except KeyboardInterrupt:
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stop.__context__, KeyboardInterrupt):
             _stop("interrupted: no result was written; the same command continues where it was")
         raise
-    except (ValueError, OSError, NotImplementedError) as error:
+    except (ValueError, OSError, NotImplementedError, MisconfigurationException) as error:
         if debug:
             raise
         _stop(f"error: {error}")
@@ -79,9 +82,9 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
             while position < len(arguments) and not arguments[position].startswith("--"):
                 position += 1
         values = list(arguments[start:position])
-        # a value in brackets is already in LightningCLI's form
-        if not values or values[0].startswith("["):
-            result += [option, *values]
+        # already in LightningCLI's form: in brackets, or null for the default
+        if not values or values == ["null"] or values[0].startswith("["):
+            result += [option, " ".join(values)] if values else [option]
         elif option in REPEATED_LISTS:
             if option not in repeated:
                 result += [option, option]  # its place; the second is replaced below

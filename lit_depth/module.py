@@ -13,7 +13,8 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from lit_depth.functional import find_blocks
-from lit_depth.functional.sweep import answer_masks, reference_logprob
+from lit_depth.functional.scoring import reference_logprob
+from lit_depth.functional.sweep import IMAGE_INPUTS, answer_masks
 from lit_depth.models.loading import load_checkpoint, new_model
 
 
@@ -77,6 +78,8 @@ class DepthModule(LightningModule):
                 trust_remote_code=trust_remote_code,
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
+        # set by whoever knows the task (a study), where the user left it open
+        self.max_new_tokens: int = max_new_tokens or 16
         # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
         self.requested_masks: dict[str, Tensor] | None = None
         self.on_mask: Callable[[], None] = lambda: None
@@ -86,12 +89,29 @@ class DepthModule(LightningModule):
         """The processor's tokenizer; a text model's processor is its tokenizer."""
         return getattr(self.processor, "tokenizer", self.processor)
 
+    @property
+    def pad_token_id(self) -> int:
+        """Token that fills rows: the tokenizer's pad token, else its end token."""
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
+
+    def use_task(self, max_new_tokens: int) -> None:
+        """Answer with at most this many tokens, unless the module was made with its own ``max_new_tokens``."""
+        self.max_new_tokens = self.hparams["max_new_tokens"] or max_new_tokens
+
     def request_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Ask `predict_step` to answer under these masks too (mask id -> bool ``[num_blocks]``)."""
         for mask in masks.values():
             if len(mask) != self.num_blocks:
                 raise ValueError(f"expected masks of {self.num_blocks} blocks, got one of {len(mask)}")
         self.requested_masks = {**(self.requested_masks or {}), **masks}
+
+    def on_fit_start(self) -> None:
+        self.model.train()  # loaded in evaluation mode, which Lightning would keep
+
+    def on_predict_start(self) -> None:
+        if hasattr(self.trainer.datamodule, "task"):
+            self.use_task(self.trainer.datamodule.task.max_new_tokens)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
         """Answer an evaluation batch under every requested mask (the full model where nobody asked)."""
@@ -106,9 +126,9 @@ class DepthModule(LightningModule):
             model_inputs(batch),
             list(masks.values()),
             answer_ids=batch["answer_ids"],
-            max_new_tokens=self._max_new_tokens(),
+            max_new_tokens=self.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            pad_token_id=self.pad_token_id,
             max_rows=self.hparams["max_rows"],
             blocks=self.hparams["blocks"],
             on_mask=self.on_mask,
@@ -127,7 +147,8 @@ class DepthModule(LightningModule):
         if mixture:
             text = self.model.config.get_text_config()
             mask = batch["attention_mask"]
-            real = mask.diagonal(dim1=-2, dim2=-1)[:, 0] if mask.ndim == 4 else None
+            # every real query, and no padded one, attends to the first key
+            real = mask[:, 0, :, 0] if mask.ndim == 4 else mask
             balance = sum(
                 load_balancing_loss_func((logits,), text.num_experts, text.num_experts_per_tok, real)
                 for logits in outputs.router_logits
@@ -140,8 +161,8 @@ class DepthModule(LightningModule):
         """Log the mean log-probability of the reference answers."""
         if not batch["sample_ids"]:
             return
-        pad = self.tokenizer.pad_token_id
-        scores = reference_logprob(self.model, model_inputs(batch), batch["answer_ids"], pad_token_id=pad)
+        inputs = model_inputs(batch)
+        scores = reference_logprob(self.model, inputs, batch["answer_ids"], pad_token_id=self.pad_token_id)
         self.log("val/reference_logprob", scores.mean(), batch_size=len(scores), prog_bar=True, sync_dist=True)
 
     test_step = validation_step
@@ -158,13 +179,8 @@ class DepthModule(LightningModule):
         schedule = get_cosine_schedule_with_warmup(optimizer, options["warmup_steps"], steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _max_new_tokens(self) -> int:
-        task = getattr(getattr(self.trainer, "datamodule", None), "task", None)
-        return self.hparams["max_new_tokens"] or getattr(task, "max_new_tokens", 16)
-
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a batch that are inputs of the model, not labels or bookkeeping."""
-    names: tuple[str, ...] = ("input_ids", "attention_mask", "position_ids", "images", "image_masks", "image_input_idx")
-    names += ("pixel_values", "image_sizes", "image_grid_thw", "token_type_ids", "mm_token_type_ids")
-    return {name: batch[name] for name in names if name in batch}
+    text = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+    return {name: batch[name] for name in (*text, *IMAGE_INPUTS) if name in batch}

@@ -1,4 +1,4 @@
-"""The bundled checkpoint: good at its task, a useful subject for skipping, and the KV law on every one of its blocks."""
+"""The bundled checkpoint: good at its task, a useful subject for skipping, and the KV law on every block."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_masked_generate_equals_pruned_copy_equals_recomputation(bundled, batch,
     with masked(model, mask):
         expected = without_cache(model, batch)
         logits = model(**batch).logits
-        tokens = {cache: model.generate(**batch, **options, cache_implementation=cache) for cache in ("dynamic", "static")}
+        tokens = {
+            cache: model.generate(**batch, **options, cache_implementation=cache) for cache in ("dynamic", "static")
+        }
     real = batch["attention_mask"].bool()
     torch.testing.assert_close(logits[real], pruned(**batch).logits[real], atol=1e-5, rtol=0)
     for cache, ours in tokens.items():
@@ -73,7 +75,9 @@ def test_answers_at_least_nine_of_ten_questions(bundled):
     data = DepthDataModule(processor=processor, num_samples=400, batch_size=100)
     scores = []
     for prepared in data.eval_dataloader("validation"):
-        tokens = model.generate(**model_inputs(prepared), max_new_tokens=4, do_sample=False, eos_token_id=0, pad_token_id=1)
+        tokens = model.generate(
+            **model_inputs(prepared), max_new_tokens=4, do_sample=False, eos_token_id=0, pad_token_id=1
+        )
         texts = processor.batch_decode(tokens[:, prepared["input_ids"].shape[1] :], skip_special_tokens=True)
         scores += [exact_match(text, sample.references) for text, sample in zip(texts, prepared["samples"])]
     assert sum(scores) / len(scores) >= 0.9
@@ -83,7 +87,10 @@ def test_is_small_and_in_the_released_layout(bundled):
     path = BUNDLED / "model.safetensors"
     assert path.stat().st_size <= 16 * 2**20
     names = load_file(path)
-    assert "model.transformer.blocks.15.mlp.experts.7.gate_proj.weight" in names and "model.transformer.wte.embedding" in names
+    assert (
+        "model.transformer.blocks.15.mlp.experts.7.gate_proj.weight" in names
+        and "model.transformer.wte.embedding" in names
+    )
     assert not any("language_model" in name for name in names)
     assert (BUNDLED / "README.md").is_file()
 

@@ -20,7 +20,17 @@ from lit_depth.models.loading import BUNDLED, new_model
 from lit_depth.results.schema import validate_comparison
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SMALL = ["--data.num_samples", "12", "--data.calibration_samples", "8", "--data.batch_size", "8", "--latency_repeats", "1"]
+RESULT = "m5_mask_strategy_comparison.json"
+SMALL = [
+    "--data.num_samples",
+    "12",
+    "--data.calibration_samples",
+    "8",
+    "--data.batch_size",
+    "8",
+    "--latency_repeats",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +65,7 @@ def test_compare_writes_what_it_promises(checkpoint, tmp_path, capsys, lists):
     code, out, _ = run([*arguments, "--num_seeds", "2"], capsys)
     assert code == 0
     folder = tmp_path / "compare" / "x"
-    result = validate_comparison(json.loads((folder / "m5_mask_strategy_comparison.json").read_text()))
+    result = validate_comparison(json.loads((folder / RESULT).read_text()))
     assert {s["num_active_blocks"] for s in result["strategies"]} == {4, 16} and len(result["strategies"]) == 10
     assert result["num_samples"] == 12 and result["importance"]["num_samples"] == 8
     figures = {"m5_quality_vs_blocks.png", "m5_latency_vs_blocks.png", "m5_quality_latency_tradeoff.png"}
@@ -64,23 +74,51 @@ def test_compare_writes_what_it_promises(checkpoint, tmp_path, capsys, lists):
     scores = json.loads((folder / "layer_importance_scores.json").read_text())
     assert list(scores) == [str(block_idx) for block_idx in range(16)]
     assert all(str(folder / "figures" / name) in out for name in figures) and "Is depth a scalar?" in out
-    assert not list(folder.rglob(".*"))  # no temporary file left behind
+    assert [path.name for path in folder.rglob(".*")] == [".lock"]  # no temporary file left behind
 
 
 @pytest.mark.slow
 def test_compare_takes_index_lists_and_an_importance_file(checkpoint, tmp_path, capsys):
     common = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
-    code, _, _ = run([*common, "--active_block_indices", "0", "5", "10", "--active_block_indices", "1"], capsys)
+    lists = ["--active_block_indices", "0", "5", "10", "--active_block_indices", "1"]
+    code, _, _ = run([*common, "--name", "lists", *lists], capsys)
     assert code == 0
-    result = json.loads((tmp_path / "compare" / "default" / "m5_mask_strategy_comparison.json").read_text())
+    result = json.loads((tmp_path / "compare" / "lists" / RESULT).read_text())
     assert [s["masks"][0]["active_block_indices"] for s in result["strategies"]] == [[0, 5, 10], [1]]
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps({str(i): float(i) for i in range(16)}))
     options = ["--importance", scores, "--policies", "importance", "--num_active_blocks", "3", "--latency_repeats", "0"]
-    code, _, _ = run([*common, *options], capsys)
+    code, _, _ = run([*common, "--name", "file", *options], capsys)
     assert code == 0
-    result = json.loads((tmp_path / "compare" / "default" / "m5_mask_strategy_comparison.json").read_text())
+    result = json.loads((tmp_path / "compare" / "file" / RESULT).read_text())
     assert result["strategies"][0]["masks"][0]["active_block_indices"] == [13, 14, 15]
+
+
+@pytest.mark.slow
+def test_a_run_is_finished_once_and_not_mixed_with_another(checkpoint, tmp_path, capsys):
+    options = ["--policies", "prefix", "--num_active_blocks", "2", "--latency_repeats", "0"]
+    common = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL, *options]
+    folder = tmp_path / "compare" / "default"
+    assert run(common, capsys)[0] == 0
+    first, records = (folder / RESULT).read_bytes(), sorted(folder.rglob("*.jsonl"))
+    lines = [path.read_bytes() for path in records]
+    assert run(common, capsys)[0] == 0
+    assert (folder / RESULT).read_bytes() == first and [path.read_bytes() for path in records] == lines
+    (folder / RESULT).unlink()  # killed in the middle: some records are there, the result is not
+    records[0].write_bytes(b"".join(lines[0].splitlines(keepends=True)[:7]))
+    assert run(common, capsys)[0] == 0
+    assert close(json.loads((folder / RESULT).read_text()), json.loads(first))
+    code, _, err = run([*common, "--num_seeds", "3", "--data.num_samples", "11"], capsys)
+    assert code == 2 and "holds a run with another num_seeds: there 5, now 3" in err and "--name" in err
+
+
+def close(a, b) -> bool:
+    """Equal but for the last digits of floats: the continued run's batches are the same, its kernels need not be."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(close, a, b))
+    return a == pytest.approx(b, rel=1e-6) if isinstance(a, float) else a == b
 
 
 @pytest.mark.parametrize(
@@ -93,7 +131,7 @@ def test_compare_takes_index_lists_and_an_importance_file(checkpoint, tmp_path, 
         (["--active_block_indices", "0", "x"], "expected block indices such as 0 5 10, got 'x'"),
         (["--importance", "/nowhere/scores.json"], "expected a JSON file"),
         (["--keep", "0", "1", "2", "--num_active_blocks", "2"], "k"),
-        (["--confidence", "1.5"], "confidence must lie between 0 and 1"),
+        (["--confidence", "1.5"], "confidence and max_bad_samples must lie between 0 and 1, got 1.5"),
         (["--output_dir", "/proc/nowhere"], "cannot write to"),
         (["--data.task", "shapes_vqq"], "shapes_vqa"),
         (["--no_such_flag", "1"], "no_such_flag"),
@@ -133,7 +171,9 @@ def test_processor_geometry_must_fit_the_model(checkpoint, tmp_path, capsys):
     for path in checkpoint.iterdir():
         (other / path.name).write_bytes(path.read_bytes())
     for name in ("preprocessor_config.json", "processor_config.json"):
-        text = (other / name).read_text().replace("56", "112").replace('"image_patch_size": 7', '"image_patch_size": 14')
+        text = (
+            (other / name).read_text().replace("56", "112").replace('"image_patch_size": 7', '"image_patch_size": 14')
+        )
         (other / name).write_text(text)
     code, _, err = run(["compare", "--model.checkpoint", other, "--output_dir", tmp_path, *SMALL], capsys)
     assert code == 2 and "geometry" in err and "Traceback" not in err

@@ -36,7 +36,7 @@ class MaskSweep(Callback):
         folder: Folder of the append-only record files, one per process. What earlier runs recorded there is not
             evaluated again, whatever their number of processes.
         metric: Class name in `lit_depth.metrics` whose ``score`` rates one answer.
-        max_bad_samples: Largest share of bad samples before the run stops with an error.
+        max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
     Raises:
@@ -58,13 +58,16 @@ class MaskSweep(Callback):
         self.description = description
         self.records: pd.DataFrame | None = None
         self.bad_samples: dict[str, str] = {}
-        self._num_seen = 0
+        self._num_samples = 0
         self._done: set[tuple[str, str]] = set()
         self._writer: RecordWriter | None = None
         self._progress: Any = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._done = _recorded(self.folder)
+        loaders = trainer.predict_dataloaders
+        loaders = loaders if isinstance(loaders, list) else [loaders]
+        self._num_samples = sum(len(loader.dataset) for loader in loaders)
         self._writer = RecordWriter(self.folder / f"rank{trainer.global_rank}.jsonl")
         self._progress = tqdm(
             total=int(sum(trainer.num_predict_batches)) * len(self.masks),
@@ -76,7 +79,12 @@ class MaskSweep(Callback):
         pl_module.on_mask = self._progress.update  # type: ignore[assignment]
 
     def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._record_bad_samples(batch)
         wanted = {
@@ -116,9 +124,19 @@ class MaskSweep(Callback):
         # every process has written its last record before any process reads
         trainer.strategy.barrier("lit_depth: records complete")
         frame = read_records(sorted(self.folder.glob("rank*.jsonl")))
-        bad = frame[frame["mask"] == BAD]
-        self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
         self.records = frame[frame["mask"].isin(list(self.masks))].reset_index(drop=True)
+        # a sample that an earlier run could not read, and this one could, is not bad any more
+        bad = frame[(frame["mask"] == BAD) & ~frame["sample"].isin(self.records["sample"])]
+        self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
+        self._refuse_too_many_bad_samples()  # over all processes
+
+    def _refuse_too_many_bad_samples(self) -> None:
+        if len(self.bad_samples) > self.max_bad_samples * self._num_samples:
+            name, reason = next(iter(self.bad_samples.items()))
+            raise ValueError(
+                f"{len(self.bad_samples)} of {self._num_samples} samples cannot be evaluated, allowed are "
+                f"{self.max_bad_samples:.1%} (max_bad_samples); the first: {name}: {reason}"
+            )
 
     def check_complete(self, num_samples: int) -> None:
         """Raise ValueError unless every mask has a record of each of the same ``num_samples`` samples."""
@@ -141,13 +159,7 @@ class MaskSweep(Callback):
             self.bad_samples[bad.id] = bad.reason
             if (BAD, bad.id) not in self._done:
                 self._writer.write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
-        self._num_seen += len(batch["sample_ids"]) + len(batch["bad_samples"])
-        if len(self.bad_samples) > max(1, int(self.max_bad_samples * self._num_seen)):
-            name, reason = next(iter(self.bad_samples.items()))
-            raise ValueError(
-                f"{len(self.bad_samples)} of the first {self._num_seen} samples cannot be evaluated, allowed are "
-                f"{self.max_bad_samples:.1%} (max_bad_samples); the first: {name}: {reason}"
-            )
+        self._refuse_too_many_bad_samples()
 
 
 def _recorded(folder: Path) -> set[tuple[str, str]]:

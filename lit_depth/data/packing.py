@@ -109,7 +109,7 @@ class PackedCollator:
             packed.append(pack_row(prefix[: -len(pairs[0][0])], pairs))
         input_ids, position_ids, labels, segments = (
             pad_sequence(list(column), batch_first=True, padding_value=padding)
-            for column, padding in zip(zip(*packed), (tokenizer.pad_token_id, 0, IGNORE, -1))
+            for column, padding in zip(zip(*packed), (self.processor.pad_token_id, 0, IGNORE, -1))
         )
         batch = {
             "input_ids": input_ids,

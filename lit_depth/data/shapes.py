@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,7 +125,9 @@ class ShapesImage:
     questions: tuple[Question, ...]
 
 
-def draw_shapes_image(seed: int, split: str, index: int) -> ShapesImage:
+def draw_shapes_image(
+    seed: int, split: str, index: int, type_weights: Mapping[str, float] = TYPE_WEIGHTS
+) -> ShapesImage:
     """Return image number `index` of a split; the arguments determine every pixel and every word.
 
     >>> shapes = draw_shapes_image(seed=0, split="validation", index=0)
@@ -133,7 +135,7 @@ def draw_shapes_image(seed: int, split: str, index: int) -> ShapesImage:
     ((84, 56), 'What color is the diamond?', 'green')
     """
     draws = Draws("shapes_vqa", seed, check_split(split), index)
-    types = _draw_types(draws, QUESTIONS_PER_IMAGE[split])
+    types = _draw_types(draws, QUESTIONS_PER_IMAGE[split], type_weights)
     # A tenth of all scenes belongs to an evaluation split, and not all allow the questions: the bound is far away.
     for _ in range(100_000):
         scene = _draw_scene(draws)
@@ -145,12 +147,12 @@ def draw_shapes_image(seed: int, split: str, index: int) -> ShapesImage:
     raise AssertionError(f"no scene found for seed {seed}, split {split}, index {index}")
 
 
-def _draw_types(draws: Draws, count: int) -> list[str]:
+def _draw_types(draws: Draws, count: int, weights: Mapping[str, float]) -> list[str]:
     # Systematic sampling: equally spaced points with one random offset give every type its share on average, and
     # each image the share rounded up or down.
     offset = draws.below(1 << 20) / (1 << 20)
-    edges = np.cumsum(list(TYPE_WEIGHTS.values()))
-    return [tuple(TYPE_WEIGHTS)[int(np.searchsorted(edges, (i + offset) / count, side="right"))] for i in range(count)]
+    edges = np.cumsum(list(weights.values()))
+    return [tuple(weights)[int(np.searchsorted(edges, (i + offset) / count, side="right"))] for i in range(count)]
 
 
 def _draw_scene(draws: Draws) -> Scene:
@@ -305,17 +307,25 @@ class ShapesVQA(Task):
     Args:
         num_images: Images per split that `load` draws; 4 questions each (6 in the train split).
         seed: Another seed gives other images of the same kind.
+        train_type_weights: Share of each question type in the training set, summing to 1, to dwell on the hard ones;
+            null = the shares of the evaluation splits.
     """
 
     name = "shapes_vqa"
     metric = "ExactMatch"
     max_new_tokens = 4
 
-    def __init__(self, num_images: int = 500, seed: int = 0) -> None:
+    def __init__(
+        self, num_images: int = 500, seed: int = 0, train_type_weights: dict[str, float] | None = None
+    ) -> None:
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
+        weights = train_type_weights or TYPE_WEIGHTS
+        if set(weights) - set(TYPE_WEIGHTS) or abs(sum(weights.values()) - 1) > 1e-6:
+            raise ValueError(f"train_type_weights must be shares of {list(TYPE_WEIGHTS)} that sum to 1, got {weights}")
         self.num_images = num_images
         self.seed = seed
+        self.train_type_weights = train_type_weights
 
     def load(self, split: str, path: str | None = None) -> datasets.Dataset:
         """Draw the first `num_images` images of a split, in memory.
@@ -369,7 +379,7 @@ class ShapesVQA(Task):
         return shapes_prompt(sample.question)
 
     def training_set(self, num_images: int, seed: int) -> ShapesTrainingSet:
-        return ShapesTrainingSet(num_images, seed)
+        return ShapesTrainingSet(num_images, seed, self.train_type_weights)
 
 
 class ShapesTrainingSet(Dataset[TrainingItem]):
@@ -378,11 +388,15 @@ class ShapesTrainingSet(Dataset[TrainingItem]):
     Args:
         num_images: Length.
         seed: As in `ShapesVQA`.
+        type_weights: Share of each question type, summing to 1; the task's own shares by default.
     """
 
-    def __init__(self, num_images: int = 50_000, seed: int = 0) -> None:
+    def __init__(
+        self, num_images: int = 50_000, seed: int = 0, type_weights: Mapping[str, float] | None = None
+    ) -> None:
         self.num_images = num_images
         self.seed = seed
+        self.type_weights = TYPE_WEIGHTS if type_weights is None else type_weights
 
     def __len__(self) -> int:
         return self.num_images
@@ -390,7 +404,7 @@ class ShapesTrainingSet(Dataset[TrainingItem]):
     def __getitem__(self, index: int) -> TrainingItem:
         if not 0 <= index < self.num_images:
             raise IndexError(f"index {index} is outside of 0..{self.num_images - 1}")
-        shapes = draw_shapes_image(self.seed, "train", index)
+        shapes = draw_shapes_image(self.seed, "train", index, self.type_weights)
         cell_shapes, cell_colors = _cell_labels(shapes.scene)
         return TrainingItem(
             image=shapes.image,

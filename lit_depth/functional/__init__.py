@@ -12,19 +12,27 @@ from lit_depth.functional.policies import (
     top_k,
     uniform,
 )
+from lit_depth.functional.scoring import reference_logprob
+from lit_depth.functional.sweep import generate, sweep_forward, sweep_generate
+from lit_depth.functional.trie import MaskTrie
 
 __all__ = [
+    "MaskTrie",
     "check_mask",
     "find_blocks",
     "find_decoder",
     "from_indices",
     "from_mask_id",
+    "generate",
     "leave_one_out",
     "mask_id",
     "masked",
     "prefix",
     "random",
+    "reference_logprob",
     "suffix",
+    "sweep_forward",
+    "sweep_generate",
     "threshold",
     "top_k",
     "uniform",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,7 +127,8 @@ class CallWidth:
 
     def __init__(self, measure: bool) -> None:
         self.measure = measure
-        self.costs: dict[int, list[float]] = {}
+        # width -> (number of measurements, smallest seconds per group)
+        self.costs: dict[int, tuple[int, float]] = {}
 
     def choose(self, available: int) -> int:
         """A width for the next call, at most the number of groups that are waiting."""
@@ -134,17 +136,18 @@ class CallWidth:
             return available
         widths = [1 << power for power in range(available.bit_length()) if 1 << power <= available]
         for width in widths:
-            if len(self.costs.get(width, ())) < 2:
+            if width not in self.costs or self.costs[width][0] < 2:
                 return width
             # twice as wide cannot help once it has become clearly worse
-            if width > 1 and min(self.costs[width]) > 1.25 * min(self.costs[width // 2]):
+            if width > 1 and self.costs[width][1] > 1.25 * self.costs[width // 2][1]:
                 break
-        known = [width for width in widths if len(self.costs.get(width, ())) >= 2]
-        return min(known, key=lambda width: min(self.costs[width]))
+        return min((width for width in widths if width in self.costs), key=lambda width: self.costs[width][1])
 
     def record(self, width: int, seconds: float) -> None:
         """Note what a call of this width took."""
-        self.costs.setdefault(width, []).append(seconds / width)
+        if self.measure:
+            count, cost = self.costs.get(width, (0, float("inf")))
+            self.costs[width] = (count + 1, min(cost, seconds / width))
 
 
 @contextmanager
@@ -217,8 +220,8 @@ class TrieDriver:
             if count == 1:
                 output = real(members[0], *args, **kwargs)
             else:
-                batch = len(members[0])
-                repeated = _map_rows((args, kwargs), batch, lambda rows: rows.repeat(count, *[1] * (rows.ndim - 1)))
+                repeat = partial(_repeat, count=count)
+                repeated = _map_rows((args, kwargs), len(members[0]), repeat)
                 output = real(torch.cat(members), *repeated[0], **repeated[1])
             if not isinstance(output, Tensor):
                 raise CannotDriveError(f"a block returned {type(output).__name__} instead of a tensor")
@@ -265,6 +268,10 @@ class RowDriver:
             return hidden_states.index_copy(0, rows, output)
 
         return forward
+
+
+def _repeat(rows: Tensor, count: int) -> Tensor:
+    return rows.repeat(count, *[1] * (rows.ndim - 1))
 
 
 def _map_rows(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:

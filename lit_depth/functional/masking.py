@@ -154,7 +154,10 @@ def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
         return "its blocks return tuples"
     if any(hasattr(module, "get_rope_index") for module in model.modules()):
         return "its rotary positions have several axes"
-    if any(kind and "attention" not in kind or "linear" in kind for kind in getattr(decoder.config, "layer_types", None) or ()):
+    if any(
+        kind and "attention" not in kind or "linear" in kind
+        for kind in getattr(decoder.config, "layer_types", None) or ()
+    ):
         return "some of its blocks keep a recurrent state"
     return None
 

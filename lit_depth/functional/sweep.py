@@ -6,7 +6,6 @@ times cheaper, because vision and shared leading blocks run once and all masks d
 
 from __future__ import annotations
 
-import inspect
 import os
 import warnings
 import weakref
@@ -15,15 +14,24 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from lit_depth.functional.blocks import find_blocks
 from lit_depth.functional.engine import CallWidth, CannotDriveError, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import check_drivable, check_mask, masked
+from lit_depth.functional.scoring import answer_logprob, keep_last, reference_logprob, with_answers, with_positions
 from lit_depth.functional.trie import MaskTrie, chunk_masks
 
-IGNORE = -100
 # needed with the prompt only; a later pass over the same batch reuses the embeddings that they went into
-IMAGE_INPUTS = ("images", "image_masks", "image_input_idx", "pixel_values", "image_sizes", "pixel_attention_mask")
+IMAGE_INPUTS = (
+    "images",
+    "image_masks",
+    "image_input_idx",
+    "pixel_values",
+    "pixel_attention_mask",
+    "image_sizes",
+    "image_grid_thw",
+)
 
 
 class SweepOutput(NamedTuple):
@@ -143,7 +151,12 @@ def answer_masks(
     module_list = find_blocks(model, blocks)
     masks = _check_masks(masks, len(module_list))
     eos = _eos_tensor(eos_token_id)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "eos": eos, "pad": pad_token_id, "answer_ids": answer_ids}
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "eos": eos,
+        "pad": pad_token_id,
+        "answer_ids": answer_ids,
+    }
     reason = check_drivable(model, module_list)
     if reason is None:
         batch = len(inputs["input_ids"])
@@ -192,32 +205,22 @@ def generate(
     driver = RowDriver(masks.to(prompt.device))
     cache = RowCache(len(module_list), prompt.shape[1] + max_new_tokens)
     with driven(module_list, driver.make_forward):
-        logits = model(**_with_positions(model, inputs), past_key_values=cache, use_cache=True, **_keep_last(model, 1)).logits
+        logits = model(
+            **with_positions(model, inputs), past_key_values=cache, use_cache=True, **keep_last(model, 1)
+        ).logits
     cache.length = prompt.shape[1]
     first = logits[:, -1].argmax(-1)
     return _decode(
-        model, module_list, driver, cache, first, inputs["attention_mask"], max_new_tokens, _eos_tensor(eos_token_id), pad_token_id
+        model,
+        module_list,
+        driver,
+        cache,
+        first,
+        inputs["attention_mask"],
+        max_new_tokens,
+        _eos_tensor(eos_token_id),
+        pad_token_id,
     )
-
-
-@torch.no_grad()
-def reference_logprob(
-    model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, *, pad_token_id: int
-) -> Tensor:
-    """Mean log-probability of each row's reference answer given its prompt: one forward, no decoding.
-
-    Args:
-        model: A Hugging Face decoder (text or vision-language).
-        inputs: Left-padded prompt, see `sweep_generate`.
-        answer_ids: ``[batch, answer]``, padded on the right with -100; every row has at least one token.
-        pad_token_id: Stands in for the padding of the answers.
-
-    Returns:
-        float32 ``[batch]``, on the CPU.
-    """
-    extended = _with_positions(model, _with_answers(inputs, answer_ids, pad_token_id))
-    logits = model(**extended, use_cache=False, **_keep_last(model, answer_ids.shape[1] + 1)).logits
-    return _answer_logprob(logits[:, -answer_ids.shape[1] - 1 :], answer_ids)
 
 
 # one warning per model, and what was learnt about it, for as long as it lives
@@ -244,7 +247,9 @@ def _in_chunks(
     while waiting:
         chunk = waiting.pop(0)
         try:
-            chunk_tokens, chunk_logprobs, embeddings = _answer_chunk(model, inputs, masks[chunk], blocks, embeddings, options)
+            chunk_tokens, chunk_logprobs, embeddings = _answer_chunk(
+                model, inputs, masks[chunk], blocks, embeddings, options
+            )
         except torch.OutOfMemoryError:
             if len(chunk) == 1:
                 raise
@@ -274,12 +279,12 @@ def _answer_chunk(
     answer_length = 0 if answer_ids is None else answer_ids.shape[1]
     trie = MaskTrie(masks)
     cache = RowCache(len(blocks), length + max(new_tokens, answer_length))
-    extended = inputs if answer_ids is None else _with_answers(inputs, answer_ids, options["pad"])
+    extended = inputs if answer_ids is None else with_answers(inputs, answer_ids, options["pad"])
     if embeddings is not None:
         extended = {name: value for name, value in extended.items() if name not in IMAGE_INPUTS}
     driver = TrieDriver(trie, _call_width(model, inputs), cache, keep=answer_length + 1, embeddings=embeddings)
     with driven(blocks, driver.make_forward):
-        logits = model(**_with_positions(model, extended), past_key_values=cache, use_cache=True).logits
+        logits = model(**with_positions(model, extended), past_key_values=cache, use_cache=True).logits
     cache.length = length
     for block_idx, (layer, level) in enumerate(zip(cache.layers, trie.levels)):
         if level.run and not layer.parts:  # type: ignore[union-attr]
@@ -288,7 +293,7 @@ def _answer_chunk(
         layer.assign(places[places >= 0].tolist(), batch)  # type: ignore[union-attr]
     scored = torch.zeros(len(masks), 0)
     if answer_ids is not None:
-        scored = _answer_logprob(logits, answer_ids.repeat(len(masks), 1)).unflatten(0, (len(masks), batch))
+        scored = answer_logprob(logits, answer_ids.repeat(len(masks), 1)).unflatten(0, (len(masks), batch))
     rows = RowDriver(masks.to(prompt.device).repeat_interleave(batch, dim=0))
     attention = inputs["attention_mask"].repeat(len(masks), 1)
     first = logits[:, 0].argmax(-1)
@@ -326,27 +331,11 @@ def _decode(
                 token, attention_mask = token[kept], attention_mask[kept]
                 present, alive = present[alive], alive[alive]
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(token), 1)], dim=1)
-            inputs = _with_positions(model, {"input_ids": token[:, None], "attention_mask": attention_mask})
+            inputs = with_positions(model, {"input_ids": token[:, None], "attention_mask": attention_mask})
             logits = model(**inputs, past_key_values=cache, use_cache=True).logits
             cache.length += 1
             token = logits[:, -1].argmax(-1)
     return tokens
-
-
-def _with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the positions that ``generate`` would derive from the attention mask: padding does not count."""
-    if "position_ids" in inputs or "position_ids" not in inspect.signature(type(model).forward).parameters:
-        return dict(inputs)
-    # multi-axis rotary positions are the model's own business
-    if any(hasattr(module, "get_rope_index") for module in (model, getattr(model, "model", None))):
-        return dict(inputs)
-    positions = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
-    return {**inputs, "position_ids": positions[:, -inputs["input_ids"].shape[1] :]}
-
-
-def _keep_last(model: nn.Module, positions: int) -> dict[str, int]:
-    """Ask for the last logits only, where the model knows how."""
-    return {"logits_to_keep": positions} if "logits_to_keep" in inspect.signature(type(model).forward).parameters else {}
 
 
 def _one_by_one(
@@ -367,35 +356,17 @@ def _one_by_one(
                 logprobs[index] = reference_logprob(model, inputs, answer_ids, pad_token_id=options["pad"])
             generated = model.generate(  # type: ignore[operator]
                 **inputs,
-                max_new_tokens=options["max_new_tokens"],
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=eos or None,
-                pad_token_id=options["pad"],
+                generation_config=GenerationConfig(
+                    max_new_tokens=options["max_new_tokens"],
+                    do_sample=False,
+                    num_beams=1,
+                    eos_token_id=eos or [-1],  # None would be filled in from the model's own configuration
+                    pad_token_id=options["pad"],
+                ),
             )[:, length:]
         tokens[index, :, : generated.shape[1]] = generated.cpu()
         on_mask()
     return tokens, logprobs
-
-
-def _with_answers(inputs: Mapping[str, Tensor], answer_ids: Tensor, pad: int) -> dict[str, Tensor]:
-    """The prompt with the reference answer behind it."""
-    real = answer_ids != IGNORE
-    attention = inputs["attention_mask"]
-    return {
-        **inputs,
-        "input_ids": torch.cat([inputs["input_ids"], answer_ids.masked_fill(~real, pad)], dim=1),
-        "attention_mask": torch.cat([attention, real.to(attention.dtype)], dim=1),
-    }
-
-
-def _answer_logprob(logits: Tensor, answer_ids: Tensor) -> Tensor:
-    """Mean log-probability from logits ``[rows, answer + 1, vocabulary]``, the first at the prompt's last token."""
-    real = answer_ids != IGNORE
-    targets = answer_ids.masked_fill(~real, 0).unsqueeze(-1)
-    # float32 before the softmax: bfloat16 has too few digits for sums of log-probabilities
-    logprobs = logits[:, :-1].float().log_softmax(-1).gather(-1, targets).squeeze(-1)
-    return (logprobs.masked_fill(~real, 0.0).sum(1) / real.sum(1)).cpu()
 
 
 def _check_masks(masks: Tensor | Sequence[Tensor], num_blocks: int) -> Tensor:
@@ -419,7 +390,11 @@ def _call_width(model: nn.Module, inputs: Mapping[str, Tensor]) -> CallWidth:
 
 
 def _affordable_rows(
-    model: nn.Module, inputs: Mapping[str, Tensor], blocks: nn.ModuleList, max_new_tokens: int, answer_ids: Tensor | None
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    blocks: nn.ModuleList,
+    max_new_tokens: int,
+    answer_ids: Tensor | None,
 ) -> int:
     """Rows whose keys, values and hidden states fill at most a third of the free memory."""
     config = model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
@@ -432,7 +407,12 @@ def _affordable_rows(
     per_row = 2 * length * len(blocks) * 2 * heads * head_dim * parameter.element_size()
     per_row += (answer_length + 1) * config.vocab_size * 4 + 4 * length * config.hidden_size * parameter.element_size()
     if parameter.device.type == "cuda":
-        free = torch.cuda.mem_get_info(parameter.device)[0]
-    else:
+        device = parameter.device
+        free = torch.cuda.mem_get_info(device)[0]
+        # what torch holds for reuse is free for us
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free = 4 * 2**30
     return max(1, int(free / 3 / per_row))

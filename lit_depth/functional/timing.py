@@ -33,7 +33,7 @@ class StageTimer:
         >>> sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=1)
         >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
         >>> with StageTimer(model) as timer:
-        ...     _ = model.generate(torch.tensor([[1, 2]]), max_new_tokens=3, do_sample=False)
+        ...     _ = model.generate(torch.tensor([[1, 2]]), max_new_tokens=3, min_new_tokens=3)
         >>> stages = timer.stages_ms()
         >>> sorted(stages), len(stages["decode_steps"])
         (['decode', 'decode_per_token', 'decode_steps', 'prefill', 'total', 'vision'], 2)

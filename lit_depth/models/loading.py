@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,6 +18,7 @@ from transformers import (
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
 
 
@@ -51,20 +53,26 @@ def load_checkpoint(
     Raises:
         ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones.
     """
-    source = str(BUNDLED) if checkpoint == "bundled" else checkpoint
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    source = str(BUNDLED if checkpoint == "bundled" else Path(checkpoint).expanduser())
     _check_source(source)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(source, **common)
     sees_images = type(config) in AutoModelForImageTextToText._model_mapping
     model_class: Any = AutoModelForImageTextToText if sees_images else AutoModelForCausalLM
-    model, report = model_class.from_pretrained(
-        source,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-        attn_implementation=attn_implementation,
-        use_safetensors=True,  # never a pickle
-        output_loading_info=True,
-        **common,
-    )
+    try:
+        model, report = model_class.from_pretrained(
+            source,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            use_safetensors=True,  # never a pickle
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **common,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint {source} is damaged: {error}") from error
     _check_report(source, report)
     processor = (AutoProcessor if sees_images else AutoTokenizer).from_pretrained(source, **common)
     return model.eval(), processor
@@ -78,8 +86,9 @@ def new_model(folder: str) -> tuple[PreTrainedModel, Any]:
 
 
 def _check_source(source: str) -> None:
-    folder = Path(source).expanduser()
-    looks_like_a_path = folder.is_absolute() or source.startswith(("./", "../", "~")) or source.count("/") != 1
+    folder = Path(source)
+    # organisation/name is a hub id, unless the organisation is a folder here
+    looks_like_a_path = folder.is_absolute() or source.count("/") != 1 or folder.parent.is_dir()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"expected a checkpoint folder with config.json, got {source} without one")
@@ -89,7 +98,7 @@ def _check_source(source: str) -> None:
 
 def _check_report(source: str, report: dict[str, Any]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in report.get(kind) or ())
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get(kind) or ())
         if keys:
             shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
             raise ValueError(

@@ -42,6 +42,27 @@ def prepare_folder(path: str | Path) -> Path:
 
 
 @contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process: two runs appending to the same records would mix them.
+
+    The lock is the operating system's, so a killed run leaves none behind.
+
+    Raises:
+        ValueError: If another process holds it.
+    """
+    import fcntl  # not on Windows
+
+    with _readable_errors(folder):
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder} is in use by another run: wait for it, or give another --name") from error
+        yield
+
+
+@contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place when the body ends without an exception.
 

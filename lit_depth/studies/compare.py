@@ -45,28 +45,32 @@ def compare(
     model: DepthModule,
     datamodule: DepthDataModule,
     *,
-    policies: Sequence[str] = POLICIES,
-    num_active_blocks: Sequence[int] | None = None,
-    active_block_indices: Sequence[Sequence[int]] | None = None,
-    keep: Sequence[int] = (),
-    num_seeds: int = 5,
-    importance: str | None = None,
-    confidence: float = 0.95,
-    latency_repeats: int = 5,
-    latency_new_tokens: int = 8,
-    max_bad_samples: float = 0.01,
-    output_dir: str = "results",
-    name: str = "default",
+    policies: Sequence[str] | None,
+    num_active_blocks: Sequence[int] | None,
+    active_block_indices: Sequence[Sequence[int]] | None,
+    keep: Sequence[int] | None,
+    num_seeds: int,
+    importance: str | None,
+    confidence: float,
+    latency_repeats: int,
+    latency_new_tokens: int,
+    max_bad_samples: float,
+    output_dir: str,
+    name: str,
 ) -> dict[str, Any]:
     """Run the comparison; arguments and result as for `lit_depth.DepthTrainer.compare`."""
     num_blocks = model.num_blocks
-    names, counts = _check_plan(policies, num_active_blocks, num_blocks, num_seeds)
-    plan_masks([n for n in names if n != "importance"], counts, num_blocks, keep=keep, num_seeds=num_seeds)
+    keep = list(keep or ())
+    names, counts = _check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)
     custom = plan_indices(active_block_indices, num_blocks) if active_block_indices else None
+    # all arguments are checked before anything is measured
+    plan_masks(names, counts, num_blocks, [0.0] * num_blocks, num_seeds, keep)
     needs_importance = custom is None and "importance" in names
     given = _read_importance(importance, num_blocks) if importance and needs_importance else None
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if not 0 < confidence < 1 or not 0 <= max_bad_samples <= 1:
+        raise ValueError(
+            f"confidence and max_bad_samples must lie between 0 and 1, got {confidence} and {max_bad_samples}"
+        )
     measures_importance = needs_importance and given is None
     if measures_importance:
         datamodule.check_disjoint("calibration", "validation")
@@ -74,66 +78,80 @@ def compare(
         "policies": names,
         "num_active_blocks": counts,
         "active_block_indices": active_block_indices,
-        "keep": list(keep),
+        "keep": keep,
         "num_seeds": num_seeds,
         "importance": given,
         "confidence": confidence,
     }
     splits = ["calibration", "validation"] if measures_importance else ["validation"]
-    folder, arguments = open_run(trainer, model, datamodule, splits, arguments, output_dir, "compare", name)
+    with open_run(trainer, model, datamodule, splits, arguments, output_dir, "compare", name) as (folder, identity):
+        entry: dict[str, Any] = {"source": "not used", "num_samples": 0, "scores": {}, "intervals": None}
+        if measures_importance:
+            given, entry = _measure_importance(trainer, model, datamodule, folder, confidence, max_bad_samples)
+        elif given is not None:
+            entry |= {"source": str(importance), "scores": {str(index): score for index, score in enumerate(given)}}
+        plan = custom or plan_masks(names, counts, num_blocks, given, num_seeds, keep)
+        masks = [torch.ones(num_blocks, dtype=torch.bool), *(planned.mask for planned in plan)]
+        text = "masks, validation split"
+        scores, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
+        if not trainer.is_global_zero:
+            return {}
+        batch = next(batch for batch in datamodule.eval_dataloader("validation") if batch["sample_ids"])
+        device = trainer.strategy.root_device  # the loop has moved the model back to the CPU
+        latency = measure_latency(model, batch, list(sweep.masks), latency_repeats, latency_new_tokens, device)
 
-    full = torch.ones(num_blocks, dtype=torch.bool)
-    importance_entry: dict[str, Any] = {"source": "not used", "num_samples": 0, "scores": {}, "intervals": None}
-    if given is not None:
-        importance_entry = {"source": str(importance), "num_samples": 0, "scores": dict(_numbered(given)), "intervals": None}
-    elif measures_importance:
-        masks = [full, *leave_one_out(num_blocks)]
-        scores, _ = evaluate(
-            trainer, model, datamodule, "calibration", masks, folder, "importance, calibration split", max_bad_samples
-        )
-        given, intervals = block_importance(scores, num_blocks, confidence)
-        importance_entry = {
-            "source": "accuracy drop on the calibration split",
+        full, strategies = describe_masks(plan, scores, latency, num_blocks, confidence)
+        comparisons = compare_policies(plan, scores, confidence)
+        result = {
+            "command": "compare",
+            "task": datamodule.task.name,
+            "metric": datamodule.task.metric,
+            "num_blocks": num_blocks,
+            "latency_device": str(device),
             "num_samples": len(scores.images),
-            "scores": dict(_numbered(given)),
-            "intervals": intervals,
+            "num_bad_samples": len(sweep.bad_samples),
+            "bad_samples": sweep.bad_samples,
+            "confidence": confidence,
+            "importance": entry,
+            "full": full,
+            "strategies": strategies,
+            "comparisons": comparisons,
+            "answers": answer_questions(comparisons, strategies, confidence),
         }
-
-    plan = custom or plan_masks(names, counts, num_blocks, given, num_seeds, keep)
-    masks = [full, *(planned.mask for planned in plan)]
-    scores, sweep = evaluate(
-        trainer, model, datamodule, "validation", masks, folder, "masks, validation split", max_bad_samples
-    )
-    if not trainer.is_global_zero:
-        return {}
-    batch = next(iter(datamodule.eval_dataloader("validation")))
-    latency = measure_latency(model, batch, list(sweep.masks), latency_repeats, latency_new_tokens)
-
-    full_entry, strategies = describe_masks(plan, scores, latency, num_blocks, confidence)
-    comparisons = compare_policies(plan, scores, confidence)
-    result = {
-        "command": "compare",
-        "task": datamodule.task.name,
-        "metric": datamodule.task.metric,
-        "num_blocks": num_blocks,
-        "num_samples": len(scores.images),
-        "num_bad_samples": len(sweep.bad_samples),
-        "bad_samples": sweep.bad_samples,
-        "confidence": confidence,
-        "importance": importance_entry,
-        "full": full_entry,
-        "strategies": strategies,
-        "comparisons": comparisons,
-        "answers": answer_questions(comparisons, strategies, confidence),
-    }
-    _write(folder, result, arguments, sweep.records)
+        _write(folder, result, identity, sweep.records)
     _log(trainer, result, folder)
     print(_summary(result, folder))
     return result
 
 
+def _measure_importance(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    folder: Path,
+    confidence: float,
+    max_bad_samples: float,
+) -> tuple[list[float], dict[str, Any]]:
+    """Accuracy drop of every block on the calibration split: the scores, and the result's ``importance`` entry."""
+    masks = [torch.ones(model.num_blocks, dtype=torch.bool), *leave_one_out(model.num_blocks)]
+    text = "importance, calibration split"
+    scores, _ = evaluate(trainer, model, datamodule, "calibration", masks, folder, text, max_bad_samples)
+    drops, intervals = block_importance(scores, model.num_blocks, confidence)
+    return drops, {
+        "source": "accuracy drop on the calibration split",
+        "num_samples": len(scores.images),
+        "scores": {str(block_idx): drop for block_idx, drop in enumerate(drops)},
+        "intervals": intervals,
+    }
+
+
 def measure_latency(
-    model: DepthModule, batch: Mapping[str, Any], mask_ids: Sequence[str], repeats: int, new_tokens: int
+    model: DepthModule,
+    batch: Mapping[str, Any],
+    mask_ids: Sequence[str],
+    repeats: int,
+    new_tokens: int,
+    device: torch.device,
 ) -> dict[str, dict[str, Any]]:
     """Time one request (batch 1) under every mask.
 
@@ -141,19 +159,20 @@ def measure_latency(
     alike. One untimed round comes first.
 
     Args:
-        model: The module; its model is timed where it is.
+        model: The module.
         batch: An evaluation batch to take requests from.
         mask_ids: Masks to time.
         repeats: Timed requests per mask; 0 = no latency.
         new_tokens: Tokens generated by each request, end tokens ignored.
+        device: Where to time; the model is moved there, and back to the CPU.
 
     Returns:
         ``{mask id: {stage: summary}}`` in milliseconds, see `lit_depth.functional.timing.summarize`.
     """
     if repeats < 1:
         return {}
-    batch = model.transfer_batch_to_device(dict(batch), model.device, 0)
-    rows = model_inputs(batch)
+    model.to(device)
+    rows = model_inputs(model.transfer_batch_to_device(dict(batch), device, 0))
     requests = [_row(rows, index % len(rows["input_ids"])) for index in range(repeats)]
     order = random.Random(0)
     times: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in mask_ids}
@@ -167,6 +186,7 @@ def measure_latency(
                 for stage in STAGES:
                     times[name][stage].append(measured[stage])
                 progress.update()
+    model.cpu()
     return {name: {stage: summarize(values) for stage, values in stages.items()} for name, stages in times.items()}
 
 
@@ -186,37 +206,41 @@ def _row(rows: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
 
 
 def _check_plan(
-    names: Sequence[str], counts: Sequence[int] | None, num_blocks: int, num_seeds: int
+    policies: Sequence[str] | None,
+    counts: Sequence[int] | None,
+    num_blocks: int,
+    num_seeds: int,
+    keep: Sequence[int],
 ) -> tuple[list[str], list[int]]:
+    names = list(dict.fromkeys(POLICIES if policies is None else policies))
     unknown = [name for name in names if name not in POLICIES]
     if unknown or not names:
         raise ValueError(f"policies must be among {', '.join(POLICIES)}, got {', '.join(unknown) or 'none'}")
-    chosen = list(range(1, num_blocks + 1)) if counts is None else sorted(set(counts))
+    # by default every number of blocks that leaves room for those that are always kept
+    chosen = list(range(max(1, len(keep)), num_blocks + 1)) if counts is None else sorted(set(counts))
     wrong = [count for count in chosen if not 1 <= count <= num_blocks]
     if wrong or not chosen:
         raise ValueError(f"num_active_blocks must lie in 1..{num_blocks}, got {wrong or 'none'}")
     if num_seeds < 1:
         raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
-    return list(dict.fromkeys(names)), chosen
+    return names, chosen
 
 
 def _read_importance(path: str, num_blocks: int) -> list[float]:
     try:
         scores = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}') from error
+        raise ValueError(
+            f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}'
+        ) from error
     return to_importance(scores, num_blocks, path)
-
-
-def _numbered(scores: Sequence[float]) -> list[tuple[str, float]]:
-    return [(str(block_idx), score) for block_idx, score in enumerate(scores)]
 
 
 def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: Any) -> None:
     comparison = validate_comparison(result)
-    for stale in (folder / "figures").glob("m5_*.png"):
-        stale.unlink()
     figures = write_figures(comparison, folder / "figures")
+    for path in set((folder / "figures").glob("m5_*.png")) - set(figures):
+        path.unlink()  # of an earlier run with latency
     write_parquet(folder / "records.parquet", records)
     if result["importance"]["scores"]:
         write_json(folder / IMPORTANCE, result["importance"]["scores"])
@@ -262,7 +286,11 @@ def _table(result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
             entry = by_key.get((name, count))
             low, high = entry["quality_ci"] if entry else (0.0, 0.0)
             row.append(f"{entry['quality']:.3f} [{low:.2f}, {high:.2f}]" if entry else None)
-        times = [s["latency_ms"]["total"]["P50"] for s in result["strategies"] if s["num_active_blocks"] == count and s["latency_ms"]]
+        times = [
+            s["latency_ms"]["total"]["P50"]
+            for s in result["strategies"]
+            if s["num_active_blocks"] == count and s["latency_ms"]
+        ]
         row.append(f"{sum(times) / len(times):.1f}" if times else None)
         rows.append(row)
     return ["blocks", *names, "total ms"], rows
@@ -273,8 +301,9 @@ def _summary(result: dict[str, Any], folder: Path) -> str:
     full = result["full"]
     lines = [
         "",
-        f"{result['metric']} on {result['task']}, {result['num_samples']} samples, {result['num_bad_samples']} bad; full model "
-        f"{full['quality']:.3f} [{full['quality_ci'][0]:.3f}, {full['quality_ci'][1]:.3f}], {result['confidence']:.0%} intervals by image",
+        f"{result['metric']} on {result['task']}, {result['num_samples']} samples ({result['num_bad_samples']} bad), "
+        f"{result['confidence']:.0%} intervals by image; full model {full['quality']:.3f} "
+        f"[{full['quality_ci'][0]:.3f}, {full['quality_ci'][1]:.3f}]",
         "",
         format_table(rows, headers),
         "",

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
-from lit_depth.results.store import prepare_folder, write_manifest
+from lit_depth.results.store import locked_folder, prepare_folder, write_manifest
 from lit_depth.studies.comparison import Scores
 
 # arguments of the model that change an answer; the others are about training or speed
-_MODEL_ARGUMENTS = ("checkpoint", "revision", "dtype", "attn_implementation", "blocks", "max_new_tokens")
+_MODEL_ARGUMENTS = ("checkpoint", "revision", "dtype", "attn_implementation", "blocks")
 
 
+@contextmanager
 def open_run(
     trainer: Trainer,
     model: DepthModule,
@@ -30,23 +33,27 @@ def open_run(
     output_dir: str,
     command: str,
     name: str,
-) -> tuple[Path, dict[str, Any]]:
+) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Create or reopen ``<output_dir>/<command>/<name>/`` for exactly these arguments, checkpoint and data.
+
+    The folder is locked against other runs inside the ``with`` statement.
 
     Args:
         splits: Splits whose chosen samples the run depends on.
         arguments: The command's own arguments as far as they change its result.
 
-    Returns:
+    Yields:
         The folder, and everything that identifies the run.
 
     Raises:
-        ValueError: If the folder holds a run with other arguments, or cannot be written to.
+        ValueError: If the folder holds a run with other arguments, is in use, or cannot be written to.
     """
     datamodule.processor = datamodule.processor if datamodule.processor is not None else model.processor
+    model.use_task(datamodule.task.max_new_tokens)
     identity = {
         **arguments,
         **{f"model.{key}": model.hparams[key] for key in _MODEL_ARGUMENTS},
+        "max_new_tokens": model.max_new_tokens,
         "trainer.precision": str(trainer.precision),
         "data.task": datamodule.task.name,
         "data.path": datamodule.path,
@@ -57,10 +64,12 @@ def open_run(
     }
     identity = json.loads(json.dumps(identity, default=str))
     folder = prepare_folder(Path(output_dir) / command / name)
-    _refuse_other_run(folder, identity)
-    # every process writes the same: before a launcher has run, a process cannot know whether it is the first
-    write_manifest(folder, identity, command=command)
-    return folder, identity
+    # the other processes of a distributed run work under the first one's lock
+    with locked_folder(folder) if rank_zero_only.rank == 0 else nullcontext():
+        _refuse_other_run(folder, identity)
+        if rank_zero_only.rank == 0:
+            write_manifest(folder, identity, command=command)
+        yield folder, identity
 
 
 def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -69,11 +78,14 @@ def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'manifest.json'} cannot be read ({error}): delete {folder} or give another --name") from error
+        raise ValueError(
+            f"{folder / 'manifest.json'} cannot be read ({error}): delete {folder} or give another --name"
+        ) from error
     for key in dict.fromkeys([*identity, *earlier]):
-        if identity.get(key) != earlier.get(key):
+        there, now = earlier.get(key), identity.get(key)
+        if there != now:
             raise ValueError(
-                f"{folder} holds a run with another {key}: there {_short(earlier.get(key))}, now {_short(identity.get(key))}. "
+                f"{folder} holds a run with another {key}: there {_short(there)}, now {_short(now)}. "
                 "Give another --name, or delete the folder to start over."
             )
 
@@ -122,14 +134,20 @@ def evaluate(
         max_bad_samples=max_bad_samples,
         description=description,
     )
+    loader = datamodule.eval_dataloader(split)
+    if len(loader.dataset) < trainer.world_size:  # type: ignore[arg-type]
+        raise ValueError(f"{split} split: {len(loader.dataset)} samples are too few for {trainer.world_size} processes")  # type: ignore[arg-type]
     trainer.callbacks.append(sweep)  # type: ignore[attr-defined]
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()  # it counts batches; the sweep's own counts masks too
     try:
-        trainer.predict(model, datamodule.eval_dataloader(split), return_predictions=False)
+        trainer.predict(model, loader, return_predictions=False)
     finally:
         trainer.callbacks.remove(sweep)  # type: ignore[attr-defined]
-    assert sweep.records is not None
+        if trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.enable()
+    if sweep.records is None:
+        raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
     num_samples = len(datamodule.eval_dataset(split)) - len(sweep.bad_samples)
     sweep.check_complete(num_samples)
     num_images = sweep.records["image"].nunique()

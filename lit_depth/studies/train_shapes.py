@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from lit_depth.functional import find_blocks, masked
 
@@ -53,12 +53,11 @@ class VisionWarmup(Callback):
     Args:
         steps: Optimiser steps.
         learning_rate: AdamW's learning rate, decaying linearly to zero.
-        output_std: Standard deviation that the connector's output is scaled to afterwards, near that of the token
-            embeddings: features a hundred times larger would drown what the blocks add to the residual stream.
+        output_scale: Factor on the connector's output afterwards, which brings it nearer to token embeddings.
     """
 
-    def __init__(self, steps: int = 400, learning_rate: float = 2e-3, output_std: float = 0.4) -> None:
-        self.steps, self.learning_rate, self.output_std = steps, learning_rate, output_std
+    def __init__(self, steps: int = 400, learning_rate: float = 2e-3, output_scale: float = 0.12) -> None:
+        self.steps, self.learning_rate, self.output_scale = steps, learning_rate, output_scale
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:  # resumed
@@ -89,12 +88,13 @@ class VisionWarmup(Callback):
                 done += 1
                 if done % 50 == 0 or done == self.steps:
                     right = [(logits[n].argmax(-1) == batch[n][known]).float().mean().item() for n in logits]
-                    trainer.print(f"vision warm-up {done}/{self.steps}: shape {right[0]:.3f}, colour {right[1]:.3f} right")
+                    trainer.print(
+                        f"vision warm-up {done}/{self.steps}: shape {right[0]:.3f}, colour {right[1]:.3f} right"
+                    )
                 if done == self.steps:
                     break
         with torch.no_grad():
-            features = molmo.get_image_features(batch["images"], batch["image_masks"])[batch["image_input_idx"] >= 0]
-            molmo.connector.image_projector.w2.weight.mul_(self.output_std / features.std())
+            molmo.connector.image_projector.w2.weight.mul_(self.output_scale)
         pl_module.zero_grad()
 
 
@@ -114,18 +114,21 @@ class BlockDropout(Callback):
 
     Args:
         peak: Largest probability, at the middle of the stack.
+        start: Value of ``peak`` at the first step, from where it grows linearly; null = ``peak`` throughout.
+        ramp_steps: Steps until ``peak`` is reached.
         seed: Seed of the draws.
     """
 
-    def __init__(self, peak: float = 0.5, seed: int = 0) -> None:
-        self.peak = peak
+    def __init__(self, peak: float = 0.5, start: float | None = None, ramp_steps: int = 1, seed: int = 0) -> None:
+        self.peak, self.start, self.ramp_steps = peak, peak if start is None else start, ramp_steps
         self.generator = torch.Generator().manual_seed(seed)
         self._context = ExitStack()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         num_blocks = len(find_blocks(pl_module))
         angle = torch.arange(num_blocks) * math.pi / (num_blocks - 1)
-        mask = torch.rand(num_blocks, generator=self.generator) >= self.peak * angle.sin() ** 2
+        peak = self.start + (self.peak - self.start) * min(1.0, trainer.global_step / self.ramp_steps)
+        mask = torch.rand(num_blocks, generator=self.generator) >= peak * angle.sin() ** 2
         self._context.enter_context(masked(pl_module, mask))
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -166,7 +169,10 @@ class ExportCheckpoint(Callback):
         model.save_pretrained(self.folder, state_dict=weights)
         pl_module.processor.save_pretrained(self.folder)  # type: ignore[union-attr,operator]
         every = self.curve_every
-        curve = [sum(self._losses[i : i + every]) / len(self._losses[i : i + every]) for i in range(0, len(self._losses), every)]
+        curve = [
+            sum(self._losses[i : i + every]) / len(self._losses[i : i + every])
+            for i in range(0, len(self._losses), every)
+        ]
         note = {
             "steps": len(self._losses),
             "seconds": round(time.monotonic() - self._start, 1),

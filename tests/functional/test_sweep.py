@@ -11,7 +11,8 @@ from tiny_models import FAMILIES, tiny_batch, tiny_model
 
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
 from lit_depth.functional import sweep as sweep_module
-from lit_depth.functional.sweep import answer_masks, generate, reference_logprob, sweep_forward, sweep_generate
+from lit_depth.functional.scoring import reference_logprob
+from lit_depth.functional.sweep import answer_masks, generate, sweep_forward, sweep_generate
 from lit_depth.functional.trie import MaskTrie
 
 NEW_TOKENS = 6
@@ -32,9 +33,9 @@ def models():
 def plain(model, inputs, mask, eos=None, new_tokens=NEW_TOKENS) -> torch.Tensor:
     """What the user would do without the engine, padded to a fixed length."""
     with masked(model, mask):
-        tokens = model.generate(
-            **inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=0
-        )[:, inputs["input_ids"].shape[1] :]
+        tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=0)[
+            :, inputs["input_ids"].shape[1] :
+        ]
     return torch.nn.functional.pad(tokens, (0, new_tokens - tokens.shape[1]))
 
 
@@ -139,7 +140,9 @@ def test_reference_logprobs_of_the_same_pass(models, family):
     for mask, answer, ours in zip(masks, tokens, scores):
         assert torch.equal(answer, plain(model, inputs, mask, new_tokens=3))
         with masked(model, mask):
-            torch.testing.assert_close(ours, reference_logprob(model, inputs, answers, pad_token_id=0), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                ours, reference_logprob(model, inputs, answers, pad_token_id=0), atol=1e-5, rtol=0
+            )
             for row in range(4):  # by definition: one row alone, no padding, sum over its own tokens
                 real = inputs["attention_mask"][row].bool()
                 target = answers[row][answers[row] != -100]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lit_depth.results.store import (
     RecordWriter,
     atomic_path,
     check_complete,
+    locked_folder,
     prepare_folder,
     read_records,
     save_figure,
@@ -241,3 +244,15 @@ def test_missing_records_are_counted(num_missing: int) -> None:
 def test_unpaired_or_surplus_samples_are_refused(pairs: list[tuple[str, int]]) -> None:
     with pytest.raises(ValueError, match="same 2 samples"):
         check_complete(frame_of(pairs), sorted({mask for mask, _ in pairs}), 2)
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from lit_depth.results.store import locked_folder\n"
+        "with locked_folder(Path(sys.argv[1])): print('held')"
+    )
+    with locked_folder(tmp_path):
+        other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+        assert "in use by another run" in other.stderr
+    other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert other.stdout == "held\n", other.stderr

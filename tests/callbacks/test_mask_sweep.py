@@ -1,0 +1,154 @@
+"""MaskSweep in Lightning's predict loop: one score per (mask, sample), whatever the batches or interruptions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lit_depth import DepthModule, DepthTrainer
+from lit_depth.callbacks import MaskSweep
+from lit_depth.data import DepthDataModule
+from lit_depth.data.shapes import ShapesVQA
+from lit_depth.functional import mask_id, masked, prefix, random
+from lit_depth.module import model_inputs
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "molmoe_shapes"
+MASKS = [torch.ones(16, dtype=torch.bool), prefix(16, 5), random(16, 8, seed=0)]
+
+
+class PartlyBroken(ShapesVQA):
+    """Some rows cannot be read."""
+
+    broken: tuple[int, ...] = ()
+
+    def sample(self, row, split, index):
+        if index in self.broken:
+            raise OSError("image file is truncated")
+        return super().sample(row, split, index)
+
+
+@pytest.fixture(scope="module")
+def module() -> DepthModule:
+    torch.manual_seed(0)
+    module = DepthModule(str(CONFIG), from_scratch=True)
+    module.model.eval()
+    with torch.no_grad():  # wide enough that different masks give different answers
+        module.model.lm_head.weight.mul_(20)
+    return module
+
+
+def data(module, batch_size=4, num_samples=11, task=None) -> DepthDataModule:
+    task = task or ShapesVQA(num_images=8)
+    return DepthDataModule(module.processor, task, batch_size=batch_size, num_samples=num_samples)
+
+
+def sweep(module, folder, masks=MASKS, metric="ExactMatch", max_bad_samples=0.01, **options) -> MaskSweep:
+    callback = MaskSweep(masks, folder, metric, max_bad_samples)
+    trainer = DepthTrainer(
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.predict(module, data(module, **options).eval_dataloader("validation"), return_predictions=False)
+    return callback
+
+
+def test_answers_are_those_of_each_mask_alone(module, tmp_path):
+    records = sweep(module, tmp_path).records.set_index(["mask", "sample"])
+    assert len(records) == len(MASKS) * 11
+    for batch in data(module, batch_size=11).eval_dataloader("validation"):
+        inputs = model_inputs(batch)
+        for mask in MASKS:
+            with masked(module.model, mask):
+                tokens = module.model.generate(
+                    **inputs, max_new_tokens=16, do_sample=False, eos_token_id=0, pad_token_id=1
+                )
+            texts = module.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for sample, text in zip(batch["samples"], texts):
+                record = records.loc[(mask_id(mask), sample.id)]
+                assert record["prediction"] == " ".join(text.split()) and record["image"] == sample.image_id
+
+
+def test_scores_do_not_depend_on_the_batch_size(module, tmp_path):
+    frames = [sweep(module, tmp_path / str(size), batch_size=size).records for size in (1, 8, 11)]
+    for frame in frames[1:]:
+        # log-probabilities of about -50: float32 keeps seven digits
+        pd.testing.assert_frame_equal(frame, frames[0], check_exact=False, atol=1e-5, rtol=1e-6)
+        assert frame["prediction"].equals(frames[0]["prediction"])
+
+
+def test_interrupted_anywhere_and_continued_equals_uninterrupted(module, tmp_path):
+    whole = sweep(module, tmp_path / "whole").records
+    lines = (tmp_path / "whole" / "rank0.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 33
+    for kept, tail in [(0, b""), (5, b'{"mask": "11'), (12, b""), (20, lines[20][:-1]), (33, b"")]:
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        # as if two processes had worked on it before
+        (folder / "rank0.jsonl").write_bytes(b"".join(lines[: kept // 2]))
+        (folder / "rank1.jsonl").write_bytes(b"".join(lines[kept // 2 : kept]) + tail)
+        again = sweep(module, folder)
+        pd.testing.assert_frame_equal(again.records, whole, check_exact=False, atol=1e-5, rtol=1e-6)
+        written = sum(len(path.read_bytes().splitlines()) for path in folder.iterdir())
+        assert written - (1 if tail else 0) == 33  # nothing was evaluated twice
+
+
+def test_finished_work_runs_no_model(module, tmp_path, monkeypatch):
+    sweep(module, tmp_path)
+    monkeypatch.setattr(module.model, "forward", lambda *a, **k: pytest.fail("the model ran"))
+    assert len(sweep(module, tmp_path).records) == 33
+
+
+def test_repeated_masks_are_evaluated_once(module, tmp_path):
+    assert len(sweep(module, tmp_path, masks=[MASKS[1], MASKS[1]]).records) == 11
+
+
+def test_bad_samples_are_recorded_and_left_out_of_every_mask(module, tmp_path):
+    task = PartlyBroken(num_images=8)
+    task.broken = (3, 9)
+    callback = sweep(module, tmp_path, task=task, num_samples=None, max_bad_samples=0.5)
+    assert len(callback.bad_samples) == 2 and all("truncated" in reason for reason in callback.bad_samples.values())
+    assert len(callback.records) == len(MASKS) * 30
+    callback.check_complete(30)
+    lines = [json.loads(line) for line in (tmp_path / "rank0.jsonl").read_text().splitlines()]
+    assert [line["mask"] for line in lines].count("bad") == 2
+
+
+def test_too_many_bad_samples_stop_the_run(module, tmp_path):
+    task = PartlyBroken(num_images=8)
+    task.broken = tuple(range(32))
+    with pytest.raises(ValueError, match="4 of 11 samples cannot be evaluated, allowed are 1.0%.*truncated"):
+        sweep(module, tmp_path, task=task)
+
+
+def test_nan_logits_are_reported_with_mask_and_sample(module, tmp_path):
+    weight = module.model.lm_head.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.fill_(torch.nan)
+        with pytest.raises(ValueError, match="NaN or infinite for mask 1{16}, sample validation-0-"):
+            sweep(module, tmp_path)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_masks_of_another_model_are_refused(module, tmp_path):
+    with pytest.raises(ValueError, match="16 blocks, got one of 4"):
+        sweep(module, tmp_path, masks=[torch.ones(4, dtype=torch.bool)])
+
+
+def test_a_batch_of_one_text_question_needs_no_image(module):
+    processor = module.processor
+    batch = dict(processor(images=[None], text=["hello"]))
+    batch |= {"answer_ids": torch.tensor([[5, 0]]), "sample_ids": ["x"], "samples": [], "bad_samples": []}
+    predictions = module.predict_step(batch)
+    assert predictions.mask_ids == ["1" * 16] and len(predictions.texts[0]) == 1
