@@ -15,7 +15,7 @@ help: ## list the targets
 
 venv: $(VENV)/.installed ## make or refresh .venv with the versions of constraints.txt
 
-demo: venv ## compare ways to choose blocks on the bundled model (about a minute)
+demo: venv ## compare ways to choose blocks on the bundled model (a few minutes)
 	$(BIN)/lit-depth compare
 
 # one thread per process, as the processes share the cores; the profile makes hypothesis draw the same examples

@@ -110,8 +110,9 @@ class DepthModule(LightningModule):
         self.model.train()  # loaded in evaluation mode, which Lightning would keep
 
     def on_predict_start(self) -> None:
-        if hasattr(self.trainer.datamodule, "task"):
-            self.use_task(self.trainer.datamodule.task.max_new_tokens)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(datamodule, "task"):
+            self.use_task(datamodule.task.max_new_tokens)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
         """Answer an evaluation batch under every requested mask (the full model where nobody asked)."""

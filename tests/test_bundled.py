@@ -70,7 +70,8 @@ def test_masked_generate_equals_pruned_copy_equals_recomputation(bundled, batch,
 
 
 @pytest.mark.slow
-def test_answers_at_least_nine_of_ten_questions(bundled):
+def test_accuracy_is_that_of_the_card(bundled):
+    """The card says 0.856 on 2,000 questions; of 400, three standard errors below that are 0.80."""
     model, processor = bundled
     data = DepthDataModule(processor=processor, num_samples=400, batch_size=100)
     scores = []
@@ -80,7 +81,7 @@ def test_answers_at_least_nine_of_ten_questions(bundled):
         )
         texts = processor.batch_decode(tokens[:, prepared["input_ids"].shape[1] :], skip_special_tokens=True)
         scores += [exact_match(text, sample.references) for text, sample in zip(texts, prepared["samples"])]
-    assert sum(scores) / len(scores) >= 0.9
+    assert sum(scores) / len(scores) >= 0.80
 
 
 def test_is_small_and_in_the_released_layout(bundled):

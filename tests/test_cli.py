@@ -112,6 +112,29 @@ def test_a_run_is_finished_once_and_not_mixed_with_another(checkpoint, tmp_path,
     assert code == 2 and "holds a run with another num_seeds: there 5, now 3" in err and "--name" in err
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, capsys):
+    """11 samples over 2 processes: uneven shards, none repeated, merged through the records."""
+    options = ["--policies", "prefix", "importance", "--num_active_blocks", "2", "9", "--latency_repeats", "0"]
+    common = ["compare", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL, *options]
+    common += ["--data.num_samples", "11", "--data.batch_size", "3"]
+    assert run([*common, "--name", "one"], capsys)[0] == 0
+    distributed = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "lit_depth", *common, "--name", "two", *distributed]
+    process = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    folder = tmp_path / "compare" / "two"
+    shards = [path.read_text().splitlines() for path in sorted((folder / "records" / "validation").glob("rank*.jsonl"))]
+    assert [len(shard) for shard in shards] == [
+        6 * 3,
+        5 * 3,
+    ]  # full and two; importance of an untrained model is all ties
+    one, two = (json.loads((tmp_path / "compare" / name / RESULT).read_text()) for name in ("one", "two"))
+    assert close(one, two)
+
+
 def close(a, b) -> bool:
     """Equal but for the last digits of floats: the continued run's batches are the same, its kernels need not be."""
     if isinstance(a, dict):

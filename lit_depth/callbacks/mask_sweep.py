@@ -76,7 +76,7 @@ class MaskSweep(Callback):
             disable=not trainer.is_global_zero,
             file=sys.stderr,
         )
-        pl_module.on_mask = self._progress.update  # type: ignore[assignment]
+        pl_module.on_mask = self._progress.update
 
     def on_predict_batch_start(
         self,

@@ -15,6 +15,7 @@ import ast
 import functools
 import inspect
 import textwrap
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
@@ -150,7 +151,7 @@ def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
     _refuse_coupled_blocks(decoder, blocks)
     if decoder is None or not hasattr(model, "config"):
         return "it is not a Hugging Face model"
-    if any(_num_outputs(type(block)) is not None for block in blocks):
+    if any(_num_outputs(type(block).forward) is not None for block in blocks):
         return "its blocks return tuples"
     if any(hasattr(module, "get_rope_index") for module in model.modules()):
         return "its rotary positions have several axes"
@@ -240,7 +241,10 @@ def _masked(model: nn.Module, blocks: list[nn.Module], active: list[bool]) -> It
     found = [_instance_forward(block) for block in blocks]
     # what the blocks run outside every mask: an outer mask is replaced, not combined with
     own = [forward.replaced if isinstance(forward, _Identity) else forward for forward in found]
-    hook = blocks[0].register_forward_pre_hook(_cache_hook(blocks), with_kwargs=True)
+    pattern = tuple(active)
+    outer = _PATTERNS.get(blocks[0])
+    _PATTERNS[blocks[0]] = pattern
+    hook = blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)
     try:
         for block, is_active, forward in zip(blocks, active, own):
             if not is_active:
@@ -249,20 +253,28 @@ def _masked(model: nn.Module, blocks: list[nn.Module], active: list[bool]) -> It
         yield model
     finally:
         hook.remove()
+        if outer is None:
+            del _PATTERNS[blocks[0]]
+        else:
+            _PATTERNS[blocks[0]] = outer
         for block, forward in zip(blocks, found):
             _set_instance_forward(block, forward)
 
 
-def _cache_hook(blocks: list[nn.Module]) -> Callable[..., None]:
-    def claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # families name the argument differently (past_key_values, layer_past, cache_params), so look for the type
-        for value in (*kwargs.values(), *args):
-            if isinstance(value, Cache):
-                # read off the blocks, so that the hooks of nested contexts agree
-                claim_entries(value, [not isinstance(_instance_forward(other), _Identity) for other in blocks])
-                return
+# first block of a model -> the mask of its innermost context, so that the hooks of nested contexts agree
+_PATTERNS: weakref.WeakKeyDictionary[nn.Module, tuple[bool, ...]] = weakref.WeakKeyDictionary()
 
-    return claim
+
+def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    pattern = _PATTERNS[block]
+    # families name the argument differently (past_key_values, layer_past, cache_params), so look for the type
+    for value in (*kwargs.values(), *args):
+        if isinstance(value, Cache):
+            # a cache that has been through this is not looked over again at every decode step
+            if getattr(value, "_lit_depth_pattern", None) is not pattern:
+                claim_entries(value, pattern)
+                value._lit_depth_pattern = pattern  # type: ignore[attr-defined]
+            return
 
 
 def _instance_forward(block: nn.Module) -> object:

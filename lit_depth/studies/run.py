@@ -65,9 +65,10 @@ def open_run(
     identity = json.loads(json.dumps(identity, default=str))
     folder = prepare_folder(Path(output_dir) / command / name)
     # the other processes of a distributed run work under the first one's lock
-    with locked_folder(folder) if rank_zero_only.rank == 0 else nullcontext():
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    with locked_folder(folder) if first else nullcontext():
         _refuse_other_run(folder, identity)
-        if rank_zero_only.rank == 0:
+        if first:
             write_manifest(folder, identity, command=command)
         yield folder, identity
 
