@@ -25,18 +25,16 @@ import argparse
 import copy
 import gc
 import json
-import os
-import platform
 import random
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from environment import environment
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -144,22 +142,6 @@ def measure(original: PreTrainedModel, count: int, rounds: int, coin: random.Ran
             compare("restored / full", forward_of(model, tokens), forward_of(full, tokens))
             compare("pruned / pruned", forward_of(control, tokens), forward_of(pruned, tokens))
     return [{"comparison": name, "stage": stage, **median_ratio(p)} for (name, stage), p in sorted(pairs.items())]
-
-
-def environment(threads: int) -> dict[str, Any]:
-    """Machine and versions, as far as the numbers depend on them."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average_at_start": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "transformers", "lit_depth")},
-    }
 
 
 def main() -> None:

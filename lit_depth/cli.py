@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+import torch
 import transformers
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,7 +19,7 @@ from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = 2
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
-FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep")
+FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
 
 
@@ -27,7 +28,8 @@ class DepthCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {**LightningCLI.subcommands(), "compare": {"model", "datamodule"}}
+        studies = dict.fromkeys(("compare", "importance"), {"model", "datamodule"})
+        return {**LightningCLI.subcommands(), **studies}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stop.__context__, KeyboardInterrupt):
             _stop("interrupted: no result was written; the same command continues where it was")
         raise
+    except torch.OutOfMemoryError as error:
+        if debug:
+            raise
+        _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})")
     except (ValueError, OSError, NotImplementedError, MisconfigurationException) as error:
         if debug:
             raise
@@ -82,8 +88,9 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
             while position < len(arguments) and not arguments[position].startswith("--"):
                 position += 1
         values = list(arguments[start:position])
-        # already in LightningCLI's form: in brackets, or null for the default
-        if not values or values == ["null"] or values[0].startswith("["):
+        # already in LightningCLI's form: in brackets, or a word instead of a list
+        whole = ["null"], *([["all"]] if option == "--data.tasks" else [])
+        if not values or values in whole or values[0].startswith("["):
             result += [option, " ".join(values)] if values else [option]
         elif option in REPEATED_LISTS:
             if option not in repeated:

@@ -13,8 +13,9 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from lit_depth.functional import find_blocks
+from lit_depth.functional.answering import IMAGE_INPUTS
 from lit_depth.functional.scoring import reference_logprob
-from lit_depth.functional.sweep import IMAGE_INPUTS, answer_masks
+from lit_depth.functional.sweep import answer_masks
 from lit_depth.models.loading import load_checkpoint, new_model
 
 
@@ -40,7 +41,8 @@ class DepthModule(LightningModule):
             ``config.json`` and the processor's files. For training.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_new_tokens: Longest answer in tokens; null = what the task asks for.
-        max_rows: Most (mask, sample) rows answered at once; null = as many as a third of the free memory holds.
+        max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
+            about the memory of the weights once more.
         learning_rate: Peak learning rate of AdamW.
         betas: Decay rates of AdamW's moments.
         weight_decay: AdamW's weight decay.

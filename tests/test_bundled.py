@@ -71,9 +71,9 @@ def test_masked_generate_equals_pruned_copy_equals_recomputation(bundled, batch,
 
 @pytest.mark.slow
 def test_accuracy_is_that_of_the_card(bundled):
-    """The card says 0.856 on 2,000 questions; of 400, three standard errors below that are 0.80."""
+    """All 2,000 validation questions, answered by transformers' own generate."""
     model, processor = bundled
-    data = DepthDataModule(processor=processor, num_samples=400, batch_size=100)
+    data = DepthDataModule(processor=processor, num_samples=None, batch_size=100)
     scores = []
     for prepared in data.eval_dataloader("validation"):
         tokens = model.generate(
@@ -81,7 +81,8 @@ def test_accuracy_is_that_of_the_card(bundled):
         )
         texts = processor.batch_decode(tokens[:, prepared["input_ids"].shape[1] :], skip_special_tokens=True)
         scores += [exact_match(text, sample.references) for text, sample in zip(texts, prepared["samples"])]
-    assert sum(scores) / len(scores) >= 0.80
+    assert len(scores) == 2000
+    assert sum(scores) / len(scores) >= 0.90
 
 
 def test_is_small_and_in_the_released_layout(bundled):

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from lit_depth.functional import find_blocks, leave_one_out, masked
+from lit_depth.functional import find_blocks, leave_one_out, masked, sweep_forward
+from lit_depth.functional.engine import CannotDriveError
+from lit_depth.functional.masking import check_drivable
+from lit_depth.functional.scoring import IGNORE
+from lit_depth.functional.trie import chunk_masks
 
 ScoreFn = Callable[[LightningModule, Any], Tensor]
+# of the logits of several masks at once
+_MAX_LOGITS_BYTES = 2**29
 
 
 class AccuracyDropImportance(Callback):
     """importance(block) = quality(full model) - quality(that block skipped), measured while validating or testing.
 
     After each batch of the loop the batch is scored again under ``num_blocks + 1`` masks, without touching the module's
-    own step, metrics, logged values, training mode or random state. At the end of the loop it logs
+    own step, metrics, logged values, training mode or random state. With the default score, masks whose logits fit in
+    512 MiB together share one pass of `sweep_forward`; a score function of your own is called once per mask. At the end
+    of the loop it logs
 
     | key | unit |
     |---|---|
@@ -30,7 +41,10 @@ class AccuracyDropImportance(Callback):
     Args:
         score_fn: ``score_fn(pl_module, batch) -> [batch]``, higher is better. Default: `token_accuracy`.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
-        max_batches: Batches to use per loop; None = all. Scoring costs ``num_blocks + 1`` forwards per batch.
+        max_batches: Batches to use per loop; None = all.
+
+    With several processes a sample counts as often as the loop's sampler deals it out: Lightning's own repeats a few,
+    to give all processes equally many.
 
     Example:
         >>> callback = AccuracyDropImportance(max_batches=8)
@@ -43,7 +57,7 @@ class AccuracyDropImportance(Callback):
     def __init__(
         self, score_fn: ScoreFn | None = None, blocks: str | None = None, max_batches: int | None = None
     ) -> None:
-        self.score_fn = score_fn or token_accuracy
+        self.score_fn = score_fn
         self.blocks = blocks
         self.max_batches = max_batches
         self.importance: Tensor | None = None
@@ -84,8 +98,13 @@ class AccuracyDropImportance(Callback):
 
 
 @torch.no_grad()
-def score_every_block(pl_module: LightningModule, batch: Any, score_fn: ScoreFn, blocks: str | None = None) -> Tensor:
+def score_every_block(
+    pl_module: LightningModule, batch: Any, score_fn: ScoreFn | None = None, blocks: str | None = None
+) -> Tensor:
     """Scores of one batch under the full model and with each block skipped.
+
+    Args:
+        score_fn: As for `AccuracyDropImportance`; None = `token_accuracy`, in one pass if the model allows it.
 
     Returns:
         float32 ``[1 + num_blocks, batch]`` on the CPU; row 0 is the full model.
@@ -93,27 +112,64 @@ def score_every_block(pl_module: LightningModule, batch: Any, score_fn: ScoreFn,
     Raises:
         ValueError: If ``score_fn`` does not return one finite score per sample.
     """
-    num_blocks = len(find_blocks(pl_module, blocks))
-    masks = [torch.ones(num_blocks, dtype=torch.bool), *leave_one_out(num_blocks)]
+    module_list = find_blocks(pl_module, blocks)
+    masks = torch.cat([torch.ones(1, len(module_list), dtype=torch.bool), leave_one_out(len(module_list))])
     training = {module: module.training for module in pl_module.modules()}
-    devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-    rows = []
     pl_module.eval()
     try:
-        for index, mask in enumerate(masks):
-            # the loop around this callback must draw the same random numbers as without it
-            with torch.random.fork_rng(devices=devices), masked(pl_module, mask, blocks=blocks):
-                scores = score_fn(pl_module, batch)
-            if scores.ndim != 1 or not torch.isfinite(scores).all():
-                skipped = "no block" if index == 0 else f"block {index - 1}"
-                raise ValueError(
-                    f"score_fn must return finite scores of shape [batch], got {list(scores.shape)} "
-                    f"with {int((~torch.isfinite(scores)).sum())} NaN or infinite, {skipped} skipped"
-                )
-            rows.append(scores.float().cpu())
+        with _same_random_state(pl_module):
+            if score_fn is None:
+                try:
+                    # a mask that BlockMask set around this loop is replaced, not combined with
+                    with masked(pl_module, masks[0], blocks=blocks):
+                        return _score_together(pl_module, batch, masks, module_list)
+                except CannotDriveError as error:
+                    warnings.warn(f"masks are scored one after another: {error}", stacklevel=2)
+            return _score_one_by_one(pl_module, batch, masks, score_fn or token_accuracy, blocks)
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def _same_random_state(pl_module: LightningModule) -> AbstractContextManager[None]:
+    """The loop around this callback must draw the same random numbers as without it, and every mask the same ones."""
+    return torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else [])
+
+
+def _score_together(pl_module: LightningModule, batch: Any, masks: Tensor, module_list: nn.ModuleList) -> Tensor:
+    model, labels = _model_and_labels(pl_module, batch)
+    if not isinstance(model, PreTrainedModel):
+        raise CannotDriveError(f"{type(model).__name__} is not a model of transformers")
+    reason = check_drivable(model, module_list)
+    if reason is not None:
+        raise CannotDriveError(f"{type(model).__name__}: {reason}")
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    # logits are needed from before the first labelled token on
+    first = int((labels[:, 1:] != IGNORE).any(0).float().argmax())
+    labels = labels[:, first:]
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    at_once = max(1, _MAX_LOGITS_BYTES // (4 * labels.numel() * vocabulary))
+    scores = torch.zeros(len(masks), len(labels))
+    for chunk in chunk_masks(masks, at_once):
+        logits = sweep_forward(model, inputs, masks[chunk], logits_to_keep=labels.shape[1], blocks=module_list).logits
+        scores[chunk] = torch.stack([_share_of_right_tokens(rows, labels) for rows in logits]).cpu()
+    return scores
+
+
+def _score_one_by_one(
+    pl_module: LightningModule, batch: Any, masks: Tensor, score_fn: ScoreFn, blocks: str | None
+) -> Tensor:
+    rows = []
+    for index, mask in enumerate(masks):
+        with _same_random_state(pl_module), masked(pl_module, mask, blocks=blocks):
+            scores = score_fn(pl_module, batch)
+        if scores.ndim != 1 or not torch.isfinite(scores).all():
+            skipped = "no block" if index == 0 else f"block {index - 1}"
+            raise ValueError(
+                f"score_fn must return finite scores of shape [batch], got {list(scores.shape)} "
+                f"with {int((~torch.isfinite(scores)).sum())} NaN or infinite, {skipped} skipped"
+            )
+        rows.append(scores.float().cpu())
     return torch.stack(rows)
 
 
@@ -127,12 +183,19 @@ def token_accuracy(pl_module: LightningModule, batch: Any) -> Tensor:
     Returns:
         float32 ``[batch]``; 0 for a sample without labelled tokens.
     """
-    if "labels" not in batch:
+    model, labels = _model_and_labels(pl_module, batch)
+    return _share_of_right_tokens(model(**batch).logits, labels)
+
+
+def _model_and_labels(pl_module: LightningModule, batch: Any) -> tuple[Any, Tensor]:
+    if not isinstance(batch, Mapping) or "labels" not in batch:
         raise ValueError("the default score needs batch['labels']; pass score_fn(pl_module, batch) -> [batch]")
-    model = getattr(pl_module, "model", pl_module)
-    logits = model(**batch).logits
-    targets, guesses = batch["labels"][:, 1:], logits[:, :-1].argmax(-1)
-    known = targets != -100
+    return getattr(pl_module, "model", pl_module), batch["labels"]
+
+
+def _share_of_right_tokens(logits: Tensor, labels: Tensor) -> Tensor:
+    targets, guesses = labels[:, 1:], logits[:, :-1].argmax(-1)
+    known = targets != IGNORE
     return ((guesses == targets) & known).sum(1) / known.sum(1).clamp(min=1)
 
 

@@ -87,11 +87,10 @@ class MaskSweep(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._record_bad_samples(batch)
-        wanted = {
-            name: mask
-            for name, mask in self.masks.items()
-            if any((name, sample) not in self._done for sample in batch["sample_ids"])
-        }
+        # a batch that was interrupted is answered as a whole once more: a resumed run repeats the very computation,
+        # down to the last bit of its log-probabilities
+        done = all((name, sample) in self._done for name in self.masks for sample in batch["sample_ids"])
+        wanted = {} if done else self.masks
         self._progress.update(len(self.masks) - len(wanted))
         pl_module.request_masks(wanted)  # type: ignore[operator]
 
@@ -115,7 +114,9 @@ class MaskSweep(Callback):
                     continue
                 answer = clean_prediction(text)
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id, "prediction": answer}
-                record |= {"score": self.metric.score(answer, sample.references), "reference_logprob": logprob}
+                record["score"] = self.metric.score(answer, sample.references)
+                # a float32 has no more digits, and kernels may differ in the last one
+                record["reference_logprob"] = round(logprob, 6)
                 self._writer.write(record)
         pl_module.requested_masks = None  # type: ignore[assignment]
 
@@ -123,18 +124,23 @@ class MaskSweep(Callback):
         self._close(pl_module)
         # every process has written its last record before any process reads
         trainer.strategy.barrier("lit_depth: records complete")
+        self.read()
+        self.check_bad_samples(self._num_samples)  # over all processes
+
+    def read(self) -> None:
+        """Set :attr:`records` and :attr:`bad_samples` from what the folder holds."""
         frame = read_records(sorted(self.folder.glob("rank*.jsonl")))
         self.records = frame[frame["mask"].isin(list(self.masks))].reset_index(drop=True)
         # a sample that an earlier run could not read, and this one could, is not bad any more
         bad = frame[(frame["mask"] == BAD) & ~frame["sample"].isin(self.records["sample"])]
         self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
-        self._refuse_too_many_bad_samples()  # over all processes
 
-    def _refuse_too_many_bad_samples(self) -> None:
-        if len(self.bad_samples) > self.max_bad_samples * self._num_samples:
+    def check_bad_samples(self, num_samples: int) -> None:
+        """Raise ValueError if more of ``num_samples`` are bad than ``max_bad_samples`` allows."""
+        if len(self.bad_samples) > self.max_bad_samples * num_samples:
             name, reason = next(iter(self.bad_samples.items()))
             raise ValueError(
-                f"{len(self.bad_samples)} of {self._num_samples} samples cannot be evaluated, allowed are "
+                f"{len(self.bad_samples)} of {num_samples} samples cannot be evaluated, allowed are "
                 f"{self.max_bad_samples:.1%} (max_bad_samples); the first: {name}: {reason}"
             )
 
@@ -159,7 +165,7 @@ class MaskSweep(Callback):
             self.bad_samples[bad.id] = bad.reason
             if (BAD, bad.id) not in self._done:
                 self._writer.write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
-        self._refuse_too_many_bad_samples()
+        self.check_bad_samples(self._num_samples)
 
 
 def _recorded(folder: Path) -> set[tuple[str, str]]:

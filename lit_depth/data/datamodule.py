@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from lit_depth.data.packing import EvalCollator, PackedCollator
 from lit_depth.data.task import BadSample, Sample, Task, check_split
-from lit_depth.data.tasks import get_task
+from lit_depth.data.tasks import TASKS, get_task
 
 if TYPE_CHECKING:
     import datasets
@@ -23,13 +26,16 @@ class DepthDataModule(LightningDataModule):
     """Batches of one task: the calibration split to select on, the validation split to report on.
 
     Which samples are taken depends on `seed` and the counts only, never on the process or the batch size, and fewer
-    samples are a subset of more. Lightning shards the loaders over processes.
+    samples are a subset of more.
 
     Args:
         processor: Turns images and prompts into tensors; by default that of the module that the trainer runs.
         task: Name of a built-in task, or a `Task`.
-        path: Local folder of parquet files to read instead of the task's own source.
-        batch_size: Questions per evaluation batch and process.
+        tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one.
+        path: Local folder of parquet files to read instead of the task's own source; for several tasks a folder with
+            one such folder per task, by its name.
+        batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
+            `lit_depth.studies.run.find_batch_size`).
         train_batch_size: Images per training batch and process; each comes with all its questions.
         num_samples: Questions taken from the validation split (and any but calibration); null = all.
         calibration_samples: Questions taken from the calibration split; null = all.
@@ -43,8 +49,9 @@ class DepthDataModule(LightningDataModule):
         self,
         processor: Any = None,
         task: str | Task = "shapes_vqa",
+        tasks: list[str | Task] | Literal["all"] | None = None,
         path: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = 32,
         train_batch_size: int = 32,
         num_samples: int | None = 256,
         calibration_samples: int | None = 256,
@@ -55,7 +62,7 @@ class DepthDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         counts = {
-            "batch_size": batch_size,
+            "batch_size": None if batch_size == "auto" else batch_size,
             "train_batch_size": train_batch_size,
             "num_samples": num_samples,
             "calibration_samples": calibration_samples,
@@ -66,7 +73,12 @@ class DepthDataModule(LightningDataModule):
             if count is not None and count < 1:
                 raise ValueError(f"{argument} must be at least 1, got {count}")
         self.processor = processor
-        self.task = get_task(task) if isinstance(task, str) else task
+        names = [kind.name for kind in TASKS] if tasks == "all" else ([task] if tasks is None else tasks)
+        self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
+        known = [entry.name for entry in self.tasks]
+        if not known or len(set(known)) < len(known):
+            raise ValueError(f"tasks must be at least one, each with a name of its own, got {known}")
+        self.task = self.tasks[0]
         self.path = path
         self.batch_size = batch_size
         self.train_batch_size = train_batch_size
@@ -76,32 +88,66 @@ class DepthDataModule(LightningDataModule):
         self.train_images = train_images
         self.num_workers = num_workers
         self.seed = seed
-        self._rows: dict[str, datasets.Dataset] = {}
+        self._rows: dict[tuple[str, str], datasets.Dataset] = {}  # by task and split, shared by `for_each_task`
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of packed images, see `PackedCollator`."""
+        self._refuse_several_tasks()
         images = self.task.training_set(self.train_images, self.seed)
         return self._loader(images, self.train_batch_size, PackedCollator(self._find_processor()), shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in evaluation batches; `test_dataloader` and `predict_dataloader` are the same."""
+        self._refuse_several_tasks()
         return self.eval_dataloader("validation")
 
     def test_dataloader(self) -> DataLoader:
-        return self.eval_dataloader("validation")
+        return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
-        return self.eval_dataloader("validation")
+        return self.val_dataloader()
 
-    def eval_dataloader(self, split: str = "validation", num_samples: int | None = None) -> DataLoader:
+    def _refuse_several_tasks(self) -> None:
+        if len(self.tasks) > 1:
+            raise ValueError(f"this command takes one task at a time, got {[task.name for task in self.tasks]}")
+
+    def for_each_task(self) -> list[DepthDataModule]:
+        """One datamodule per task with otherwise the same settings; ``[self]`` where there is only one task."""
+        if len(self.tasks) == 1:
+            return [self]
+        each = [copy.copy(self) for _ in self.tasks]
+        for datamodule, task in zip(each, self.tasks):
+            datamodule.task, datamodule.tasks = task, [task]
+            datamodule.path = None if self.path is None else str(Path(self.path) / task.name)
+        return each
+
+    def take(self, split: str, num_samples: int) -> None:
+        """Take this many questions from a split (from the others than calibration together) instead of those given."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if check_split(split) == "calibration":
+            self.calibration_samples = num_samples
+        else:
+            self.num_samples = num_samples
+
+    def eval_dataloader(
+        self, split: str = "validation", num_samples: int | None = None, shard: tuple[int, int] = (0, 1)
+    ) -> DataLoader:
         """Batches of a split in a fixed order, see `EvalCollator`.
 
         Args:
             split: "train", "calibration" or "validation".
             num_samples: Questions to take; None = as many as the datamodule was made with.
+            shard: (rank, number of processes): the process gets every so-manieth batch. Batches are the same whatever
+                the number of processes, so padding and results are too, and no sample is repeated.
+
+        Raises:
+            ValueError: If there are fewer batches than processes.
         """
         collator = EvalCollator(self._find_processor(), self.task, self.max_prompt_tokens)
-        return self._loader(self.eval_dataset(split, num_samples), self.batch_size, collator)
+        dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
+        sampler = BatchShards(dataset, batch_size, *shard) if shard[1] > 1 else None
+        return self._loader(dataset, batch_size, collator, sampler=sampler)
 
     def eval_dataset(self, split: str = "validation", num_samples: int | None = None) -> EvalDataset:
         """The samples that `eval_dataloader` batches."""
@@ -125,10 +171,15 @@ class DepthDataModule(LightningDataModule):
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
 
+    def _fixed_batch_size(self) -> int:
+        # without a study that measures what fits, such as under `lit-depth validate`
+        return 32 if self.batch_size == "auto" else self.batch_size
+
     def _load(self, split: str) -> datasets.Dataset:
-        if check_split(split) not in self._rows:
-            self._rows[split] = self.task.load(split, self.path)
-        return self._rows[split]
+        key = (self.task.name, check_split(split))
+        if key not in self._rows:
+            self._rows[key] = self.task.load(split, self.path)
+        return self._rows[key]
 
     def _find_processor(self) -> Any:
         module = getattr(self.trainer, "lightning_module", None)
@@ -137,17 +188,47 @@ class DepthDataModule(LightningDataModule):
             raise ValueError("DepthDataModule needs a processor: pass one, or run it with a module that has one")
         return processor
 
-    def _loader(self, dataset: Dataset, batch_size: int, collator: Any, shuffle: bool = False) -> DataLoader:
+    def _loader(
+        self, dataset: Dataset, batch_size: int, collator: Any, shuffle: bool = False, sampler: Any = None
+    ) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=batch_size,
             shuffle=shuffle,
+            sampler=sampler,
             # Its own generator: the order must not depend on what else drew random numbers before.
             generator=torch.Generator().manual_seed(self.seed),
             collate_fn=collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+
+class BatchShards(DistributedSampler):
+    """Every ``num_replicas``-th whole batch, none repeated; a `DistributedSampler` only so that Lightning keeps it.
+
+    >>> [list(BatchShards(range(10), 3, rank, 2)) for rank in (0, 1)]
+    [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]
+    """
+
+    def __init__(self, dataset: Sequence[Any] | Dataset, batch_size: int, rank: int, num_replicas: int) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+        size = len(dataset)  # type: ignore[arg-type]
+        starts = range(0, size, batch_size)
+        if len(starts) < num_replicas:
+            raise ValueError(
+                f"{size} samples make {len(starts)} batches of {batch_size}, too few for {num_replicas} processes: "
+                f"take more samples, or --data.batch_size {max(1, size // num_replicas)}"
+            )
+        self._positions = [
+            position for start in starts[rank::num_replicas] for position in range(start, min(start + batch_size, size))
+        ]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
 
 
 class EvalDataset(Dataset):

@@ -33,8 +33,9 @@ COLORS = {
     "black": (20, 20, 20),
 }
 NUMBERS = ("zero", "one", "two", "three", "four")
-RELATIONS = ("left of", "right of", "above", "below")
-# Yes/no questions are 30% together, so that no constant answer scores more than about 15%.
+# Per axis of the grid, rows first: the words of a question and the answers "first is before" and "first is after".
+RELATIONS = (("above or below", "above", "below"), ("left or right of", "left", "right"))
+# Yes/no questions are 15%, so that no constant answer scores more than about 8%.
 TYPE_WEIGHTS = {"color": 0.25, "shape": 0.25, "count": 0.20, "existence": 0.15, "relation": 0.15}
 QUESTIONS_PER_IMAGE = {"train": 6, "calibration": 4, "validation": 4}
 GRIDS = ((2, 2), (2, 3), (3, 2))  # rows, columns
@@ -250,10 +251,9 @@ def _ask_relation(draws: Draws, scene: Scene) -> Question | None:
     if not pairs:
         return None
     first, second = draws.choice(pairs)
-    before, after = ("above", "below") if axis == 0 else ("left of", "right of")
-    truth, lie = (before, after) if place[first][axis] < place[second][axis] else (after, before)
-    relation, answer = draws.choice(((truth, "yes"), (lie, "no")))
-    return Question(f"Is the {_name(first)} {relation} the {_name(second)}?", answer, "relation")
+    words, before, after = RELATIONS[axis]
+    answer = before if place[first][axis] < place[second][axis] else after
+    return Question(f"Is the {_name(first)} {words} the {_name(second)}?", answer, "relation")
 
 
 _ASK = {

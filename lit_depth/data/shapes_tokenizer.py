@@ -65,7 +65,7 @@ def _corpus() -> list[str]:
     ]
     questions += [f"Is there a {color} {shape}?" for color in COLORS for shape in SHAPES]
     questions += [f"Is there an orange {shape}?" for shape in SHAPES]
-    questions += [f"Is the red {shape} {relation} the blue {shape}?" for relation in RELATIONS for shape in SHAPES]
-    answers = [*COLORS, *SHAPES, *NUMBERS, "yes", "no"]
+    questions += [f"Is the red {shape} {words} the blue {shape}?" for words, *_ in RELATIONS for shape in SHAPES]
+    answers = [*COLORS, *SHAPES, *NUMBERS, "yes", "no", *(answer for _, *answers in RELATIONS for answer in answers)]
     # Twice: a word seen only once, such as a number, would not be worth a merge to the trainer.
     return [f" User: {shapes_prompt(q)} Assistant:" for q in questions] + [f" {answer}" for answer in answers] * 2

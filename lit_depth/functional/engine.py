@@ -11,7 +11,6 @@ Both write keys and values to a `RowCache`, whose entry of a block holds only th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -118,38 +117,6 @@ class RowCache(Cache):
         return self.length + query_length, 0
 
 
-class CallWidth:
-    """How many groups to put into one block call, found by measuring the calls that are made anyway.
-
-    On a CPU a call wide enough to leave the caches loses what sharing wins; at batch 1 wide calls are what wins. Widths
-    are powers of two; each is measured twice, then the cheapest per group is used. On a GPU wider is never slower.
-    """
-
-    def __init__(self, measure: bool) -> None:
-        self.measure = measure
-        # width -> (number of measurements, smallest seconds per group)
-        self.costs: dict[int, tuple[int, float]] = {}
-
-    def choose(self, available: int) -> int:
-        """A width for the next call, at most the number of groups that are waiting."""
-        if not self.measure:
-            return available
-        widths = [1 << power for power in range(available.bit_length()) if 1 << power <= available]
-        for width in widths:
-            if width not in self.costs or self.costs[width][0] < 2:
-                return width
-            # twice as wide cannot help once it has become clearly worse
-            if width > 1 and self.costs[width][1] > 1.25 * self.costs[width // 2][1]:
-                break
-        return min((width for width in widths if width in self.costs), key=lambda width: self.costs[width][1])
-
-    def record(self, width: int, seconds: float) -> None:
-        """Note what a call of this width took."""
-        if self.measure:
-            count, cost = self.costs.get(width, (0, float("inf")))
-            self.costs[width] = (count + 1, min(cost, seconds / width))
-
-
 @contextmanager
 def driven(blocks: nn.ModuleList, make_forward: Callable[[int, Forward], Forward]) -> Iterator[None]:
     """Replace the blocks' instance ``forward`` by ``make_forward(block index, real forward)``; restore exactly."""
@@ -174,14 +141,14 @@ class TrieDriver:
 
     Args:
         trie: The plan.
-        width: Chooses how many groups share a call.
+        width: How many groups share a call; None = all.
         cache: Filled with each group's keys and values; None = no cache.
         keep: Positions from the end that the last block returns; 0 = all.
         embeddings: Input of block 0 from an earlier pass over the same batch, which then needs no image tensors.
     """
 
     def __init__(
-        self, trie: MaskTrie, width: CallWidth, cache: RowCache | None, keep: int = 0, embeddings: Tensor | None = None
+        self, trie: MaskTrie, width: int | None, cache: RowCache | None, keep: int = 0, embeddings: Tensor | None = None
     ) -> None:
         self.trie, self.width, self.cache, self.keep = trie, width, cache, keep
         self.embeddings = embeddings
@@ -213,10 +180,9 @@ class TrieDriver:
 
     def _run(self, groups: list[Tensor], real: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         outputs: list[Tensor] = []
-        while len(outputs) < len(groups):
-            count = self.width.choose(len(groups) - len(outputs))
-            members = groups[len(outputs) : len(outputs) + count]
-            start = time.perf_counter()
+        for start in range(0, len(groups), self.width or max(1, len(groups))):
+            members = groups[start : start + self.width] if self.width else groups
+            count = len(members)
             if count == 1:
                 output = real(members[0], *args, **kwargs)
             else:
@@ -225,7 +191,6 @@ class TrieDriver:
                 output = real(torch.cat(members), *repeated[0], **repeated[1])
             if not isinstance(output, Tensor):
                 raise CannotDriveError(f"a block returned {type(output).__name__} instead of a tensor")
-            self.width.record(count, time.perf_counter() - start)
             outputs += output.chunk(count) if count > 1 else [output]
         return outputs
 

@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 # 64 MB of float64 weights: one block for 2,000 resamples of 4,194 clusters, several blocks above that.
 _MAX_WEIGHTS_PER_BLOCK = 2**23
 _MAX_EXACT_SUMS = 2**14
+_MAX_BINOMIALS = 32
 _MAX_EXACT_PERMUTATION_LENGTH = 8
 
 
@@ -102,6 +103,45 @@ def paired_intervals(
     )
     tail = stats.t.ppf((1 + confidence) / 2, num_clusters - 1) * np.sqrt(num_clusters / (num_clusters - 1))
     return [_bca(*row, tail) for row in zip(estimates, leave_one_out, resampled)]
+
+
+def macro_intervals(
+    tasks: Sequence[tuple[ArrayLike, Sequence[str] | NDArray | None]], confidence: float = 0.95, seed: int = 0
+) -> list[Interval]:
+    """Means over tasks, each task with the same weight however many samples it has.
+
+    Each task's differences are centred and weighted to what they contribute, so that resampling all clusters together
+    shows the noise within tasks but not the differences between them: the tasks are the given ones, not a sample.
+    Tasks count as independent: where they share images, the limits are too narrow.
+
+    Args:
+        tasks: For each task differences ``[num_masks, num_samples of the task]`` and the cluster of each sample.
+        confidence: As for :func:`paired_intervals`, which gives the limits.
+        seed: Seed of the resamples.
+
+    Returns:
+        One :class:`Interval` per mask.
+
+    Example:
+        >>> easy, hard = np.zeros((1, 4)), np.array([[1.0, 0.0] * 8])
+        >>> print(f"{macro_intervals([(easy, None), (hard, None)])[0].estimate:.2f}")
+        0.25
+    """
+    arrays = [np.asarray(values, dtype=np.float64) for values, _ in tasks]
+    means = np.stack([values.mean(axis=1) for values in arrays])
+    total = sum(values.shape[1] for values in arrays)
+    noise = np.concatenate(
+        [(values - mean[:, None]) * (total / (len(arrays) * values.shape[1])) for values, mean in zip(arrays, means)],
+        axis=1,
+    )
+    names = [
+        f"{task}/{cluster}"
+        for task, (values, (_, clusters)) in enumerate(zip(arrays, tasks))
+        for cluster in (range(values.shape[1]) if clusters is None else clusters)
+    ]
+    macro = means.mean(axis=0)
+    intervals = paired_intervals(noise, names, confidence, seed=seed)
+    return [Interval(float(m), float(m + i.low), float(m + i.high)) for m, i in zip(macro, intervals)]
 
 
 def _bca(estimate: float, leave_one_out: Floats, resampled: Floats, tail: float) -> Interval:
@@ -201,10 +241,74 @@ def sign_flip_test(
             probabilities = np.multiply.outer(probabilities, stats.binom.pmf(positive, count, 0.5)).ravel()
         return min(1.0, float(probabilities[np.abs(totals) >= observed].sum()))
     generator = np.random.default_rng(seed)
-    totals = np.zeros(num_permutations)
-    for size, count in zip(sizes, counts):
-        totals += size * (2 * generator.binomial(count, 0.5, size=num_permutations) - count)
+    if len(sizes) > _MAX_BINOMIALS:  # graded scores: hardly two clusters agree, so one sign each is cheaper
+        sums = sums[sums != 0]
+        rows = max(1, _MAX_WEIGHTS_PER_BLOCK // len(sums))
+        totals = np.concatenate(
+            [
+                (2.0 * generator.integers(2, size=(min(rows, num_permutations - start), len(sums)), dtype=np.int8) - 1)
+                @ sums
+                for start in range(0, num_permutations, rows)
+            ]
+        )
+    else:
+        totals = np.zeros(num_permutations)
+        for size, count in zip(sizes, counts):
+            totals += size * (2 * generator.binomial(count, 0.5, size=num_permutations) - count)
     return float(1 + np.sum(np.abs(totals) >= observed)) / (1 + num_permutations)
+
+
+def pairwise_sign_flip_tests(
+    values: ArrayLike,
+    clusters: Sequence[str] | NDArray | None = None,
+    num_permutations: int = 10_000,
+    seed: int = 0,
+) -> dict[tuple[int, int], float]:
+    """Sign-flip tests of all pairs of rows, p-values corrected for testing all of them together.
+
+    All pairs share the same random signs, and a pair is judged against the largest statistic among itself and the pairs
+    with weaker evidence (step-down maxT: Westfall & Young 1993; Romano & Wolf 2005, doi:10.1198/016214504000000539). So
+    the correction knows how strongly the pairs depend on one another, and the resolution of the p-values does not
+    shrink with their number, as it would under Holm's.
+
+    Args:
+        values: ``[rows, num_samples]``, finite.
+        clusters: ``[num_samples]`` cluster (image) of each sample; None makes every sample its own cluster.
+        num_permutations: Number of random sign patterns.
+        seed: Seed of the sign patterns.
+
+    Returns:
+        ``{(a, b): adjusted p-value}`` for all a < b; 1 where no cluster differs.
+
+    Example:
+        >>> p_values = pairwise_sign_flip_tests([[1.0, 2.0, 1.0, 2.0, 1.0, 1.0, 2.0], [0.0] * 7, [0.0] * 7])
+        >>> {pair: round(p, 2) for pair, p in p_values.items()}
+        {(0, 1): 0.02, (0, 2): 0.02, (1, 2): 1.0}
+    """
+    sums, _ = _cluster_sums(np.asarray(values, dtype=np.float64), clusters)
+    pairs = list(itertools.combinations(range(len(sums)), 2))
+    if not pairs:
+        return {}
+    first, second = np.array(pairs).T
+    # the sum of squares of a pair's differences does not change when signs flip
+    squares = (sums**2).sum(axis=1)
+    spread = np.sqrt(np.maximum(0.0, squares[first] + squares[second] - 2 * (sums @ sums.T)[first, second]))
+    spread[spread <= 1e-9 * np.sqrt(squares.max(initial=1.0))] = np.inf
+    means = sums.sum(axis=1)
+    observed = np.abs(means[first] - means[second]) / spread
+    order = np.argsort(-observed)
+    exceed = np.zeros(len(pairs))
+    generator = np.random.default_rng(seed)
+    rows = max(1, _MAX_WEIGHTS_PER_BLOCK // max(len(pairs), sums.shape[1]))
+    for start in range(0, num_permutations, rows):
+        size = (min(rows, num_permutations - start), sums.shape[1])
+        totals = (2.0 * generator.integers(2, size=size, dtype=np.int8) - 1) @ sums.T
+        statistics = (np.abs(totals[:, first] - totals[:, second]) / spread)[:, order]
+        largest = np.maximum.accumulate(statistics[:, ::-1], axis=1)[:, ::-1]
+        exceed += (largest >= observed[order] - 1e-9).sum(axis=0)
+    adjusted = np.empty(len(pairs))
+    adjusted[order] = np.maximum.accumulate((1 + exceed) / (1 + num_permutations))
+    return {pair: float(p) for pair, p in zip(pairs, adjusted)}
 
 
 def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
@@ -230,6 +334,76 @@ def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def confidence_sequence(
+    values: ArrayLike, confidence: float = 0.95, low: float = -1.0, high: float = 1.0, resolution: int = 1000
+) -> tuple[Floats, Floats]:
+    """Intervals for a mean that hold at all sample sizes at once: look after every sample, stop whenever you like.
+
+    The probability that the mean leaves *any* of the intervals is at most ``1 - confidence`` (a bootstrap interval
+    looked at n times has no such guarantee). A mean is ruled out when a gambler who bets on it being too low, or too
+    high, has multiplied the stake by ``1 / (1 - confidence)``: the hedged capital process with predictable plug-in bets
+    of Waudby-Smith & Ramdas 2024 (doi:10.1093/jrsssb/qkad009, equations 24 to 26).
+
+    Args:
+        values: ``[n]`` in ``[low, high]``, independent given what came before, such as paired differences of scores in
+            [-1, 1]. Samples that share an image are not independent: give one value per image.
+        confidence: Coverage, in (0, 1).
+        low: Smallest possible value.
+        high: Largest possible value.
+        resolution: Steps between ``low`` and ``high`` at which means are tried; limits err outwards by up to a step.
+
+    Returns:
+        Lower and upper limits after each sample, both ``[n]``; they never widen.
+
+    Raises:
+        ValueError: If a value lies outside the bounds, or is not finite.
+
+    Example:
+        >>> lows, highs = confidence_sequence([0.5, 0.3, 0.4] * 40)
+        >>> print(f"[{lows[9]:.2f}, {highs[9]:.2f}] after 10, [{lows[-1]:.2f}, {highs[-1]:.2f}] after 120")
+        [-0.26, 0.69] after 10, [0.32, 0.44] after 120
+    """
+    observed = np.asarray(values, dtype=np.float64)
+    if observed.ndim != 1:
+        raise ValueError(f"expected values of shape [n], got {list(observed.shape)}")
+    if not np.all((observed >= low) & (observed <= high)):  # false for NaN too
+        raise ValueError(f"expected finite values in [{low}, {high}]")
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
+    scaled = (observed - low) / (high - low)
+    bets = _predictable_bets(scaled, 1 - confidence)
+    means = np.linspace(0, 1, resolution + 1)
+    # half of the stake on each side; a bet can lose at most half of what it has
+    rising, falling = np.zeros_like(means), np.zeros_like(means)
+    with np.errstate(divide="ignore"):
+        most_rising, most_falling = 0.5 / means, 0.5 / (1 - means)
+    threshold = np.log(2 / (1 - confidence))
+    possible = np.ones(len(means), dtype=bool)
+    limits = np.empty((2, len(scaled)))
+    first, last = 0, resolution
+    for index, (value, bet) in enumerate(zip(scaled, bets)):
+        rising += np.log1p(np.minimum(bet, most_rising) * (value - means))
+        falling += np.log1p(-np.minimum(bet, most_falling) * (value - means))
+        # the larger of the halves is at most their sum, and its set of means is always an interval
+        possible &= np.maximum(rising, falling) < threshold
+        kept = np.flatnonzero(possible)
+        if len(kept):  # otherwise what is left lies between two tried means, and the last interval holds it
+            first, last = kept[0], kept[-1]
+        limits[:, index] = first - 1, last + 1
+    scale = (high - low) / resolution
+    lows, highs = low + scale * limits.clip(0, resolution)
+    return lows, highs
+
+
+def _predictable_bets(values: Floats, alpha: float) -> Floats:
+    """Size of each bet, from the values before it: sqrt(2 log(2 / alpha) / (variance * t * log(t + 1)))."""
+    t = np.arange(1, len(values) + 1)
+    means = (0.5 + np.cumsum(values)) / (t + 1)
+    variances = (0.25 + np.cumsum((values - means) ** 2)) / (t + 1)
+    before = np.concatenate([[0.25], variances[:-1]])
+    return np.sqrt(2 * np.log(2 / alpha) / (before * t * np.log(t + 1)))
 
 
 def holm(p_values: ArrayLike) -> Floats:

@@ -100,12 +100,13 @@ class MaskTrie:
         return max(len(level.parents) for level in self.levels)
 
 
-def chunk_masks(masks: Tensor, max_masks: int) -> Iterator[list[int]]:
+def chunk_masks(masks: Tensor, budget: float, costs: Sequence[float] | None = None) -> Iterator[list[int]]:
     """Split masks into chunks of neighbouring branches, which share the longest prefixes.
 
     Args:
         masks: Bool ``[masks, num_blocks]``.
-        max_masks: Largest chunk, at least 1.
+        budget: Largest cost of a chunk, at least 1; a mask that alone costs more is a chunk of its own.
+        costs: Cost of each mask; None = 1 each, so that the budget is a number of masks.
 
     Yields:
         Indices into ``masks``.
@@ -114,9 +115,19 @@ def chunk_masks(masks: Tensor, max_masks: int) -> Iterator[list[int]]:
         >>> masks = torch.tensor([[True, True], [False, True], [True, False]])
         >>> list(chunk_masks(masks, 2))
         [[0, 2], [1]]
+        >>> list(chunk_masks(masks, 2, costs=[2.0, 1.0, 1.0]))
+        [[0], [2, 1]]
     """
-    if max_masks < 1:
-        raise ValueError(f"max_masks must be at least 1, given {max_masks}")
-    order = sorted(range(len(masks)), key=lambda index: masks[index].tolist(), reverse=True)
-    for start in range(0, len(order), max_masks):
-        yield order[start : start + max_masks]
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1, given {budget}")
+    chunk: list[int] = []
+    spent = 0.0
+    for index in sorted(range(len(masks)), key=lambda index: masks[index].tolist(), reverse=True):
+        cost = 1.0 if costs is None else costs[index]
+        if chunk and spent + cost > budget:
+            yield chunk
+            chunk, spent = [], 0.0
+        chunk.append(index)
+        spent += cost
+    if chunk:
+        yield chunk

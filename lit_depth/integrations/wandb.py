@@ -1,4 +1,4 @@
-"""A comparison in Weights & Biases. The only module of the package that imports wandb: import it where it is needed."""
+"""Results of the studies in Weights & Biases. The only module that imports wandb: import it where it is needed."""
 
 from __future__ import annotations
 
@@ -29,6 +29,17 @@ COLUMNS = (
     "prefill_P50_ms",
     "decode_per_token_P50_ms",
     "total_P50_ms",
+)
+IMPORTANCE_COLUMNS = (
+    "block",
+    "drop",
+    "drop_ci_low",
+    "drop_ci_high",
+    "reference_logprob_drop",
+    "reference_logprob_drop_ci_low",
+    "reference_logprob_drop_ci_high",
+    "rank",
+    "reference_logprob_rank",
 )
 _STEP = "num_active_blocks"
 _QUALITY_FIGURES = ("m5_quality_vs_blocks",)
@@ -83,6 +94,47 @@ in one chart; the last has latency in milliseconds on its x axis |
     )
     artifact.add_file(str(result))
     run.log_artifact(artifact)
+
+
+@rank_zero_only
+def log_importance(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
+    """Log block importance to a logger's run, online or offline.
+
+    | key | what |
+    |---|---|
+    | ``importance/<task>`` | one row per block, see :data:`IMPORTANCE_COLUMNS`; ``macro`` = mean over tasks |
+    | ``charts/importance/<task>`` | the drop in quality as a bar per block |
+    | ``figures/block_importance...`` | the PNG figures in ``folder`` |
+    | summary ``full/quality/<task>`` | the model with all its blocks |
+
+    The JSON file becomes the artifact ``importance`` of type ``importance``.
+
+    Args:
+        logger: Its run is created if there is none yet, and stays open.
+        result: Content of ``importance.json``.
+        folder: Folder of the result.
+    """
+    folder, run = Path(folder), logger.experiment
+    groups = {task["task"]: task["blocks"] for task in result["tasks"]}
+    if result["macro"]:
+        groups["macro"] = result["macro"]
+    row: dict[str, Any] = {}
+    for name, blocks in groups.items():
+        table = wandb.Table(columns=list(IMPORTANCE_COLUMNS), data=[_importance_row(entry) for entry in blocks])
+        row[f"importance/{name}"] = table
+        row[f"charts/importance/{name}"] = wandb.plot.bar(table, "block", "drop", title=f"Importance, {name}")
+    figures = sorted((folder / "figures").glob("block_importance*.png"))
+    run.log(row | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+    run.summary.update({f"full/quality/{task['task']}": task["full"]["quality"] for task in result["tasks"]})
+    artifact = wandb.Artifact("importance", type="importance", metadata={"split": result["split"]})
+    artifact.add_file(str(folder / "importance.json"))
+    run.log_artifact(artifact)
+
+
+def _importance_row(entry: dict[str, Any]) -> list[Any]:
+    quality, logprob = entry["quality"], entry["reference_logprob"]
+    drops = [quality["drop"], *quality["drop_ci"], logprob["drop"], *logprob["drop_ci"]]
+    return [entry["block"], *drops, quality.get("rank"), logprob.get("rank")]
 
 
 def _by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:

@@ -83,7 +83,7 @@ def quality_figure(comparison: Comparison) -> Figure:
         axes.errorbar(
             [block + offset for block in blocks],
             quality,
-            yerr=_bars(quality, limits),
+            yerr=bar_lengths(quality, limits),
             color=color,
             marker=marker,
             markersize=6,
@@ -146,7 +146,7 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
         color, marker = _look(policy, comparison)
         mine = [(_total(s["latency_ms"]), s["quality"], s["num_active_blocks"]) for s in strategies]
         quality = [point[1] for point in mine]
-        bars = _bars(quality, [strategy["quality_ci"] for strategy in strategies])
+        bars = bar_lengths(quality, [strategy["quality_ci"] for strategy in strategies])
         times = [point[0] for point in mine]
         axes.errorbar(times, quality, yerr=bars, fmt="none", ecolor=color, elinewidth=1, alpha=0.35)
         axes.plot(times, quality, marker, color=color, markersize=8, markeredgecolor="white", label=policy)
@@ -205,11 +205,11 @@ def _figure(comparison: Comparison) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    _plain(axes)
+    plain_axes(axes)
     return figure, axes
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -218,7 +218,7 @@ def _plain(axes: Axes) -> None:
 def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    _plain(axes)
+    plain_axes(axes)
     counts = {strategy["num_active_blocks"] for strategy in comparison["strategies"]}
     if with_full:
         counts.add(comparison["num_blocks"])
@@ -254,7 +254,7 @@ def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
     return _COLORS[index], _MARKERS[index]
 
 
-def _bars(values: Sequence[float], limits: Sequence[Sequence[float]]) -> list[list[float]]:
+def bar_lengths(values: Sequence[float], limits: Sequence[Sequence[float]]) -> list[list[float]]:
     """Lengths below and above, not negative: a bootstrap interval need not contain its estimate."""
     below = [max(0.0, value - limit[0]) for value, limit in zip(values, limits)]
     above = [max(0.0, limit[1] - value) for value, limit in zip(values, limits)]

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,16 +50,22 @@ def locked_folder(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: If another process holds it.
     """
-    import fcntl  # not on Windows
-
     with _readable_errors(folder):
         file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder} is in use by another run: wait for it, or give another --name") from error
+        lock(file, folder)
         yield
+
+
+def lock(file: IO[Any], path: Path) -> None:
+    """Hold an open file until it is closed; raise ValueError naming ``path`` if another process holds it."""
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(f"{path} is in use by another run: wait for it, or give another --name") from error
 
 
 @contextmanager
@@ -155,7 +161,11 @@ class RecordWriter:
         self.path = Path(path)
         prepare_folder(self.path.parent)
         with _readable_errors(self.path.parent):
-            self._file = open(self.path, "a+b")  # noqa: SIM115 (closed in close)
+            # unbuffered: what a full disk refuses must not wait in a buffer and fail again on closing
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 (closed in close)
+        # a process that outlived its killed run may still be writing here
+        lock(self._file, self.path)
+        with _readable_errors(self.path.parent):
             self._file.seek(0)
             # rfind gives -1 for a file without any complete line: cut to length 0.
             self._file.truncate(self._file.read().rfind(b"\n") + 1)
@@ -168,14 +178,20 @@ class RecordWriter:
                 are read as columns of their own, and any other key too.
 
         Raises:
-            ValueError: If ``mask`` or ``sample`` is missing, or a number is NaN or infinite.
+            ValueError: If ``mask`` or ``sample`` is missing, a number is NaN or infinite, or the disk is full.
         """
         missing = {"mask", "sample"} - record.keys()
         if missing:
             raise ValueError(f"expected a record with 'mask' and 'sample', got one without {sorted(missing)}")
-        line = json.dumps(_plain(record), allow_nan=False) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
+        line = (json.dumps(_plain(record), allow_nan=False) + "\n").encode()
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise ValueError(
+                f"cannot write to {self.path} ({error.strerror or error}). What was recorded before is kept: make "
+                "room, then start the same command again"
+            ) from error
 
     def close(self) -> None:
         self._file.close()

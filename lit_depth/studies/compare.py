@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import from_mask_id, leave_one_out, masked
+from lit_depth.functional import from_mask_id, masked
+from lit_depth.functional.statistics import paired_intervals
 from lit_depth.functional.timing import summarize, time_generation
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.figures import write_figures
@@ -26,17 +28,18 @@ from lit_depth.results.tables import format_table
 from lit_depth.studies.comparison import (
     POLICIES,
     answer_questions,
-    block_importance,
     compare_policies,
     describe_masks,
     plan_indices,
     plan_masks,
     to_importance,
 )
-from lit_depth.studies.run import evaluate, open_run
+from lit_depth.studies.importance import RESULT as DETAILS
+from lit_depth.studies.importance import SCORES, measure
+from lit_depth.studies.ranking import drops
+from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
 
 RESULT = "m5_mask_strategy_comparison.json"
-IMPORTANCE = "layer_importance_scores.json"
 STAGES = ("vision", "prefill", "decode_per_token", "total")
 
 
@@ -66,11 +69,11 @@ def compare(
     # all arguments are checked before anything is measured
     plan_masks(names, counts, num_blocks, [0.0] * num_blocks, num_seeds, keep)
     needs_importance = custom is None and "importance" in names
-    given = _read_importance(importance, num_blocks) if importance and needs_importance else None
-    if not 0 < confidence < 1 or not 0 <= max_bad_samples <= 1:
-        raise ValueError(
-            f"confidence and max_bad_samples must lie between 0 and 1, got {confidence} and {max_bad_samples}"
-        )
+    file = _read_importance(importance, datamodule.task.name) if importance and needs_importance else None
+    given = None if file is None else to_importance(file, num_blocks, str(importance), keep)
+    check_shares(confidence, max_bad_samples)
+    if len(datamodule.tasks) > 1:
+        raise ValueError(f"compare evaluates one task at a time, got {[task.name for task in datamodule.tasks]}")
     measures_importance = needs_importance and given is None
     if measures_importance:
         datamodule.check_disjoint("calibration", "validation")
@@ -88,8 +91,8 @@ def compare(
         entry: dict[str, Any] = {"source": "not used", "num_samples": 0, "scores": {}, "intervals": None}
         if measures_importance:
             given, entry = _measure_importance(trainer, model, datamodule, folder, confidence, max_bad_samples)
-        elif given is not None:
-            entry |= {"source": str(importance), "scores": {str(index): score for index, score in enumerate(given)}}
+        elif file is not None:
+            entry |= {"source": str(importance), "scores": file}
         plan = custom or plan_masks(names, counts, num_blocks, given, num_seeds, keep)
         masks = [torch.ones(num_blocks, dtype=torch.bool), *(planned.mask for planned in plan)]
         text = "masks, validation split"
@@ -98,7 +101,10 @@ def compare(
             return {}
         batch = next(batch for batch in datamodule.eval_dataloader("validation") if batch["sample_ids"])
         device = trainer.strategy.root_device  # the loop has moved the model back to the CPU
-        latency = measure_latency(model, batch, list(sweep.masks), latency_repeats, latency_new_tokens, device)
+        # one mask of each policy and count: which of equally many blocks run hardly matters to the clock
+        first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
+        timed = sorted({"1" * num_blocks, *first.values()})
+        latency = _latency(folder, model, batch, timed, latency_repeats, latency_new_tokens, device)
 
         full, strategies = describe_masks(plan, scores, latency, num_blocks, confidence)
         comparisons = compare_policies(plan, scores, confidence)
@@ -119,7 +125,7 @@ def compare(
             "answers": answer_questions(comparisons, strategies, confidence),
         }
         _write(folder, result, identity, sweep.records)
-    _log(trainer, result, folder)
+    log_to(trainer, "log_comparison", result, folder)
     print(_summary(result, folder))
     return result
 
@@ -133,16 +139,46 @@ def _measure_importance(
     max_bad_samples: float,
 ) -> tuple[list[float], dict[str, Any]]:
     """Accuracy drop of every block on the calibration split: the scores, and the result's ``importance`` entry."""
-    masks = [torch.ones(model.num_blocks, dtype=torch.bool), *leave_one_out(model.num_blocks)]
-    text = "importance, calibration split"
-    scores, _ = evaluate(trainer, model, datamodule, "calibration", masks, folder, text, max_bad_samples)
-    drops, intervals = block_importance(scores, model.num_blocks, confidence)
-    return drops, {
+    blocks, text = range(model.num_blocks), "importance, calibration split"
+    scores, _ = measure(trainer, model, datamodule, "calibration", blocks, folder, text, max_bad_samples)
+    values = drops(scores, blocks, model.num_blocks, "quality")
+    intervals = paired_intervals(values, scores.images, confidence)
+    return [interval.estimate for interval in intervals], {
         "source": "accuracy drop on the calibration split",
         "num_samples": len(scores.images),
-        "scores": {str(block_idx): drop for block_idx, drop in enumerate(drops)},
-        "intervals": intervals,
+        "scores": {str(block_idx): interval.estimate for block_idx, interval in enumerate(intervals)},
+        "intervals": {str(block_idx): [interval.low, interval.high] for block_idx, interval in enumerate(intervals)},
     }
+
+
+def _latency(
+    folder: Path,
+    model: DepthModule,
+    batch: Mapping[str, Any],
+    mask_ids: Sequence[str],
+    repeats: int,
+    new_tokens: int,
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    """`measure_latency`, or what a finished run measured under the same settings."""
+    if repeats < 1:
+        return {}
+    settings = {
+        "masks": list(mask_ids),
+        "repeats": repeats,
+        "new_tokens": new_tokens,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    path = folder / "latency.json"
+    if path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier["settings"] == settings:
+            return earlier["latency_ms"]
+    measured = measure_latency(model, batch, mask_ids, repeats, new_tokens, device)
+    write_json(path, {"settings": settings, "latency_ms": measured})
+    return measured
 
 
 def measure_latency(
@@ -162,15 +198,13 @@ def measure_latency(
         model: The module.
         batch: An evaluation batch to take requests from.
         mask_ids: Masks to time.
-        repeats: Timed requests per mask; 0 = no latency.
+        repeats: Timed requests per mask.
         new_tokens: Tokens generated by each request, end tokens ignored.
         device: Where to time; the model is moved there, and back to the CPU.
 
     Returns:
         ``{mask id: {stage: summary}}`` in milliseconds, see `lit_depth.functional.timing.summarize`.
     """
-    if repeats < 1:
-        return {}
     model.to(device)
     rows = model_inputs(model.transfer_batch_to_device(dict(batch), device, 0))
     requests = [_row(rows, index % len(rows["input_ids"])) for index in range(repeats)]
@@ -226,14 +260,24 @@ def _check_plan(
     return names, chosen
 
 
-def _read_importance(path: str, num_blocks: int) -> list[float]:
+def _read_importance(path: str, task: str) -> Any:
+    """The content of a ``{"0": 0.6, ...}`` file; refuse one that was measured on what this run reports on."""
     try:
         scores = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
             f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}'
         ) from error
-    return to_importance(scores, num_blocks, path)
+    # what `lit-depth importance` writes beside it
+    details = Path(path).with_name(DETAILS)
+    if details.is_file():
+        run = json.loads(details.read_text(encoding="utf-8"))
+        if run["split"] == "validation" and task in [entry["task"] for entry in run["tasks"]]:
+            raise ValueError(
+                f"importance: {path} was measured on the validation split of {task}, which compare reports on: masks "
+                "chosen by it would look better than they are. Measure it with --split calibration"
+            )
+    return scores
 
 
 def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: Any) -> None:
@@ -243,7 +287,7 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
         path.unlink()  # of an earlier run with latency
     write_parquet(folder / "records.parquet", records)
     if result["importance"]["scores"]:
-        write_json(folder / IMPORTANCE, result["importance"]["scores"])
+        write_json(folder / SCORES, result["importance"]["scores"])
     headers, rows = _table(result)
     sections = [
         Section("Answers", text="\n\n".join(f"{q}: {a['answer']}. {a['text']}" for q, a in _questions(result))),
@@ -254,14 +298,6 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     write_report(folder, f"Depth-mask policies on {result['task']}", sections)
     # last: whoever sees it may rely on all the rest
     write_json(folder / RESULT, result)
-
-
-def _log(trainer: Trainer, result: dict[str, Any], folder: Path) -> None:
-    for logger in trainer.loggers:
-        if type(logger).__name__ == "WandbLogger":
-            from lit_depth.integrations.wandb import log_comparison
-
-            log_comparison(logger, result, folder)  # type: ignore[arg-type]
 
 
 def _questions(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

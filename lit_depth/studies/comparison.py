@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -74,13 +75,17 @@ def plan_masks(
 def plan_indices(index_lists: Sequence[Sequence[int]], num_blocks: int) -> list[PlannedMask]:
     """Masks given by their active blocks; each is a policy of its own, named by its blocks.
 
-    >>> [planned.policy for planned in plan_indices([[0, 2], [1]], 3)]
-    ['blocks 0 2', 'blocks 1']
+    >>> [planned.policy for planned in plan_indices([[0, 2], [1], [2, 0]], 3)]
+    ['blocks 0 2', 'blocks 1', 'blocks 0 2 (2)']
     """
     masks = [from_indices(num_blocks, indices) for indices in index_lists]
-    names = ["blocks " + " ".join(map(str, mask.nonzero().flatten().tolist())) for mask in masks]
-    # the same mask given twice is one policy
-    return [PlannedMask(name, mask) for name, mask in dict(zip(names, masks)).items()]
+    plan: list[PlannedMask] = []
+    for mask in masks:
+        name = "blocks " + " ".join(map(str, mask.nonzero().flatten().tolist()))
+        # a mask given twice is reported twice (and evaluated once)
+        given = sum(torch.equal(mask, planned.mask) for planned in plan)
+        plan.append(PlannedMask(f"{name} ({given + 1})" if given else name, mask))
+    return plan
 
 
 class Scores(NamedTuple):
@@ -108,14 +113,6 @@ class Scores(NamedTuple):
         """Mean reference log-probability over some masks and all samples."""
         position = {name: row for row, name in enumerate(self.mask_ids)}
         return float(self.reference_logprob[[position[name] for name in ids]].mean())
-
-
-def block_importance(scores: Scores, num_blocks: int, confidence: float) -> tuple[list[float], dict[str, list[float]]]:
-    """Drop in quality when each block is skipped, and its paired interval, from leave-one-out scores."""
-    ids = [mask_id(mask) for mask in policies.leave_one_out(num_blocks)]
-    drops = scores.rows(["1" * num_blocks]) - scores.rows(ids)
-    intervals = paired_intervals(drops, scores.images, confidence)
-    return [float(i.estimate) for i in intervals], {str(b): [i.low, i.high] for b, i in enumerate(intervals)}
 
 
 def describe_masks(
@@ -151,7 +148,8 @@ def describe_masks(
 def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: float) -> list[dict[str, Any]]:
     """Every pair of policies at every number of active blocks where their masks differ, and over all of these.
 
-    The tests are sign-flip permutations clustered by image; Holm's correction is over all entries of one pair.
+    The tests are sign-flip permutations clustered by image. Holm's correction is over the numbers of blocks of one
+    pair, and for the means over them over all pairs.
     """
     grouped = _grouped(plan)
     names = list(dict.fromkeys(name for name, _ in grouped))
@@ -168,8 +166,8 @@ def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: fl
         }
         tested = {**differences, None: np.mean(list(differences.values()), axis=0)}
         p_values = [sign_flip_test(values, scores.images) for values in tested.values()]
-        # with a single count the mean over counts is the same test once more, not a further one
-        family = holm(p_values).tolist() if len(counts) > 1 else p_values
+        # of the last one below, when all pairs are there
+        family = [*holm(p_values[:-1]).tolist(), p_values[-1]]
         for (count, values), p, adjusted in zip(tested.items(), p_values, family):
             interval = paired_interval(values, scores.images, confidence)
             better = "a" if interval.estimate > 0 else "b"
@@ -185,17 +183,32 @@ def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: fl
                     "verdict": better if adjusted < 1 - confidence else "tie",
                 }
             )
+    overall = [entry for entry in result if entry["num_active_blocks"] is None]
+    for entry, adjusted in zip(overall, holm([entry["p_value"] for entry in overall])):
+        entry["p_holm"] = float(adjusted)
+        if adjusted >= 1 - confidence:
+            entry["verdict"] = "tie"
     return result
 
 
 def answer_questions(
     comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]], confidence: float = 0.95
 ) -> dict[str, Any]:
-    """The four questions the comparison is run for, answered with numbers; "not shown" is an answer."""
+    """The four questions the comparison is run for, answered with numbers; "not shown" is an answer.
+
+    The first two are asked of one pair each, whatever else is compared: Holm's correction is over these two tests.
+    """
+    asked = [
+        next((c for c in comparisons if {c["a"], c["b"]} == pair and c["num_active_blocks"] is None), None)
+        for pair in ({"importance", "prefix"}, {"prefix", "random"})
+    ]
+    adjusted = iter(holm([entry["p_value"] for entry in asked if entry]).tolist())
+    first, second = (next(adjusted) if entry else None for entry in asked)
+    alpha = 1 - confidence
     return {
-        "importance_beats_prefix": _beats(comparisons, "importance", "prefix", "Importance"),
+        "importance_beats_prefix": _beats(comparisons, "importance", "prefix", "Importance", first, alpha),
         "random_worse_than_prefix": _beats(
-            comparisons, "prefix", "random", "Prefix", versus="random (mean of its seeds)"
+            comparisons, "prefix", "random", "Prefix", second, alpha, versus="random (mean of its seeds)"
         ),
         "choice_of_blocks_matters": _choice_matters(comparisons, strategies, 1 - confidence),
         "depth_is_a_scalar": _is_scalar(comparisons, strategies, 1 - confidence),
@@ -203,10 +216,16 @@ def answer_questions(
 
 
 def _beats(
-    comparisons: Sequence[dict[str, Any]], winner: str, loser: str, name: str, versus: str | None = None
+    comparisons: Sequence[dict[str, Any]],
+    winner: str,
+    loser: str,
+    name: str,
+    p_value: float | None,
+    alpha: float,
+    versus: str | None = None,
 ) -> dict[str, Any]:
     mine = [c for c in comparisons if {c["a"], c["b"]} == {winner, loser}]
-    if not mine:
+    if p_value is None:
         text = f"{winner} and {loser} were not compared: one was not run, or their masks do not differ."
         return {"answer": "not shown", "text": text}
     sign = 1.0 if mine[0]["a"] == winner else -1.0
@@ -222,13 +241,13 @@ def _beats(
         for direction in (1, -1)
     )
     tied = len(mine) - 1 - len(won) - len(lost)
-    answer = "not shown" if overall["verdict"] == "tie" else ("yes" if difference > 0 else "no")
+    answer = "not shown" if p_value >= alpha else ("yes" if difference > 0 else "no")
     text = (
         f"{name} minus {versus or loser}, averaged over {len(mine) - 1} numbers of blocks: {difference:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}], p = {_p(overall['p_holm'])} (Holm). "
+        f"[{low:+.3f}, {high:+.3f}], p = {_p(p_value)} (Holm). "
         f"Better at {_list(won)}, worse at {_list(lost)}, tied at {tied} of them."
     )
-    return {"answer": answer, "text": text, "difference": difference, "ci": [low, high], "p_holm": overall["p_holm"],
+    return {"answer": answer, "text": text, "difference": difference, "ci": [low, high], "p_holm": p_value,
             "better_at": won, "worse_at": lost, "num_tied": tied}  # fmt: skip
 
 
@@ -336,21 +355,30 @@ def _list(counts: Sequence[int]) -> str:
     return ", ".join(map(str, counts)) if counts else "none"
 
 
-def to_importance(scores: Mapping[str, float], num_blocks: int, source: str) -> list[float]:
+def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, keep: Sequence[int] = ()) -> list[float]:
     """Scores of a ``{"0": 0.6, ...}`` file as a list, checked.
+
+    Args:
+        keep: Blocks that stay active whatever their score; these may be missing, and count as most important.
 
     >>> to_importance({"1": 0.5, "0": 2}, 2, "file.json")
     [2.0, 0.5]
+    >>> to_importance({"1": 0.5}, 2, "file.json", keep=[0])
+    [0.5, 0.5]
 
     Raises:
         ValueError: If a block is missing, unknown, or has no finite number.
     """
     expected = {str(block_idx) for block_idx in range(num_blocks)}
-    if not isinstance(scores, Mapping) or set(scores) != expected:
+    known = isinstance(scores, Mapping) and bool(scores) and not set(scores) - expected
+    missing = sorted(int(b) for b in expected - set(scores) if int(b) not in keep) if known else []
+    if not known or missing:
         given = sorted(scores, key=str)[:5] if isinstance(scores, Mapping) else type(scores).__name__
-        raise ValueError(f"{source}: expected one score for each of the blocks 0..{num_blocks - 1}, got {given}")
-    values = [scores[str(block_idx)] for block_idx in range(num_blocks)]
-    for block_idx, value in enumerate(values):
+        raise ValueError(
+            f"{source}: expected one score for each of the blocks 0..{num_blocks - 1}, got {given}"
+            + (f"; without one, give --keep for blocks {missing}" if missing else "")
+        )
+    for block_idx, value in scores.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"{source}: expected a finite score, got {value!r} for block {block_idx}")
-    return [float(value) for value in values]
+    return [float(scores.get(str(block_idx), max(scores.values()))) for block_idx in range(num_blocks)]

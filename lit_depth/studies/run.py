@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
-from lit_depth.module import DepthModule
-from lit_depth.results.store import locked_folder, prepare_folder, write_manifest
+from lit_depth.functional.answering import affordable_bytes, bytes_per_row
+from lit_depth.module import DepthModule, model_inputs
+from lit_depth.results.store import locked_folder, prepare_folder, write_json, write_manifest
 from lit_depth.studies.comparison import Scores
 
+_MAX_AUTO_BATCH = 64
+_MAX_WAIT_SECONDS = 600
 # arguments of the model that change an answer; the others are about training or speed
 _MODEL_ARGUMENTS = ("checkpoint", "revision", "dtype", "attn_implementation", "blocks")
 
@@ -49,18 +55,21 @@ def open_run(
         ValueError: If the folder holds a run with other arguments, is in use, or cannot be written to.
     """
     datamodule.processor = datamodule.processor if datamodule.processor is not None else model.processor
-    model.use_task(datamodule.task.max_new_tokens)
     identity = {
         **arguments,
         **{f"model.{key}": model.hparams[key] for key in _MODEL_ARGUMENTS},
-        "max_new_tokens": model.max_new_tokens,
+        "max_new_tokens": [model.hparams["max_new_tokens"] or task.max_new_tokens for task in datamodule.tasks],
         "trainer.precision": str(trainer.precision),
-        "data.task": datamodule.task.name,
+        "data.tasks": [task.name for task in datamodule.tasks],
         "data.path": datamodule.path,
         "data.seed": datamodule.seed,
         "data.max_prompt_tokens": datamodule.max_prompt_tokens,
         "checkpoint fingerprint": checkpoint_fingerprint(model),
-        **{f"data fingerprint, {split}": datamodule.eval_dataset(split).fingerprint() for split in splits},
+        **{
+            f"data fingerprint, {each.task.name}, {split}": each.eval_dataset(split).fingerprint()
+            for each in datamodule.for_each_task()
+            for split in splits
+        },
     }
     identity = json.loads(json.dumps(identity, default=str))
     folder = prepare_folder(Path(output_dir) / command / name)
@@ -69,7 +78,9 @@ def open_run(
     with locked_folder(folder) if first else nullcontext():
         _refuse_other_run(folder, identity)
         if first:
-            write_manifest(folder, identity, command=command)
+            # changes no answer, so it may differ when the run is continued
+            execution = {"data.batch_size": datamodule.batch_size, "processes": trainer.world_size}
+            write_manifest(folder, identity, command=command, execution=execution)
         yield folder, identity
 
 
@@ -130,14 +141,102 @@ def evaluate(
     """
     sweep = MaskSweep(
         masks,
-        folder / "records" / split,
+        folder / "records" / datamodule.task.name / split,
         metric=datamodule.task.metric,
         max_bad_samples=max_bad_samples,
         description=description,
     )
-    loader = datamodule.eval_dataloader(split)
-    if len(loader.dataset) < trainer.world_size:  # type: ignore[arg-type]
-        raise ValueError(f"{split} split: {len(loader.dataset)} samples are too few for {trainer.world_size} processes")  # type: ignore[arg-type]
+    model.use_task(datamodule.task.max_new_tokens)
+    num_samples = len(datamodule.eval_dataset(split))
+    if not num_samples:
+        raise ValueError(f"{split} split of {datamodule.task.name}: there are no samples to evaluate")
+    # a finished run that is started again only renders once more
+    if not _is_complete(sweep, num_samples):
+        _predict(trainer, model, datamodule, split, sweep)
+    if sweep.records is None:
+        raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
+    sweep.check_bad_samples(num_samples)
+    sweep.check_complete(num_samples - len(sweep.bad_samples))
+    num_images = sweep.records["image"].nunique()
+    if num_images < 2:
+        raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
+    return Scores.from_records(sweep.records), sweep
+
+
+def _settle_batch_size(
+    trainer: Trainer, model: DepthModule, datamodule: DepthDataModule, split: str, folder: Path
+) -> int:
+    """`find_batch_size` by the first process, once per run: all processes and a resumed run make the same batches."""
+    path = folder / "batch_size.json"
+    if trainer.is_global_zero:
+        if not path.is_file():
+            found = find_batch_size(model, datamodule, split, trainer.strategy.root_device, trainer.world_size)
+            write_json(path, {"batch_size": found})
+    else:
+        deadline = time.monotonic() + _MAX_WAIT_SECONDS
+        while not path.is_file():
+            if time.monotonic() > deadline:
+                raise ValueError(f"no {path} from the first process in {_MAX_WAIT_SECONDS} s: give --data.batch_size")
+            time.sleep(0.2)
+    return int(json.loads(path.read_text(encoding="utf-8"))["batch_size"])
+
+
+def find_batch_size(
+    model: DepthModule, datamodule: DepthDataModule, split: str, device: torch.device, processes: int = 1
+) -> int:
+    """Largest power of two, up to 64 samples and ``max_rows``, at which the full model answers without memory trouble.
+
+    Every one of the processes gets at least one batch.
+
+    It is found by answering the split's first samples once, never per mask: all masks must see the same batches.
+    Beyond some dozens of samples a larger batch no longer gains speed, because masks are rows too.
+    """
+    share = len(datamodule.eval_dataset(split)) // processes
+    limit = min(_MAX_AUTO_BATCH, model.hparams["max_rows"] or _MAX_AUTO_BATCH, share)
+    size = 1 << max(0, limit.bit_length() - 1)
+    trial = copy.copy(datamodule)
+    while True:
+        trial.batch_size = size
+        try:
+            model.to(device)
+            batch = model.transfer_batch_to_device(next(iter(trial.eval_dataloader(split))), device, 0)
+            if not batch["sample_ids"]:  # all bad: nothing to try
+                break
+            # keys, values and logits must fit a share of the memory, as they must for the masks later
+            row = bytes_per_row(
+                model.model, model_inputs(batch), model.max_new_tokens, batch["answer_ids"], model.num_blocks
+            )
+            if size * row <= affordable_bytes(model.model):
+                model.predict_step(batch)
+                break
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        if size == 1:
+            raise ValueError("not even a single sample fits in memory")
+        size //= 2
+    model.cpu()
+    return size
+
+
+def _is_complete(sweep: MaskSweep, num_samples: int) -> bool:
+    if not any(sweep.folder.glob("rank*.jsonl")):
+        return False
+    sweep.read()
+    try:
+        sweep.check_complete(num_samples - len(sweep.bad_samples))
+    except ValueError:
+        sweep.records = None
+        sweep.bad_samples = {}
+        return False
+    return True
+
+
+def _predict(trainer: Trainer, model: DepthModule, datamodule: DepthDataModule, split: str, sweep: MaskSweep) -> None:
+    fixed = datamodule
+    if datamodule.batch_size == "auto":
+        fixed = copy.copy(datamodule)
+        fixed.batch_size = _settle_batch_size(trainer, model, datamodule, split, sweep.folder)
+    loader = fixed.eval_dataloader(split, shard=(trainer.global_rank, trainer.world_size))
     trainer.callbacks.append(sweep)  # type: ignore[attr-defined]
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()  # it counts batches; the sweep's own counts masks too
@@ -147,11 +246,20 @@ def evaluate(
         trainer.callbacks.remove(sweep)  # type: ignore[attr-defined]
         if trainer.progress_bar_callback is not None:
             trainer.progress_bar_callback.enable()
-    if sweep.records is None:
-        raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
-    num_samples = len(datamodule.eval_dataset(split)) - len(sweep.bad_samples)
-    sweep.check_complete(num_samples)
-    num_images = sweep.records["image"].nunique()
-    if num_images < 2:
-        raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
-    return Scores.from_records(sweep.records), sweep
+
+
+def check_shares(confidence: float, max_bad_samples: float) -> None:
+    """Raise ValueError for shares that are none."""
+    if not 0 < confidence < 1 or not 0 <= max_bad_samples <= 1:
+        raise ValueError(
+            f"confidence and max_bad_samples must lie between 0 and 1, got {confidence} and {max_bad_samples}"
+        )
+
+
+def log_to(trainer: Trainer, function: str, result: Mapping[str, Any], folder: Path) -> None:
+    """Log a result by a function of `lit_depth.integrations.wandb`, where that logger is active."""
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "WandbLogger":
+            from lit_depth.integrations import wandb
+
+            getattr(wandb, function)(logger, result, folder)

@@ -1,4 +1,4 @@
-"""Callbacks that train the bundled checkpoint, see ``configs/train_shapes_1.yaml`` to ``_3``.
+"""Callbacks that train the bundled checkpoint, see ``configs/train_shapes.yaml``.
 
 The recipe is for a 3 M parameter model from random weights in minutes on two CPU cores: first the vision path alone on
 labels of the grid's cells, then everything on packed questions, with stochastic depth whose schedule decides which
@@ -47,17 +47,19 @@ class DepthScaledInit(Callback):
 class VisionWarmup(Callback):
     """Before the first step, teach the vision tower and the connector what is in every cell of the grid.
 
-    Two throw-away linear heads read each cell's image tokens and predict its shape and colour. Without this the
-    language model learns to ignore the image long before the tower shows it anything.
+    Two throw-away linear heads predict the shape and the colour of a cell from every single image token on it, so that
+    a token that attention finds by the one also holds the other. Without this the language model learns to ignore the
+    image long before the tower shows it anything.
 
     Args:
         steps: Optimiser steps.
         learning_rate: AdamW's learning rate, decaying linearly to zero.
-        output_scale: Factor on the connector's output afterwards, which brings it nearer to token embeddings.
+        output_std: Standard deviation to which the connector's output is scaled afterwards, that of token embeddings:
+            what a block adds to larger features would be lost in them.
     """
 
-    def __init__(self, steps: int = 400, learning_rate: float = 2e-3, output_scale: float = 0.12) -> None:
-        self.steps, self.learning_rate, self.output_scale = steps, learning_rate, output_scale
+    def __init__(self, steps: int = 400, learning_rate: float = 2e-3, output_std: float = 0.25) -> None:
+        self.steps, self.learning_rate, self.output_std = steps, learning_rate, output_std
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step:  # resumed
@@ -79,8 +81,10 @@ class VisionWarmup(Callback):
                     optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
                     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=self.steps)
                 known = batch["cell_shapes"] >= 0
-                logits = {name: head(cells[known]) for name, head in heads.items()}
-                loss = torch.stack([F.cross_entropy(logits[name], batch[name][known]) for name in logits]).sum()
+                tokens = cells[known].flatten(0, 1)
+                labels = {name: batch[name][known].repeat_interleave(cells.shape[2]) for name in heads}
+                logits = {name: head(tokens) for name, head in heads.items()}
+                loss = torch.stack([F.cross_entropy(logits[name], labels[name]) for name in logits]).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -88,22 +92,22 @@ class VisionWarmup(Callback):
                 schedule.step()
                 done += 1
                 if done % 50 == 0 or done == self.steps:
-                    right = [(logits[n].argmax(-1) == batch[n][known]).float().mean().item() for n in logits]
+                    right = [(logits[name].argmax(-1) == labels[name]).float().mean().item() for name in logits]
                     trainer.print(
                         f"vision warm-up {done}/{self.steps}: shape {right[0]:.3f}, colour {right[1]:.3f} right"
                     )
                 if done == self.steps:
                     break
         with torch.no_grad():
-            molmo.connector.image_projector.w2.weight.mul_(self.output_scale)
+            molmo.connector.image_projector.w2.weight.mul_(self.output_std / tokens.std())
         pl_module.zero_grad()
 
 
 def _cell_features(molmo: Any, batch: dict[str, Any]) -> Tensor:
-    """Image tokens of every cell side by side, ``[B, cells, tokens per cell * D]``."""
+    """Image tokens of every cell, ``[B, cells, tokens per cell, D]``."""
     features = molmo.get_image_features(batch["images"], batch["image_masks"]).flatten(1, 2)
     index = batch["cell_tokens"]
-    return features[torch.arange(len(index))[:, None, None], index].flatten(2)
+    return features[torch.arange(len(index))[:, None, None], index]
 
 
 class BlockDropout(Callback):

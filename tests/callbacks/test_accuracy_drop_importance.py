@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -9,9 +14,9 @@ from pruning import pruned_copy
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_depth.callbacks import AccuracyDropImportance
-from lit_depth.callbacks.accuracy_drop_importance import token_accuracy
-from lit_depth.functional import leave_one_out
+from lit_depth.callbacks import AccuracyDropImportance, BlockMask
+from lit_depth.callbacks.accuracy_drop_importance import score_every_block, token_accuracy
+from lit_depth.functional import MaskTrie, leave_one_out
 
 NUM_BLOCKS = 4
 
@@ -126,6 +131,103 @@ def test_a_score_function_and_a_limit_of_batches():
 def test_useless_scores_are_refused(score, message):
     with pytest.raises(ValueError, match=message):
         run("validate", [AccuracyDropImportance(score_fn=score)])
+
+
+def batch_of(module) -> dict[str, torch.Tensor]:
+    return next(iter(loader()))
+
+
+def test_one_pass_gives_the_scores_of_one_mask_after_another(monkeypatch):
+    module = PlainModule()
+    together = score_every_block(module, batch_of(module))
+    assert torch.equal(score_every_block(module, batch_of(module), token_accuracy), together)
+    # logits of few masks at once
+    monkeypatch.setattr("lit_depth.callbacks.accuracy_drop_importance._MAX_LOGITS_BYTES", 1)
+    assert torch.equal(score_every_block(module, batch_of(module)), together)
+    assert together.std(dim=0).max() > 0  # the masks do differ
+
+
+def test_one_pass_runs_every_distinct_prefix_once():
+    module, calls = PlainModule(), []
+    for block in module.model.model.layers:
+        block.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    score_every_block(module, batch_of(module))
+    masks = torch.cat([torch.ones(1, NUM_BLOCKS, dtype=torch.bool), leave_one_out(NUM_BLOCKS)])
+    assert len(calls) <= MaskTrie(masks).block_forwards == 10
+
+
+def test_a_model_that_cannot_be_driven_is_scored_one_by_one(monkeypatch):
+    module = PlainModule()
+    together = score_every_block(module, batch_of(module))
+    monkeypatch.setattr("lit_depth.callbacks.accuracy_drop_importance.check_drivable", lambda *_: "it is odd")
+    with pytest.warns(UserWarning, match="one after another: LlamaForCausalLM: it is odd"):
+        assert torch.equal(score_every_block(module, batch_of(module)), together)
+
+
+class OwnModel(torch.nn.Module):
+    """Not a model of transformers, though it holds one, and a configuration of its own; it insists on labels."""
+
+    def __init__(self, inner) -> None:
+        super().__init__()
+        self.inner, self.config = inner, {"name": "mine"}
+
+    def forward(self, input_ids, attention_mask, labels):
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+
+def test_a_model_of_ones_own_is_scored_one_by_one():
+    module = PlainModule()
+    expected = score_every_block(module, batch_of(module))
+    module.model = OwnModel(module.model)
+    with pytest.warns(UserWarning, match="OwnModel is not a model of transformers"):
+        assert torch.equal(score_every_block(module, batch_of(module)), expected)
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from test_accuracy_drop_importance import PlainModule, loader, trainer
+from torch.utils.data import DataLoader, Subset
+from lit_depth.callbacks import AccuracyDropImportance
+
+callback = AccuracyDropImportance()
+# 14 samples for the first process, 6 for the second: 3 batches and 1
+class Uneven(PlainModule):
+    def val_dataloader(self):
+        rows = range(14) if self.global_rank == 0 else range(14, 20)
+        return DataLoader(Subset(loader().dataset, rows), batch_size=6)
+trainer([callback], devices=2, strategy="ddp", use_distributed_sampler=False).validate(Uneven(), verbose=False)
+torch.save(callback.scores, f"{sys.argv[1]}/{torch.distributed.get_rank()}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_uneven_numbers_of_batches_gather_all_scores(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent / "functional"), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        check=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+    callback = AccuracyDropImportance()
+    run("validate", [callback])
+    files = sorted(tmp_path.glob("*.pt"))
+    assert len(files) == 2
+    for file in files:
+        scores = torch.load(file, weights_only=True)
+        assert torch.equal(scores.sort(dim=1).values, callback.scores.sort(dim=1).values)
+
+
+def test_a_mask_around_the_loop_is_replaced_not_combined_with():
+    plain, _ = run("validate", [AccuracyDropImportance()])
+    skipping, _ = run("validate", [BlockMask(skipped_block_indices=[1]), AccuracyDropImportance()])
+    names = [name for name in plain if name.startswith("importance/")]
+    assert {name: skipping[name] for name in names} == {name: plain[name] for name in names}
+    assert skipping["val_loss"] != plain["val_loss"]
 
 
 def test_missing_labels_are_named():

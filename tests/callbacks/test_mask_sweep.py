@@ -152,3 +152,26 @@ def test_a_batch_of_one_text_question_needs_no_image(module):
     batch |= {"answer_ids": torch.tensor([[5, 0]]), "sample_ids": ["x"], "samples": [], "bad_samples": []}
     predictions = module.predict_step(batch)
     assert predictions.mask_ids == ["1" * 16] and len(predictions.texts[0]) == 1
+
+
+def test_one_mask_alone(module, tmp_path):
+    frame = sweep(module, tmp_path / "alone", masks=[MASKS[1]]).records
+    among = sweep(module, tmp_path / "among").records
+    among = among[among["mask"] == mask_id(MASKS[1])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(frame, among, check_exact=False, atol=1e-5, rtol=1e-6)
+
+
+def test_nan_under_one_mask_names_that_mask(module, tmp_path):
+    """Only block 7 is broken: masks that skip it are fine, and the error names one that does not."""
+    weight = module.model.model.language_model.layers[7].input_layernorm.weight
+    kept = weight.detach().clone()
+    without = torch.arange(16) != 7
+    try:
+        with torch.no_grad():
+            weight.fill_(torch.nan)
+        assert len(sweep(module, tmp_path / "fine", masks=[without]).records) == 11
+        with pytest.raises(ValueError, match="NaN or infinite for mask 1{16}, sample validation-0-"):
+            sweep(module, tmp_path / "broken", masks=[without, torch.ones(16, dtype=torch.bool)])
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)

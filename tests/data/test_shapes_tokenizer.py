@@ -27,7 +27,7 @@ def test_vocabulary(tokenizer):
     assert tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS)) == expected
 
 
-@pytest.mark.parametrize("answer", [*COLORS, *SHAPES, *NUMBERS, "yes", "no"])
+@pytest.mark.parametrize("answer", [*COLORS, *SHAPES, *NUMBERS, "yes", "no", "above", "left"])
 def test_an_answer_is_one_token(tokenizer, answer):
     assert len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]) == 1
 

@@ -12,10 +12,14 @@ from scipy import stats
 
 from lit_depth.functional.statistics import (
     Interval,
+    _predictable_bets,
+    confidence_sequence,
     holm,
+    macro_intervals,
     mcnemar_exact,
     paired_interval,
     paired_intervals,
+    pairwise_sign_flip_tests,
     sign_flip_test,
     spearman,
 )
@@ -81,7 +85,8 @@ def test_rows_together_equal_rows_alone_and_do_not_depend_on_names() -> None:
     rows = np.stack([values, values**2, -values])
     names = [f"image{cluster:02d}" for cluster in clusters]
     together = paired_intervals(rows, clusters)
-    assert together == [paired_interval(row, names) for row in rows]
+    # to rounding: BLAS sums one row in another order than three
+    np.testing.assert_allclose(together, [paired_interval(row, names) for row in rows], rtol=1e-12)
     assert together[2] != together[0]
 
 
@@ -296,3 +301,136 @@ def test_spearman_coverage() -> None:
     pairs = generator.multivariate_normal([0, 0], [[1, rho], [rho, 1]], size=(2000, 16))
     covered = [i.low <= truth <= i.high for i in (spearman(pair[:, 0], pair[:, 1])[0] for pair in pairs)]
     assert np.mean(covered) >= 0.94
+
+
+def draw(kind: str, generator: np.random.Generator, size: int) -> np.ndarray:
+    """Paired differences of known mean: rare, frequent, skewed, none."""
+    if kind == "rare":
+        return generator.choice([-1.0, 0.0, 1.0], p=[0.01, 0.95, 0.04], size=size)
+    if kind == "frequent":
+        return generator.choice([-1.0, 1.0], p=[0.4, 0.6], size=size)
+    if kind == "skewed":
+        return generator.beta(0.3, 2.0, size=size)
+    return np.zeros(size)
+
+
+MEANS = {"rare": 0.03, "frequent": 0.2, "skewed": 0.3 / 2.3, "none": 0.0}
+
+
+@pytest.mark.parametrize("kind", [pytest.param("rare", marks=pytest.mark.slow), "frequent", "skewed", "none"])
+def test_confidence_sequence_holds_at_every_sample(kind: str) -> None:
+    """2,000 runs, each looked at after every one of 120 samples: the mean leaves in fewer than 5% of them."""
+    generator = np.random.default_rng(3)
+    left = 0
+    for _ in range(2000):
+        lows, highs = confidence_sequence(draw(kind, generator, 120), resolution=200)
+        left += bool(np.any(lows > MEANS[kind]) or np.any(highs < MEANS[kind]))
+    assert left < 0.05 * 2000
+
+
+def test_confidence_sequence_never_widens_and_closes_in() -> None:
+    values = draw("rare", np.random.default_rng(0), 4000)
+    lows, highs = confidence_sequence(values)
+    assert np.all(np.diff(lows) >= 0) and np.all(np.diff(highs) <= 0) and np.all(lows < highs)
+    assert lows[-1] > 0
+    # narrower than half of Hoeffding's bound for a single look, which knows nothing of the small variance
+    assert highs[-1] - lows[-1] < 2 * np.sqrt(np.log(2 / 0.05) / (2 * 4000))
+
+
+def test_bets_are_placed_before_the_value_is_seen() -> None:
+    values = np.random.default_rng(0).random(30)
+    bets = _predictable_bets(values, 0.05)
+    for t in (0, 7, 29):
+        changed = values.copy()
+        changed[t:] = 1 - changed[t:]
+        np.testing.assert_array_equal(_predictable_bets(changed, 0.05)[: t + 1], bets[: t + 1])
+        assert t == 29 or not np.array_equal(_predictable_bets(changed, 0.05), bets)
+
+
+def test_confidence_sequence_is_equivariant() -> None:
+    values = draw("skewed", np.random.default_rng(1), 60)
+    lows, highs = confidence_sequence(values, low=-1, high=1)
+    flipped_lows, flipped_highs = confidence_sequence(-values, low=-1, high=1)
+    np.testing.assert_allclose(lows, -flipped_highs, atol=1e-12)
+    np.testing.assert_allclose(highs, -flipped_lows, atol=1e-12)
+    scaled_lows, _ = confidence_sequence(10 * values + 3, low=-7, high=13)
+    np.testing.assert_allclose(10 * lows + 3, scaled_lows, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([0.5, 1.5], {}, r"in \[-1.0, 1.0\]"),
+        ([0.5, np.nan], {}, "finite"),
+        ([[0.5]], {}, r"shape \[n\]"),
+        ([0.5], {"confidence": 1.0}, "confidence"),
+    ],
+)
+def test_confidence_sequence_refuses(values: list, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        confidence_sequence(values, **options)
+
+
+def test_macro_interval_of_one_task_is_the_paired_interval() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 30))
+    clusters = [str(i // 2) for i in range(30)]
+    for macro, paired in zip(macro_intervals([(values, clusters)]), paired_intervals(values, clusters)):
+        np.testing.assert_allclose(macro, paired, atol=0.02)
+
+
+@pytest.mark.slow
+def test_macro_interval_covers_the_mean_over_tasks_of_unequal_size() -> None:
+    generator = np.random.default_rng(5)
+    covered = 0
+    for _ in range(2000):
+        tasks = [(generator.normal(mean, 1, size=(1, size)), None) for mean, size in ((0.0, 40), (2.0, 120))]
+        (interval,) = macro_intervals(tasks, seed=int(generator.integers(1 << 30)))
+        covered += interval.low <= 1.0 <= interval.high
+    assert 0.94 <= covered / 2000 <= 0.97
+
+
+def test_sign_flip_of_many_different_sizes_agrees_with_all_patterns() -> None:
+    """40 clusters of sizes 1 to 40, one sign each: the exact distribution of the total, by convolution."""
+    sizes = np.arange(1, 41)
+    signs = np.where(np.random.default_rng(2).random(40) < 0.62, 1, -1)
+    distribution = np.ones(1)
+    for size in sizes:  # every step adds -size or +size with probability 1/2
+        distribution = (np.pad(distribution, (0, 2 * size)) + np.pad(distribution, (2 * size, 0))) / 2
+    totals = np.arange(len(distribution)) - sizes.sum()
+    exact = distribution[np.abs(totals) >= abs((sizes * signs).sum())].sum()
+    assert 0.001 < exact < 0.5
+    assert sign_flip_test(sizes * signs / 7, num_permutations=200_000) == pytest.approx(exact, rel=0.05)
+
+
+def test_pairs_are_tested_together() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(4, 60)) + np.array([[1.5], [0.0], [0.0], [-1.5]])
+    p_values = pairwise_sign_flip_tests(values)
+    assert set(p_values) == set(itertools.combinations(range(4), 2))
+    separate = {pair: sign_flip_test(values[pair[0]] - values[pair[1]]) for pair in p_values}
+    # corrected: never below the separate test by more than its sampling error, nor above Holm's correction
+    for pair, bound in zip(separate, holm(list(separate.values()))):
+        assert separate[pair] * 0.8 - 0.001 <= p_values[pair] <= bound * 1.2 + 0.01
+    assert max(p for pair, p in p_values.items() if pair != (1, 2)) < 0.05 < p_values[1, 2]
+    # a row against its copy is no evidence; clusters are flipped whole
+    copies = pairwise_sign_flip_tests(np.stack([values[0], values[0]]))
+    assert copies == {(0, 1): 1.0}
+    repeated = pairwise_sign_flip_tests(np.repeat(values, 3, axis=1), [f"{i // 3:02d}" for i in range(180)])
+    assert repeated == pytest.approx(p_values, abs=1e-9)
+
+
+def test_pairs_of_many_rows_keep_their_resolution() -> None:
+    """40 rows, 780 pairs: Holm on p-values of 1/10001 could not pass 0.05 here."""
+    values = np.random.default_rng(1).normal(size=(40, 50)) + np.arange(40)[:, None]
+    assert max(pairwise_sign_flip_tests(values, num_permutations=2000).values()) < 0.05
+
+
+@pytest.mark.slow
+def test_pairs_without_difference_are_rarely_told_apart() -> None:
+    """300 runs of 5 equal rows: some pair of ten is significant in at most 5%."""
+    generator = np.random.default_rng(6)
+    wrong = sum(
+        min(pairwise_sign_flip_tests(generator.normal(size=(5, 40)), num_permutations=500).values()) < 0.05
+        for _ in range(300)
+    )
+    assert wrong <= stats.binom.ppf(0.995, 300, 0.05)

@@ -9,11 +9,15 @@ import torch
 from pruning import pruned_copy
 from tiny_models import FAMILIES, tiny_batch, tiny_model
 
-from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import answering, find_blocks, from_mask_id, leave_one_out, masked, prefix, random
 from lit_depth.functional import sweep as sweep_module
 from lit_depth.functional.scoring import reference_logprob
 from lit_depth.functional.sweep import answer_masks, generate, sweep_forward, sweep_generate
 from lit_depth.functional.trie import MaskTrie
+from lit_depth.models.loading import load_bundled
+from lit_depth.module import model_inputs
+from lit_depth.studies.comparison import POLICIES, plan_masks
 
 NEW_TOKENS = 6
 DRIVEN = [family for family in FAMILIES if family != "falcon"]
@@ -96,6 +100,48 @@ def test_block_forwards_performed_equal_the_plan(models, family, kind):
     assert sum(counted) == MaskTrie(SETS[kind]).block_forwards * len(inputs["input_ids"])
 
 
+def sets_of_16_blocks() -> dict[str, torch.Tensor]:
+    full = torch.ones(1, 16, dtype=torch.bool)
+    some = {
+        "leave one out": torch.cat([full, leave_one_out(16)]),
+        "prefix": torch.stack([prefix(16, k) for k in range(1, 17)]),
+        "random": torch.stack([random(16, k, seed=seed) for k in range(2, 16, 3) for seed in range(2)]),
+    }
+    order = [1.0 / (1 + (7 * i) % 16) for i in range(16)]
+    compare = plan_masks(POLICIES, range(1, 17), 16, order, num_seeds=2)
+    return some | {"compare": torch.stack(list({planned.id: planned.mask for planned in compare}.values()))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("family", ["bundled", "llama", "qwen3", "olmoe"])
+def test_every_mask_set_at_every_batch_size(family, batch):
+    """16 blocks, left padding: answers of the engine and of each mask alone, forwards as planned, vision once."""
+    if family == "bundled":
+        model, processor = load_bundled()
+        data = DepthDataModule(processor, batch_size=batch, num_samples=batch)
+        inputs = model_inputs(next(iter(data.eval_dataloader())))
+        tower = model.model.vision_tower
+    else:
+        model = tiny_model(family, num_blocks=16, initializer_range=0.15)
+        inputs, tower = tiny_batch(model, rows=batch), None
+    new_tokens, calls = 4, []
+    for masks in sets_of_16_blocks().values():
+        hook = tower.register_forward_hook(lambda *_: calls.append(1)) if tower else None
+        tokens = sweep_generate(model, inputs, masks, new_tokens)
+        if hook:
+            hook.remove()
+            assert len(calls) == 1
+            calls.clear()
+        for mask, answer in zip(masks, tokens):
+            assert torch.equal(answer, plain(model, inputs, mask, new_tokens=new_tokens)), mask.tolist()
+        counted, hooks = rows_run(model)
+        sweep_forward(model, inputs, masks, logits_to_keep=1)
+        for hook in hooks:
+            hook.remove()
+        assert sum(counted) == MaskTrie(masks).block_forwards * batch
+
+
 def test_vision_runs_once_whatever_the_chunks(models):
     model = models["llava"]
     inputs = tiny_batch(model)
@@ -167,7 +213,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
     model = tiny_model("llama")
     inputs, masks = tiny_batch(model), torch.cat(list(SETS.values()))
     expected = sweep_generate(model, inputs, masks, NEW_TOKENS)
-    real, sizes, done = sweep_module._answer_chunk, [], []
+    real, sizes, done = answering._answer_chunk, [], []
 
     def limited(model, inputs, masks, *rest):
         sizes.append(len(masks))
@@ -175,7 +221,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
             raise torch.OutOfMemoryError("injected")
         return real(model, inputs, masks, *rest)
 
-    monkeypatch.setattr(sweep_module, "_answer_chunk", limited)
+    monkeypatch.setattr(answering, "_answer_chunk", limited)
     options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
     tokens, _ = answer_masks(model, inputs, masks, **options, on_mask=lambda: done.append(1))
     assert torch.equal(tokens, expected) and len(done) == len(masks)
@@ -183,9 +229,24 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
     sizes.clear()
     answer_masks(model, inputs, masks, **options)
     assert max(sizes) == 3  # what worked is remembered
-    monkeypatch.setattr(sweep_module, "_answer_chunk", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
+    monkeypatch.setattr(answering, "_answer_chunk", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
     with pytest.raises(torch.OutOfMemoryError):
         answer_masks(model, inputs, masks[:1], **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe", "llava", "falcon"])
+def test_scores_alone_decode_nothing(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    answers = torch.tensor([[5, 6, 7], [8, -100, -100], [9, 10, -100], [11, 12, 13]])
+    options = {"eos_token_id": None, "pad_token_id": 0, "answer_ids": answers}
+    masks, passes = SETS["leave one out"], []
+    _, expected = answer_masks(model, inputs, masks, max_new_tokens=2, **options)
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    tokens, scores = answer_masks(model, inputs, masks, max_new_tokens=0, **options)
+    hook.remove()
+    assert tokens.shape == (len(masks), 4, 0)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert len(passes) == (len(masks) if family == "falcon" else 1)
 
 
 def test_the_model_is_left_as_it_was(models):

@@ -98,16 +98,17 @@ def tiny_model(family: str, num_blocks: int = 4, **overrides: Any) -> PreTrained
     return model.eval()
 
 
-def tiny_batch(model: PreTrainedModel, length: int = 8) -> dict[str, Tensor]:
-    """Four prompts of different lengths, padded on the left; with an image each for a vision-language model."""
+def tiny_batch(model: PreTrainedModel, length: int = 8, rows: int = 4) -> dict[str, Tensor]:
+    """Prompts of different lengths, padded on the left; with an image each for a vision-language model."""
     generator = torch.Generator().manual_seed(1)
-    input_ids = torch.randint(2, VOCABULARY - 1, (4, length), generator=generator)
+    input_ids = torch.randint(2, VOCABULARY - 1, (rows, length), generator=generator)
     attention_mask = torch.ones_like(input_ids)
-    for row, padding in enumerate((0, 3, 1, 2)):
+    for row in range(rows):
+        padding = (0, 3, 1, 2)[row % 4]
         input_ids[row, :padding] = 0
         attention_mask[row, :padding] = 0
     batch = {"input_ids": input_ids, "attention_mask": attention_mask}
     if model.config.model_type == "llava":
         input_ids[:, 3:7] = IMAGE_TOKEN
-        batch["pixel_values"] = torch.randn(4, 3, 8, 8, generator=generator)
+        batch["pixel_values"] = torch.randn(rows, 3, 8, 8, generator=generator)
     return batch

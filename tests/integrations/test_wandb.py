@@ -9,7 +9,7 @@ import runpy
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_depth.results.figures import write_figures
+from lit_depth.results.importance_figures import write_importance_figures
 from lit_depth.results.schema import validate_comparison
 from lit_depth.results.store import write_json
 
@@ -90,25 +91,29 @@ def read_run(path: Path) -> Logged:
     return logged
 
 
-def log(comparison: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
-    from lit_depth.integrations.wandb import log_comparison
-
+def offline_run(log_to: Callable[[WandbLogger], None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for place in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
         monkeypatch.setenv(f"WANDB_{place}_DIR", str(folder / "wandb_home"))
     monkeypatch.setenv("WANDB_CONSOLE", "off")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")  # restored afterwards: the logger writes it too
-    result = folder / "result"
-    write_json(result / RESULT, validate_comparison(comparison))
-    write_figures(comparison, result / "figures")  # type: ignore[arg-type]
     logger = WandbLogger(offline=True, save_dir=folder, project="lit-depth-tests")
     try:
-        log_comparison(logger, comparison, result)  # type: ignore[arg-type]
+        log_to(logger)
     finally:
         logger.experiment.finish()
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     return read_run(path)
+
+
+def log(comparison: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
+    from lit_depth.integrations.wandb import log_comparison
+
+    result = folder / "result"
+    write_json(result / RESULT, validate_comparison(comparison))
+    write_figures(comparison, result / "figures")  # type: ignore[arg-type]
+    return offline_run(lambda logger: log_comparison(logger, comparison, result), folder, monkeypatch)  # type: ignore[arg-type]
 
 
 def read_table(logged: Logged, reference: dict[str, Any]) -> list[dict[str, Any]]:
@@ -183,6 +188,41 @@ def test_everything_is_in_the_offline_run(
         assert logged.summary[f"answers/{question}_text"] == answer["text"]
     assert logged.summary["full/quality"] == comparison["full"]["quality"]
     assert logged.summary["full/latency_ms/total"] == comparison["full"]["latency_ms"]["total"]["P50"]
+
+
+def test_importance_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_depth.integrations.wandb import log_importance
+
+    def block(index: int) -> dict[str, Any]:
+        drop = {"drop": 0.1 * index, "drop_ci": [0.1 * index - 0.05, 0.1 * index + 0.07], "rank": 4 - index}
+        return {"block": index, "quality": drop, "reference_logprob": {**drop, "drop": 0.3 * index}}
+
+    tasks = [{"task": name, "metric": "ExactMatch", "num_samples": 9, "full": {"quality": 0.75}} for name in "ab"]
+    for task in tasks:
+        task["blocks"] = [block(index) for index in range(4)]
+    result = {"tasks": tasks, "macro": tasks[0]["blocks"], "split": "calibration", "confidence": 0.95}
+    folder = tmp_path / "result"
+    write_json(folder / "importance.json", result)
+    figures = write_importance_figures(result, folder / "figures")
+    logged = offline_run(lambda logger: log_importance(logger, result, folder), tmp_path, monkeypatch)
+
+    (media,) = logged.history
+    for name in ("a", "b", "macro"):
+        rows = read_table(logged, media[f"importance/{name}"])
+        assert [row["block"] for row in rows] == [0, 1, 2, 3]
+        for row in rows:
+            entry = block(row["block"])
+            assert row["drop"] == pytest.approx(entry["quality"]["drop"])
+            assert [row["drop_ci_low"], row["drop_ci_high"]] == pytest.approx(entry["quality"]["drop_ci"])
+            assert row["reference_logprob_drop"] == pytest.approx(entry["reference_logprob"]["drop"])
+            assert row["rank"] == entry["quality"]["rank"]
+        assert logged.charts[f"charts/importance/{name}"]["panel_config"]["panelDefId"] == "wandb/bar/v0"
+    for path in figures:
+        assert (logged.files / media[f"figures/{path.stem}"]["path"]).read_bytes() == path.read_bytes()
+    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "importance"]
+    (entry,) = artifact.manifest.contents
+    assert Path(entry.local_path).read_bytes() == (folder / "importance.json").read_bytes()
+    assert logged.summary["full/quality/a"] == 0.75
 
 
 def test_without_latency_only_quality_is_logged(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -256,3 +257,24 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
         assert "in use by another run" in other.stderr
     other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
     assert other.stdout == "held\n", other.stderr
+
+
+def test_a_full_disk_is_reported_and_loses_no_complete_record(tmp_path):
+    """A limit on the file's size is what the operating system offers: like a full disk it cuts a line in the middle."""
+    path = tmp_path / "rank0.jsonl"
+    record = {"mask": "1101", "sample": "s", "score": 1.0, "prediction": "x" * 50}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written = 0
+    with RecordWriter(path) as writer:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+            with pytest.raises(ValueError, match="rank0.jsonl.*too large.*start the same command again"):
+                for written in range(100):
+                    writer.write({**record, "sample": f"s{written}"})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert 0 < written < 20 and path.stat().st_size == 1000 and not path.read_bytes().endswith(b"\n")
+    assert len(read_records([path])) == written
+    with RecordWriter(path) as writer:
+        writer.write({**record, "sample": "again"})
+    assert set(read_records([path])["sample"]) == {*(f"s{i}" for i in range(written)), "again"}

@@ -12,19 +12,20 @@ import pytest
 from scipy import stats
 
 from lit_depth.functional import policies
+from lit_depth.functional.statistics import holm
 from lit_depth.results.schema import validate_comparison
 from lit_depth.studies.comparison import (
     POLICIES,
     PlannedMask,
     Scores,
     answer_questions,
-    block_importance,
     compare_policies,
     describe_masks,
     plan_indices,
     plan_masks,
     to_importance,
 )
+from lit_depth.studies.ranking import describe_blocks
 
 NUM_BLOCKS = 6
 COUNTS = [2, 3, 4, 6]
@@ -139,6 +140,15 @@ def test_plan_of_indices() -> None:
         plan_indices([[6]], NUM_BLOCKS)
 
 
+def test_a_mask_given_twice_is_reported_twice() -> None:
+    plan = plan_indices([[0, 5], [1], [5, 0]], NUM_BLOCKS)
+    assert [(p.policy, p.id) for p in plan] == [
+        ("blocks 0 5", "100001"),
+        ("blocks 1", "010000"),
+        ("blocks 0 5 (2)", "100001"),
+    ]
+
+
 # scores
 
 
@@ -157,25 +167,6 @@ def test_records_in_any_order_give_the_same_scores() -> None:
         np.testing.assert_array_equal(read.rows(asked), scores.rows(asked))
         rows = [scores.reference_logprob[scores.mask_ids.index(mask)] for mask in asked]
         assert read.mean_logprob(asked) == pytest.approx(np.mean(rows))
-
-
-def test_block_importance_is_the_mean_drop_with_its_paired_interval() -> None:
-    scores = simulate(WEIGHTS, num_samples=800)
-    importance, intervals = block_importance(scores, NUM_BLOCKS, 0.95)
-    full = scores.quality[scores.mask_ids.index(FULL)]
-    for block_idx in range(NUM_BLOCKS):
-        without = FULL[:block_idx] + "0" + FULL[block_idx + 1 :]
-        drops = full - scores.quality[scores.mask_ids.index(without)]
-        assert importance[block_idx] == pytest.approx(drops.mean())
-        low, high = intervals[str(block_idx)]
-        assert low <= importance[block_idx] <= high
-        # an independent interval: t over images
-        images = drops.reshape(-1, 2).mean(axis=1)
-        margin = stats.t.ppf(0.975, len(images) - 1) * stats.sem(images)
-        assert [low, high] == pytest.approx([images.mean() - margin, images.mean() + margin], abs=0.01)
-    assert importance[2] == 0 and intervals["2"] == [0, 0]  # the block that does nothing
-    assert int(np.argmax(importance)) == int(np.argmax(WEIGHTS))
-    assert list(intervals) == [str(block_idx) for block_idx in range(NUM_BLOCKS)]
 
 
 # strategies
@@ -226,7 +217,9 @@ def test_latency_is_averaged_over_the_masks_of_a_strategy() -> None:
 def test_the_result_has_the_declared_shape() -> None:
     scores, plan = simulate(WEIGHTS), full_plan()
     latency = {mask: summaries(float(mask.count("1")), None) for mask in scores.mask_ids}
-    importance, intervals = block_importance(scores, NUM_BLOCKS, 0.95)
+    entries = describe_blocks(scores, range(NUM_BLOCKS), NUM_BLOCKS, 0.95)
+    importance = [entry["quality"]["drop"] for entry in entries]
+    intervals = {str(entry["block"]): entry["quality"]["drop_ci"] for entry in entries}
     head = {"command": "compare", "task": "simulated", "metric": "ExactMatch", "num_blocks": NUM_BLOCKS}
     head |= {"num_samples": len(scores.images), "num_bad_samples": 0, "confidence": 0.95}
     by_block = {str(block_idx): score for block_idx, score in enumerate(importance)}
@@ -257,11 +250,11 @@ def test_equal_masks_are_not_compared() -> None:
 
 
 def test_index_lists_of_equal_size_are_compared_with_each_other() -> None:
-    plan = plan_indices([[0, 1], [4, 5], [1, 0]], NUM_BLOCKS)
-    assert [p.policy for p in plan] == ["blocks 0 1", "blocks 4 5"]  # the first, given twice, is one policy
+    plan = plan_indices([[0, 1], [4, 5]], NUM_BLOCKS)
+    assert [p.policy for p in plan] == ["blocks 0 1", "blocks 4 5"]
     (at_count, overall) = compare_policies(plan, simulate(WEIGHTS), 0.95)
     assert (at_count["a"], at_count["b"], at_count["num_active_blocks"]) == ("blocks 0 1", "blocks 4 5", 2)
-    # one count: the overall entry is the same test, not a second member of the family
+    # one count: the overall entry is the same test
     assert overall["p_holm"] == overall["p_value"] == at_count["p_holm"]
 
 
@@ -280,6 +273,9 @@ def check_pairs(scores: Scores) -> list[dict[str, Any]]:
     comparisons = compare_policies(plan, scores, 0.95)
     for c in comparisons:
         pairs.setdefault((c["a"], c["b"]), []).append(c)
+    overall_p = [entries[-1]["p_value"] for entries in pairs.values()]
+    for entries, adjusted in zip(pairs.values(), holm(overall_p)):
+        assert entries[-1]["p_holm"] == pytest.approx(adjusted)  # a family of their own: over all pairs
     for (a, b), entries in pairs.items():
         *at_count, overall = entries
         per_sample = []
@@ -295,11 +291,11 @@ def check_pairs(scores: Scores) -> list[dict[str, Any]]:
             assert c["ci"][0] <= c["difference"] + 1e-9 and c["difference"] <= c["ci"][1] + 1e-9
         assert overall["num_active_blocks"] is None
         # Holm by its definition: the i-th smallest of m is adjusted to max over j <= i of (m - j) p_j
-        order = sorted(range(len(entries)), key=lambda i: entries[i]["p_value"])
+        order = sorted(range(len(at_count)), key=lambda i: at_count[i]["p_value"])
         running = 0.0
         for rank, index in enumerate(order):
-            running = max(running, (len(entries) - rank) * entries[index]["p_value"])
-            assert entries[index]["p_holm"] == pytest.approx(min(1.0, running))
+            running = max(running, (len(at_count) - rank) * at_count[index]["p_value"])
+            assert at_count[index]["p_holm"] == pytest.approx(min(1.0, running))
         for c in entries:
             settled = "a" if c["difference"] > 0 else "b"
             assert c["verdict"] == (settled if c["p_holm"] < 0.05 else "tie")
@@ -324,10 +320,10 @@ def test_asking_about_an_image_again_adds_no_certainty(times: int) -> None:
     for scores in (simulate(WEIGHTS, num_samples=40), marginal_scores(num_runs=1)[0]):
         once, again = study(scores, plan), study(repeat(scores, times), plan)
         assert flat(once) == pytest.approx(flat(again), abs=1e-9)
-        importance, intervals = block_importance(scores, NUM_BLOCKS, 0.95)
-        repeated, same = block_importance(repeat(scores, times), NUM_BLOCKS, 0.95)
-        assert importance == pytest.approx(repeated)
-        assert flat(intervals) == pytest.approx(flat(same), abs=1e-9)
+        once, again = (
+            describe_blocks(each, range(NUM_BLOCKS), NUM_BLOCKS, 0.95) for each in (scores, repeat(scores, times))
+        )
+        assert flat(once) == pytest.approx(flat(again), abs=1e-9)
 
 
 def test_swapping_two_policies_mirrors_the_result() -> None:

@@ -1,0 +1,246 @@
+"""How a chunk of masks is answered: prefill through the trie, then all (mask, sample) rows decoded together.
+
+The steps below `lit_depth.functional.sweep`, and its bookkeeping: chunks that fit the memory, block calls of a width
+that suits the machine, and one mask after another for models that the engine cannot drive.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
+from lit_depth.functional.masking import masked
+from lit_depth.functional.scoring import answer_logprob, reference_logprob, with_answers, with_positions
+from lit_depth.functional.trie import MaskTrie, chunk_masks
+
+# needed with the prompt only; a later pass over the same batch reuses the embeddings that they went into
+IMAGE_INPUTS = (
+    "images",
+    "image_masks",
+    "image_input_idx",
+    "pixel_values",
+    "pixel_attention_mask",
+    "image_sizes",
+    "image_grid_thw",
+)
+# hidden states of one block call on a CPU
+_CALL_BYTES = 2**21
+# how many masks fitted the memory of a GPU, for as long as the model lives
+_MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def answer_in_chunks(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Tensor,
+    max_rows: int | None,
+    blocks: nn.ModuleList,
+    options: dict[str, Any],
+    on_mask: Callable[[], Any],
+) -> tuple[Tensor, Tensor]:
+    """`lit_depth.functional.sweep.answer_masks` for a model that the engine can drive."""
+    batch, answer_ids = len(inputs["input_ids"]), options["answer_ids"]
+    tokens = torch.full((len(masks), batch, options["max_new_tokens"]), options["pad"])
+    logprobs = torch.zeros(len(masks), 0 if answer_ids is None else batch)
+    embeddings: Tensor | None = None
+    fitted = _MASKS_THAT_FIT.get(model, len(masks))
+    if max_rows is not None:
+        waiting = list(chunk_masks(masks, max(1, max_rows // batch)))
+    else:
+        new_tokens = options["max_new_tokens"]
+        costs = [batch * bytes_per_row(model, inputs, new_tokens, answer_ids, int(n)) for n in masks.sum(1)]
+        waiting = list(chunk_masks(masks, max(1, affordable_bytes(model)), costs))
+    waiting = _shorten(waiting, fitted)
+    while waiting:
+        chunk = waiting.pop(0)
+        try:
+            chunk_tokens, chunk_logprobs, embeddings = _answer_chunk(
+                model, inputs, masks[chunk], blocks, embeddings, options
+            )
+        except torch.OutOfMemoryError:
+            if len(chunk) == 1:
+                raise
+            _MASKS_THAT_FIT[model] = fitted = max(1, len(chunk) // 2)
+            waiting = _shorten([chunk, *waiting], fitted)
+            continue
+        tokens[chunk] = chunk_tokens
+        logprobs[chunk] = chunk_logprobs
+        for _ in chunk:
+            on_mask()
+    return tokens, logprobs
+
+
+def _shorten(chunks: Sequence[list[int]], longest: int) -> list[list[int]]:
+    return [chunk[start : start + longest] for chunk in chunks for start in range(0, len(chunk), longest)]
+
+
+def _answer_chunk(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Tensor,
+    blocks: nn.ModuleList,
+    embeddings: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    prompt, answer_ids = inputs["input_ids"], options["answer_ids"]
+    batch, length = prompt.shape
+    new_tokens = options["max_new_tokens"]
+    answer_length = 0 if answer_ids is None else answer_ids.shape[1]
+    trie = MaskTrie(masks)
+    # scores alone need no keys and values afterwards
+    cache = RowCache(len(blocks), length + max(new_tokens, answer_length)) if new_tokens else None
+    extended = inputs if answer_ids is None else with_answers(inputs, answer_ids, options["pad"])
+    if embeddings is not None:
+        extended = {name: value for name, value in extended.items() if name not in IMAGE_INPUTS}
+    driver = TrieDriver(trie, call_width(model, inputs), cache, keep=answer_length + 1, embeddings=embeddings)
+    with driven(blocks, driver.make_forward):
+        logits = model(**with_positions(model, extended), past_key_values=cache, use_cache=cache is not None).logits
+    scored = torch.zeros(len(masks), 0)
+    if answer_ids is not None:
+        scored = answer_logprob(logits, answer_ids.repeat(len(masks), 1)).unflatten(0, (len(masks), batch))
+    if cache is None:
+        return torch.zeros(len(masks), batch, 0, dtype=torch.long), scored, driver.embeddings
+    cache.length = length
+    for block_idx, (layer, level) in enumerate(zip(cache.layers, trie.levels)):
+        if level.run and not layer.parts:  # type: ignore[union-attr]
+            raise CannotDriveError(f"block {block_idx} keeps its state elsewhere than in keys and values")
+        places = trie.places[:, block_idx]
+        layer.assign(places[places >= 0].tolist(), batch)  # type: ignore[union-attr]
+    rows = RowDriver(masks.to(prompt.device).repeat_interleave(batch, dim=0))
+    attention = inputs["attention_mask"].repeat(len(masks), 1)
+    first = logits[:, 0].argmax(-1)
+    del logits
+    tokens = decode(model, blocks, rows, cache, first, attention, new_tokens, options["eos"], options["pad"])
+    return tokens.unflatten(0, (len(masks), batch)), scored, driver.embeddings
+
+
+def decode(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    driver: RowDriver,
+    cache: RowCache,
+    token: Tensor,
+    attention_mask: Tensor,
+    max_new_tokens: int,
+    eos: Tensor,
+    pad: int,
+) -> Tensor:
+    """Decode greedily from each row's first token; rows that ended leave the batch. Long ``[rows, max_new_tokens]``."""
+    device = token.device
+    tokens = torch.full((len(token), max_new_tokens), pad)
+    present = torch.arange(len(token))
+    alive = torch.ones(len(token), dtype=torch.bool)
+    with driven(blocks, driver.make_forward):
+        for step in range(max_new_tokens):
+            tokens[present[alive], step] = token.cpu()[alive]
+            alive &= ~torch.isin(token.cpu(), eos)
+            if step == max_new_tokens - 1 or not alive.any():
+                break
+            # a row that ended is carried along until dropping pays for the copy of the others' keys and values
+            if alive.float().mean() <= 0.75:
+                kept = alive.nonzero().flatten().to(device)
+                driver.keep_rows(kept, cache)
+                token, attention_mask = token[kept], attention_mask[kept]
+                present, alive = present[alive], alive[alive]
+            attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(token), 1)], dim=1)
+            inputs = with_positions(model, {"input_ids": token[:, None], "attention_mask": attention_mask})
+            logits = model(**inputs, past_key_values=cache, use_cache=True).logits
+            cache.length += 1
+            token = logits[:, -1].argmax(-1)
+    return tokens
+
+
+def answer_one_by_one(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Tensor,
+    blocks: str | None,
+    options: dict[str, Any],
+    on_mask: Callable[[], Any],
+) -> tuple[Tensor, Tensor]:
+    batch, length = inputs["input_ids"].shape
+    answer_ids, eos = options["answer_ids"], options["eos"].tolist()
+    tokens = torch.full((len(masks), batch, options["max_new_tokens"]), options["pad"])
+    logprobs = torch.zeros(len(masks), 0 if answer_ids is None else batch)
+    for index, mask in enumerate(masks):
+        with masked(model, mask, blocks=blocks):
+            if answer_ids is not None:
+                logprobs[index] = reference_logprob(model, inputs, answer_ids, pad_token_id=options["pad"])
+            if not options["max_new_tokens"]:
+                on_mask()
+                continue
+            generated = model.generate(  # type: ignore[operator]
+                **inputs,
+                generation_config=GenerationConfig(
+                    max_new_tokens=options["max_new_tokens"],
+                    do_sample=False,
+                    num_beams=1,
+                    eos_token_id=eos or [-1],  # None would be filled in from the model's own configuration
+                    pad_token_id=options["pad"],
+                ),
+            )[:, length:]
+        tokens[index, :, : generated.shape[1]] = generated.cpu()
+        on_mask()
+    return tokens, logprobs
+
+
+def call_width(model: nn.Module, inputs: Mapping[str, Tensor]) -> int | None:
+    """How many groups of masks share a block call; None = all.
+
+    On a CPU a call whose states leave the caches loses what sharing wins, while at batch 1 wide calls are what wins;
+    the best width was between 1 and 4 MiB of hidden states wherever it was measured. It follows from shapes alone,
+    because kernels round differently at other widths, and no result may depend on the clock. On a GPU wider is never
+    slower.
+    """
+    ids = inputs["input_ids"]
+    if ids.device.type != "cpu":
+        return None
+    hidden_size = model.config.get_text_config(decoder=True).hidden_size  # type: ignore[operator,union-attr]
+    return max(1, _CALL_BYTES // (ids.numel() * hidden_size * next(model.parameters()).element_size()))
+
+
+def bytes_per_row(
+    model: nn.Module, inputs: Mapping[str, Tensor], max_new_tokens: int, answer_ids: Tensor | None, num_active: int
+) -> int:
+    """Memory of one (mask, sample) row: keys and values of its active blocks, hidden states, logits."""
+    config = model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    answer_length = 0 if answer_ids is None else answer_ids.shape[1]
+    length = inputs["input_ids"].shape[1] + max(max_new_tokens, answer_length)
+    size = next(model.parameters()).element_size()
+    kept = length * num_active * 2 * heads * head_dim * size if max_new_tokens else 0
+    return kept + 4 * length * config.hidden_size * size + (answer_length + 1) * config.vocab_size * 4
+
+
+def affordable_bytes(model: nn.Module) -> int:
+    """What the rows of one chunk may take: a third of the free memory, and not much more than the model itself takes.
+
+    The second bound keeps a sweep within three times the memory of one mask after another; larger chunks gain little.
+    """
+    parameter = next(model.parameters())
+    if parameter.device.type == "cuda":
+        free = torch.cuda.mem_get_info(parameter.device)[0]
+        # what torch holds for reuse is free for us
+        free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
+    else:
+        free = _available_host_memory()
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    return min(free // 3, max(2**29, weights * 3 // 2))
+
+
+def _available_host_memory() -> int:
+    """Free memory with what the page cache would give back; 4 GiB where the system does not say."""
+    if os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    return 4 * 2**30

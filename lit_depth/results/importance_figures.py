@@ -1,0 +1,78 @@
+"""The bar chart of block importance, drawn from the result of ``lit-depth importance``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_depth.results.figures import bar_lengths, plain_axes
+from lit_depth.results.store import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOR, _UNSURE = "#0072B2", "#9CC7E4"
+_PANELS = {"quality": "Drop in quality ({metric})", "reference_logprob": "Drop in reference log-probability (nats)"}
+
+
+def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
+    """Draw and save one bar chart per task, and one of their mean where there are several.
+
+    Returns:
+        Paths written: ``block_importance.png`` for one task, else ``block_importance_<task>.png`` and
+        ``block_importance_macro.png``.
+    """
+    tasks = result["tasks"]
+    confidence = result["confidence"]
+    charts: dict[str, Figure] = {}
+    for task in tasks:
+        name = "block_importance.png" if len(tasks) == 1 else f"block_importance_{task['task']}.png"
+        title = f"{task['task']}, {task['num_samples']} samples, {result['split']} split"
+        charts[name] = importance_figure(task["blocks"], title, task["metric"], confidence)
+    if result["macro"]:
+        metric = " / ".join(dict.fromkeys(task["metric"] for task in tasks))
+        title = f"mean over {len(tasks)} tasks, {result['split']} split"
+        charts["block_importance_macro.png"] = importance_figure(result["macro"], title, metric, confidence)
+    paths = [Path(folder) / name for name in charts]
+    for path, figure in zip(paths, charts.values()):
+        save_figure(figure, path)
+    return paths
+
+
+def importance_figure(blocks: list[dict[str, Any]], title: str, metric: str, confidence: float) -> Figure:
+    """Bars with intervals: what skipping each block costs, in quality and in reference log-probability.
+
+    A bar is pale where its interval contains zero.
+
+    Args:
+        blocks: Entries with ``block``, ``quality`` and ``reference_logprob``, the latter with ``drop``, ``drop_ci``.
+        title: What was measured.
+        metric: Name of the quality.
+        confidence: Coverage of the intervals.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(max(8, 0.28 * len(blocks) + 2), 6.5), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    indices = [entry["block"] for entry in blocks]
+    for axes, (measure, label) in zip(panels, _PANELS.items()):
+        plain_axes(axes)
+        values = [entry[measure]["drop"] for entry in blocks]
+        limits = [entry[measure]["drop_ci"] for entry in blocks]
+        colors = [_UNSURE if low <= 0 <= high else _COLOR for low, high in limits]
+        axes.bar(indices, values, color=colors, width=0.75)
+        axes.errorbar(
+            indices, values, yerr=bar_lengths(values, limits), fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3
+        )
+        axes.axhline(0, color="#333333", linewidth=0.8)
+        axes.set_ylabel(label.format(metric=metric))
+    panels[0].set_title(
+        f"{title}\nbars: {confidence:.0%} intervals by image; pale: the interval contains 0", loc="left", fontsize=11
+    )
+    panels[1].set_xlabel("Skipped block")
+    if len(indices) <= 32:
+        panels[1].set_xticks(indices)
+    else:
+        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure

@@ -1,0 +1,199 @@
+"""``lit-depth importance``: what skipping each single block costs, with intervals and ranks that admit ties."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning.pytorch import Trainer
+
+from lit_depth.callbacks import MaskSweep
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import leave_one_out
+from lit_depth.module import DepthModule
+from lit_depth.results.importance_figures import write_importance_figures
+from lit_depth.results.report import Section, write_report
+from lit_depth.results.store import write_json, write_parquet
+from lit_depth.results.tables import format_table
+from lit_depth.studies.comparison import Scores
+from lit_depth.studies.ranking import describe_blocks, describe_full, macro_average
+from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
+
+RESULT = "importance.json"
+SCORES = "layer_importance_scores.json"
+HEADERS = ("block", "drop", "interval", "p (Holm)", "rank", "may be", "log-prob drop", "interval", "rank", "may be")
+
+
+def importance(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    *,
+    skip: Sequence[int] | None,
+    split: str,
+    num_samples: int | None,
+    confidence: float,
+    max_bad_samples: float,
+    output_dir: str,
+    name: str,
+) -> dict[str, Any]:
+    """Measure the importance; arguments and result as for `lit_depth.DepthTrainer.importance`."""
+    blocks = _blocks(model.num_blocks, skip or ())
+    check_shares(confidence, max_bad_samples)
+    if num_samples is not None:
+        datamodule.take(split, num_samples)
+    arguments = {"blocks": blocks, "split": split, "confidence": confidence}
+    tasks = []
+    with open_run(trainer, model, datamodule, [split], arguments, output_dir, "importance", name) as (folder, identity):
+        for each in datamodule.for_each_task():
+            text = f"importance, {each.task.name}, {split} split"
+            tasks.append((each, *measure(trainer, model, each, split, blocks, folder, text, max_bad_samples)))
+        if not trainer.is_global_zero:
+            return {}
+        several = len(tasks) > 1
+        result: dict[str, Any] = {
+            "command": "importance",
+            "num_blocks": model.num_blocks,
+            "split": split,
+            "confidence": confidence,
+            "tasks": [_task_entry(*task, blocks, model.num_blocks, confidence) for task in tasks],
+            "macro": macro_average([scores for _, scores, _ in tasks], blocks, model.num_blocks, confidence)
+            if several
+            else None,
+        }
+        records = [sweep.records.assign(task=each.task.name) for each, _, sweep in tasks if sweep.records is not None]
+        _write(folder, result, identity, pd.concat(records, ignore_index=True))
+    log_to(trainer, "log_importance", result, folder)
+    print(_summary(result, folder))
+    return result
+
+
+def measure(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    split: str,
+    blocks: Sequence[int],
+    folder: Path,
+    description: str,
+    max_bad_samples: float,
+) -> tuple[Scores, MaskSweep]:
+    """Evaluate the full model and every leave-one-out mask of ``blocks``; see `lit_depth.studies.run.evaluate`."""
+    masks = [torch.ones(model.num_blocks, dtype=torch.bool), *leave_one_out(model.num_blocks)[list(blocks)]]
+    return evaluate(trainer, model, datamodule, split, masks, folder, description, max_bad_samples)
+
+
+def _blocks(num_blocks: int, skip: Sequence[int]) -> list[int]:
+    wrong = [block_idx for block_idx in skip if not 0 <= block_idx < num_blocks]
+    if wrong:
+        raise ValueError(f"skip: expected block indices in 0..{num_blocks - 1}, got {wrong}")
+    blocks = [block_idx for block_idx in range(num_blocks) if block_idx not in skip]
+    if not blocks or num_blocks < 2:
+        raise ValueError(f"there is no block to measure: the model has {num_blocks}, skip names {sorted(set(skip))}")
+    return blocks
+
+
+def _task_entry(
+    datamodule: DepthDataModule,
+    scores: Scores,
+    sweep: MaskSweep,
+    blocks: Sequence[int],
+    num_blocks: int,
+    confidence: float,
+) -> dict[str, Any]:
+    return {
+        "task": datamodule.task.name,
+        "metric": datamodule.task.metric,
+        "num_samples": len(scores.images),
+        "num_images": len(set(scores.images)),
+        "num_bad_samples": len(sweep.bad_samples),
+        "bad_samples": sweep.bad_samples,
+        "full": describe_full(scores, num_blocks, confidence),
+        "blocks": describe_blocks(scores, blocks, num_blocks, confidence),
+    }
+
+
+def _plain_scores(blocks: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {str(entry["block"]): entry["quality"]["drop"] for entry in blocks}
+
+
+def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: pd.DataFrame) -> None:
+    figures = write_importance_figures(result, folder / "figures")
+    write_parquet(folder / "records.parquet", records)
+    sections = [Section("Figures", figures=figures)]
+    for task in result["tasks"]:
+        sections.append(Section(f"{task['task']}", text=_headline(task, result), headers=HEADERS, rows=_rows(task)))
+        if result["macro"]:
+            write_json(folder / f"layer_importance_scores_{task['task']}.json", _plain_scores(task["blocks"]))
+    sections.append(Section("Arguments", code=json.dumps(arguments, indent=2, default=str)))
+    write_report(folder, "Importance of transformer blocks", sections)
+    write_json(folder / SCORES, _plain_scores(result["macro"] or result["tasks"][0]["blocks"]))
+    # last: whoever sees it may rely on all the rest
+    write_json(folder / RESULT, result)
+
+
+def _rows(task: dict[str, Any]) -> list[list[Any]]:
+    rows = []
+    for entry in task["blocks"]:
+        quality, logprob = entry["quality"], entry["reference_logprob"]
+        rows.append(
+            [
+                entry["block"],
+                *_interval(quality),
+                f"{quality['p_holm']:.3f}",
+                quality["rank"],
+                _span(quality["rank_ci"]),
+                *_interval(logprob),
+                logprob["rank"],
+                _span(logprob["rank_ci"]),
+            ]
+        )
+    return rows
+
+
+def _interval(entry: dict[str, Any]) -> tuple[str, str]:
+    low, high = entry["drop_ci"]
+    return f"{entry['drop']:+.3f}", f"[{low:+.3f}, {high:+.3f}]"
+
+
+def _span(ranks: Sequence[int]) -> str:
+    return str(ranks[0]) if ranks[0] == ranks[1] else f"{ranks[0]}-{ranks[1]}"
+
+
+def _headline(task: dict[str, Any], result: dict[str, Any]) -> str:
+    full = task["full"]
+    low, high = full["quality_ci"]
+    return (
+        f"{task['metric']} on {task['task']} ({result['split']} split), {task['num_samples']} samples of "
+        f"{task['num_images']} images ({task['num_bad_samples']} bad), {result['confidence']:.0%} intervals by image. "
+        f"Full model {full['quality']:.3f} [{low:.3f}, {high:.3f}]. Rank 1 costs most; 'may be' are the ranks that the "
+        f"samples leave open."
+    )
+
+
+def _conclusion(task: dict[str, Any]) -> str:
+    blocks = task["blocks"]
+    lines = []
+    for measure, label in (("quality", task["metric"]), ("reference_logprob", "reference log-probability")):
+        cheap = [str(entry["block"]) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
+        lines.append(f"least important by {label}: blocks {', '.join(cheap)}" + (" (tied)" if len(cheap) > 1 else ""))
+    return "\n".join(lines)
+
+
+def _summary(result: dict[str, Any], folder: Path) -> str:
+    lines = [""]
+    for task in result["tasks"]:
+        lines += [_headline(task, result), "", format_table(_rows(task), HEADERS), "", _conclusion(task), ""]
+    if result["macro"]:
+        rows = [
+            [entry["block"], *_interval(entry["quality"]), *_interval(entry["reference_logprob"])]
+            for entry in result["macro"]
+        ]
+        headers = ["block", "drop", "interval", "log-prob drop", "interval"]
+        lines += [f"mean over {len(result['tasks'])} tasks", "", format_table(rows, headers), ""]
+    paths = [folder / SCORES, folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
+    return "\n".join([*lines, "written:", *(f"  {path}" for path in paths)])

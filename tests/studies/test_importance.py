@@ -1,0 +1,228 @@
+"""``lit-depth importance``: its files, and one result however often it is split, killed or repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from lit_depth.cli import main
+from lit_depth.data import DepthDataModule
+from lit_depth.data.datamodule import BatchShards
+from lit_depth.data.shapes import ShapesVQA
+from lit_depth.models.loading import new_model
+from lit_depth.module import DepthModule
+from lit_depth.studies.run import find_batch_size
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+EMPTY = datasets.Dataset.from_dict({"image": []})
+SMALL = ["--num_samples", "22", "--data.batch_size", "4"]
+# A process that kills itself in the middle of writing a record.
+KILLED = """
+import os, signal, sys
+from lit_depth.cli import main
+from lit_depth.results.store import RecordWriter
+left, write = [int(sys.argv[1])], RecordWriter.write
+def dying(self, record):
+    left[0] -= 1
+    if left[0] < 0:
+        self._file.write(b'{"mask": "11')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, record)
+RecordWriter.write = dying
+main(sys.argv[2:])
+"""
+
+
+class SecondShapes(ShapesVQA):
+    """Another task: other images of the same kind."""
+
+    name = "second_shapes"
+
+    def __init__(self) -> None:
+        super().__init__(num_images=20, seed=5)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """An untrained model that answers anything at all, and every mask something else."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    model, processor = new_model(str(CONFIGS / "molmoe_shapes"))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def run(arguments) -> int:
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def result_bytes(folder: Path, name: str) -> bytes:
+    return (folder / "importance" / name / "importance.json").read_bytes()
+
+
+def test_writes_what_it_promises(checkpoint, tmp_path, capsys):
+    common = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
+    assert run([*common, "--skip", "0", "3"]) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "importance" / "default"
+    measured = [str(block_idx) for block_idx in range(16) if block_idx not in (0, 3)]
+    scores = json.loads((folder / "layer_importance_scores.json").read_text())
+    assert list(scores) == measured
+    result = json.loads((folder / "importance.json").read_text())
+    (task,) = result["tasks"]
+    assert (task["task"], task["num_samples"], task["num_bad_samples"]) == ("shapes_vqa", 22, 0)
+    assert scores == {str(entry["block"]): entry["quality"]["drop"] for entry in task["blocks"]}
+    assert all(1 <= entry["quality"]["rank_ci"][0] <= entry["quality"]["rank_ci"][1] <= 14 for entry in task["blocks"])
+    assert result["macro"] is None and result["split"] == "calibration"
+    for name in ("figures/block_importance.png", "report.html", "manifest.json", "records.parquet"):
+        assert (folder / name).stat().st_size > 0
+    assert "least important by reference log-probability: blocks" in out and "rank" in out
+    # the same command again measures nothing, and says the same
+    records = (folder / "records" / "shapes_vqa" / "calibration" / "rank0.jsonl").stat().st_mtime_ns
+    before = result_bytes(tmp_path, "default")
+    assert run([*common, "--skip", "0", "3"]) == 0
+    assert result_bytes(tmp_path, "default") == before
+    assert (folder / "records" / "shapes_vqa" / "calibration" / "rank0.jsonl").stat().st_mtime_ns == records
+    # what compare needs for the blocks without a score
+    compare = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--data.num_samples", "8"]
+    compare += ["--importance", folder / "layer_importance_scores.json", "--policies", "importance"]
+    compare += ["--num_active_blocks", "4", "--latency_repeats", "0"]
+    assert run(compare) == 2 and "--keep for blocks [0, 3]" in capsys.readouterr().err
+    assert run([*compare, "--keep", "0", "3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--skip", "16"], "0..15, got [16]"),
+        (["--skip", *map(str, range(16))], "no block to measure"),
+        (["--split", "test"], "split"),
+        (["--num_samples", "0"], "num_samples must be at least 1, got 0"),
+        (["--confidence", "0"], "between 0 and 1"),
+        (["--data.batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (["--data.tasks", "shapes_vqa", "shapes_vqa"], "a name of its own"),
+        (["--num_samples", "1"], "at least 2 images"),
+    ],
+)
+def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, message):
+    assert run(["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err and not list(tmp_path.rglob("importance.json"))
+
+
+def test_several_tasks_and_their_mean(checkpoint, tmp_path):
+    tasks = tmp_path / "tasks.yaml"
+    tasks.write_text(f"data:\n  tasks: [shapes_vqa, {{class_path: {__name__}.SecondShapes}}]\n")
+    common = ["importance", "--config", tasks, "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
+    assert run([*common, *SMALL]) == 0
+    folder = tmp_path / "importance" / "default"
+    result = json.loads((folder / "importance.json").read_text())
+    assert [task["task"] for task in result["tasks"]] == ["shapes_vqa", "second_shapes"]
+    by_task = [
+        json.loads((folder / f"layer_importance_scores_{name}.json").read_text())
+        for name in ("shapes_vqa", "second_shapes")
+    ]
+    macro = json.loads((folder / "layer_importance_scores.json").read_text())
+    for block, value in macro.items():
+        assert value == pytest.approx((by_task[0][block] + by_task[1][block]) / 2)
+    assert len(list((folder / "figures").glob("*.png"))) == 3
+
+
+@pytest.mark.slow
+def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint, tmp_path):
+    """22 samples in batches of 4: uneven shards of 12 and 10. Bytes of the JSON, log-probabilities included."""
+    common = ["importance", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(*arguments: str) -> int:
+        return subprocess.run([sys.executable, *arguments], capture_output=True, env=environ, timeout=300).returncode
+
+    assert start("-m", "lit_depth", *common, "--name", "one") == 0
+    two = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    assert start("-m", "lit_depth", *common, "--name", "two", *two) == 0
+    moments = random.Random(0).sample(range(5, 70), 5)
+    for moment in moments:  # records written before the next kill
+        assert start("-c", KILLED, str(moment), *common, "--name", "killed") == -9
+    assert sum(moments) < 17 * 22, "every one of them was killed before the end"
+    assert start("-m", "lit_depth", *common, "--name", "killed", *two) == 0
+    one = result_bytes(tmp_path, "one")
+    assert result_bytes(tmp_path, "two") == one
+    assert result_bytes(tmp_path, "killed") == one
+    shards = sorted((tmp_path / "importance" / "two" / "records" / "shapes_vqa" / "calibration").glob("rank*.jsonl"))
+    assert [len(shard.read_text().splitlines()) for shard in shards] == [12 * 17, 10 * 17]
+
+
+def test_automatic_batch_size_is_found_once_and_kept(checkpoint, tmp_path, monkeypatch):
+    common = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--num_samples", "11"]
+    arguments = [*common, "--data.batch_size", "auto", "--model.max_rows", "5"]
+    assert run(arguments) == 0
+    records = tmp_path / "importance" / "default" / "records" / "shapes_vqa" / "calibration"
+    found = records / "batch_size.json"
+    assert json.loads(found.read_text()) == {"batch_size": 4}  # the largest power of two within max_rows
+    fixed = [*common, "--data.batch_size", "4", "--model.max_rows", "5", "--name", "fixed"]
+    assert run(fixed) == 0
+    result = result_bytes(tmp_path, "default")
+    assert result == result_bytes(tmp_path, "fixed")
+    # a run that goes on keeps its batches: what fits is not looked for again
+    (records / "rank0.jsonl").write_bytes(b"".join((records / "rank0.jsonl").read_bytes().splitlines(True)[:30]))
+    monkeypatch.setattr("lit_depth.studies.run.find_batch_size", lambda *a: pytest.fail("measured again"))
+    assert run(arguments) == 0
+    assert result_bytes(tmp_path, "default") == result
+    # and a finished one runs no model
+    monkeypatch.setattr("lit_depth.module.answer_masks", lambda *a, **k: pytest.fail("the model ran"))
+    found.unlink()
+    assert run(arguments) == 0
+
+
+def test_automatic_batch_size_leaves_a_batch_for_every_process(checkpoint):
+    module = DepthModule(str(checkpoint))
+    data = DepthDataModule(module.processor, batch_size="auto", num_samples=21)
+    sizes = [find_batch_size(module, data, "validation", torch.device("cpu"), count) for count in (1, 2, 5, 21)]
+    assert sizes == [16, 8, 4, 1]
+
+
+def test_no_samples_are_named(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ShapesVQA, "load", lambda self, split, path=None: EMPTY)
+    for batch_size in ("4", "auto"):
+        arguments = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
+        assert run([*arguments, "--data.batch_size", batch_size]) == 2
+        assert "calibration split of shapes_vqa: there are no samples" in capsys.readouterr().err
+
+
+def test_scores_measured_on_the_report_split_are_refused(checkpoint, tmp_path, capsys):
+    common = ["--model.checkpoint", checkpoint, "--output_dir", tmp_path]
+    assert run(["importance", *common, *SMALL, "--split", "validation"]) == 0
+    scores = tmp_path / "importance" / "default" / "layer_importance_scores.json"
+    assert run(["compare", *common, "--importance", scores]) == 2
+    assert "was measured on the validation split of shapes_vqa" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "batch_size", "world"), [(22, 4, 2), (10, 3, 3), (9, 3, 3), (7, 1, 4)])
+def test_shards_are_the_same_batches_dealt_out(size, batch_size, world):
+    whole = [list(range(start, min(start + batch_size, size))) for start in range(0, size, batch_size)]
+    for rank in range(world):
+        positions = list(BatchShards(range(size), batch_size, rank, world))
+        mine = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+        assert mine == whole[rank::world]
+
+
+def test_more_processes_than_batches_are_refused():
+    data = DepthDataModule(processor=object(), batch_size=8, num_samples=16)
+    with pytest.raises(ValueError, match="16 samples make 2 batches of 8, too few for 3 processes: .*batch_size 5"):
+        data.eval_dataloader("validation", shard=(0, 3))
