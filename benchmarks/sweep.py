@@ -4,15 +4,16 @@
 - ``compare``: all masks that ``lit-depth compare`` evaluates with all policies at every number of blocks.
 
 "Sequential" is what there was before: for every mask, `masked` and transformers' own ``generate`` on the batch. Both
-sides answer the same questions, and the answers are compared before anything is timed. With ``scores`` both sides also
-compute the log-probability of the reference answer (one more forward per mask for the sequential side, none for the
-engine), which is what `MaskSweep` does.
+sides answer the same questions, and their answers are compared. "With scores" both sides also compute the
+log-probability of the reference answer (one more forward per mask for the sequential side, none for the engine): that
+is what a record of `MaskSweep` holds. Without, only answers are timed.
 
 Besides: a teacher-forced importance sweep (scores alone) against one plain evaluation pass of the full model, peak
 memory of either side in a process of its own, and the ``lit-depth importance`` command by two processes against one,
 each with one thread.
 
-Runs of both sides alternate; reported is the median of the ratios of neighbouring runs. Use an otherwise idle machine.
+Both sides run once untimed (the sequential one on two masks), then in pairs whose order alternates; reported is the
+median of the pairs' ratios. A single pair is timed where it takes minutes. Use an otherwise idle machine.
 
     python benchmarks/sweep.py [--repeats 3] [--threads 2] [--quick]
 """
@@ -76,7 +77,7 @@ MODELS = {"bundled": bundled, "wide": wide}
 
 def mask_sets(num_blocks: int) -> dict[str, Tensor]:
     full = torch.ones(1, num_blocks, dtype=torch.bool)
-    # any order of importance will do: later blocks less important, the first the most
+    # any order of importance will do, as long as its masks are not those of another policy
     order = [1.0 / (1 + (7 * block_idx) % num_blocks) for block_idx in range(num_blocks)]
     plan = plan_masks(POLICIES, range(1, num_blocks + 1), num_blocks, order, num_seeds=5)
     distinct = {planned.id: planned.mask for planned in plan}
@@ -134,9 +135,13 @@ def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
 def alternate(repeats: int, a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[dict[str, float], Any, Any]:
     """Median seconds of a and of b, the median of b / a over neighbouring runs, and what both returned last."""
     pairs = []
-    for _ in range(repeats):
-        first, of_a = timed(*a)
-        second, of_b = timed(*b)
+    for repeat in range(repeats):
+        if repeat % 2:
+            second, of_b = timed(*b)
+            first, of_a = timed(*a)
+        else:
+            first, of_a = timed(*a)
+            second, of_b = timed(*b)
         pairs.append((first, second))
     columns = list(zip(*pairs))
     medians = [round(statistics.median(column), 3) for column in columns]
@@ -146,7 +151,8 @@ def alternate(repeats: int, a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[dic
 
 def measure(module: DepthModule, name: str, masks: Tensor, batch_size: int, repeats: int) -> dict[str, Any]:
     (batch,) = batches(module, batch_size)
-    engine(module, batch, masks, False)  # finds the width of its calls
+    engine(module, batch, masks, False)
+    sequential(module, batch, masks[:2], False)
     row, fast, slow = alternate(
         repeats, (engine, module, batch, masks, False), (sequential, module, batch, masks, False)
     )
@@ -175,17 +181,20 @@ def teacher_forced(module: DepthModule, masks: Tensor, batch_size: int, repeats:
     return {"batch_size": batch_size, "plain_s": plain, "sweep_s": sweep, "cost": cost}
 
 
-def peak_memory(model: str, sweep: str, side: str, batch_size: int) -> float:
-    """Largest resident memory, in MiB, of a process that does nothing but one side once."""
+def peak_memory(model: str, sweep: str, side: str, batch_size: int) -> dict[str, int]:
+    """Largest resident memory, in MiB, of a process that does nothing but one side once: in all, and what it added."""
     command = [sys.executable, __file__, "--peak", model, sweep, side, str(batch_size)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    before, after = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:])
+    return {"peak": round(after), "added": round(after - before)}
 
 
 def print_peak(model: str, sweep: str, side: str, batch_size: str) -> None:
     module = MODELS[model]()
     run = engine if side == "engine" else sequential
-    run(module, batches(module, int(batch_size))[0], mask_sets(module.num_blocks)[sweep], True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    (batch,), masks = batches(module, int(batch_size)), mask_sets(module.num_blocks)[sweep]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    run(module, batch, masks, True)
+    print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def processes(num_samples: int) -> dict[str, Any]:
@@ -215,6 +224,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs per ratio (default 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument("--quick", action="store_true", help="batch size 8 only, no processes")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--sweeps", nargs="+", choices=list(BATCH_SIZES), default=list(BATCH_SIZES))
     parser.add_argument("--samples", type=int, default=768, help="samples for the comparison of processes")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
@@ -224,24 +235,31 @@ def main() -> None:
         print_peak(*arguments.peak)
         return
     result: dict[str, Any] = {"environment": environment(arguments.threads), "new_tokens": NEW_TOKENS, "models": {}}
-    print(f"{'model':<9}{'sweep':<12}{'batch':>5}{'engine s':>10}{'sequential s':>14}{'ratio':>7}{'with scores':>13}")
-    for name, build in MODELS.items():
-        module = build()
+    print(
+        f"{'model':<9}{'sweep':<12}{'batch':>5}{'engine s':>10}{'sequential s':>14}{'ratio':>7}{'with scores':>13}"
+        f"{'block forwards':>16}"
+    )
+    for name in arguments.models:
+        module = MODELS[name]()
         rows = []
-        for sweep, masks in mask_sets(module.num_blocks).items():
+        for sweep in arguments.sweeps:
+            masks = mask_sets(module.num_blocks)[sweep]
             for batch_size in (8,) if arguments.quick else BATCH_SIZES[sweep]:
-                row = measure(module, sweep, masks, batch_size, arguments.repeats if batch_size <= 8 else 1)
+                row = measure(
+                    module, sweep, masks, batch_size, arguments.repeats if name == "bundled" or batch_size <= 8 else 1
+                )
                 rows.append(row)
                 print(
                     f"{name:<9}{sweep:<12}{batch_size:>5}{row['engine_s']:>10.3f}{row['sequential_s']:>14.3f}"
-                    f"{row['ratio']:>7.2f}{row.get('ratio_with_scores', ''):>13}",
+                    f"{row['ratio']:>7.2f}{row.get('ratio_with_scores', ''):>13}"
+                    f"{row['block_forwards']:>8} / {row['sequential_block_forwards']}",
                     flush=True,
                 )
         forced = teacher_forced(module, mask_sets(module.num_blocks)["importance"], 8, 5)
         print(f"{name}: a teacher-forced importance sweep costs {forced['cost']:.2f} plain evaluation passes")
         memory = {
-            sweep: {side: round(peak_memory(name, sweep, side, 8)) for side in ("engine", "sequential")}
-            for sweep in ("importance", "compare")
+            sweep: {side: peak_memory(name, sweep, side, 8) for side in ("engine", "sequential")}
+            for sweep in arguments.sweeps
         }
         print(f"{name}: peak memory in MiB at batch size 8: {memory}", flush=True)
         result["models"][name] = {"sweeps": rows, "teacher_forced": forced, "peak_memory_mib": memory}
