@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from lit_depth.cli import main
+from lit_depth.data import DepthDataModule
+from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.models.loading import BUNDLED, new_model
 from lit_depth.results.schema import validate_comparison
 
@@ -220,12 +223,31 @@ def test_ctrl_c_ends_with_code_2_and_no_result(checkpoint, tmp_path):
     assert not list(tmp_path.rglob("m5_*"))
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_yaml_fits_the_signatures(path, capsys):
     command = "fit" if path.stem.startswith("train") else path.stem
     code, out, err = run([command, "--config", path, "--print_config"], capsys)
     assert code == 0, err
     assert "checkpoint:" in out
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_yaml_of_a_dataset_fits_its_task_behind_that_of_a_command(path, capsys):
+    code, out, err = run(
+        ["importance", "--config", CONFIGS / "importance.yaml", "--config", path, "--print_config"], capsys
+    )
+    assert code == 0, err
+    data, task = yaml.safe_load(out)["data"], get_task(path.stem)
+    assert data["task"]["class_path"] == f"{type(task).__module__}.{type(task).__name__}"
+    given = data["task"]["init_args"]
+    assert (given["repository"], given["revision"]) == (task.repository, task.revision)
+    assert given["config"] == task.config and not given["streaming"] and given["parity"] is None
+    module = DepthDataModule(**{**data, "task": type(task)(**given)})
+    assert (module.task.splits, module.path, module.batch_size) == (task.splits, None, "auto")
+
+
+def test_every_dataset_has_a_yaml():
+    assert {path.stem for path in (CONFIGS / "data").glob("*.yaml")} == {task.name for task in TASKS} - {"shapes_vqa"}
 
 
 @pytest.mark.skipif(not (BUNDLED / "model.safetensors").exists(), reason="no bundled checkpoint yet")

@@ -54,6 +54,10 @@ class MaskSweep(Callback):
         self.masks = {mask_id(mask): torch.as_tensor(mask, dtype=torch.bool) for mask in masks}
         self.folder = Path(folder)
         self.metric = getattr(lit_depth.metrics, metric)
+        if not hasattr(self.metric, "score"):
+            raise NotImplementedError(
+                f"{metric} scores a whole corpus, not one answer: masks cannot be compared by it yet"
+            )
         self.max_bad_samples = max_bad_samples
         self.description = description
         self.records: pd.DataFrame | None = None
@@ -114,7 +118,7 @@ class MaskSweep(Callback):
                     continue
                 answer = clean_prediction(text)
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id, "prediction": answer}
-                record["score"] = self.metric.score(answer, sample.references)
+                record["score"] = self.metric.score(answer, sample.references, sample.options)
                 # a float32 has no more digits, and kernels may differ in the last one
                 record["reference_logprob"] = round(logprob, 6)
                 self._writer.write(record)

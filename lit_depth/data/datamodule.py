@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import heapq
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,12 +17,16 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from lit_depth.data.images import load_image
 from lit_depth.data.packing import EvalCollator, PackedCollator
+from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import BadSample, Sample, Task, check_split
 from lit_depth.data.tasks import TASKS, get_task
 
 if TYPE_CHECKING:
     import datasets
+
+_WORKER_TIMEOUT_SECONDS = 600
 
 
 class DepthDataModule(LightningDataModule):
@@ -31,9 +38,10 @@ class DepthDataModule(LightningDataModule):
     Args:
         processor: Turns images and prompts into tensors; by default that of the module that the trainer runs.
         task: Name of a built-in task, or a `Task`.
-        tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one.
-        path: Local folder of parquet files to read instead of the task's own source; for several tasks a folder with
-            one such folder per task, by its name.
+        tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
+            that has a folder there.
+        path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the
+            task's own source; with several tasks a folder of such folders, each called as its task.
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
             `lit_depth.studies.run.find_batch_size`).
         train_batch_size: Images per training batch and process; each comes with all its questions.
@@ -73,7 +81,7 @@ class DepthDataModule(LightningDataModule):
             if count is not None and count < 1:
                 raise ValueError(f"{argument} must be at least 1, got {count}")
         self.processor = processor
-        names = [kind.name for kind in TASKS] if tasks == "all" else ([task] if tasks is None else tasks)
+        names = _all_tasks(path) if tasks == "all" else ([task] if tasks is None else tasks)
         self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
         known = [entry.name for entry in self.tasks]
         if not known or len(set(known)) < len(known):
@@ -88,7 +96,8 @@ class DepthDataModule(LightningDataModule):
         self.train_images = train_images
         self.num_workers = num_workers
         self.seed = seed
-        self._rows: dict[tuple[str, str], datasets.Dataset] = {}  # by task and split, shared by `for_each_task`
+        # by task, split and number of streamed rows; shared by `for_each_task`
+        self._rows: dict[tuple[str, str, int | None], datasets.Dataset | QuestionRows] = {}
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of packed images, see `PackedCollator`."""
@@ -118,7 +127,6 @@ class DepthDataModule(LightningDataModule):
         each = [copy.copy(self) for _ in self.tasks]
         for datamodule, task in zip(each, self.tasks):
             datamodule.task, datamodule.tasks = task, [task]
-            datamodule.path = None if self.path is None else str(Path(self.path) / task.name)
         return each
 
     def take(self, split: str, num_samples: int) -> None:
@@ -151,9 +159,9 @@ class DepthDataModule(LightningDataModule):
 
     def eval_dataset(self, split: str = "validation", num_samples: int | None = None) -> EvalDataset:
         """The samples that `eval_dataloader` batches."""
-        rows = self._load(split)
         if num_samples is None:
             num_samples = self.calibration_samples if split == "calibration" else self.num_samples
+        rows = self._load(split, num_samples)
         return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"))
 
     def check_disjoint(self, split_a: str, split_b: str) -> None:
@@ -175,10 +183,17 @@ class DepthDataModule(LightningDataModule):
         # without a study that measures what fits, such as under `lit-depth validate`
         return 32 if self.batch_size == "auto" else self.batch_size
 
-    def _load(self, split: str) -> datasets.Dataset:
-        key = (self.task.name, check_split(split))
+    def _load(self, split: str, num_samples: int | None) -> datasets.Dataset | QuestionRows:
+        task = self.task
+        if task.streaming and num_samples is None:
+            raise ValueError(
+                f"{task.name} is streamed: expected a number of samples, got all (--data.num_samples, "
+                "--data.calibration_samples)"
+            )
+        needed = num_samples if task.streaming else None
+        key = (task.name, check_split(split), needed)
         if key not in self._rows:
-            self._rows[key] = self.task.load(split, self.path)
+            self._rows[key] = task.load(split, self.path) if needed is None else task.stream(split, needed, self.path)
         return self._rows[key]
 
     def _find_processor(self) -> Any:
@@ -201,6 +216,8 @@ class DepthDataModule(LightningDataModule):
             collate_fn=collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # a worker that hangs ends the run with an error, instead of holding it up for ever
+            timeout=_WORKER_TIMEOUT_SECONDS if self.num_workers > 0 else 0,
         )
 
 
@@ -241,7 +258,7 @@ class EvalDataset(Dataset):
         indices: The chosen rows.
     """
 
-    def __init__(self, rows: datasets.Dataset, task: Task, split: str, indices: list[int]) -> None:
+    def __init__(self, rows: datasets.Dataset | QuestionRows, task: Task, split: str, indices: list[int]) -> None:
         self.rows = rows
         self.task = task
         self.split = split
@@ -252,15 +269,17 @@ class EvalDataset(Dataset):
 
     def __getitem__(self, position: int) -> Sample | BadSample:
         index = self.indices[position]
+        name = f"{self.task.name}/{self.split}/{index}"
         try:
             sample = self.task.sample(self.rows[index], self.split, index)
-            if sample.image is not None:
-                sample.image.load()
+            name = sample.id
+            if sample.image is not None or self.task.needs_image:
+                sample = replace(sample, image=load_image(sample.image))
             if not sample.references:
                 raise ValueError("no reference answer")
         # Whatever a broken file or row raises costs this sample, never the run.
         except Exception as error:
-            return BadSample(f"{self.task.name}/{self.split}/{index}", f"{type(error).__name__}: {error}")
+            return BadSample(name, f"{type(error).__name__}: {error}")
         return sample
 
     def ids(self) -> list[tuple[str, str]]:
@@ -286,13 +305,16 @@ class EvalDataset(Dataset):
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
 
     def _undecoded(self) -> Iterator[Sample]:
-        """The readable samples without decoding their images."""
-        import datasets
+        """The samples whose text is readable, without decoding their images."""
+        rows: Any = self.rows
+        if isinstance(rows, QuestionRows):
+            rows = rows.without_images()
+        else:
+            import datasets
 
-        rows = self.rows
-        for column, feature in rows.features.items():
-            if isinstance(feature, datasets.Image):
-                rows = rows.cast_column(column, datasets.Image(decode=False))
+            for column, feature in rows.features.items():
+                if isinstance(feature, datasets.Image):
+                    rows = rows.cast_column(column, datasets.Image(decode=False))
         for index in self.indices:
             # A bad row is reported where it is evaluated.
             with contextlib.suppress(Exception):
@@ -312,6 +334,22 @@ def choose_rows(num_rows: int, num_samples: int | None, key: str) -> list[int]:
     """
     if num_samples is None or num_samples >= num_rows:
         return list(range(num_rows))
+    return list(_lowest_ranks(num_rows, num_samples, key))
+
+
+# A dataset of millions of questions takes seconds to rank, and a run asks several times.
+@lru_cache(maxsize=64)
+def _lowest_ranks(num_rows: int, num_samples: int, key: str) -> tuple[int, ...]:
     # Ranks by hash do not depend on any library's random stream, so resumed runs see the same samples years later.
-    ranks = sorted(range(num_rows), key=lambda row: hashlib.blake2b(f"{key}/{row}".encode()).digest())
-    return sorted(ranks[:num_samples])
+    ranks = heapq.nsmallest(
+        num_samples, range(num_rows), key=lambda row: hashlib.blake2b(f"{key}/{row}".encode()).digest()
+    )
+    return tuple(sorted(ranks))
+
+
+def _all_tasks(path: str | None) -> list[str | Task]:
+    """Names of all built-in tasks; where a folder is given, of those that have one in it."""
+    names: list[str | Task] = [kind.name for kind in TASKS if path is None or Path(path, kind.name).is_dir()]
+    if not names:
+        raise ValueError(f"expected folders called as the tasks in {path}, such as {TASKS[1].name}; there are none")
+    return names

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import datasets
     from PIL import Image
 
+    from lit_depth.data.rows import QuestionRows
+
 SPLITS = ("train", "calibration", "validation")
 
 
@@ -30,7 +32,8 @@ class Sample(_HostOnly):
     Args:
         id: Unique among all samples of the task, whatever the split.
         image_id: Shared by the questions about one image; intervals are clustered by it.
-        image: The picture as decoded, or None for a text-only question.
+        image: The picture, upright and RGB, or None for a text-only question. `Task.sample` may leave it as the row
+            has it, see `lit_depth.data.images.load_image`.
         question: The question alone, without style prefix or options.
         references: Accepted answers, at least one; the first one is scored by log-probability.
         options: Texts of a multiple-choice question, in the order of their letters.
@@ -82,13 +85,19 @@ class Task:
         name: The name that the command line knows it by.
         metric: Class name in `lit_depth.metrics`.
         max_new_tokens: Longest answer, in tokens.
+        needs_image: Whether a sample without image is a bad one.
+        in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
+        streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
     """
 
     name: str
     metric: str
     max_new_tokens: int
+    needs_image: bool = False
+    in_training_mixture: bool = False
+    streaming: bool = False
 
-    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
+    def load(self, split: str, path: str | None = None) -> datasets.Dataset | QuestionRows:
         """Return the rows of a split, one row per question.
 
         Args:
@@ -100,11 +109,24 @@ class Task:
         """
         raise NotImplementedError
 
+    def stream(self, split: str, num_samples: int, path: str | None = None) -> QuestionRows:
+        """Return some rows of a split without reading the rest; fewer rows are a subset of more.
+
+        Args:
+            split: As for `load`.
+            num_samples: How many rows.
+            path: As for `load`.
+
+        Raises:
+            ValueError: As `load`, and if the task cannot be streamed, which is the default.
+        """
+        raise ValueError(f"{self.name} cannot be streamed")
+
     def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
         """Turn one row into a `Sample`; an exception costs this sample only.
 
         The image is handed on as it stands in the row, not converted: ids are also read from rows whose images were
-        left undecoded.
+        left undecoded or unread.
         """
         raise NotImplementedError
 

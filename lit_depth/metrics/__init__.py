@@ -1,6 +1,35 @@
 """Metrics on generated answers: one file each, a pure function and a torchmetrics shell."""
 
+from lit_depth.metrics.anls import ANLS, anls
+from lit_depth.metrics.caption_tokens import tokenize_caption
+from lit_depth.metrics.cider import CIDErD, ReferenceCorpus, cider_d
 from lit_depth.metrics.exact_match import ExactMatch, exact_match
+from lit_depth.metrics.mmmu import MMMUAccuracy, mmmu_accuracy, parse_mmmu_choice
+from lit_depth.metrics.multiple_choice import MultipleChoiceAccuracy, multiple_choice_accuracy, parse_choice
+from lit_depth.metrics.relaxed_accuracy import RelaxedAccuracy, relaxed_accuracy
 from lit_depth.metrics.text import clean_prediction
+from lit_depth.metrics.vqa import MolmoVQAAccuracy, VQAAccuracy, normalize_vqa_answer, vqa_accuracy
 
-__all__ = ["ExactMatch", "clean_prediction", "exact_match"]
+__all__ = [
+    "ANLS",
+    "CIDErD",
+    "ExactMatch",
+    "MMMUAccuracy",
+    "MolmoVQAAccuracy",
+    "MultipleChoiceAccuracy",
+    "ReferenceCorpus",
+    "RelaxedAccuracy",
+    "VQAAccuracy",
+    "anls",
+    "cider_d",
+    "clean_prediction",
+    "exact_match",
+    "mmmu_accuracy",
+    "multiple_choice_accuracy",
+    "normalize_vqa_answer",
+    "parse_choice",
+    "parse_mmmu_choice",
+    "relaxed_accuracy",
+    "tokenize_caption",
+    "vqa_accuracy",
+]

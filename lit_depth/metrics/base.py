@@ -1,4 +1,4 @@
-"""The shell that per-sample metrics share: keeps one score per sample, reports the mean."""
+"""The shells that per-sample metrics share: keep one score per sample, report the mean."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from typing import Any
 import torch
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
+
+
+def check_references(references: Sequence[Any]) -> None:
+    """Refuse an empty list of references, and a bare string, which would be compared letter by letter.
+
+    Raises:
+        ValueError: If it is one of the two.
+    """
+    if isinstance(references, str) or not references:
+        raise ValueError(f"expected a non-empty sequence of reference answers, got {references!r}")
 
 
 class SampleMetric(Metric):
@@ -30,30 +40,77 @@ class SampleMetric(Metric):
         self.add_state("scores", default=[], dist_reduce_fx="cat")
 
     @staticmethod
-    def score(prediction: str, references: Sequence[str]) -> float:
-        """Score of one prediction against the references of its sample; higher is better."""
+    def score(prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
+        """Score of one prediction against the references of its sample; higher is better.
+
+        ``options`` are the texts of a multiple-choice question; the other metrics leave them aside.
+        """
         raise NotImplementedError
 
-    def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    def update(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        options: Sequence[Sequence[str]] | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
             predictions: One answer per sample.
             references: One non-empty sequence of reference answers per sample.
+            options: One sequence of option texts per sample; None where no sample has options.
 
         Raises:
-            ValueError: If the two lengths differ, or if :meth:`score` refuses a sample.
+            ValueError: If the lengths differ, or if :meth:`score` refuses a sample.
         """
         if len(predictions) != len(references):
             raise ValueError(
                 f"expected one list of references per prediction, got {len(predictions)} predictions "
                 f"and {len(references)} lists of references"
             )
+        options = [()] * len(predictions) if options is None else options
+        if len(predictions) != len(options):
+            raise ValueError(
+                f"expected one list of options per prediction, got {len(predictions)} predictions "
+                f"and {len(options)} lists of options"
+            )
         if not predictions:
             return
-        scores = [self.score(prediction, sample) for prediction, sample in zip(predictions, references)]
+        scores = [self.score(*sample) for sample in zip(predictions, references, options)]
         self.scores.append(torch.tensor(scores, dtype=torch.float32, device=self.device))
 
     def compute(self) -> torch.Tensor:
         """Mean over all samples, a scalar tensor."""
         return dim_zero_cat(self.scores).mean()
+
+
+class ChoiceMetric(SampleMetric):
+    """A sample metric that reads a choice among options, and counts the answers in which it found none.
+
+    Such an answer scores 0; the state ``parse_failed`` (summed over processes) says how many there were.
+
+    Args:
+        **kwargs: Arguments of :class:`torchmetrics.Metric`.
+    """
+
+    parse_failed: torch.Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("parse_failed", default=torch.tensor(0), dist_reduce_fx="sum")
+
+    @staticmethod
+    def parses(prediction: str, options: Sequence[str] = ()) -> bool:
+        """Whether a choice among the options can be read from the prediction."""
+        raise NotImplementedError
+
+    def update(
+        self,
+        predictions: Sequence[str],
+        references: Sequence[Sequence[str]],
+        options: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        """Add a batch, as :meth:`SampleMetric.update` does, and count the answers without a choice."""
+        super().update(predictions, references, options)
+        options = [()] * len(predictions) if options is None else options
+        self.parse_failed += sum(not self.parses(*sample) for sample in zip(predictions, options))

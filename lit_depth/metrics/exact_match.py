@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_depth.metrics.base import SampleMetric
+from lit_depth.metrics.base import SampleMetric, check_references
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -29,9 +29,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
         >>> exact_match("3.0", ["3"])
         0.0
     """
-    # A bare string would be compared letter by letter without an error.
-    if isinstance(references, str) or not references:
-        raise ValueError(f"expected a non-empty sequence of reference answers, got {references!r}")
+    check_references(references)
     answer = _normalize(prediction)
     return float(any(answer == _normalize(reference) for reference in references))
 
@@ -50,4 +48,7 @@ class ExactMatch(SampleMetric):
         tensor(0.5000)
     """
 
-    score = staticmethod(exact_match)
+    @staticmethod
+    def score(prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
+        """Score of one answer, 0.0 or 1.0."""
+        return exact_match(prediction, references)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+import lit_depth.metrics
 from lit_depth import DepthModule, DepthTrainer
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
@@ -161,6 +163,25 @@ def test_one_mask_alone(module, tmp_path):
     pd.testing.assert_frame_equal(frame, among, check_exact=False, atol=1e-5, rtol=1e-6)
 
 
+def test_the_metric_sees_the_options_of_each_sample(module, tmp_path, monkeypatch):
+    class Choices(ShapesVQA):
+        def sample(self, row, split, index):
+            return replace(super().sample(row, split, index), options=(f"option {index}", "other"))
+
+    def score(prediction, references, options=()):
+        seen.append((references, options))
+        return 0.0
+
+    seen: list[tuple] = []
+    monkeypatch.setattr(lit_depth.metrics.ExactMatch, "score", staticmethod(score))
+    task = Choices(num_images=8)
+    records = sweep(module, tmp_path, masks=[MASKS[1]], task=task, num_samples=3).records
+    assert len(records) == len(seen) == 3
+    batches = data(module, num_samples=3, task=task).eval_dataloader("validation")
+    assert seen == [(sample.references, sample.options) for batch in batches for sample in batch["samples"]]
+    assert len({options for _, options in seen}) == 3
+
+
 def test_nan_under_one_mask_names_that_mask(module, tmp_path):
     """Only block 7 is broken: masks that skip it are fine, and the error names one that does not."""
     weight = module.model.model.language_model.layers[7].input_layernorm.weight
@@ -175,3 +196,8 @@ def test_nan_under_one_mask_names_that_mask(module, tmp_path):
     finally:
         with torch.no_grad():
             weight.copy_(kept)
+
+
+def test_a_metric_of_a_whole_corpus_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(NotImplementedError, match="CIDErD scores a whole corpus"):
+        MaskSweep(MASKS, tmp_path, metric="CIDErD")

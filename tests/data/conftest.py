@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 
 from lit_depth.data.shapes_tokenizer import build_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def datasets_cache(tmp_path_factory):
+    """Converted parquet files go to a temporary folder, not to the user's cache."""
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets_cache")
+    yield
+    datasets.config.HF_DATASETS_CACHE = before
 
 
 @pytest.fixture(scope="session")

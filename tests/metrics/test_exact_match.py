@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -15,19 +12,15 @@ from lit_depth.metrics import ExactMatch, clean_prediction, exact_match
 answers = st.text(alphabet="aAbB1. ßé", max_size=6)
 
 
-def vectors(golden_dir: Path, name: str) -> list[dict]:
-    return json.loads((golden_dir / "metric_vectors.json").read_text())["metrics"][name]
-
-
-def test_exact_match_equals_reference_vectors(golden_dir: Path) -> None:
+def test_exact_match_equals_reference_vectors(vectors) -> None:
     """Column of the evaluator that ignores case and punctuation: on these vectors that is the final period."""
-    for vector in vectors(golden_dir, "exact_match"):
+    for vector in vectors("exact_match"):
         expected = vector["scores"]["lmms_exact_match(ignore_case,ignore_punct)"]
         assert exact_match(vector["prediction"], vector["references"]) == expected, vector["id"]
 
 
-def test_cleaning_equals_reference_vectors(golden_dir: Path) -> None:
-    for vector in vectors(golden_dir, "prediction_cleaning"):
+def test_cleaning_equals_reference_vectors(vectors) -> None:
+    for vector in vectors("prediction_cleaning"):
         assert clean_prediction(vector["decoded"]) == vector["allenai_VqaEval"], vector["id"]
 
 

@@ -1,0 +1,265 @@
+"""Tables of questions: which column holds what, and one row per question."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PLACE = "_place"  # key under which a row carries its `Place`
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a table hold what.
+
+    Args:
+        image: Column of the image; of a list of images the first is taken.
+        question: Column of the question, or key in the elements of ``questions``.
+        answer: Column of the answers, or key in the elements of ``questions``.
+        questions: Column with a list of questions about the row's image; each becomes a sample.
+        further: Other columns that must be there.
+        question_id: Column that names the question, where there is one.
+        image_id: Column that names the image, where there is one. Without it, rows with a list of questions are
+            images, and other rows are told apart by the content of their image.
+        optional: Columns or keys that are read where they are there.
+        meta: Columns or keys kept in `lit_depth.data.Sample.meta` where they are there.
+        instructed: Questions end in a line that asks for a short answer; it is cut off.
+    """
+
+    image: str = "image"
+    question: str = "question"
+    answer: str = "answers"
+    questions: str | None = None
+    further: tuple[str, ...] = ()
+    question_id: str | None = None
+    image_id: str | None = None
+    optional: tuple[str, ...] = ()
+    meta: tuple[str, ...] = ()
+    instructed: bool = False
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Columns without which the table cannot be read; ``list.key`` for a key in the elements of a list."""
+        if self.questions is None:
+            return (self.image, self.question, self.answer, *self.further)
+        keys = (f"{self.questions}.{key}" for key in (self.question, self.answer))
+        return (self.image, self.questions, *keys, *self.further)
+
+    @property
+    def by_content(self) -> bool:
+        """Whether images are told apart by their content."""
+        return self.image_id is None and self.questions is None
+
+    def columns(self, there: Sequence[str]) -> list[str]:
+        """The columns to read, of those that are there."""
+        names = (*self.required, *self.optional, *self.meta, self.question_id, self.image_id)
+        return [name for name in there if name in names]
+
+    def count(self, row: Mapping[str, Any]) -> int:
+        """Questions of a row. An empty list counts as one, so that the row is reported instead of passed over."""
+        return 1 if self.questions is None else max(1, len(list_elements(row[self.questions])))
+
+    def entry(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """One question of a row: its columns, those of the question's list element, and ``question``, ``answer``.
+
+        Raises:
+            ValueError: If the row has no such question.
+        """
+        entry = dict(row)
+        if self.questions is not None:
+            elements = list_elements(row[self.questions])
+            if number >= len(elements) or not isinstance(elements[number], Mapping):
+                raise ValueError("the row has no question")
+            entry |= elements[number]
+        question, answer = entry.get(self.question), entry.get(self.answer)
+        if self.instructed and isinstance(question, str):
+            question = question.strip().partition("\n")[0]
+        return entry | {"question": question, "answer": answer}
+
+    def image_of(self, row: Mapping[str, Any]) -> Any:
+        """The row's image as it is stored, or None."""
+        value = row.get(self.image)
+        return (value[0] if value else None) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a question stands: dataset split, row in it, number in the row's list, the row's image id and layout."""
+
+    split: str
+    row: int
+    number: int
+    image_id: str
+    layout: Layout
+
+
+class QuestionRows(Sequence[dict[str, Any]]):
+    """Rows of a table counted by question: a row with a list of questions occurs once for each.
+
+    Args:
+        table: Gives a row by its number.
+        image_ids: Gives a row's image id by its number.
+        rows: Row number of each question.
+        numbers: Number of each question in its row's list.
+        layout: Of the table.
+        split: The dataset's own name of the split.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        image_ids: Any,
+        rows: Sequence[int] | np.ndarray,
+        numbers: Sequence[int] | np.ndarray,
+        layout: Layout,
+        split: str,
+    ) -> None:
+        self.table = table
+        self.image_ids = image_ids
+        self.rows = rows
+        self.numbers = numbers
+        self.layout = layout
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: Any) -> Any:
+        """The question's row, its images undecoded, with its `Place` under `PLACE`."""
+        row = int(self.rows[position])
+        place = Place(self.split, row, int(self.numbers[position]), self.image_ids[row], self.layout)
+        return {**self.table[row], PLACE: place}
+
+    def without_images(self) -> QuestionRows:
+        """The same questions without reading images, for what depends on the text only."""
+        if not isinstance(self.table, ArrowTable):
+            return self
+        table = self.table.without(self.layout.image)
+        return QuestionRows(table, self.image_ids, self.rows, self.numbers, self.layout, self.split)
+
+
+class ArrowTable:
+    """A `datasets.Dataset` as rows of plain values: stored bytes where the columns declare images.
+
+    Args:
+        dataset: Of any format.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        # Arrow rows skip the decoding of images, whether a column declares them or not.
+        self.dataset = dataset.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.dataset[row].to_pylist()[0]
+
+    def without(self, column: str) -> ArrowTable:
+        """The table without that column."""
+        return ArrowTable(self.dataset.remove_columns(column))
+
+    def column(self, name: str, batch_size: int = 64) -> Any:
+        """Iterate over the values of one column, reading no other."""
+        for batch in self.dataset.select_columns(name).iter(batch_size):
+            yield from batch.column(name).to_pylist()
+
+    def list_lengths(self, name: str) -> list[int]:
+        """Number of elements in each row of a column of lists; an absent list has none."""
+        lengths: list[int] = []
+        for batch in self.dataset.select_columns(name).iter(4096):
+            for chunk in batch.column(name).chunks:
+                # a list of structs is stored as such, or as a struct of lists
+                lists = chunk if hasattr(chunk, "value_lengths") else chunk.flatten()[0]
+                lengths += [length or 0 for length in lists.value_lengths().to_pylist()]
+        return lengths
+
+
+def column_names(schema: Any) -> list[str]:
+    """Names of an Arrow schema's columns, and ``list.key`` for the keys of structs and of lists of structs."""
+    names = []
+    for field in schema:
+        names.append(field.name)
+        inner = getattr(field.type, "value_type", field.type)
+        names += [f"{field.name}.{inner.field(i).name}" for i in range(inner.num_fields)] if _is_struct(inner) else []
+    return names
+
+
+def _is_struct(kind: Any) -> bool:
+    import pyarrow.types
+
+    return pyarrow.types.is_struct(kind)
+
+
+def list_elements(value: Any) -> list[Any]:
+    """Elements of a stored list of structs, which some files keep as a struct of lists.
+
+    >>> list_elements({"question": ["a", "b"], "answer": ["1", "2"]})
+    [{'question': 'a', 'answer': '1'}, {'question': 'b', 'answer': '2'}]
+    """
+    if isinstance(value, Mapping):
+        return [dict(zip(value, items)) for items in zip(*value.values())]
+    return list(value or [])
+
+
+def content_id(image: Any) -> str | None:
+    """Name an undecoded image by its content; None where there is none."""
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str):
+        image = image.encode()
+    return hashlib.blake2b(image, digest_size=12).hexdigest() if image else None
+
+
+def answer_texts(value: Any, keep_empty: bool = False) -> tuple[str, ...]:
+    """Read the accepted answers, however they are stored: a text, a number, a list, a list written as a text.
+
+    >>> answer_texts("['two', '2']"), answer_texts([{"answer": "net"}]), answer_texts(3), answer_texts(["", None])
+    (('two', '2'), ('net',), ('3',), ())
+
+    Args:
+        value: Text, number, None, or a list of these or of ``{"answer": ...}``.
+        keep_empty: Keep empty answers beside others, where their number matters.
+
+    Returns:
+        The answers stripped, repeated ones kept; none if all are empty.
+    """
+    if isinstance(value, str):
+        value = parse_list(value)
+    answers = value if isinstance(value, (list, tuple)) else [value]
+    answers = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in answers]
+    texts = tuple("" if answer is None else str(answer).strip() for answer in answers)
+    return texts if keep_empty and any(texts) else tuple(filter(None, texts))
+
+
+def parse_list(text: str) -> list[Any]:
+    """Read a list that is written as a Python literal, in brackets; any other text is the only element.
+
+    >>> parse_list("['1/3', '0.33']"), parse_list("[see note"), parse_list("B")
+    (['1/3', '0.33'], ['[see note'], ['B'])
+    """
+    if not text.strip().startswith("["):
+        return [text]
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return [text]
+    return value if isinstance(value, list) else [text]
+
+
+def most_common_first(answers: Sequence[str]) -> tuple[str, ...]:
+    """Put the most frequent answer first, the earliest on ties; the rest keep their order.
+
+    >>> most_common_first(["red", "blue", "blue"])
+    ('blue', 'red', 'blue')
+    """
+    if not answers:
+        return ()
+    first = answers.index(Counter(answers).most_common(1)[0][0])
+    return (answers[first], *answers[:first], *answers[first + 1 :])

@@ -1,0 +1,180 @@
+"""Where tables come from: repositories on the hub, or local folders of parquet files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# These image sets moved from one owner to the other; copies in a cache may have either name.
+_OWNERS = ("lmms-lab-encoder", "lmms-lab")
+_SAME_SPLIT = {"val": "validation", "val2014": "validation", "valid": "validation"}
+_SPLIT_NAMES = {"train", "calibration", "validation", "dev", "test", "testdev"}
+_UNNAMED = "unnamed"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a dataset on the hub.
+
+    Args:
+        repository: ``owner/name``.
+        split: The dataset's own name of the split.
+        config: Its configuration; of several, all rows one after another.
+        revision: Branch, tag or commit.
+    """
+
+    repository: str
+    split: str
+    config: str | tuple[str, ...] | None = None
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """Parquet files that together are one split.
+
+    Args:
+        folder: Where they were found, for messages.
+        split: Its name, see `split_name`.
+        files: Their paths.
+    """
+
+    folder: str
+    split: str
+    files: tuple[str, ...]
+
+
+def load_table(source: Source | LocalSource, task: str, streaming: bool) -> Any:
+    """Load the rows of a source, from the hub through `datasets.load_dataset` and its cache.
+
+    Args:
+        source: What to load.
+        task: Name of the task, for messages.
+        streaming: Read rows when they are asked for instead of downloading and converting all of them.
+
+    Returns:
+        A `datasets.Dataset`, or a `datasets.IterableDataset` if streaming.
+
+    Raises:
+        ValueError: If the hub cannot be reached and nothing is cached, or the repository, configuration, revision or
+            split does not exist, or a file cannot be read.
+    """
+    import datasets
+
+    if isinstance(source, LocalSource):
+        files = {source.split: list(source.files)}
+        try:
+            return datasets.load_dataset("parquet", data_files=files, split=source.split, streaming=streaming)
+        # whatever a damaged file raises in one of the libraries below
+        except Exception as error:
+            raise ValueError(
+                f"{task}: cannot read {source.split}*.parquet in {source.folder}: {_brief(error)}"
+            ) from error
+    configs = source.config if isinstance(source.config, tuple) else (source.config,)
+    parts = [_load_config(source, config, task, streaming) for config in configs]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _load_config(source: Source, config: str | None, task: str, streaming: bool) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    absent: Exception | None = None
+    repositories = repository_names(source.repository)
+    for repository in repositories:
+        try:
+            return datasets.load_dataset(
+                repository, config, split=source.split, revision=source.revision, streaming=streaming
+            )
+        except (DatasetNotFoundError, ConnectionError) as error:
+            absent = absent or error
+        # three libraries raise here; the message is theirs, and lists the splits or configurations that exist
+        except Exception as error:
+            what = repository if config is None else f"{repository}, config {config}"
+            raise ValueError(f"{task}: cannot read split {source.split!r} of {what}: {_brief(error)}") from error
+    raise ValueError(
+        f"{task}: {' or '.join(repositories)} cannot be reached and is not in the cache ({_brief(absent)}). Connect to "
+        f"the hub, or read local files: --data.path FOLDER with {source.split}*.parquet of the same columns"
+    ) from absent
+
+
+def _brief(error: BaseException | None) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    cause = getattr(error, "__cause__", None)
+    # datasets wraps what went wrong with a file in an error that only says that something did
+    return _brief(cause) if type(error).__name__.startswith("DatasetGeneration") and cause is not None else lines[0]
+
+
+def repository_names(repository: str) -> list[str]:
+    """Names under which a repository may be found, the given one first.
+
+    >>> repository_names("lmms-lab/VQAv2"), repository_names("vikhyatk/dvqa")
+    (['lmms-lab/VQAv2', 'lmms-lab-encoder/VQAv2'], ['vikhyatk/dvqa'])
+    """
+    owner, _, name = repository.partition("/")
+    others = [other for other in _OWNERS if other != owner] if owner in _OWNERS else []
+    return [repository, *(f"{other}/{name}" for other in others)]
+
+
+def find_splits(
+    folder: str, task: str, others: Collection[str] = (), config: Any = None, names: Collection[str] = ()
+) -> dict[str, LocalSource]:
+    """Find the parquet files below a folder, by split.
+
+    ``FOLDER/<task>`` and ``FOLDER/<config>`` are used instead where they exist, so that one folder can hold many
+    tasks or a copy of a repository.
+
+    Args:
+        folder: Folder, or a single parquet file.
+        task: Name of the task.
+        others: Names of the other tasks: what lies in their folders is not read.
+        config: The task's configuration.
+        names: Names of splits besides the usual ones.
+
+    Raises:
+        ValueError: If the folder does not exist or holds no parquet file.
+    """
+    root = Path(folder).expanduser()
+    if not root.exists():
+        raise ValueError(f"--data.path: {folder} does not exist; expected a folder with parquet files for {task}")
+    for inner in (task, config):
+        if isinstance(inner, str) and (root / inner).is_dir():
+            root = root / inner
+    found: dict[str, list[str]] = {}
+    for path in [root] if root.is_file() else sorted(root.rglob("*.parquet")):
+        places = path.relative_to(root).parts[:-1]
+        if not any(place in others or place.startswith(".") for place in places):
+            found.setdefault(split_name((path.name, *reversed(places)), names), []).append(str(path))
+    if not found:
+        raise ValueError(f"--data.path: there is no *.parquet for {task} in {root}; expected validation*.parquet")
+    return {split: LocalSource(str(root), split, tuple(files)) for split, files in found.items()}
+
+
+def split_name(parts: Sequence[str], names: Collection[str] = ()) -> str:
+    """Read off the split of a file from its name, or else from the folders that it is in.
+
+    >>> split_name(["val-00000-of-00002.parquet"]), split_name(["0000.parquet", "test"]), split_name(["a.parquet"])
+    ('validation', 'test', 'unnamed')
+
+    Args:
+        parts: The file's name, then its folders from the inside out.
+        names: Names of splits besides the usual ones.
+    """
+    known = _SPLIT_NAMES | {canonical_split(name) for name in names}
+    for part in parts:
+        for word in re.findall(r"[a-zA-Z][a-zA-Z0-9]*", part):
+            if canonical_split(word) in known:
+                return canonical_split(word)
+    return _UNNAMED
+
+
+def canonical_split(name: str) -> str:
+    """One name for splits that are called differently in different repositories.
+
+    >>> canonical_split("val2014"), canonical_split("test")
+    ('validation', 'test')
+    """
+    return _SAME_SPLIT.get(name, name)

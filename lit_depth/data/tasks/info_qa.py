@@ -1,0 +1,19 @@
+"""InfographicVQA: questions about infographics."""
+
+from __future__ import annotations
+
+from lit_depth.data.hub import HubTask
+from lit_depth.data.rows import Layout
+
+
+class InfographicVQA(HubTask):
+    """InfographicVQA; its validation split serves for calibration and report."""
+
+    name = "info_qa"
+    metric = "ANLS"
+    max_new_tokens = 32
+    style = "info_qa"
+    repository = "lmms-lab-encoder/DocVQA"
+    config = "InfographicVQA"
+    splits = {"calibration": "validation", "validation": "validation"}
+    layouts = (Layout(question_id="questionId", meta=("answer_type", "operation/reasoning")),)

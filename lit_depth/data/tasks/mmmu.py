@@ -1,0 +1,103 @@
+"""MMMU: college-level questions of thirty subjects, multiple choice or open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lit_depth.data.hub import LETTERS, HubTask, styled_prompt
+from lit_depth.data.rows import Layout, answer_texts
+from lit_depth.data.task import Sample
+
+_PER_SUBJECT = "MMMU/MMMU"
+SUBJECTS = (
+    "Accounting",
+    "Agriculture",
+    "Architecture_and_Engineering",
+    "Art",
+    "Art_Theory",
+    "Basic_Medical_Science",
+    "Biology",
+    "Chemistry",
+    "Clinical_Medicine",
+    "Computer_Science",
+    "Design",
+    "Diagnostics_and_Laboratory_Medicine",
+    "Economics",
+    "Electronics",
+    "Energy_and_Power",
+    "Finance",
+    "Geography",
+    "History",
+    "Literature",
+    "Manage",
+    "Marketing",
+    "Materials",
+    "Math",
+    "Mechanical_Engineering",
+    "Music",
+    "Pharmacy",
+    "Physics",
+    "Psychology",
+    "Public_Health",
+    "Sociology",
+)
+"""Configurations of ``MMMU/MMMU``."""
+
+
+class MMMU(HubTask):
+    """MMMU with the first image of each question; dev (150 questions) for calibration, validation (900) for report.
+
+    A multiple-choice question has `options` and a letter as its reference; an open one has neither. The repository
+    ``MMMU/MMMU`` works too: all its subjects are read, unless ``config`` names some.
+    """
+
+    name = "mmmu"
+    metric = "MMMUAccuracy"
+    max_new_tokens = 32
+    style = "vqa2"
+    choice_style = "a_okvqa_mc"
+    repository = "lmms-lab-encoder/MMMU"
+    splits = {"calibration": "dev", "validation": "validation"}
+    layouts = (
+        Layout(
+            image="image_1",
+            answer="answer",
+            further=("options", "question_type"),
+            question_id="id",
+            meta=("question_type", "subfield"),
+        ),
+    )
+
+    def __init__(
+        self,
+        repository: str | None = None,
+        config: str | list[str] | None = None,
+        revision: str | None = None,
+        splits: dict[str, str] | None = None,
+        streaming: bool = False,
+        parity: Literal["molmo"] | None = None,
+    ) -> None:
+        if repository == _PER_SUBJECT and config is None:
+            config = list(SUBJECTS)
+        super().__init__(repository, config, revision, splits, streaming, parity)
+
+    def options(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
+        if entry["question_type"] == "open":
+            return ()
+        options = answer_texts(entry["options"], keep_empty=True)
+        if not 2 <= len(options) <= len(LETTERS):
+            raise ValueError(f"expected 2 to {len(LETTERS)} options, got {len(options)}")
+        return options
+
+    def references(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
+        answers, options = answer_texts(entry["answer"]), self.options(entry)
+        if answers == ("?",):  # stands where the answer is withheld
+            return ()
+        letters = LETTERS[: len(options)]
+        if options and answers and (len(answers) > 1 or answers[0] not in set(letters)):
+            raise ValueError(f"expected a letter from A to {letters[-1]} as the answer, got {entry['answer']!r}")
+        return answers
+
+    def prompt(self, sample: Sample) -> str:
+        return styled_prompt(self.choice_style if sample.options else self.style, sample.question, sample.options)

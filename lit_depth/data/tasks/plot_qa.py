@@ -1,0 +1,26 @@
+"""PlotQA: questions about drawn plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_depth.data.hub import CAULDRON, HubTask, without_period
+from lit_depth.data.rows import Layout
+from lit_depth.data.sources import Source
+
+
+class PlotQA(HubTask):
+    """PlotQA, a filtered test split of 1,000 questions, which serves for calibration and report."""
+
+    name = "plot_qa"
+    metric = "RelaxedAccuracy"
+    max_new_tokens = 16
+    style = "plot_qa"
+    repository = "jinaai/plotqa"
+    splits = {"train": "train", "calibration": "test", "validation": "test"}
+    train_source = Source("HuggingFaceM4/the_cauldron", "train", "plotqa")
+    layouts = (Layout(question="query", answer="answer"), CAULDRON)
+
+    def references(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
+        return without_period(super().references(entry))

@@ -1,0 +1,79 @@
+"""The shells: one score per sample whatever the batches, options handed on, unreadable choices counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_depth import metrics
+from lit_depth.metrics.base import SampleMetric
+
+TEN = ["cat"] * 3 + ["dog"] * 7
+# metric, then (prediction, references, options, score) by hand
+SAMPLES = [
+    ("ExactMatch", [("3.", ["3"], (), 1.0), ("4", ["3"], (), 0.0)]),
+    ("VQAAccuracy", [("cat", TEN, (), 0.9), ("bird", TEN, (), 0.0)]),
+    ("MolmoVQAAccuracy", [("cat", TEN, (), 1.0), ("bird", TEN, (), 0.0)]),
+    ("ANLS", [("abcd", ["abcx"], (), 0.75), ("x", ["abc"], (), 0.0)]),
+    ("RelaxedAccuracy", [("105", ["100"], (), 1.0), ("106", ["100"], (), 0.0)]),
+    ("MultipleChoiceAccuracy", [("B", ["B"], ("dog", "cat"), 1.0), ("cat", ["A"], ("dog", "cat"), 0.0)]),
+    ("MMMUAccuracy", [("B", ["B"], ("dog", "cat"), 1.0), ("42", ["42"], (), 1.0), ("b", ["B"], ("x", "y"), 0.0)]),
+]
+
+
+@pytest.mark.parametrize(("name", "samples"), SAMPLES)
+def test_scores_are_kept_per_sample_whatever_the_batches(name: str, samples: list[tuple]) -> None:
+    predictions, references, options, expected = zip(*samples)
+    for size in range(1, len(samples) + 1):
+        metric = getattr(metrics, name)()
+        for start in range(0, len(samples), size):
+            part = slice(start, start + size)
+            metric.update(predictions[part], references[part], options[part])
+        assert torch.cat(metric.scores).tolist() == pytest.approx(expected)
+        assert metric.compute().item() == pytest.approx(sum(expected) / len(expected))
+    assert [metric.score(*sample[:3]) for sample in samples] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("name", "samples"), SAMPLES)
+def test_references_are_checked(name: str, samples: list[tuple]) -> None:
+    prediction, _, options, _ = samples[0]
+    for references in ([], (), "cat"):
+        with pytest.raises(ValueError, match="expected a non-empty sequence of reference answers"):
+            getattr(metrics, name).score(prediction, references, options)
+
+
+def test_every_sample_metric_is_listed_here() -> None:
+    shells = {name for name in metrics.__all__ if isinstance(getattr(metrics, name), type)}
+    assert shells - {"CIDErD", "ReferenceCorpus"} == {name for name, _ in SAMPLES}
+    assert all(issubclass(getattr(metrics, name), SampleMetric) for name, _ in SAMPLES)
+
+
+def test_unpaired_batches_are_refused() -> None:
+    metric = metrics.MultipleChoiceAccuracy()
+    with pytest.raises(ValueError, match="got 2 predictions and 1 lists of references"):
+        metric.update(["a", "b"], [["A"]])
+    with pytest.raises(ValueError, match="got 1 predictions and 2 lists of options"):
+        metric.update(["a"], [["A"]], [["x"], ["y"]])
+    assert metric.scores == [] and metric.parse_failed == 0
+
+
+@pytest.mark.parametrize("name", ["MultipleChoiceAccuracy", "MMMUAccuracy"])
+@given(st.lists(st.sampled_from(["A", "B", "(B)", "", "garbage", "A B"]), min_size=1, max_size=8))
+def test_unreadable_choices_are_wrong_and_counted(name: str, predictions: list[str]) -> None:
+    metric = getattr(metrics, name)()
+    options = ["dog", "cat"]
+    metric.update(predictions, [["A", "B"]] * len(predictions), [options] * len(predictions))
+    # every readable choice is right here, so that what is left was not readable
+    assert metric.parse_failed.item() == len(predictions) - int(torch.cat(metric.scores).sum())
+    assert metric.parse_failed.item() == sum(not metric.parses(prediction, options) for prediction in predictions)
+    metric.reset()
+    assert metric.parse_failed == 0 and metric.scores == []
+
+
+def test_a_choice_metric_survives_forward_and_clone() -> None:
+    metric = metrics.MultipleChoiceAccuracy()
+    assert metric(["?"], [["A"]], [["dog", "cat"]]) == 0.0
+    assert metric(["A"], [["A"]], [["dog", "cat"]]) == 1.0
+    assert metric.clone().compute() == 0.5 and metric.clone().parse_failed == 1
