@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -76,9 +77,11 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
     ['compare', '--num_active_blocks', '["4", "8"]', '--name', 'x']
     >>> join_lists(["--active_block_indices", "0", "5", "--active_block_indices", "1"])
     ['--active_block_indices', '[[0, 5], [1]]']
+    >>> join_lists(["--skip", "0", "--skip", "3"])
+    ['--skip', '["0", "3"]']
     """
     result: list[str] = []
-    repeated: dict[str, list[list[int]]] = {}
+    repeated: dict[str, list[Any]] = {}
     position = 0
     while position < len(arguments):
         option = arguments[position]
@@ -92,12 +95,11 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
         whole = ["null"], *([["all"]] if option == "--data.tasks" else [])
         if not values or values in whole or values[0].startswith("["):
             result += [option, " ".join(values)] if values else [option]
-        elif option in REPEATED_LISTS:
+        else:
             if option not in repeated:
                 result += [option, option]  # its place; the second is replaced below
-            repeated.setdefault(option, []).append([_index(option, value) for value in values])
-        else:
-            result += [option, json.dumps(values)]
+            lists = repeated.setdefault(option, [])
+            lists += [[_index(option, value) for value in values]] if option in REPEATED_LISTS else values
     for option, lists in repeated.items():
         result[result.index(option) + 1] = json.dumps(lists)
     return result
