@@ -3,14 +3,16 @@
 - ``importance``: the full model and every single skip (17 masks of 16 blocks).
 - ``compare``: all masks that ``lit-depth compare`` evaluates with all policies at every number of blocks.
 
-"Sequential" is what there was before: for every mask, `masked` and transformers' own ``generate`` on the batch. Both
-sides answer the same questions, and their answers are compared. "With scores" both sides also compute the
-log-probability of the reference answer (one more forward per mask for the sequential side, none for the engine): that
-is what a record of `MaskSweep` holds. Without, only answers are timed.
+Either side makes the records of `MaskSweep`: for every mask and sample the greedy answer and the log-probability of
+the reference answer. "Sequential" is what there was before: one mask after another, `masked`, transformers' own
+``generate`` on the batch, and one more forward for the log-probability (the engine has it from its only pass). Both
+sides answer the same questions, and their answers and scores are compared. "Answers alone" is the engine as it is
+against a sequential side that skips the log-probability; "no reference" besides takes the reference answers, which it
+uses as drafts, from the engine.
 
 Besides: a teacher-forced importance sweep (scores alone) against one plain evaluation pass of the full model, peak
 memory of either side in a process of its own, and the ``lit-depth importance`` command by two processes against one,
-each with one thread.
+each with one thread; with, as the bound that the machine sets, the same for a bare loop of matrix products.
 
 Both sides run once untimed (the sequential one on two masks), then in pairs whose order alternates; reported is the
 median of the pairs' ratios. A single pair is timed where it takes minutes. Use an otherwise idle machine.
@@ -23,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -132,43 +133,50 @@ def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def alternate(repeats: int, a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[dict[str, float], Any, Any]:
-    """Median seconds of a and of b, the median of b / a over neighbouring runs, and what both returned last."""
-    pairs = []
+def alternate(repeats: int, *sides: tuple[Any, ...]) -> tuple[list[float], list[float], list[Any]]:
+    """Median seconds of each side, median ratio of each to the first in the same round, and what each returned last."""
+    rounds, found = [], [None] * len(sides)
     for repeat in range(repeats):
-        if repeat % 2:
-            second, of_b = timed(*b)
-            first, of_a = timed(*a)
-        else:
-            first, of_a = timed(*a)
-            second, of_b = timed(*b)
-        pairs.append((first, second))
-    columns = list(zip(*pairs))
-    medians = [round(statistics.median(column), 3) for column in columns]
-    ratio = round(statistics.median(y / x for x, y in pairs), 2)
-    return {"engine_s": medians[0], "sequential_s": medians[1], "ratio": ratio}, of_a, of_b
+        seconds = [0.0] * len(sides)
+        order = range(len(sides)) if repeat % 2 == 0 else reversed(range(len(sides)))
+        for side in order:
+            seconds[side], found[side] = timed(*sides[side])
+        rounds.append(seconds)
+    medians = [round(statistics.median(column), 3) for column in zip(*rounds)]
+    ratios = [round(statistics.median(row[side] / row[0] for row in rounds), 2) for side in range(len(sides))]
+    return medians, ratios, found
 
 
 def measure(module: DepthModule, name: str, masks: Tensor, batch_size: int, repeats: int) -> dict[str, Any]:
     (batch,) = batches(module, batch_size)
-    engine(module, batch, masks, False)
-    sequential(module, batch, masks[:2], False)
-    row, fast, slow = alternate(
-        repeats, (engine, module, batch, masks, False), (sequential, module, batch, masks, False)
-    )
-    assert torch.equal(fast[0], slow[0]), "the answers differ: their times mean nothing"
-    if batch_size == 8:
-        scored, fast, slow = alternate(
-            1, (engine, module, batch, masks, True), (sequential, module, batch, masks, True)
-        )
-        torch.testing.assert_close(fast[1], slow[1], atol=1e-3, rtol=1e-4)
-        row["ratio_with_scores"] = scored["ratio"]
+    engine(module, batch, masks, True)
+    sequential(module, batch, masks[:2], True)
+    sides = [(function, module, batch, masks, scores) for scores in (True, False) for function in (engine, sequential)]
+    seconds, ratios, found = alternate(repeats, *sides)
+    for answers in found:
+        assert torch.equal(answers[0], found[1][0]), "the answers differ: their times mean nothing"
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-3, rtol=1e-4)
     trie = MaskTrie(masks)
-    counts = {
+    return {
+        "sweep": name,
+        "masks": len(masks),
+        "batch_size": batch_size,
+        "engine_s": seconds[0],
+        "sequential_s": seconds[1],
+        "ratio": ratios[1],
+        "ratio_answers_alone": ratios[3],
+        "ratio_no_reference": round(seconds[3] / seconds[2], 2),
+        "right_answers": share_right(batch, found[1][0]),
         "block_forwards": trie.block_forwards,
         "sequential_block_forwards": trie.sequential_block_forwards,
     }
-    return {"sweep": name, "masks": len(masks), "batch_size": batch_size, **row, **counts}
+
+
+def share_right(batch: dict[str, Any], tokens: Tensor) -> float:
+    """Share of (mask, sample) rows whose answer begins with the whole reference: these need no decoding."""
+    answers = batch["answer_ids"][:, : tokens.shape[2]]
+    same = (tokens[:, :, : answers.shape[1]] == answers) | (answers < 0)
+    return round(same.all(-1).float().mean().item(), 3)
 
 
 def teacher_forced(module: DepthModule, masks: Tensor, batch_size: int, repeats: int) -> dict[str, Any]:
@@ -176,25 +184,33 @@ def teacher_forced(module: DepthModule, masks: Tensor, batch_size: int, repeats:
     (batch,) = batches(module, batch_size)
     engine(module, batch, masks, True, 0)
     full = masks[:1]
-    found, _, _ = alternate(repeats, (sequential, module, batch, full, False), (engine, module, batch, masks, True, 0))
-    plain, sweep, cost = found.values()
-    return {"batch_size": batch_size, "plain_s": plain, "sweep_s": sweep, "cost": cost}
+    sides = ((sequential, module, batch, full, False), (engine, module, batch, masks, True, 0))
+    seconds, ratios, _ = alternate(repeats, *sides)
+    return {"batch_size": batch_size, "plain_s": seconds[0], "sweep_s": seconds[1], "cost": ratios[1]}
 
 
 def peak_memory(model: str, sweep: str, side: str, batch_size: int) -> dict[str, int]:
-    """Largest resident memory, in MiB, of a process that does nothing but one side once: in all, and what it added."""
+    """Largest resident memory in MiB while one side runs in its own process: in all, and beyond the loaded model."""
     command = [sys.executable, __file__, "--peak", model, sweep, side, str(batch_size)]
-    before, after = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:])
-    return {"peak": round(after), "added": round(after - before)}
+    before, peak = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-2:])
+    return {"peak": peak // 1024, "added": (peak - before) // 1024}
 
 
 def print_peak(model: str, sweep: str, side: str, batch_size: str) -> None:
     module = MODELS[model]()
     run = engine if side == "engine" else sequential
     (batch,), masks = batches(module, int(batch_size)), mask_sets(module.num_blocks)[sweep]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    run(module, batch, masks[:1], True)  # what the first call of all allocates once belongs to neither side
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the peak that loading reached
     run(module, batch, masks, True)
-    print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(before, resident("VmHWM"))
+
+
+def resident(name: str) -> int:
+    """KiB that Linux reports of this process: VmRSS now, VmHWM at most."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1])
 
 
 def processes(num_samples: int) -> dict[str, Any]:
@@ -215,7 +231,19 @@ def processes(num_samples: int) -> dict[str, Any]:
         "one_process_s": round(found[1], 1),
         "two_processes_s": round(found[2], 1),
         "ratio": round(found[1] / found[2], 2),
+        "bound": round(process_bound(), 2),
     }
+
+
+def process_bound() -> float:
+    """How much more than one process two independent ones get done on this machine, in matrix products."""
+    code = "import time, torch; torch.set_num_threads(1); a = torch.randn(256, 256); end = time.time() + 5; n = 0\n"
+    code += "while time.time() < end: a @ a; n += 1\nprint(n)"
+    done = {}
+    for count in (1, 2):
+        running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(count)]
+        done[count] = sum(int(each.communicate()[0]) for each in running)
+    return done[2] / done[1]
 
 
 def main() -> None:
@@ -235,39 +263,43 @@ def main() -> None:
         print_peak(*arguments.peak)
         return
     result: dict[str, Any] = {"environment": environment(arguments.threads), "new_tokens": NEW_TOKENS, "models": {}}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:  # after every figure: a run takes long, and what it measured should survive it
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
     print(
-        f"{'model':<9}{'sweep':<12}{'batch':>5}{'engine s':>10}{'sequential s':>14}{'ratio':>7}{'with scores':>13}"
-        f"{'block forwards':>16}"
+        f"{'model':<9}{'sweep':<12}{'batch':>5}{'engine s':>10}{'sequential s':>14}{'ratio':>7}{'answers alone':>15}"
+        f"{'no reference':>14}{'block forwards':>16}"
     )
     for name in arguments.models:
         module = MODELS[name]()
-        rows = []
+        figures = result["models"][name] = {"sweeps": [], "teacher_forced": {}, "peak_memory_mib": {}}
         for sweep in arguments.sweeps:
             masks = mask_sets(module.num_blocks)[sweep]
             for batch_size in (8,) if arguments.quick else BATCH_SIZES[sweep]:
-                row = measure(
-                    module, sweep, masks, batch_size, arguments.repeats if name == "bundled" or batch_size <= 8 else 1
-                )
-                rows.append(row)
+                slow = name != "bundled" and (batch_size > 8 or sweep == "compare")
+                row = measure(module, sweep, masks, batch_size, 1 if slow else arguments.repeats)
+                figures["sweeps"].append(row)
+                write()
                 print(
                     f"{name:<9}{sweep:<12}{batch_size:>5}{row['engine_s']:>10.3f}{row['sequential_s']:>14.3f}"
-                    f"{row['ratio']:>7.2f}{row.get('ratio_with_scores', ''):>13}"
+                    f"{row['ratio']:>7.2f}{row['ratio_answers_alone']:>15.2f}{row['ratio_no_reference']:>14.2f}"
                     f"{row['block_forwards']:>8} / {row['sequential_block_forwards']}",
                     flush=True,
                 )
-        forced = teacher_forced(module, mask_sets(module.num_blocks)["importance"], 8, 5)
-        print(f"{name}: a teacher-forced importance sweep costs {forced['cost']:.2f} plain evaluation passes")
-        memory = {
-            sweep: {side: peak_memory(name, sweep, side, 8) for side in ("engine", "sequential")}
-            for sweep in arguments.sweeps
-        }
-        print(f"{name}: peak memory in MiB at batch size 8: {memory}", flush=True)
-        result["models"][name] = {"sweeps": rows, "teacher_forced": forced, "peak_memory_mib": memory}
+        figures["teacher_forced"] = teacher_forced(module, mask_sets(module.num_blocks)["importance"], 8, 5)
+        cost = figures["teacher_forced"]["cost"]
+        print(f"{name}: a teacher-forced importance sweep costs {cost:.2f} plain evaluation passes")
+        for sweep in arguments.sweeps:
+            sides = {side: peak_memory(name, sweep, side, 8) for side in ("engine", "sequential")}
+            figures["peak_memory_mib"][sweep] = sides
+            print(f"{name}: peak memory in MiB, {sweep}, batch size 8: {sides}", flush=True)
+        write()
     if not arguments.quick:
         result["processes"] = processes(arguments.samples)
         print(f"two processes against one: {result['processes']}")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write()
     print(f"wrote {arguments.output}")
 
 

@@ -11,7 +11,7 @@ Both write keys and values to a `RowCache`, whose entry of a block holds only th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -61,26 +61,22 @@ class RowLayer(CacheLayerMixin):
         self.values[:, :, start:stop] = value_states
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
-    def assign(self, groups: Sequence[int], batch: int) -> None:
-        """Deal the groups' prompt keys and values out to rows: mask j of this block takes group ``groups[j]``."""
+    def assign(self, sources: Tensor) -> None:
+        """Give each row its prompt's keys and values: row i takes row ``sources[i]`` of all parts in a line."""
         assert self.parts is not None
-        pieces = [
-            (keys[start : start + batch], values[start : start + batch])
-            for keys, values in self.parts
-            for start in range(0, len(keys), batch)
-        ]
-        self.parts = None
-        if not groups:
+        parts, self.parts = self.parts, None
+        if not len(sources):
             return
-        _, heads, _, width = pieces[0][0].shape
-        length, rows = self.cache.length, len(groups) * batch
-        self.keys = pieces[0][0].new_empty(rows, heads, self.cache.capacity, width)
-        self.values = pieces[0][1].new_empty(rows, heads, self.cache.capacity, pieces[0][1].shape[-1])
-        self.is_initialized = True
-        for place, group in enumerate(groups):
-            keys, values = pieces[group]
-            self.keys[place * batch : (place + 1) * batch, :, :length] = keys[:, :, :length]
-            self.values[place * batch : (place + 1) * batch, :, :length] = values[:, :, :length]
+        length = self.cache.length
+        self.lazy_initialization(*(states[:1].expand(len(sources), -1, -1, -1) for states in parts[0]))
+        assert self.keys is not None and self.values is not None
+        start = 0
+        for keys, values in parts:
+            rows = ((sources >= start) & (sources < start + len(keys))).nonzero().flatten()
+            taken, rows = (sources[rows] - start).to(keys.device), rows.to(keys.device)
+            self.keys[rows, :, :length] = keys[taken, :, :length]
+            self.values[rows, :, :length] = values[taken, :, :length]
+            start += len(keys)
 
     def keep_rows(self, kept: Tensor) -> None:
         """Drop all rows but ``kept`` (indices among this entry's rows)."""

@@ -198,6 +198,47 @@ def test_reference_logprobs_of_the_same_pass(models, family):
                 torch.testing.assert_close(ours[row], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("eos", [None, "frequent"])
+@pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2", "qwen3"])
+def test_answers_are_the_same_whatever_reference_is_their_draft(models, family, eos):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.cat(list(SETS.values()))
+    if eos:
+        values, counts = sweep_generate(model, inputs, masks, 3).flatten().unique(return_counts=True)
+        eos = int(values[counts.argmax()])
+    expected = torch.stack([plain(model, inputs, mask, eos) for mask in masks])
+    right = expected[0]  # of the full model; right for some other masks, partly or not at all for others
+    wrong = (right + 1) % model.config.get_text_config().vocab_size
+    drafts = {
+        "right": right,
+        "right and longer than the answer may be": torch.cat([right, right], dim=1),
+        "right beginning": right[:, :2],
+        "wrong in the middle": torch.cat([right[:, :2], wrong[:, 2:3], right[:, 3:]], dim=1),
+        "wrong": wrong,
+        "one row each": torch.stack([right[0], wrong[1], right[2], torch.tensor([*right[3, :3], -100, -100, -100])]),
+    }
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": eos, "pad_token_id": 0}
+    for name, draft in drafts.items():
+        tokens, _ = answer_masks(model, inputs, masks, answer_ids=draft, **options)
+        assert torch.equal(tokens, expected), name
+
+
+def test_right_answers_need_no_decoding(models):
+    model, inputs = models["olmoe"], tiny_batch(models["olmoe"])
+    passes = []
+    right = plain(model, inputs, FULL)
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    tokens, _ = answer_masks(model, inputs, FULL[None], answer_ids=right, **options)
+    assert torch.equal(tokens[0], right) and len(passes) == 1
+    right[2, 0] += 1  # one wrong answer is decoded alone
+    counted, hooks = rows_run(model)
+    answer_masks(model, inputs, FULL[None], answer_ids=right, **options)
+    for each in [hook, *hooks]:
+        each.remove()
+    assert len(passes) == 1 + NEW_TOKENS and sum(counted) == 4 * (len(right) + NEW_TOKENS - 1)
+
+
 def test_a_model_that_cannot_be_driven_falls_back_with_one_warning(models):
     model, inputs = models["falcon"], tiny_batch(models["falcon"])
     sweep_module._WARNED.discard(model)
