@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import environment, process_bound
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -233,17 +233,6 @@ def processes(num_samples: int) -> dict[str, Any]:
         "ratio": round(found[1] / found[2], 2),
         "bound": round(process_bound(), 2),
     }
-
-
-def process_bound() -> float:
-    """How much more than one process two independent ones get done on this machine, in matrix products."""
-    code = "import time, torch; torch.set_num_threads(1); a = torch.randn(256, 256); end = time.time() + 5; n = 0\n"
-    code += "while time.time() < end: a @ a; n += 1\nprint(n)"
-    done = {}
-    for count in (1, 2):
-        running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(count)]
-        done[count] = sum(int(each.communicate()[0]) for each in running)
-    return done[2] / done[1]
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = 2
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
-FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--data.tasks")
+FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
 
 
@@ -29,7 +29,7 @@ class DepthCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        studies = dict.fromkeys(("compare", "importance"), {"model", "datamodule"})
+        studies = dict.fromkeys(("compare", "consistency", "importance"), {"model", "datamodule"})
         return {**LightningCLI.subcommands(), **studies}
 
 

@@ -25,7 +25,7 @@ class DepthTrainer(Trainer):
         importance: str | None = None,
         confidence: float = 0.95,
         latency_repeats: int = 5,
-        latency_new_tokens: int = 8,
+        latency_new_tokens: int = 4,
         max_bad_samples: float = 0.01,
         output_dir: str = "results",
         name: str = "default",
@@ -98,3 +98,42 @@ class DepthTrainer(Trainer):
         from lit_depth.studies.importance import importance
 
         return importance(self, **options)
+
+    def consistency(
+        self,
+        model: DepthModule,
+        datamodule: DepthDataModule,
+        splits: list[Literal["train", "calibration", "validation"]] = ["calibration", "validation"],  # noqa: B006
+        skip: list[int] | None = None,
+        num_samples: int | None = None,
+        threshold: float = 0.9,
+        confidence: float = 0.95,
+        max_bad_samples: float = 0.01,
+        output_dir: str = "results",
+        name: str = "default",
+    ) -> dict[str, Any]:
+        """Do two splits, or two tasks, rank the blocks alike? Rank correlation of their importance, noise allowed for.
+
+        Args:
+            model: Holds the model.
+            datamodule: Gives the task, or the tasks.
+            splits: Two splits to compare within each task, or one on which every pair of tasks is compared.
+            skip: Blocks that are not measured, such as a first block that is known to be critical.
+            num_samples: Questions per task and split; null = as many as --data says.
+            threshold: Rank correlation that counts as consistent, between -1 and 1.
+            confidence: Coverage of all intervals, between 0 and 1.
+            max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
+            output_dir: Results go to ``<output_dir>/consistency/<name>/``.
+            name: Name of the run. A run of that name with the same arguments is continued where it was; with other
+                arguments it is refused.
+
+        Returns:
+            The content of ``consistency.json`` (empty on other processes than the first).
+
+        Raises:
+            ValueError: If an argument is out of range, or the two splits overlap.
+        """
+        options = {key: value for key, value in locals().items() if key != "self"}
+        from lit_depth.studies.consistency import consistency
+
+        return consistency(self, **options)

@@ -21,7 +21,9 @@ from lit_depth.results.store import RecordWriter, check_complete, read_records
 if TYPE_CHECKING:
     import pandas as pd
 
-BAD = "bad"  # stands where a record has its mask; the prediction is then the reason
+# these stand where a record has its mask
+BAD = "bad"  # the prediction is then the reason
+REFERENCES = "references"  # of a sample, kept for a metric that scores all samples of a mask together
 
 
 class MaskSweep(Callback):
@@ -35,7 +37,8 @@ class MaskSweep(Callback):
         masks: Block masks, each bool ``[num_blocks]`` or a list of bools; repeated ones are evaluated once.
         folder: Folder of the append-only record files, one per process. What earlier runs recorded there is not
             evaluated again, whatever their number of processes.
-        metric: Class name in `lit_depth.metrics` whose ``score`` rates one answer.
+        metric: Class name in `lit_depth.metrics`. Its ``score`` rates one answer; a metric of a whole corpus (CIDEr-D)
+            has a ``corpus`` instead, and scores each mask after the loop against the same references.
         max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
@@ -54,10 +57,7 @@ class MaskSweep(Callback):
         self.masks = {mask_id(mask): torch.as_tensor(mask, dtype=torch.bool) for mask in masks}
         self.folder = Path(folder)
         self.metric = getattr(lit_depth.metrics, metric)
-        if not hasattr(self.metric, "score"):
-            raise NotImplementedError(
-                f"{metric} scores a whole corpus, not one answer: masks cannot be compared by it yet"
-            )
+        self._corpus = getattr(self.metric, "corpus", None)
         self.max_bad_samples = max_bad_samples
         self.description = description
         self.records: pd.DataFrame | None = None
@@ -108,6 +108,11 @@ class MaskSweep(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert self._writer is not None
+        if self._corpus and outputs.mask_ids:
+            for sample in batch["samples"]:
+                if (REFERENCES, sample.id) not in self._done:
+                    kept = {"mask": REFERENCES, "sample": sample.id, "references": sample.references}
+                    self._writer.write(kept)
         for mask, texts, logprobs in zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist()):
             if mask not in self.masks:  # asked for by another callback
                 continue
@@ -118,7 +123,9 @@ class MaskSweep(Callback):
                     continue
                 answer = clean_prediction(text)
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id, "prediction": answer}
-                record["score"] = self.metric.score(answer, sample.references, sample.options)
+                record["score"] = None if self._corpus else self.metric.score(answer, sample.references, sample.options)
+                if hasattr(self.metric, "parses"):
+                    record["parse_failed"] = not self.metric.parses(answer, sample.options)
                 # a float32 has no more digits, and kernels may differ in the last one
                 record["reference_logprob"] = round(logprob, 6)
                 self._writer.write(record)
@@ -138,6 +145,18 @@ class MaskSweep(Callback):
         # a sample that an earlier run could not read, and this one could, is not bad any more
         bad = frame[(frame["mask"] == BAD) & ~frame["sample"].isin(self.records["sample"])]
         self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
+        if "parse_failed" in self.records:
+            self.records["parse_failed"] = self.records["parse_failed"].astype(bool)
+        if self._corpus and "references" in frame:
+            references = frame[frame["mask"] == REFERENCES].set_index("sample")["references"]
+            self.records = _score_corpus(self.records.drop(columns="references"), references, self._corpus)
+
+    @property
+    def parse_failed(self) -> dict[str, float]:
+        """Share of answers, by mask id, in which a metric that reads choices found none; empty for other metrics."""
+        if self.records is None or "parse_failed" not in self.records:
+            return {}
+        return self.records.groupby("mask")["parse_failed"].mean().astype(float).to_dict()
 
     def check_bad_samples(self, num_samples: int) -> None:
         """Raise ValueError if more of ``num_samples`` are bad than ``max_bad_samples`` allows."""
@@ -170,6 +189,23 @@ class MaskSweep(Callback):
             if (BAD, bad.id) not in self._done:
                 self._writer.write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
         self.check_bad_samples(self._num_samples)
+
+
+def _score_corpus(records: pd.DataFrame, references: pd.Series, corpus: Any) -> pd.DataFrame:
+    """Fill in the scores of every mask, all against the same references; leave them open where records are missing."""
+    samples = sorted(set(records["sample"]))
+    counts = records["mask"].value_counts()
+    if not samples or (counts != len(samples)).any() or references.index.isin(samples).sum() < len(samples):
+        return records
+    prepared = corpus([references[sample] for sample in samples])
+    predictions = records.pivot(index="mask", columns="sample", values="prediction")[samples]
+    scores = {
+        (mask, sample): score
+        for mask, row in zip(predictions.index, predictions.to_numpy())
+        for sample, score in zip(samples, prepared.score(list(row)))
+    }
+    keys = zip(records["mask"], records["sample"])
+    return records.assign(score=[scores[key] for key in keys])
 
 
 def _recorded(folder: Path) -> set[tuple[str, str]]:

@@ -91,7 +91,7 @@ def paired_intervals(
         raise ValueError(f"expected differences of shape [num_masks, num_samples > 0], got {list(values.shape)}")
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
-    sums, sizes = _cluster_sums(values, clusters)
+    sums, sizes = cluster_sums(values, clusters)
     num_clusters = len(sizes)
     if num_clusters < 2:
         raise ValueError(f"expected at least 2 clusters (images) to estimate an interval, got {num_clusters}")
@@ -167,8 +167,8 @@ def _bca(estimate: float, leave_one_out: Floats, resampled: Floats, tail: float)
     return Interval(float(estimate), float(low), float(high))
 
 
-def _cluster_sums(values: Floats, clusters: Sequence[str] | NDArray | None) -> tuple[Floats, Floats]:
-    """Per-cluster sums ``[num_masks, num_clusters]`` and sizes ``[num_clusters]``."""
+def cluster_sums(values: Floats, clusters: Sequence[str] | NDArray | None) -> tuple[Floats, Floats]:
+    """Sums ``[num_masks, num_clusters]`` of values ``[num_masks, num_samples]`` by cluster, and sizes."""
     if not np.all(np.isfinite(values)):
         raise ValueError(
             f"expected finite differences, got {int(np.sum(~np.isfinite(values)))} that are NaN or infinite"
@@ -181,6 +181,27 @@ def _cluster_sums(values: Floats, clusters: Sequence[str] | NDArray | None) -> t
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     sizes = np.bincount(index).astype(np.float64)
     return np.stack([np.bincount(index, weights=row) for row in values]), sizes
+
+
+def cluster_covariance(values: ArrayLike, clusters: Sequence[str] | NDArray | None = None) -> Floats:
+    """Covariance ``[num_rows, num_rows]`` of the means of rows ``[num_rows, num_samples]`` that share their samples.
+
+    Samples of one cluster (image) may depend on each other. Of the ratio estimate sum over number of samples,
+    linearised (Cochran 1977, Sampling Techniques, eq. 11.25).
+
+    Raises:
+        ValueError: As :func:`paired_intervals`.
+
+    Example:
+        >>> cluster_covariance([[0.0, 1.0, 0.0, 1.0], [0.0, 2.0, 0.0, 2.0]]).round(4).tolist()
+        [[0.0833, 0.1667], [0.1667, 0.3333]]
+    """
+    sums, sizes = cluster_sums(np.asarray(values, dtype=np.float64), clusters)
+    count, total = len(sizes), sizes.sum()
+    if count < 2:
+        raise ValueError(f"expected at least 2 clusters (images) to estimate a covariance, got {count}")
+    deviations = sums - sums.sum(axis=1, keepdims=True) / total * sizes
+    return deviations @ deviations.T * (count / (count - 1) / total**2)
 
 
 def _weight_blocks(num_clusters: int, num_resamples: int, seed: int) -> Iterator[Floats]:
@@ -228,7 +249,7 @@ def sign_flip_test(
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"expected differences of shape [num_samples], got {list(values.shape)}")
-    sums = _cluster_sums(values[None], clusters)[0][0]
+    sums = cluster_sums(values[None], clusters)[0][0]
     # Rounded, because 0.9 - 0.6 and 0.6 - 0.3 are the same difference.
     sizes, counts = np.unique(np.round(np.abs(sums), 12), return_counts=True)
     sizes, counts = sizes[sizes > 0], counts[sizes > 0]
@@ -285,7 +306,7 @@ def pairwise_sign_flip_tests(
         >>> {pair: round(p, 2) for pair, p in p_values.items()}
         {(0, 1): 0.02, (0, 2): 0.02, (1, 2): 1.0}
     """
-    sums, _ = _cluster_sums(np.asarray(values, dtype=np.float64), clusters)
+    sums, _ = cluster_sums(np.asarray(values, dtype=np.float64), clusters)
     pairs = list(itertools.combinations(range(len(sums)), 2))
     if not pairs:
         return {}

@@ -41,6 +41,7 @@ IMPORTANCE_COLUMNS = (
     "rank",
     "reference_logprob_rank",
 )
+CONSISTENCY_COLUMNS = ("a", "b", "measure", "spearman", "noise_free_low", "noise_free_high", "p_value", "verdict")
 _STEP = "num_active_blocks"
 _QUALITY_FIGURES = ("m5_quality_vs_blocks",)
 _LATENCY_FIGURES = ("m5_latency_vs_blocks", "m5_quality_latency_tradeoff")
@@ -128,6 +129,40 @@ def log_importance(logger: WandbLogger, result: dict[str, Any], folder: str | Pa
     run.summary.update({f"full/quality/{task['task']}": task["full"]["quality"] for task in result["tasks"]})
     artifact = wandb.Artifact("importance", type="importance", metadata={"split": result["split"]})
     artifact.add_file(str(folder / "importance.json"))
+    run.log_artifact(artifact)
+
+
+@rank_zero_only
+def log_consistency(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
+    """Log the agreement of block importance between splits or tasks to a logger's run, online or offline.
+
+    | key | what |
+    |---|---|
+    | ``consistency/pairs`` | one row per pair and measure, see :data:`CONSISTENCY_COLUMNS` |
+    | ``figures/consistency...`` | the PNG figures in ``folder`` |
+    | summary ``spearman/<a> - <b>``, ``verdict/<a> - <b>`` | of the drops in quality |
+
+    The JSON file becomes the artifact ``consistency`` of type ``consistency``.
+
+    Args:
+        logger: Its run is created if there is none yet, and stays open.
+        result: Content of ``consistency.json``.
+        folder: Folder of the result.
+    """
+    folder, run = Path(folder), logger.experiment
+    rows = []
+    for pair in result["pairs"]:
+        for measure in ("quality", "reference_logprob"):
+            entry = pair[measure]
+            limits = entry["ci"] or (None, None)
+            rows.append([pair["a"], pair["b"], measure, entry["spearman"], *limits, entry["p_value"], entry["verdict"]])
+        run.summary[f"spearman/{pair['a']} - {pair['b']}"] = pair["quality"]["spearman"]
+        run.summary[f"verdict/{pair['a']} - {pair['b']}"] = pair["quality"]["verdict"]
+    figures = sorted((folder / "figures").glob("consistency*.png"))
+    table = wandb.Table(columns=list(CONSISTENCY_COLUMNS), data=rows)
+    run.log({"consistency/pairs": table, **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
+    artifact = wandb.Artifact("consistency", type="consistency", metadata={"splits": result["splits"]})
+    artifact.add_file(str(folder / "consistency.json"))
     run.log_artifact(artifact)
 
 

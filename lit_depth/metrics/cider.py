@@ -147,6 +147,8 @@ class CIDErD(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    # there is no score of one sample alone: see the class
+    corpus = ReferenceCorpus
     captions: list[torch.Tensor]
 
     def __init__(self, **kwargs: Any) -> None:

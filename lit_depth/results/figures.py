@@ -53,6 +53,14 @@ def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
     return paths
 
 
+def write_task_figures(comparisons: Sequence[Comparison], folder: str | Path) -> list[Path]:
+    """Draw and save ``m5_quality_vs_blocks_<task>.png`` for each of several tasks; returns their paths."""
+    paths = [Path(folder) / f"m5_quality_vs_blocks_{comparison['task']}.png" for comparison in comparisons]
+    for path, comparison in zip(paths, comparisons):
+        save_figure(quality_figure(comparison), path)
+    return paths
+
+
 def has_latency(comparison: Comparison) -> bool:
     """Whether every strategy has measured times."""
     strategies = comparison["strategies"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.consistency_figures import agreement_figure, matrix_figure
 from lit_depth.results.figures import bar_lengths, plain_axes
 from lit_depth.results.store import save_figure
 
@@ -16,11 +17,12 @@ _PANELS = {"quality": "Drop in quality ({metric})", "reference_logprob": "Drop i
 
 
 def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Draw and save one bar chart per task, and one of their mean where there are several.
+    """Draw and save one bar chart per task; where there are several also their mean, and what they share.
 
     Returns:
-        Paths written: ``block_importance.png`` for one task, else ``block_importance_<task>.png`` and
-        ``block_importance_macro.png``.
+        Paths written: ``block_importance.png`` for one task, else ``block_importance_<task>.png``,
+        ``block_importance_macro.png``, ``block_importance_by_task.png`` (heatmap) and
+        ``block_importance_agreement.png`` (rank correlation of all pairs of tasks).
     """
     tasks = result["tasks"]
     confidence = result["confidence"]
@@ -33,10 +35,23 @@ def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list
         metric = " / ".join(dict.fromkeys(task["metric"] for task in tasks))
         title = f"mean over {len(tasks)} tasks, {result['split']} split"
         charts["block_importance_macro.png"] = importance_figure(result["macro"], title, metric, confidence)
+        charts["block_importance_by_task.png"] = _heatmap(tasks, title=f"Drop in quality, {result['split']} split")
+        names = [task["task"] for task in tasks]
+        charts["block_importance_agreement.png"] = agreement_figure(result["agreement"], names)
     paths = [Path(folder) / name for name in charts]
     for path, figure in zip(paths, charts.values()):
         save_figure(figure, path)
     return paths
+
+
+def _heatmap(tasks: list[dict[str, Any]], title: str) -> Figure:
+    values = [[entry["quality"]["drop"] for entry in task["blocks"]] for task in tasks]
+    # one block may cost far more than all others, which should still be told apart
+    highest = sorted(abs(value) for row in values for value in row)
+    limit = highest[int(0.9 * (len(highest) - 1))] or highest[-1] or 1.0
+    blocks = [str(entry["block"]) for entry in tasks[0]["blocks"]]
+    names = [f"{task['task']} ({task['metric']})" for task in tasks]
+    return matrix_figure(values, names, blocks, title, limit, "Skipped block")
 
 
 def importance_figure(blocks: list[dict[str, Any]], title: str, metric: str, confidence: float) -> Figure:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -17,16 +18,17 @@ from tqdm.auto import tqdm
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import from_mask_id, masked
-from lit_depth.functional.statistics import paired_intervals
 from lit_depth.functional.timing import summarize, time_generation
 from lit_depth.module import DepthModule, model_inputs
-from lit_depth.results.figures import write_figures
+from lit_depth.results.figures import write_figures, write_task_figures
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.schema import validate_comparison
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
 from lit_depth.studies.comparison import (
     POLICIES,
+    PlannedMask,
+    Scores,
     answer_questions,
     compare_policies,
     describe_masks,
@@ -69,14 +71,13 @@ def compare(
     # all arguments are checked before anything is measured
     plan_masks(names, counts, num_blocks, [0.0] * num_blocks, num_seeds, keep)
     needs_importance = custom is None and "importance" in names
-    file = _read_importance(importance, datamodule.task.name) if importance and needs_importance else None
+    file = _read_importance(importance, datamodule) if importance and needs_importance else None
     given = None if file is None else to_importance(file, num_blocks, str(importance), keep)
     check_shares(confidence, max_bad_samples)
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"compare evaluates one task at a time, got {[task.name for task in datamodule.tasks]}")
     measures_importance = needs_importance and given is None
     if measures_importance:
-        datamodule.check_disjoint("calibration", "validation")
+        for each in datamodule.for_each_task():
+            each.check_disjoint("calibration", "validation")
     arguments = {
         "policies": names,
         "num_active_blocks": counts,
@@ -95,39 +96,80 @@ def compare(
             entry |= {"source": str(importance), "scores": file}
         plan = custom or plan_masks(names, counts, num_blocks, given, num_seeds, keep)
         masks = [torch.ones(num_blocks, dtype=torch.bool), *(planned.mask for planned in plan)]
-        text = "masks, validation split"
-        scores, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
+        found = {}
+        for each in datamodule.for_each_task():
+            text = f"masks, {each.task.name}, validation split"
+            found[each] = evaluate(trainer, model, each, "validation", masks, folder, text, max_bad_samples)
         if not trainer.is_global_zero:
             return {}
-        batch = next(batch for batch in datamodule.eval_dataloader("validation") if batch["sample_ids"])
+        batch = _first_batch(datamodule)
         device = trainer.strategy.root_device  # the loop has moved the model back to the CPU
         # one mask of each policy and count: which of equally many blocks run hardly matters to the clock
         first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
         timed = sorted({"1" * num_blocks, *first.values()})
         latency = _latency(folder, model, batch, timed, latency_repeats, latency_new_tokens, device)
-
-        full, strategies = describe_masks(plan, scores, latency, num_blocks, confidence)
-        comparisons = compare_policies(plan, scores, confidence)
-        result = {
-            "command": "compare",
-            "task": datamodule.task.name,
-            "metric": datamodule.task.metric,
+        shared = {
             "num_blocks": num_blocks,
             "latency_device": str(device),
-            "num_samples": len(scores.images),
-            "num_bad_samples": len(sweep.bad_samples),
-            "bad_samples": sweep.bad_samples,
             "confidence": confidence,
             "importance": entry,
-            "full": full,
-            "strategies": strategies,
-            "comparisons": comparisons,
-            "answers": answer_questions(comparisons, strategies, confidence),
         }
-        _write(folder, result, identity, sweep.records)
+        tasks = [
+            {
+                "command": "compare",
+                "task": each.task.name,
+                "metric": each.task.metric,
+                "in_training_mixture": each.task.in_training_mixture,
+                "num_samples": len(scores.images),
+                "num_bad_samples": len(sweep.bad_samples),
+                "bad_samples": sweep.bad_samples,
+                **({"parse_failed": sweep.parse_failed} if sweep.parse_failed else {}),
+                **shared,
+                **_describe(plan, scores, latency, num_blocks, confidence),
+            }
+            for each, (scores, sweep) in found.items()
+        ]
+        result = tasks[0]
+        if len(tasks) > 1:
+            pooled = Scores.pooled([scores for scores, _ in found.values()])
+            result = _over_tasks(tasks) | shared | _describe(plan, pooled, latency, num_blocks, confidence)
+        records = [
+            sweep.records.assign(task=each.task.name) for each, (_, sweep) in found.items() if sweep.records is not None
+        ]
+        _write(folder, result, identity, pd.concat(records, ignore_index=True))
     log_to(trainer, "log_comparison", result, folder)
     print(_summary(result, folder))
     return result
+
+
+def _describe(
+    plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], num_blocks: int, confidence: float
+) -> dict[str, Any]:
+    full, strategies = describe_masks(plan, scores, latency, num_blocks, confidence)
+    comparisons = compare_policies(plan, scores, confidence)
+    answers = answer_questions(comparisons, strategies, confidence)
+    return {"full": full, "strategies": strategies, "comparisons": comparisons, "answers": answers}
+
+
+def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a result says of its tasks together; every task's own result is kept under ``tasks``."""
+    return {
+        "command": "compare",
+        "task": f"mean of {', '.join(task['task'] for task in tasks)}",
+        "metric": " / ".join(dict.fromkeys(task["metric"] for task in tasks)),
+        "num_samples": sum(task["num_samples"] for task in tasks),
+        "num_bad_samples": sum(task["num_bad_samples"] for task in tasks),
+        "bad_samples": {
+            f"{task['task']}/{sample}": reason for task in tasks for sample, reason in task["bad_samples"].items()
+        },
+        "tasks": list(tasks),
+    }
+
+
+def _first_batch(datamodule: DepthDataModule) -> dict[str, Any]:
+    """Requests to time: of the first task, with at least one sample that can be read."""
+    each = datamodule.for_each_task()[0]
+    return next(batch for batch in each.eval_dataloader("validation") if batch["sample_ids"])
 
 
 def _measure_importance(
@@ -138,13 +180,18 @@ def _measure_importance(
     confidence: float,
     max_bad_samples: float,
 ) -> tuple[list[float], dict[str, Any]]:
-    """Accuracy drop of every block on the calibration split: the scores, and the result's ``importance`` entry."""
-    blocks, text = range(model.num_blocks), "importance, calibration split"
-    scores, _ = measure(trainer, model, datamodule, "calibration", blocks, folder, text, max_bad_samples)
-    values = drops(scores, blocks, model.num_blocks, "quality")
-    intervals = paired_intervals(values, scores.images, confidence)
+    """Accuracy drop of every block on the calibration split: the scores, and the result's ``importance`` entry.
+
+    Of several tasks it is their mean, so that every task is evaluated under the same masks.
+    """
+    blocks, found = range(model.num_blocks), []
+    for each in datamodule.for_each_task():
+        text = f"importance, {each.task.name}, calibration split"
+        found.append(measure(trainer, model, each, "calibration", blocks, folder, text, max_bad_samples)[0])
+    scores = found[0] if len(found) == 1 else Scores.pooled(found)
+    intervals = scores.intervals(drops(scores, blocks, model.num_blocks, "quality"), confidence)
     return [interval.estimate for interval in intervals], {
-        "source": "accuracy drop on the calibration split",
+        "source": "accuracy drop on the calibration split" + ("" if len(found) == 1 else ", mean over tasks"),
         "num_samples": len(scores.images),
         "scores": {str(block_idx): interval.estimate for block_idx, interval in enumerate(intervals)},
         "intervals": {str(block_idx): [interval.low, interval.high] for block_idx, interval in enumerate(intervals)},
@@ -260,7 +307,7 @@ def _check_plan(
     return names, chosen
 
 
-def _read_importance(path: str, task: str) -> Any:
+def _read_importance(path: str, datamodule: DepthDataModule) -> Any:
     """The content of a ``{"0": 0.6, ...}`` file; refuse one that was measured on what this run reports on."""
     try:
         scores = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -272,10 +319,11 @@ def _read_importance(path: str, task: str) -> Any:
     details = Path(path).with_name(DETAILS)
     if details.is_file():
         run = json.loads(details.read_text(encoding="utf-8"))
-        if run["split"] == "validation" and task in [entry["task"] for entry in run["tasks"]]:
+        shared = {task.name for task in datamodule.tasks} & {entry["task"] for entry in run["tasks"]}
+        if run["split"] == "validation" and shared:
             raise ValueError(
-                f"importance: {path} was measured on the validation split of {task}, which compare reports on: masks "
-                "chosen by it would look better than they are. Measure it with --split calibration"
+                f"importance: {path} was measured on the validation split of {min(shared)}, which compare reports on: "
+                "masks chosen by it would look better than they are. Measure it with --split calibration"
             )
     return scores
 
@@ -283,7 +331,8 @@ def _read_importance(path: str, task: str) -> Any:
 def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: Any) -> None:
     comparison = validate_comparison(result)
     figures = write_figures(comparison, folder / "figures")
-    for path in set((folder / "figures").glob("m5_*.png")) - set(figures):
+    of_tasks = write_task_figures([validate_comparison(task) for task in result.get("tasks", ())], folder / "figures")
+    for path in set((folder / "figures").glob("m5_*.png")) - {*figures, *of_tasks}:
         path.unlink()  # of an earlier run with latency
     write_parquet(folder / "records.parquet", records)
     if result["importance"]["scores"]:
@@ -293,6 +342,10 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
         Section("Answers", text="\n\n".join(f"{q}: {a['answer']}. {a['text']}" for q, a in _questions(result))),
         Section("Figures", figures=figures),
         Section("Quality and latency of every policy", headers=headers, rows=rows),
+        *(
+            Section(task["task"], text=_headline(task), headers=_table(task)[0], rows=_table(task)[1], figures=[figure])
+            for task, figure in zip(result.get("tasks", ()), of_tasks)
+        ),
         Section("Arguments", code=json.dumps(arguments, indent=2, default=str)),
     ]
     write_report(folder, f"Depth-mask policies on {result['task']}", sections)
@@ -333,18 +386,20 @@ def _table(result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def _summary(result: dict[str, Any], folder: Path) -> str:
-    headers, rows = _table(result)
-    full = result["full"]
-    lines = [
-        "",
-        f"{result['metric']} on {result['task']}, {result['num_samples']} samples ({result['num_bad_samples']} bad), "
-        f"{result['confidence']:.0%} intervals by image; full model {full['quality']:.3f} "
-        f"[{full['quality_ci'][0]:.3f}, {full['quality_ci'][1]:.3f}]",
-        "",
-        format_table(rows, headers),
-        "",
-    ]
+    lines = [""]
+    for each in (*result.get("tasks", ()), result):
+        headers, rows = _table(each)
+        lines += [_headline(each), "", format_table(rows, headers), ""]
     for question, answer in _questions(result):
         lines.append(f"{question} {answer['answer'].upper()}. {answer['text']}")
     paths = [folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
     return "\n".join([*lines, "", "written:", *(f"  {path}" for path in paths)])
+
+
+def _headline(result: dict[str, Any]) -> str:
+    full = result["full"]
+    return (
+        f"{result['metric']} on {result['task']}, {result['num_samples']} samples ({result['num_bad_samples']} bad), "
+        f"{result['confidence']:.0%} intervals by image; full model {full['quality']:.3f} "
+        f"[{full['quality_ci'][0]:.3f}, {full['quality_ci'][1]:.3f}]"
+    )

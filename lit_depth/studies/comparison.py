@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_depth.functional import from_indices, mask_id, policies
-from lit_depth.functional.statistics import holm, paired_interval, paired_intervals, sign_flip_test
+from lit_depth.functional.statistics import Interval, holm, macro_intervals, paired_intervals, sign_flip_test
 
 POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
 
@@ -95,6 +95,7 @@ class Scores(NamedTuple):
     quality: NDArray[np.float64]  # [M, N]
     reference_logprob: NDArray[np.float64]  # [M, N]
     images: list[str]  # [N], the clusters of the statistics
+    sizes: tuple[int, ...] = ()  # samples of each task, where several are pooled
 
     @classmethod
     def from_records(cls, records: pd.DataFrame) -> Scores:
@@ -103,6 +104,37 @@ class Scores(NamedTuple):
         logprob = records.pivot(index="mask", columns="sample", values="reference_logprob")
         images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(quality.columns)
         return cls(list(quality.index), quality.to_numpy(float), logprob.to_numpy(float), list(images))
+
+    @classmethod
+    def pooled(cls, tasks: Sequence[Scores]) -> Scores:
+        """Several tasks as one: scores are weighted so that the mean over all samples is the mean over tasks.
+
+        Raises:
+            ValueError: If the tasks were not evaluated under the same masks.
+        """
+        if any(each.mask_ids != tasks[0].mask_ids for each in tasks):
+            raise ValueError("the mean over tasks needs the same masks on every task")
+        sizes = tuple(len(each.images) for each in tasks)
+        weights = [sum(sizes) / (len(sizes) * size) for size in sizes]
+        return cls(
+            tasks[0].mask_ids,
+            np.concatenate([weight * each.quality for weight, each in zip(weights, tasks)], axis=1),
+            np.concatenate([weight * each.reference_logprob for weight, each in zip(weights, tasks)], axis=1),
+            [f"{task}/{image}" for task, each in enumerate(tasks) for image in each.images],
+            sizes,
+        )
+
+    def intervals(self, values: NDArray[np.float64], confidence: float) -> list[Interval]:
+        """Mean of each row of per-sample values ``[rows, N]``, with an interval clustered by image."""
+        if not self.sizes:
+            return paired_intervals(values, self.images, confidence)
+        ends = np.cumsum(self.sizes)
+        parts = [
+            # what `pooled` weighted; the tasks are given, not drawn: only samples within a task vary
+            (values[:, end - size : end] * (len(self.sizes) * size / ends[-1]), self.images[end - size : end])
+            for end, size in zip(ends, self.sizes)
+        ]
+        return macro_intervals(parts, confidence)
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.float64]:
         """Quality of some masks, ``[len(ids), N]``."""
@@ -126,8 +158,7 @@ def describe_masks(
         ids = [planned.id for planned in group]
         entries = [_mask_entry(planned.id, planned.seed, scores, latency, full, confidence) for planned in group]
         mean = scores.rows(ids).mean(axis=0)
-        quality = paired_interval(mean, scores.images, confidence)
-        drop = paired_interval(full - mean, scores.images, confidence)
+        quality, drop = scores.intervals(np.stack([mean, full - mean]), confidence)
         strategies.append(
             {
                 "policy": name,
@@ -169,7 +200,7 @@ def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: fl
         # of the last one below, when all pairs are there
         family = [*holm(p_values[:-1]).tolist(), p_values[-1]]
         for (count, values), p, adjusted in zip(tested.items(), p_values, family):
-            interval = paired_interval(values, scores.images, confidence)
+            (interval,) = scores.intervals(values[None], confidence)
             better = "a" if interval.estimate > 0 else "b"
             result.append(
                 {
@@ -321,7 +352,7 @@ def _mask_entry(
     confidence: float,
 ) -> dict[str, Any]:
     row = scores.rows([name])[0]
-    quality, drop = paired_intervals(np.stack([row, full - row]), scores.images, confidence)
+    quality, drop = scores.intervals(np.stack([row, full - row]), confidence)
     return {
         "mask_id": name,
         "seed": seed,

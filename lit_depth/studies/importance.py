@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +21,20 @@ from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
 from lit_depth.studies.comparison import Scores
-from lit_depth.studies.ranking import describe_blocks, describe_full, macro_average
+from lit_depth.studies.ranking import describe_agreement, describe_blocks, describe_full
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
 
 RESULT = "importance.json"
 SCORES = "layer_importance_scores.json"
+# rank correlation from which two orders of the blocks count as the same
+THRESHOLD = 0.9
 HEADERS = ("block", "drop", "interval", "p (Holm)", "rank", "may be", "log-prob drop", "interval", "rank", "may be")
+AGREEMENT = (
+    "Rank correlation (Spearman) between two orders of the blocks as measured; the interval of the correlation that "
+    "measurements without noise would show; the p-value of no correlation. 'samples' would put the interval above "
+    "{threshold:g}, if the two agree as closely as these samples allow."
+)
+AGREEMENT_HEADERS = ("a", "b", "drop in", "spearman", "noise-free", "p", "agreement", "samples")
 
 
 def importance(
@@ -42,7 +51,7 @@ def importance(
     name: str,
 ) -> dict[str, Any]:
     """Measure the importance; arguments and result as for `lit_depth.DepthTrainer.importance`."""
-    blocks = _blocks(model.num_blocks, skip or ())
+    blocks = check_blocks(model.num_blocks, skip or ())
     check_shares(confidence, max_bad_samples)
     if num_samples is not None:
         datamodule.take(split, num_samples)
@@ -54,16 +63,22 @@ def importance(
             tasks.append((each, *measure(trainer, model, each, split, blocks, folder, text, max_bad_samples)))
         if not trainer.is_global_zero:
             return {}
-        several = len(tasks) > 1
         result: dict[str, Any] = {
             "command": "importance",
             "num_blocks": model.num_blocks,
             "split": split,
             "confidence": confidence,
-            "tasks": [_task_entry(*task, blocks, model.num_blocks, confidence) for task in tasks],
-            "macro": macro_average([scores for _, scores, _ in tasks], blocks, model.num_blocks, confidence)
-            if several
+            "tasks": [task_entry(*task, blocks, model.num_blocks, confidence) for task in tasks],
+            "macro": describe_blocks(
+                Scores.pooled([scores for _, scores, _ in tasks]), blocks, model.num_blocks, confidence
+            )
+            if len(tasks) > 1
             else None,
+            "agreement": [
+                {"a": a.task.name, "b": b.task.name}
+                | describe_agreement(first, second, blocks, model.num_blocks, THRESHOLD, confidence)
+                for (a, first, _), (b, second, _) in itertools.combinations(tasks, 2)
+            ],
         }
         records = [sweep.records.assign(task=each.task.name) for each, _, sweep in tasks if sweep.records is not None]
         _write(folder, result, identity, pd.concat(records, ignore_index=True))
@@ -87,7 +102,8 @@ def measure(
     return evaluate(trainer, model, datamodule, split, masks, folder, description, max_bad_samples)
 
 
-def _blocks(num_blocks: int, skip: Sequence[int]) -> list[int]:
+def check_blocks(num_blocks: int, skip: Sequence[int]) -> list[int]:
+    """Blocks to measure: all but those in ``skip``."""
     wrong = [block_idx for block_idx in skip if not 0 <= block_idx < num_blocks]
     if wrong:
         raise ValueError(f"skip: expected block indices in 0..{num_blocks - 1}, got {wrong}")
@@ -97,7 +113,7 @@ def _blocks(num_blocks: int, skip: Sequence[int]) -> list[int]:
     return blocks
 
 
-def _task_entry(
+def task_entry(
     datamodule: DepthDataModule,
     scores: Scores,
     sweep: MaskSweep,
@@ -105,9 +121,11 @@ def _task_entry(
     num_blocks: int,
     confidence: float,
 ) -> dict[str, Any]:
-    return {
+    """What is known of one task: its samples, the full model, every block; of choices also how many are none."""
+    entry = {
         "task": datamodule.task.name,
         "metric": datamodule.task.metric,
+        "in_training_mixture": datamodule.task.in_training_mixture,
         "num_samples": len(scores.images),
         "num_images": len(set(scores.images)),
         "num_bad_samples": len(sweep.bad_samples),
@@ -115,6 +133,7 @@ def _task_entry(
         "full": describe_full(scores, num_blocks, confidence),
         "blocks": describe_blocks(scores, blocks, num_blocks, confidence),
     }
+    return entry | ({"parse_failed": sweep.parse_failed} if sweep.parse_failed else {})
 
 
 def _plain_scores(blocks: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -126,9 +145,12 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     write_parquet(folder / "records.parquet", records)
     sections = [Section("Figures", figures=figures)]
     for task in result["tasks"]:
-        sections.append(Section(f"{task['task']}", text=_headline(task, result), headers=HEADERS, rows=_rows(task)))
+        sections.append(Section(f"{task['task']}", text=headline(task, result), headers=HEADERS, rows=_rows(task)))
         if result["macro"]:
             write_json(folder / f"layer_importance_scores_{task['task']}.json", _plain_scores(task["blocks"]))
+    if result["macro"]:
+        rows, text = agreement_rows(result["agreement"]), AGREEMENT.format(threshold=THRESHOLD)
+        sections.append(Section("Agreement between tasks", text=text, headers=AGREEMENT_HEADERS, rows=rows))
     sections.append(Section("Arguments", code=json.dumps(arguments, indent=2, default=str)))
     write_report(folder, "Importance of transformer blocks", sections)
     write_json(folder / SCORES, _plain_scores(result["macro"] or result["tasks"][0]["blocks"]))
@@ -155,6 +177,29 @@ def _rows(task: dict[str, Any]) -> list[list[Any]]:
     return rows
 
 
+def agreement_rows(pairs: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """One row per pair of measurements and measure, under :data:`AGREEMENT_HEADERS`."""
+    rows = []
+    for pair in pairs:
+        for measure, label in (("quality", "quality"), ("reference_logprob", "log-prob")):
+            entry = pair[measure]
+            low, high = entry["ci"] or (-1.0, 1.0)
+            needed = entry["samples_needed"]
+            rows.append(
+                [
+                    pair["a"],
+                    pair["b"],
+                    label,
+                    entry["spearman"],
+                    f"[{low:+.3f}, {high:+.3f}]",
+                    entry["p_value"],
+                    entry["verdict"],
+                    " / ".join(map(str, needed)) if needed else None,
+                ]
+            )
+    return rows
+
+
 def _interval(entry: dict[str, Any]) -> tuple[str, str]:
     low, high = entry["drop_ci"]
     return f"{entry['drop']:+.3f}", f"[{low:+.3f}, {high:+.3f}]"
@@ -164,14 +209,17 @@ def _span(ranks: Sequence[int]) -> str:
     return str(ranks[0]) if ranks[0] == ranks[1] else f"{ranks[0]}-{ranks[1]}"
 
 
-def _headline(task: dict[str, Any], result: dict[str, Any]) -> str:
+def headline(task: dict[str, Any], result: dict[str, Any]) -> str:
+    """What was measured and how well the full model did, in a sentence or two."""
     full = task["full"]
     low, high = full["quality_ci"]
+    split = task.get("split") or result["split"]
+    trained = " Released checkpoints were trained on these very questions." if task["in_training_mixture"] else ""
     return (
-        f"{task['metric']} on {task['task']} ({result['split']} split), {task['num_samples']} samples of "
+        f"{task['metric']} on {task['task']} ({split} split), {task['num_samples']} samples of "
         f"{task['num_images']} images ({task['num_bad_samples']} bad), {result['confidence']:.0%} intervals by image. "
         f"Full model {full['quality']:.3f} [{low:.3f}, {high:.3f}]. Rank 1 costs most; 'may be' are the ranks that the "
-        f"samples leave open."
+        f"samples leave open.{trained}"
     )
 
 
@@ -187,7 +235,7 @@ def _conclusion(task: dict[str, Any]) -> str:
 def _summary(result: dict[str, Any], folder: Path) -> str:
     lines = [""]
     for task in result["tasks"]:
-        lines += [_headline(task, result), "", format_table(_rows(task), HEADERS), "", _conclusion(task), ""]
+        lines += [headline(task, result), "", format_table(_rows(task), HEADERS), "", _conclusion(task), ""]
     if result["macro"]:
         rows = [
             [entry["block"], *_interval(entry["quality"]), *_interval(entry["reference_logprob"])]
@@ -195,5 +243,11 @@ def _summary(result: dict[str, Any], folder: Path) -> str:
         ]
         headers = ["block", "drop", "interval", "log-prob drop", "interval"]
         lines += [f"mean over {len(result['tasks'])} tasks", "", format_table(rows, headers), ""]
+        lines += [
+            AGREEMENT.format(threshold=THRESHOLD),
+            "",
+            format_table(agreement_rows(result["agreement"]), AGREEMENT_HEADERS),
+            "",
+        ]
     paths = [folder / SCORES, folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
     return "\n".join([*lines, "written:", *(f"  {path}" for path in paths)])

@@ -9,14 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_depth.functional import leave_one_out, mask_id
-from lit_depth.functional.statistics import (
-    Interval,
-    holm,
-    macro_intervals,
-    paired_intervals,
-    pairwise_sign_flip_tests,
-    sign_flip_test,
-)
+from lit_depth.functional.agreement import rank_agreement
+from lit_depth.functional.statistics import holm, pairwise_sign_flip_tests, sign_flip_test
 from lit_depth.studies.comparison import Scores
 
 Floats = NDArray[np.float64]
@@ -38,38 +32,12 @@ def describe_blocks(scores: Scores, blocks: Sequence[int], num_blocks: int, conf
 
     p-values are sign-flip permutations clustered by image, corrected over the blocks (Holm).
     """
-    found = {}
+    entries: list[dict[str, Any]] = [{"block": block_idx} for block_idx in blocks]
     for measure in MEASURES:
         values = drops(scores, blocks, num_blocks, measure)
-        found[measure] = values, paired_intervals(values, scores.images, confidence)
-    return _entries(blocks, found, scores.images, confidence)
-
-
-def macro_average(
-    scores: Sequence[Scores], blocks: Sequence[int], num_blocks: int, confidence: float
-) -> list[dict[str, Any]]:
-    """As `describe_blocks`, for the mean over tasks of each block's drops, every task with the same weight."""
-    total = sum(len(each.images) for each in scores)
-    images = [f"{task}/{image}" for task, each in enumerate(scores) for image in each.images]
-    found = {}
-    for measure in MEASURES:
-        tasks = [(drops(each, blocks, num_blocks, measure), each.images) for each in scores]
-        # weighted so that the mean over all samples is the mean over tasks
-        values = np.concatenate([rows * (total / (len(tasks) * rows.shape[1])) for rows, _ in tasks], axis=1)
-        found[measure] = values, macro_intervals(tasks, confidence)
-    return _entries(blocks, found, images, confidence)
-
-
-def _entries(
-    blocks: Sequence[int],
-    found: dict[str, tuple[Floats, list[Interval]]],
-    images: Sequence[str],
-    confidence: float,
-) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = [{"block": block_idx} for block_idx in blocks]
-    for measure, (values, intervals) in found.items():
-        p_values = [sign_flip_test(row, images) for row in values]
-        ranks = rank_ranges(values, images, confidence)
+        intervals = scores.intervals(values, confidence)
+        p_values = [sign_flip_test(row, scores.images) for row in values]
+        ranks = rank_ranges(values, scores.images, confidence)
         estimates = [interval.estimate for interval in intervals]
         for entry, interval, p, adjusted, span in zip(entries, intervals, p_values, holm(p_values), ranks):
             entry[measure] = {
@@ -83,11 +51,46 @@ def _entries(
     return entries
 
 
+def describe_agreement(
+    first: Scores, second: Scores, blocks: Sequence[int], num_blocks: int, threshold: float, confidence: float
+) -> dict[str, Any]:
+    """Do two measurements order the blocks alike? One entry per measure, see `lit_depth.functional.rank_agreement`.
+
+    Returns:
+        ``{measure: {"spearman", "p_value", "ci", "samples_needed", "verdict"}}``: ``ci`` is of the rank correlation
+        that measurements without noise would show, ``verdict`` "consistent", "not consistent" or "not shown",
+        ``samples_needed`` of either measurement for its lower limit to pass the threshold (null: none would, as far as
+        can be seen). All are null where the drops of one side are all equal, which is no order, or where there are
+        fewer than 4 blocks.
+    """
+    entries = {}
+    for measure in MEASURES:
+        values = [drops(each, blocks, num_blocks, measure) for each in (first, second)]
+        entry: dict[str, Any] = dict.fromkeys(("spearman", "p_value", "ci", "samples_needed"))
+        entry["verdict"] = "not shown"
+        if len(blocks) >= 4 and all(np.ptp(each.mean(axis=1)) > 0 for each in values):
+            found = rank_agreement(
+                values[0], values[1], first.images, second.images, threshold=threshold, confidence=confidence
+            )
+            entry |= {
+                "spearman": found.spearman,
+                "p_value": found.p_value,
+                "ci": [found.low, found.high],
+                "samples_needed": found.factor and [found.factor * each.shape[1] for each in values],
+            }
+            if found.low >= threshold:
+                entry["verdict"] = "consistent"
+            elif found.high < threshold:
+                entry["verdict"] = "not consistent"
+        entries[measure] = entry
+    return entries
+
+
 def describe_full(scores: Scores, num_blocks: int, confidence: float) -> dict[str, Any]:
     """Mean quality and reference log-probability of the full model, with intervals."""
     row = scores.mask_ids.index("1" * num_blocks)
     values = np.stack([getattr(scores, measure)[row] for measure in MEASURES])
-    intervals = paired_intervals(values, scores.images, confidence)
+    intervals = scores.intervals(values, confidence)
     return {
         key: value
         for measure, interval in zip(MEASURES, intervals)

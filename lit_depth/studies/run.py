@@ -62,6 +62,11 @@ def open_run(
         "trainer.precision": str(trainer.precision),
         "data.tasks": [task.name for task in datamodule.tasks],
         "data.path": datamodule.path,
+        "data.repositories": {
+            task.name: [getattr(task, key) for key in ("repository", "config", "revision")]
+            for task in datamodule.tasks
+            if hasattr(task, "repository") and datamodule.path is None
+        },
         "data.seed": datamodule.seed,
         "data.max_prompt_tokens": datamodule.max_prompt_tokens,
         "checkpoint fingerprint": checkpoint_fingerprint(model),

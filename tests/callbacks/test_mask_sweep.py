@@ -198,6 +198,42 @@ def test_nan_under_one_mask_names_that_mask(module, tmp_path):
             weight.copy_(kept)
 
 
-def test_a_metric_of_a_whole_corpus_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(NotImplementedError, match="CIDErD scores a whole corpus"):
-        MaskSweep(MASKS, tmp_path, metric="CIDErD")
+def test_a_metric_of_a_whole_corpus_scores_each_mask_against_the_same_references(module, tmp_path):
+    whole = sweep(module, tmp_path / "whole", metric="CIDErD").records
+    assert whole["score"].notna().all() and "references" not in whole
+    samples = {sample.id: sample for batch in data(module).eval_dataloader("validation") for sample in batch["samples"]}
+    for mask in map(mask_id, MASKS):
+        mine = whole[whole["mask"] == mask].set_index("sample").loc[list(samples)]
+        _, expected = lit_depth.metrics.cider_d(
+            list(mine["prediction"]), [sample.references for sample in samples.values()]
+        )
+        assert mine["score"].tolist() == pytest.approx(expected, abs=1e-12)
+    # scores belong to all samples together: other batches, and an interruption anywhere, give the same
+    pd.testing.assert_frame_equal(sweep(module, tmp_path / "ones", metric="CIDErD", batch_size=1).records, whole)
+    file = tmp_path / "ones" / "rank0.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    for kept in (1, 3, len(lines) // 2, len(lines) - 1):
+        folder = tmp_path / f"resumed{kept}"
+        folder.mkdir()
+        (folder / "rank0.jsonl").write_text("".join(lines[:kept]))
+        pd.testing.assert_frame_equal(sweep(module, folder, metric="CIDErD", batch_size=1).records, whole)
+
+
+def test_answers_without_a_choice_are_counted(module, tmp_path, monkeypatch):
+    class Letters(lit_depth.metrics.MultipleChoiceAccuracy):
+        @staticmethod
+        def parses(prediction, options=()):
+            return bool(prediction)
+
+        @staticmethod
+        def score(prediction, references, options=()):
+            return 0.0
+
+    monkeypatch.setattr(lit_depth.metrics, "MultipleChoiceAccuracy", Letters)
+    found = sweep(module, tmp_path, metric="MultipleChoiceAccuracy")
+    assert found.records["parse_failed"].dtype == bool
+    unread = [not prediction for prediction in found.records["prediction"]]
+    assert found.records["parse_failed"].tolist() == unread and any(unread)
+    assert found.parse_failed == found.records.groupby("mask")["parse_failed"].mean().to_dict()
+    assert set(found.parse_failed) == set(map(mask_id, MASKS))
+    assert sweep(module, tmp_path / "other").parse_failed == {}

@@ -31,10 +31,11 @@ def test_one_file_per_task_and_one_of_the_mean(tmp_path, num_tasks):
     result = {
         "tasks": tasks,
         "macro": BLOCKS if num_tasks > 1 else None,
+        "agreement": [{"a": "task0", "b": "task1", "quality": {"spearman": 0.5}}],
         "split": "calibration",
         "confidence": 0.95,
     }
     names = {path.name for path in write_importance_figures(result, tmp_path)}
-    expected = {"task0", "task1", "macro"}
+    expected = {"task0", "task1", "macro", "by_task", "agreement"}
     assert names == ({"block_importance.png"} if num_tasks == 1 else {f"block_importance_{n}.png" for n in expected})
     assert all((tmp_path / name).stat().st_size > 5000 for name in names)

@@ -12,12 +12,11 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from commands import run
 
-from lit_depth.cli import main
 from lit_depth.data import DepthDataModule
 from lit_depth.data.datamodule import BatchShards
 from lit_depth.data.shapes import ShapesVQA
-from lit_depth.models.loading import new_model
 from lit_depth.module import DepthModule
 from lit_depth.studies.run import find_batch_size
 
@@ -40,36 +39,6 @@ def dying(self, record):
 RecordWriter.write = dying
 main(sys.argv[2:])
 """
-
-
-class SecondShapes(ShapesVQA):
-    """Another task: other images of the same kind."""
-
-    name = "second_shapes"
-
-    def __init__(self) -> None:
-        super().__init__(num_images=20, seed=5)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """An untrained model that answers anything at all, and every mask something else."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model, processor = new_model(str(CONFIGS / "molmoe_shapes"))
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-def run(arguments) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def result_bytes(folder: Path, name: str) -> bytes:
@@ -128,7 +97,7 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
 
 def test_several_tasks_and_their_mean(checkpoint, tmp_path):
     tasks = tmp_path / "tasks.yaml"
-    tasks.write_text(f"data:\n  tasks: [shapes_vqa, {{class_path: {__name__}.SecondShapes}}]\n")
+    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: commands.SecondShapes}]\n")
     common = ["importance", "--config", tasks, "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
     assert run([*common, *SMALL]) == 0
     folder = tmp_path / "importance" / "default"
@@ -141,7 +110,10 @@ def test_several_tasks_and_their_mean(checkpoint, tmp_path):
     macro = json.loads((folder / "layer_importance_scores.json").read_text())
     for block, value in macro.items():
         assert value == pytest.approx((by_task[0][block] + by_task[1][block]) / 2)
-    assert len(list((folder / "figures").glob("*.png"))) == 3
+    figures = {path.stem.removeprefix("block_importance_") for path in (folder / "figures").glob("*.png")}
+    assert figures == {"shapes_vqa", "second_shapes", "macro", "by_task", "agreement"}
+    (pair,) = result["agreement"]
+    assert (pair["a"], pair["b"]) == ("shapes_vqa", "second_shapes")
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from scipy import stats
 
 from lit_depth.functional import leave_one_out, mask_id
 from lit_depth.studies.comparison import Scores
-from lit_depth.studies.ranking import describe_blocks, describe_full, drops, macro_average, rank_ranges
+from lit_depth.studies.ranking import describe_blocks, describe_full, drops, rank_ranges
 
 NUM_BLOCKS = 4
 
@@ -66,7 +66,7 @@ def test_full_model_is_described_from_its_own_row():
 
 def test_macro_average_weights_tasks_not_samples():
     small, large = make_scores(1, 20, (1.0, 0, 0, 0)), make_scores(2, 200, (0.0, 0, 0, 0))
-    entries = macro_average([small, large], range(NUM_BLOCKS), NUM_BLOCKS, 0.95)
+    entries = describe_blocks(Scores.pooled([small, large]), range(NUM_BLOCKS), NUM_BLOCKS, 0.95)
     expected = drops(small, [0], NUM_BLOCKS, "quality").mean() / 2
     assert entries[0]["quality"]["drop"] == pytest.approx(expected)
     low, high = entries[0]["quality"]["drop_ci"]

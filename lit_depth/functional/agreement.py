@@ -1,0 +1,202 @@
+"""Rank agreement of two noisy measurements: do two splits, or two tasks, order the blocks alike?
+
+Importance is estimated from samples, and noise in either measurement makes ranks disagree: the rank correlation of two
+noisy orders is below that of the orders themselves, the more so the fewer samples there are. What is asked for is the
+correlation that measurements without noise would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from lit_depth.functional.statistics import cluster_covariance, cluster_sums, spearman
+
+Floats = NDArray[np.float64]
+# dense near +-1, where they are told apart best
+_CORRELATIONS = np.tanh(np.linspace(-4.5, 4.5, 61))
+_NUM_DRAWS = 1000
+_NUM_TRUTHS = 40
+_GROWTH = 2 ** np.arange(0, 11)
+
+
+class Agreement(NamedTuple):
+    """How two measurements order the same blocks.
+
+    Attributes:
+        spearman: Rank correlation of the two measurements as they are, noise and all.
+        p_value: Of no correlation at all, two-sided; see :func:`lit_depth.functional.statistics.spearman`.
+        low: Lower limit for the rank correlation that measurements without noise would show.
+        high: Upper limit.
+        factor: How many times as many samples would put the lower limit above the threshold with a probability of one
+            half or more, if the two orders agree as closely as these samples allow; 1 = these samples do; None = no
+            such number up to 1024.
+    """
+
+    spearman: float
+    p_value: float
+    low: float
+    high: float
+    factor: int | None
+
+
+def rank_agreement(
+    first: ArrayLike,
+    second: ArrayLike,
+    first_clusters: Sequence[str] | None = None,
+    second_clusters: Sequence[str] | None = None,
+    *,
+    threshold: float = 0.9,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Agreement:
+    """Rank correlation between two measurements of the same blocks on different samples.
+
+    The limits come from a normal hierarchical model (empirical Bayes; Morris 1983, doi:10.1080/01621459.1983.10477920):
+    the pair of true drops of each block is drawn from a bivariate normal with some correlation, and is measured with
+    the noise that the samples show (covariance between blocks included, clustered by image). Every correlation that a
+    likelihood-ratio test does not reject gives a posterior of the noise-free rank correlation; the limits hold the
+    central part of all of them. Where noise hides all order they are wide, and they close as samples grow. The two
+    measurements count as independent.
+
+    Args:
+        first: Per-sample drops ``[num_blocks, num_samples]`` of one measurement.
+        second: Per-sample drops ``[num_blocks, num_samples]`` of the other, on samples of its own.
+        first_clusters: Cluster (image) of each sample of ``first``; None = each its own.
+        second_clusters: The same for ``second``.
+        threshold: Correlation that counts as agreement.
+        confidence: Probability between the limits.
+        seed: Seed of the draws.
+
+    Raises:
+        ValueError: If there are not as many blocks on either side, or fewer than 4, if the drops of one side are all
+            equal, or if some are not finite.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> drops = np.arange(12.0)[:, None]
+        >>> found = rank_agreement(drops + rng.normal(size=(12, 400)), drops + rng.normal(size=(12, 400)))
+        >>> found.spearman, found.low > 0.9, found.factor
+        (1.0, True, 1)
+    """
+    sides = [np.asarray(values, dtype=np.float64) for values in (first, second)]
+    num_blocks = len(sides[0])
+    if len(sides[1]) != num_blocks or num_blocks < 4:
+        raise ValueError(f"expected the same 4 or more blocks twice, got {num_blocks} and {len(sides[1])}")
+    if not 0 < confidence < 1 or not -1 <= threshold < 1:
+        raise ValueError(f"expected a confidence in (0, 1) and a threshold in [-1, 1), got {confidence}, {threshold}")
+    if not all(np.isfinite(values).all() for values in sides):
+        raise ValueError("expected finite drops, got some that are NaN or infinite")
+    means = np.stack([values.mean(axis=1) for values in sides])
+    observed, p_value = spearman(*means)
+    noise = [_noise(values, clusters) for values, clusters in zip(sides, (first_clusters, second_clusters))]
+    rng = np.random.default_rng(seed)
+    posterior = _Posterior(means, noise, confidence)
+    low, high = posterior.limits(_NUM_DRAWS, rng)
+    factor = None
+    if low >= threshold:
+        factor = 1
+    elif high >= threshold:
+        factor = _needed(posterior, means, noise, threshold, confidence, rng)
+    return Agreement(observed.estimate, p_value, low, high, factor)
+
+
+def _noise(values: Floats, clusters: Sequence[str] | None) -> Floats:
+    """Covariance of the means. No difference seen is not certainty: as if one more image had differed in each block."""
+    covariance = cluster_covariance(values, clusters)
+    sums, sizes = cluster_sums(values, clusters)
+    largest = np.abs(sums).max(axis=1)
+    largest[largest == 0] = largest[largest > 0].min()
+    np.fill_diagonal(covariance, covariance.diagonal() + (largest / sizes.sum()) ** 2)
+    return covariance
+
+
+class _Posterior:
+    """Posterior of the true drops of both sides, for every correlation that is not rejected."""
+
+    def __init__(self, means: Floats, noise: Sequence[Floats], confidence: float) -> None:
+        num_blocks = means.shape[1]
+        deviations = means - np.median(means, axis=1, keepdims=True)
+        contrasts = np.array([np.trace(c) / num_blocks - c.mean() for c in noise])
+        # spread of the bulk of the blocks; a block that stands out must not set the scale of the others
+        width = np.maximum(stats.median_abs_deviation(means, axis=1, scale="normal"), np.sqrt(contrasts))
+        typical = np.abs(deviations) <= 3 * width[:, None]
+        spread = np.array([np.var(side[near], ddof=1) for side, near in zip(means, typical)])
+        bulk = np.maximum(spread - contrasts, 0.01 * contrasts + np.finfo(np.float64).tiny)
+        # ... and is hardly moved towards them
+        own = deviations**2 - np.stack([c.diagonal() for c in noise])
+        self.scales = np.sqrt(np.maximum(bulk[:, None], own / 4)).ravel()
+        self.noise = np.zeros((2 * num_blocks, 2 * num_blocks))
+        self.noise[:num_blocks, :num_blocks], self.noise[num_blocks:, num_blocks:] = noise
+        self.measured = deviations.ravel()
+        self.tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+        # ... nor say how alike the others are
+        self.rows = np.flatnonzero(np.tile(typical.all(axis=0), 2))
+        logs = np.array([self._log_likelihood(correlation) for correlation in _CORRELATIONS])
+        self.correlations = _CORRELATIONS[2 * (logs.max() - logs) <= stats.chi2.ppf(confidence, 1)]
+
+    def _prior(self, correlation: float) -> Floats:
+        pairs = np.kron(np.array([[1.0, correlation], [correlation, 1.0]]), np.eye(len(self.scales) // 2))
+        return pairs * np.outer(self.scales, self.scales)
+
+    def _log_likelihood(self, correlation: float) -> float:
+        covariance = (self._prior(correlation) + self.noise)[np.ix_(self.rows, self.rows)]
+        factor = np.linalg.cholesky(covariance)
+        whitened = np.linalg.solve(factor, self.measured[self.rows])
+        return float(-0.5 * whitened @ whitened - np.log(factor.diagonal()).sum())
+
+    def draw(self, correlation: float, count: int, rng: np.random.Generator) -> Floats:
+        """True drops ``[count, 2, num_blocks]`` given the correlation."""
+        prior = self._prior(correlation)
+        gain = np.linalg.solve(prior + self.noise, prior).T
+        covariance = prior - gain @ prior
+        # symmetric square root: the covariance may be singular
+        values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+        root = vectors * np.sqrt(np.maximum(values, 0))
+        draws = gain @ self.measured + rng.normal(size=(count, len(root))) @ root.T
+        return draws.reshape(count, 2, -1)
+
+    def limits(self, count: int, rng: np.random.Generator) -> tuple[float, float]:
+        """Of the rank correlation."""
+        found = []
+        for correlation in self.correlations:
+            draws = self.draw(correlation, count, rng)
+            found.append(np.quantile(_spearman_rows(draws[:, 0], draws[:, 1]), self.tails))
+        # the same order, and the opposite one, are limits that no draw reaches for certain
+        low = -1.0 if self.correlations[0] == _CORRELATIONS[0] else min(low for low, _ in found)
+        high = 1.0 if self.correlations[-1] == _CORRELATIONS[-1] else max(high for _, high in found)
+        return float(low), float(high)
+
+
+def _spearman_rows(first: Floats, second: Floats) -> Floats:
+    """Rank correlation of each row of one array with that of the other (no ties: the draws are continuous)."""
+    ranks = [values.argsort(axis=1).argsort(axis=1) for values in (first, second)]
+    count = first.shape[1]
+    return 1 - 6 * ((ranks[0] - ranks[1]) ** 2).sum(axis=1) / (count * (count**2 - 1))
+
+
+def _needed(
+    posterior: _Posterior,
+    means: Floats,
+    noise: Sequence[Floats],
+    threshold: float,
+    confidence: float,
+    rng: np.random.Generator,
+) -> int | None:
+    """Smallest growth of both samples at which the lower limit passes the threshold in half of the simulations."""
+    roots = [np.linalg.cholesky(covariance) for covariance in noise]
+    centres = np.median(means, axis=1, keepdims=True)
+    truths = posterior.draw(posterior.correlations[-1], _NUM_TRUTHS, rng) + centres
+    for growth in _GROWTH[1:]:
+        passed = 0
+        for truth in truths:
+            errors = np.stack([root @ rng.normal(size=len(root)) for root in roots]) / np.sqrt(growth)
+            later = _Posterior(truth + errors, [covariance / growth for covariance in noise], confidence)
+            passed += later.limits(200, rng)[0] >= threshold
+        if 2 * passed >= _NUM_TRUTHS:
+            return int(growth)
+    return None

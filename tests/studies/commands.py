@@ -1,0 +1,27 @@
+"""What the tests of the commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lit_depth.cli import main
+from lit_depth.data.shapes import ShapesVQA
+
+
+class SecondShapes(ShapesVQA):
+    """Another task: other images of the same kind."""
+
+    name = "second_shapes"
+
+    def __init__(self) -> None:
+        super().__init__(num_images=20, seed=5)
+
+
+def run(arguments: Sequence[Any]) -> int:
+    """Run a command in this process; its exit code."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
