@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="batch size 8 only, no processes")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--sweeps", nargs="+", choices=list(BATCH_SIZES), default=list(BATCH_SIZES))
-    parser.add_argument("--samples", type=int, default=768, help="samples for the comparison of processes")
+    parser.add_argument("--samples", type=int, default=2000, help="samples for the comparison of processes")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -29,7 +29,7 @@ class DepthCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        studies = dict.fromkeys(("compare", "consistency", "importance"), {"model", "datamodule"})
+        studies = dict.fromkeys(("compare", "consistency", "importance", "latency"), {"model", "datamodule"})
         return {**LightningCLI.subcommands(), **studies}
 
 
@@ -77,9 +77,15 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
     ['compare', '--num_active_blocks', '["4", "8"]', '--name', 'x']
     >>> join_lists(["--active_block_indices", "0", "5", "--active_block_indices", "1"])
     ['--active_block_indices', '[[0, 5], [1]]']
-    >>> join_lists(["--skip", "0", "--skip", "3"])
+    >>> join_lists(["--skip", "0", "--skip=3"])
     ['--skip', '["0", "3"]']
     """
+    lists_with_sign = tuple(f"{option}=" for option in (*FLAT_LISTS, *REPEATED_LISTS))
+    arguments = [
+        part
+        for argument in arguments
+        for part in (argument.split("=", 1) if argument.startswith(lists_with_sign) else [argument])
+    ]
     result: list[str] = []
     repeated: dict[str, list[Any]] = {}
     position = 0

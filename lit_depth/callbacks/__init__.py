@@ -2,6 +2,7 @@
 
 from lit_depth.callbacks.accuracy_drop_importance import AccuracyDropImportance
 from lit_depth.callbacks.block_mask import BlockMask
+from lit_depth.callbacks.latency_timer import LatencyTimer
 from lit_depth.callbacks.mask_sweep import MaskSweep
 
-__all__ = ["AccuracyDropImportance", "BlockMask", "MaskSweep"]
+__all__ = ["AccuracyDropImportance", "BlockMask", "LatencyTimer", "MaskSweep"]

@@ -145,7 +145,7 @@ class MaskSweep(Callback):
         # a sample that an earlier run could not read, and this one could, is not bad any more
         bad = frame[(frame["mask"] == BAD) & ~frame["sample"].isin(self.records["sample"])]
         self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
-        if "parse_failed" in self.records:
+        if "parse_failed" in self.records and self.records["parse_failed"].notna().all():
             self.records["parse_failed"] = self.records["parse_failed"].astype(bool)
         if self._corpus and "references" in frame:
             references = frame[frame["mask"] == REFERENCES].set_index("sample")["references"]
@@ -156,7 +156,8 @@ class MaskSweep(Callback):
         """Share of answers, by mask id, in which a metric that reads choices found none; empty for other metrics."""
         if self.records is None or "parse_failed" not in self.records:
             return {}
-        return self.records.groupby("mask")["parse_failed"].mean().astype(float).to_dict()
+        told = self.records.dropna(subset=["parse_failed"])
+        return told["parse_failed"].astype(float).groupby(told["mask"]).mean().to_dict()
 
     def check_bad_samples(self, num_samples: int) -> None:
         """Raise ValueError if more of ``num_samples`` are bad than ``max_bad_samples`` allows."""

@@ -13,23 +13,39 @@ from lit_depth.functional.policies import (
     uniform,
 )
 from lit_depth.functional.scoring import reference_logprob
+from lit_depth.functional.selection import (
+    Candidate,
+    Line,
+    depth_under_budget,
+    fit_line,
+    pareto_frontier,
+    request_mask,
+    select_for_budget,
+)
 from lit_depth.functional.sweep import generate, sweep_forward, sweep_generate
 from lit_depth.functional.trie import MaskTrie
 
 __all__ = [
+    "Candidate",
+    "Line",
     "MaskTrie",
+    "select_for_budget",
     "check_mask",
+    "depth_under_budget",
     "find_blocks",
     "find_decoder",
+    "fit_line",
     "from_indices",
     "from_mask_id",
     "generate",
     "leave_one_out",
     "mask_id",
     "masked",
+    "pareto_frontier",
     "prefix",
     "random",
     "reference_logprob",
+    "request_mask",
     "suffix",
     "sweep_forward",
     "sweep_generate",

@@ -19,8 +19,8 @@ from lit_depth.functional.statistics import cluster_covariance, cluster_sums, sp
 Floats = NDArray[np.float64]
 # dense near +-1, where they are told apart best
 _CORRELATIONS = np.tanh(np.linspace(-4.5, 4.5, 61))
-_NUM_DRAWS = 1000
-_NUM_TRUTHS = 40
+_NUM_DRAWS = 4000
+_NUM_TRUTHS = 20
 _GROWTH = 2 ** np.arange(0, 11)
 
 
@@ -74,7 +74,7 @@ def rank_agreement(
 
     Raises:
         ValueError: If there are not as many blocks on either side, or fewer than 4, if the drops of one side are all
-            equal, or if some are not finite.
+            equal or some are not finite, or if a side has fewer than 4 clusters.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -93,32 +93,52 @@ def rank_agreement(
         raise ValueError("expected finite drops, got some that are NaN or infinite")
     means = np.stack([values.mean(axis=1) for values in sides])
     observed, p_value = spearman(*means)
-    noise = [_noise(values, clusters) for values, clusters in zip(sides, (first_clusters, second_clusters))]
+    found = [_noise(each, names) for each, names in zip(sides, (first_clusters, second_clusters))]
+    counts = [count for _, count in found]
+    if min(counts) < 4:
+        raise ValueError(f"expected at least 4 clusters (images) on either side, got {min(counts)}")
+    # variances that are estimated themselves: as for Student's t
+    degrees = min(counts) - 1
+    noise = [covariance * (degrees / max(degrees - 2, 1)) for covariance, _ in found]
     rng = np.random.default_rng(seed)
-    posterior = _Posterior(means, noise, confidence)
+    posterior = _Posterior(means, noise, confidence, degrees)
     low, high = posterior.limits(_NUM_DRAWS, rng)
     factor = None
     if low >= threshold:
         factor = 1
     elif high >= threshold:
-        factor = _needed(posterior, means, noise, threshold, confidence, rng)
+        factor = _needed(posterior, means, noise, threshold, confidence, degrees, rng)
     return Agreement(observed.estimate, p_value, low, high, factor)
 
 
-def _noise(values: Floats, clusters: Sequence[str] | None) -> Floats:
-    """Covariance of the means. No difference seen is not certainty: as if one more image had differed in each block."""
+def _noise(values: Floats, clusters: Sequence[str] | None) -> tuple[Floats, int]:
+    """Covariance of the means, and how many clusters it was estimated from.
+
+    Correlations between blocks are shrunk towards none as far as few clusters leave them open (Schaefer & Strimmer
+    2005, doi:10.2202/1544-6115.1175): as they are, they would pretend to know some contrasts of blocks exactly.
+    """
     covariance = cluster_covariance(values, clusters)
     sums, sizes = cluster_sums(values, clusters)
+    count = len(sizes)
+    # no difference seen is not certainty: as if one more image had differed in each block
     largest = np.abs(sums).max(axis=1)
     largest[largest == 0] = largest[largest > 0].min()
-    np.fill_diagonal(covariance, covariance.diagonal() + (largest / sizes.sum()) ** 2)
-    return covariance
+    variances = covariance.diagonal() + (largest / sizes.sum()) ** 2
+    deviations = sums - sums.sum(axis=1, keepdims=True) / sizes.sum() * sizes
+    scale = np.sqrt((deviations**2).mean(axis=1, keepdims=True))
+    unit = np.divide(deviations, scale, out=np.zeros_like(deviations), where=scale > 0)
+    correlations = unit @ unit.T / count
+    errors = ((unit**2) @ (unit**2).T / count - correlations**2) / (count - 1)
+    off = ~np.eye(len(values), dtype=bool)
+    share = min(1.0, errors[off].sum() / max(float((correlations[off] ** 2).sum()), np.finfo(np.float64).tiny))
+    shrunk = np.where(off, (1 - share) * correlations, 1.0) * np.sqrt(np.outer(variances, variances))
+    return shrunk, count
 
 
 class _Posterior:
     """Posterior of the true drops of both sides, for every correlation that is not rejected."""
 
-    def __init__(self, means: Floats, noise: Sequence[Floats], confidence: float) -> None:
+    def __init__(self, means: Floats, noise: Sequence[Floats], confidence: float, degrees: int) -> None:
         num_blocks = means.shape[1]
         deviations = means - np.median(means, axis=1, keepdims=True)
         contrasts = np.array([np.trace(c) / num_blocks - c.mean() for c in noise])
@@ -137,7 +157,7 @@ class _Posterior:
         # ... nor say how alike the others are
         self.rows = np.flatnonzero(np.tile(typical.all(axis=0), 2))
         logs = np.array([self._log_likelihood(correlation) for correlation in _CORRELATIONS])
-        self.correlations = _CORRELATIONS[2 * (logs.max() - logs) <= stats.chi2.ppf(confidence, 1)]
+        self.correlations = _CORRELATIONS[2 * (logs.max() - logs) <= stats.f.ppf(confidence, 1, degrees)]
 
     def _prior(self, correlation: float) -> Floats:
         pairs = np.kron(np.array([[1.0, correlation], [correlation, 1.0]]), np.eye(len(self.scales) // 2))
@@ -161,15 +181,14 @@ class _Posterior:
         return draws.reshape(count, 2, -1)
 
     def limits(self, count: int, rng: np.random.Generator) -> tuple[float, float]:
-        """Of the rank correlation."""
-        found = []
-        for correlation in self.correlations:
-            draws = self.draw(correlation, count, rng)
-            found.append(np.quantile(_spearman_rows(draws[:, 0], draws[:, 1]), self.tails))
+        """Of the rank correlation: at the lowest and the highest correlation that is not rejected."""
+        ends = [self.draw(correlation, count, rng) for correlation in (self.correlations[0], self.correlations[-1])]
+        low, high = (float(np.quantile(_spearman_rows(e[:, 0], e[:, 1]), tail)) for e, tail in zip(ends, self.tails))
         # the same order, and the opposite one, are limits that no draw reaches for certain
-        low = -1.0 if self.correlations[0] == _CORRELATIONS[0] else min(low for low, _ in found)
-        high = 1.0 if self.correlations[-1] == _CORRELATIONS[-1] else max(high for _, high in found)
-        return float(low), float(high)
+        return (
+            -1.0 if self.correlations[0] == _CORRELATIONS[0] else low,
+            1.0 if self.correlations[-1] == _CORRELATIONS[-1] else high,
+        )
 
 
 def _spearman_rows(first: Floats, second: Floats) -> Floats:
@@ -185,18 +204,27 @@ def _needed(
     noise: Sequence[Floats],
     threshold: float,
     confidence: float,
+    degrees: int,
     rng: np.random.Generator,
 ) -> int | None:
-    """Smallest growth of both samples at which the lower limit passes the threshold in half of the simulations."""
+    """Smallest power of two that both samples may grow by so that half of the simulations pass the threshold."""
     roots = [np.linalg.cholesky(covariance) for covariance in noise]
     centres = np.median(means, axis=1, keepdims=True)
     truths = posterior.draw(posterior.correlations[-1], _NUM_TRUTHS, rng) + centres
-    for growth in _GROWTH[1:]:
+
+    def passes(growth: int) -> bool:
         passed = 0
-        for truth in truths:
+        for number, truth in enumerate(truths):
             errors = np.stack([root @ rng.normal(size=len(root)) for root in roots]) / np.sqrt(growth)
-            later = _Posterior(truth + errors, [covariance / growth for covariance in noise], confidence)
-            passed += later.limits(200, rng)[0] >= threshold
-        if 2 * passed >= _NUM_TRUTHS:
-            return int(growth)
-    return None
+            smaller = [covariance / growth for covariance in noise]
+            passed += _Posterior(truth + errors, smaller, confidence, growth * degrees).limits(200, rng)[0] >= threshold
+            if 2 * passed >= _NUM_TRUTHS or 2 * (number - passed) > _NUM_TRUTHS:
+                break
+        return 2 * passed >= _NUM_TRUTHS
+
+    # more samples pass more often: halve the range of powers
+    low, high = 0, len(_GROWTH)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passes(int(_GROWTH[middle])) else (middle, high)
+    return int(_GROWTH[high]) if high < len(_GROWTH) else None

@@ -6,7 +6,7 @@ How a block is skipped: its *instance* ``forward`` is replaced by the identity. 
 How the KV cache stays right: one forward pre-hook on block 0 sees the cache before anything is written to it, whoever
 made it (``generate``, the caller, or the decoder itself), and puts a placeholder that stores nothing at the entry of
 every skipped block. transformers reads the sequence length and the attention-mask sizes from the first entry that is
-not a placeholder, so skipping block 0 needs no further care.
+not a placeholder, so skipping block 0 needs no further care. The entries are in `lit_depth.functional.entries`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DummyLayer,
-    EncoderDecoderCache,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import Cache
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.entries import Claim, DecodeClaim, DecodedLayer, PrefillClaim, SkippedLayer
 
 Granularity = Literal["block", "sublayer"]
 Phase = Literal["both", "prefill", "decode"]
@@ -47,6 +42,7 @@ def masked(
     blocks: str | None = None,
     granularity: Granularity = "block",
     phase: Phase = "both",
+    decode_without_prompt: bool = False,
 ) -> AbstractContextManager[nn.Module]:
     """Skip blocks of ``model`` inside a ``with`` statement; a skipped block is the identity on the residual stream.
 
@@ -59,20 +55,34 @@ def masked(
     raises ValueError: a cache filled under a different mask, or a masked cache given to the whole model. (This block
     mask has nothing to do with the ``BlockMask`` of torch's FlexAttention, which masks attention scores.)
 
+    Phases: a forward on a KV cache that holds tokens is a decode step; every other forward is a prefill, that is the
+    first one on an empty cache and all without a cache. So of a prompt given in several chunks only the first is the
+    prefill, and without a cache ``"decode"`` changes nothing and ``"prefill"`` is the same as ``"both"``.
+
+    - ``"decode"``: the prefill runs all blocks, decode steps only the active ones. The first decode step drops the
+      prompt's keys and values of the skipped blocks, which nothing reads again. A cache that the whole model filled may
+      be decoded with under this mask; from then on it belongs to the mask.
+    - ``"prefill"``: a block that skips the prefill has no keys and values of the prompt, so decode steps skip it too,
+      which is the same as ``"both"``. ``decode_without_prompt`` runs it nevertheless: in this block a decoded token
+      then attends to the decoded tokens alone, itself included, at their true positions.
+
     Args:
         model: any module that holds a Hugging Face decoder, see :func:`~lit_depth.functional.blocks.find_blocks`.
         mask: bool ``[num_blocks]``, True = the block runs.
         blocks: dotted path of the block list where it cannot be found unambiguously.
         granularity: what one entry of the mask switches. Only ``"block"`` so far.
-        phase: the steps of generation that the mask applies to. Only ``"both"`` so far.
+        phase: the forwards that the mask applies to, see above.
+        decode_without_prompt: with ``phase="prefill"``: run the skipped blocks in decode steps.
 
     Returns:
         A context manager that yields ``model``. Arguments are checked before it is entered.
 
     Raises:
         ValueError: a mask of the wrong length, dtype or shape or without an active block; no decoder blocks; a model
-            whose blocks depend on one another by index (shared KV, deep-stack visual features); encoder-decoders.
-        NotImplementedError: ``"sublayer"``, ``"prefill"``, ``"decode"`` and per-row masks ``[batch, num_blocks]``.
+            whose blocks depend on one another by index (shared KV, deep-stack visual features); encoder-decoders;
+            ``decode_without_prompt`` in another phase. In a forward with ``decode_without_prompt``: a block with a
+            recurrent state, attention biases per key (ALiBi), or masks other than tensors (flex attention).
+        NotImplementedError: ``"sublayer"`` and per-row masks ``[batch, num_blocks]``.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=3)
@@ -81,15 +91,28 @@ def masked(
     ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
     >>> cache.is_dummy, cache.get_seq_length()
     ([True, False, False], 2)
+    >>> with masked(model, [False, True, True], phase="decode"):
+    ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
+    ...     print(cache.is_dummy, cache.get_seq_length())
+    ...     _ = model(torch.tensor([[3]]), past_key_values=cache)
+    [False, False, False] 2
+    >>> cache.is_dummy, cache.get_seq_length()
+    ([True, False, False], 3)
     """
-    _check_choice("granularity", granularity, ("block", "sublayer"), supported="block")
-    _check_choice("phase", phase, ("both", "prefill", "decode"), supported="both")
+    _check_choice("granularity", granularity, ("block", "sublayer"))
+    _check_choice("phase", phase, ("both", "prefill", "decode"))
+    if granularity != "block":
+        raise NotImplementedError(f"granularity={granularity!r} is not supported yet; use 'block'")
+    if decode_without_prompt and phase != "prefill":
+        raise ValueError(f"expected decode_without_prompt with phase='prefill' only, given phase={phase!r}")
     module_list = find_blocks(model, blocks)
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.dtype == torch.bool and mask.shape[1] == len(module_list):
         raise NotImplementedError("per-row masks [batch, num_blocks] are not supported yet; pass one mask [num_blocks]")
     active = check_mask(mask, len(module_list)).tolist()
     _refuse_coupled_blocks(find_decoder(model, module_list), module_list)
-    return _masked(model, list(module_list), active)
+    # without the prompt's keys and values there is nothing to decode on, so the block is skipped in both
+    is_same = phase == "both" or (phase == "prefill" and not decode_without_prompt)
+    return _masked(model, list(module_list), active, "both" if is_same or all(active) else phase)
 
 
 def check_mask(mask: Tensor | Sequence[bool], num_blocks: int) -> Tensor:
@@ -163,66 +186,9 @@ def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
     return None
 
 
-class SkippedLayer(DummyLayer):
-    """Cache entry of a skipped block: stores nothing, and refuses the block if it runs after all."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Raise ValueError; like its base, accept None so that caches can be rebuilt across processes."""
-        if key_states is None and value_states is None:
-            return super().update(key_states, value_states)
-        raise ValueError(
-            "this KV cache was made under a mask that skips a block which now runs; "
-            "make a new cache for every mask, and one for the whole model"
-        )
-
-
-def claim_entries(cache: Cache, owned: Sequence[bool]) -> None:
-    """Make ``cache`` hold entries for the owned blocks only: placeholders go where ``owned`` is False.
-
-    Nothing happens when the cache already has this pattern. All checks come before the first change.
-
-    Raises:
-        ValueError: the cache holds tokens written under another pattern, or it is of a kind or size that does not fit.
-    """
-    if isinstance(cache, EncoderDecoderCache):
-        raise ValueError("expected the cache of a decoder-only model, given an EncoderDecoderCache")
-    layers = cache.layers
-    if cache.layer_class_to_replicate is not None:
-        # a cache that grows on first use: let it grow now, so that every block finds its own entry
-        layers.extend(cache.layer_class_to_replicate() for _ in range(len(owned) - len(layers)))
-    if len(layers) < len(owned):
-        raise ValueError(f"expected a KV cache with an entry for each of {len(owned)} blocks, given {len(layers)}")
-    missing = []
-    for block_idx, is_owned in enumerate(owned):
-        entry = layers[block_idx]
-        if is_owned and type(entry) is SkippedLayer:
-            raise ValueError(
-                f"block {block_idx} is active, but this KV cache was made under a mask that skips it; make a new cache"
-            )
-        if not is_owned and not isinstance(entry, DummyLayer):
-            missing.append(block_idx)
-    if not missing:
-        return
-    if any(map(_is_filled, layers)):
-        raise ValueError(
-            f"this KV cache was filled without skipping blocks {missing}, which the mask skips; make a new cache"
-        )
-    for block_idx in missing:
-        layers[block_idx] = SkippedLayer()
-
-
-def _check_choice(argument: str, given: str, known: tuple[str, ...], supported: str) -> None:
+def _check_choice(argument: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
         raise ValueError(f"expected {argument} to be one of {', '.join(known)}, given {given!r}")
-    if given != supported:
-        raise NotImplementedError(f"{argument}={given!r} is not supported yet; use {supported!r}")
-
-
-def _is_filled(entry: CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer) -> bool:
-    if isinstance(entry, CacheLayerMixin):
-        # the length of a static entry is a tensor on the device; it is read only while placeholders are still missing
-        return entry.is_initialized and int(entry.get_seq_length()) > 0
-    return isinstance(entry, LinearAttentionCacheLayerMixin) and any(entry.has_previous_state.values())
 
 
 class _Identity:
@@ -236,45 +202,114 @@ class _Identity:
         return hidden_states if self.other_outputs is None else (hidden_states, *self.other_outputs)
 
 
+class _PhasedForward(_Identity):
+    """Stands in for the ``forward`` of a block that is skipped in one phase only; the cache says in which one it is."""
+
+    def __init__(self, replaced: object, block: nn.Module, block_idx: int) -> None:
+        block_forward = type(block).forward
+        super().__init__(replaced, _num_outputs(block_forward))
+        self.real: Any = block_forward.__get__(block) if replaced is _ABSENT else replaced
+        self.arguments = list(inspect.signature(block_forward).parameters)[2:]  # after self and hidden_states
+        self.block_idx = block_idx
+
+
+class _SkipInDecode(_PhasedForward):
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        cache = _find_cache(args, kwargs)
+        if cache is not None and isinstance(cache.layers[self.block_idx], SkippedLayer):
+            return super().__call__(hidden_states)
+        return self.real(hidden_states, *args, **kwargs)
+
+
+class _SkipInPrefill(_PhasedForward):
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        cache = _find_cache(args, kwargs)
+        entry = None if cache is None else cache.layers[self.block_idx]
+        if not isinstance(entry, DecodedLayer) or not entry.prompt_length:
+            return super().__call__(hidden_states)
+        arguments = dict(zip(self.arguments, args)) | kwargs
+        biased = [name for name in ("alibi", "position_bias") if arguments.get(name) is not None]
+        if biased:
+            raise ValueError(f"cannot decode without the prompt: block {self.block_idx} takes {', '.join(biased)}")
+        arguments["attention_mask"] = _decoded_columns(arguments.get("attention_mask"), entry, hidden_states.shape[1])
+        entry.is_open = True
+        try:
+            return self.real(hidden_states, **arguments)
+        finally:
+            entry.is_open = False
+
+
+def _decoded_columns(attention_mask: object, entry: DecodedLayer, num_new: int) -> Tensor | None:
+    """Cut an attention mask, made for the whole sequence, to the keys that ``entry`` holds.
+
+    Args:
+        attention_mask: ``[..., keys]``, bool, additive, or of zeros and ones; None = every key is visible.
+        num_new: tokens of this forward, which the entry is about to be given.
+    """
+    if attention_mask is None and not entry.is_compileable:
+        return None
+    if not isinstance(attention_mask, Tensor):
+        given = "none for a static cache" if attention_mask is None else type(attention_mask).__name__
+        raise ValueError(f"cannot decode without the prompt: expected a tensor as attention mask, given {given}")
+    length, offset = entry.entry.get_mask_sizes(num_new)
+    num_columns, num_seen = attention_mask.shape[-1], entry.prompt_length + entry.num_tokens + num_new
+    # columns are positions: they end with the newest token where entries grow or slide, begin at 0 where there is room
+    first_position = max(0, num_seen - num_columns)
+    start = entry.prompt_length + offset - first_position
+    if start < 0:
+        raise ValueError(
+            f"cannot decode without the prompt: the attention mask begins at position {first_position}, but a skipped "
+            f"block needs it from {entry.prompt_length + offset} on; keep a block that attends as far back active"
+        )
+    columns = attention_mask[..., start : start + length]
+    # room of a static entry beyond the positions that the mask speaks of
+    hidden = torch.finfo(columns.dtype).min if columns.is_floating_point() else 0
+    missing = length - columns.shape[-1]
+    return nn.functional.pad(columns, (0, missing), value=hidden) if missing else columns
+
+
 @contextmanager
-def _masked(model: nn.Module, blocks: list[nn.Module], active: list[bool]) -> Iterator[nn.Module]:
+def _masked(model: nn.Module, blocks: list[nn.Module], active: list[bool], phase: Phase) -> Iterator[nn.Module]:
     found = [_instance_forward(block) for block in blocks]
     # what the blocks run outside every mask: an outer mask is replaced, not combined with
     own = [forward.replaced if isinstance(forward, _Identity) else forward for forward in found]
-    pattern = tuple(active)
-    outer = _PATTERNS.get(blocks[0])
-    _PATTERNS[blocks[0]] = pattern
+    outer = _CLAIMS.get(blocks[0])
+    _CLAIMS[blocks[0]] = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase](active)
     hook = blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)
     try:
-        for block, is_active, forward in zip(blocks, active, own):
-            if not is_active:
+        for block_idx, (block, is_active, forward) in enumerate(zip(blocks, active, own)):
+            if not is_active and phase == "both":
                 forward = _Identity(forward, _num_outputs(type(block).forward))
+            elif not is_active:
+                forward = (_SkipInDecode if phase == "decode" else _SkipInPrefill)(forward, block, block_idx)
             _set_instance_forward(block, forward)
         yield model
     finally:
         hook.remove()
         if outer is None:
-            del _PATTERNS[blocks[0]]
+            del _CLAIMS[blocks[0]]
         else:
-            _PATTERNS[blocks[0]] = outer
+            _CLAIMS[blocks[0]] = outer
         for block, forward in zip(blocks, found):
             _set_instance_forward(block, forward)
 
 
-# first block of a model -> the mask of its innermost context, so that the hooks of nested contexts agree
-_PATTERNS: weakref.WeakKeyDictionary[nn.Module, tuple[bool, ...]] = weakref.WeakKeyDictionary()
+# first block of a model -> the claim of its innermost context, so that the hooks of nested contexts agree
+_CLAIMS: weakref.WeakKeyDictionary[nn.Module, Claim] = weakref.WeakKeyDictionary()
 
 
 def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    pattern = _PATTERNS[block]
+    cache = _find_cache(args, kwargs)
+    if cache is not None:
+        _CLAIMS[block](cache)
+
+
+def _find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
     # families name the argument differently (past_key_values, layer_past, cache_params), so look for the type
     for value in (*kwargs.values(), *args):
         if isinstance(value, Cache):
-            # a cache that has been through this is not looked over again at every decode step
-            if getattr(value, "_lit_depth_pattern", None) is not pattern:
-                claim_entries(value, pattern)
-                value._lit_depth_pattern = pattern  # type: ignore[attr-defined]
-            return
+            return value
+    return None
 
 
 def _instance_forward(block: nn.Module) -> object:

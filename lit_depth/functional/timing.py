@@ -21,12 +21,16 @@ class StageTimer:
     Events are read once at the end; nothing waits for the device in between.
 
     The boundaries are found by hooks: the model's forward begins, its decoder begins (everything before it, which is
-    the vision tower, the connector and the embedding, is the *vision* stage), its forward ends. The first forward is
-    the prefill, each further one a decode step.
+    the vision tower, the connector and the embedding, is the *vision* stage), its forward ends. A forward over more
+    than one token per row, and the first one of all, is a prefill and begins a request; each further one is a decode
+    step of it. (A prompt given in several pieces therefore counts as several requests.)
 
     Args:
         model: A Hugging Face decoder (text or vision-language).
         blocks: Dotted path of the decoder blocks, where they cannot be found.
+
+    Raises:
+        ValueError: If the blocks cannot be found.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,26 +38,27 @@ class StageTimer:
         >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
         >>> with StageTimer(model) as timer:
         ...     _ = model.generate(torch.tensor([[1, 2]]), max_new_tokens=3, min_new_tokens=3)
-        >>> stages = timer.stages_ms()
-        >>> sorted(stages), len(stages["decode_steps"])
-        (['decode', 'decode_per_token', 'decode_steps', 'prefill', 'total', 'vision'], 2)
+        >>> (request,) = timer.requests()
+        >>> len(request["decode_steps"]), request["num_text_tokens"], request["num_output_tokens"]
+        (2, 2, 3)
     """
 
     def __init__(self, model: nn.Module, blocks: str | None = None) -> None:
         self.model = model
         self.decoder = find_decoder(model, find_blocks(model, blocks)) or model
         self.cuda = next(model.parameters()).device.type == "cuda"
-        self._marks: list[Any] = []
+        self._forwards: list[_Forward] = []
+        self._open: _Forward | None = None
         self._hooks: list[Any] = []
 
     def __enter__(self) -> StageTimer:
-        self._marks = []
+        self._forwards, self._open = [], None
         self._hooks = [
-            self.model.register_forward_pre_hook(self._mark),
-            self.model.register_forward_hook(self._mark),
+            # first and last of all hooks: what others do belongs to the forward
+            self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True),
+            self.decoder.register_forward_pre_hook(self._reach_decoder),
+            self.model.register_forward_hook(self._end),
         ]
-        if self.decoder is not self.model:
-            self._hooks.append(self.decoder.register_forward_pre_hook(self._mark))
         return self
 
     def __exit__(
@@ -62,50 +67,104 @@ class StageTimer:
         for hook in self._hooks:
             hook.remove()
 
-    def _mark(self, *_: Any) -> None:
-        if self.cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # one that an exception ended is left behind
+        self._open = _Forward(self._now(), _inputs(args, kwargs))
 
-    def stages_ms(self) -> dict[str, Any]:
-        """Milliseconds per stage of what ran inside the context.
+    def _reach_decoder(self, *_: Any) -> None:
+        if self._open is not None:
+            self._open.decoder = self._now()
+
+    def _end(self, *_: Any) -> None:
+        if self._open is not None:
+            self._open.end = self._now()
+            self._forwards.append(self._open)
+            self._open = None
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def requests(self) -> list[dict[str, Any]]:
+        """What each request that ran inside the context took, in milliseconds, and how many tokens it had.
 
         Returns:
-            ``vision``, ``prefill``, ``decode`` (all steps with what lies between them), ``decode_per_token`` (None
-            without a step), ``decode_steps`` (a list) and ``total`` = vision + prefill + decode.
-
-        Raises:
-            ValueError: If the model did not run, or did not finish.
+            For each request ``vision``, ``prefill``, ``decode`` (all steps with what lies between them),
+            ``decode_per_token`` (None without a step), ``decode_steps`` (a list), ``total`` = vision + prefill +
+            decode; ``batch_size``, and over all rows ``num_text_tokens`` and ``num_vision_tokens`` of the prompts
+            without padding, and ``num_output_tokens``.
         """
-        per_forward = 3 if self.decoder is not self.model else 2
-        if not self._marks or len(self._marks) % per_forward:
-            raise ValueError(f"expected {per_forward} marks per finished forward, got {len(self._marks)} in all")
+        groups: list[list[_Forward]] = []
+        for forward in self._forwards:
+            if not groups or forward.query_length > 1:
+                groups.append([])
+            groups[-1].append(forward)
         if self.cuda:
             torch.cuda.synchronize()
-            times = np.array([self._marks[0].elapsed_time(mark) for mark in self._marks])
-        else:
-            times = (np.array(self._marks) - self._marks[0]) * 1000.0
-        forwards = times.reshape(-1, per_forward)
+        return [self._describe(group) for group in groups]
+
+    def _describe(self, forwards: list[_Forward]) -> dict[str, Any]:
+        first, last = forwards[0], forwards[-1]
         steps = len(forwards) - 1
-        decode = float(forwards[-1, -1] - forwards[0, -1])
+        decode = self._ms(first.end, last.end)
+        rows, text, vision = first.count_tokens(self.model)
         return {
-            "vision": float(forwards[0, -2] - forwards[0, 0]),
-            "prefill": float(forwards[0, -1] - forwards[0, -2]),
+            "vision": self._ms(first.start, first.decoder),
+            "prefill": self._ms(first.decoder, first.end),
             "decode": decode,
             "decode_per_token": decode / steps if steps else None,
-            "decode_steps": (forwards[1:, -1] - forwards[1:, 0]).tolist(),
-            "total": float(forwards[-1, -1] - forwards[0, 0]),
+            "decode_steps": [self._ms(forward.start, forward.end) for forward in forwards[1:]],
+            "total": self._ms(first.start, last.end),
+            "batch_size": rows,
+            "num_text_tokens": text,
+            "num_vision_tokens": vision,
+            "num_output_tokens": rows * len(forwards),
         }
+
+    def _ms(self, start: Any, end: Any) -> float:
+        return start.elapsed_time(end) if self.cuda else (end - start) * 1000.0
+
+
+class _Forward:
+    """Marks of one forward of the model, and the inputs that tell its tokens (looked at when all is over)."""
+
+    def __init__(self, start: Any, inputs: dict[str, Any]) -> None:
+        self.start, self.decoder, self.end = start, start, start
+        tokens = inputs.get("input_ids")
+        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+        self.batch_size, self.query_length = (1, 1) if tokens is None else tuple(tokens.shape[:2])
+        # decode steps have none to count, and would keep their inputs alive
+        self.inputs = inputs if self.query_length > 1 else {}
+
+    def count_tokens(self, model: nn.Module) -> tuple[int, int, int]:
+        """Rows, and text and vision tokens of all rows without padding."""
+        ids, mask = self.inputs.get("input_ids"), self.inputs.get("attention_mask")
+        real = self.batch_size * self.query_length if mask is None or mask.ndim != 2 else int((mask != 0).sum())
+        vision = 0
+        if "image_input_idx" in self.inputs:
+            vision = int((self.inputs["image_input_idx"] >= 0).sum())
+        elif ids is not None:
+            config = getattr(model, "config", None)
+            token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+            vision = 0 if token is None else int((ids == token).sum())
+        return self.batch_size, real - vision, vision
+
+
+def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    named = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
+    if args and isinstance(args[0], Tensor):
+        named["input_ids"] = args[0]
+    return named
 
 
 @torch.no_grad()
 def time_generation(
     model: nn.Module, inputs: Mapping[str, Tensor], *, new_tokens: int, blocks: str | None = None
 ) -> dict[str, Any]:
-    """Time a greedy generation of exactly ``new_tokens`` tokens; see `StageTimer.stages_ms` for the result."""
+    """Time a greedy generation of exactly ``new_tokens`` tokens; see `StageTimer.requests` for the result."""
     with StageTimer(model, blocks) as timer:
         model.generate(  # type: ignore[operator]
             **inputs,
@@ -116,7 +175,8 @@ def time_generation(
             eos_token_id=None,
             pad_token_id=0,
         )
-    return timer.stages_ms()
+    (request,) = timer.requests()
+    return request
 
 
 def summarize(samples: list[float]) -> dict[str, float | None]:

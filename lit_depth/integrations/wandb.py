@@ -61,6 +61,7 @@ in one chart; the last has latency in milliseconds on its x axis |
     | ``figures/m5_...`` | the PNG figures in ``folder`` |
     | summary ``answers/<question>``, ``answers/<question>_text`` | the four answers |
     | summary ``full/quality``, ``full/latency_ms/total`` | the model with all its blocks |
+    | ``figures/m5_quality_vs_blocks_<task>``, summary ``full/quality/<task>`` | each of several tasks |
 
     The JSON file itself becomes the artifact ``m5_mask_strategy_comparison`` of type ``comparison``. Nothing is
     averaged or rounded here: every number is one of the JSON's.
@@ -90,6 +91,11 @@ in one chart; the last has latency in milliseconds on its x axis |
     table = wandb.Table(columns=list(COLUMNS), data=[_table_row(strategy) for strategy in comparison["strategies"]])
     run.log({"compare/strategies": table, **_charts(policies, comparison), **_images(comparison, folder / "figures")})
     run.summary.update(_summary(comparison))
+    for task in comparison.get("tasks", ()):  # type: ignore[attr-defined]
+        figure = folder / "figures" / f"m5_quality_vs_blocks_{task['task']}.png"
+        if figure.is_file():
+            run.log({f"figures/{figure.stem}": wandb.Image(str(figure))})
+        run.summary[f"full/quality/{task['task']}"] = task["full"]["quality"]
     artifact = wandb.Artifact(
         result.stem, type="comparison", metadata={key: comparison[key] for key in ("task", "metric", "num_samples")}
     )
@@ -163,6 +169,45 @@ def log_consistency(logger: WandbLogger, result: dict[str, Any], folder: str | P
     run.log({"consistency/pairs": table, **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
     artifact = wandb.Artifact("consistency", type="consistency", metadata={"splits": result["splits"]})
     artifact.add_file(str(folder / "consistency.json"))
+    run.log_artifact(artifact)
+
+
+@rank_zero_only
+def log_latency(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
+    """Log latency against active blocks to a logger's run, online or offline.
+
+    | key | what |
+    |---|---|
+    | ``latency/configurations`` | one row per mask: medians of all stages in milliseconds, share of the full model |
+    | ``figures/latency_vs_blocks`` | the figure in ``folder`` |
+    | summary ``latency/<stage>_ms_per_block``, ``latency/<stage>_ms_fixed`` | the fitted lines |
+
+    The two JSON files become the artifact ``latency`` of type ``latency``.
+
+    Args:
+        logger: Its run is created if there is none yet, and stays open.
+        result: Content of ``latency_details.json``.
+        folder: Folder of the result.
+    """
+    folder, run = Path(folder), logger.experiment
+    stages = list(result["configurations"][0]["latency_ms"])
+    rows = []
+    for entry in result["configurations"]:
+        times = [entry["latency_ms"][stage] for stage in stages]
+        medians = [None if time is None else time["P50"] for time in times]
+        head = [", ".join(entry["policies"]), entry["num_active_blocks"], entry["mask_id"]]
+        rows.append([*head, *medians, entry["of_full"]["total"]["ratio"]])
+    columns: list[str | int] = ["policies", _STEP, "mask_id", *(f"{stage}_P50_ms" for stage in stages), "of_full"]
+    figures = sorted((folder / "figures").glob("latency*.png"))
+    images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
+    run.log({"latency/configurations": wandb.Table(columns=columns, data=rows), **images})
+    for stage, line in result["fits"].items():
+        run.summary.update(
+            {f"latency/{stage}_ms_per_block": line["slope"], f"latency/{stage}_ms_fixed": line["intercept"]}
+        )
+    artifact = wandb.Artifact("latency", type="latency", metadata={"device": result["device"]})
+    for name in ("latency.json", "latency_details.json"):
+        artifact.add_file(str(folder / name))
     run.log_artifact(artifact)
 
 

@@ -147,6 +147,9 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     Raises:
         ValueError: If no latency was measured.
     """
+    # brings torch along, which reading and drawing results do without
+    from lit_depth.functional.selection import pareto_frontier
+
     _times_by_count(comparison)
     figure, axes = _figure(comparison)
     points: list[tuple[float, float, int]] = []
@@ -186,26 +189,6 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     axes.set_title(_title(comparison, "numbers: active blocks"), loc="left", fontsize=11)
     _legend(figure, axes)
     return figure
-
-
-def pareto_frontier(points: Sequence[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
-    """Points that no other point beats: for each, nothing is at least as fast and better, or faster and as good.
-
-    Args:
-        points: (time, quality, anything) each.
-
-    Returns:
-        The frontier by increasing time (and so by strictly increasing quality).
-
-    Example:
-        >>> pareto_frontier([(3.0, 0.9, 8), (1.0, 0.5, 4), (2.0, 0.4, 6), (4.0, 0.9, 10)])
-        [(1.0, 0.5, 4), (3.0, 0.9, 8)]
-    """
-    frontier: list[tuple[float, float, int]] = []
-    for point in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not frontier or point[1] > frontier[-1][1]:
-            frontier.append(point)
-    return frontier
 
 
 def _figure(comparison: Comparison) -> tuple[Figure, Axes]:

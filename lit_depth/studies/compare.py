@@ -66,12 +66,12 @@ def compare(
     """Run the comparison; arguments and result as for `lit_depth.DepthTrainer.compare`."""
     num_blocks = model.num_blocks
     keep = list(keep or ())
-    names, counts = _check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)
+    names, counts = check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)
     custom = plan_indices(active_block_indices, num_blocks) if active_block_indices else None
     # all arguments are checked before anything is measured
     plan_masks(names, counts, num_blocks, [0.0] * num_blocks, num_seeds, keep)
     needs_importance = custom is None and "importance" in names
-    file = _read_importance(importance, datamodule) if importance and needs_importance else None
+    file = read_importance(importance, datamodule) if importance and needs_importance else None
     given = None if file is None else to_importance(file, num_blocks, str(importance), keep)
     check_shares(confidence, max_bad_samples)
     measures_importance = needs_importance and given is None
@@ -286,13 +286,14 @@ def _row(rows: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return row
 
 
-def _check_plan(
+def check_plan(
     policies: Sequence[str] | None,
     counts: Sequence[int] | None,
     num_blocks: int,
     num_seeds: int,
     keep: Sequence[int],
 ) -> tuple[list[str], list[int]]:
+    """Policies and numbers of active blocks that a command asks for, checked; None stands for all."""
     names = list(dict.fromkeys(POLICIES if policies is None else policies))
     unknown = [name for name in names if name not in POLICIES]
     if unknown or not names:
@@ -307,7 +308,7 @@ def _check_plan(
     return names, chosen
 
 
-def _read_importance(path: str, datamodule: DepthDataModule) -> Any:
+def read_importance(path: str, datamodule: DepthDataModule) -> Any:
     """The content of a ``{"0": 0.6, ...}`` file; refuse one that was measured on what this run reports on."""
     try:
         scores = json.loads(Path(path).read_text(encoding="utf-8"))

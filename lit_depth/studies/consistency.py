@@ -126,24 +126,23 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
 
 
 def _explain(result: dict[str, Any]) -> str:
-    """The verdicts in words, one sentence per pair."""
-    sentences = []
+    """The verdicts in words, one sentence per pair and measure."""
+    threshold, sentences = result["threshold"], []
     for pair in result["pairs"]:
-        entry, threshold = pair["quality"], result["threshold"]
-        head = f"{pair['a']} against {pair['b']}: {entry['verdict']}"
-        if entry["spearman"] is None:
-            sentences.append(f"{head}; all blocks cost the same on one side, which is no order.")
-            continue
-        low, high = entry["ci"]
-        text = f"{head} (Spearman {entry['spearman']:.3f}, free of noise in [{low:.3f}, {high:.3f}])."
-        if entry["verdict"] == "not shown":
+        for key, label in (("quality", "quality"), ("reference_logprob", "reference log-probability")):
+            entry = pair[key]
+            text = f"{pair['a']} against {pair['b']}, by {label}: {entry['verdict']}"
+            if entry["spearman"] is None:
+                sentences.append(f"{text}; on one side all blocks cost the same, or images are too few: no order.")
+                continue
+            low, high = entry["ci"]
+            text += f" (Spearman {entry['spearman']:.3f}, free of noise in [{low:.3f}, {high:.3f}])."
             needed = entry["samples_needed"]
-            text += (
-                f" At least about {needed[0]} and {needed[1]} samples are needed to show {threshold:g}."
-                if needed
-                else f" No number of samples up to 1024 times these is likely to show {threshold:g}."
-            )
-        sentences.append(text)
+            if entry["verdict"] == "not shown" and needed:
+                text += f" At least about {needed[0]} and {needed[1]} samples are needed to show {threshold:g}."
+            elif entry["verdict"] == "not shown":
+                text += f" No number of samples up to 1024 times these is likely to show {threshold:g}."
+            sentences.append(text)
     return "\n\n".join(sentences)
 
 

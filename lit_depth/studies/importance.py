@@ -166,7 +166,7 @@ def _rows(task: dict[str, Any]) -> list[list[Any]]:
             [
                 entry["block"],
                 *_interval(quality),
-                f"{quality['p_holm']:.3f}",
+                _p_value(quality["p_holm"]),
                 quality["rank"],
                 _span(quality["rank_ci"]),
                 *_interval(logprob),
@@ -192,12 +192,16 @@ def agreement_rows(pairs: Sequence[dict[str, Any]]) -> list[list[Any]]:
                     label,
                     entry["spearman"],
                     f"[{low:+.3f}, {high:+.3f}]",
-                    entry["p_value"],
+                    None if entry["p_value"] is None else _p_value(entry["p_value"]),
                     entry["verdict"],
                     " / ".join(map(str, needed)) if needed else None,
                 ]
             )
     return rows
+
+
+def _p_value(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _interval(entry: dict[str, Any]) -> tuple[str, str]:

@@ -61,14 +61,15 @@ def describe_agreement(
         that measurements without noise would show, ``verdict`` "consistent", "not consistent" or "not shown",
         ``samples_needed`` of either measurement for its lower limit to pass the threshold (null: none would, as far as
         can be seen). All are null where the drops of one side are all equal, which is no order, or where there are
-        fewer than 4 blocks.
+        fewer than 4 blocks or images.
     """
     entries = {}
     for measure in MEASURES:
         values = [drops(each, blocks, num_blocks, measure) for each in (first, second)]
         entry: dict[str, Any] = dict.fromkeys(("spearman", "p_value", "ci", "samples_needed"))
         entry["verdict"] = "not shown"
-        if len(blocks) >= 4 and all(np.ptp(each.mean(axis=1)) > 0 for each in values):
+        enough = len(blocks) >= 4 and all(len(set(each.images)) >= 4 for each in (first, second))
+        if enough and all(np.ptp(each.mean(axis=1)) > 0 for each in values):
             found = rank_agreement(
                 values[0], values[1], first.images, second.images, threshold=threshold, confidence=confidence
             )

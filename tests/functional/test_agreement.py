@@ -49,6 +49,22 @@ def test_the_true_correlation_lies_between_the_limits(monkeypatch, num_samples, 
     assert num_samples < 1000 or np.mean(widths) < 1.2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_blocks", "num_samples"), [(16, 20), (16, 40), (32, 40), (32, 128)])
+def test_few_samples_do_not_make_equal_orders_inconsistent(monkeypatch, num_blocks, num_samples):
+    """200 simulated studies with the same true order on both sides, nominal 95%."""
+    monkeypatch.setattr(agreement, "_needed", lambda *_: None)
+    rng = np.random.default_rng([num_blocks, num_samples])
+    held = 0
+    for run in range(200):
+        truth = 0.05 * rng.normal(size=(num_blocks, 1))
+        sides = [
+            truth + 0.5 * rng.normal(size=num_samples) + rng.normal(size=(num_blocks, num_samples)) for _ in range(2)
+        ]
+        held += rank_agreement(*sides, seed=run).high >= 1 - 1e-9
+    assert held >= 0.93 * 200
+
+
 def test_noise_alone_does_not_make_two_equal_orders_inconsistent():
     rng = np.random.default_rng(3)
     _, samples = simulate(rng, 1.0, 0.05, 300)
@@ -72,7 +88,7 @@ def test_opposite_and_unrelated_orders():
     drops = np.arange(NUM_BLOCKS)[:, None] + 0.1 * rng.normal(size=(2, NUM_BLOCKS, 50))
     opposite = rank_agreement(drops[0], -drops[1])
     assert opposite.spearman == -1 and opposite.high < -0.9 and opposite.factor is None
-    assert opposite.p_value < 1e-6
+    assert opposite.p_value == 1e-4
 
 
 def test_sides_and_seeds_do_not_matter_and_images_do():

@@ -434,3 +434,17 @@ def test_pairs_without_difference_are_rarely_told_apart() -> None:
         for _ in range(300)
     )
     assert wrong <= stats.binom.ppf(0.995, 300, 0.05)
+
+
+def test_the_p_value_of_a_rank_correlation_is_never_zero_where_ties_or_order_leave_little_to_see():
+    """One block stands out on both sides: one of sixteen orders in sixteen looks as strong."""
+    values = np.zeros(16)
+    values[3] = 1.0
+    assert spearman(values, values)[1] == pytest.approx(1 / 16, abs=0.01)
+    assert spearman(np.arange(12), np.arange(12))[1] == pytest.approx(1e-4)
+    rng = np.random.default_rng(0)
+    rounded = rng.integers(0, 4, size=(2, 30)).astype(float)
+    expected = stats.permutation_test(
+        (rounded[0],), lambda x: stats.spearmanr(x, rounded[1]).statistic, permutation_type="pairings", n_resamples=9999
+    )
+    assert spearman(*rounded)[1] == pytest.approx(expected.pvalue, abs=0.02)

@@ -201,6 +201,7 @@ def test_importance_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
     for task in tasks:
         task["blocks"] = [block(index) for index in range(4)]
     result = {"tasks": tasks, "macro": tasks[0]["blocks"], "split": "calibration", "confidence": 0.95}
+    result["agreement"] = [{"a": "a", "b": "b", "quality": {"spearman": 0.5}}]
     folder = tmp_path / "result"
     write_json(folder / "importance.json", result)
     figures = write_importance_figures(result, folder / "figures")
@@ -223,6 +224,32 @@ def test_importance_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
     (entry,) = artifact.manifest.contents
     assert Path(entry.local_path).read_bytes() == (folder / "importance.json").read_bytes()
     assert logged.summary["full/quality/a"] == 0.75
+
+
+def test_consistency_and_latency_are_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_depth.integrations.wandb import log_consistency, log_latency
+
+    known = {"spearman": 0.8, "p_value": 0.01, "ci": [0.5, 0.97], "verdict": "not shown"}
+    unknown = dict.fromkeys(("spearman", "p_value", "ci")) | {"verdict": "not shown"}
+    result = {"splits": ["validation"], "pairs": [{"a": "x", "b": "y", "quality": known, "reference_logprob": unknown}]}
+    write_json(tmp_path / "result" / "consistency.json", result)
+    logged = offline_run(lambda logger: log_consistency(logger, result, tmp_path / "result"), tmp_path, monkeypatch)
+    rows = read_table(logged, logged.history[0]["consistency/pairs"])
+    assert [row["spearman"] for row in rows] == [0.8, None] and rows[0]["noise_free_high"] == 0.97
+    assert logged.summary["spearman/x - y"] == 0.8 and logged.summary["verdict/x - y"] == "not shown"
+    assert [artifact.type for artifact in logged.artifacts if artifact.type == "consistency"] == ["consistency"]
+
+    times = {"total": {"P50": 40.0}, "decode_per_token": None}
+    entry = {"policies": ["prefix"], "num_active_blocks": 4, "mask_id": "1111", "latency_ms": times}
+    entry["of_full"] = {"total": {"ratio": 0.5}}
+    fits = {"total": {"slope": 2.0, "intercept": 9.0, "r2": 0.99}}
+    result = {"device": "some device", "configurations": [entry], "fits": fits}
+    for name in ("latency.json", "latency_details.json"):
+        write_json(tmp_path / "times" / name, result)
+    logged = offline_run(lambda logger: log_latency(logger, result, tmp_path / "times"), tmp_path / "2", monkeypatch)
+    (row,) = read_table(logged, logged.history[0]["latency/configurations"])
+    assert (row["total_P50_ms"], row["decode_per_token_P50_ms"], row["of_full"]) == (40.0, None, 0.5)
+    assert logged.summary["latency/total_ms_per_block"] == 2.0 and logged.summary["latency/total_ms_fixed"] == 9.0
 
 
 def test_without_latency_only_quality_is_logged(

@@ -9,19 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from lit_depth.results.figures import (
     latency_figure,
-    pareto_frontier,
     quality_figure,
     tradeoff_figure,
     write_figures,
 )
-
-points = st.lists(st.tuples(st.integers(0, 9).map(float), st.integers(0, 9).map(float), st.integers()), max_size=15)
 
 
 def test_figures_are_written_under_their_names(comparison: dict[str, Any], tmp_path: Path) -> None:
@@ -80,15 +75,6 @@ def test_any_policy_name_and_interval_can_be_drawn(comparison: dict[str, Any], t
         strategy["policy"] = f"rule {index}"
         strategy["quality_ci"] = [strategy["quality"] + 0.01] * 2  # need not contain the estimate
     assert len(write_figures(comparison, tmp_path)) == 3
-
-
-@given(points)
-def test_pareto_frontier_is_what_nothing_dominates(candidates: list[tuple[float, float, int]]) -> None:
-    def beaten(point: tuple) -> bool:
-        return any(other[0] <= point[0] and other[1] >= point[1] and other[:2] != point[:2] for other in candidates)
-
-    frontier = pareto_frontier(candidates)
-    assert {point[:2] for point in frontier} == {point[:2] for point in candidates if not beaten(point)}
 
 
 def test_importing_results_does_not_import_matplotlib() -> None:

@@ -31,15 +31,37 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_importance_of_every_dataset(checkpoint, folders, tmp_path, name):
     command = ["importance", "--data.task", name, "--data.path", folders / name, "--data.num_samples", "20"]
-    command += ["--split", "validation", "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
+    command += ["--model.checkpoint", checkpoint, "--output_dir", tmp_path]
     assert run(command) == 0
     folder = tmp_path / "importance" / "default"
     (task,) = json.loads((folder / "importance.json").read_text())["tasks"]
-    assert (task["task"], task["num_bad_samples"]) == (name, 0) and 10 <= task["num_samples"] <= 20
+    assert (task["task"], task["num_bad_samples"]) == (name, 0) and task["num_samples"] >= 8
     assert len(task["blocks"]) == 16 and 0 <= task["full"]["quality"] <= 10
     assert len(json.loads((folder / "layer_importance_scores.json").read_text())) == 16
     if name in ("science_qa_img", "mmmu"):
         assert len(task["parse_failed"]) == 17
+
+
+@pytest.mark.slow
+def test_malformed_rows_cost_every_mask_the_same_samples(checkpoint, tmp_path):
+    """Every third image is damaged, each in another way."""
+    rows, features = hub_fixtures.DATASETS["text_vqa"][0]("validation", 0, 96)
+    for index in range(0, 96, 3):
+        image = rows[index]["image"]["bytes"]
+        rows[index]["image"] = {"bytes": image[: 8 + len(image) * index // 200], "path": None}
+    hub_fixtures.write_rows(tmp_path / "data" / "validation.parquet", rows, features)
+    hub_fixtures.write_rows(tmp_path / "data" / "calibration.parquet", rows[1:3], features)
+    command = ["importance", "--data.task", "text_vqa", "--data.path", tmp_path / "data", "--split", "validation"]
+    command += ["--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--data.batch_size", "8"]
+    assert run([*command, "--name", "strict"]) == 2
+    assert run([*command, "--max_bad_samples", "0.5"]) == 0
+    folder = tmp_path / "importance" / "default"
+    (task,) = json.loads((folder / "importance.json").read_text())["tasks"]
+    assert (task["num_bad_samples"], task["num_samples"]) == (32, 64)
+    assert len(task["bad_samples"]) == 32 and all(task["bad_samples"].values())
+    frame = read_records((folder / "records" / "text_vqa" / "validation").glob("*.jsonl"))
+    samples = frame[frame["mask"] != "bad"].groupby("mask")["sample"].agg(frozenset)
+    assert len(samples) == 17 and samples.nunique() == 1 and not samples.iloc[0] & set(task["bad_samples"])
 
 
 @pytest.mark.slow

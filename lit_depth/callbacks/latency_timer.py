@@ -1,0 +1,167 @@
+"""Time the requests that a LightningModule answers: vision, prefill, decode steps, total."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from transformers import PreTrainedModel
+
+from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.timing import StageTimer, summarize
+
+STAGES = ("vision", "prefill", "decode", "decode_per_token", "total")
+
+
+class LatencyTimer(Callback):
+    """Measure every forward and ``generate`` of the Hugging Face model inside a module, in evaluation loops.
+
+    The module need not cooperate: hooks on its model mark the stages' boundaries (see
+    `lit_depth.functional.timing.StageTimer`), by CUDA events on a GPU, which are read when a batch is over. Used in
+    validation, test and prediction; each process times itself.
+
+    After the loop :attr:`samples` holds one entry per request and :attr:`summary` their percentiles, which loggers get
+    as ``latency/total_P50_ms`` and so on.
+
+    Args:
+        warmup_batches: Batches at the start of the loop that are run but not counted.
+        blocks: Dotted path of the block list from the LightningModule, where it cannot be found.
+
+    Raises:
+        ValueError: If ``warmup_batches`` is negative. At the start of the loop: if no decoder blocks can be found.
+
+    >>> LatencyTimer(warmup_batches=2).warmup_batches
+    2
+    """
+
+    def __init__(self, warmup_batches: int = 1, blocks: str | None = None) -> None:
+        super().__init__()
+        if warmup_batches < 0:
+            raise ValueError(f"warmup_batches must be at least 0, got {warmup_batches}")
+        self.warmup_batches = warmup_batches
+        self.blocks = blocks
+        self.samples: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
+        self._seen = 0
+        self._timer: StageTimer | None = None
+
+    def _start(self, pl_module: LightningModule) -> None:
+        self.samples, self.summary, self._seen = [], {}, 0
+        find_blocks(pl_module, self.blocks)  # fail before the loop, not in it
+        if next(pl_module.parameters()).device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def _batch_start(self, pl_module: LightningModule) -> None:
+        model, path = _language_model(pl_module, self.blocks)
+        self._timer = StageTimer(model, path).__enter__()
+
+    def _batch_end(self, batch_idx: int) -> None:
+        if self._timer is None:
+            return
+        timer, self._timer = self._timer, None
+        timer.__exit__(None, None, None)
+        self._seen += 1
+        if self._seen > self.warmup_batches:
+            self.samples += [{"batch": batch_idx, **request} for request in timer.requests()]
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.summary = describe(self.samples)
+        if next(pl_module.parameters()).device.type == "cuda":
+            self.summary["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        flat = {
+            f"latency/{stage}_{name}_ms": value
+            for stage in (*STAGES, "ttft")
+            for name, value in (self.summary.get(stage) or {}).items()
+            if value is not None
+        }
+        if flat:
+            for logger in trainer.loggers:
+                logger.log_metrics(flat, step=trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._batch_start(pl_module)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._batch_start(pl_module)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._batch_start(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._batch_end(batch_idx)
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._timer is not None:
+            self._timer.__exit__(None, None, None)
+            self._timer = None
+
+
+def describe(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Percentiles of every stage in milliseconds, of the time to the first token, and tokens per second.
+
+    Args:
+        samples: As `StageTimer.requests` gives them.
+
+    Returns:
+        ``{stage: summarize(...)}`` (None for a stage that no sample has), ``ttft`` = vision + prefill,
+        ``output_tokens_per_second`` over all samples, and ``num_requests``; only the last for no samples.
+
+    >>> describe([])
+    {'num_requests': 0}
+    """
+    if not samples:
+        return {"num_requests": 0}
+    found: dict[str, Any] = {}
+    for stage in STAGES:
+        values = [sample[stage] for sample in samples if sample[stage] is not None]
+        found[stage] = summarize(values) if values else None
+    found["ttft"] = summarize([sample["vision"] + sample["prefill"] for sample in samples])
+    seconds = sum(sample["total"] for sample in samples) / 1000
+    found["output_tokens_per_second"] = sum(sample["num_output_tokens"] for sample in samples) / seconds
+    return found | {"num_requests": len(samples)}
+
+
+def _language_model(pl_module: LightningModule, path: str | None) -> tuple[nn.Module, str | None]:
+    """The outermost Hugging Face model that holds the blocks, and their path from there."""
+    blocks = find_blocks(pl_module, path)
+    for name, module in pl_module.named_modules():
+        if isinstance(module, PreTrainedModel) and any(child is blocks for child in module.modules()):
+            return module, None if path is None else path.removeprefix(f"{name}.")
+    return pl_module, path

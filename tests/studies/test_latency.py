@@ -1,0 +1,105 @@
+"""``lit-depth latency``: the format that scripts read, and times that fit together."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from commands import run
+
+from lit_depth.studies.latency import _order
+
+SMALL = ["--num_samples", "3", "--new_tokens", "4"]
+SUMMARY = {"P50", "P95", "P99", "mean", "std", "min", "max"}
+SHAPE = {"num_active_blocks", "num_total_blocks", "active_block_indices"}
+TIMES = {"T_LLM_prefill", "T_LLM_decode", "T_vision_total", "T_total"}
+TOKENS = {"num_input_text_tokens", "num_vision_tokens", "num_output_tokens"}
+
+
+def test_writes_the_format_that_scripts_read(checkpoint, tmp_path, capsys):
+    command = ["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
+    command += ["--num_active_blocks", "4", "8", "16", "--policies", "prefix", "uniform"]
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "latency" / "default"
+    result = json.loads((folder / "latency.json").read_text())
+    assert set(result) == {"summary", "all_samples"}
+    assert [entry["num_active_blocks"] for entry in result["summary"]] == [16, 4, 8, 4, 8]
+    for entry in result["summary"]:
+        assert set(entry) == SHAPE | {"prefill", "decode"}
+        assert len(entry["active_block_indices"]) == entry["num_active_blocks"] and entry["num_total_blocks"] == 16
+        for stage in ("prefill", "decode"):
+            assert set(entry[stage]) == SUMMARY and entry[stage]["P99"] is None
+            assert 0 < entry[stage]["min"] <= entry[stage]["P50"] <= entry[stage]["P95"] <= entry[stage]["max"]
+    assert len(result["all_samples"]) == 5 * 3
+    for sample in result["all_samples"]:
+        assert set(sample) == {"sample_id"} | SHAPE | TIMES | TOKENS
+        parts = sample["T_vision_total"] + sample["T_LLM_prefill"] + sample["T_LLM_decode"]
+        assert sample["T_total"] == pytest.approx(parts, rel=0.03)
+        assert sample["num_output_tokens"] == 4 and sample["num_vision_tokens"] > 0
+    details = json.loads((folder / "latency_details.json").read_text())
+    assert details["fits"]["total"]["slope"] > 0 and 0 <= details["fits"]["total"]["r2"] <= 1
+    full, fewest = details["configurations"][:2]
+    assert full["of_full"]["total"] == {"ratio": 1.0, "ci": [1.0, 1.0]}
+    assert fewest["policies"] == ["prefix"] and fewest["of_full"]["prefill"]["ratio"] < 1
+    for name in ("figures/latency_vs_blocks.png", "report.html", "records.parquet", "manifest.json"):
+        assert (folder / name).stat().st_size > 0
+    assert "per block" in out
+    # what is measured stays measured
+    before = (folder / "latency.json").read_bytes()
+    assert run(command) == 0 and (folder / "latency.json").read_bytes() == before
+    assert run([*command, "--new_tokens", "5"]) == 2 and "another new_tokens" in capsys.readouterr().err
+
+
+def test_index_lists_batches_and_a_continued_run(checkpoint, tmp_path):
+    command = ["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--new_tokens", "1"]
+    command += ["--num_samples", "5", "--batch_size", "2"]
+    command += ["--active_block_indices", "0", "5", "10", "15", "--active_block_indices", "3"]
+    assert run(command) == 0
+    folder = tmp_path / "latency" / "default"
+    records = folder / "records" / "shapes_vqa" / "validation" / "rank0.jsonl"
+    lines = records.read_text().splitlines(keepends=True)
+    assert len(lines) == 3 * 2  # the fifth sample alone is no request of two
+    details = json.loads((folder / "latency_details.json").read_text())
+    assert [entry["num_active_blocks"] for entry in details["configurations"]] == [16, 4, 1]
+    assert details["configurations"][1]["latency_ms"]["decode_per_token"] is None
+    records.write_text("".join(lines[:4]))  # killed in its second request
+    assert run(command) == 0
+    again = records.read_text().splitlines(keepends=True)
+    assert again[:3] == lines[:3] and len(json.loads((folder / "latency.json").read_text())["all_samples"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_active_blocks", "0"], "must lie in 1..16, got [0]"),
+        (["--active_block_indices", "16"], "16"),
+        (["--active_block_indices", "3", "3"], "3"),
+        (["--num_samples", "0"], "num_samples must be at least 1, got 0"),
+        (["--batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (["--new_tokens", "0"], "new_tokens must be at least 1, got 0"),
+        (["--num_samples", "2", "--batch_size", "4"], "must be at least batch_size (4)"),
+        (["--policies", "importance"], "needs --importance file"),
+        (["--policies", "nonsense"], "nonsense"),
+        (["--trainer.accelerator", "gpu"], "gpu"),
+        (["--trainer.accelerator", "cpu", "--trainer.devices", "2"], "one process, got 2"),
+    ],
+)
+def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, message):
+    if message == "gpu":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU here")
+    assert run(["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err.lower() and "Traceback" not in err and not list(tmp_path.rglob("latency.json"))
+
+
+def test_the_order_goes_there_and_back_and_differs_between_pairs():
+    masks = [f"{index:04b}" for index in range(1, 16)]
+    orders = [_order(masks, index, seed=3) for index in range(6)]
+    assert all(sorted(order) == sorted(masks) for order in orders)
+    for there, back in zip(orders[::2], orders[1::2]):
+        assert there == back[::-1]
+    assert len({tuple(order) for order in orders}) == 6
