@@ -13,6 +13,7 @@ import torch
 import transformers
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tqdm.auto import tqdm
 
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
@@ -119,6 +120,7 @@ def _index(option: str, value: str) -> int:
 
 def _quiet() -> None:
     """Keep the terminal for progress and results: no advertising, no loading bars for small files."""
+    tqdm.monitor_interval = 0  # its thread starts with the first bar: one more place for Ctrl-C to fall into
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):

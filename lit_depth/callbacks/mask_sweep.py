@@ -177,9 +177,10 @@ class MaskSweep(Callback):
         self._close(pl_module)
 
     def _close(self, pl_module: LightningModule) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._progress.close()
+        # an interruption may come between the two
+        for opened in (self._writer, self._progress):
+            if opened is not None:
+                opened.close()
         pl_module.on_mask = lambda: None  # type: ignore[assignment]
         pl_module.requested_masks = None  # type: ignore[assignment]
 

@@ -162,11 +162,12 @@ def log_consistency(logger: WandbLogger, result: dict[str, Any], folder: str | P
             entry = pair[measure]
             limits = entry["ci"] or (None, None)
             rows.append([pair["a"], pair["b"], measure, entry["spearman"], *limits, entry["p_value"], entry["verdict"]])
-        run.summary[f"spearman/{pair['a']} - {pair['b']}"] = pair["quality"]["spearman"]
-        run.summary[f"verdict/{pair['a']} - {pair['b']}"] = pair["quality"]["verdict"]
     figures = sorted((folder / "figures").glob("consistency*.png"))
     table = wandb.Table(columns=list(CONSISTENCY_COLUMNS), data=rows)
     run.log({"consistency/pairs": table, **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
+    for pair in result["pairs"]:
+        names, entry = f"{pair['a']} - {pair['b']}", pair["quality"]
+        run.summary.update({f"spearman/{names}": entry["spearman"], f"verdict/{names}": entry["verdict"]})
     artifact = wandb.Artifact("consistency", type="consistency", metadata={"splits": result["splits"]})
     artifact.add_file(str(folder / "consistency.json"))
     run.log_artifact(artifact)

@@ -9,6 +9,7 @@ import runpy
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +105,29 @@ def offline_run(log_to: Callable[[WandbLogger], None], folder: Path, monkeypatch
     finally:
         logger.experiment.finish()
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    # finish returns before wandb's own process has written the last record
+    deadline = time.monotonic() + 30
+    while not is_written(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return read_run(path)
+
+
+def is_written(path: Path) -> bool:
+    """Whether the log ends with the record of the run's exit."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    size = -1
+    while size != path.stat().st_size:  # not in the middle of a record
+        size = path.stat().st_size
+        time.sleep(0.1)
+    if size <= 7:
+        return False
+    kinds = []
+    for data in transaction_log(path):
+        record = Record()
+        record.ParseFromString(data)
+        kinds.append(record.WhichOneof("record_type"))
+    return "exit" in kinds
 
 
 def log(comparison: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
