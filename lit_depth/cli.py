@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from lit_depth.module import DepthModule
 from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = 2
+_REPEAT_SECONDS = 3.0
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
 FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
@@ -41,19 +45,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = join_lists([argument for argument in arguments if argument != "--debug"])
     _quiet()
     try:
-        DepthCLI(
-            DepthModule,
-            DepthDataModule,
-            trainer_class=DepthTrainer,
-            trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
-            },
-            args=arguments,
-        )
+        with _insistent_interrupts():
+            DepthCLI(
+                DepthModule,
+                DepthDataModule,
+                trainer_class=DepthTrainer,
+                trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
+                save_config_callback=None,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                parser_kwargs={
+                    "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
+                },
+                args=arguments,
+            )
     except KeyboardInterrupt:
         _stop("interrupted: no result was written; the same command continues where it was")
     except SystemExit as stop:
@@ -116,6 +121,26 @@ def _index(option: str, value: str) -> int:
     if not value.lstrip("-").isdigit():
         _stop(f"error: {option}: expected block indices such as 0 5 10, got {value!r}")
     return int(value)
+
+
+@contextmanager
+def _insistent_interrupts() -> Iterator[None]:
+    """Repeat Ctrl-C until the command has ended: one that hits a bare ``except`` of a library is lost."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _quiet() -> None:

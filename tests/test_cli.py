@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from lit_depth import cli
 from lit_depth.cli import main
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks import TASKS, get_task
@@ -221,6 +223,18 @@ def test_ctrl_c_ends_with_code_2_and_no_result(checkpoint, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "interrupted" in err and "Traceback" not in err
     assert not list(tmp_path.rglob("m5_*"))
+
+
+def test_an_interrupt_that_a_library_swallows_is_repeated(monkeypatch):
+    monkeypatch.setattr(cli, "_REPEAT_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), cli._insistent_interrupts():
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        time.sleep(5)
+        pytest.fail("went on")
+    assert signal.getsignal(signal.SIGINT) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
