@@ -48,7 +48,7 @@ from lit_depth.studies.comparison import POLICIES, plan_masks
 REPOSITORY = Path(__file__).resolve().parents[1]
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "sweep.json"
 NEW_TOKENS = 4
-BATCH_SIZES = {"importance": (1, 2, 4, 8, 16, 32), "compare": (1, 4, 8, 32)}
+BATCH_SIZES = {"importance": (1, 2, 4, 8, 16, 32), "compare": (1, 2, 4, 8, 16, 32)}
 
 
 def bundled() -> DepthModule:

@@ -24,7 +24,7 @@ _GREY = "#555555"
 _MAX_TICKS = 16
 
 Stage = Literal["vision", "prefill", "decode_per_token", "total"]
-_STAGES: dict[Stage, tuple[str, str, str]] = {
+STAGES: dict[Stage, tuple[str, str, str]] = {
     "total": ("total", "#000000", "o"),
     "prefill": ("prefill", "#0072B2", "s"),
     "vision": ("vision", "#009E73", "^"),
@@ -122,7 +122,7 @@ def latency_figure(comparison: Comparison) -> Figure:
     times = _times_by_count(comparison)
     figure = Figure(figsize=(8, 5), layout="constrained")
     request, token = figure.subplots(1, 2)
-    for stage, (label, color, marker) in _STAGES.items():
+    for stage, (label, color, marker) in STAGES.items():
         axes = token if stage == "decode_per_token" else request
         values = [[latency[stage]["P50"] for latency in latencies] for latencies in times.values()]
         means = [sum(medians) / len(medians) for medians in values]
@@ -135,7 +135,7 @@ def latency_figure(comparison: Comparison) -> Figure:
         _block_axis(axes, comparison, with_full=comparison["full"]["latency_ms"] is not None)
         axes.set_ylim(bottom=0)  # a saving is read as a share of the height
     figure.suptitle(_title(comparison, "shaded: range over masks"), x=0.01, ha="left", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=len(_STAGES), frameon=False)
+    figure.legend(loc="outside lower center", ncols=len(STAGES), frameon=False)
     return figure
 
 

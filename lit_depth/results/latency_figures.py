@@ -5,18 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.figures import plain_axes
+from lit_depth.results.figures import STAGES, plain_axes
 from lit_depth.results.store import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_STAGES = {
-    "total": ("total", "#000000", "o"),
-    "prefill": ("prefill", "#0072B2", "s"),
-    "vision": ("vision", "#009E73", "^"),
-    "decode_per_token": ("decode, per token", "#D55E00", "D"),
-}
 
 
 def write_latency_figure(result: dict[str, Any], folder: str | Path) -> Path:
@@ -39,7 +32,7 @@ def latency_figure(result: dict[str, Any]) -> Figure:
     request, token = figure.subplots(1, 2)
     num_blocks, configurations = result["num_blocks"], result["configurations"]
     counts = [entry["num_active_blocks"] for entry in configurations]
-    for stage, (label, color, marker) in _STAGES.items():
+    for stage, (label, color, marker) in STAGES.items():
         axes = token if stage == "decode_per_token" else request
         times = [entry["latency_ms"][stage] for entry in configurations]
         if any(entry is None for entry in times):
@@ -49,7 +42,7 @@ def latency_figure(result: dict[str, Any]) -> Figure:
         axes.errorbar(counts, medians, yerr=bars, fmt=marker, color=color, markersize=5, elinewidth=1, label=label)
         if stage in result["fits"]:
             line, ends = result["fits"][stage], [0, num_blocks]
-            text = f"{line['intercept']:.1f} + {line['slope']:.2f} per block, R² {line['r2']:.3f}"
+            text = f"{line['intercept']:.1f} {line['slope']:+.2f} per block, R² {line['r2']:.3f}"
             heights = [line["intercept"] + line["slope"] * end for end in ends]
             axes.plot(ends, heights, "--", color=color, linewidth=1, label=f"{label}: {text}")
     full = next(entry for entry in configurations if entry["num_active_blocks"] == num_blocks)

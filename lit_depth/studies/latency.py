@@ -65,6 +65,8 @@ def latency(
             raise ValueError(f"{argument} must be at least 1, got {value}")
     if num_samples < batch_size:
         raise ValueError(f"num_samples ({num_samples}) must be at least batch_size ({batch_size})")
+    if len(datamodule.tasks) > 1:
+        raise ValueError(f"latency takes its requests from one task, got {[task.name for task in datamodule.tasks]}")
     if trainer.world_size > 1:
         raise ValueError(f"latency is measured by one process, got {trainer.world_size}: give --trainer.devices 1")
     scores = None

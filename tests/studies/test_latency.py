@@ -81,6 +81,7 @@ def test_index_lists_batches_and_a_continued_run(checkpoint, tmp_path):
         (["--num_samples", "2", "--batch_size", "4"], "must be at least batch_size (4)"),
         (["--policies", "importance"], "needs --importance file"),
         (["--policies", "nonsense"], "nonsense"),
+        (["--data.tasks", "shapes_vqa", "text_vqa"], "requests from one task"),
         (["--trainer.accelerator", "gpu"], "gpu"),
         (["--trainer.accelerator", "cpu", "--trainer.devices", "2"], "one process, got 2"),
     ],
