@@ -7,6 +7,9 @@ the first also for a forward without cache:
 - ``restored / full``: a model that was masked and given back, against one that never was. The claim is 1.
 - ``pruned / pruned``: two equal copies, the control: what it is away from 1 is the error of this measurement.
 
+``masked / pruned`` once more under ``torch.compile`` (prefill and decode step on static caches of the same length),
+with its control; compilation is not timed, but every compiled answer is compared with the plain one.
+
 What the ratios consist of: a skipped block costs one call of its module, and a forward with a cache one pass over the
 cache's entries, microseconds each. A prefill also makes the cache, and transformers makes one entry per block of the
 config, those of skipped blocks too, at tens of microseconds each.
@@ -36,7 +39,7 @@ import numpy as np
 import torch
 from environment import environment
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 from lit_depth.functional import find_blocks, from_indices, masked
 from lit_depth.models.loading import BUNDLED, load_bundled
@@ -49,6 +52,7 @@ from pruning import pruned_copy  # noqa: E402
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "skip_overhead.json"
 PROMPT_TOKENS = 64
 WARM_UP = 5
+MAX_STEPS = 960
 
 Forward = Callable[[], Any]
 
@@ -84,7 +88,32 @@ def decode_step(model: PreTrainedModel, tokens: Tensor) -> Forward:
     return step
 
 
+def compiled_prefill(model: PreTrainedModel, tokens: Tensor) -> Forward:
+    """A compiled forward over the whole prompt into an emptied static cache."""
+    run, cache = torch.compile(model), _static_cache(model, tokens)
+
+    def fill() -> Tensor:
+        cache.reset()
+        return run(tokens, use_cache=True, past_key_values=cache, logits_to_keep=1).logits
+
+    return fill
+
+
+def compiled_decode_step(model: PreTrainedModel, tokens: Tensor) -> Forward:
+    """A compiled forward of one token behind the prompt; the static cache is as long for every call."""
+    run, cache = torch.compile(model), _static_cache(model, tokens)
+    model(tokens, use_cache=True, past_key_values=cache)
+    next_token = tokens[:, :1]
+    return lambda: run(next_token, use_cache=True, past_key_values=cache).logits
+
+
+def _static_cache(model: PreTrainedModel, tokens: Tensor) -> StaticCache:
+    # room for every timed step
+    return StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=tokens.shape[1] + MAX_STEPS)
+
+
 STAGES = {"forward": forward, "prefill": prefill, "decode step": decode_step}
+COMPILED = {"compiled prefill": compiled_prefill, "compiled decode step": compiled_decode_step}
 
 
 def quadruples(a: Forward, b: Forward, count: int, coin: random.Random) -> list[tuple[float, float]]:
@@ -120,8 +149,10 @@ def median_ratio(pairs: list[tuple[float, float]], seed: int = 0) -> dict[str, A
 
 
 @torch.inference_mode()
-def measure(original: PreTrainedModel, count: int, rounds: int, coin: random.Random) -> list[dict[str, Any]]:
-    """The three comparisons for each stage, ``count`` quadruples each, spread over ``rounds`` fresh copies."""
+def measure(
+    original: PreTrainedModel, count: int, rounds: int, coin: random.Random, compiled: bool = False
+) -> list[dict[str, Any]]:
+    """The comparisons for each stage, ``count`` quadruples each, spread over ``rounds`` fresh copies."""
     num_blocks = len(find_blocks(original))
     mask = from_indices(num_blocks, range(1, num_blocks, 2))
     tokens = torch.arange(PROMPT_TOKENS).remainder(100).add(1).unsqueeze(0)
@@ -129,17 +160,19 @@ def measure(original: PreTrainedModel, count: int, rounds: int, coin: random.Ran
     for _ in range(rounds):
         model, full = copy.deepcopy(original), copy.deepcopy(original)
         pruned, control = pruned_copy(original, mask), pruned_copy(original, mask)
-        for stage, forward_of in STAGES.items():
+        torch.compiler.reset()
+        for stage, forward_of in (COMPILED if compiled else STAGES).items():
 
             def compare(name: str, a: Forward, b: Forward, stage: str = stage) -> None:
-                torch.testing.assert_close(a(), b())  # the same work, or the ratio means nothing
+                torch.testing.assert_close(a(), b(), atol=1e-4, rtol=1e-4)  # the same work, or the ratio means nothing
                 pairs.setdefault((name, stage), []).extend(quadruples(a, b, count // rounds, coin))
 
             with masked(model, mask):
                 compare("masked / pruned", forward_of(model, tokens), forward_of(pruned, tokens))
             if stage == "forward":  # it is the longest, and the other two show nothing in it that a prefill does not
                 continue
-            compare("restored / full", forward_of(model, tokens), forward_of(full, tokens))
+            if not compiled:
+                compare("restored / full", forward_of(model, tokens), forward_of(full, tokens))
             compare("pruned / pruned", forward_of(control, tokens), forward_of(pruned, tokens))
     return [{"comparison": name, "stage": stage, **median_ratio(p)} for (name, stage), p in sorted(pairs.items())]
 
@@ -160,16 +193,18 @@ def main() -> None:
     else:
         print("the bundled model is not there yet: measuring the random model only")
     result["models"] = {}
-    print(f"{'model':<16}{'comparison':<18}{'stage':<13}{'ratio':>8}  {'95% interval':<18}{'ms':>8} / ms")
+    print(f"{'model':<16}{'comparison':<18}{'stage':<22}{'ratio':>8}  {'95% interval':<18}{'ms':>8} / ms")
     for name, build in models.items():
         gc.disable()
         rows = measure(build(), arguments.quadruples, arguments.rounds, random.Random(0))
+        # few fresh copies: each is compiled for minutes
+        rows += measure(build(), arguments.quadruples, 2, random.Random(0), compiled=True)
         gc.enable()
         result["models"][name] = rows
         for row in rows:
             interval = "[{:.4f}, {:.4f}]".format(*row["interval"])
             print(
-                f"{name:<16}{row['comparison']:<18}{row['stage']:<13}{row['ratio']:>8.4f}  {interval:<18}"
+                f"{name:<16}{row['comparison']:<18}{row['stage']:<22}{row['ratio']:>8.4f}  {interval:<18}"
                 f"{row['numerator_ms']:>8.3f} / {row['denominator_ms']:.3f}"
             )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

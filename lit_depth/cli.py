@@ -34,7 +34,7 @@ class DepthCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        studies = dict.fromkeys(("compare", "consistency", "importance", "latency"), {"model", "datamodule"})
+        studies = dict.fromkeys(("compare", "consistency", "importance", "latency", "select"), {"model", "datamodule"})
         return {**LightningCLI.subcommands(), **studies}
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; see ``lit-depth --help``. User mistakes end with exit code 2 and no traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    arguments = join_lists([argument for argument in arguments if argument != "--debug"])
+    arguments = join_lists([underscored(argument) for argument in arguments if argument != "--debug"])
     _quiet()
     try:
         with _insistent_interrupts():
@@ -74,6 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if debug:
             raise
         _stop(f"error: {error}")
+
+
+def underscored(argument: str) -> str:
+    """An option with dashes inside its name as LightningCLI knows it.
+
+    >>> underscored("--budget-ms=20"), underscored("--name"), underscored("my-run")
+    ('--budget_ms=20', '--name', 'my-run')
+    """
+    name, sign, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{sign}{value}" if name.startswith("--") else argument
 
 
 def join_lists(arguments: Sequence[str]) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from lit_depth.functional import find_blocks
 from lit_depth.functional.answering import IMAGE_INPUTS
+from lit_depth.functional.masking import Phase, masked
 from lit_depth.functional.scoring import reference_logprob
 from lit_depth.functional.sweep import answer_masks
 from lit_depth.models.loading import load_checkpoint, new_model
@@ -43,6 +45,11 @@ class DepthModule(LightningModule):
         max_new_tokens: Longest answer in tokens; null = what the task asks for.
         max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
             about the memory of the weights once more.
+        phase: Forwards that a mask applies to: ``both``, ``decode`` (the prompt runs through all blocks) or
+            ``prefill`` (as ``both``, because a skipped prompt leaves nothing to decode on, unless
+            ``decode_without_prompt``). Masks of ``decode`` are answered one after another.
+        decode_without_prompt: With ``phase=prefill``: run the skipped blocks in decode steps, where they see the
+            decoded tokens alone.
         learning_rate: Peak learning rate of AdamW.
         betas: Decay rates of AdamW's moments.
         weight_decay: AdamW's weight decay.
@@ -61,6 +68,8 @@ class DepthModule(LightningModule):
         blocks: str | None = None,
         max_new_tokens: int | None = None,
         max_rows: int | None = None,
+        phase: Phase = "both",
+        decode_without_prompt: bool = False,
         learning_rate: float = 1.5e-3,
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.01,
@@ -80,6 +89,8 @@ class DepthModule(LightningModule):
                 trust_remote_code=trust_remote_code,
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
+        if phase != "both" or decode_without_prompt:
+            self.masked(torch.ones(self.num_blocks, dtype=torch.bool))  # refuse what cannot be masked so
         # set by whoever knows the task (a study), where the user left it open
         self.max_new_tokens: int = max_new_tokens or 16
         # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
@@ -96,6 +107,17 @@ class DepthModule(LightningModule):
         """Token that fills rows: the tokenizer's pad token, else its end token."""
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
+
+    def masked(self, mask: Tensor) -> AbstractContextManager[nn.Module]:
+        """Skip blocks of the model inside a ``with`` statement, in the phase that the module was made for."""
+        options = self.hparams
+        return masked(
+            self.model,
+            mask,
+            blocks=options["blocks"],
+            phase=options["phase"],
+            decode_without_prompt=options["decode_without_prompt"],
+        )
 
     def use_task(self, max_new_tokens: int) -> None:
         """Answer with at most this many tokens, unless the module was made with its own ``max_new_tokens``."""
@@ -134,6 +156,8 @@ class DepthModule(LightningModule):
             pad_token_id=self.pad_token_id,
             max_rows=self.hparams["max_rows"],
             blocks=self.hparams["blocks"],
+            phase=self.hparams["phase"],
+            decode_without_prompt=self.hparams["decode_without_prompt"],
             on_mask=self.on_mask,
         )
         texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in tokens]

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.masking import masked
+from lit_depth.functional.masking import Phase, masked
 from lit_depth.functional.policies import from_indices
 
 
@@ -23,6 +23,8 @@ class BlockMask(Callback):
         active_block_indices: the blocks that run; give either this or ``skipped_block_indices``.
         skipped_block_indices: the blocks that do not run.
         blocks: dotted path of the block list from the LightningModule, where it cannot be found unambiguously.
+        phase: the forwards that the mask applies to, see :func:`~lit_depth.functional.masked`, like the next.
+        decode_without_prompt: with ``phase="prefill"``: run the skipped blocks in decode steps.
 
     Raises:
         ValueError: both or neither of the index lists. At the start of the loop: an index out of range or repeated, no
@@ -37,6 +39,8 @@ class BlockMask(Callback):
         active_block_indices: list[int] | None = None,
         skipped_block_indices: list[int] | None = None,
         blocks: str | None = None,
+        phase: Phase = "both",
+        decode_without_prompt: bool = False,
     ) -> None:
         super().__init__()
         if (active_block_indices is None) == (skipped_block_indices is None):
@@ -45,6 +49,8 @@ class BlockMask(Callback):
         self.active_block_indices = active_block_indices
         self.skipped_block_indices = skipped_block_indices
         self.blocks = blocks
+        self.phase: Phase = phase
+        self.decode_without_prompt = decode_without_prompt
         self._contexts: list[ExitStack] = []
 
     def _enter(self, pl_module: LightningModule) -> None:
@@ -55,7 +61,15 @@ class BlockMask(Callback):
             skipped = self.skipped_block_indices or []
             mask = ~from_indices(num_blocks, skipped) if skipped else from_indices(num_blocks, range(num_blocks))
         context = ExitStack()
-        context.enter_context(masked(pl_module, mask, blocks=self.blocks))
+        context.enter_context(
+            masked(
+                pl_module,
+                mask,
+                blocks=self.blocks,
+                phase=self.phase,
+                decode_without_prompt=self.decode_without_prompt,
+            )
+        )
         # validation runs within fit: a stack keeps the outer context until the outer loop ends
         self._contexts.append(context)
 

@@ -139,13 +139,18 @@ class DepthDataModule(LightningDataModule):
             self.num_samples = num_samples
 
     def eval_dataloader(
-        self, split: str = "validation", num_samples: int | None = None, shard: tuple[int, int] = (0, 1)
+        self,
+        split: str = "validation",
+        num_samples: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+        positions: Sequence[int] | None = None,
     ) -> DataLoader:
         """Batches of a split in a fixed order, see `EvalCollator`.
 
         Args:
             split: "train", "calibration" or "validation".
             num_samples: Questions to take; None = as many as the datamodule was made with.
+            positions: Of these questions only some, by their position in `eval_dataset`; None = all.
             shard: (rank, number of processes): the process gets every so-manieth batch. Batches are the same whatever
                 the number of processes, so padding and results are too, and no sample is repeated.
 
@@ -154,6 +159,10 @@ class DepthDataModule(LightningDataModule):
         """
         collator = EvalCollator(self._find_processor(), self.task, self.max_prompt_tokens)
         dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
+        if positions is not None:
+            dataset = dataset.take(positions)
+            # so that no process of a distributed run is left without a batch
+            batch_size = min(batch_size, -(-len(positions) // shard[1]))
         sampler = BatchShards(dataset, batch_size, *shard) if shard[1] > 1 else None
         return self._loader(dataset, batch_size, collator, sampler=sampler)
 
@@ -281,6 +290,10 @@ class EvalDataset(Dataset):
         except Exception as error:
             return BadSample(name, f"{type(error).__name__}: {error}")
         return sample
+
+    def take(self, positions: Sequence[int]) -> EvalDataset:
+        """The same rows, fewer of them chosen: those at these positions."""
+        return EvalDataset(self.rows, self.task, self.split, [self.indices[position] for position in positions])
 
     def ids(self) -> list[tuple[str, str]]:
         """Return (sample id, image id) of every readable sample, without decoding the images.

@@ -19,6 +19,7 @@ from lit_depth.functional.selection import (
     depth_under_budget,
     fit_line,
     pareto_frontier,
+    percentile_bound,
     request_mask,
     select_for_budget,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "mask_id",
     "masked",
     "pareto_frontier",
+    "percentile_bound",
     "prefix",
     "random",
     "reference_logprob",

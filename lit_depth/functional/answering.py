@@ -199,15 +199,19 @@ def answer_one_by_one(
     blocks: str | None,
     options: dict[str, Any],
     on_mask: Callable[[], Any],
+    **phases: Any,
 ) -> tuple[Tensor, Tensor]:
+    """`lit_depth.functional.sweep.answer_masks` by `masked` and ``generate``; ``phases`` are arguments of `masked`."""
     batch, length = inputs["input_ids"].shape
     answer_ids, eos = options["answer_ids"], options["eos"].tolist()
     tokens = torch.full((len(masks), batch, options["max_new_tokens"]), options["pad"])
     logprobs = torch.zeros(len(masks), 0 if answer_ids is None else batch)
     for index, mask in enumerate(masks):
-        with masked(model, mask, blocks=blocks):
+        with masked(model, mask, blocks=blocks, **phases):
             if answer_ids is not None:
-                logprobs[index] = reference_logprob(model, inputs, answer_ids, pad_token_id=options["pad"])
+                logprobs[index] = reference_logprob(
+                    model, inputs, answer_ids, pad_token_id=options["pad"], in_phases=bool(phases)
+                )
             if not options["max_new_tokens"]:
                 on_mask()
                 continue

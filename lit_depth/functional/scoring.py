@@ -13,7 +13,7 @@ IGNORE = -100
 
 @torch.no_grad()
 def reference_logprob(
-    model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, *, pad_token_id: int
+    model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, *, pad_token_id: int, in_phases: bool = False
 ) -> Tensor:
     """Mean log-probability of each row's reference answer given its prompt: one forward, no decoding.
 
@@ -22,13 +22,28 @@ def reference_logprob(
         inputs: Left-padded prompt, see `sweep_generate`.
         answer_ids: ``[batch, answer]``, padded on the right with -100; every row has at least one token.
         pad_token_id: Stands in for the padding of the answers.
+        in_phases: Read the answer on the prompt's KV cache, in a forward of its own: for masks that apply to prefill
+            or decode alone.
 
     Returns:
         float32 ``[batch]``, on the CPU.
     """
+    if in_phases:
+        return _logprob_on_cache(model, inputs, answer_ids, pad_token_id)
     extended = with_positions(model, with_answers(inputs, answer_ids, pad_token_id))
     logits = model(**extended, use_cache=False, **keep_last(model, answer_ids.shape[1] + 1)).logits
     return answer_logprob(logits[:, -answer_ids.shape[1] - 1 :], answer_ids)
+
+
+def _logprob_on_cache(model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, pad: int) -> Tensor:
+    prompt = model(**with_positions(model, inputs), use_cache=True, **keep_last(model, 1))
+    extended = with_answers(inputs, answer_ids, pad)
+    answer = {
+        "input_ids": extended["input_ids"][:, -answer_ids.shape[1] :],
+        "attention_mask": extended["attention_mask"],
+    }
+    logits = model(**with_positions(model, answer), past_key_values=prompt.past_key_values, use_cache=True).logits
+    return answer_logprob(torch.cat([prompt.logits[:, -1:], logits], dim=1), answer_ids)
 
 
 def with_answers(inputs: Mapping[str, Tensor], answer_ids: Tensor, pad: int) -> dict[str, Tensor]:

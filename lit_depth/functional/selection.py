@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from scipy.stats import binom
 
 Anything = TypeVar("Anything")
 
@@ -53,6 +54,18 @@ class Candidate:
     quality_ci: tuple[float, float]
     drop_ci: tuple[float, float]
 
+    @classmethod
+    def from_result(cls, entry: Mapping[str, Any]) -> Candidate:
+        """A candidate of ``selection.json``, as `lit-depth select` writes it, by what the choice looked at.
+
+        >>> measured = {"quality": 0.7, "quality_ci": [0.66, 0.74], "drop_ci": [0.08, 0.15]}
+        >>> Candidate.from_result({"mask_id": "10", "latency_ms": {"bound": 12.0}, "chosen_by": measured}).drop_ci
+        (0.08, 0.15)
+        """
+        measured = entry["chosen_by"]
+        intervals = ((low, high) for low, high in (measured["quality_ci"], measured["drop_ci"]))
+        return cls(entry["mask_id"], entry["latency_ms"]["bound"], measured["quality"], *intervals)
+
     def __post_init__(self) -> None:
         _check_positive(f"latency_ms of mask {self.mask_id}", self.latency_ms)
         if not math.isfinite(self.quality):
@@ -95,6 +108,36 @@ def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
     total = float(((y - y_mean) ** 2).sum())
     residual = float(((y - intercept - slope * x) ** 2).sum())
     return Line(slope, intercept, 1.0 - residual / total if total > 0 else 1.0)
+
+
+def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence: float = 0.95) -> float:
+    """Upper confidence bound of a percentile, free of any distribution: what ``share`` of all requests stay within.
+
+    The r-th smallest of n times is at least the percentile with probability P(Binomial(n, share) < r) (Wilks 1941,
+    tolerance limits); the smallest such r with at least the given confidence is taken. Fewer than
+    log(1 - confidence) / log(share) times (59 by default) cannot give it: then it is the largest time.
+
+    Args:
+        times_ms: Times of single requests, in ms.
+        share: The percentile, between 0 and 1.
+        confidence: Probability that the bound is none too low.
+
+    Raises:
+        ValueError: No times, one that is not finite, or shares that are none.
+
+    >>> percentile_bound(list(range(1, 101)))
+    99.0
+    >>> percentile_bound([3.0, 1.0, 2.0])
+    3.0
+    """
+    if not (0 < share < 1 and 0 < confidence < 1):
+        raise ValueError(f"expected share and confidence between 0 and 1, given {share} and {confidence}")
+    ordered = np.sort(np.asarray(times_ms, dtype=float))
+    if not len(ordered) or not np.isfinite(ordered).all():
+        raise ValueError("expected at least one finite time, given none or one that is not finite")
+    covered = binom.cdf(np.arange(len(ordered)), len(ordered), share)  # P(fewer than r) for r = 1..n
+    enough = np.flatnonzero(covered >= confidence)
+    return float(ordered[enough[0] if len(enough) else -1])
 
 
 def depth_under_budget(line: Line, budget_ms: float, num_blocks: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lit_depth.functional.answering import answer_in_chunks, answer_one_by_one, call_width, decode
 from lit_depth.functional.blocks import find_blocks
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
-from lit_depth.functional.masking import check_drivable, check_mask
+from lit_depth.functional.masking import Phase, check_drivable, check_mask
 from lit_depth.functional.scoring import keep_last, with_positions
 from lit_depth.functional.trie import MaskTrie
 
@@ -119,6 +119,8 @@ def answer_masks(
     answer_ids: Tensor | None = None,
     max_rows: int | None = None,
     blocks: str | None = None,
+    phase: Phase = "both",
+    decode_without_prompt: bool = False,
     on_mask: Callable[[], Any] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """`sweep_generate`, and in the same pass the log-probability of a reference answer under every mask.
@@ -131,6 +133,9 @@ def answer_masks(
         answer_ids: Tokens of the reference answer ``[batch, answer]``, padded on the right with -100; None = score
             nothing.
         max_new_tokens: Longest answer; 0 = only score, which decodes nothing and keeps no keys and values.
+        phase: Forwards that the masks apply to, see `masked`, like ``decode_without_prompt``. The log-probability is
+            then that of an answer decoded on the prompt's cache. Where prefill and decode differ, one mask is answered
+            after another.
         on_mask: Called after each finished mask, for progress.
 
     Returns:
@@ -146,6 +151,9 @@ def answer_masks(
         "pad": pad_token_id,
         "answer_ids": answer_ids,
     }
+    phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
+    if phase == "decode" or decode_without_prompt:
+        return answer_one_by_one(model, inputs, masks, blocks, options, on_mask, **phases)
     reason = check_drivable(model, module_list)
     if reason is None:
         try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import platform
-import random
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,36 +11,21 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import from_mask_id, masked
-from lit_depth.functional.timing import summarize, time_generation
-from lit_depth.module import DepthModule, model_inputs
+from lit_depth.module import DepthModule
 from lit_depth.results.figures import write_figures, write_task_figures
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.schema import validate_comparison
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
-from lit_depth.studies.comparison import (
-    POLICIES,
-    PlannedMask,
-    Scores,
-    answer_questions,
-    compare_policies,
-    describe_masks,
-    plan_indices,
-    plan_masks,
-    to_importance,
-)
-from lit_depth.studies.importance import RESULT as DETAILS
-from lit_depth.studies.importance import SCORES, measure
-from lit_depth.studies.ranking import drops
+from lit_depth.studies.comparison import Scores, answer_questions, compare_policies, describe_masks
+from lit_depth.studies.importance import SCORES, measure_mean, read_importance, to_importance
+from lit_depth.studies.plan import PlannedMask, check_plan, plan_indices, plan_masks
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
+from lit_depth.studies.timing import clock_settings, summarize_masks, time_masks
 
 RESULT = "m5_mask_strategy_comparison.json"
-STAGES = ("vision", "prefill", "decode_per_token", "total")
 
 
 def compare(
@@ -74,6 +57,8 @@ def compare(
     file = read_importance(importance, datamodule) if importance and needs_importance else None
     given = None if file is None else to_importance(file, num_blocks, str(importance), keep)
     check_shares(confidence, max_bad_samples)
+    if latency_repeats > 0 and latency_new_tokens < 2:
+        raise ValueError(f"latency_new_tokens must be at least 2 (one is the prefill's), got {latency_new_tokens}")
     measures_importance = needs_importance and given is None
     if measures_importance:
         for each in datamodule.for_each_task():
@@ -91,7 +76,7 @@ def compare(
     with open_run(trainer, model, datamodule, splits, arguments, output_dir, "compare", name) as (folder, identity):
         entry: dict[str, Any] = {"source": "not used", "num_samples": 0, "scores": {}, "intervals": None}
         if measures_importance:
-            given, entry = _measure_importance(trainer, model, datamodule, folder, confidence, max_bad_samples)
+            given, entry = measure_mean(trainer, model, datamodule, folder, confidence, max_bad_samples)
         elif file is not None:
             entry |= {"source": str(importance), "scores": file}
         plan = custom or plan_masks(names, counts, num_blocks, given, num_seeds, keep)
@@ -102,12 +87,11 @@ def compare(
             found[each] = evaluate(trainer, model, each, "validation", masks, folder, text, max_bad_samples)
         if not trainer.is_global_zero:
             return {}
-        batch = _first_batch(datamodule)
-        device = trainer.strategy.root_device  # the loop has moved the model back to the CPU
+        device = trainer.strategy.root_device
         # one mask of each policy and count: which of equally many blocks run hardly matters to the clock
         first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
         timed = sorted({"1" * num_blocks, *first.values()})
-        latency = _latency(folder, model, batch, timed, latency_repeats, latency_new_tokens, device)
+        latency = _latency(folder, model, datamodule, timed, latency_repeats, latency_new_tokens, device)
         shared = {
             "num_blocks": num_blocks,
             "latency_device": str(device),
@@ -142,6 +126,34 @@ def compare(
     return result
 
 
+def _latency(
+    folder: Path,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    masks: Sequence[str],
+    repeats: int,
+    new_tokens: int,
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    """Percentiles of every mask in milliseconds; requests that an earlier run timed under these settings count."""
+    if repeats < 1:
+        return {}
+    settings = {**clock_settings(device), "new_tokens": new_tokens, "torch": torch.__version__}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    records = time_masks(
+        model,
+        datamodule,
+        "validation",
+        masks,
+        folder / "latency" / f"{digest}.jsonl",
+        num_requests=repeats,
+        batch_size=1,
+        new_tokens=new_tokens,
+        device=device,
+    )
+    return summarize_masks(records)
+
+
 def _describe(
     plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], num_blocks: int, confidence: float
 ) -> dict[str, Any]:
@@ -164,169 +176,6 @@ def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "tasks": list(tasks),
     }
-
-
-def _first_batch(datamodule: DepthDataModule) -> dict[str, Any]:
-    """Requests to time: of the first task, with at least one sample that can be read."""
-    each = datamodule.for_each_task()[0]
-    return next(batch for batch in each.eval_dataloader("validation") if batch["sample_ids"])
-
-
-def _measure_importance(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    folder: Path,
-    confidence: float,
-    max_bad_samples: float,
-) -> tuple[list[float], dict[str, Any]]:
-    """Accuracy drop of every block on the calibration split: the scores, and the result's ``importance`` entry.
-
-    Of several tasks it is their mean, so that every task is evaluated under the same masks.
-    """
-    blocks, found = range(model.num_blocks), []
-    for each in datamodule.for_each_task():
-        text = f"importance, {each.task.name}, calibration split"
-        found.append(measure(trainer, model, each, "calibration", blocks, folder, text, max_bad_samples)[0])
-    scores = found[0] if len(found) == 1 else Scores.pooled(found)
-    intervals = scores.intervals(drops(scores, blocks, model.num_blocks, "quality"), confidence)
-    return [interval.estimate for interval in intervals], {
-        "source": "accuracy drop on the calibration split" + ("" if len(found) == 1 else ", mean over tasks"),
-        "num_samples": len(scores.images),
-        "scores": {str(block_idx): interval.estimate for block_idx, interval in enumerate(intervals)},
-        "intervals": {str(block_idx): [interval.low, interval.high] for block_idx, interval in enumerate(intervals)},
-    }
-
-
-def _latency(
-    folder: Path,
-    model: DepthModule,
-    batch: Mapping[str, Any],
-    mask_ids: Sequence[str],
-    repeats: int,
-    new_tokens: int,
-    device: torch.device,
-) -> dict[str, dict[str, Any]]:
-    """`measure_latency`, or what a finished run measured under the same settings."""
-    if repeats < 1:
-        return {}
-    settings = {
-        "masks": list(mask_ids),
-        "repeats": repeats,
-        "new_tokens": new_tokens,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or str(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    path = folder / "latency.json"
-    if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        if earlier["settings"] == settings:
-            return earlier["latency_ms"]
-    measured = measure_latency(model, batch, mask_ids, repeats, new_tokens, device)
-    write_json(path, {"settings": settings, "latency_ms": measured})
-    return measured
-
-
-def measure_latency(
-    model: DepthModule,
-    batch: Mapping[str, Any],
-    mask_ids: Sequence[str],
-    repeats: int,
-    new_tokens: int,
-    device: torch.device,
-) -> dict[str, dict[str, Any]]:
-    """Time one request (batch 1) under every mask.
-
-    Each repeat visits all masks in its own random order on one sample, so that slow drift of the machine hits all masks
-    alike. One untimed round comes first.
-
-    Args:
-        model: The module.
-        batch: An evaluation batch to take requests from.
-        mask_ids: Masks to time.
-        repeats: Timed requests per mask.
-        new_tokens: Tokens generated by each request, end tokens ignored.
-        device: Where to time; the model is moved there, and back to the CPU.
-
-    Returns:
-        ``{mask id: {stage: summary}}`` in milliseconds, see `lit_depth.functional.timing.summarize`.
-    """
-    model.to(device)
-    rows = model_inputs(model.transfer_batch_to_device(dict(batch), device, 0))
-    requests = [_row(rows, index % len(rows["input_ids"])) for index in range(repeats)]
-    order = random.Random(0)
-    times: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in mask_ids}
-    blocks = model.hparams["blocks"]
-    with tqdm(total=repeats * len(mask_ids), desc="latency", unit="request", file=sys.stderr) as progress:
-        time_generation(model.model, requests[0], new_tokens=new_tokens, blocks=blocks)
-        for request in requests:
-            for name in order.sample(list(mask_ids), len(mask_ids)):
-                with masked(model.model, from_mask_id(name), blocks=blocks):
-                    measured = time_generation(model.model, request, new_tokens=new_tokens, blocks=blocks)
-                for stage in STAGES:
-                    times[name][stage].append(measured[stage])
-                progress.update()
-    model.cpu()
-    return {name: {stage: summarize(values) for stage, values in stages.items()} for name, stages in times.items()}
-
-
-def _row(rows: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """One sample of a left-padded batch without its padding and without crops that it does not have."""
-    row = {name: value[index : index + 1] for name, value in rows.items()}
-    padding = int((row["attention_mask"][0] == 0).sum())
-    for name in ("input_ids", "attention_mask"):
-        row[name] = row[name][:, padding:]
-    if "image_input_idx" in row:
-        positions = row["image_input_idx"]
-        row["image_input_idx"] = torch.where(positions >= 0, positions - padding, positions)
-        present = (row["images"] != -1).flatten(2).any(-1)[0]
-        for name in ("images", "image_masks", "image_input_idx"):
-            row[name] = row[name][:, present]
-    return row
-
-
-def check_plan(
-    policies: Sequence[str] | None,
-    counts: Sequence[int] | None,
-    num_blocks: int,
-    num_seeds: int,
-    keep: Sequence[int],
-) -> tuple[list[str], list[int]]:
-    """Policies and numbers of active blocks that a command asks for, checked; None stands for all."""
-    names = list(dict.fromkeys(POLICIES if policies is None else policies))
-    unknown = [name for name in names if name not in POLICIES]
-    if unknown or not names:
-        raise ValueError(f"policies must be among {', '.join(POLICIES)}, got {', '.join(unknown) or 'none'}")
-    # by default every number of blocks that leaves room for those that are always kept
-    chosen = list(range(max(1, len(keep)), num_blocks + 1)) if counts is None else sorted(set(counts))
-    wrong = [count for count in chosen if not 1 <= count <= num_blocks]
-    if wrong or not chosen:
-        raise ValueError(f"num_active_blocks must lie in 1..{num_blocks}, got {wrong or 'none'}")
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
-    return names, chosen
-
-
-def read_importance(path: str, datamodule: DepthDataModule) -> Any:
-    """The content of a ``{"0": 0.6, ...}`` file; refuse one that was measured on what this run reports on."""
-    try:
-        scores = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}'
-        ) from error
-    # what `lit-depth importance` writes beside it
-    details = Path(path).with_name(DETAILS)
-    if details.is_file():
-        run = json.loads(details.read_text(encoding="utf-8"))
-        shared = {task.name for task in datamodule.tasks} & {entry["task"] for entry in run["tasks"]}
-        if run["split"] == "validation" and shared:
-            raise ValueError(
-                f"importance: {path} was measured on the validation split of {min(shared)}, which compare reports on: "
-                "masks chosen by it would look better than they are. Measure it with --split calibration"
-            )
-    return scores
 
 
 def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: Any) -> None:

@@ -3,89 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lit_depth.functional import from_indices, mask_id, policies
 from lit_depth.functional.statistics import Interval, holm, macro_intervals, paired_intervals, sign_flip_test
-
-POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
-
-
-@dataclass(frozen=True)
-class PlannedMask:
-    """One mask to evaluate, and why."""
-
-    policy: str
-    mask: Tensor
-    seed: int | None = None
-
-    @property
-    def id(self) -> str:
-        return mask_id(self.mask)
-
-    @property
-    def count(self) -> int:
-        return int(self.mask.sum())
-
-
-def plan_masks(
-    names: Sequence[str],
-    counts: Sequence[int],
-    num_blocks: int,
-    importance: Sequence[float] | None = None,
-    num_seeds: int = 5,
-    keep: Sequence[int] = (),
-) -> list[PlannedMask]:
-    """Masks of every policy at every number of active blocks.
-
-    Args:
-        names: Policies, see :data:`POLICIES`.
-        counts: Numbers of active blocks.
-        num_blocks: Blocks of the model.
-        importance: One score per block, for the importance policy.
-        num_seeds: Masks that the random policy draws at each count.
-        keep: Blocks that are active in every mask.
-
-    >>> [(planned.policy, planned.id) for planned in plan_masks(["prefix", "suffix"], [1, 2], 3)]
-    [('prefix', '100'), ('prefix', '110'), ('suffix', '001'), ('suffix', '011')]
-    """
-    plan = []
-    for name in names:
-        for count in counts:
-            if name == "random":
-                seeds = range(num_seeds)
-                plan += [PlannedMask(name, policies.random(num_blocks, count, seed, keep=keep), seed) for seed in seeds]
-            elif name == "importance":
-                assert importance is not None
-                plan.append(PlannedMask(name, policies.top_k(importance, count, keep=keep)))
-            else:
-                plan.append(PlannedMask(name, getattr(policies, name)(num_blocks, count, keep=keep)))
-    return plan
-
-
-def plan_indices(index_lists: Sequence[Sequence[int]], num_blocks: int) -> list[PlannedMask]:
-    """Masks given by their active blocks; each is a policy of its own, named by its blocks.
-
-    >>> [planned.policy for planned in plan_indices([[0, 2], [1], [2, 0]], 3)]
-    ['blocks 0 2', 'blocks 1', 'blocks 0 2 (2)']
-    """
-    masks = [from_indices(num_blocks, indices) for indices in index_lists]
-    plan: list[PlannedMask] = []
-    for mask in masks:
-        name = "blocks " + " ".join(map(str, mask.nonzero().flatten().tolist()))
-        # a mask given twice is reported twice (and evaluated once)
-        given = sum(torch.equal(mask, planned.mask) for planned in plan)
-        plan.append(PlannedMask(f"{name} ({given + 1})" if given else name, mask))
-    return plan
+from lit_depth.studies.plan import PlannedMask
 
 
 class Scores(NamedTuple):
@@ -384,32 +310,3 @@ def _p(value: float) -> str:
 
 def _list(counts: Sequence[int]) -> str:
     return ", ".join(map(str, counts)) if counts else "none"
-
-
-def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, keep: Sequence[int] = ()) -> list[float]:
-    """Scores of a ``{"0": 0.6, ...}`` file as a list, checked.
-
-    Args:
-        keep: Blocks that stay active whatever their score; these may be missing, and count as most important.
-
-    >>> to_importance({"1": 0.5, "0": 2}, 2, "file.json")
-    [2.0, 0.5]
-    >>> to_importance({"1": 0.5}, 2, "file.json", keep=[0])
-    [0.5, 0.5]
-
-    Raises:
-        ValueError: If a block is missing, unknown, or has no finite number.
-    """
-    expected = {str(block_idx) for block_idx in range(num_blocks)}
-    known = isinstance(scores, Mapping) and bool(scores) and not set(scores) - expected
-    missing = sorted(int(b) for b in expected - set(scores) if int(b) not in keep) if known else []
-    if not known or missing:
-        given = sorted(scores, key=str)[:5] if isinstance(scores, Mapping) else type(scores).__name__
-        raise ValueError(
-            f"{source}: expected one score for each of the blocks 0..{num_blocks - 1}, got {given}"
-            + (f"; without one, give --keep for blocks {missing}" if missing else "")
-        )
-    for block_idx, value in scores.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"{source}: expected a finite score, got {value!r} for block {block_idx}")
-    return [float(scores.get(str(block_idx), max(scores.values()))) for block_idx in range(num_blocks)]

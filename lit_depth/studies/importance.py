@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
 from lit_depth.studies.comparison import Scores
-from lit_depth.studies.ranking import describe_agreement, describe_blocks, describe_full
+from lit_depth.studies.ranking import describe_agreement, describe_blocks, describe_full, drops
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
 
 RESULT = "importance.json"
@@ -100,6 +101,82 @@ def measure(
     """Evaluate the full model and every leave-one-out mask of ``blocks``; see `lit_depth.studies.run.evaluate`."""
     masks = [torch.ones(model.num_blocks, dtype=torch.bool), *leave_one_out(model.num_blocks)[list(blocks)]]
     return evaluate(trainer, model, datamodule, split, masks, folder, description, max_bad_samples)
+
+
+def measure_mean(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    folder: Path,
+    confidence: float,
+    max_bad_samples: float,
+) -> tuple[list[float], dict[str, Any]]:
+    """Accuracy drop of every block on the calibration split: the scores, and the result's ``importance`` entry.
+
+    Of several tasks it is their mean, so that every task is evaluated under the same masks.
+    """
+    blocks, found = range(model.num_blocks), []
+    for each in datamodule.for_each_task():
+        text = f"importance, {each.task.name}, calibration split"
+        found.append(measure(trainer, model, each, "calibration", blocks, folder, text, max_bad_samples)[0])
+    scores = found[0] if len(found) == 1 else Scores.pooled(found)
+    intervals = scores.intervals(drops(scores, blocks, model.num_blocks, "quality"), confidence)
+    return [interval.estimate for interval in intervals], {
+        "source": "accuracy drop on the calibration split" + ("" if len(found) == 1 else ", mean over tasks"),
+        "num_samples": len(scores.images),
+        "scores": {str(block_idx): interval.estimate for block_idx, interval in enumerate(intervals)},
+        "intervals": {str(block_idx): [interval.low, interval.high] for block_idx, interval in enumerate(intervals)},
+    }
+
+
+def read_importance(path: str, datamodule: DepthDataModule) -> Any:
+    """The content of a ``{"0": 0.6, ...}`` file; refuse one that was measured on what this run reports on."""
+    try:
+        scores = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}'
+        ) from error
+    # what `lit-depth importance` writes beside it
+    details = Path(path).with_name(RESULT)
+    if details.is_file():
+        run = json.loads(details.read_text(encoding="utf-8"))
+        shared = {task.name for task in datamodule.tasks} & {entry["task"] for entry in run["tasks"]}
+        if run["split"] == "validation" and shared:
+            raise ValueError(
+                f"importance: {path} was measured on the validation split of {min(shared)}, which compare reports on: "
+                "masks chosen by it would look better than they are. Measure it with --split calibration"
+            )
+    return scores
+
+
+def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, keep: Sequence[int] = ()) -> list[float]:
+    """Scores of a ``{"0": 0.6, ...}`` file as a list, checked.
+
+    Args:
+        keep: Blocks that stay active whatever their score; these may be missing, and count as most important.
+
+    >>> to_importance({"1": 0.5, "0": 2}, 2, "file.json")
+    [2.0, 0.5]
+    >>> to_importance({"1": 0.5}, 2, "file.json", keep=[0])
+    [0.5, 0.5]
+
+    Raises:
+        ValueError: If a block is missing, unknown, or has no finite number.
+    """
+    expected = {str(block_idx) for block_idx in range(num_blocks)}
+    known = isinstance(scores, Mapping) and bool(scores) and not set(scores) - expected
+    missing = sorted(int(b) for b in expected - set(scores) if int(b) not in keep) if known else []
+    if not known or missing:
+        given = sorted(scores, key=str)[:5] if isinstance(scores, Mapping) else type(scores).__name__
+        raise ValueError(
+            f"{source}: expected one score for each of the blocks 0..{num_blocks - 1}, got {given}"
+            + (f"; without one, give --keep for blocks {missing}" if missing else "")
+        )
+    for block_idx, value in scores.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{source}: expected a finite score, got {value!r} for block {block_idx}")
+    return [float(scores.get(str(block_idx), max(scores.values()))) for block_idx in range(num_blocks)]
 
 
 def check_blocks(num_blocks: int, skip: Sequence[int]) -> list[int]:

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import platform
-import random
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import from_mask_id, masked
 from lit_depth.functional.selection import fit_line
 from lit_depth.functional.statistics import paired_intervals
-from lit_depth.functional.timing import summarize, time_generation
-from lit_depth.module import DepthModule, model_inputs
+from lit_depth.module import DepthModule
 from lit_depth.results.latency_figures import write_latency_figure
 from lit_depth.results.report import Section, write_report
-from lit_depth.results.store import RecordWriter, read_records, write_json, write_parquet
+from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
-from lit_depth.studies.compare import check_plan, read_importance
-from lit_depth.studies.comparison import PlannedMask, plan_indices, plan_masks, to_importance
+from lit_depth.studies.importance import read_importance, to_importance
+from lit_depth.studies.plan import PlannedMask, check_plan, plan_indices, plan_masks
 from lit_depth.studies.run import check_shares, log_to, open_run
+from lit_depth.studies.timing import STAGES, clock_settings, summarize_masks, time_masks
 
 RESULT, DETAILS = "latency.json", "latency_details.json"
-STAGES = ("vision", "prefill", "decode", "decode_per_token", "ttft", "total")
 HEADERS = ("policy", "blocks", "vision", "prefill", "decode/token", "total P50", "P95", "of full", "interval")
 
 
@@ -85,15 +76,24 @@ def latency(
         "masks": [[planned.policy, planned.id] for planned in plan],
         "batch_size": batch_size,
         "new_tokens": new_tokens,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or str(device),
-        "threads": torch.get_num_threads(),
+        **clock_settings(device),
         "confidence": confidence,
     }
     run = open_run(trainer, model, datamodule, ["validation"], arguments, output_dir, "latency", name)
     with run as (folder, identity):
         full = "1" * num_blocks
         masks = list(dict.fromkeys([full, *(planned.id for planned in plan)]))
-        records = _measure(model, datamodule, masks, batch_size, new_tokens, device, folder)
+        records = time_masks(
+            model,
+            datamodule,
+            "validation",
+            masks,
+            folder / "records" / datamodule.task.name / "validation" / "rank0.jsonl",
+            num_requests=num_samples // batch_size,
+            batch_size=batch_size,
+            new_tokens=new_tokens,
+            device=device,
+        )
         result = {
             "command": "latency",
             "task": datamodule.task.name,
@@ -108,94 +108,26 @@ def latency(
     return result
 
 
-def _measure(
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    masks: Sequence[str],
-    batch_size: int,
-    new_tokens: int,
-    device: torch.device,
-    folder: Path,
-) -> pd.DataFrame:
-    """One record per (mask, request); a request that was interrupted is measured again, under all masks."""
-    path = folder / "records" / datamodule.task.name / "validation" / "rank0.jsonl"
-    earlier = read_records([path] if path.is_file() else [])
-    counts = earlier[earlier["mask"].isin(masks)].groupby("sample")["mask"].nunique()
-    done = set(counts[counts == len(masks)].index)
-    each = copy.copy(datamodule)
-    each.batch_size = batch_size
-    loader = each.eval_dataloader("validation")
-    model.to(device)
-    warm = False
-    try:
-        with (
-            tqdm(total=len(loader) * len(masks), desc="latency", unit="request", file=sys.stderr) as progress,
-            RecordWriter(path) as writer,
-        ):
-            for index, batch in enumerate(loader):
-                sample = "+".join(batch["sample_ids"])
-                # a last batch that is smaller, or has an unreadable sample, is another kind of request
-                if len(batch["sample_ids"]) < batch_size or sample in done:
-                    progress.update(len(masks))
-                    continue
-                inputs = model_inputs(model.transfer_batch_to_device(batch, device, 0))
-                if not warm:
-                    for mask in masks:
-                        _time(model, inputs, mask, new_tokens)
-                    warm = True
-                measured = {}
-                for mask in _order(masks, index, datamodule.seed):
-                    measured[mask] = _time(model, inputs, mask, new_tokens)
-                    progress.update()
-                for mask, times in measured.items():
-                    writer.write({"mask": mask, "sample": sample, "image": batch["samples"][0].image_id, **times})
-    finally:
-        model.cpu()
-    frame = read_records([path])
-    frame = frame[frame["mask"].isin(masks)].reset_index(drop=True)
-    if frame.empty:
-        raise ValueError(f"no request of {batch_size} readable samples could be made: give more --num_samples")
-    return frame
-
-
-def _order(masks: Sequence[str], index: int, seed: int) -> list[str]:
-    """Each pair of requests visits the masks in an order of its own, there and back: a steady drift cancels in it.
-
-    >>> first, second = (_order(["10", "01", "11"], index, seed=0) for index in (0, 1))
-    >>> first == second[::-1]
-    True
-    """
-    order = random.Random(f"{seed} {index // 2}").sample(list(masks), len(masks))
-    return order[::-1] if index % 2 else order
-
-
-def _time(model: DepthModule, inputs: Mapping[str, Tensor], mask: str, new_tokens: int) -> dict[str, Any]:
-    blocks = model.hparams["blocks"]
-    with masked(model.model, from_mask_id(mask), blocks=blocks):
-        times = time_generation(model.model, inputs, new_tokens=new_tokens, blocks=blocks)
-    return {**times, "ttft": times["vision"] + times["prefill"]}
-
-
 def _describe(
     records: pd.DataFrame, plan: Sequence[PlannedMask], masks: Sequence[str], num_blocks: int, confidence: float
 ) -> dict[str, Any]:
     """Percentiles of every mask, its times relative to the full model's, and the line through all of them."""
+    summaries = summarize_masks(records)
     times = {stage: records.pivot(index="mask", columns="sample", values=stage).astype(float) for stage in STAGES}
     images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(times["total"].columns)
     full = "1" * num_blocks
     names: dict[str, list[str]] = {mask: [] for mask in masks}
     for planned in plan:
         names[planned.id].append(planned.policy)
+    peaks = records.groupby("mask")["peak_memory_bytes"].max()
     configurations = [
         {
             "mask_id": mask,
             "policies": list(dict.fromkeys(names[mask])) or ["full"],
             "num_active_blocks": mask.count("1"),
             "active_block_indices": _indices(mask),
-            "latency_ms": {
-                stage: summarize(frame.loc[mask].tolist()) if frame.loc[mask].notna().all() else None
-                for stage, frame in times.items()
-            },
+            "latency_ms": summaries[mask],
+            "peak_memory_bytes": int(peaks[mask]) if pd.notna(peaks[mask]) else None,  # of a GPU
             "of_full": {
                 stage: _ratio(frame.loc[mask].to_numpy(), frame.loc[full].to_numpy(), list(images), confidence)
                 for stage, frame in times.items()

@@ -26,7 +26,15 @@ from lit_depth.studies.comparison import Scores
 _MAX_AUTO_BATCH = 64
 _MAX_WAIT_SECONDS = 600
 # arguments of the model that change an answer; the others are about training or speed
-_MODEL_ARGUMENTS = ("checkpoint", "revision", "dtype", "attn_implementation", "blocks")
+_MODEL_ARGUMENTS = (
+    "checkpoint",
+    "revision",
+    "dtype",
+    "attn_implementation",
+    "blocks",
+    "phase",
+    "decode_without_prompt",
+)
 
 
 @contextmanager
@@ -144,28 +152,53 @@ def evaluate(
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
     """
+    records = folder / "records" / datamodule.task.name / split
+    sweep = sweep_samples(trainer, model, datamodule, split, masks, records, description, max_bad_samples)
+    assert sweep.records is not None
+    num_images = sweep.records["image"].nunique()
+    if num_images < 2:
+        raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
+    return Scores.from_records(sweep.records), sweep
+
+
+def sweep_samples(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    split: str,
+    masks: Sequence[Tensor],
+    records: Path,
+    description: str,
+    max_bad_samples: float,
+    positions: Sequence[int] | None = None,
+) -> MaskSweep:
+    """`evaluate` on some samples of a split, or all, with the records in a folder of their own.
+
+    Args:
+        positions: Positions in ``datamodule.eval_dataset(split)``; None = all.
+
+    Returns:
+        The callback with complete records of all processes.
+    """
     sweep = MaskSweep(
         masks,
-        folder / "records" / datamodule.task.name / split,
+        records,
         metric=datamodule.task.metric,
         max_bad_samples=max_bad_samples,
         description=description,
     )
     model.use_task(datamodule.task.max_new_tokens)
-    num_samples = len(datamodule.eval_dataset(split))
+    num_samples = len(datamodule.eval_dataset(split)) if positions is None else len(positions)
     if not num_samples:
         raise ValueError(f"{split} split of {datamodule.task.name}: there are no samples to evaluate")
     # a finished run that is started again only renders once more
     if not _is_complete(sweep, num_samples):
-        _predict(trainer, model, datamodule, split, sweep)
+        _predict(trainer, model, datamodule, split, sweep, positions)
     if sweep.records is None:
         raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
     sweep.check_bad_samples(num_samples)
     sweep.check_complete(num_samples - len(sweep.bad_samples))
-    num_images = sweep.records["image"].nunique()
-    if num_images < 2:
-        raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
-    return Scores.from_records(sweep.records), sweep
+    return sweep
 
 
 def _settle_batch_size(
@@ -236,12 +269,20 @@ def _is_complete(sweep: MaskSweep, num_samples: int) -> bool:
     return True
 
 
-def _predict(trainer: Trainer, model: DepthModule, datamodule: DepthDataModule, split: str, sweep: MaskSweep) -> None:
+def _predict(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    split: str,
+    sweep: MaskSweep,
+    positions: Sequence[int] | None,
+) -> None:
     fixed = datamodule
     if datamodule.batch_size == "auto":
         fixed = copy.copy(datamodule)
         fixed.batch_size = _settle_batch_size(trainer, model, datamodule, split, sweep.folder)
-    loader = fixed.eval_dataloader(split, shard=(trainer.global_rank, trainer.world_size))
+    shard = (trainer.global_rank, trainer.world_size)
+    loader = fixed.eval_dataloader(split, shard=shard, positions=positions)
     trainer.callbacks.append(sweep)  # type: ignore[attr-defined]
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()  # it counts batches; the sweep's own counts masks too

@@ -12,7 +12,8 @@ from test_masking import CountOperations, assert_restored, snapshot
 from tiny_models import FAMILIES, IMAGE_TOKEN, tiny_batch, tiny_model
 from transformers import BloomConfig, BloomForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
-from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, mask_id, masked
+from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, mask_id, masked, reference_logprob
+from lit_depth.functional.sweep import answer_masks
 
 NEW_TOKENS = 6  # decodes longer than the sliding windows
 # each single skip, and all sliding blocks of gemma2
@@ -408,3 +409,30 @@ def test_alibi_is_refused_without_the_prompt():
 def test_decoding_without_the_prompt_needs_the_prefill_phase(models, phase):
     with pytest.raises(ValueError, match=f"phase='prefill' only, given phase='{phase}'"):
         masked(models["llama"], [False, True, True, True], phase=phase, decode_without_prompt=True)
+
+
+@PHASES
+@pytest.mark.parametrize("family", ["llama", "gemma2", "llava"])
+def test_answers_and_scores_of_many_masks_equal_whole_sequences(models, family, phase):
+    model = models[family]
+    batch = tiny_batch(model)
+    answer_ids = torch.tensor([[5, 6, 7], [8, -100, -100], [9, 10, -100], [11, 12, 13]])[: len(batch["input_ids"])]
+    masks = [from_mask_id(text) for text in MASKS]
+    tokens, logprobs = answer_masks(
+        model,
+        batch,
+        masks,
+        max_new_tokens=3,
+        eos_token_id=None,
+        pad_token_id=0,
+        answer_ids=answer_ids,
+        **OPTIONS[phase],
+    )
+    for text, row, scores in zip(MASKS, tokens, logprobs):
+        with split_at_prompt(find_blocks(model), skipped_blocks(text), batch["input_ids"].shape[1], phase):
+            expected = reference_logprob(model, batch, answer_ids, pad_token_id=0)
+        torch.testing.assert_close(scores, expected, rtol=0, atol=3e-5, msg=text)
+        with masked(model, from_mask_id(text), **OPTIONS[phase]):
+            alone = model.generate(**batch, max_new_tokens=3, do_sample=False, eos_token_id=[-1], pad_token_id=0)
+        assert torch.equal(row, alone[:, batch["input_ids"].shape[1] :]), text
+    assert len({tuple(row.flatten().tolist()) for row in tokens}) > 1

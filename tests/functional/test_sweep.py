@@ -17,7 +17,7 @@ from lit_depth.functional.sweep import answer_masks, generate, sweep_forward, sw
 from lit_depth.functional.trie import MaskTrie
 from lit_depth.models.loading import load_bundled
 from lit_depth.module import model_inputs
-from lit_depth.studies.comparison import POLICIES, plan_masks
+from lit_depth.studies.plan import POLICIES, plan_masks
 
 NEW_TOKENS = 6
 DRIVEN = [family for family in FAMILIES if family != "falcon"]

@@ -14,17 +14,9 @@ from scipy import stats
 from lit_depth.functional import policies
 from lit_depth.functional.statistics import holm
 from lit_depth.results.schema import validate_comparison
-from lit_depth.studies.comparison import (
-    POLICIES,
-    PlannedMask,
-    Scores,
-    answer_questions,
-    compare_policies,
-    describe_masks,
-    plan_indices,
-    plan_masks,
-    to_importance,
-)
+from lit_depth.studies.comparison import Scores, answer_questions, compare_policies, describe_masks
+from lit_depth.studies.importance import to_importance
+from lit_depth.studies.plan import POLICIES, PlannedMask, plan_indices, plan_masks
 from lit_depth.studies.ranking import describe_blocks
 
 NUM_BLOCKS = 6

@@ -7,7 +7,7 @@ import json
 import pytest
 from commands import run
 
-from lit_depth.studies.latency import _order
+from lit_depth.studies.timing import visiting_order
 
 SMALL = ["--num_samples", "3", "--new_tokens", "4"]
 SUMMARY = {"P50", "P95", "P99", "mean", "std", "min", "max"}
@@ -99,7 +99,7 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
 
 def test_the_order_goes_there_and_back_and_differs_between_pairs():
     masks = [f"{index:04b}" for index in range(1, 16)]
-    orders = [_order(masks, index, seed=3) for index in range(6)]
+    orders = [visiting_order(masks, index, seed=3) for index in range(6)]
     assert all(sorted(order) == sorted(masks) for order in orders)
     for there, back in zip(orders[::2], orders[1::2]):
         assert there == back[::-1]

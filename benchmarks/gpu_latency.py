@@ -1,0 +1,211 @@
+"""Latency of MolmoE-1B's real shape with random weights, bf16, on a GPU: what skipped blocks save in each stage.
+
+Vision, prefill and decode step for 16, 12, 8 and 4 active blocks, at batch 1 and 8, each request an overview, 12 crops
+(2,370 positions) and a short question; experts by transformers' plain loop ("eager") and by grouped matrix products.
+
+Two bounds tell how far the times are from what the hardware allows:
+
+- Decode reads every active weight once per step: attention, the experts that the batch can reach (at most
+  min(64, 8 x batch) of each block), router, norms and the output head. Share of the memory bandwidth =
+  these bytes / time / peak bandwidth. (The keys and values come on top and are counted too.)
+- Prefill: 2 operations per active weight and token, and 4 x positions x hidden size per token for attention (half, as
+  it is causal).
+  Share of the compute bound = these operations / time / peak.
+
+Peaks are those of the data sheet, dense bf16; give others with --bandwidth and --flops.
+
+    python benchmarks/gpu_latency.py [--repeats 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import environment
+from torch import Tensor, nn
+
+from lit_depth.functional import find_blocks, masked, uniform
+from lit_depth.functional.timing import time_generation
+from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OUTPUT = REPOSITORY / "benchmarks" / "results" / "gpu_latency.json"
+# terabytes and teraflops per second of the data sheets, bf16 without sparsity
+PEAKS = {"H200": (4.8, 989.0), "H100": (3.35, 989.0), "A100": (2.0, 312.0)}
+# the released configuration as far as it differs from the defaults of `MolmoConfig`
+MOLMOE_1B = {
+    "activation_type": "swiglu",
+    "attention_layer_norm": True,
+    "block_type": "moe",
+    "d_model": 2048,
+    "embedding_size": 50304,
+    "image_padding_embed": "pad_and_partial_pad",
+    "layer_norm_eps": 1e-5,
+    "max_position_embeddings": 32768,
+    "mlp_ratio": 1,
+    "moe_num_experts": 64,
+    "moe_top_k": 8,
+    "n_heads": 16,
+    "n_layers": 16,
+    "rope_theta": 10000.0,
+    "vision_backbone": {
+        "image_default_input_size": [336, 336],
+        "image_emb_dim": 1024,
+        "image_mlp_dim": 4096,
+        "image_num_layers": 23,
+        "image_num_heads": 16,
+        "image_num_key_value_heads": 16,
+        "image_head_dim": 64,
+        "image_patch_size": 14,
+        "image_pos_patch_size": 14,
+        "image_num_pos": 577,
+        "image_mlp_activations": "quick_gelu",
+        "image_norm_eps": 1e-5,
+        "image_model_type": "openai",
+        "initializer_range": 0.02,
+    },
+}
+CROPS, PATCHES, PIXELS, TOKENS_PER_CROP = 13, 576, 14 * 14 * 3, 144
+TEXT_TOKENS, NEW_TOKENS = 64, 32
+
+
+def build(device: torch.device) -> MolmoForConditionalGeneration:
+    """The model, weights drawn on the device: nothing is loaded, and the host never holds 14 GB."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = MolmoForConditionalGeneration(MolmoConfig(**MOLMOE_1B)).to(torch.bfloat16)
+    buffers = {name: value for name, value in model.named_buffers()}
+    model.to_empty(device=device)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.02)
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None:
+            module.weight.data.fill_(1.0)
+    _restore_buffers(model, set(buffers), device)
+    return model.eval()
+
+
+def _restore_buffers(model: nn.Module, names: set[str], device: torch.device) -> None:
+    """Buffers have no random values: rotary frequencies, position ids."""
+    for name, module in model.named_modules():
+        for key, value in list(module.named_buffers(recurse=False)):
+            path = f"{name}.{key}" if name else key
+            assert path in names
+            if key in ("inv_freq", "original_inv_freq"):
+                config = module.config
+                base = config.rope_parameters["rope_theta"]
+                size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+                exponents = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
+                module.register_buffer(key, 1.0 / base**exponents, persistent=False)
+            elif value.dtype == torch.long:
+                module.register_buffer(key, torch.arange(value.numel(), device=device).view(value.shape), False)
+            else:
+                raise ValueError(f"expected only rotary frequencies and positions as buffers, found {path}")
+
+
+def request(batch: int, device: torch.device) -> dict[str, Tensor]:
+    """Random pixels in all crops; image tokens first, then the question."""
+    generator = torch.Generator().manual_seed(0)
+    image_tokens = CROPS * TOKENS_PER_CROP
+    # the released prompt has one more token per row of patches, and begin and end marks
+    separators = 433
+    length = 1 + image_tokens + separators + TEXT_TOKENS
+    positions = 1 + torch.randperm(image_tokens + separators, generator=generator)[:image_tokens].sort().values
+    inputs = {
+        "input_ids": torch.randint(5, 50000, (batch, length), generator=generator),
+        "attention_mask": torch.ones(batch, length, dtype=torch.long),
+        "images": torch.rand(batch, CROPS, PATCHES, PIXELS, generator=generator).bfloat16(),
+        "image_masks": torch.ones(batch, CROPS, PATCHES).bfloat16(),
+        "image_input_idx": positions.view(1, CROPS, TOKENS_PER_CROP).expand(batch, -1, -1).contiguous(),
+    }
+    return {name: value.to(device) for name, value in inputs.items()}
+
+
+def work(model: MolmoForConditionalGeneration, active: int, batch: int, length: int) -> tuple[float, float]:
+    """Bytes that one decode step has to read, and operations of a prefill."""
+    text = model.config.text_config
+    block = find_blocks(model)[0]
+    experts = sum(p.numel() for p in block.mlp.experts.parameters())
+    others = sum(p.numel() for p in block.parameters()) - experts
+    head = model.lm_head.weight.numel()
+    reached = min(text.num_experts, text.num_experts_per_tok * batch) / text.num_experts
+    cache = 2 * batch * length * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
+    read = 2 * (active * (others + reached * experts + cache) + head)
+    used = others + experts * text.num_experts_per_tok / text.num_experts
+    attention = 4 * length * text.hidden_size / 2
+    return read, active * batch * length * (2 * used + attention) + 2 * batch * head
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON file."""
+    parser = argparse.ArgumentParser(description="Latency of MolmoE-1B's shape on a GPU, random weights, bf16.")
+    parser.add_argument("--repeats", type=int, default=20, help="timed requests per configuration (default 20)")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--active_blocks", type=int, nargs="+", default=[16, 12, 8, 4])
+    parser.add_argument("--bandwidth", type=float, help="peak memory bandwidth in TB/s")
+    parser.add_argument("--flops", type=float, help="peak dense bf16 throughput in TFLOP/s")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(2, "error: this benchmark needs a CUDA device, and there is none\n")
+    device = torch.device("cuda")
+    gpu = torch.cuda.get_device_name(device)
+    known = next((peaks for name, peaks in PEAKS.items() if name in gpu), (None, None))
+    bandwidth, flops = arguments.bandwidth or known[0], arguments.flops or known[1]
+    if bandwidth is None or flops is None:
+        parser.exit(2, f"error: the peaks of {gpu} are not known: give --bandwidth and --flops\n")
+    model = build(device)
+    result: dict[str, Any] = {
+        "environment": {**environment(torch.get_num_threads()), "gpu": gpu, "cuda": torch.version.cuda},
+        "peak_tb_per_s": bandwidth,
+        "peak_tflops": flops,
+        "new_tokens": NEW_TOKENS,
+        "rows": [],
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    print(
+        f"{'experts':<12}{'batch':>6}{'blocks':>7}{'vision':>9}{'prefill':>9}{'decode':>9}{'total':>9} ms"
+        f"{'bandwidth':>11}{'compute':>9}{'peak GiB':>10}"
+    )
+    for batch in arguments.batch_sizes:
+        inputs = request(batch, device)
+        length = inputs["input_ids"].shape[1]
+        for experts in ("eager", "grouped_mm"):
+            model.set_experts_implementation(experts)
+            times: dict[int, list[dict[str, Any]]] = {active: [] for active in arguments.active_blocks}
+            peaks = {}
+            for repeat in range(-2, arguments.repeats):  # two warm-up rounds
+                order = arguments.active_blocks if repeat % 2 else arguments.active_blocks[::-1]
+                for active in order:
+                    torch.cuda.reset_peak_memory_stats()
+                    with masked(model, uniform(16, active)):
+                        measured = time_generation(model, inputs, new_tokens=NEW_TOKENS)
+                    peaks[active] = torch.cuda.max_memory_allocated()
+                    if repeat >= 0:
+                        times[active].append(measured)
+            for active, rows in times.items():
+                stages = ("vision", "prefill", "decode_per_token", "total")
+                row: dict[str, Any] = {stage: statistics.median(each[stage] for each in rows) for stage in stages}
+                read, operations = work(model, active, batch, length)
+                row |= {"experts": experts, "batch_size": batch, "active_blocks": active, "prompt_tokens": length}
+                row["bandwidth_share"] = read / (row["decode_per_token"] / 1e3) / (bandwidth * 1e12)
+                row["compute_share"] = operations / (row["prefill"] / 1e3) / (flops * 1e12)
+                row["peak_memory_gib"] = peaks[active] / 2**30
+                result["rows"].append(row)
+                arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+                print(
+                    f"{experts:<12}{batch:>6}{active:>7}{row['vision']:>9.2f}{row['prefill']:>9.2f}"
+                    f"{row['decode_per_token']:>9.3f}{row['total']:>9.1f}   {row['bandwidth_share']:>11.1%}"
+                    f"{row['compute_share']:>9.1%}{row['peak_memory_gib']:>10.1f}",
+                    flush=True,
+                )
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

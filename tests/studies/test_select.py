@@ -1,0 +1,144 @@
+"""``lit-depth select``: what it chooses follows from what was measured, and mistakes are named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from commands import run
+
+from lit_depth.studies import select as study
+
+SMALL = ["--data.num_samples", "24", "--data.calibration_samples", "24", "--policies", "prefix", "uniform"]
+SMALL += ["--num_active_blocks", "2", "8", "16", "--num_requests", "3", "--num_checks", "3", "--new_tokens", "2"]
+
+
+def read(folder, name: str = "selection.json"):
+    return json.loads((folder / "select" / "default" / name).read_text())
+
+
+@pytest.fixture
+def steady_clock(monkeypatch):
+    """Requests of 10 ms and 1 ms per active block, on a machine where nothing else runs."""
+
+    def measure(model, datamodule, split, masks, path, *, num_requests, **_):
+        import pandas as pd
+
+        rows = [
+            {"mask": mask, "sample": str(index), "total": 10.0 + mask.count("1")}
+            for mask in masks
+            for index in range(num_requests)
+        ]
+        return pd.DataFrame(rows)
+
+    monkeypatch.setattr(study, "time_masks", measure)
+
+
+def test_the_best_mask_within_the_budget_is_chosen_and_another_budget_needs_no_new_run(
+    checkpoint, tmp_path, capsys, steady_clock
+):
+    command = ["select", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
+    assert run(command) == 0
+    result = read(tmp_path)
+    assert result["selected"] is None and "No --budget_ms" in capsys.readouterr().out
+    assert [entry["num_active_blocks"] for entry in result["candidates"]] == [2, 8, 16]
+    assert [entry["latency_ms"]["bound"] for entry in result["candidates"]] == [12.0, 18.0, 26.0]
+    assert result["line"] == pytest.approx({"slope": 1.0, "intercept": 10.0, "r2": 1.0})
+    for budget, affordable in ((26, 3), (25.9, 2), (18, 2), (17, 1), (12, 1)):
+        assert run([*command, "--budget-ms", budget]) == 0
+        result = read(tmp_path)
+        within = result["candidates"][:affordable]
+        chosen = result["selected"]
+        assert chosen["chosen_by"]["quality"] == max(entry["chosen_by"]["quality"] for entry in within)
+        assert chosen["mask_id"] in [entry["mask_id"] for entry in within]
+        assert chosen["measured_again"]["share_within_budget"] == 1.0 and not result["rejected"]
+        assert set(result["requests"]) == {"simple", "medium", "complex"}
+    assert run([*command, "--budget-ms", "11.9"]) == 2
+    assert "at least 12.0 ms" in capsys.readouterr().err
+    # the choice looks at the calibration split, the expectation at the other
+    records = sorted(path.parent.name for path in (tmp_path / "select").rglob("rank0.jsonl"))
+    assert records == ["calibration", "validation"]
+    for name in ("figures/quality_vs_budget.png", "report.html", "manifest.json"):
+        assert (tmp_path / "select" / "default" / name).stat().st_size > 0
+
+
+def test_a_mask_that_is_slower_when_measured_again_is_dropped(checkpoint, tmp_path, monkeypatch, steady_clock):
+    steady = study.time_masks
+
+    def drifting(model, datamodule, split, masks, *args, **options):
+        frame = steady(model, datamodule, split, masks, *args, **options)
+        if split == "validation":
+            frame["total"] += [7.0 if mask.count("1") == 8 else 0.0 for mask in frame["mask"]]
+        return frame
+
+    monkeypatch.setattr(study, "time_masks", drifting)
+    command = ["select", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
+    assert run([*command, "--num_active_blocks", "2", "8", "--budget-ms", "20"]) == 0
+    result = read(tmp_path)
+    best = max(result["candidates"], key=lambda entry: entry["chosen_by"]["quality"])
+    chosen, dropped = result["selected"], [entry["mask_id"] for entry in result["rejected"]]
+    if best["num_active_blocks"] == 8:
+        assert dropped == [best["mask_id"]] and chosen["num_active_blocks"] == 2
+    else:
+        assert not dropped and chosen["mask_id"] == best["mask_id"]
+
+
+def test_depth_from_the_line_where_only_importance_is_known(checkpoint, tmp_path, capsys, steady_clock):
+    scores = {str(block_idx): float(16 - block_idx) for block_idx in range(16)}
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps(scores))
+    command = ["select", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--importance", file]
+    command += ["--estimate_depth", "true", "--new_tokens", "2", "--num_requests", "2", "--num_checks", "2"]
+    assert run([*command, "--budget_ms", "15.5"]) == 0
+    result = read(tmp_path)
+    assert result["selected"]["active_block_indices"] == [0, 1, 2, 3, 4]
+    assert result["depth_by_plain_ratio"] == 9  # 15.5 / 26 of 16 blocks, which take 19 ms
+    assert result["selected"]["expected"] is None and "No quality was measured" in capsys.readouterr().out
+    assert run([*command, "--budget_ms", "10.5"]) == 2
+    assert "1 of 16 blocks takes" in capsys.readouterr().err
+
+
+def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
+    common = ["--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--data.num_samples", "16"]
+    counts = ["--num_active_blocks", "4", "16", "--policies", "prefix"]
+    assert run(["compare", *common, *counts, "--latency_repeats", "0"]) == 0
+    times = ["--num_samples", "3", "--new_tokens", "2"]
+    assert run(["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *counts, *times]) == 0
+    comparison = tmp_path / "compare" / "default" / "m5_mask_strategy_comparison.json"
+    latency = tmp_path / "latency" / "default" / "latency.json"
+    given = ["--comparison", comparison, "--latency", latency, "--new_tokens", "2", "--num_checks", "2"]
+    assert run(["select", *common, *given, "--budget-ms", "100000"]) == 0
+    result = read(tmp_path)
+    assert [entry["num_active_blocks"] for entry in result["candidates"]] == [4, 16]
+    measured = json.loads(latency.read_text())["all_samples"]
+    slowest = {count: max(row["T_total"] for row in measured if row["num_active_blocks"] == count) for count in (4, 16)}
+    # three requests are too few for a bound: it is the largest
+    assert {e["num_active_blocks"]: e["latency_ms"]["bound"] for e in result["candidates"]} == slowest
+    assert "a little too good" in capsys.readouterr().out
+    assert run(["select", *common, *given[:-4], "--new_tokens", "3", "--name", "other", "--budget-ms", "9"]) == 2
+    assert "requests of 2 new tokens" in capsys.readouterr().err
+    assert run(["select", *common, "--comparison", latency, "--name", "other"]) == 2
+    assert "expected the JSON file that `lit-depth compare` writes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget-ms", "0"], "budget_ms must be positive and finite, got 0"),
+        (["--budget-ms=-3"], "budget_ms must be positive and finite, got -3"),
+        (["--complexity", "simple"], "complexity needs --budget_ms"),
+        (["--num_requests", "0"], "num_requests must be at least 1, got 0"),
+        (["--num_checks", "0"], "num_checks must be at least 1, got 0"),
+        (["--new_tokens", "0"], "new_tokens must be at least 1, got 0"),
+        (["--estimate_depth", "true"], "estimate_depth needs --importance"),
+        (["--comparison", "nowhere.json"], "nowhere.json"),
+        (["--latency", "nowhere.json"], "nowhere.json"),
+        (["--importance", "nowhere.json"], "nowhere.json"),
+        (["--num_active_blocks", "17"], "must lie in 1..16, got [17]"),
+        (["--data.tasks", "shapes_vqa", "text_vqa"], "requests from one task"),
+    ],
+)
+def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, message):
+    assert run(["select", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err and not list(tmp_path.rglob("selection.json"))
