@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -97,6 +98,7 @@ def against_profiler(module: DepthModule, inputs: dict[str, Tensor], repeats: in
     originals = {"model": (model, model.forward), "decoder": (decoder, decoder.forward)}
 
     def labelled(name: str, forward: Any) -> Any:
+        @functools.wraps(forward)  # generate reads its signature
         def run(*args: Any, **kwargs: Any) -> Any:
             with record_function(name):
                 return forward(*args, **kwargs)

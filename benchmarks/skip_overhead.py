@@ -10,9 +10,10 @@ the first also for a forward without cache:
 ``masked / pruned`` once more under ``torch.compile`` (prefill and decode step on static caches of the same length),
 with its control; compilation is not timed, but every compiled answer is compared with the plain one.
 
-What the ratios consist of: a skipped block costs one call of its module, and a forward with a cache one pass over the
-cache's entries, microseconds each. A prefill also makes the cache, and transformers makes one entry per block of the
-config, those of skipped blocks too, at tens of microseconds each.
+What the ratios consist of: transformers' own loop goes over every block (keyword arguments, fields of the config, the
+call of the skipped module) at some ten microseconds each, and makes a cache entry for every block of the config, those
+of skipped blocks too, at another ten. None of it grows with the model: it shows in the two models whose blocks take a
+millisecond or less, and is below the resolution in the wide one.
 
 Forwards alternate as ABBA or BAAB, by seeded coin toss; each such quadruple gives one ratio (A1 + A2) / (B1 + B2), so
 that drift of the machine cancels. The models are copied anew in every round, because where weights lie in memory
@@ -42,7 +43,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 from lit_depth.functional import find_blocks, from_indices, masked
-from lit_depth.models.loading import BUNDLED, load_bundled
+from lit_depth.models.loading import load_bundled
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # the reference for masks is that of the tests: a second version of it could disagree
@@ -57,11 +58,11 @@ MAX_STEPS = 960
 Forward = Callable[[], Any]
 
 
-def random_llama() -> PreTrainedModel:
-    """A small random Llama of 16 blocks, float32: its blocks are so short that any overhead shows."""
+def random_llama(width: int = 256) -> PreTrainedModel:
+    """A random Llama of 16 blocks, float32; at width 256 its blocks are so short that any overhead shows."""
     torch.manual_seed(0)
-    sizes = dict(hidden_size=256, intermediate_size=688, num_attention_heads=4, num_hidden_layers=16, vocab_size=512)
-    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    sizes = dict(hidden_size=width, intermediate_size=width * 43 // 16, num_hidden_layers=16, vocab_size=512)
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=width // 64)).eval()
 
 
 def forward(model: PreTrainedModel, tokens: Tensor) -> Forward:
@@ -187,18 +188,20 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     result: dict[str, Any] = {"environment": environment(arguments.threads), "prompt_tokens": PROMPT_TOKENS}
-    models: dict[str, Callable[[], PreTrainedModel]] = {"random Llama": random_llama}
-    if (BUNDLED / "config.json").is_file():
-        models["bundled MolmoE"] = lambda: load_bundled()[0]
-    else:
-        print("the bundled model is not there yet: measuring the random model only")
+    models: dict[str, Callable[[], PreTrainedModel]] = {
+        "random Llama": random_llama,
+        "bundled MolmoE": lambda: load_bundled()[0],
+        "wide Llama": lambda: random_llama(768),
+    }
     result["models"] = {}
     print(f"{'model':<16}{'comparison':<18}{'stage':<22}{'ratio':>8}  {'95% interval':<18}{'ms':>8} / ms")
     for name, build in models.items():
         gc.disable()
-        rows = measure(build(), arguments.quadruples, arguments.rounds, random.Random(0))
-        # few fresh copies: each is compiled for minutes
-        rows += measure(build(), arguments.quadruples, 2, random.Random(0), compiled=True)
+        # its forwards take ten times as long, and vary less
+        count = arguments.quadruples // 4 if name == "wide Llama" else arguments.quadruples
+        rows = measure(build(), count, arguments.rounds, random.Random(0))
+        # few fresh copies: each is compiled first
+        rows += measure(build(), count, 2, random.Random(0), compiled=True)
         gc.enable()
         result["models"][name] = rows
         for row in rows:

@@ -69,7 +69,7 @@ class StageTimer:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # one that an exception ended is left behind
-        self._open = _Forward(self._now(), _inputs(args, kwargs))
+        self._open = _Forward(self._now(), args, kwargs)
 
     def _reach_decoder(self, *_: Any) -> None:
         if self._open is not None:
@@ -131,13 +131,17 @@ class StageTimer:
 class _Forward:
     """Marks of one forward of the model, and the inputs that tell its tokens (looked at when all is over)."""
 
-    def __init__(self, start: Any, inputs: dict[str, Any]) -> None:
+    def __init__(self, start: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.start, self.decoder, self.end = start, start, start
-        tokens = inputs.get("input_ids")
-        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+        tokens = args[0] if args and isinstance(args[0], Tensor) else kwargs.get("input_ids")
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         self.batch_size, self.query_length = (1, 1) if tokens is None else tuple(tokens.shape[:2])
         # decode steps have none to count, and would keep their inputs alive
-        self.inputs = inputs if self.query_length > 1 else {}
+        self.inputs: dict[str, Tensor] = {}
+        if self.query_length > 1:
+            self.inputs = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
+            if args and isinstance(args[0], Tensor):
+                self.inputs["input_ids"] = args[0]
 
     def count_tokens(self, model: nn.Module) -> tuple[int, int, int]:
         """Rows, and text and vision tokens of all rows without padding."""
@@ -151,13 +155,6 @@ class _Forward:
             token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
             vision = 0 if token is None else int((ids == token).sum())
         return self.batch_size, real - vision, vision
-
-
-def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    named = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
-    if args and isinstance(args[0], Tensor):
-        named["input_ids"] = args[0]
-    return named
 
 
 @torch.no_grad()

@@ -37,7 +37,9 @@ def selection_figure(result: dict[str, Any]) -> Figure:
     heights = [each["quality"] for each in shown]
     axes.errorbar(times, heights, yerr=bars, fmt="o", color="#888888", markersize=5, elinewidth=1, label=label)
     points = sorted((times[i], heights[i]) for i, entry in enumerate(entries) if entry["mask_id"] in result["frontier"])
-    axes.plot(*zip(*points), "-o", color="#0072B2", markersize=5, linewidth=1.5, label="frontier")
+    axes.plot(
+        *zip(*points), "-o", color="#0072B2", markersize=5, linewidth=1.5, label="frontier, by the questions chosen on"
+    )
     for time, height, entry in zip(times, heights, entries):
         axes.annotate(str(entry["num_active_blocks"]), (time, height), (4, -11), textcoords="offset points", fontsize=8)
     if result["selected"] is not None:
@@ -47,6 +49,6 @@ def selection_figure(result: dict[str, Any]) -> Figure:
     share = result["share_within_budget"]
     axes.set_xlabel(f"Time that {share:.0%} of the requests stay within (ms); numbers: active blocks")
     axes.set_ylabel(f"Quality ({result['metric']})")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=8, loc="lower right")
     axes.set_title(f"{result['task']}, {result['new_tokens']} new tokens, {result['device']}", loc="left", fontsize=11)
     return figure

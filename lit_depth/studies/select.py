@@ -68,6 +68,7 @@ def select(
     num_seeds: int,
     num_requests: int,
     num_checks: int,
+    margin: float,
     new_tokens: int | None,
     confidence: float,
     max_bad_samples: float,
@@ -81,6 +82,8 @@ def select(
     for argument, value in (("num_requests", num_requests), ("num_checks", num_checks), ("new_tokens", new_tokens)):
         if value is not None and value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
+    if not 0 <= margin < 1:
+        raise ValueError(f"margin must be at least 0 and below 1, got {margin}")
     if budget_ms is not None and not 0 < budget_ms < float("inf"):
         raise ValueError(f"budget_ms must be positive and finite, got {budget_ms}")
     if complexity is not None and budget_ms is None:
@@ -143,7 +146,7 @@ def select(
 
         if timed is None:
             timed = measure(_to_time(options, num_blocks, estimate_depth), "calibration", num_requests)
-        bounds = {mask: percentile_bound(times, SHARE) for mask, times in timed.items()}
+        bounds = {mask: percentile_bound(times, SHARE) / (1 - margin) for mask, times in timed.items()}
         line = None
         if len({mask.count("1") for mask in bounds}) > 1:
             line = fit_line([mask.count("1") for mask in bounds], list(bounds.values()))
@@ -174,6 +177,7 @@ def select(
             "device": identity["device"],
             "confidence": confidence,
             "share_within_budget": SHARE,
+            "margin": margin,
             "budget_ms": budget_ms,
             "complexity": complexity,
             "quality": "not measured" if estimate_depth else (comparison or "measured"),
@@ -415,7 +419,7 @@ def _conclusion(result: dict[str, Any]) -> list[str]:
     lines = [
         f"Requests of batch size 1 with {result['new_tokens']} new tokens on {result['device']}; times in ms. "
         f"'budget from' is the smallest budget that {SHARE:.0%} of the requests stay within (upper 95% bound of the "
-        f"percentile)."
+        f"percentile) with {result['margin']:.0%} of it kept free."
     ]
     if result["line"]:
         line = result["line"]
