@@ -370,8 +370,10 @@ def _choose(
             "share_within_budget": float(np.mean([time <= budget_ms for time in times])),
             "P50": float(np.median(times)),
             "P95": float(np.percentile(times, 95)),
+            "bound": percentile_bound(times, SHARE),
         }
-        if check["share_within_budget"] >= SHARE:
+        # not the share itself, which is above its true value half of the time
+        if check["bound"] <= budget_ms:
             result["selected"] = {**by_id[mask], "measured_again": check}
         else:
             rejected.append({**by_id[mask], "measured_again": check})
@@ -432,7 +434,8 @@ def _conclusion(result: dict[str, Any]) -> list[str]:
     lines.append(
         f"Budget {result['budget_ms']:g} ms: {selected['num_active_blocks']} of {result['num_blocks']} blocks "
         f"({blocks}). Measured again on {again['num_requests']} other requests: "
-        f"{again['share_within_budget']:.1%} within the budget, P50 {again['P50']:.2f}, P95 {again['P95']:.2f}."
+        f"{again['share_within_budget']:.1%} within the budget, P50 {again['P50']:.2f}, P95 {again['P95']:.2f} "
+        f"(at most {again['bound']:.2f})."
         + (f" {len(result['rejected'])} better masks took longer when measured again." if result["rejected"] else "")
     )
     shown = selected["expected"] or selected["chosen_by"]
