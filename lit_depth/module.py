@@ -15,7 +15,7 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from lit_depth.functional import find_blocks
 from lit_depth.functional.answering import IMAGE_INPUTS
-from lit_depth.functional.masking import Phase, masked
+from lit_depth.functional.masking import Granularity, Phase, masked
 from lit_depth.functional.scoring import reference_logprob
 from lit_depth.functional.sweep import answer_masks
 from lit_depth.models.loading import load_checkpoint, new_model
@@ -45,6 +45,8 @@ class DepthModule(LightningModule):
         max_new_tokens: Longest answer in tokens; null = what the task asks for.
         max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
             about the memory of the weights once more.
+        granularity: What one entry of a mask switches: a ``block``, or with ``sublayer`` its attention (entry 2i of
+            block i) or its MLP (entry 2i + 1). Masks of sublayers are answered one after another.
         phase: Forwards that a mask applies to: ``both``, ``decode`` (the prompt runs through all blocks) or
             ``prefill`` (as ``both``, because a skipped prompt leaves nothing to decode on, unless
             ``decode_without_prompt``). Masks of ``decode`` are answered one after another.
@@ -68,6 +70,7 @@ class DepthModule(LightningModule):
         blocks: str | None = None,
         max_new_tokens: int | None = None,
         max_rows: int | None = None,
+        granularity: Granularity = "block",
         phase: Phase = "both",
         decode_without_prompt: bool = False,
         learning_rate: float = 1.5e-3,
@@ -89,8 +92,10 @@ class DepthModule(LightningModule):
                 trust_remote_code=trust_remote_code,
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
-        if phase != "both" or decode_without_prompt:
-            self.masked(torch.ones(self.num_blocks, dtype=torch.bool))  # refuse what cannot be masked so
+        # what the entries of a mask stand for
+        self.num_units = self.num_blocks * (1 if granularity == "block" else 2)
+        if phase != "both" or decode_without_prompt or granularity != "block":
+            self.masked(torch.ones(self.num_units, dtype=torch.bool))  # refuse what cannot be masked so
         # set by whoever knows the task (a study), where the user left it open
         self.max_new_tokens: int = max_new_tokens or 16
         # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
@@ -109,12 +114,13 @@ class DepthModule(LightningModule):
         return self.tokenizer.eos_token_id if pad is None else pad
 
     def masked(self, mask: Tensor) -> AbstractContextManager[nn.Module]:
-        """Skip blocks of the model inside a ``with`` statement, in the phase that the module was made for."""
+        """Skip blocks inside a ``with`` statement, by the units and in the phase that the module was made for."""
         options = self.hparams
         return masked(
             self.model,
             mask,
             blocks=options["blocks"],
+            granularity=options["granularity"],
             phase=options["phase"],
             decode_without_prompt=options["decode_without_prompt"],
         )
@@ -124,10 +130,11 @@ class DepthModule(LightningModule):
         self.max_new_tokens = self.hparams["max_new_tokens"] or max_new_tokens
 
     def request_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Ask `predict_step` to answer under these masks too (mask id -> bool ``[num_blocks]``)."""
+        """Ask `predict_step` to answer under these masks too (mask id -> bool ``[num_units]``)."""
         for mask in masks.values():
-            if len(mask) != self.num_blocks:
-                raise ValueError(f"expected masks of {self.num_blocks} blocks, got one of {len(mask)}")
+            if len(mask) != self.num_units:
+                units = f"{self.hparams['granularity']}s"
+                raise ValueError(f"expected masks of {self.num_units} {units}, got one of {len(mask)}")
         self.requested_masks = {**(self.requested_masks or {}), **masks}
 
     def on_fit_start(self) -> None:
@@ -142,7 +149,7 @@ class DepthModule(LightningModule):
         """Answer an evaluation batch under every requested mask (the full model where nobody asked)."""
         masks = self.requested_masks
         if masks is None:
-            masks = {"1" * self.num_blocks: torch.ones(self.num_blocks, dtype=torch.bool)}
+            masks = {"1" * self.num_units: torch.ones(self.num_units, dtype=torch.bool)}
         if not masks or not batch["sample_ids"]:  # all done already, or every sample of the batch was bad
             return MaskedPredictions([], list(masks), [[] for _ in masks], torch.zeros(len(masks), 0))
         tokenizer = self.tokenizer
@@ -156,6 +163,7 @@ class DepthModule(LightningModule):
             pad_token_id=self.pad_token_id,
             max_rows=self.hparams["max_rows"],
             blocks=self.hparams["blocks"],
+            granularity=self.hparams["granularity"],
             phase=self.hparams["phase"],
             decode_without_prompt=self.hparams["decode_without_prompt"],
             on_mask=self.on_mask,

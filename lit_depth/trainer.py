@@ -75,6 +75,8 @@ class DepthTrainer(Trainer):
     ) -> dict[str, Any]:
         """Measure the importance of every block: the drop in quality when it alone is skipped.
 
+        With ``--model.granularity sublayer``: of the attention and the MLP of every block.
+
         Args:
             model: Holds the model.
             datamodule: Gives the task, or the tasks.
@@ -90,6 +92,7 @@ class DepthTrainer(Trainer):
         Returns:
             The content of ``importance.json`` (empty on other processes than the first). Beside it stands
             ``layer_importance_scores.json``, ``{"0": drop, ...}``, which ``compare --importance`` takes.
+            Of sublayers its keys are ``"0.attn"``, ``"0.mlp"``, ..., and ``compare`` does not take it.
 
         Raises:
             ValueError: If an argument is out of range.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
-from lit_depth.functional.masking import masked
+from lit_depth.functional.masking import Granularity, masked
 from lit_depth.functional.scoring import answer_logprob, reference_logprob, with_answers, with_positions
 from lit_depth.functional.trie import MaskTrie, chunk_masks
 
@@ -199,6 +199,7 @@ def answer_one_by_one(
     blocks: str | None,
     options: dict[str, Any],
     on_mask: Callable[[], Any],
+    granularity: Granularity = "block",
     **phases: Any,
 ) -> tuple[Tensor, Tensor]:
     """`lit_depth.functional.sweep.answer_masks` by `masked` and ``generate``; ``phases`` are arguments of `masked`."""
@@ -207,7 +208,7 @@ def answer_one_by_one(
     tokens = torch.full((len(masks), batch, options["max_new_tokens"]), options["pad"])
     logprobs = torch.zeros(len(masks), 0 if answer_ids is None else batch)
     for index, mask in enumerate(masks):
-        with masked(model, mask, blocks=blocks, **phases):
+        with masked(model, mask, blocks=blocks, granularity=granularity, **phases):
             if answer_ids is not None:
                 logprobs[index] = reference_logprob(
                     model, inputs, answer_ids, pad_token_id=options["pad"], in_phases=bool(phases)

@@ -7,6 +7,9 @@ How the KV cache stays right: one forward pre-hook on block 0 sees the cache bef
 made it (``generate``, the caller, or the decoder itself), and puts a placeholder that stores nothing at the entry of
 every skipped block. transformers reads the sequence length and the attention-mask sizes from the first entry that is
 not a placeholder, so skipping block 0 needs no further care. The entries are in `lit_depth.functional.entries`.
+
+Half a block (``granularity="sublayer"``): its instance ``forward`` is replaced by that of the other half, in
+`lit_depth.functional.sublayers`; whether its attention runs decides about the cache entry.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from transformers.cache_utils import Cache
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
 from lit_depth.functional.entries import Claim, DecodeClaim, DecodedLayer, PrefillClaim, SkippedLayer
+from lit_depth.functional.sublayers import HalfForward, check_halves
 
 Granularity = Literal["block", "sublayer"]
 Phase = Literal["both", "prefill", "decode"]
@@ -66,11 +70,15 @@ def masked(
       which is the same as ``"both"``. ``decode_without_prompt`` runs it nevertheless: in this block a decoded token
       then attends to the decoded tokens alone, itself included, at their true positions.
 
+    Sublayers (``granularity="sublayer"``): entry 2i of the mask is the attention of block i, entry 2i + 1 its MLP. A
+    skipped half adds nothing to the residual stream and does not run, nor does its norm: hooks on their modules do not
+    fire. A block without its attention owns no KV cache, one without its MLP keeps it; without both it is skipped.
+
     Args:
         model: any module that holds a Hugging Face decoder, see :func:`~lit_depth.functional.blocks.find_blocks`.
-        mask: bool ``[num_blocks]``, True = the block runs.
+        mask: bool ``[num_blocks]``, True = the block runs; for sublayers ``[2 * num_blocks]``.
         blocks: dotted path of the block list where it cannot be found unambiguously.
-        granularity: what one entry of the mask switches. Only ``"block"`` so far.
+        granularity: what one entry of the mask switches: a ``"block"``, or with ``"sublayer"`` its attention or MLP.
         phase: the forwards that the mask applies to, see above.
         decode_without_prompt: with ``phase="prefill"``: run the skipped blocks in decode steps.
 
@@ -81,8 +89,11 @@ def masked(
         ValueError: a mask of the wrong length, dtype or shape or without an active block; no decoder blocks; a model
             whose blocks depend on one another by index (shared KV, deep-stack visual features); encoder-decoders;
             ``decode_without_prompt`` in another phase. In a forward with ``decode_without_prompt``: a block with a
-            recurrent state, attention biases per key (ALiBi), or masks other than tensors (flex attention).
-        NotImplementedError: ``"sublayer"`` and per-row masks ``[batch, num_blocks]``.
+            recurrent state, attention biases per key (ALiBi), or masks other than tensors (flex attention). Sublayers:
+            a mask without any attention; blocks of an unknown form (see `lit_depth.functional.sublayers`), such as
+            those whose attention and MLP run side by side. When the context is entered: half of a block that has a
+            ``forward`` of its own on the instance, as accelerate gives to models on several devices.
+        NotImplementedError: sublayers in one phase only; per-row masks ``[batch, num_blocks]``.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=3)
@@ -91,6 +102,10 @@ def masked(
     ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
     >>> cache.is_dummy, cache.get_seq_length()
     ([True, False, False], 2)
+    >>> with masked(model, [True, False, False, True, True, True], granularity="sublayer"):
+    ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
+    >>> cache.is_dummy
+    [False, True, False]
     >>> with masked(model, [False, True, True], phase="decode"):
     ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
     ...     print(cache.is_dummy, cache.get_seq_length())
@@ -99,24 +114,32 @@ def masked(
     >>> cache.is_dummy, cache.get_seq_length()
     ([True, False, False], 3)
     """
-    _check_choice("granularity", granularity, ("block", "sublayer"))
     _check_choice("phase", phase, ("both", "prefill", "decode"))
-    if granularity != "block":
-        raise NotImplementedError(f"granularity={granularity!r} is not supported yet; use 'block'")
     if decode_without_prompt and phase != "prefill":
         raise ValueError(f"expected decode_without_prompt with phase='prefill' only, given phase={phase!r}")
+    if granularity == "sublayer" and (phase == "decode" or decode_without_prompt):
+        raise NotImplementedError(
+            "expected granularity='block' where prefill and decode differ, given 'sublayer' with "
+            f"phase={phase!r}, decode_without_prompt={decode_without_prompt}"
+        )
     module_list = find_blocks(model, blocks)
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.dtype == torch.bool and mask.shape[1] == len(module_list):
         raise NotImplementedError("per-row masks [batch, num_blocks] are not supported yet; pass one mask [num_blocks]")
-    active = check_mask(mask, len(module_list)).tolist()
+    active = check_mask(mask, len(module_list), granularity).tolist()
     _refuse_coupled_blocks(find_decoder(model, module_list), module_list)
+    halves = list(zip(active, active))
+    if granularity == "sublayer":
+        check_halves(module_list)
+        halves = list(zip(active[::2], active[1::2]))
+        if not any(attends for attends, _ in halves):
+            raise ValueError("expected at least one active attention, given a sublayer mask of MLPs only")
     # without the prompt's keys and values there is nothing to decode on, so the block is skipped in both
     is_same = phase == "both" or (phase == "prefill" and not decode_without_prompt)
-    return _masked(model, list(module_list), active, "both" if is_same or all(active) else phase)
+    return _masked(model, list(module_list), halves, "both" if is_same or all(active) else phase)
 
 
-def check_mask(mask: Tensor | Sequence[bool], num_blocks: int) -> Tensor:
-    """Return ``mask`` as a bool tensor ``[num_blocks]`` on the CPU.
+def check_mask(mask: Tensor | Sequence[bool], num_blocks: int, granularity: Granularity = "block") -> Tensor:
+    """Return ``mask`` as a bool tensor on the CPU: ``[num_blocks]``, for sublayers ``[2 * num_blocks]``.
 
     Raises:
         ValueError: wrong dtype, shape or length, or no active block.
@@ -124,6 +147,8 @@ def check_mask(mask: Tensor | Sequence[bool], num_blocks: int) -> Tensor:
     >>> check_mask([True, False], num_blocks=2)
     tensor([ True, False])
     """
+    _check_choice("granularity", granularity, ("block", "sublayer"))
+    num_units, units = (num_blocks, "blocks") if granularity == "block" else (2 * num_blocks, "sublayers")
     if not isinstance(mask, Tensor):
         mask = list(mask)
         wrong = next((value for value in mask if not isinstance(value, bool)), None)
@@ -133,11 +158,13 @@ def check_mask(mask: Tensor | Sequence[bool], num_blocks: int) -> Tensor:
     if mask.dtype != torch.bool:
         raise ValueError(f"expected a mask of dtype torch.bool, given {mask.dtype}")
     if mask.ndim != 1:
-        raise ValueError(f"expected a mask of shape [{num_blocks}], given {list(mask.shape)}")
-    if len(mask) != num_blocks:
-        raise ValueError(f"expected a mask of {num_blocks} blocks, given {len(mask)}")
+        raise ValueError(f"expected a mask of shape [{num_units}], given {list(mask.shape)}")
+    if len(mask) != num_units:
+        is_other = granularity == "block" and len(mask) == 2 * num_blocks
+        hint = "; masks of sublayers need granularity='sublayer', where it can be given" if is_other else ""
+        raise ValueError(f"expected a mask of {num_units} {units}, given {len(mask)}{hint}")
     if not mask.any():
-        raise ValueError(f"expected at least one active block, given a mask that skips all {num_blocks}")
+        raise ValueError(f"expected at least one active {granularity}, given a mask that skips all {num_units}")
     return mask.detach().cpu()
 
 
@@ -269,18 +296,27 @@ def _decoded_columns(attention_mask: object, entry: DecodedLayer, num_new: int) 
 
 
 @contextmanager
-def _masked(model: nn.Module, blocks: list[nn.Module], active: list[bool], phase: Phase) -> Iterator[nn.Module]:
+def _masked(
+    model: nn.Module, blocks: list[nn.Module], halves: list[tuple[bool, bool]], phase: Phase
+) -> Iterator[nn.Module]:
+    """Skip blocks and halves of blocks; ``halves`` holds one pair (attention runs, MLP runs) per block."""
     found = [_instance_forward(block) for block in blocks]
     # what the blocks run outside every mask: an outer mask is replaced, not combined with
-    own = [forward.replaced if isinstance(forward, _Identity) else forward for forward in found]
+    own = [forward.replaced if isinstance(forward, _Identity | HalfForward) else forward for forward in found]
+    for block_idx, (forward, (attends, has_mlp)) in enumerate(zip(own, halves)):
+        if attends != has_mlp and forward is not _ABSENT:
+            raise ValueError(f"cannot skip half of block {block_idx}: it has a forward of its own on the instance")
     outer = _CLAIMS.get(blocks[0])
-    _CLAIMS[blocks[0]] = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase](active)
+    claim = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
+    _CLAIMS[blocks[0]] = claim([attends for attends, _ in halves])  # an MLP reads and writes no cache
     hook = blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)
     try:
-        for block_idx, (block, is_active, forward) in enumerate(zip(blocks, active, own)):
-            if not is_active and phase == "both":
+        for block_idx, (block, (attends, has_mlp), forward) in enumerate(zip(blocks, halves, own)):
+            if attends != has_mlp:
+                forward = HalfForward(forward, block, keep_attention=attends)
+            elif not attends and phase == "both":
                 forward = _Identity(forward, _num_outputs(type(block).forward))
-            elif not is_active:
+            elif not attends:
                 forward = (_SkipInDecode if phase == "decode" else _SkipInPrefill)(forward, block, block_idx)
             _set_instance_forward(block, forward)
         yield model

@@ -420,12 +420,46 @@ def confidence_sequence(
     return lows, highs
 
 
+def log_evidence(differences: ArrayLike, alpha: float, margin: ArrayLike = 0.0) -> Floats:
+    """Evidence, sample by sample, that the mean of values in [-1, 1] is above ``-margin``: one side of one mean only.
+
+    The logarithm of the rising half of the capital of :func:`confidence_sequence` at a single mean, for many rows at
+    once. If the mean is at most ``-margin``, the probability that the evidence *ever* reaches ``log(1 / alpha)`` is at
+    most ``alpha``. The bets do not depend on the margin, so the evidence grows with it: whoever errs at one margin errs
+    at all larger ones, and several margins need no correction.
+
+    Args:
+        differences: ``[..., n]`` in [-1, 1], each row as for :func:`confidence_sequence`.
+        alpha: The level for which the bets are laid, in (0, 1).
+        margin: At least 0, of any shape that broadcasts against the differences, such as one per sample.
+
+    Returns:
+        ``[..., n]``.
+
+    Raises:
+        ValueError: If a value lies outside [-1, 1] or is not finite, or ``alpha`` outside (0, 1).
+
+    Example:
+        >>> evidence = log_evidence([1.0, 0.0, 1.0, 1.0] * 10, alpha=0.001)
+        >>> int(np.argmax(evidence >= np.log(1 / 0.001))) + 1  # samples until it is settled
+        24
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if not np.all(np.abs(values) <= 1):  # false for NaN too
+        raise ValueError("expected finite values in [-1.0, 1.0]")
+    if not 0 < alpha < 1:
+        raise ValueError(f"expected alpha in (0, 1), got {alpha}")
+    # of values scaled to [0, 1] half of the stake is laid on each side there, hence twice alpha; here all on one
+    bets = np.minimum(_predictable_bets((1 + values) / 2, min(2 * alpha, 1.0)), 1.0) / 2
+    return np.cumsum(np.log1p(bets * (values + np.asarray(margin, dtype=np.float64))), axis=-1)
+
+
 def _predictable_bets(values: Floats, alpha: float) -> Floats:
-    """Size of each bet, from the values before it: sqrt(2 log(2 / alpha) / (variance * t * log(t + 1)))."""
-    t = np.arange(1, len(values) + 1)
-    means = (0.5 + np.cumsum(values)) / (t + 1)
-    variances = (0.25 + np.cumsum((values - means) ** 2)) / (t + 1)
-    before = np.concatenate([[0.25], variances[:-1]])
+    """Size of each bet ``[..., n]``, from values before it: sqrt(2 log(2 / alpha) / (variance * t * log(t + 1)))."""
+    t = np.arange(1, values.shape[-1] + 1)
+    means = (0.5 + np.cumsum(values, axis=-1)) / (t + 1)
+    variances = (0.25 + np.cumsum((values - means) ** 2, axis=-1)) / (t + 1)
+    before = np.concatenate([np.full_like(variances[..., :1], 0.25), variances[..., :-1]], axis=-1)
     return np.sqrt(2 * np.log(2 / alpha) / (before * t * np.log(t + 1)))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lit_depth.functional.answering import answer_in_chunks, answer_one_by_one, call_width, decode
 from lit_depth.functional.blocks import find_blocks
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
-from lit_depth.functional.masking import Phase, check_drivable, check_mask
+from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask
 from lit_depth.functional.scoring import keep_last, with_positions
 from lit_depth.functional.trie import MaskTrie
 
@@ -76,18 +76,20 @@ def sweep_generate(
     pad_token_id: int = 0,
     max_rows: int | None = None,
     blocks: str | None = None,
+    granularity: Granularity = "block",
 ) -> Tensor:
     """Greedy answers of a batch under every mask.
 
     Args:
         model: A Hugging Face decoder (text or vision-language) with ``generate``.
         inputs: Left-padded prompt: ``input_ids`` and ``attention_mask`` ``[batch, seq]`` and the model's image tensors.
-        masks: Block masks, bool ``[masks, num_blocks]``.
+        masks: Block masks, bool ``[masks, num_blocks]``; for sublayers ``[masks, 2 * num_blocks]``.
         max_new_tokens: Longest answer.
         eos_token_id: Token (or tokens) that end an answer; None = never.
         pad_token_id: Fills a row after its end.
         max_rows: Most (mask, sample) rows at once; None = see `lit_depth.functional.answering.affordable_bytes`.
         blocks: Dotted path of the blocks where they cannot be found.
+        granularity: What one entry of a mask switches, see `masked`. Masks of sublayers are answered one after another.
 
     Returns:
         Long ``[masks, batch, max_new_tokens]``, on the CPU.
@@ -104,6 +106,7 @@ def sweep_generate(
         pad_token_id=pad_token_id,
         max_rows=max_rows,
         blocks=blocks,
+        granularity=granularity,
     )[0]
 
 
@@ -119,6 +122,7 @@ def answer_masks(
     answer_ids: Tensor | None = None,
     max_rows: int | None = None,
     blocks: str | None = None,
+    granularity: Granularity = "block",
     phase: Phase = "both",
     decode_without_prompt: bool = False,
     on_mask: Callable[[], Any] = lambda: None,
@@ -143,7 +147,7 @@ def answer_masks(
         float32 ``[masks, batch]`` (``[masks, 0]`` without one); both on the CPU.
     """
     module_list = find_blocks(model, blocks)
-    masks = _check_masks(masks, len(module_list))
+    masks = _check_masks(masks, len(module_list), granularity)
     eos = _eos_tensor(eos_token_id)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -153,7 +157,9 @@ def answer_masks(
     }
     phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
     if phase == "decode" or decode_without_prompt:
-        return answer_one_by_one(model, inputs, masks, blocks, options, on_mask, **phases)
+        return answer_one_by_one(model, inputs, masks, blocks, options, on_mask, granularity, **phases)
+    if granularity == "sublayer":
+        return answer_one_by_one(model, inputs, masks, blocks, options, on_mask, granularity)
     reason = check_drivable(model, module_list)
     if reason is None:
         try:
@@ -222,11 +228,11 @@ def generate(
 _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def _check_masks(masks: Tensor | Sequence[Tensor], num_blocks: int) -> Tensor:
+def _check_masks(masks: Tensor | Sequence[Tensor], num_blocks: int, granularity: Granularity = "block") -> Tensor:
     rows = list(masks)
     if not rows:
         raise ValueError("expected at least one mask, given none")
-    return torch.stack([check_mask(mask, num_blocks) for mask in rows])
+    return torch.stack([check_mask(mask, num_blocks, granularity) for mask in rows])
 
 
 def _eos_tensor(eos_token_id: int | Sequence[int] | None) -> Tensor:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_depth.results.figures import has_latency
 from lit_depth.results.schema import Comparison, Latency, Strategy
+from lit_depth.results.units import unit_name
 
 RESULT = "m5_mask_strategy_comparison.json"
 COLUMNS = (
@@ -109,8 +110,8 @@ def log_importance(logger: WandbLogger, result: dict[str, Any], folder: str | Pa
 
     | key | what |
     |---|---|
-    | ``importance/<task>`` | one row per block, see :data:`IMPORTANCE_COLUMNS`; ``macro`` = mean over tasks |
-    | ``charts/importance/<task>`` | the drop in quality as a bar per block |
+    | ``importance/<task>`` | one row per block or half, see :data:`IMPORTANCE_COLUMNS`; ``macro`` = mean over tasks |
+    | ``charts/importance/<task>`` | the drop in quality as a bar per block or half |
     | ``figures/block_importance...`` | the PNG figures in ``folder`` |
     | summary ``full/quality/<task>`` | the model with all its blocks |
 
@@ -256,7 +257,7 @@ def log_selection(logger: WandbLogger, result: dict[str, Any], folder: str | Pat
 def _importance_row(entry: dict[str, Any]) -> list[Any]:
     quality, logprob = entry["quality"], entry["reference_logprob"]
     drops = [quality["drop"], *quality["drop_ci"], logprob["drop"], *logprob["drop_ci"]]
-    return [entry["block"], *drops, quality.get("rank"), logprob.get("rank")]
+    return [unit_name(entry), *drops, quality.get("rank"), logprob.get("rank")]
 
 
 def _by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.figures import bar_lengths, plain_axes
 from lit_depth.results.store import save_figure
+from lit_depth.results.units import label_units, unit_name, unit_places, units_noun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +44,7 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    blocks = [entry["block"] for entry in a["blocks"]]
+    blocks, places = a["blocks"], unit_places(a["blocks"])
     figure = Figure(figsize=(max(10, 0.3 * len(blocks) + 5), 7), layout="constrained")
     width = max(2, len(blocks) // 7)
     panels = figure.subplots(2, 2, width_ratios=[width, 1 + width // 3])
@@ -52,7 +53,7 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
         limits = [[entry[measure]["drop_ci"] for entry in side["blocks"]] for side in (a, b)]
         lengths = [bar_lengths(*side) for side in zip(values, limits)]
         for shift, color, side, mine, errors in zip((-0.2, 0.2), _COLORS, (a, b), values, lengths):
-            offsets = [block_idx + shift for block_idx in blocks]
+            offsets = [place + shift for place in places]
             bars.bar(offsets, mine, width=0.38, color=color, label=f"{side['name']} ({side['num_samples']} samples)")
             bars.errorbar(offsets, mine, yerr=errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
         plain_axes(bars)
@@ -65,21 +66,18 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
         scatter.plot([1, len(blocks)], [1, len(blocks)], ":", color="#555555", linewidth=1, zorder=0)
         scatter.errorbar(*ranks, xerr=x_bars, yerr=y_bars, fmt="o", color=_COLORS[0], ecolor="#dddddd", elinewidth=1)
         scatter.spines[["top", "right"]].set_visible(False)
-        places: dict[tuple[int, int], list[str]] = {}
-        for block_idx, place in zip(blocks, zip(*ranks)):
-            places.setdefault(place, []).append(str(block_idx))
-        for place, names in places.items():
-            scatter.annotate(", ".join(names), place, (4, 3), textcoords="offset points", fontsize=8, color="#333333")
+        sharing: dict[tuple[int, int], list[str]] = {}
+        for entry, point in zip(blocks, zip(*ranks)):
+            sharing.setdefault(point, []).append(str(unit_name(entry)))
+        for point, names in sharing.items():
+            scatter.annotate(", ".join(names), point, (4, 3), textcoords="offset points", fontsize=8, color="#333333")
         for axis in (scatter.xaxis, scatter.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
         scatter.set_xlabel(f"Rank, {a['name']}")
         scatter.set_ylabel(f"Rank, {b['name']}")
         scatter.set_title(_agreement(pair[measure], result["confidence"]), loc="left", fontsize=10)
-        if len(blocks) <= 32:
-            bars.set_xticks(blocks)
-        else:
-            bars.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panels[1][0].set_xlabel("Skipped block")
+        label_units(bars, blocks)
+    panels[1][0].set_xlabel(f"Skipped {units_noun(blocks)}")
     panels[0][0].set_title(
         f"bars: {result['confidence']:.0%} intervals by image, and of ranks all that may be", loc="left", fontsize=10
     )

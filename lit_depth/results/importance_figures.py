@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lit_depth.results.consistency_figures import agreement_figure, matrix_figure
 from lit_depth.results.figures import bar_lengths, plain_axes
 from lit_depth.results.store import save_figure
+from lit_depth.results.units import label_units, unit_name, unit_places, units_noun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,45 +50,43 @@ def _heatmap(tasks: list[dict[str, Any]], title: str) -> Figure:
     # one block may cost far more than all others, which should still be told apart
     highest = sorted(abs(value) for row in values for value in row)
     limit = highest[int(0.9 * (len(highest) - 1))] or highest[-1] or 1.0
-    blocks = [str(entry["block"]) for entry in tasks[0]["blocks"]]
+    units = tasks[0]["blocks"]
+    columns = [str(unit_name(entry)) for entry in units]
     names = [f"{task['task']} ({task['metric']})" for task in tasks]
-    return matrix_figure(values, names, blocks, title, limit, "Skipped block")
+    return matrix_figure(values, names, columns, title, limit, f"Skipped {units_noun(units)}")
 
 
 def importance_figure(blocks: list[dict[str, Any]], title: str, metric: str, confidence: float) -> Figure:
-    """Bars with intervals: what skipping each block costs, in quality and in reference log-probability.
+    """Bars with intervals: what skipping each block or half costs, in quality and in reference log-probability.
 
     A bar is pale where its interval contains zero.
 
     Args:
-        blocks: Entries with ``block``, ``quality`` and ``reference_logprob``, the latter with ``drop``, ``drop_ci``.
+        blocks: Entries as in `lit_depth.results.units`, with ``quality`` and ``reference_logprob``, which have ``drop``
+            and ``drop_ci``.
         title: What was measured.
         metric: Name of the quality.
         confidence: Coverage of the intervals.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(max(8, 0.28 * len(blocks) + 2), 6.5), layout="constrained")
     panels = figure.subplots(2, 1, sharex=True)
-    indices = [entry["block"] for entry in blocks]
+    places = unit_places(blocks)
     for axes, (measure, label) in zip(panels, _PANELS.items()):
         plain_axes(axes)
         values = [entry[measure]["drop"] for entry in blocks]
         limits = [entry[measure]["drop_ci"] for entry in blocks]
         colors = [_UNSURE if low <= 0 <= high else _COLOR for low, high in limits]
-        axes.bar(indices, values, color=colors, width=0.75)
+        axes.bar(places, values, color=colors, width=0.75)
         axes.errorbar(
-            indices, values, yerr=bar_lengths(values, limits), fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3
+            places, values, yerr=bar_lengths(values, limits), fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3
         )
         axes.axhline(0, color="#333333", linewidth=0.8)
         axes.set_ylabel(label.format(metric=metric))
     panels[0].set_title(
         f"{title}\nbars: {confidence:.0%} intervals by image; pale: the interval contains 0", loc="left", fontsize=11
     )
-    panels[1].set_xlabel("Skipped block")
-    if len(indices) <= 32:
-        panels[1].set_xticks(indices)
-    else:
-        panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[1].set_xlabel(f"Skipped {units_noun(blocks)}")
+    label_units(panels[1], blocks)
     return figure

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lit_depth.results.store import write_text
 from lit_depth.results.tables import Cell, format_cell, is_numeric
 
-_STYLE = """
+STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #666; font-size: .85rem; }
@@ -59,7 +59,7 @@ def write_report(folder: str | Path, title: str, sections: Sequence[Section]) ->
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
     path = Path(folder) / "report.html"

@@ -22,7 +22,7 @@ from lit_depth.results.tables import format_table
 from lit_depth.studies.comparison import Scores, answer_questions, compare_policies, describe_masks
 from lit_depth.studies.importance import SCORES, measure_mean, read_importance, to_importance
 from lit_depth.studies.plan import PlannedMask, check_plan, plan_indices, plan_masks
-from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
+from lit_depth.studies.run import check_shares, check_whole_blocks, evaluate, log_to, open_run
 from lit_depth.studies.timing import clock_settings, summarize_masks, time_masks
 
 RESULT = "m5_mask_strategy_comparison.json"
@@ -47,6 +47,7 @@ def compare(
     name: str,
 ) -> dict[str, Any]:
     """Run the comparison; arguments and result as for `lit_depth.DepthTrainer.compare`."""
+    check_whole_blocks(model, "compare")
     num_blocks = model.num_blocks
     keep = list(keep or ())
     names, counts = check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)

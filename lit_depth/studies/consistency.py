@@ -12,6 +12,7 @@ import pandas as pd
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.masking import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.consistency_figures import write_consistency_figures
 from lit_depth.results.report import Section, write_report
@@ -25,6 +26,7 @@ from lit_depth.studies.importance import (
     headline,
     measure,
     task_entry,
+    units_of,
 )
 from lit_depth.studies.ranking import describe_agreement
 from lit_depth.studies.run import check_shares, log_to, open_run
@@ -47,10 +49,12 @@ def consistency(
     name: str,
 ) -> dict[str, Any]:
     """Measure and compare; arguments and result as for `lit_depth.DepthTrainer.consistency`."""
+    granularity: Granularity = model.hparams["granularity"]
     blocks = check_blocks(model.num_blocks, skip or ())
+    units = units_of(blocks, granularity)
     check_shares(confidence, max_bad_samples)
-    if len(blocks) < 4:
-        raise ValueError(f"a rank correlation needs at least 4 blocks, got {len(blocks)}")
+    if len(units) < 4:
+        raise ValueError(f"a rank correlation needs at least 4 {granularity}s, got {len(units)}")
     if not -1 < threshold < 1:
         raise ValueError(f"threshold must lie between -1 and 1, got {threshold}")
     splits = list(splits)
@@ -69,7 +73,7 @@ def consistency(
                 each.check_disjoint(*splits)
             for split in splits:
                 text = f"importance, {each.task.name}, {split} split"
-                found = measure(trainer, model, each, split, blocks, folder, text, max_bad_samples)
+                found = measure(trainer, model, each, split, units, folder, text, max_bad_samples)
                 measured[_label(each.task.name, split, splits)] = (each, *found, split)
         if not trainer.is_global_zero:
             return {}
@@ -82,12 +86,13 @@ def consistency(
             "threshold": threshold,
             "confidence": confidence,
             "measurements": [
-                {"name": label, "split": split} | task_entry(each, scores, sweep, blocks, model.num_blocks, confidence)
+                {"name": label, "split": split}
+                | task_entry(each, scores, sweep, units, model.num_units, confidence, granularity)
                 for label, (each, scores, sweep, split) in measured.items()
             ],
             "pairs": [
                 {"a": a, "b": b}
-                | describe_agreement(measured[a][1], measured[b][1], blocks, model.num_blocks, threshold, confidence)
+                | describe_agreement(measured[a][1], measured[b][1], units, model.num_units, threshold, confidence)
                 for a, b in pairs
             ],
         }

@@ -16,11 +16,13 @@ from lightning.pytorch import Trainer
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import leave_one_out
+from lit_depth.functional.masking import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.importance_figures import write_importance_figures
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
+from lit_depth.results.units import unit_name, units_noun
 from lit_depth.studies.comparison import Scores
 from lit_depth.studies.ranking import describe_agreement, describe_blocks, describe_full, drops
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
@@ -29,7 +31,7 @@ RESULT = "importance.json"
 SCORES = "layer_importance_scores.json"
 # rank correlation from which two orders of the blocks count as the same
 THRESHOLD = 0.9
-HEADERS = ("block", "drop", "interval", "p (Holm)", "rank", "may be", "log-prob drop", "interval", "rank", "may be")
+HEADERS = ("drop", "interval", "p (Holm)", "rank", "may be", "log-prob drop", "interval", "rank", "may be")
 AGREEMENT = (
     "Rank correlation (Spearman) between two orders of the blocks as measured; the interval of the correlation that "
     "measurements without noise would show; the p-value of no correlation. 'samples' would put the interval above "
@@ -52,7 +54,9 @@ def importance(
     name: str,
 ) -> dict[str, Any]:
     """Measure the importance; arguments and result as for `lit_depth.DepthTrainer.importance`."""
+    granularity: Granularity = model.hparams["granularity"]
     blocks = check_blocks(model.num_blocks, skip or ())
+    units = units_of(blocks, granularity)
     check_shares(confidence, max_bad_samples)
     if num_samples is not None:
         datamodule.take(split, num_samples)
@@ -61,7 +65,7 @@ def importance(
     with open_run(trainer, model, datamodule, [split], arguments, output_dir, "importance", name) as (folder, identity):
         for each in datamodule.for_each_task():
             text = f"importance, {each.task.name}, {split} split"
-            tasks.append((each, *measure(trainer, model, each, split, blocks, folder, text, max_bad_samples)))
+            tasks.append((each, *measure(trainer, model, each, split, units, folder, text, max_bad_samples)))
         if not trainer.is_global_zero:
             return {}
         result: dict[str, Any] = {
@@ -69,15 +73,15 @@ def importance(
             "num_blocks": model.num_blocks,
             "split": split,
             "confidence": confidence,
-            "tasks": [task_entry(*task, blocks, model.num_blocks, confidence) for task in tasks],
+            "tasks": [task_entry(*task, units, model.num_units, confidence, granularity) for task in tasks],
             "macro": describe_blocks(
-                Scores.pooled([scores for _, scores, _ in tasks]), blocks, model.num_blocks, confidence
+                Scores.pooled([scores for _, scores, _ in tasks]), units, model.num_units, confidence, granularity
             )
             if len(tasks) > 1
             else None,
             "agreement": [
                 {"a": a.task.name, "b": b.task.name}
-                | describe_agreement(first, second, blocks, model.num_blocks, THRESHOLD, confidence)
+                | describe_agreement(first, second, units, model.num_units, THRESHOLD, confidence)
                 for (a, first, _), (b, second, _) in itertools.combinations(tasks, 2)
             ],
         }
@@ -93,13 +97,13 @@ def measure(
     model: DepthModule,
     datamodule: DepthDataModule,
     split: str,
-    blocks: Sequence[int],
+    units: Sequence[int],
     folder: Path,
     description: str,
     max_bad_samples: float,
 ) -> tuple[Scores, MaskSweep]:
-    """Evaluate the full model and every leave-one-out mask of ``blocks``; see `lit_depth.studies.run.evaluate`."""
-    masks = [torch.ones(model.num_blocks, dtype=torch.bool), *leave_one_out(model.num_blocks)[list(blocks)]]
+    """Evaluate the full model and every leave-one-out mask of ``units``; see `lit_depth.studies.run.evaluate`."""
+    masks = [torch.ones(model.num_units, dtype=torch.bool), *leave_one_out(model.num_units)[list(units)]]
     return evaluate(trainer, model, datamodule, split, masks, folder, description, max_bad_samples)
 
 
@@ -190,15 +194,27 @@ def check_blocks(num_blocks: int, skip: Sequence[int]) -> list[int]:
     return blocks
 
 
+def units_of(blocks: Sequence[int], granularity: Granularity) -> list[int]:
+    """Indices in a mask of what is measured of these blocks.
+
+    >>> units_of([0, 2], "block"), units_of([0, 2], "sublayer")
+    ([0, 2], [0, 1, 4, 5])
+    """
+    if granularity == "block":
+        return list(blocks)
+    return [2 * block_idx + half for block_idx in blocks for half in (0, 1)]
+
+
 def task_entry(
     datamodule: DepthDataModule,
     scores: Scores,
     sweep: MaskSweep,
-    blocks: Sequence[int],
-    num_blocks: int,
+    units: Sequence[int],
+    num_units: int,
     confidence: float,
+    granularity: Granularity,
 ) -> dict[str, Any]:
-    """What is known of one task: its samples, the full model, every block; of choices also how many are none."""
+    """What is known of one task: its samples, the full model, every unit; of choices also how many are none."""
     entry = {
         "task": datamodule.task.name,
         "metric": datamodule.task.metric,
@@ -207,14 +223,14 @@ def task_entry(
         "num_images": len(set(scores.images)),
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
-        "full": describe_full(scores, num_blocks, confidence),
-        "blocks": describe_blocks(scores, blocks, num_blocks, confidence),
+        "full": describe_full(scores, num_units, confidence),
+        "blocks": describe_blocks(scores, units, num_units, confidence, granularity),
     }
     return entry | ({"parse_failed": sweep.parse_failed} if sweep.parse_failed else {})
 
 
 def _plain_scores(blocks: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {str(entry["block"]): entry["quality"]["drop"] for entry in blocks}
+    return {str(unit_name(entry, ".")): entry["quality"]["drop"] for entry in blocks}
 
 
 def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: pd.DataFrame) -> None:
@@ -222,7 +238,8 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     write_parquet(folder / "records.parquet", records)
     sections = [Section("Figures", figures=figures)]
     for task in result["tasks"]:
-        sections.append(Section(f"{task['task']}", text=headline(task, result), headers=HEADERS, rows=_rows(task)))
+        text = headline(task, result)
+        sections.append(Section(f"{task['task']}", text=text, headers=_headers(task), rows=_rows(task)))
         if result["macro"]:
             write_json(folder / f"layer_importance_scores_{task['task']}.json", _plain_scores(task["blocks"]))
     if result["macro"]:
@@ -235,13 +252,17 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     write_json(folder / RESULT, result)
 
 
+def _headers(task: dict[str, Any]) -> tuple[str, ...]:
+    return (units_noun(task["blocks"]), *HEADERS)
+
+
 def _rows(task: dict[str, Any]) -> list[list[Any]]:
     rows = []
     for entry in task["blocks"]:
         quality, logprob = entry["quality"], entry["reference_logprob"]
         rows.append(
             [
-                entry["block"],
+                unit_name(entry),
                 *_interval(quality),
                 _p_value(quality["p_holm"]),
                 quality["rank"],
@@ -308,21 +329,22 @@ def _conclusion(task: dict[str, Any]) -> str:
     blocks = task["blocks"]
     lines = []
     for measure, label in (("quality", task["metric"]), ("reference_logprob", "reference log-probability")):
-        cheap = [str(entry["block"]) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
-        lines.append(f"least important by {label}: blocks {', '.join(cheap)}" + (" (tied)" if len(cheap) > 1 else ""))
+        cheap = [str(unit_name(entry)) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
+        tied = " (tied)" if len(cheap) > 1 else ""
+        lines.append(f"least important by {label}: {units_noun(blocks)}s {', '.join(cheap)}{tied}")
     return "\n".join(lines)
 
 
 def _summary(result: dict[str, Any], folder: Path) -> str:
     lines = [""]
     for task in result["tasks"]:
-        lines += [headline(task, result), "", format_table(_rows(task), HEADERS), "", _conclusion(task), ""]
+        lines += [headline(task, result), "", format_table(_rows(task), _headers(task)), "", _conclusion(task), ""]
     if result["macro"]:
         rows = [
-            [entry["block"], *_interval(entry["quality"]), *_interval(entry["reference_logprob"])]
+            [unit_name(entry), *_interval(entry["quality"]), *_interval(entry["reference_logprob"])]
             for entry in result["macro"]
         ]
-        headers = ["block", "drop", "interval", "log-prob drop", "interval"]
+        headers = [units_noun(result["macro"]), "drop", "interval", "log-prob drop", "interval"]
         lines += [f"mean over {len(result['tasks'])} tasks", "", format_table(rows, headers), ""]
         lines += [
             AGREEMENT.format(threshold=THRESHOLD),

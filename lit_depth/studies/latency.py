@@ -21,7 +21,7 @@ from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
 from lit_depth.studies.importance import read_importance, to_importance
 from lit_depth.studies.plan import PlannedMask, check_plan, plan_indices, plan_masks
-from lit_depth.studies.run import check_shares, log_to, open_run
+from lit_depth.studies.run import check_shares, check_whole_blocks, log_to, open_run
 from lit_depth.studies.timing import STAGES, clock_settings, summarize_masks, time_masks
 
 RESULT, DETAILS = "latency.json", "latency_details.json"
@@ -47,6 +47,7 @@ def latency(
     name: str,
 ) -> dict[str, Any]:
     """Measure; arguments and result as for `lit_depth.DepthTrainer.latency`."""
+    check_whole_blocks(model, "latency")
     num_blocks = model.num_blocks
     keep = list(keep or ())
     names, counts = check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lit_depth.functional import leave_one_out, mask_id
 from lit_depth.functional.agreement import rank_agreement
+from lit_depth.functional.masking import Granularity
 from lit_depth.functional.statistics import holm, pairwise_sign_flip_tests, sign_flip_test
 from lit_depth.studies.comparison import Scores
 
@@ -19,7 +20,10 @@ MEASURES = ("quality", "reference_logprob")
 
 
 def drops(scores: Scores, blocks: Sequence[int], num_blocks: int, measure: str) -> Floats:
-    """Per-sample score of the full model minus that with one block skipped, ``[blocks, samples]``."""
+    """Per-sample score of the full model minus that with one block skipped, ``[blocks, samples]``.
+
+    Of sublayers, here and below, ``blocks`` are the indices in the mask, and ``num_blocks`` is the length of the mask.
+    """
     skipped = leave_one_out(num_blocks)
     values = getattr(scores, measure)
     row = {name: index for index, name in enumerate(scores.mask_ids)}
@@ -27,12 +31,17 @@ def drops(scores: Scores, blocks: Sequence[int], num_blocks: int, measure: str) 
     return full - values[[row[mask_id(skipped[block_idx])] for block_idx in blocks]]
 
 
-def describe_blocks(scores: Scores, blocks: Sequence[int], num_blocks: int, confidence: float) -> list[dict[str, Any]]:
+def describe_blocks(
+    scores: Scores, blocks: Sequence[int], num_blocks: int, confidence: float, granularity: Granularity = "block"
+) -> list[dict[str, Any]]:
     """One entry per measured block: its drop in quality and in reference log-probability, intervals, p-value, ranks.
 
     p-values are sign-flip permutations clustered by image, corrected over the blocks (Holm).
     """
-    entries: list[dict[str, Any]] = [{"block": block_idx} for block_idx in blocks]
+    entries: list[dict[str, Any]] = [
+        {"block": unit} if granularity == "block" else {"block": unit // 2, "sublayer": ("attn", "mlp")[unit % 2]}
+        for unit in blocks
+    ]
     for measure in MEASURES:
         values = drops(scores, blocks, num_blocks, measure)
         intervals = scores.intervals(values, confidence)

@@ -32,6 +32,7 @@ _MODEL_ARGUMENTS = (
     "dtype",
     "attn_implementation",
     "blocks",
+    "granularity",
     "phase",
     "decode_without_prompt",
 )
@@ -292,6 +293,14 @@ def _predict(
         trainer.callbacks.remove(sweep)  # type: ignore[attr-defined]
         if trainer.progress_bar_callback is not None:
             trainer.progress_bar_callback.enable()
+
+
+def check_whole_blocks(model: DepthModule, command: str) -> None:
+    """Raise ValueError for a model whose masks switch sublayers."""
+    if model.hparams["granularity"] != "block":
+        raise ValueError(
+            f"{command} takes whole blocks only: leave out --model.granularity, which importance and consistency know"
+        )
 
 
 def check_shares(confidence: float, max_bad_samples: float) -> None:

@@ -34,7 +34,7 @@ from lit_depth.results.tables import format_table
 from lit_depth.studies.comparison import Scores, describe_masks
 from lit_depth.studies.importance import measure_mean, read_importance, to_importance
 from lit_depth.studies.plan import PlannedMask, check_plan, plan_masks
-from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
+from lit_depth.studies.run import check_shares, check_whole_blocks, evaluate, log_to, open_run
 from lit_depth.studies.timing import clock_settings, time_masks
 
 RESULT = "selection.json"
@@ -76,6 +76,7 @@ def select(
     name: str,
 ) -> dict[str, Any]:
     """Select; arguments and result as for `lit_depth.DepthTrainer.select`."""
+    check_whole_blocks(model, "select")
     num_blocks, keep = model.num_blocks, list(keep or ())
     names, counts = check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)
     check_shares(confidence, max_bad_samples)

@@ -367,8 +367,6 @@ def test_bad_masks_are_refused_before_the_context_is_entered(models, mask, messa
 
 def test_what_is_not_supported_yet_says_so(models):
     mask = torch.ones(4, dtype=torch.bool)
-    with pytest.raises(NotImplementedError, match="granularity"):
-        masked(models["llama"], mask, granularity="sublayer")
     with pytest.raises(NotImplementedError, match="per-row"):
         masked(models["llama"], mask.expand(2, 4))
     for kwargs in ({"granularity": "head"}, {"phase": "encode"}):

@@ -15,6 +15,7 @@ from lit_depth.functional.statistics import (
     _predictable_bets,
     confidence_sequence,
     holm,
+    log_evidence,
     macro_intervals,
     mcnemar_exact,
     paired_interval,
@@ -369,6 +370,44 @@ def test_confidence_sequence_is_equivariant() -> None:
 def test_confidence_sequence_refuses(values: list, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         confidence_sequence(values, **options)
+
+
+@pytest.mark.parametrize("kind", ["rare", "frequent"])
+def test_evidence_settles_when_the_lower_limit_leaves_zero(kind: str) -> None:
+    """One side at half the error is one side of the sequence: they cross a mean of 0 at the same sample."""
+    values = draw(kind, np.random.default_rng(4), 3000)
+    for alpha in (0.2, 0.01, 1e-4):
+        lows, _ = confidence_sequence(values, confidence=1 - 2 * alpha)
+        crossed = np.maximum.accumulate(log_evidence(values, alpha)) >= np.log(1 / alpha)
+        assert crossed[-1] and not crossed[0]
+        np.testing.assert_array_equal(crossed, lows >= 0)
+
+
+def test_evidence_is_rarely_wrong_however_often_it_is_looked_at() -> None:
+    generator = np.random.default_rng(5)
+    fair = generator.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=(4000, 300))
+    wrong = (log_evidence(fair, 0.05) >= np.log(20)).any(axis=1)
+    assert 0.005 < wrong.mean() < 0.05
+    # a mean of -0.05 is not above -0.05
+    shifted = generator.choice([-1.0, 0.0, 1.0], p=[0.125, 0.8, 0.075], size=(4000, 300))
+    assert 0.005 < (log_evidence(shifted, 0.05, 0.05) >= np.log(20)).any(axis=1).mean() < 0.05
+
+
+def test_evidence_grows_with_the_margin_and_rows_are_independent() -> None:
+    rows = np.stack([draw(kind, np.random.default_rng(6), 200) for kind in ("rare", "frequent", "none")])
+    evidence = [log_evidence(rows, 0.01, margin) for margin in (0.0, 0.01, 0.5)]
+    assert np.all(np.diff(evidence, axis=0) >= 0)
+    for row, expected in zip(rows, evidence[1]):
+        np.testing.assert_array_equal(log_evidence(row, 0.01, np.full(200, 0.01)), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "alpha", "message"),
+    [([1.5], 0.05, r"in \[-1.0, 1.0\]"), ([np.nan], 0.05, "finite"), ([0.5], 0.0, "alpha"), ([0.5], 1.0, "alpha")],
+)
+def test_evidence_refuses(values: list, alpha: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        log_evidence(values, alpha)
 
 
 def test_macro_interval_of_one_task_is_the_paired_interval() -> None:

@@ -46,6 +46,14 @@ def test_blocks_are_described_with_intervals_and_ranks_with_ties():
     assert [entry["reference_logprob"]["rank_ci"] for entry in blocks][:2] == [[1, 1], [2, 2]]
 
 
+def test_halves_of_blocks_are_named():
+    entries = describe_blocks(make_scores(), range(NUM_BLOCKS), NUM_BLOCKS, 0.95, "sublayer")
+    names = [(entry["block"], entry["sublayer"]) for entry in entries]
+    assert names == [(0, "attn"), (0, "mlp"), (1, "attn"), (1, "mlp")]
+    for entry, other in zip(entries, describe_blocks(make_scores(), range(NUM_BLOCKS), NUM_BLOCKS, 0.95)):
+        assert entry["quality"] == other["quality"] and entry["reference_logprob"] == other["reference_logprob"]
+
+
 def test_intervals_agree_with_t_intervals_over_images():
     scores = make_scores(num_samples=800)
     entries = describe_blocks(scores, range(NUM_BLOCKS), NUM_BLOCKS, 0.95)

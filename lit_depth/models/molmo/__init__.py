@@ -6,6 +6,7 @@ from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor
 from lit_depth.models.molmo.modeling_molmo import MolmoForConditionalGeneration, MolmoModel
 from lit_depth.models.molmo.processing_molmo import MolmoProcessor
+from lit_depth.models.molmo.vision_tokens_molmo import VisionToken, vision_tokens
 
 AutoConfig.register("molmo", MolmoConfig, exist_ok=True)
 # one class for both of transformers' backends: it needs neither torchvision nor a fallback warning
@@ -14,4 +15,12 @@ AutoImageProcessor.register(MolmoConfig, image_processor_classes=_BACKENDS, exis
 AutoModelForImageTextToText.register(MolmoConfig, MolmoForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(MolmoConfig, MolmoProcessor, exist_ok=True)
 
-__all__ = ["MolmoConfig", "MolmoForConditionalGeneration", "MolmoImageProcessor", "MolmoModel", "MolmoProcessor"]
+__all__ = [
+    "MolmoConfig",
+    "MolmoForConditionalGeneration",
+    "MolmoImageProcessor",
+    "MolmoModel",
+    "MolmoProcessor",
+    "VisionToken",
+    "vision_tokens",
+]

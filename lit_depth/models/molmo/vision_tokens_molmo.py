@@ -1,0 +1,73 @@
+"""Which part of the original image each of Molmo's vision tokens shows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor
+from lit_depth.models.molmo.tiling_molmo import fit_within
+
+Box = tuple[float, float, float, float]
+
+
+class VisionToken(NamedTuple):
+    """One token that carries image features."""
+
+    position: int
+    """Position in the sequence."""
+    crop: int
+    """0 for the overview, then the crops row by row."""
+    box: Box | None
+    """(left, top, right, bottom) in pixels of the original image; None where the token shows letterbox border only."""
+
+
+def vision_tokens(
+    image_processor: MolmoImageProcessor, height: int, width: int, first_position: int = 1
+) -> list[VisionToken]:
+    """Places of all vision tokens of an image: the area that their 2x2 pooled patches cover, letterbox undone.
+
+    Areas are exact up to the resize filter, which lets a pixel bleed into its neighbours. Column and border tokens
+    show nothing and are left out, as are features in an overlap, which reach the model from the neighbouring crop.
+
+    Args:
+        image_processor: The processor that prepares the image; its geometry decides.
+        height: Height of the upright image in pixels (after EXIF rotation, where that is applied).
+        width: Width of the upright image in pixels.
+        first_position: Position of the image's first token in the sequence; 1 after BOS, without left padding.
+
+    Returns:
+        The tokens by position.
+
+    Example:
+        >>> small = MolmoImageProcessor(56, 7, (2, 2), max_crops=4, image_token_length_h=4, image_token_length_w=4)
+        >>> tokens = vision_tokens(small, height=56, width=112)
+        >>> len(tokens), tokens[0], tokens[4]  # the picture fills the middle half of the square overview
+        (48, VisionToken(position=2, crop=0, box=None), VisionToken(position=7, crop=0, box=(0.0, 0.0, 28.0, 28.0)))
+    """
+    rows, cols = image_processor.tiling(height, width)
+    base, window = image_processor.base_image_input_size[0], image_processor._window_px
+    margin, pooled = image_processor._margin_px, 2 * image_processor.image_patch_size
+    tokens = []
+    for crop, positions in enumerate(image_processor.layout(height, width).image_input_idx.tolist()):
+        canvas = (base, base) if crop == 0 else (rows * window + margin, cols * window + margin)
+        crop_top, crop_left = (0, 0) if crop == 0 else (window * n for n in divmod(crop - 1, cols))
+        scaled_height, scaled_width = fit_within(height, width, *canvas)
+        for feature, position in enumerate(positions):
+            if position < 0:
+                continue
+            row, col = divmod(feature, image_processor.image_token_length_w)
+            # the last window of an odd number of patches is half empty
+            down = (crop_top + row * pooled, crop_top + min((row + 1) * pooled, base))
+            across = (crop_left + col * pooled, crop_left + min((col + 1) * pooled, base))
+            top, bottom = _undo_letterbox(down, canvas[0], scaled_height, height)
+            left, right = _undo_letterbox(across, canvas[1], scaled_width, width)
+            box = (left, top, right, bottom) if left < right and top < bottom else None
+            tokens.append(VisionToken(first_position + position, crop, box))
+    return sorted(tokens, key=lambda token: token.position)
+
+
+def _undo_letterbox(span: tuple[int, int], canvas: int, scaled: int, size: int) -> tuple[float, float]:
+    """From pixels along one axis of a canvas, on which the image is centred, to pixels of the image, clipped."""
+    border = (canvas - scaled) // 2
+    start, stop = ((min(max(edge - border, 0), scaled)) * size / scaled for edge in span)
+    return start, stop

@@ -1,0 +1,50 @@
+"""Names and places of what importance was measured for: blocks, or the attention and the MLP of each.
+
+An entry of a result has ``block``, and for half a block also ``sublayer``: ``attn`` or ``mlp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def unit_name(entry: Mapping[str, Any], separator: str = " ") -> int | str:
+    """The block's index; of half a block also which one.
+
+    >>> unit_name({"block": 3}), unit_name({"block": 3, "sublayer": "mlp"}, ".")
+    (3, '3.mlp')
+    """
+    return f"{entry['block']}{separator}{entry['sublayer']}" if "sublayer" in entry else entry["block"]
+
+
+def units_noun(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What the entries are: ``block`` or ``sublayer``."""
+    return "sublayer" if entries and "sublayer" in entries[0] else "block"
+
+
+def unit_places(entries: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Where each entry stands on an axis.
+
+    >>> unit_places([{"block": 3, "sublayer": "attn"}, {"block": 3, "sublayer": "mlp"}])
+    [6, 7]
+    """
+    if units_noun(entries) == "block":
+        return [entry["block"] for entry in entries]
+    return [2 * entry["block"] + (entry["sublayer"] == "mlp") for entry in entries]
+
+
+def label_units(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Name the entries along the x axis; of very many blocks only some."""
+    from matplotlib.ticker import MaxNLocator
+
+    places = unit_places(entries)
+    if units_noun(entries) == "sublayer":
+        axes.set_xticks(places, [str(unit_name(entry)) for entry in entries], rotation=90, fontsize=8)
+    elif len(places) <= 32:
+        axes.set_xticks(places)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
