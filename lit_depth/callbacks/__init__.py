@@ -4,5 +4,6 @@ from lit_depth.callbacks.accuracy_drop_importance import AccuracyDropImportance
 from lit_depth.callbacks.block_mask import BlockMask
 from lit_depth.callbacks.latency_timer import LatencyTimer
 from lit_depth.callbacks.mask_sweep import MaskSweep
+from lit_depth.callbacks.proxy_importance import ProxyImportance
 
-__all__ = ["AccuracyDropImportance", "BlockMask", "LatencyTimer", "MaskSweep"]
+__all__ = ["AccuracyDropImportance", "BlockMask", "LatencyTimer", "MaskSweep", "ProxyImportance"]

@@ -2,6 +2,7 @@
 
 from lit_depth.functional.ablations import ablation_masks, contiguous_spans, importance_order, interaction
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.importance import ProxyScores, proxy_importance
 from lit_depth.functional.masking import check_mask, from_mask_id, mask_id, masked
 from lit_depth.functional.policies import (
     from_indices,
@@ -43,6 +44,7 @@ __all__ = [
     "Line",
     "MaskScores",
     "MaskTrie",
+    "ProxyScores",
     "SearchLevel",
     "SearchResult",
     "ablation_masks",
@@ -65,6 +67,7 @@ __all__ = [
     "pareto_frontier",
     "percentile_bound",
     "prefix",
+    "proxy_importance",
     "random",
     "reference_logprob",
     "request_mask",

@@ -59,6 +59,9 @@ def masked(
     raises ValueError: a cache filled under a different mask, or a masked cache given to the whole model. (This block
     mask has nothing to do with the ``BlockMask`` of torch's FlexAttention, which masks attention scores.)
 
+    A model under ``torch.compile`` never runs the code of another mask; it is compiled anew each time a context is
+    entered, so keep one open over many calls (torch gives up compiling after a few, see its ``recompile_limit``).
+
     Phases: a forward on a KV cache that holds tokens is a decode step; every other forward is a prefill, that is the
     first one on an empty cache and all without a cache. So of a prompt given in several chunks only the first is the
     prefill, and without a cache ``"decode"`` changes nothing and ``"prefill"`` is the same as ``"both"``.
