@@ -34,8 +34,17 @@ class DepthCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        studies = dict.fromkeys(("compare", "consistency", "importance", "latency", "select"), {"model", "datamodule"})
+        studies = dict.fromkeys(
+            ("compare", "consistency", "importance", "latency", "select", "tokens"), {"model", "datamodule"}
+        )
         return {**LightningCLI.subcommands(), **studies}
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse, and take a prompt as it stands: read as YAML, ``# a question`` or ``~`` would be no prompt at all."""
+        super().parse_arguments(parser, args)
+        given = last_value(args or (), "--prompt")
+        if given not in (None, "null") and self.config.get("subcommand") == "tokens":
+            self.config["tokens"]["prompt"] = given
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,6 +83,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         if debug:
             raise
         _stop(f"error: {error}")
+
+
+def last_value(arguments: Sequence[str], option: str) -> str | None:
+    """Value of an option as it was given, the last one where there are several; None where it was not.
+
+    >>> last_value(["tokens", "--prompt", "a", "--prompt=# b=c"], "--prompt")
+    '# b=c'
+    """
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None]):
+        if argument == option:
+            found = following
+        elif argument.startswith(f"{option}="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def underscored(argument: str) -> str:

@@ -255,3 +255,54 @@ class DepthTrainer(Trainer):
         from lit_depth.studies.select import select
 
         return select(self, **options)
+
+    def tokens(
+        self,
+        model: DepthModule,
+        datamodule: DepthDataModule,
+        prompt: str | None = None,
+        prompt_file: str | None = None,
+        prompts: str | None = None,
+        image: str | None = None,
+        num_samples: int | None = None,
+        num_output_tokens: int = 1,
+        spans: bool = False,
+        device: str | None = None,
+        output_dir: str = "results",
+        name: str = "default",
+    ) -> dict[str, Any]:
+        """Hide one token at a time from one block's attention: how far does the block's residual update change?
+
+        Measured at the final position of the prompt, for every block: the update as a whole (Full), the attention's
+        output (Attn) and that of each head (Head_N), as L2 and cosine distance from the unmasked model.
+
+        Args:
+            model: Holds the model.
+            datamodule: Gives the questions where no prompt is given, from the validation split.
+            prompt: A question or text, which the model's processor wraps as it wraps every question.
+            prompt_file: UTF-8 file that is the prompt as a whole, special tokens included: nothing is wrapped around
+                it, and its last line feed counts.
+            prompts: YAML file of many prompts: a list of texts, or of {prompt: ..., image: ..., name: ...}; images are
+                looked up from the file's folder. Averages over them are written too.
+            image: Image file that goes with --prompt or --prompt_file.
+            num_samples: Questions of the task to take, instead of prompts; null = the first one.
+            num_output_tokens: 1 analyses the prompt; N also the prompt with each of the first N - 1 tokens that the
+                model generates behind it.
+            spans: Also hide the image as a whole, and the text as a whole (but for the start and the final token).
+            device: Where to compute: cpu, cuda, cuda:1; null = the trainer's device.
+            output_dir: Results go to ``<output_dir>/tokens/<name>/``.
+            name: Name of the run. A run of that name with the same arguments is continued where it was; with other
+                arguments it is refused.
+
+        Returns:
+            The content of ``tokens.json``. Beside it stand ``masking_results.csv``, ``.json`` and ``.parquet`` with one
+            row per generation step, block, hidden token and variant, and one page per prompt.
+
+        Raises:
+            ValueError: If several sources of prompts are given, or a prompt is empty, too long for the model, or its
+                file or image cannot be read.
+        """
+        options = {key: value for key, value in locals().items() if key != "self"}
+        from lit_depth.studies.tokens import tokens
+
+        return tokens(self, **options)

@@ -5,5 +5,6 @@ from lit_depth.callbacks.block_mask import BlockMask
 from lit_depth.callbacks.latency_timer import LatencyTimer
 from lit_depth.callbacks.mask_sweep import MaskSweep
 from lit_depth.callbacks.proxy_importance import ProxyImportance
+from lit_depth.callbacks.token_mask_impact import TokenMaskImpact
 
-__all__ = ["AccuracyDropImportance", "BlockMask", "LatencyTimer", "MaskSweep", "ProxyImportance"]
+__all__ = ["AccuracyDropImportance", "BlockMask", "LatencyTimer", "MaskSweep", "ProxyImportance", "TokenMaskImpact"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_depth.callbacks.modules import same_random_state, undisturbed
 from lit_depth.functional import find_blocks, leave_one_out, masked, sweep_forward
 from lit_depth.functional.engine import CannotDriveError
 from lit_depth.functional.masking import check_drivable
@@ -114,26 +114,15 @@ def score_every_block(
     """
     module_list = find_blocks(pl_module, blocks)
     masks = torch.cat([torch.ones(1, len(module_list), dtype=torch.bool), leave_one_out(len(module_list))])
-    training = {module: module.training for module in pl_module.modules()}
-    pl_module.eval()
-    try:
-        with _same_random_state(pl_module):
-            if score_fn is None:
-                try:
-                    # a mask that BlockMask set around this loop is replaced, not combined with
-                    with masked(pl_module, masks[0], blocks=blocks):
-                        return _score_together(pl_module, batch, masks, module_list)
-                except CannotDriveError as error:
-                    warnings.warn(f"masks are scored one after another: {error}", stacklevel=2)
-            return _score_one_by_one(pl_module, batch, masks, score_fn or token_accuracy, blocks)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-def _same_random_state(pl_module: LightningModule) -> AbstractContextManager[None]:
-    """The loop around this callback must draw the same random numbers as without it, and every mask the same ones."""
-    return torch.random.fork_rng(devices=[pl_module.device] if pl_module.device.type == "cuda" else [])
+    with undisturbed(pl_module):
+        if score_fn is None:
+            try:
+                # a mask that BlockMask set around this loop is replaced, not combined with
+                with masked(pl_module, masks[0], blocks=blocks):
+                    return _score_together(pl_module, batch, masks, module_list)
+            except CannotDriveError as error:
+                warnings.warn(f"masks are scored one after another: {error}", stacklevel=2)
+        return _score_one_by_one(pl_module, batch, masks, score_fn or token_accuracy, blocks)
 
 
 def _score_together(pl_module: LightningModule, batch: Any, masks: Tensor, module_list: nn.ModuleList) -> Tensor:
@@ -161,7 +150,7 @@ def _score_one_by_one(
 ) -> Tensor:
     rows = []
     for index, mask in enumerate(masks):
-        with _same_random_state(pl_module), masked(pl_module, mask, blocks=blocks):
+        with same_random_state(pl_module), masked(pl_module, mask, blocks=blocks):
             scores = score_fn(pl_module, batch)
         if scores.ndim != 1 or not torch.isfinite(scores).all():
             skipped = "no block" if index == 0 else f"block {index - 1}"

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
-from transformers import PreTrainedModel
 
+from lit_depth.callbacks.modules import language_model
 from lit_depth.functional.blocks import find_blocks
 from lit_depth.functional.timing import StageTimer, summarize
 
@@ -54,7 +53,7 @@ class LatencyTimer(Callback):
             torch.cuda.reset_peak_memory_stats()
 
     def _batch_start(self, pl_module: LightningModule) -> None:
-        model, path = _language_model(pl_module, self.blocks)
+        model, path = language_model(pl_module, self.blocks)
         self._timer = StageTimer(model, path).__enter__()
 
     def _batch_end(self, batch_idx: int) -> None:
@@ -156,12 +155,3 @@ def describe(samples: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(sample["total"] for sample in samples) / 1000
     found["output_tokens_per_second"] = sum(sample["num_output_tokens"] for sample in samples) / seconds
     return found | {"num_requests": len(samples)}
-
-
-def _language_model(pl_module: LightningModule, path: str | None) -> tuple[nn.Module, str | None]:
-    """The outermost Hugging Face model that holds the blocks, and their path from there."""
-    blocks = find_blocks(pl_module, path)
-    for name, module in pl_module.named_modules():
-        if isinstance(module, PreTrainedModel) and any(child is blocks for child in module.modules()):
-            return module, None if path is None else path.removeprefix(f"{name}.")
-    return pl_module, path

@@ -14,6 +14,7 @@ from lit_depth.functional.policies import (
     top_k,
     uniform,
 )
+from lit_depth.functional.prompts import run_token_masking
 from lit_depth.functional.racing import MaskScores
 from lit_depth.functional.scoring import reference_logprob
 from lit_depth.functional.search import (
@@ -73,6 +74,7 @@ __all__ = [
     "request_mask",
     "score_ablations",
     "select_for_budget",
+    "run_token_masking",
     "span_masking",
     "suffix",
     "sweep_forward",

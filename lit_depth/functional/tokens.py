@@ -68,7 +68,8 @@ def token_masking(
         ``layer`` (index of the block), ``token_id`` and ``token_position`` (of the hidden token), ``variant``,
         ``l2_distance`` and ``cosine_distance`` (1 - cos, 0 to 2). Both distances are NaN where the hidden token is the
         only one that the final position sees; the cosine distance is also NaN where one of the vectors is zero.
-        ``frame.attrs["generated_ids"]`` lists the N - 1 generated tokens.
+        ``frame.attrs["generated_ids"]`` lists the N - 1 generated tokens; ``frame.attrs["next_id"]`` is the one that
+        the model chooses after them (None for a model without logits).
 
     Raises:
         ValueError: An empty prompt, more than one prompt, padding, or more tokens than the model's context; a model in
@@ -84,7 +85,7 @@ def token_masking(
     """
     import pandas as pd
 
-    effects, ids = _measure(model, inputs, num_output_tokens, blocks, _hide_each)
+    effects, ids, next_id = _measure(model, inputs, num_output_tokens, blocks, _hide_each)
     frames = []
     for effect in effects:
         num_tokens, num_variants = effect.distances.shape[:2]
@@ -93,7 +94,7 @@ def token_masking(
             "token_position": np.repeat(np.arange(num_tokens), num_variants),
         }
         frames.append(_frame(effect, tokens))
-    return _joined(pd.concat(frames, ignore_index=True), ids, num_output_tokens)
+    return _joined(pd.concat(frames, ignore_index=True), ids, next_id, num_output_tokens)
 
 
 def span_masking(
@@ -140,7 +141,7 @@ def span_masking(
         hidden = (logits.index_fill(1, span.to(logits.device), -torch.inf) for span in positions)
         return torch.stack([_mix(rest, values) for rest in hidden])
 
-    effects, ids = _measure(model, inputs, num_output_tokens, blocks, hide)
+    effects, ids, next_id = _measure(model, inputs, num_output_tokens, blocks, hide)
     frames = []
     for effect in effects:
         num_variants = effect.distances.shape[1]
@@ -149,7 +150,7 @@ def span_masking(
             "num_tokens": np.repeat([len(span) for span in positions], num_variants),
         }
         frames.append(_frame(effect, columns))
-    return _joined(pd.concat(frames, ignore_index=True), ids, num_output_tokens)
+    return _joined(pd.concat(frames, ignore_index=True), ids, next_id, num_output_tokens)
 
 
 class _Effect(NamedTuple):
@@ -178,8 +179,9 @@ def _frame(effect: _Effect, hidden: dict[str, np.ndarray]) -> pd.DataFrame:
     )
 
 
-def _joined(frame: pd.DataFrame, ids: list[int], num_output_tokens: int) -> pd.DataFrame:
+def _joined(frame: pd.DataFrame, ids: list[int], next_id: int | None, num_output_tokens: int) -> pd.DataFrame:
     frame.attrs["generated_ids"] = ids[len(ids) - num_output_tokens + 1 :]
+    frame.attrs["next_id"] = next_id
     return frame
 
 
@@ -189,8 +191,8 @@ def _joined(frame: pd.DataFrame, ids: list[int], num_output_tokens: int) -> pd.D
 @torch.no_grad()
 def _measure(
     model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int, path: str | None, hide: Hide
-) -> tuple[list[_Effect], list[int]]:
-    """Effects for every step and block, and the prompt with the tokens generated behind it."""
+) -> tuple[list[_Effect], list[int], int | None]:
+    """Effects for every step and block, the prompt with the tokens generated behind it, and the one that follows."""
     blocks = find_blocks(model, path)
     config = getattr(find_decoder(model, blocks), "config", None)
     current = _check_inputs(model, inputs, num_output_tokens, config)
@@ -205,11 +207,13 @@ def _measure(
                     raise ValueError(f"expected the model to run every block, but {name} did not run")
                 distances = _block_effects(block, name, calls.pop(block_idx), recorder, length, hide)
                 effects.append(_Effect(step, block_idx, distances))
+            logits = getattr(outputs, "logits", None)
+            token = None if logits is None else logits[:, -1:].argmax(-1)
             if step + 1 < num_output_tokens:
-                if getattr(outputs, "logits", None) is None:
+                if token is None:
                     raise ValueError(f"expected a model with logits to generate, given {type(model).__name__}")
-                current = _with_token(current, outputs.logits[:, -1:].argmax(-1))
-    return effects, current["input_ids"][0].tolist()
+                current = _with_token(current, token)
+    return effects, current["input_ids"][0].tolist(), None if token is None else int(token)
 
 
 class _Call(NamedTuple):
@@ -511,6 +515,14 @@ def _prompt(inputs: Mapping[str, Any]) -> Tensor:
     if ids.shape[1] == 0:
         raise ValueError("expected a prompt of at least one token, given an empty one")
     return ids
+
+
+def check_prompt(
+    model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int = 1, *, blocks: str | None = None
+) -> None:
+    """Raise what `token_masking` would raise of the same inputs, without running the model."""
+    module_list = find_blocks(model, blocks)
+    _check_inputs(model, inputs, num_output_tokens, getattr(find_decoder(model, module_list), "config", None))
 
 
 def _check_inputs(model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int, config: Any) -> dict[str, Any]:

@@ -65,7 +65,6 @@ def load_checkpoint(
         model, report = model_class.from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=attn_implementation,
             use_safetensors=True,  # never a pickle
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
@@ -74,6 +73,12 @@ def load_checkpoint(
     except SafetensorError as error:
         raise ValueError(f"checkpoint {source} is damaged: {error}") from error
     _check_report(source, report)
+    if attn_implementation is not None:
+        # given to from_pretrained, the Auto classes lose it for configurations that make their parts themselves
+        try:
+            model.set_attn_implementation(attn_implementation)
+        except ImportError as error:
+            raise ValueError(f"attn_implementation {attn_implementation!r} is not available: {error}") from error
     processor = (AutoProcessor if sees_images else AutoTokenizer).from_pretrained(source, **common)
     return model.eval(), processor
 

@@ -1,0 +1,151 @@
+"""What hiding each token from each block changes, measured on the samples that a LightningModule evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lit_depth.callbacks.modules import language_model, undisturbed
+from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.masking import masked
+from lit_depth.functional.prompts import row_inputs
+from lit_depth.functional.tokens import token_masking
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class TokenMaskImpact(Callback):
+    """Run `lit_depth.functional.token_masking` on rows of the batches of a validation, test or prediction loop.
+
+    The module need not cooperate: the model inputs are taken from its batches (``input_ids``, ``attention_mask``, and
+    image tensors of Molmo or with one entry per row), padding is removed, and each row is analysed alone, at its last
+    token. Training mode, random state and whatever the module logs stay as they are. A mask of `BlockMask` does not
+    apply to the analysis.
+
+    After the loop :attr:`results` holds the table of this process's rows, with a column ``sample`` (0, 1, ... in the
+    order of the loop) in front, and loggers get
+
+    | key | unit |
+    |---|---|
+    | ``tokens/layer_07_l2`` (one per block) | mean L2 distance of ``Full``: over the tokens of a row, then over the \
+rows of all processes |
+
+    which :attr:`summary` holds too.
+
+    Args:
+        num_samples: Rows to analyse, by each process.
+        num_output_tokens: See `token_masking`.
+        blocks: Dotted path of the block list from the LightningModule, where it cannot be found.
+
+    Raises:
+        ValueError: If a number is less than 1. In the loop: if there are no decoder blocks, a batch has no
+            ``input_ids``, or the model cannot be analysed (see `token_masking`).
+
+    >>> TokenMaskImpact(num_samples=2).num_samples
+    2
+    """
+
+    def __init__(self, num_samples: int = 8, num_output_tokens: int = 1, blocks: str | None = None) -> None:
+        super().__init__()
+        for argument, value in (("num_samples", num_samples), ("num_output_tokens", num_output_tokens)):
+            if value < 1:
+                raise ValueError(f"{argument} must be at least 1, got {value}")
+        self.num_samples = num_samples
+        self.num_output_tokens = num_output_tokens
+        self.blocks = blocks
+        self.results: pd.DataFrame | None = None
+        self.summary: dict[str, float] = {}
+        self._frames: list[pd.DataFrame] = []
+
+    def _start(self, pl_module: LightningModule) -> None:
+        self.results, self.summary, self._frames = None, {}, []
+        find_blocks(pl_module, self.blocks)  # fail before the loop, not in it
+
+    def _batch(self, pl_module: LightningModule, batch: Any) -> None:
+        if len(self._frames) >= self.num_samples:
+            return
+        if isinstance(batch, Mapping) and "input_ids" not in batch and batch.get("bad_samples"):
+            return  # no sample of the batch could be read
+        if not isinstance(batch, Mapping):
+            raise ValueError(f"expected batches that are mappings with input_ids, given {type(batch).__name__}")
+        model, path = language_model(pl_module, self.blocks)
+        every_block = torch.ones(len(find_blocks(pl_module, self.blocks)), dtype=torch.bool)
+        row = 0
+        # weights of 16 bits are raised for the analysis, which inference mode would not allow
+        with undisturbed(pl_module), torch.inference_mode(False), masked(pl_module, every_block, blocks=self.blocks):
+            while len(self._frames) < self.num_samples:
+                inputs = row_inputs(batch, row)
+                frame = token_masking(model, inputs, self.num_output_tokens, blocks=path)
+                frame.insert(0, "sample", len(self._frames))
+                self._frames.append(frame)
+                row += 1
+                if row == len(batch["input_ids"]):
+                    break
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        import pandas as pd
+
+        sums = torch.zeros(len(find_blocks(pl_module, self.blocks)), 2, dtype=torch.float64)
+        if self._frames:
+            self.results = pd.concat(self._frames, ignore_index=True)
+            full = self.results[self.results["variant"] == "Full"].astype({"l2_distance": float})
+            means = full.groupby(["layer", "sample"])["l2_distance"].mean()  # NaN for a row of one token
+            columns = means.groupby("layer").agg(["sum", "count"])
+            sums = torch.from_numpy(columns.to_numpy(dtype=float))
+        total, count = _over_processes(pl_module, sums).unbind(1)
+        width = max(2, len(str(len(total) - 1)))
+        self.summary = {
+            f"tokens/layer_{block_idx:0{width}d}_l2": float(total[block_idx] / count[block_idx])
+            for block_idx in range(len(total))
+            if count[block_idx]
+        }
+        if self.summary:
+            for logger in trainer.loggers:
+                logger.log_metrics(self.summary, step=trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._batch(pl_module, batch)
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._finish(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module)
+
+
+def _over_processes(pl_module: LightningModule, sums: Tensor) -> Tensor:
+    """Sums ``[blocks, 2]`` over all processes; those without a row take part too."""
+    if pl_module.trainer.world_size == 1:
+        return sums
+    all_gather: Callable[[Tensor], Any] = pl_module.all_gather  # a tensor in, a tensor out
+    return all_gather(sums.to(pl_module.device)).view(-1, *sums.shape).sum(0).cpu()

@@ -1,0 +1,121 @@
+"""The table of a token masking study as CSV, JSON and parquet, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_depth.results.store import atomic_path, write_parquet
+from lit_depth.results.token_page import COLUMNS, METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAME = "masking_results"
+_TEXTS = ("prompt", "token_masked", "variant")
+
+
+def write_token_masking(folder: str | Path, frame: pd.DataFrame) -> list[Path]:
+    """Write ``masking_results.csv``, ``.json`` (a list of records, one a line) and ``.parquet``, each atomically.
+
+    Args:
+        folder: Where to write.
+        frame: Rows with the columns of :data:`~lit_depth.results.token_page.COLUMNS` and, for several prompts,
+            ``prompt`` in front. NaN is an empty cell in the CSV file and null in JSON. Other values are written with
+            as many digits as give back the same float32.
+
+    Returns:
+        The paths.
+    """
+    paths = [Path(folder) / f"{NAME}{suffix}" for suffix in (".csv", ".json", ".parquet")]
+    write_csv(paths[0], frame)
+    columns: dict[str, list[Any]] = {name: frame[name].tolist() for name in frame.columns}
+    for metric in METRICS:
+        # through text: the shortest one that gives back the float32
+        numbers = frame[metric].to_numpy(np.float32).astype(str).astype(np.float64).tolist()
+        columns[metric] = [None if math.isnan(number) else number for number in numbers]
+    with atomic_path(paths[1]) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:
+        before = "[\n"
+        for values in zip(*columns.values()):
+            file.write(before + json.dumps(dict(zip(columns, values)), ensure_ascii=False, allow_nan=False))
+            before = ",\n"
+        file.write("\n]\n")
+    write_parquet(paths[2], frame)
+    return paths
+
+
+def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
+    """Write a table of texts, whole numbers and float32 as UTF-8 CSV, atomically and without its index.
+
+    By hand, because Python's writer leaves a lone carriage return without quotes, where every reader ends the line.
+    """
+    columns = [_cells(frame[name]) for name in frame.columns]
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file,
+    ):
+        file.writelines(",".join(row) + "\n" for row in [frame.columns, *zip(*columns)])
+
+
+def _cells(column: pd.Series) -> list[str]:
+    if column.dtype.kind == "f":
+        return ["" if text == "nan" else text for text in column.to_numpy(np.float32).astype(str).tolist()]
+    texts = {value: _quoted(str(value)) for value in column.unique()}
+    return [texts[value] for value in column.tolist()]
+
+
+def _quoted(text: str) -> str:
+    """A cell as it stands in the file.
+
+    >>> _quoted("a b"), _quoted("a,b"), _quoted('a"b')
+    ('a b', '"a,b"', '"a""b"')
+    """
+    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\r\n') else text
+
+
+def read_token_masking(path: str | Path) -> pd.DataFrame:
+    """Read a table of a token masking study: what pandas' own readers do not get right is that tokens are texts.
+
+    A token may read ``NA``, ``null``, ``1`` or nothing at all, and is none of these values.
+
+    Args:
+        path: ``masking_results.csv``, ``.json`` or ``.parquet``, or another file of these columns.
+
+    Returns:
+        The same table whichever of the files is read: texts as str, distances as float32.
+
+    Raises:
+        ValueError: If the file cannot be read, or has other columns.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    try:
+        if path.suffix == ".csv":
+            frame = pd.read_csv(
+                path,
+                keep_default_na=False,
+                na_values={metric: [""] for metric in METRICS},
+                dtype=dict.fromkeys(_TEXTS, str),
+                float_precision="round_trip",
+                encoding="utf-8",
+            )
+        elif path.suffix == ".json":
+            frame = pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+        elif path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            raise ValueError("expected a .csv, .json or .parquet file")
+        missing = [name for name in COLUMNS if name not in frame.columns]
+        if missing:
+            raise ValueError(f"expected the columns {', '.join(COLUMNS)}, given none called {', '.join(missing)}")
+        for name in _TEXTS:
+            if name in frame.columns:
+                frame[name] = frame[name].astype(object)
+        return frame.astype(dict.fromkeys(METRICS, np.float32))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no table of token masking: {error}") from error
