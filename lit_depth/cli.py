@@ -24,6 +24,7 @@ from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = 2
 _REPEAT_SECONDS = 3.0
+STUDIES = ("compare", "consistency", "importance", "latency", "search", "select", "tokens")
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
 FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
@@ -34,9 +35,7 @@ class DepthCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        studies = dict.fromkeys(
-            ("compare", "consistency", "importance", "latency", "select", "tokens"), {"model", "datamodule"}
-        )
+        studies = dict.fromkeys(STUDIES, {"model", "datamodule"})
         return {**LightningCLI.subcommands(), **studies}
 
     def parse_arguments(self, parser: Any, args: Any) -> None:

@@ -306,3 +306,57 @@ class DepthTrainer(Trainer):
         from lit_depth.studies.tokens import tokens
 
         return tokens(self, **options)
+
+    def search(
+        self,
+        model: DepthModule,
+        datamodule: DepthDataModule,
+        beam_width: int = 3,
+        max_blocks_to_remove: int = 4,
+        keep: list[int] | None = None,
+        rank_by: Literal["accuracy", "reference_logprob"] = "accuracy",
+        racing: bool = True,
+        epsilon: float = 0.01,
+        delta: float = 0.05,
+        exhaustive: bool = False,
+        baselines: bool = True,
+        confidence: float = 0.95,
+        max_bad_samples: float = 0.01,
+        output_dir: str = "results",
+        name: str = "default",
+    ) -> dict[str, Any]:
+        """Find the blocks that cost least when they are removed together, by beam search over ablations.
+
+        The beam is chosen on the calibration split; its members are reported on the validation split, beside greedy
+        search, the order of importance and contiguous spans, each with its drop and its interaction: the drop beyond
+        the sum of the drops of its blocks alone.
+
+        Args:
+            model: Holds the model.
+            datamodule: Gives the calibration and the validation split.
+            beam_width: Ablations that are kept, and extended by one more block, at each number of removed blocks.
+            max_blocks_to_remove: Largest number of removed blocks.
+            keep: Blocks that are never removed.
+            rank_by: What ranks ablations: ``accuracy`` (the task's metric), or ``reference_logprob``, as the mean
+                probability of the reference answer's tokens, which is far less noisy.
+            racing: Spend no more samples on an ablation whose place is settled; false = all samples for each.
+            epsilon: Difference of the score, at least 0, that does not matter to racing.
+            delta: Probability, between 0 and 1, that one of the sets of tied ablations lacks the best.
+            exhaustive: Evaluate every combination of up to that many blocks (at most 5,000) instead of a beam.
+            baselines: Run the baselines.
+            confidence: Coverage of all intervals, between 0 and 1.
+            max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
+            output_dir: Results go to ``<output_dir>/search/<name>/``.
+            name: Name of the run. A run of that name with the same arguments is continued where it was; with other
+                arguments it is refused.
+
+        Returns:
+            The content of ``search.json`` (empty on other processes than the first).
+
+        Raises:
+            ValueError: If an argument is out of range, or calibration and validation samples overlap.
+        """
+        options = {key: value for key, value in locals().items() if key != "self"}
+        from lit_depth.studies.search import search
+
+        return search(self, **options)

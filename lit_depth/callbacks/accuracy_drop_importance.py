@@ -84,7 +84,7 @@ class AccuracyDropImportance(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._batches:
             return
-        self.scores = _gather(pl_module, torch.cat(self._batches, dim=1))
+        self.scores = gather_columns(pl_module, torch.cat(self._batches, dim=1))
         means = self.scores.mean(dim=1)
         self.full, self.importance = float(means[0]), means[0] - means[1:]
         self.log("importance/full", self.full)
@@ -97,28 +97,37 @@ class AccuracyDropImportance(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
 
-@torch.no_grad()
 def score_every_block(
     pl_module: LightningModule, batch: Any, score_fn: ScoreFn | None = None, blocks: str | None = None
 ) -> Tensor:
-    """Scores of one batch under the full model and with each block skipped.
+    """Scores of one batch under the full model (row 0) and with each block skipped; see `score_masks`."""
+    num_blocks = len(find_blocks(pl_module, blocks))
+    masks = torch.cat([torch.ones(1, num_blocks, dtype=torch.bool), leave_one_out(num_blocks)])
+    return score_masks(pl_module, batch, masks, score_fn, blocks)
+
+
+@torch.no_grad()
+def score_masks(
+    pl_module: LightningModule, batch: Any, masks: Tensor, score_fn: ScoreFn | None = None, blocks: str | None = None
+) -> Tensor:
+    """Scores of one batch under block masks; training mode and random state stay as they are.
 
     Args:
+        masks: Bool ``[masks, num_blocks]``.
         score_fn: As for `AccuracyDropImportance`; None = `token_accuracy`, in one pass if the model allows it.
 
     Returns:
-        float32 ``[1 + num_blocks, batch]`` on the CPU; row 0 is the full model.
+        float32 ``[masks, batch]`` on the CPU.
 
     Raises:
         ValueError: If ``score_fn`` does not return one finite score per sample.
     """
     module_list = find_blocks(pl_module, blocks)
-    masks = torch.cat([torch.ones(1, len(module_list), dtype=torch.bool), leave_one_out(len(module_list))])
     with undisturbed(pl_module):
         if score_fn is None:
             try:
                 # a mask that BlockMask set around this loop is replaced, not combined with
-                with masked(pl_module, masks[0], blocks=blocks):
+                with masked(pl_module, torch.ones(len(module_list)).bool(), blocks=blocks):
                     return _score_together(pl_module, batch, masks, module_list)
             except CannotDriveError as error:
                 warnings.warn(f"masks are scored one after another: {error}", stacklevel=2)
@@ -149,11 +158,12 @@ def _score_one_by_one(
     pl_module: LightningModule, batch: Any, masks: Tensor, score_fn: ScoreFn, blocks: str | None
 ) -> Tensor:
     rows = []
-    for index, mask in enumerate(masks):
+    for mask in masks:
         with same_random_state(pl_module), masked(pl_module, mask, blocks=blocks):
             scores = score_fn(pl_module, batch)
         if scores.ndim != 1 or not torch.isfinite(scores).all():
-            skipped = "no block" if index == 0 else f"block {index - 1}"
+            indices = " ".join(map(str, (~mask).nonzero().flatten().tolist()))
+            skipped = f"block {indices}" if indices else "no block"
             raise ValueError(
                 f"score_fn must return finite scores of shape [batch], got {list(scores.shape)} "
                 f"with {int((~torch.isfinite(scores)).sum())} NaN or infinite, {skipped} skipped"
@@ -188,7 +198,7 @@ def _share_of_right_tokens(logits: Tensor, labels: Tensor) -> Tensor:
     return ((guesses == targets) & known).sum(1) / known.sum(1).clamp(min=1)
 
 
-def _gather(pl_module: LightningModule, scores: Tensor) -> Tensor:
+def gather_columns(pl_module: LightningModule, scores: Tensor) -> Tensor:
     """Scores ``[masks, samples]`` of all processes side by side; processes may hold different numbers of samples."""
     trainer = pl_module.trainer
     if trainer.world_size == 1:

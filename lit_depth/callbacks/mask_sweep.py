@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,12 +161,7 @@ class MaskSweep(Callback):
 
     def check_bad_samples(self, num_samples: int) -> None:
         """Raise ValueError if more of ``num_samples`` are bad than ``max_bad_samples`` allows."""
-        if len(self.bad_samples) > self.max_bad_samples * num_samples:
-            name, reason = next(iter(self.bad_samples.items()))
-            raise ValueError(
-                f"{len(self.bad_samples)} of {num_samples} samples cannot be evaluated, allowed are "
-                f"{self.max_bad_samples:.1%} (max_bad_samples); the first: {name}: {reason}"
-            )
+        check_bad_samples(self.bad_samples, num_samples, self.max_bad_samples)
 
     def check_complete(self, num_samples: int) -> None:
         """Raise ValueError unless every mask has a record of each of the same ``num_samples`` samples."""
@@ -191,6 +186,16 @@ class MaskSweep(Callback):
             if (BAD, bad.id) not in self._done:
                 self._writer.write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
         self.check_bad_samples(self._num_samples)
+
+
+def check_bad_samples(bad_samples: Mapping[str, str], num_samples: int, allowed: float) -> None:
+    """Raise ValueError if the bad samples (name -> reason) are more than this share of ``num_samples``."""
+    if len(bad_samples) > allowed * num_samples:
+        name, reason = next(iter(bad_samples.items()))
+        raise ValueError(
+            f"{len(bad_samples)} of {num_samples} samples cannot be evaluated, allowed are {allowed:.1%} "
+            f"(max_bad_samples); the first: {name}: {reason}"
+        )
 
 
 def _score_corpus(records: pd.DataFrame, references: pd.Series, corpus: Any) -> pd.DataFrame:

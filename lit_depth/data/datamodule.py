@@ -161,8 +161,9 @@ class DepthDataModule(LightningDataModule):
         dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
         if positions is not None:
             dataset = dataset.take(positions)
-            # so that no process of a distributed run is left without a batch
-            batch_size = min(batch_size, -(-len(positions) // shard[1]))
+            # few positions: so that no process of a distributed run is left without a batch
+            if len(positions) <= batch_size * (shard[1] - 1):
+                batch_size = max(1, len(positions) // shard[1])
         sampler = BatchShards(dataset, batch_size, *shard) if shard[1] > 1 else None
         return self._loader(dataset, batch_size, collator, sampler=sampler)
 
@@ -278,7 +279,7 @@ class EvalDataset(Dataset):
 
     def __getitem__(self, position: int) -> Sample | BadSample:
         index = self.indices[position]
-        name = f"{self.task.name}/{self.split}/{index}"
+        name = self._place(index)
         try:
             sample = self.task.sample(self.rows[index], self.split, index)
             name = sample.id
@@ -301,7 +302,7 @@ class EvalDataset(Dataset):
         Raises:
             ValueError: If two samples have the same id: results are stored and compared by it.
         """
-        ids = [(sample.id, sample.image_id) for sample in self._undecoded()]
+        ids = [(sample.id, sample.image_id) for sample in self._undecoded() if sample is not None]
         distinct = len({sample_id for sample_id, _ in ids})
         if distinct < len(ids):
             raise ValueError(
@@ -310,15 +311,26 @@ class EvalDataset(Dataset):
             )
         return ids
 
+    def recorded_ids(self) -> list[tuple[str, str]]:
+        """(sample id, image id) of every sample, in order; an unreadable one goes by the name of its `BadSample`."""
+        names = [self._place(index) for index in self.indices]
+        return [
+            (name, name) if sample is None else (sample.id, sample.image_id)
+            for name, sample in zip(names, self._undecoded())
+        ]
+
     def fingerprint(self) -> str:
         """Hash of the chosen samples' ids, questions and references: other data give another one."""
         digest = hashlib.sha256()
-        for sample in self._undecoded():
+        for sample in filter(None, self._undecoded()):
             digest.update(repr((sample.id, sample.image_id, sample.question, sample.references)).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
 
-    def _undecoded(self) -> Iterator[Sample]:
-        """The samples whose text is readable, without decoding their images."""
+    def _place(self, index: int) -> str:
+        return f"{self.task.name}/{self.split}/{index}"
+
+    def _undecoded(self) -> Iterator[Sample | None]:
+        """The samples in order, without decoding their images; None where the text is not readable."""
         rows: Any = self.rows
         if isinstance(rows, QuestionRows):
             rows = rows.without_images()
@@ -329,9 +341,11 @@ class EvalDataset(Dataset):
                 if isinstance(feature, datasets.Image):
                     rows = rows.cast_column(column, datasets.Image(decode=False))
         for index in self.indices:
+            sample = None
             # A bad row is reported where it is evaluated.
             with contextlib.suppress(Exception):
-                yield self.task.sample(rows[index], self.split, index)
+                sample = self.task.sample(rows[index], self.split, index)
+            yield sample
 
 
 def choose_rows(num_rows: int, num_samples: int | None, key: str) -> list[int]:

@@ -202,7 +202,7 @@ def sweep_samples(
     return sweep
 
 
-def _settle_batch_size(
+def settle_batch_size(
     trainer: Trainer, model: DepthModule, datamodule: DepthDataModule, split: str, folder: Path
 ) -> int:
     """`find_batch_size` by the first process, once per run: all processes and a resumed run make the same batches."""
@@ -281,7 +281,7 @@ def _predict(
     fixed = datamodule
     if datamodule.batch_size == "auto":
         fixed = copy.copy(datamodule)
-        fixed.batch_size = _settle_batch_size(trainer, model, datamodule, split, sweep.folder)
+        fixed.batch_size = settle_batch_size(trainer, model, datamodule, split, sweep.folder)
     shard = (trainer.global_rank, trainer.world_size)
     loader = fixed.eval_dataloader(split, shard=shard, positions=positions)
     trainer.callbacks.append(sweep)  # type: ignore[attr-defined]

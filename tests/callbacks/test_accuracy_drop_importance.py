@@ -1,4 +1,4 @@
-"""AccuracyDropImportance in a plain Lightning repository: a Llama from a config, its own steps and logged values."""
+"""AccuracyDropImportance in somebody else's repository."""
 
 from __future__ import annotations
 
@@ -7,76 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
+from plain_repository import NUM_BLOCKS, PlainModule, loader, run
 from pruning import pruned_copy
-from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_depth.callbacks import AccuracyDropImportance, BlockMask
 from lit_depth.callbacks.accuracy_drop_importance import score_every_block, token_accuracy
 from lit_depth.functional import MaskTrie, leave_one_out
-
-NUM_BLOCKS = 4
-
-
-class PlainModule(pl.LightningModule):
-    """Somebody else's module: nothing in it knows of this package."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=24,
-                hidden_size=16,
-                intermediate_size=32,
-                num_attention_heads=2,
-                num_hidden_layers=NUM_BLOCKS,
-                initializer_range=0.5,
-                attention_dropout=0.3,
-            )
-        )
-
-    def training_step(self, batch, batch_idx):
-        loss = self.model(**batch).loss
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.model(**batch).loss)
-        self.log("val_noise", torch.rand(()))  # would change if the callback drew random numbers
-
-    test_step = validation_step
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.05)
-
-
-def loader() -> DataLoader:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, 24, (20, 8), generator=generator)
-    labels = ids.clone()
-    labels[:, :3] = -100
-    rows = [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y} for i, y in zip(ids, labels)]
-    return DataLoader(rows, batch_size=6)
-
-
-def trainer(callbacks=(), **options) -> pl.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    return pl.Trainer(callbacks=list(callbacks), enable_model_summary=False, **quiet, **options)
-
-
-def run(loop: str, callbacks=()) -> tuple[dict[str, float], PlainModule]:
-    module = PlainModule()
-    pl.seed_everything(7, verbose=False)
-    engine = trainer(callbacks, max_epochs=2)
-    if loop == "fit":
-        engine.fit(module, loader(), loader())
-    else:
-        getattr(engine, loop)(module, loader(), verbose=False)
-    return {name: float(value) for name, value in engine.callback_metrics.items()}, module
 
 
 @pytest.mark.parametrize("loop", ["fit", "validate", "test"])
@@ -186,7 +124,7 @@ def test_a_model_of_ones_own_is_scored_one_by_one():
 TWO_PROCESSES = """
 import sys
 import torch
-from test_accuracy_drop_importance import PlainModule, loader, trainer
+from plain_repository import PlainModule, loader, trainer
 from torch.utils.data import DataLoader, Subset
 from lit_depth.callbacks import AccuracyDropImportance
 

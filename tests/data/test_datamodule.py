@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -210,3 +211,33 @@ def test_command_line_arguments_are_documented_and_parsed():
     assert (data.task.name, data.num_samples, data.batch_size) == ("shapes_vqa", None, 4)
     custom = '{"class_path": "lit_depth.data.ShapesVQA", "init_args": {"num_images": 3}}'
     assert parser.instantiate_classes(parser.parse_args([f"--data.task={custom}"])).data.task.num_images == 3
+
+
+def test_some_positions_in_their_order_and_a_batch_for_every_process():
+    data = small(processor=object())
+    ids = [sample for sample, _ in data.eval_dataset("validation").recorded_ids()]
+    positions = [7, 0, 19, 4, 11]
+    for world in range(1, 6):
+        loaders = [
+            data.eval_dataloader("validation", shard=(rank, world), positions=positions) for rank in range(world)
+        ]
+        shards = [[loader.dataset[place].id for place in loader.sampler] for loader in loaders]
+        assert all(shards) and sorted(itertools.chain(*shards)) == sorted(ids[p] for p in positions)
+    assert shards == [[ids[p]] for p in positions]
+    # the batches are those of one process wherever there are enough of them
+    loaders = [data.eval_dataloader("validation", shard=(0, 3), positions=range(n)) for n in (20, 17, 16, 7, 3)]
+    sizes = [loader.batch_size for loader in loaders]
+    assert sizes == [8, 8, 5, 2, 1]
+
+
+def test_unreadable_samples_are_known_by_their_place():
+    class Damaged(ShapesVQA):
+        def sample(self, row, split, index):
+            if index == 3:
+                raise OSError("damaged")
+            return super().sample(row, split, index)
+
+    dataset = DepthDataModule(object(), Damaged(num_images=2), num_samples=None).eval_dataset("validation")
+    recorded = dataset.recorded_ids()
+    assert recorded[3] == ("shapes_vqa/validation/3", "shapes_vqa/validation/3") and dataset[3].id == recorded[3][0]
+    assert [pair for place, pair in enumerate(recorded) if place != 3] == dataset.ids()

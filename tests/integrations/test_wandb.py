@@ -311,6 +311,30 @@ def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest
     assert {entry.path for entry in artifact.manifest.contents} == files
 
 
+def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lit_depth.integrations.wandb import log_search
+
+    alone = {"removed": [2], "found_by": ["search"], "quality": 0.9, "drop": 0.01, "drop_ci": [-0.01, 0.02]}
+    pair = {
+        **alone,
+        "removed": [0, 2],
+        "found_by": ["beam 2", "greedy"],
+        "interaction": 0.3,
+        "interaction_ci": [0.2, 0.4],
+    }
+    result = {"ablations": [alone | {"interaction": None, "interaction_ci": None}, pair], "rank_by": "accuracy"}
+    result["totals"] = {"evaluations": 800, "saved": 200}
+    write_json(tmp_path / "result" / "search.json", result)
+    logged = offline_run(lambda logger: log_search(logger, result, tmp_path / "result"), tmp_path, monkeypatch)
+    first, second = read_table(logged, logged.history[0]["search/ablations"])
+    assert (first["removed"], first["drop_ci_high"], first["interaction"]) == ("2", 0.02, None)
+    assert (second["removed"], second["num_removed"], second["found_by"]) == ("0 2", 2, "beam 2, greedy")
+    assert second["interaction_ci_low"] == 0.2
+    expected = {"search/removed_1": "2", "search/drop_1": 0.01, "search/evaluations": 800, "search/saved": 200}
+    assert {key: logged.summary[key] for key in expected} == expected
+    assert [artifact.type for artifact in logged.artifacts if artifact.type == "search"] == ["search"]
+
+
 def test_without_latency_only_quality_is_logged(
     comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

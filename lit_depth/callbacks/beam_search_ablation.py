@@ -1,0 +1,217 @@
+"""Which blocks cost least when they are removed together: beam search in any Lightning repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lit_depth.callbacks.accuracy_drop_importance import ScoreFn, gather_columns, score_masks
+from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks, mask_id
+from lit_depth.functional.ablations import free_units
+
+_ROUND = 64  # samples per round of racing
+
+
+class BeamSearchAblation(Callback):
+    """Search for the blocks that cost least when they are removed together, at the end of validation or testing.
+
+    During the loop batches are kept on the CPU; after it `lit_depth.functional.beam_search` scores them again under
+    every mask that it looks at, without touching the module's own step, metrics, logged values, training mode or random
+    state. With the default score all masks of a round share one pass. It logs
+
+    | key | unit |
+    |---|---|
+    | ``ablation/full_score`` | mean score of the full model |
+    | ``ablation/removed_1_score``, ``ablation/removed_2_score``, ... | mean score without the best 1, 2, ... blocks |
+
+    and keeps which blocks these are, and all else, in :attr:`result` (a `lit_depth.functional.SearchResult`;
+    ``reference_logprob`` is not measured and 0), and the full model's score in :attr:`full`.
+
+    Args:
+        beam_width: Ablations that are kept, and extended by one more block, at each number of removed blocks.
+        max_removed: Largest number of removed blocks.
+        keep: Blocks that are never removed.
+        score_fn: ``score_fn(pl_module, batch) -> [batch]`` in [0, 1], higher is better. Default: token accuracy, see
+            `lit_depth.callbacks.accuracy_drop_importance.token_accuracy`.
+        blocks: Dotted path of the decoder blocks, where they cannot be found.
+        max_batches: Batches of each process to use per loop; None = all.
+        racing: Spend no more batches on an ablation whose place is settled. Batches are taken whole, in random order;
+            the guarantee takes their samples for independent draws, so it does not hold for samples that the loader
+            has sorted.
+        epsilon: Difference of the score, at least 0, that does not matter to racing.
+        delta: Probability, between 0 and 1, that one of the sets of tied ablations lacks the best.
+        seed: Seed of the order of the batches.
+
+    With several processes each scores its own batches, and all see all scores after every round. A sample counts as
+    often as the loop's sampler deals it out.
+
+    Raises:
+        ValueError: If ``beam_width`` or ``max_batches`` is below 1. At the start of the loop: if more blocks are to be
+            removed than may go. At its end: if a score is not finite or lies outside [0, 1].
+
+    Example:
+        >>> BeamSearchAblation(beam_width=2, max_removed=3).beam_width
+        2
+    """
+
+    log: Callable[..., None]  # Lightning gives every callback the module's method
+
+    def __init__(
+        self,
+        beam_width: int = 3,
+        max_removed: int = 4,
+        keep: Sequence[int] = (),
+        score_fn: ScoreFn | None = None,
+        blocks: str | None = None,
+        max_batches: int | None = None,
+        racing: bool = True,
+        epsilon: float = 0.01,
+        delta: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("beam_width", beam_width), ("max_batches", max_batches)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.beam_width = beam_width
+        self.max_removed = max_removed
+        self.keep = list(keep)
+        self.score_fn = score_fn
+        self.blocks = blocks
+        self.max_batches = max_batches
+        self.racing = racing
+        self.epsilon = epsilon
+        self.delta = delta
+        self.seed = seed
+        self.result: SearchResult | None = None
+        self.full: float | None = None
+        self._batches: list[Any] = []
+        self._full: list[Tensor] = []  # scores of the full model
+        self._num_blocks = 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batches, self._full = [], []
+        # fail before the loop, not after it
+        self._num_blocks = len(find_blocks(pl_module, self.blocks))
+        free_units(self._num_blocks, self.max_removed, self.keep)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.sanity_checking or (self.max_batches is not None and len(self._batches) >= self.max_batches):
+            return
+        full = torch.ones(1, self._num_blocks, dtype=torch.bool)
+        self._full.append(score_masks(pl_module, batch, full, self.score_fn, self.blocks)[0])
+        # a loader may fill the same tensors again
+        self._batches.append(apply_to_collection(move_data_to_device(batch, "cpu"), Tensor, torch.clone))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        batches, self._batches = self._batches, []
+        if trainer.sanity_checking:
+            return
+        sizes = [len(scores) for scores in self._full]
+        scores = _BatchScores(pl_module, batches, sizes, self.score_fn, self.blocks, self.seed)
+        if not scores.num_samples:
+            return
+        self.full = float(gather_columns(pl_module, torch.cat([torch.zeros(0), *self._full])[None]).mean())
+        self.result = beam_search(
+            scores,
+            self._num_blocks,
+            scores.num_samples,
+            beam_width=self.beam_width,
+            max_removed=self.max_removed,
+            keep=self.keep,
+            racing=self.racing,
+            epsilon=self.epsilon,
+            delta=self.delta,
+            batch=_ROUND,
+            seed=self.seed,
+        )
+        self.log("ablation/full_score", self.full)
+        for size, level in enumerate(self.result.levels, 1):
+            self.log(f"ablation/removed_{size}_score", level.best.score)
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+
+class _BatchScores:
+    """The `lit_depth.functional.search.Evaluate` over whole batches, each scored once under every mask asked for.
+
+    To a search samples are alike, and known by the order in which it asks for them. So the first that it asks for is
+    the first sample of the first batch, and so on, in a random order of the batches: none is torn.
+
+    Args:
+        batches: Those of this process.
+        sizes: Samples in each of them.
+    """
+
+    def __init__(
+        self,
+        pl_module: LightningModule,
+        batches: list[Any],
+        sizes: list[int],
+        score_fn: ScoreFn | None,
+        blocks: str | None,
+        seed: int,
+    ) -> None:
+        self.pl_module, self.score_fn, self.blocks = pl_module, score_fn, blocks
+        counts = gather_columns(pl_module, torch.tensor([[len(batches)]])).flatten().long().tolist()
+        all_sizes = iter(gather_columns(pl_module, torch.tensor([sizes])).flatten().long().tolist())
+        owners = [(rank, number) for rank, count in enumerate(counts) for number in range(count)]
+        dealt = [(*owner, next(all_sizes)) for owner in owners]
+        # of all processes: (rank, number there, size), and the samples before it
+        self.dealt = [dealt[index] for index in np.random.default_rng(seed).permutation(len(dealt))]
+        self.starts = np.cumsum([0, *(size for _, _, size in self.dealt)])
+        self.num_samples = int(self.starts[-1])
+        own = [index for index, (rank, _, _) in enumerate(self.dealt) if rank == pl_module.global_rank]
+        self.own = {index: batches[self.dealt[index][1]] for index in own}
+        self.order: dict[int, int] = {}  # place of each position of the search
+        self.scores: dict[tuple[int, str], NDArray[np.float64]] = {}  # of a batch under a mask
+
+    def __call__(self, masks: Tensor, positions: Sequence[int]) -> MaskScores:
+        """Scores ``[masks, positions]``; a collective of all processes, which ask for the same."""
+        names = [mask_id(mask) for mask in masks]
+        places = np.array([self.order.setdefault(position, len(self.order)) for position in positions])
+        needed = np.searchsorted(self.starts, places, side="right") - 1
+        lacking = {
+            int(index): [row for row, name in enumerate(names) if (index, name) not in self.scores]
+            for index in np.unique(needed)
+        }
+        if any(lacking.values()):
+            self._score({index: rows for index, rows in lacking.items() if rows}, masks, names)
+        found = np.empty((len(names), len(places)))
+        for index in lacking:
+            columns = needed == index
+            for row, name in enumerate(names):
+                found[row, columns] = self.scores[index, name][places[columns] - self.starts[index]]
+        return MaskScores(found, np.zeros_like(found))
+
+    def _score(self, lacking: dict[int, list[int]], masks: Tensor, names: list[str]) -> None:
+        """Score batches under the masks that they lack: each process its own, then all get them all."""
+        mine = [self._score_batch(index, masks[rows]).flatten() for index, rows in lacking.items() if index in self.own]
+        flat = gather_columns(self.pl_module, torch.cat([torch.zeros(0), *mine])[None]).flatten().double().numpy()
+        # one process after another, and of each in the order in which it went through them
+        for index in sorted(lacking, key=lambda index: self.dealt[index][0]):
+            rows, size = lacking[index], self.dealt[index][2]
+            taken, flat = flat[: len(rows) * size].reshape(len(rows), size), flat[len(rows) * size :]
+            self.scores |= {(index, names[row]): values for row, values in zip(rows, taken)}
+
+    def _score_batch(self, index: int, masks: Tensor) -> Tensor:
+        module = self.pl_module
+        batch = module.transfer_batch_to_device(self.own[index], module.device, 0)
+        return score_masks(module, batch, masks, self.score_fn, self.blocks)

@@ -1,0 +1,456 @@
+"""``lit-depth search``: the result that follows from the scores, whatever is killed, shared or remembered."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from commands import run
+from torch import Tensor
+
+from lit_depth import DepthModule, DepthTrainer
+from lit_depth.data import DepthDataModule
+from lit_depth.data.shapes import ShapesVQA
+from lit_depth.functional import (
+    MaskScores,
+    ablation_masks,
+    beam_search,
+    mask_id,
+    masked,
+    reference_logprob,
+    score_ablations,
+)
+from lit_depth.functional.statistics import paired_interval
+from lit_depth.metrics import ExactMatch
+from lit_depth.models.loading import new_model
+from lit_depth.module import MaskedPredictions, model_inputs
+from lit_depth.studies import search as study
+from lit_depth.studies.cells import Cells
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# four blocks that cost little, alone or together with one another, but for one pair
+COSTS = np.array([0.6, 0.5, 0.4, 0.01, 0.5, 0.4, 0.6, 0.02, 0.0, 0.5, 0.4, 0.5, 0.05, 0.4, 0.5, 0.6])
+
+
+def quality(removed: tuple[int, ...]) -> float:
+    return max(0.02, 0.95 - COSTS[list(removed)].sum() - (0.3 if {3, 8} <= set(removed) else 0.0))
+
+
+def simulated(sample: str, removed: tuple[int, ...]) -> tuple[float, float]:
+    """Whether the simulated model is right, and its log-probability: the same for the same sample and mask."""
+    ease, noise = (zlib.crc32(f"{sample} {kind}".encode()) / 2**32 for kind in ("ease", removed))
+    right = quality(removed) + 0.04 * (noise - 0.5) > ease
+    return float(right), math.log(quality(removed) * (0.7 + 0.3 * noise))
+
+
+class Simulated(DepthModule):
+    """Answers by `simulated`, and counts its answers."""
+
+    answered = 0
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
+        masks = self.requested_masks or {}
+        if not masks or not batch["sample_ids"]:
+            return MaskedPredictions([], list(masks), [[] for _ in masks], torch.zeros(len(masks), 0))
+        scores = [[simulated(s, removed_by(mask)) for s in batch["sample_ids"]] for mask in masks.values()]
+        references = [sample.references[0] for sample in batch["samples"]]
+        texts = [[ref if right else "wrong" for ref, (right, _) in zip(references, row)] for row in scores]
+        self.answered += len(masks) * len(references)
+        logprobs = torch.tensor([[logprob for _, logprob in row] for row in scores], dtype=torch.float64)
+        return MaskedPredictions(list(batch["sample_ids"]), list(masks), texts, logprobs)
+
+
+def removed_by(mask: Tensor) -> tuple[int, ...]:
+    return tuple((~mask).nonzero().flatten().tolist())
+
+
+class Broken(ShapesVQA):
+    """Some rows cannot be read at all, of others the image cannot."""
+
+    def sample(self, row, split, index):
+        if split == "calibration" and index % 40 == 7:
+            raise OSError("row is damaged")
+        sample = super().sample(row, split, index)
+        if split == "calibration" and index % 40 == 11:
+            object.__setattr__(sample, "image", {"bytes": b"no image", "path": None})
+        return sample
+
+
+def data(module: DepthModule, task: ShapesVQA | None = None, **options: Any) -> DepthDataModule:
+    sizes = {"batch_size": 32, "num_samples": 40, "calibration_samples": 200} | options
+    return DepthDataModule(module.processor, task or ShapesVQA(num_images=60), **sizes)
+
+
+def search(module: DepthModule, datamodule: DepthDataModule, folder: Path, **options: Any) -> dict[str, Any]:
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
+    trainer = DepthTrainer(accelerator="cpu", **quiet)
+    small = {"beam_width": 2, "max_blocks_to_remove": 2, "output_dir": str(folder)} | options
+    return trainer.search(module, datamodule, **small)
+
+
+@pytest.fixture(scope="module")
+def module(checkpoint) -> Simulated:
+    return Simulated(str(checkpoint))
+
+
+@pytest.fixture(autouse=True)
+def figures(request, monkeypatch) -> None:
+    """Drawn only where a test looks at the files: it takes as long as all else here."""
+    if request.node.name != "test_what_is_reported_comes_from_the_report_split":
+        monkeypatch.setattr(study, "write_search_figures", lambda result, folder: [])
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """An untrained model of six blocks."""
+    source, folder = tmp_path_factory.mktemp("config"), tmp_path_factory.mktemp("six")
+    shutil.copytree(CONFIGS / "molmoe_shapes", source, dirs_exist_ok=True)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"n_layers": 6}))
+    torch.manual_seed(0)
+    model, processor = new_model(str(source))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+class Direct:
+    """What the study should ask its scores of, without records or a trainer; and what it was asked."""
+
+    def __init__(self, datamodule: DepthDataModule, bad: tuple[int, ...] = ()) -> None:
+        names = datamodule.eval_dataset("calibration").recorded_ids()
+        self.names, self.images, self.bad = [n for n, _ in names], [i for _, i in names], bad
+        self.cells: set[tuple[str, int]] = set()
+
+    def __call__(self, masks, positions) -> MaskScores:
+        self.cells |= {(mask_id(mask), position) for mask in masks for position in positions}
+        scores = np.array([[simulated(self.names[p], removed_by(mask)) for p in positions] for mask in masks])
+        scores[:, [p in self.bad for p in positions]] = np.nan
+        return MaskScores(scores[..., 0], np.round(scores[..., 1], 6))
+
+
+def same_levels(levels: list[dict[str, Any]], expected: Any) -> None:
+    for level, found in zip(levels, expected, strict=True):
+        for entry, ablation in zip(level["ablations"], found.ablations, strict=True):
+            assert entry == ablation._asdict()
+        assert {key: level[key] for key in ("tied", "settled", "evaluations", "saved")} == {
+            key: found._asdict()[key] for key in ("tied", "settled", "evaluations", "saved")
+        }
+        assert level["beam"] == list(found.beam)
+
+
+@pytest.mark.parametrize("rank_by", ["accuracy", "reference_logprob"])
+def test_the_command_finds_what_follows_from_the_scores(module, tmp_path, capsys, rank_by):
+    datamodule = data(module)
+    result = search(module, datamodule, tmp_path, rank_by=rank_by)
+    direct = Direct(datamodule)
+    options = {"max_removed": 2, "rank_by": rank_by, "clusters": direct.images, "batch": 64}
+    expected = beam_search(direct, 16, 200, beam_width=2, **options)
+    same_levels(result["levels"], expected.levels)
+    assert expected.saved > 0 and result["totals"]["saved"] == expected.saved
+    assert result["totals"]["evaluations"] == expected.evaluations
+    # cheap alone, and dear together
+    assert (3, 8) not in result["levels"][1]["beam"]
+    # the baselines
+    greedy = beam_search(direct, 16, 200, beam_width=1, **options)
+    assert [e["removed"] for e in result["baselines"]["greedy"]] == [level.best.removed for level in greedy.levels]
+    spans = [(a, a + 1) for a in range(15)]
+    best = max(score_ablations(direct, 16, 200, spans, rank_by=rank_by), key=lambda ablation: ablation.score)
+    assert result["baselines"]["span"][1]["removed"] == best.removed
+    assert result["baselines"]["span"][1]["score"] == best.score
+    order = sorted(expected.levels[0].ablations, key=lambda a: (a.score, a.removed))
+    ordered = [entry["removed"] for entry in result["baselines"]["importance_order"]]
+    assert ordered == [tuple(sorted(a.removed[0] for a in order[-size:])) for size in (1, 2)]
+    # no cell was evaluated twice
+    direct.cells.update((mask_id(mask), p) for mask in ablation_masks(16, [(), *ordered]) for p in range(200))
+    assert result["totals"]["evaluations_with_baselines"] == len(direct.cells)
+    lines = [line for path in (tmp_path / "search").glob("**/calibration/*/*.jsonl") for line in path.open()]
+    assert len(lines) == len(direct.cells)
+    out = capsys.readouterr().out
+    assert f"racing saved {expected.saved} (" in out and "tied with the best" in out
+
+
+def test_what_is_reported_comes_from_the_report_split(module, tmp_path, capsys):
+    datamodule = data(module)
+    result = search(module, datamodule, tmp_path)
+    folder = tmp_path / "search" / "default"
+    names = datamodule.eval_dataset("validation").ids()
+    images = [image for _, image in names]
+
+    def right(removed: tuple[int, ...]) -> np.ndarray:
+        return np.array([simulated(sample, removed)[0] for sample, _ in names])
+
+    singles = [right(()) - right((block,)) for block in range(16)]
+    for entry in result["ablations"]:
+        drop = right(()) - right(entry["removed"])
+        wanted = {"quality": right(entry["removed"]), "drop": drop}
+        if len(entry["removed"]) > 1:
+            wanted["interaction"] = drop - sum(singles[block] for block in entry["removed"])
+        for key, values in wanted.items():
+            interval = paired_interval(values, images)
+            assert entry[key] == pytest.approx(interval.estimate, abs=1e-12)
+            assert entry[f"{key}_ci"] == pytest.approx([interval.low, interval.high], abs=1e-9)
+    by_removed = {entry["removed"]: entry["found_by"] for entry in result["ablations"]}
+    assert {(block,) for block in range(16)} <= set(by_removed)
+    for level in result["levels"]:
+        assert [by_removed[removed][0] for removed in level["beam"]] == ["search", "beam 2"]
+    assert result["report"]["full"]["quality"] == pytest.approx(right(()).mean())
+    frame = pd.read_parquet(folder / "records.parquet")
+    assert set(frame["mask"]) == {"1" * 16, *(entry["mask_id"] for entry in result["ablations"])}
+    assert set(frame["sample"]) == {sample for sample, _ in names}
+    assert json.loads((folder / "search.json").read_text())["ablations"] == json.loads(json.dumps(result["ablations"]))
+    out = capsys.readouterr().out
+    for name in ("search.json", "report.html", "figures/search_tree.png", "figures/drop_vs_removed.png"):
+        assert (folder / name).stat().st_size > 0 and str(folder / name) in out
+
+
+@pytest.mark.slow
+def test_interrupted_anywhere_and_continued_equals_uninterrupted(module, tmp_path):
+    def start() -> int:
+        before = module.answered
+        search(module, data(module), tmp_path)
+        return module.answered - before
+
+    folder = tmp_path / "search" / "default"
+    total, whole = start(), (folder / "search.json").read_bytes()
+    assert start() == 0 and (folder / "search.json").read_bytes() == whole  # what is done is not done again
+    rounds = sorted((folder / "records").rglob("round_*/rank0.jsonl"))
+    assert len(rounds) >= 6
+    for last, share in [(0, 0.4), (3, 0.0), (4, 0.9), (len(rounds) - 1, 0.5)]:
+        for path in rounds[last + 1 :]:
+            shutil.rmtree(path.parent)
+        lines = rounds[last].read_bytes().splitlines(keepends=True)
+        kept = lines[: int(share * len(lines))]
+        rounds[last].write_bytes(b"".join(kept) + b'{"mask": "11')
+        shutil.rmtree(folder / "records" / "shapes_vqa" / "validation")
+        (folder / "search.json").unlink()
+        assert 0 < start() <= total
+        assert (folder / "search.json").read_bytes() == whole
+
+
+def test_bad_samples_count_for_no_mask(module, tmp_path, capsys):
+    datamodule = data(module, Broken(num_images=60))
+    bad = tuple(p for p, index in enumerate(datamodule.eval_dataset("calibration").indices) if index % 40 in (7, 11))
+    assert len(bad) >= 6
+    result = search(module, datamodule, tmp_path, max_bad_samples=0.1)
+    direct = Direct(datamodule, bad)
+    expected = beam_search(direct, 16, 200, beam_width=2, max_removed=2, clusters=direct.images, batch=64)
+    same_levels(result["levels"], expected.levels)
+    assert result["calibration"]["num_bad_samples"] == len(bad) == 200 - result["calibration"]["num_samples"]
+    assert {reason.split(":")[0] for reason in result["calibration"]["bad_samples"].values()} >= {"OSError"}
+    # few are allowed of all samples, not of those of one round
+    with pytest.raises(ValueError, match=r"\d+ of 200 samples cannot be evaluated, allowed are 1.0%"):
+        search(module, datamodule, tmp_path, name="strict")
+
+
+def test_greedy_is_a_beam_of_one(module, tmp_path):
+    wide = search(module, data(module), tmp_path)
+    narrow = search(module, data(module), tmp_path, beam_width=1, name="narrow", baselines=False)
+    assert wide["baselines"]["greedy"] == [
+        {key: level["ablations"][0][key] for key in wide["baselines"]["greedy"][0]} for level in narrow["levels"]
+    ]
+    assert narrow["baselines"] == {} and all(len(level["beam"]) == 1 for level in narrow["levels"])
+
+
+def test_without_racing_everything_is_asked_for_in_one_round_per_level(module, tmp_path):
+    result = search(module, data(module), tmp_path, racing=False, baselines=False)
+    assert result["totals"]["saved"] == 0
+    sizes = [len(level["ablations"]) for level in result["levels"]]
+    assert sizes[0] == 16 and [level["evaluations"] for level in result["levels"]] == [200 * size for size in sizes]
+    # and one for the full model
+    assert len(list((tmp_path / "search").rglob("round_*"))) == 3
+
+
+def test_kept_blocks_stay_and_may_leave_no_span(module, tmp_path):
+    kept = [1, 3, 5, 7, 9, 11, 13, 15]
+    result = search(module, data(module), tmp_path, keep=kept)
+    assert {block for entry in result["ablations"] for block in entry["removed"]} == set(range(0, 16, 2))
+    assert result["baselines"]["span"][1] is None and result["baselines"]["span"][0] is not None
+
+
+def brute_force(folder: Path, num_samples: int, most: int) -> dict[tuple[int, ...], tuple[list[float], list[float]]]:
+    """Every combination of blocks, one after another, by `masked` and transformers' own generate."""
+    module = DepthModule(str(folder))
+    (batch,) = DepthDataModule(module.processor, calibration_samples=num_samples).eval_dataloader("calibration")
+    inputs, pad, found = model_inputs(batch), module.pad_token_id, {}
+    options = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": 0, "pad_token_id": pad}
+    for size in range(1, most + 1):
+        for removed in itertools.combinations(range(6), size):
+            with masked(module.model, ablation_masks(6, [removed])[0]):
+                tokens = module.model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+                logprobs = reference_logprob(module.model, inputs, batch["answer_ids"], pad_token_id=pad)
+            texts = module.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            right = [ExactMatch.score(" ".join(text.split()), s.references) for text, s in zip(texts, batch["samples"])]
+            found[removed] = right, logprobs.tolist()
+    return found
+
+
+@pytest.mark.slow
+def test_a_beam_of_full_width_is_exhaustive_search_on_six_blocks(small_checkpoint, tmp_path):
+    common = ["search", "--model.checkpoint", small_checkpoint, "--model.max_new_tokens", 2, "--output_dir", tmp_path]
+    common += ["--data.calibration_samples", 8, "--data.num_samples", 8, "--max_blocks_to_remove", 3]
+    common += ["--rank_by", "reference_logprob"]
+    assert run([*common, "--name", "all", "--exhaustive", "true"]) == 0
+    assert run([*common, "--name", "beam", "--beam_width", "20", "--racing", "false"]) == 0
+    every, beam = (json.loads((tmp_path / "search" / name / "search.json").read_text()) for name in ("all", "beam"))
+    assert every["levels"] == [{**level, "beam": level["beam"][:3]} for level in beam["levels"]]
+    assert [len(level["ablations"]) for level in every["levels"]] == [6, 15, 20]
+    assert every["baselines"] == beam["baselines"] and every["calibration"] == beam["calibration"]
+    expected = brute_force(small_checkpoint, 8, 3)
+    for level in every["levels"]:
+        for entry in level["ablations"]:
+            accuracy, logprobs = expected[tuple(entry["removed"])]
+            assert entry["accuracy"] == pytest.approx(np.mean(accuracy), abs=1e-9)
+            assert entry["reference_logprob"] == pytest.approx(np.mean(logprobs), abs=1e-4)
+            assert entry["score"] == pytest.approx(np.exp(logprobs).mean(), rel=1e-3)
+        best = max((r for r in expected if len(r) == level["num_removed"]), key=lambda r: np.exp(expected[r][1]).mean())
+        assert tuple(level["ablations"][0]["removed"]) == best
+
+
+SCRIPT = """
+import os, signal, sys
+from lit_depth.cli import main
+from lit_depth.results.store import RecordWriter
+from lit_depth.studies import search
+search._ROUND = 8
+left, write = [int(sys.argv[1])], RecordWriter.write
+def dying(self, record):
+    left[0] -= 1
+    if left[0] == -1:
+        self._file.write(b'{"mask": "11')
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, record)
+RecordWriter.write = dying
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_one_process_two_processes_and_two_kills_give_the_same_bytes(small_checkpoint, tmp_path):
+    """23 samples in rounds of 8 or a little more, batches of 4: bytes of the JSON, log-probabilities included."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    common = ["search", "--model.checkpoint", str(small_checkpoint), "--model.max_new_tokens", "2"]
+    common += ["--data.calibration_samples", "23", "--data.num_samples", "11", "--data.batch_size", "4"]
+    common += ["--max_blocks_to_remove", "2", "--rank_by", "reference_logprob", "--output_dir", str(tmp_path)]
+    two = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(*arguments: str, records: int = 10**9) -> int:
+        command = [sys.executable, str(script), str(records), *common, *arguments]
+        return subprocess.run(command, capture_output=True, env=environ, timeout=300).returncode
+
+    assert start("--name", "one") == 0
+    assert start("--name", "two", *two) == 0
+    for moment in random.Random(0).sample(range(5, 120), 2):  # records written before the next kill
+        assert start("--name", "killed", records=moment) == -9
+    assert start("--name", "killed", *two) == 0
+    one, others = (tmp_path / "search" / "one" / "search.json").read_bytes(), ("two", "killed")
+    for name in others:
+        assert (tmp_path / "search" / name / "search.json").read_bytes() == one
+    rounds = list((tmp_path / "search" / "two" / "records").rglob("round_*"))
+    assert len(rounds) >= 6 and all(len(list(path.glob("rank*.jsonl"))) == 2 for path in rounds)
+
+
+def test_a_round_has_a_sample_for_every_process(module, tmp_path, monkeypatch):
+    """Cells asked for are those of one process; what keeps another busy is not kept."""
+    asked = []
+
+    def sweep_samples(trainer, model, datamodule, split, masks, records, description, max_bad_samples, positions):
+        asked.append((records.name, list(positions)))
+        names = [datamodule.eval_dataset(split).recorded_ids()[p] for p in positions]
+        rows = [(mask_id(m), s, i, *simulated(s, removed_by(m))) for m in masks for s, i in names]
+        frame = pd.DataFrame(rows, columns=["mask", "sample", "image", "score", "reference_logprob"])
+        return type("Sweep", (), {"records": frame, "bad_samples": {}})
+
+    monkeypatch.setattr("lit_depth.studies.cells.sweep_samples", sweep_samples)
+    trainer = type("Trainer", (), {"world_size": 3})
+    cells = Cells(trainer, module, data(module, calibration_samples=10), "calibration", tmp_path, 0.01)
+    masks = ablation_masks(16, [(1,), (2,), (3,)])
+    first = cells(masks[:2], [4, 9])
+    again = cells(masks, [0, 9, 4])
+    assert asked == [("round_0001_of_3", [4, 9, 0]), ("round_0002_of_3", [0, 1, 2]), ("round_0003", [0, 9, 4])]
+    assert first.accuracy.tolist() == again.accuracy[:2, [2, 1]].tolist()
+    assert cells.evaluations == 2 * 2 + 2 * 1 + 1 * 3
+    assert cells(masks, [4, 0]).reference_logprob.tolist() == again.reference_logprob[:, [2, 0]].tolist()
+    assert len(asked) == 3
+
+
+def test_time_left_is_that_of_the_full_search(module, tmp_path):
+    cells = Cells(None, module, data(module, calibration_samples=100), "calibration", tmp_path, 0.01)
+    progress = study._Progress(cells, 16, {"beam_width": 3, "max_blocks_to_remove": 3})
+    masks = ablation_masks(16, [(block,) for block in range(16)])
+    assert progress(masks, range(60)) == "level 1 of 3, round 1"
+    cells.seconds_per_cell = 0.1
+    # 4 masks on 40 samples, then 3 * 15 and 3 * 14 on 100
+    assert progress(masks[:4], range(40)) == "level 1 of 3, round 2, at most 15 min left"
+    pairs = ablation_masks(16, [(0, 1)])
+    cells.seconds_per_cell = 0.01
+    assert progress(pairs, range(100)) == "level 2 of 3, round 1, at most 43 s left"
+
+
+def test_batches_are_measured_once(module, tmp_path, monkeypatch):
+    calls = []
+
+    def find(model, datamodule, *_):
+        calls.append(datamodule)
+        return 16
+
+    monkeypatch.setattr("lit_depth.studies.run.find_batch_size", find)
+    auto = search(module, data(module, batch_size="auto"), tmp_path, name="auto")
+    assert len(calls) == 2  # once for each split
+    fixed = search(module, data(module, batch_size=16), tmp_path, name="fixed")
+    assert auto == fixed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--beam_width", "0"], "beam_width must be at least 1, got 0"),
+        (["--max_blocks_to_remove", "16"], r"between 1 and 15 of 16 units \(one has to stay\), given 16"),
+        (["--max_blocks_to_remove", "17"], "max_blocks_to_remove, keep: expected to remove between 1 and 15 of 16"),
+        (["--max_blocks_to_remove", "0"], "between 1 and 15 of 16"),
+        (["--keep", *map(str, range(16))], "expected a unit that may be removed"),
+        (["--keep", *map(str, range(13))], "between 1 and 3 of 16 units, of which 13 are kept, given 4"),
+        (["--keep", "16"], "between 0 and 15, given 16"),
+        (["--epsilon", "-1"], "epsilon must be at least 0 and delta between 0 and 1, got -1.0 and 0.05"),
+        (["--delta", "1"], "delta between 0 and 1"),
+        (["--confidence", "2"], "between 0 and 1, got 2.0"),
+        (["--rank_by", "loss"], "rank_by"),
+        (["--exhaustive", "true", "--max_blocks_to_remove", "8"], "at most 5,000 combinations, got 39,202"),
+        (["--data.tasks", "shapes_vqa", "text_vqa"], "search takes one task at a time"),
+        (["--data.task", "coco_caption"], "CIDErD of coco_caption belongs to all samples together"),
+    ],
+)
+def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, message):
+    assert run(["search", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert re.search(message, err), err
+    assert "Traceback" not in err and not list(tmp_path.rglob("*.json"))
+
+
+def test_splits_that_overlap_are_refused(module, tmp_path):
+    class SameSplit(ShapesVQA):
+        def load(self, split, path=None):
+            return super().load("validation", path)
+
+    with pytest.raises(ValueError, match="'calibration' and 'validation' of task 'shapes_vqa' must not overlap"):
+        search(module, data(module, SameSplit(num_images=10)), tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
