@@ -26,7 +26,7 @@ USER_ERROR = 2
 _REPEAT_SECONDS = 3.0
 STUDIES = ("compare", "consistency", "importance", "latency", "search", "select", "tokens")
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
-FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--data.tasks")
+FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--methods", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
 
 

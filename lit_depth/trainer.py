@@ -68,6 +68,7 @@ class DepthTrainer(Trainer):
         skip: list[int] | None = None,
         split: Literal["train", "calibration", "validation"] = "calibration",
         num_samples: int | None = None,
+        methods: list[str] | Literal["all"] | None = None,
         confidence: float = 0.95,
         max_bad_samples: float = 0.01,
         output_dir: str = "results",
@@ -83,6 +84,9 @@ class DepthTrainer(Trainer):
             skip: Blocks that are not measured, such as a first block that is known to be critical.
             split: Where to measure. Masks chosen by the result are to be judged on another one.
             num_samples: Questions per task; null = as many as --data says for that split.
+            methods: Cheaper scores to report beside the drop: names of `lit_depth.functional.importance.METHODS`, or
+                ``all``; null = none. Each is compared with the drop in order, in the least important blocks, in the
+                quality of the masks it chooses (on the validation split) and in cost. For one task and whole blocks.
             confidence: Coverage of all intervals, between 0 and 1.
             max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
             output_dir: Results go to ``<output_dir>/importance/<name>/``.
@@ -95,7 +99,7 @@ class DepthTrainer(Trainer):
             Of sublayers its keys are ``"0.attn"``, ``"0.mlp"``, ..., and ``compare`` does not take it.
 
         Raises:
-            ValueError: If an argument is out of range.
+            ValueError: If an argument is out of range; of methods also if ``split`` overlaps the validation split.
         """
         options = {key: value for key, value in locals().items() if key != "self"}
         from lit_depth.studies.importance import importance
@@ -199,7 +203,7 @@ class DepthTrainer(Trainer):
         latency: str | None = None,
         importance: str | None = None,
         estimate_depth: bool = False,
-        policies: list[str] = ["importance", "prefix", "uniform"],  # noqa: B006
+        policies: list[str] | None = None,
         num_active_blocks: list[int] | None = None,
         keep: list[int] | None = None,
         num_seeds: int = 1,
@@ -220,8 +224,9 @@ class DepthTrainer(Trainer):
         Args:
             model: Holds the model.
             datamodule: Gives the calibration and the validation split.
-            budget_ms: Longest time of a request in milliseconds; null = only show the frontier. The same measurements
-                answer any budget: only the chosen mask is timed again.
+            budget_ms: Longest time of a request in milliseconds, from its first forward to its last (what prepares
+                images and text, and ``generate``'s own bookkeeping, come on top); null = only show the frontier. The
+                same measurements answer any budget: only the chosen mask is timed again.
             complexity: Take the fastest mask whose drop in quality stays, at the upper end of its interval, below 0.10
                 (simple), 0.05 (medium) or 0.01 (complex); null = the best mask within the budget.
             comparison: ``m5_mask_strategy_comparison.json`` of ``compare``, to choose among its masks by its
@@ -231,7 +236,8 @@ class DepthTrainer(Trainer):
                 calibration split.
             estimate_depth: Evaluate no mask: the depth follows from the line fitted to the times of a few depths, the
                 blocks from --importance.
-            policies: Where the masks come from: among prefix, importance, random, suffix, uniform.
+            policies: Where the masks come from: among prefix, importance, random, suffix, uniform; null = importance,
+                prefix, uniform.
             num_active_blocks: Numbers of active blocks, each in 1..num_blocks; null = all.
             keep: Blocks that stay active in every mask.
             num_seeds: Masks that the random policy draws at each count.

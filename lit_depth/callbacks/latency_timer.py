@@ -50,7 +50,7 @@ class LatencyTimer(Callback):
         self.samples, self.summary, self._seen = [], {}, 0
         find_blocks(pl_module, self.blocks)  # fail before the loop, not in it
         if next(pl_module.parameters()).device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def _batch_start(self, pl_module: LightningModule) -> None:
         model, path = language_model(pl_module, self.blocks)
@@ -68,7 +68,7 @@ class LatencyTimer(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.summary = describe(self.samples)
         if next(pl_module.parameters()).device.type == "cuda":
-            self.summary["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+            self.summary["peak_memory_bytes"] = torch.cuda.max_memory_allocated(pl_module.device)
         flat = {
             f"latency/{stage}_{name}_ms": value
             for stage in (*STAGES, "ttft")

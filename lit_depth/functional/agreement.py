@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from lit_depth.functional.statistics import cluster_covariance, cluster_sums, spearman
+from lit_depth.functional.statistics import Interval, cluster_covariance, cluster_sums, spearman
 
 Floats = NDArray[np.float64]
 # dense near +-1, where they are told apart best
@@ -22,6 +22,8 @@ _CORRELATIONS = np.tanh(np.linspace(-4.5, 4.5, 61))
 _NUM_DRAWS = 4000
 _NUM_TRUTHS = 20
 _GROWTH = 2 ** np.arange(0, 11)
+# variance of what counts as exact, beside a spread of about 1
+_EXACT = 1e-9
 
 
 class Agreement(NamedTuple):
@@ -109,6 +111,64 @@ def rank_agreement(
     elif high >= threshold:
         factor = _needed(posterior, means, noise, threshold, confidence, degrees, rng)
     return Agreement(observed.estimate, p_value, low, high, factor)
+
+
+def rank_agreement_with(
+    scores: ArrayLike,
+    drops: ArrayLike,
+    clusters: Sequence[str] | None = None,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Interval, float]:
+    """Rank correlation of scores that count as exact with the noisy drops of the same blocks.
+
+    The limits are those of `rank_agreement` for one measurement instead of two: they cover the noise that the samples
+    put on the drops, and hold the correlation of these scores with the drops that all possible samples would give. Only
+    the order of the scores matters: the model sees their normal scores (van der Waerden). Scores that were measured on
+    the same samples have noise of their own, which is not in the limits.
+
+    Args:
+        scores: One score per block ``[num_blocks]``, not all equal.
+        drops: Per-sample drops ``[num_blocks, num_samples]``.
+        clusters: Cluster (image) of each sample; None = each its own.
+        confidence: Probability between the limits.
+        seed: Seed of the draws.
+
+    Returns:
+        Spearman's correlation as measured, with the limits for that without noise (which may not hold the measured one:
+        noise hides order), and the p-value of no correlation.
+
+    Raises:
+        ValueError: As `rank_agreement`.
+
+    Example:
+        >>> noise = np.random.default_rng(0).normal(size=(12, 400))
+        >>> interval, _ = rank_agreement_with(np.arange(12.0) ** 3, np.arange(12.0)[:, None] + noise)
+        >>> interval.estimate, interval.low > 0.9
+        (1.0, True)
+    """
+    known, measured = np.asarray(scores, dtype=np.float64), np.asarray(drops, dtype=np.float64)
+    if measured.ndim != 2 or known.shape != measured.shape[:1] or len(known) < 4:
+        raise ValueError(
+            f"expected scores [num_blocks >= 4] and drops [num_blocks, num_samples], "
+            f"got {list(known.shape)} and {list(measured.shape)}"
+        )
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
+    if not (np.isfinite(known).all() and np.isfinite(measured).all()):
+        raise ValueError("expected finite scores and drops, got some that are NaN or infinite")
+    means = measured.mean(axis=1)
+    observed, p_value = spearman(known, means)
+    covariance, count = _noise(measured, clusters)
+    if count < 4:
+        raise ValueError(f"expected at least 4 clusters (images), got {count}")
+    degrees = count - 1
+    normal = stats.norm.ppf(stats.rankdata(known) / (len(known) + 1))
+    noise = [covariance * (degrees / max(degrees - 2, 1)), _EXACT * np.eye(len(known))]
+    posterior = _Posterior(np.stack([means, normal]), noise, confidence, degrees)
+    low, high = posterior.limits(_NUM_DRAWS, np.random.default_rng(seed))
+    return Interval(observed.estimate, low, high), p_value
 
 
 def _noise(values: Floats, clusters: Sequence[str] | None) -> tuple[Floats, int]:

@@ -46,7 +46,8 @@ class StageTimer:
     def __init__(self, model: nn.Module, blocks: str | None = None) -> None:
         self.model = model
         self.decoder = find_decoder(model, find_blocks(model, blocks)) or model
-        self.cuda = next(model.parameters()).device.type == "cuda"
+        self.device = next(model.parameters()).device
+        self.cuda = self.device.type == "cuda"
         self._forwards: list[_Forward] = []
         self._open: _Forward | None = None
         self._hooks: list[Any] = []
@@ -85,7 +86,7 @@ class StageTimer:
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def requests(self) -> list[dict[str, Any]]:
@@ -94,8 +95,11 @@ class StageTimer:
         Returns:
             For each request ``vision``, ``prefill``, ``decode`` (all steps with what lies between them),
             ``decode_per_token`` (None without a step), ``decode_steps`` (a list), ``total`` = vision + prefill +
-            decode; ``batch_size``, and over all rows ``num_text_tokens`` and ``num_vision_tokens`` of the prompts
-            without padding, and ``num_output_tokens``.
+            decode, from the first forward's start to the last one's end; ``batch_size``, and over all rows
+            ``num_text_tokens`` and ``num_vision_tokens`` of the prompts without padding, and ``num_output_tokens``.
+
+        Raises:
+            ValueError: The model was compiled before the timer was entered, so that its stages went by unseen.
         """
         groups: list[list[_Forward]] = []
         for forward in self._forwards:
@@ -103,7 +107,12 @@ class StageTimer:
                 groups.append([])
             groups[-1].append(forward)
         if self.cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
+        if any(forward.decoder is None for forward in self._forwards):
+            raise ValueError(
+                "the decoder's hooks did not run: the model was compiled before the timer was entered, and its code "
+                "goes on without them; enter the timer before the first call of the compiled model"
+            )
         return [self._describe(group) for group in groups]
 
     def _describe(self, forwards: list[_Forward]) -> dict[str, Any]:
@@ -132,7 +141,8 @@ class _Forward:
     """Marks of one forward of the model, and the inputs that tell its tokens (looked at when all is over)."""
 
     def __init__(self, start: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.start, self.decoder, self.end = start, start, start
+        self.start, self.end = start, start
+        self.decoder: Any = None
         tokens = args[0] if args and isinstance(args[0], Tensor) else kwargs.get("input_ids")
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         self.batch_size, self.query_length = (1, 1) if tokens is None else tuple(tokens.shape[:2])

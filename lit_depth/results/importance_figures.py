@@ -1,4 +1,4 @@
-"""The bar chart of block importance, drawn from the result of ``lit-depth importance``."""
+"""Bars of block importance, and ranks by task or method, drawn from the result of ``lit-depth importance``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list
     Returns:
         Paths written: ``block_importance.png`` for one task, else ``block_importance_<task>.png``,
         ``block_importance_macro.png``, ``block_importance_by_task.png`` (heatmap) and
-        ``block_importance_agreement.png`` (rank correlation of all pairs of tasks).
+        ``block_importance_agreement.png`` (rank correlation of all pairs of tasks). Of several methods also
+        ``block_importance_methods.png``.
     """
     tasks = result["tasks"]
     confidence = result["confidence"]
@@ -39,6 +40,9 @@ def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list
         charts["block_importance_by_task.png"] = _heatmap(tasks, title=f"Drop in quality, {result['split']} split")
         names = [task["task"] for task in tasks]
         charts["block_importance_agreement.png"] = agreement_figure(result["agreement"], names)
+    if "methods" in result:
+        title = f"Rank of each block by method, {tasks[0]['task']}, {result['split']} split"
+        charts["block_importance_methods.png"] = methods_figure(result["methods"]["entries"], title)
     paths = [Path(folder) / name for name in charts]
     for path, figure in zip(paths, charts.values()):
         save_figure(figure, path)
@@ -54,6 +58,37 @@ def _heatmap(tasks: list[dict[str, Any]], title: str) -> Figure:
     columns = [str(unit_name(entry)) for entry in units]
     names = [f"{task['task']} ({task['metric']})" for task in tasks]
     return matrix_figure(values, names, columns, title, limit, f"Skipped {units_noun(units)}")
+
+
+def methods_figure(methods: list[dict[str, Any]], title: str) -> Figure:
+    """Ranks of the blocks (columns) by method (rows), 1 = most important and brightest.
+
+    Args:
+        methods: Entries with ``method``, ``ranks`` (block -> rank), and ``spearman`` with the first entry, or None.
+        title: What was measured.
+    """
+    from matplotlib.figure import Figure
+
+    blocks = list(methods[0]["ranks"])
+    size = max(8, 0.42 * len(blocks) + 4), 0.4 * len(methods) + 1.8
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    ranks = [[entry["ranks"][block] for block in blocks] for entry in methods]
+    image = axes.imshow(ranks, cmap="viridis_r", vmin=1, vmax=max(2, len(blocks)), aspect="auto")
+    for row, cells in enumerate(ranks):
+        for column, rank in enumerate(cells):
+            color = "white" if rank > 0.45 * len(blocks) else "black"
+            axes.text(column, row, str(rank), ha="center", va="center", fontsize=8, color=color)
+    names = [entry["method"].replace("_", " ") for entry in methods]
+    values = ["" if entry["spearman"] is None else f" ({entry['spearman']:+.2f})" for entry in methods]
+    axes.set_yticks(range(len(methods)), [name + value for name, value in zip(names, values)])
+    axes.set_xticks(range(len(blocks)), blocks)
+    axes.set_xlabel("Block")
+    axes.set_title(f"{title}\n1 = most important; in brackets: Spearman with the first row", loc="left", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label="Rank")
+    bar.ax.invert_yaxis()
+    bar.set_ticks([1, len(blocks)])
+    return figure
 
 
 def importance_figure(blocks: list[dict[str, Any]], title: str, metric: str, confidence: float) -> Figure:

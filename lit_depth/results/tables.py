@@ -14,6 +14,11 @@ def format_cell(cell: Cell) -> str:
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
+def format_p_value(p: float) -> str:
+    """A p-value with three decimals, or that it is smaller."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def format_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str]) -> str:
     """Align rows in columns: numbers to the right, text to the left.
 

@@ -74,6 +74,7 @@ def compare(
         "confidence": confidence,
     }
     splits = ["calibration", "validation"] if measures_importance else ["validation"]
+    clock = clock_settings(trainer.strategy.root_device)
     with open_run(trainer, model, datamodule, splits, arguments, output_dir, "compare", name) as (folder, identity):
         entry: dict[str, Any] = {"source": "not used", "num_samples": 0, "scores": {}, "intervals": None}
         if measures_importance:
@@ -92,7 +93,7 @@ def compare(
         # one mask of each policy and count: which of equally many blocks run hardly matters to the clock
         first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
         timed = sorted({"1" * num_blocks, *first.values()})
-        latency = _latency(folder, model, datamodule, timed, latency_repeats, latency_new_tokens, device)
+        latency = _latency(trainer, folder, model, datamodule, timed, latency_repeats, latency_new_tokens, clock)
         shared = {
             "num_blocks": num_blocks,
             "latency_device": str(device),
@@ -128,20 +129,22 @@ def compare(
 
 
 def _latency(
+    trainer: Trainer,
     folder: Path,
     model: DepthModule,
     datamodule: DepthDataModule,
     masks: Sequence[str],
     repeats: int,
     new_tokens: int,
-    device: torch.device,
+    clock: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Percentiles of every mask in milliseconds; requests that an earlier run timed under these settings count."""
     if repeats < 1:
         return {}
-    settings = {**clock_settings(device), "new_tokens": new_tokens, "torch": torch.__version__}
+    settings = {**clock, "new_tokens": new_tokens, "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     records = time_masks(
+        trainer,
         model,
         datamodule,
         "validation",
@@ -150,7 +153,7 @@ def _latency(
         num_requests=repeats,
         batch_size=1,
         new_tokens=new_tokens,
-        device=device,
+        threads=clock["threads"],
     )
     return summarize_masks(records)
 

@@ -21,9 +21,11 @@ from lit_depth.module import DepthModule
 from lit_depth.results.importance_figures import write_importance_figures
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
-from lit_depth.results.tables import format_table
+from lit_depth.results.tables import format_p_value, format_table
 from lit_depth.results.units import unit_name, units_noun
 from lit_depth.studies.comparison import Scores
+from lit_depth.studies.methods import check_asked, compare_methods, method_lines, method_sections
+from lit_depth.studies.proxies import measure_proxies
 from lit_depth.studies.ranking import describe_agreement, describe_blocks, describe_full, drops
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
 
@@ -48,6 +50,7 @@ def importance(
     skip: Sequence[int] | None,
     split: str,
     num_samples: int | None,
+    methods: Sequence[str] | str | None,
     confidence: float,
     max_bad_samples: float,
     output_dir: str,
@@ -60,9 +63,13 @@ def importance(
     check_shares(confidence, max_bad_samples)
     if num_samples is not None:
         datamodule.take(split, num_samples)
-    arguments = {"blocks": blocks, "split": split, "confidence": confidence}
+    asked = check_asked(methods, trainer, model, datamodule, split, blocks)
+    splits = [split, "validation"] if asked else [split]
+    arguments = {"blocks": blocks, "split": split, "confidence": confidence} | ({"methods": asked} if asked else {})
     tasks = []
-    with open_run(trainer, model, datamodule, [split], arguments, output_dir, "importance", name) as (folder, identity):
+    with open_run(trainer, model, datamodule, splits, arguments, output_dir, "importance", name) as (folder, identity):
+        # first, because it is short and may refuse the model
+        proxies = measure_proxies(trainer, model, datamodule, split, asked, blocks, folder) if asked else {}
         for each in datamodule.for_each_task():
             text = f"importance, {each.task.name}, {split} split"
             tasks.append((each, *measure(trainer, model, each, split, units, folder, text, max_bad_samples)))
@@ -85,6 +92,10 @@ def importance(
                 for (a, first, _), (b, second, _) in itertools.combinations(tasks, 2)
             ],
         }
+        if asked:
+            result["methods"] = compare_methods(
+                trainer, model, datamodule, proxies, tasks[0][1], blocks, folder, confidence, max_bad_samples
+            )
         records = [sweep.records.assign(task=each.task.name) for each, _, sweep in tasks if sweep.records is not None]
         _write(folder, result, identity, pd.concat(records, ignore_index=True))
     log_to(trainer, "log_importance", result, folder)
@@ -245,6 +256,8 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     if result["macro"]:
         rows, text = agreement_rows(result["agreement"]), AGREEMENT.format(threshold=THRESHOLD)
         sections.append(Section("Agreement between tasks", text=text, headers=AGREEMENT_HEADERS, rows=rows))
+    if "methods" in result:
+        sections += method_sections(result["methods"])
     sections.append(Section("Arguments", code=json.dumps(arguments, indent=2, default=str)))
     write_report(folder, "Importance of transformer blocks", sections)
     write_json(folder / SCORES, _plain_scores(result["macro"] or result["tasks"][0]["blocks"]))
@@ -264,7 +277,7 @@ def _rows(task: dict[str, Any]) -> list[list[Any]]:
             [
                 unit_name(entry),
                 *_interval(quality),
-                _p_value(quality["p_holm"]),
+                format_p_value(quality["p_holm"]),
                 quality["rank"],
                 _span(quality["rank_ci"]),
                 *_interval(logprob),
@@ -290,16 +303,12 @@ def agreement_rows(pairs: Sequence[dict[str, Any]]) -> list[list[Any]]:
                     label,
                     entry["spearman"],
                     f"[{low:+.3f}, {high:+.3f}]",
-                    None if entry["p_value"] is None else _p_value(entry["p_value"]),
+                    None if entry["p_value"] is None else format_p_value(entry["p_value"]),
                     entry["verdict"],
                     " / ".join(map(str, needed)) if needed else None,
                 ]
             )
     return rows
-
-
-def _p_value(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _interval(entry: dict[str, Any]) -> tuple[str, str]:
@@ -352,5 +361,7 @@ def _summary(result: dict[str, Any], folder: Path) -> str:
             format_table(agreement_rows(result["agreement"]), AGREEMENT_HEADERS),
             "",
         ]
+    if "methods" in result:
+        lines += method_lines(result["methods"])
     paths = [folder / SCORES, folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
     return "\n".join([*lines, "written:", *(f"  {path}" for path in paths)])

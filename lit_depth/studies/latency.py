@@ -85,6 +85,7 @@ def latency(
         full = "1" * num_blocks
         masks = list(dict.fromkeys([full, *(planned.id for planned in plan)]))
         records = time_masks(
+            trainer,
             model,
             datamodule,
             "validation",
@@ -93,7 +94,7 @@ def latency(
             num_requests=num_samples // batch_size,
             batch_size=batch_size,
             new_tokens=new_tokens,
-            device=device,
+            threads=arguments["threads"],
         )
         result = {
             "command": "latency",
@@ -121,6 +122,7 @@ def _describe(
     for planned in plan:
         names[planned.id].append(planned.policy)
     peaks = records.groupby("mask")["peak_memory_bytes"].max()
+    tokens = records.groupby("mask")["num_output_tokens"].sum()
     configurations = [
         {
             "mask_id": mask,
@@ -128,6 +130,7 @@ def _describe(
             "num_active_blocks": mask.count("1"),
             "active_block_indices": _indices(mask),
             "latency_ms": summaries[mask],
+            "output_tokens_per_second": float(tokens[mask] / times["total"].loc[mask].sum() * 1000),
             "peak_memory_bytes": int(peaks[mask]) if pd.notna(peaks[mask]) else None,  # of a GPU
             "of_full": {
                 stage: _ratio(frame.loc[mask].to_numpy(), frame.loc[full].to_numpy(), list(images), confidence)
@@ -143,14 +146,12 @@ def _describe(
         medians = frame.loc[list(masks)].median(axis=1)
         if len({mask.count("1") for mask in masks}) > 1 and medians.notna().all():
             fits[stage] = fit_line([mask.count("1") for mask in masks], medians.tolist())._asdict()
-    total = records["total"].sum() / 1000
     return {
         "num_blocks": num_blocks,
         "num_requests": len(images),
         "confidence": confidence,
         "configurations": configurations,
         "fits": fits,
-        "output_tokens_per_second": float(records["num_output_tokens"].sum() / total),
     }
 
 

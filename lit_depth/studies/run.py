@@ -61,14 +61,19 @@ def open_run(
         The folder, and everything that identifies the run.
 
     Raises:
-        ValueError: If the folder holds a run with other arguments, is in use, or cannot be written to.
+        ValueError: If the folder holds a run with other arguments, is in use, or cannot be written to; or if the trainer
+            would convert the weights.
     """
+    if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
+        raise ValueError(
+            f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, given {trainer.precision}; "
+            "--model.dtype loads the weights in another number format"
+        )
     datamodule.processor = datamodule.processor if datamodule.processor is not None else model.processor
     identity = {
         **arguments,
-        **{f"model.{key}": model.hparams[key] for key in _MODEL_ARGUMENTS},
+        **model_identity(trainer, model),
         "max_new_tokens": [model.hparams["max_new_tokens"] or task.max_new_tokens for task in datamodule.tasks],
-        "trainer.precision": str(trainer.precision),
         "data.tasks": [task.name for task in datamodule.tasks],
         "data.path": datamodule.path,
         "data.repositories": {
@@ -78,7 +83,6 @@ def open_run(
         },
         "data.seed": datamodule.seed,
         "data.max_prompt_tokens": datamodule.max_prompt_tokens,
-        "checkpoint fingerprint": checkpoint_fingerprint(model),
         **{
             f"data fingerprint, {each.task.name}, {split}": each.eval_dataset(split).fingerprint()
             for each in datamodule.for_each_task()
@@ -96,6 +100,34 @@ def open_run(
             execution = {"data.batch_size": datamodule.batch_size, "processes": trainer.world_size}
             write_manifest(folder, identity, command=command, execution=execution)
         yield folder, identity
+
+
+def model_identity(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
+    """What of the model an answer depends on."""
+    return {
+        **{f"model.{key}": model.hparams[key] for key in _MODEL_ARGUMENTS},
+        "trainer.precision": str(trainer.precision),
+        "checkpoint fingerprint": checkpoint_fingerprint(model),
+    }
+
+
+def check_same_model(file: str | Path, name: str, expected: Mapping[str, Any]) -> None:
+    """Refuse the result file of another run that was made with another model, as its manifest beside it says.
+
+    Raises:
+        ValueError: Naming the first entry of ``expected`` that differs.
+    """
+    try:
+        there = json.loads(Path(file).with_name("manifest.json").read_text(encoding="utf-8"))["arguments"]
+    except FileNotFoundError:
+        return  # a file that was moved away says nothing of its run
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{name}: the manifest beside {file} cannot be read ({error})") from error
+    for key, now in json.loads(json.dumps(dict(expected), default=str)).items():
+        if key in there and there[key] != now:
+            raise ValueError(
+                f"{name}: {file} was made with another {key}: there {_short(there[key])}, here {_short(now)}"
+            )
 
 
 def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:

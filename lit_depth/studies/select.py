@@ -34,11 +34,21 @@ from lit_depth.results.tables import format_table
 from lit_depth.studies.comparison import Scores, describe_masks
 from lit_depth.studies.importance import measure_mean, read_importance, to_importance
 from lit_depth.studies.plan import PlannedMask, check_plan, plan_masks
-from lit_depth.studies.run import check_shares, check_whole_blocks, evaluate, log_to, open_run
+from lit_depth.studies.run import (
+    check_same_model,
+    check_shares,
+    check_whole_blocks,
+    evaluate,
+    log_to,
+    model_identity,
+    open_run,
+)
 from lit_depth.studies.timing import clock_settings, time_masks
 
 RESULT = "selection.json"
 SHARE = 0.95  # of the requests that have to stay within the budget
+ENOUGH = 59  # requests for a 95% bound of their 95th percentile
+POLICIES = ("importance", "prefix", "uniform")
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
 
 
@@ -78,7 +88,7 @@ def select(
     """Select; arguments and result as for `lit_depth.DepthTrainer.select`."""
     check_whole_blocks(model, "select")
     num_blocks, keep = model.num_blocks, list(keep or ())
-    names, counts = check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)
+    names, counts = check_plan(policies or POLICIES, num_active_blocks, num_blocks, num_seeds, keep)
     check_shares(confidence, max_bad_samples)
     for argument, value in (("num_requests", num_requests), ("num_checks", num_checks), ("new_tokens", new_tokens)):
         if value is not None and value < 1:
@@ -87,6 +97,10 @@ def select(
         raise ValueError(f"margin must be at least 0 and below 1, got {margin}")
     if budget_ms is not None and not 0 < budget_ms < float("inf"):
         raise ValueError(f"budget_ms must be positive and finite, got {budget_ms}")
+    if comparison is not None and (policies or num_active_blocks or keep):
+        raise ValueError("comparison brings its own masks: give no policies, num_active_blocks or keep with it")
+    if estimate_depth and (complexity or policies or num_active_blocks):
+        raise ValueError("estimate_depth knows no quality: give no complexity, policies or num_active_blocks with it")
     if complexity is not None and budget_ms is None:
         raise ValueError("complexity needs --budget_ms")
     if len(datamodule.tasks) > 1:
@@ -100,8 +114,14 @@ def select(
     model.use_task(datamodule.task.max_new_tokens)
     new_tokens = new_tokens or model.max_new_tokens
     device = trainer.strategy.root_device
+    clock = clock_settings(device)
+    same = model_identity(trainer, model)
     given = None if comparison is None else _read_comparison(comparison, model, datamodule)
+    if comparison is not None:
+        check_same_model(comparison, "comparison", {**same, "data.path": datamodule.path})
     timed = None if latency is None else _read_latency(latency, num_blocks, new_tokens, device)
+    if latency is not None:
+        check_same_model(latency, "latency", {**same, "threads": clock["threads"]})
     # a budget is no part of the run's identity: another one is answered from the same measurements
     arguments = {
         "comparison": comparison,
@@ -113,7 +133,7 @@ def select(
         "keep": keep,
         "num_seeds": num_seeds,
         "new_tokens": new_tokens,
-        **clock_settings(device),
+        **clock,
         "confidence": confidence,
     }
     splits = ["calibration", "validation"]
@@ -133,6 +153,7 @@ def select(
 
         def measure(masks: Sequence[str], split: str, requests: int) -> dict[str, list[float]]:
             records = time_masks(
+                trainer,
                 model,
                 datamodule,
                 split,
@@ -141,7 +162,7 @@ def select(
                 num_requests=requests,
                 batch_size=1,
                 new_tokens=new_tokens,
-                device=device,
+                threads=clock["threads"],
             )
             return {str(mask): rows["total"].astype(float).tolist() for mask, rows in records.groupby("mask")}
 
@@ -152,7 +173,10 @@ def select(
         if len({mask.count("1") for mask in bounds}) > 1:
             line = fit_line([mask.count("1") for mask in bounds], list(bounds.values()))
         if estimate_depth and line is None:
-            raise ValueError(f"{latency}: a line needs times at two numbers of active blocks or more")
+            raise ValueError(
+                "estimate_depth draws a line through the times of two numbers of active blocks or more: "
+                + ("keep fewer blocks" if latency is None else f"{latency} has one")
+            )
         candidates = [
             {
                 "mask_id": option.mask_id,
@@ -160,6 +184,7 @@ def select(
                 "num_active_blocks": option.mask_id.count("1"),
                 "active_block_indices": [index for index, bit in enumerate(option.mask_id) if bit == "1"],
                 "latency_ms": {
+                    "num_requests": len(timed.get(option.mask_id, ())),
                     "P50": float(np.median(timed[option.mask_id])) if option.mask_id in timed else None,
                     "bound": _bound(option.mask_id, bounds, line),
                 },
@@ -313,7 +338,8 @@ def _to_time(options: Sequence[_Option], num_blocks: int, for_line: bool) -> lis
         return [option.mask_id for option in _best_of_each_count(options)]
     by_count = {option.mask_id.count("1"): option.mask_id for option in options}
     counts = sorted(by_count)
-    return [by_count[counts[round(share * (len(counts) - 1))]] for share in (0, 0.25, 0.5, 0.75, 1)]
+    chosen = [by_count[counts[round(share * (len(counts) - 1))]] for share in (0, 0.25, 0.5, 0.75, 1)]
+    return list(dict.fromkeys(chosen))
 
 
 def _bound(mask: str, bounds: Mapping[str, float], line: Any) -> float:
@@ -424,6 +450,12 @@ def _conclusion(result: dict[str, Any]) -> list[str]:
         f"'budget from' is the smallest budget that {SHARE:.0%} of the requests stay within (upper 95% bound of the "
         f"percentile) with {result['margin']:.0%} of it kept free."
     ]
+    few = [entry["latency_ms"]["num_requests"] for entry in result["candidates"]]
+    few = [count for count in few if 0 < count < ENOUGH]
+    if few:
+        lines.append(
+            f"From {min(few)} requests it is their largest time, which is no 95% bound: that takes {ENOUGH} requests."
+        )
     if result["line"]:
         line = result["line"]
         lines.append(f"It is {line['intercept']:.2f} + {line['slope']:.2f} per block (R squared {line['r2']:.3f}).")
@@ -437,7 +469,7 @@ def _conclusion(result: dict[str, Any]) -> list[str]:
         f"({blocks}). Measured again on {again['num_requests']} other requests: "
         f"{again['share_within_budget']:.1%} within the budget, P50 {again['P50']:.2f}, P95 {again['P95']:.2f} "
         f"(at most {again['bound']:.2f})."
-        + (f" {len(result['rejected'])} better masks took longer when measured again." if result["rejected"] else "")
+        + (f" {len(result['rejected'])} better choices took longer when measured again." if result["rejected"] else "")
     )
     shown = selected["expected"] or selected["chosen_by"]
     if shown:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from lit_depth.functional import agreement
-from lit_depth.functional.agreement import rank_agreement
+from lit_depth.functional.agreement import rank_agreement, rank_agreement_with
 from lit_depth.functional.statistics import cluster_covariance
 
 NUM_BLOCKS = 16
@@ -131,3 +131,57 @@ def test_cluster_covariance_is_that_of_independent_samples_and_of_cluster_means(
     assert cluster_covariance(values, clusters) == pytest.approx(np.cov(means) / 4)
     with pytest.raises(ValueError, match="at least 2 clusters"):
         cluster_covariance(values, ["one"] * 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outlier", [0.0, 0.5])
+@pytest.mark.parametrize("num_samples", [100, 1000])
+def test_limits_hold_the_correlation_of_known_scores_with_the_true_drops(num_samples, outlier):
+    """400 simulated studies: at least 94% of 95% limits; the scores have another scale, and few large ones."""
+    rng = np.random.default_rng(num_samples)
+    held, widths = 0, []
+    for run in range(400):
+        correlation = (0.0, 0.7, 0.95, 0.999)[run % 4]
+        scores = rng.normal(size=NUM_BLOCKS)
+        drops = correlation * scores + np.sqrt(1 - correlation**2) * rng.normal(size=NUM_BLOCKS)
+        drops[0] += 20 * outlier
+        scores[0] += 20 * outlier * (run % 8 < 4)
+        noise = 0.5 * rng.normal(size=num_samples) + rng.normal(size=(NUM_BLOCKS, num_samples))
+        found, _ = rank_agreement_with(np.exp(2 * scores), 0.05 * drops[:, None] + noise, seed=run)
+        held += found.low - 1e-9 <= stats.spearmanr(scores, drops).statistic <= found.high + 1e-9
+        widths.append(found.high - found.low)
+    assert held >= 0.94 * 400
+    assert num_samples < 1000 or np.mean(widths) < 0.8
+
+
+def test_known_scores_matter_by_their_order_alone_and_images_do():
+    rng = np.random.default_rng(7)
+    scores, noise = rng.normal(size=NUM_BLOCKS), rng.normal(size=(NUM_BLOCKS, 200))
+    drops = 0.3 * scores[:, None] + noise
+    found, p_value = rank_agreement_with(scores, drops)
+    assert rank_agreement_with(np.exp(3 * scores), drops) == (found, p_value)
+    assert found.estimate == pytest.approx(stats.spearmanr(scores, drops.mean(axis=1)).statistic)
+    opposite, _ = rank_agreement_with(-scores, drops)
+    assert opposite.estimate == pytest.approx(-found.estimate) and opposite.high < -0.5 and found.low > 0.5
+    # every question asked four times of the same image says no more than once
+    images = [str(index) for index in range(200)] * 4
+    repeated, _ = rank_agreement_with(scores, np.tile(drops, 4), images)
+    assert repeated.low == pytest.approx(found.low, abs=0.05)
+    more, _ = rank_agreement_with(scores, 0.3 * scores[:, None] + rng.normal(size=(NUM_BLOCKS, 20_000)))
+    assert found.high - found.low > 3 * (more.high - more.low)
+
+
+@pytest.mark.parametrize(
+    ("scores", "drops", "message"),
+    [
+        (np.arange(3), np.eye(3), "num_blocks >= 4"),
+        (np.arange(5), np.zeros(5), "num_samples"),
+        (np.zeros(5), np.eye(5), "not all equal"),
+        (np.arange(5), np.zeros((5, 5)), "not all equal"),
+        (np.arange(5), np.full((5, 5), np.nan), "finite"),
+        (np.arange(5), np.eye(5)[:, :3], "4 clusters"),
+    ],
+)
+def test_bad_known_scores_are_named(scores, drops, message):
+    with pytest.raises(ValueError, match=message):
+        rank_agreement_with(scores, drops)

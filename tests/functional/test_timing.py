@@ -131,3 +131,17 @@ def test_cuda_events_agree_with_the_clock():
     request = time_generation(model, inputs, new_tokens=8)
     torch.cuda.synchronize()
     assert 0 < request["total"] <= 1000 * (time.perf_counter() - start)
+
+
+def test_a_model_compiled_before_is_refused():
+    model = tiny_model("llama")
+    tokens = torch.tensor([[1, 2, 3]])
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(tokens)
+        with StageTimer(compiled) as timer:
+            compiled(tokens)
+    torch._dynamo.reset()
+    with pytest.raises(ValueError, match="compiled before the timer"):
+        timer.requests()

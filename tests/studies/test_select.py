@@ -34,7 +34,7 @@ def read(folder, name: str = "selection.json"):
 def steady_clock(monkeypatch):
     """Requests of 10 ms and 1 ms per active block, on a machine where nothing else runs."""
 
-    def measure(model, datamodule, split, masks, path, *, num_requests, **_):
+    def measure(trainer, model, datamodule, split, masks, path, *, num_requests, **_):
         import pandas as pd
 
         rows = [
@@ -78,8 +78,8 @@ def test_the_best_mask_within_the_budget_is_chosen_and_another_budget_needs_no_n
 def test_a_mask_that_is_slower_when_measured_again_is_dropped(checkpoint, tmp_path, monkeypatch, steady_clock):
     steady = study.time_masks
 
-    def drifting(model, datamodule, split, masks, *args, **options):
-        frame = steady(model, datamodule, split, masks, *args, **options)
+    def drifting(trainer, model, datamodule, split, masks, *args, **options):
+        frame = steady(trainer, model, datamodule, split, masks, *args, **options)
         if split == "validation":
             frame["total"] += [7.0 if mask.count("1") == 8 else 0.0 for mask in frame["mask"]]
         return frame
@@ -139,9 +139,14 @@ def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
     # three requests are too few for a bound: it is the largest
     bounds = {entry["num_active_blocks"]: entry["latency_ms"]["bound"] * 0.8 for entry in result["candidates"]}
     assert bounds == pytest.approx(slowest, rel=1e-12)
-    assert "a little too good" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "a little too good" in out and "From 3 requests it is their largest time" in out
     assert run(["select", *common, *given[:-2], "--new_tokens", "3", "--name", "other", "--budget-ms", "9"]) == 2
     assert "requests of 2 new tokens" in capsys.readouterr().err
+    assert run(["select", *common, *given, "--name", "other", "--model.phase", "decode"]) == 2
+    assert 'made with another model.phase: there "both", here "decode"' in capsys.readouterr().err
+    assert run(["select", *common, *given, "--name", "other", "--keep", "0"]) == 2
+    assert "comparison brings its own masks" in capsys.readouterr().err
     assert run(["select", *common, "--comparison", latency, "--name", "other"]) == 2
     assert "expected the JSON file that `lit-depth compare` writes" in capsys.readouterr().err
 
@@ -157,6 +162,7 @@ def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
         (["--num_checks", "0"], "num_checks must be at least 1, got 0"),
         (["--new_tokens", "0"], "new_tokens must be at least 1, got 0"),
         (["--estimate_depth", "true"], "estimate_depth needs --importance"),
+        (["--trainer.precision", "bf16-true"], "--model.dtype"),
         (["--comparison", "nowhere.json"], "nowhere.json"),
         (["--latency", "nowhere.json"], "nowhere.json"),
         (["--importance", "nowhere.json"], "nowhere.json"),
