@@ -61,8 +61,8 @@ def open_run(
         The folder, and everything that identifies the run.
 
     Raises:
-        ValueError: If the folder holds a run with other arguments, is in use, or cannot be written to; or if the trainer
-            would convert the weights.
+        ValueError: If the folder holds a run with other arguments, is in use, or cannot be written to; or if the
+            trainer would convert the weights.
     """
     if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
         raise ValueError(
