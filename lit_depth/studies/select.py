@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ from lit_depth.studies.timing import clock_settings, time_masks
 
 RESULT = "selection.json"
 SHARE = 0.95  # of the requests that have to stay within the budget
-ENOUGH = 59  # requests for a 95% bound of their 95th percentile
+ENOUGH = math.ceil(math.log(0.05) / math.log(SHARE))  # requests for a 95% bound of that percentile
 POLICIES = ("importance", "prefix", "uniform")
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
 
