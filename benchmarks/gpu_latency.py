@@ -5,9 +5,10 @@ Vision, prefill and decode step for 16, 12, 8 and 4 active blocks, at batch 1 an
 
 Two bounds tell how far the times are from what the hardware allows:
 
-- Decode reads every active weight once per step: attention, the experts that the batch can reach (at most
-  min(64, 8 x batch) of each block), router, norms and the output head. Share of the memory bandwidth =
-  these bytes / time / peak bandwidth. (The keys and values come on top and are counted too.)
+- Decode reads every active weight once per step: attention, the experts that the batch's tokens are routed to (8 of 64
+  in each block for one token, fewer than 64 for 8 tokens: counted in an untimed request), router, norms and the output
+  head. Share of the memory bandwidth = these bytes / time / peak bandwidth. (The keys and values come on top and are
+  counted too.)
 - Prefill: 2 operations per active weight and token, and 4 x positions x hidden size per token for attention (half, as
   it is causal).
   Share of the compute bound = these operations / time / peak.
@@ -126,16 +127,36 @@ def request(batch: int, device: torch.device) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-def work(model: MolmoForConditionalGeneration, active: int, batch: int, length: int) -> tuple[float, float]:
-    """Bytes that one decode step has to read, and operations of a prefill."""
+@torch.no_grad()
+def routed_share(model: nn.Module, inputs: dict[str, Tensor], new_tokens: int = NEW_TOKENS) -> float:
+    """Share of the experts of an active block that the tokens of one decode step are routed to, on average."""
+    shares: list[float] = []
+
+    def count(experts: nn.Module, args: tuple[Tensor, ...]) -> None:
+        hidden_states, chosen = args[:2]
+        if len(hidden_states) == len(inputs["input_ids"]):  # one token per row: a decode step
+            shares.append(len(chosen.unique()) / experts.num_experts)
+
+    hooks = [block.mlp.experts.register_forward_pre_hook(count) for block in find_blocks(model)]
+    try:
+        time_generation(model, inputs, new_tokens=new_tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return statistics.fmean(shares)
+
+
+def work(
+    model: MolmoForConditionalGeneration, active: int, batch: int, length: int, routed: float
+) -> tuple[float, float]:
+    """Bytes that one decode step has to read (of the experts the share ``routed``), and operations of a prefill."""
     text = model.config.text_config
     block = find_blocks(model)[0]
     experts = sum(p.numel() for p in block.mlp.experts.parameters())
     others = sum(p.numel() for p in block.parameters()) - experts
     head = model.lm_head.weight.numel()
-    reached = min(text.num_experts, text.num_experts_per_tok * batch) / text.num_experts
     cache = 2 * batch * length * text.hidden_size * text.num_key_value_heads // text.num_attention_heads
-    read = 2 * (active * (others + reached * experts + cache) + head)
+    read = 2 * (active * (others + routed * experts + cache) + head)
     used = others + experts * text.num_experts_per_tok / text.num_experts
     attention = 4 * length * text.hidden_size / 2
     return read, active * batch * length * (2 * used + attention) + 2 * batch * head
@@ -178,7 +199,10 @@ def main() -> None:
         for experts in ("eager", "grouped_mm"):
             model.set_experts_implementation(experts)
             times: dict[int, list[dict[str, Any]]] = {active: [] for active in arguments.active_blocks}
-            peaks = {}
+            peaks, routed = {}, {}
+            for active in arguments.active_blocks:
+                with masked(model, uniform(16, active)):
+                    routed[active] = routed_share(model, inputs)
             for repeat in range(-2, arguments.repeats):  # two warm-up rounds
                 order = arguments.active_blocks if repeat % 2 else arguments.active_blocks[::-1]
                 for active in order:
@@ -191,8 +215,9 @@ def main() -> None:
             for active, rows in times.items():
                 stages = ("vision", "prefill", "decode_per_token", "total")
                 row: dict[str, Any] = {stage: statistics.median(each[stage] for each in rows) for stage in stages}
-                read, operations = work(model, active, batch, length)
+                read, operations = work(model, active, batch, length, routed[active])
                 row |= {"experts": experts, "batch_size": batch, "active_blocks": active, "prompt_tokens": length}
+                row["routed_share"] = routed[active]
                 row["bandwidth_share"] = read / (row["decode_per_token"] / 1e3) / (bandwidth * 1e12)
                 row["compute_share"] = operations / (row["prefill"] / 1e3) / (flops * 1e12)
                 row["peak_memory_gib"] = peaks[active] / 2**30
