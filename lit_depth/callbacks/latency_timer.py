@@ -21,8 +21,16 @@ class LatencyTimer(Callback):
     `lit_depth.functional.timing.StageTimer`), by CUDA events on a GPU, which are read when a batch is over. Used in
     validation, test and prediction; each process times itself.
 
-    After the loop :attr:`samples` holds one entry per request and :attr:`summary` their percentiles, which loggers get
-    as ``latency/total_P50_ms`` and so on.
+    After the loop :attr:`samples` holds one entry per request and :attr:`summary` their percentiles (see `describe`).
+    Loggers get, of what was measured:
+
+    ===================================== ============================================================================
+    ``latency/<stage>_<statistic>_ms``    milliseconds of a request; stages ``vision``, ``prefill``, ``decode``,
+                                          ``decode_per_token``, ``ttft`` and ``total``, statistics ``P50``, ``P95``,
+                                          ``P99``, ``mean``, ``std``, ``min`` and ``max``
+    ``latency/output_tokens_per_second``  tokens per second, over all requests
+    ``latency/peak_memory_bytes``         most memory of the GPU since the loop began, weights included
+    ===================================== ============================================================================
 
     Args:
         warmup_batches: Batches at the start of the loop that are run but not counted.
@@ -44,29 +52,30 @@ class LatencyTimer(Callback):
         self.samples: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self._seen = 0
-        self._timer: StageTimer | None = None
+        self._timer: StageTimer | None = None  # of the running loop
 
     def _start(self, pl_module: LightningModule) -> None:
-        self.samples, self.summary, self._seen = [], {}, 0
+        self.samples, self.summary, self._seen, self._timer = [], {}, 0, None
         find_blocks(pl_module, self.blocks)  # fail before the loop, not in it
         if next(pl_module.parameters()).device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def _batch_start(self, pl_module: LightningModule) -> None:
-        model, path = language_model(pl_module, self.blocks)
-        self._timer = StageTimer(model, path).__enter__()
+        if self._timer is None:
+            # once: to find the model takes longer than to time it
+            self._timer = StageTimer(*language_model(pl_module, self.blocks))
+        self._timer.__enter__()
 
     def _batch_end(self, batch_idx: int) -> None:
         if self._timer is None:
             return
-        timer, self._timer = self._timer, None
-        timer.__exit__(None, None, None)
+        self._timer.__exit__(None, None, None)
         self._seen += 1
         if self._seen > self.warmup_batches:
-            self.samples += [{"batch": batch_idx, **request} for request in timer.requests()]
+            self.samples += [{"batch": batch_idx, **request} for request in self._timer.requests()]
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.summary = describe(self.samples)
+        self.summary, self._timer = describe(self.samples), None
         if next(pl_module.parameters()).device.type == "cuda":
             self.summary["peak_memory_bytes"] = torch.cuda.max_memory_allocated(pl_module.device)
         flat = {
@@ -75,6 +84,9 @@ class LatencyTimer(Callback):
             for name, value in (self.summary.get(stage) or {}).items()
             if value is not None
         }
+        for name in ("output_tokens_per_second", "peak_memory_bytes"):
+            if self.samples and name in self.summary:
+                flat[f"latency/{name}"] = self.summary[name]
         if flat:
             for logger in trainer.loggers:
                 logger.log_metrics(flat, step=trainer.global_step)

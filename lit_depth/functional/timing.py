@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
 
@@ -22,8 +24,9 @@ class StageTimer:
 
     The boundaries are found by hooks: the model's forward begins, its decoder begins (everything before it, which is
     the vision tower, the connector and the embedding, is the *vision* stage), its forward ends. A forward over more
-    than one token per row, and the first one of all, is a prefill and begins a request; each further one is a decode
-    step of it. (A prompt given in several pieces therefore counts as several requests.)
+    than one token per row, one with another cache than the last, and the first one of all, is a prefill and begins a
+    request; each further one is a decode step of it. (A prompt given in several pieces therefore counts as several
+    requests.) May be entered again: every time it starts anew.
 
     Args:
         model: A Hugging Face decoder (text or vision-language).
@@ -50,6 +53,7 @@ class StageTimer:
         self.cuda = self.device.type == "cuda"
         self._forwards: list[_Forward] = []
         self._open: _Forward | None = None
+        self._cache: Callable[[], Cache | None] = lambda: None  # of the last forward
         self._hooks: list[Any] = []
 
     def __enter__(self) -> StageTimer:
@@ -71,6 +75,11 @@ class StageTimer:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # one that an exception ended is left behind
         self._open = _Forward(self._now(), args, kwargs)
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, Cache):
+            # tells a prompt of a single token from a decode step
+            self._open.begins |= cache is not self._cache()
+            self._cache = weakref.ref(cache)
 
     def _reach_decoder(self, *_: Any) -> None:
         if self._open is not None:
@@ -103,7 +112,7 @@ class StageTimer:
         """
         groups: list[list[_Forward]] = []
         for forward in self._forwards:
-            if not groups or forward.query_length > 1:
+            if not groups or forward.begins:
                 groups.append([])
             groups[-1].append(forward)
         if self.cuda:
@@ -146,12 +155,12 @@ class _Forward:
         tokens = args[0] if args and isinstance(args[0], Tensor) else kwargs.get("input_ids")
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         self.batch_size, self.query_length = (1, 1) if tokens is None else tuple(tokens.shape[:2])
-        # decode steps have none to count, and would keep their inputs alive
-        self.inputs: dict[str, Tensor] = {}
-        if self.query_length > 1:
-            self.inputs = {name: value for name, value in kwargs.items() if isinstance(value, Tensor)}
-            if args and isinstance(args[0], Tensor):
-                self.inputs["input_ids"] = args[0]
+        self.begins = self.query_length > 1
+        # those that tell the tokens; pixels are not kept alive
+        given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "image_input_idx")}
+        if args:
+            given["input_ids"] = args[0]
+        self.inputs = {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
     def count_tokens(self, model: nn.Module) -> tuple[int, int, int]:
         """Rows, and text and vision tokens of all rows without padding."""

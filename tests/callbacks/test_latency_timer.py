@@ -12,6 +12,7 @@ from tiny_models import tiny_batch, tiny_model
 from torch.utils.data import DataLoader
 
 from lit_depth.callbacks import BlockMask, LatencyTimer
+from lit_depth.functional.timing import StageTimer
 
 NEW_TOKENS = 3
 
@@ -80,8 +81,41 @@ def test_logged_values_of_the_module_do_not_change(tmp_path):
     assert timed == masked != plain
     assert timer.summary["num_requests"] == 5 and timer.summary["decode_per_token"] is None
     logger.finalize("success")
-    header = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()[0]
-    assert "latency/total_P50_ms" in header and "latency/decode_per_token" not in header
+    header = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()[0].split(",")
+    # five forwards: no decode step after the first token, and too few for a P99
+    expected = {
+        f"latency/{stage}_{statistic}_ms"
+        for stage in ("vision", "prefill", "decode", "ttft", "total")
+        for statistic in ("P50", "P95", "mean", "std", "min", "max")
+    }
+    found = {key for key in header if key.startswith("latency/")}
+    assert found == expected | {"latency/output_tokens_per_second"}
+
+
+def test_the_model_is_looked_for_once_per_loop(monkeypatch):
+    made = []
+
+    def counted(*args):
+        made.append(args)
+        return StageTimer(*args)
+
+    monkeypatch.setattr("lit_depth.callbacks.latency_timer.StageTimer", counted)
+    timer = LatencyTimer(warmup_batches=0)
+    for loops in (1, 2):
+        trainer(timer).predict(Generates(), LOADER)
+        assert len(made) == loops and timer.summary["num_requests"] == 5
+
+
+def test_two_timers_do_not_disturb_each_other():
+    module = Generates()
+    first, second = LatencyTimer(warmup_batches=0), LatencyTimer(warmup_batches=2)
+    trainer(first, second).predict(module, LOADER)
+    assert [sample["batch"] for sample in first.samples] == [0, 1, 2, 3, 4]
+    assert [sample["batch"] for sample in second.samples] == [2, 3, 4]
+    for outer, inner in zip(first.samples[2:], second.samples):
+        assert inner["num_output_tokens"] == outer["num_output_tokens"]
+        assert len(inner["decode_steps"]) == len(outer["decode_steps"]) == NEW_TOKENS - 1
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
 
 
 def test_a_failing_step_leaves_no_hook_behind():

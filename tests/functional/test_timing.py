@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from functools import wraps
 
 import pytest
@@ -99,6 +100,24 @@ def test_a_text_model_has_no_vision_and_every_generate_is_a_request():
     assert found[0]["num_text_tokens"] == int(inputs["attention_mask"].sum())
 
 
+def test_a_prompt_of_one_token_is_a_request_of_its_own():
+    model = tiny_model("llama")
+    with StageTimer(model) as timer:
+        for new_tokens in (3, 2):
+            model.generate(torch.tensor([[1]]), max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
+    assert [request["num_output_tokens"] for request in timer.requests()] == [3, 2]
+    assert [request["num_text_tokens"] for request in timer.requests()] == [1, 1]
+
+
+def test_a_timer_that_is_entered_again_starts_anew():
+    model = tiny_model("llama")
+    timer = StageTimer(model)
+    for new_tokens in (3, 2):
+        with timer:
+            model.generate(torch.tensor([[1, 2]]), max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+        assert [request["num_output_tokens"] for request in timer.requests()] == [new_tokens]
+
+
 def test_nothing_stays_behind_and_a_failed_forward_is_not_counted():
     model = tiny_model("llama")
     inputs = tiny_batch(model)
@@ -108,6 +127,29 @@ def test_nothing_stays_behind_and_a_failed_forward_is_not_counted():
         model(**inputs)
     assert len(timer.requests()) == 1
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 50])
+def test_percentiles_by_their_definition(count):
+    """Linear interpolation between order statistics, and the unbiased standard deviation, by hand."""
+    values = [float((7 * index) % 53) + index / 100 for index in range(count)]
+    ordered = sorted(values)
+
+    def percentile(share):
+        place = share * (count - 1)
+        below = int(place)
+        above = min(below + 1, count - 1)
+        return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+    found = summarize(values)
+    assert found["P50"] == pytest.approx(percentile(0.5)) and found["P95"] == pytest.approx(percentile(0.95))
+    assert found["P99"] == (pytest.approx(percentile(0.99)) if count >= 10 else None)
+    assert found["std"] == pytest.approx(statistics.stdev(values) if count > 1 else 0.0)
+    assert (found["mean"], found["min"], found["max"]) == (
+        pytest.approx(statistics.fmean(values)),
+        ordered[0],
+        ordered[-1],
+    )
 
 
 def test_percentiles_of_few_samples():
