@@ -55,7 +55,8 @@ def latency_figure(result: dict[str, Any]) -> Figure:
         axes.set_xlim(0, num_blocks + 0.5)
         axes.set_ylim(bottom=0)  # a saving is read as a share of the height
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=8, loc="upper left")
+        if axes.get_legend_handles_labels()[0]:  # a single token takes no decode step
+            axes.legend(frameon=False, fontsize=8, loc="upper left")
     title = (
         f"{result['task']}, {result['num_requests']} requests of batch size {result['batch_size']}, {result['device']}"
     )
