@@ -38,6 +38,17 @@ class DepthCLI(LightningCLI):
         studies = dict.fromkeys(STUDIES, {"model", "datamodule"})
         return {**LightningCLI.subcommands(), **studies}
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse a GPU that is not there, before the model is loaded."""
+        accelerator = self.config[self.config["subcommand"]]["trainer"]["accelerator"]
+        found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        found["gpu"] = any(found.values())
+        if not found.get(accelerator, True):
+            raise ValueError(
+                f"--trainer.accelerator {accelerator}: expected such a device, none was found on this machine: "
+                "leave it out, or give cpu"
+            )
+
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and take a prompt as it stands: read as YAML, ``# a question`` or ``~`` would be no prompt at all."""
         super().parse_arguments(parser, args)

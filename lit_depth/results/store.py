@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,11 +205,12 @@ class RecordWriter:
         self.close()
 
 
-def read_records(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Read and merge record files; a (mask, sample) that occurs again is dropped.
+def read_records(paths: Iterable[str | Path], keep: Literal["first", "last"] = "first") -> pd.DataFrame:
+    """Read and merge record files; of a (mask, sample) that occurs again one record is kept.
 
     Args:
         paths: JSON-lines files, such as one per process. A last line without line feed (killed run) is ignored.
+        keep: Which one. Answers do not change when they are repeated; times do, and the last were taken together.
 
     Returns:
         One row per (mask, sample), sorted by both, so that the result does not depend on the number of processes. The
@@ -223,7 +224,7 @@ def read_records(paths: Iterable[str | Path]) -> pd.DataFrame:
     records = [record for path in paths for record in _read_lines(Path(path))]
     columns = list(dict.fromkeys([*RECORD_COLUMNS, *(key for record in records for key in record)]))
     frame = pd.DataFrame(records, columns=columns)
-    frame = frame.drop_duplicates(["mask", "sample"], keep="first")
+    frame = frame.drop_duplicates(["mask", "sample"], keep=keep)
     return frame.sort_values(["mask", "sample"]).reset_index(drop=True)
 
 

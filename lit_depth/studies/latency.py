@@ -62,7 +62,7 @@ def latency(
     if trainer.world_size > 1:
         raise ValueError(f"latency is measured by one process, got {trainer.world_size}: give --trainer.devices 1")
     scores = None
-    if "importance" in names and active_block_indices is None:
+    if "importance" in names and not active_block_indices:
         if importance is None:
             raise ValueError("the importance policy needs --importance FILE, as `lit-depth importance` writes it")
         scores = to_importance(read_importance(importance, datamodule), num_blocks, importance, keep)
@@ -75,6 +75,7 @@ def latency(
     datamodule.take("validation", num_samples)
     arguments = {
         "masks": [[planned.policy, planned.id] for planned in plan],
+        "num_samples": num_samples,
         "batch_size": batch_size,
         "new_tokens": new_tokens,
         **clock_settings(device),
