@@ -61,8 +61,13 @@ class Candidate:
         >>> measured = {"quality": 0.7, "quality_ci": [0.66, 0.74], "drop_ci": [0.08, 0.15]}
         >>> Candidate.from_result({"mask_id": "10", "latency_ms": {"bound": 12.0}, "chosen_by": measured}).drop_ci
         (0.08, 0.15)
+
+        Raises:
+            ValueError: A run with ``--estimate_depth``, which measures no quality.
         """
         measured = entry["chosen_by"]
+        if measured is None:
+            raise ValueError(f"mask {entry['mask_id']}: expected a candidate of measured quality, given one without")
         intervals = ((low, high) for low, high in (measured["quality_ci"], measured["drop_ci"]))
         return cls(entry["mask_id"], entry["latency_ms"]["bound"], measured["quality"], *intervals)
 
@@ -140,27 +145,33 @@ def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence:
     return float(ordered[enough[0] if len(enough) else -1])
 
 
-def depth_under_budget(line: Line, budget_ms: float, num_blocks: int) -> int:
+def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: int = 1) -> int:
     """Most active blocks whose estimated time meets the budget, where only importance was measured for each block.
 
+    Args:
+        line: Time by the number of active blocks, in ms.
+        budget_ms: Longest time in ms.
+        num_blocks: Most blocks that may be active.
+        fewest: Fewest, such as those that are always kept.
+
     Raises:
-        ValueError: A budget that is not positive and finite, or below what the cheapest depth takes (one block, unless
-            the fitted line falls); no blocks; a line that is not finite.
+        ValueError: A budget that is not positive and finite, or below what the cheapest depth takes (the
+            fewest blocks, unless the fitted line falls); no blocks; a line that is not finite.
 
     >>> depth_under_budget(Line(slope=2.0, intercept=5.0, r2=1.0), budget_ms=22.0, num_blocks=16)
     8
     """
     _check_positive("budget_ms", budget_ms)
-    if num_blocks < 1:
-        raise ValueError(f"expected at least one block, given num_blocks={num_blocks}")
+    if not 1 <= fewest <= num_blocks:
+        raise ValueError(f"expected at least one block, given num_blocks={num_blocks} and fewest={fewest}")
     if not (math.isfinite(line.slope) and math.isfinite(line.intercept)):
         raise ValueError(f"expected a finite line, given {line}")
-    times = {count: line.time_ms(count) for count in range(1, num_blocks + 1)}
+    times = {count: line.time_ms(count) for count in range(fewest, num_blocks + 1)}
     affordable = [count for count, time in times.items() if time <= budget_ms]
     if not affordable:
         cheapest = min(times, key=times.__getitem__)
         raise ValueError(
-            f"expected a budget of at least {_round_up(times[cheapest])} ms, which {cheapest} of {num_blocks} blocks "
+            f"expected a budget of at least {round_up(times[cheapest])} ms, which {cheapest} of {num_blocks} blocks "
             f"{'takes' if cheapest == 1 else 'take'} by estimate, given {budget_ms} ms"
         )
     return max(affordable)
@@ -247,7 +258,7 @@ def _affordable(candidates: Sequence[Candidate], budget_ms: float) -> list[Candi
     if not affordable:
         fastest = min(candidates, key=lambda candidate: candidate.latency_ms)
         raise ValueError(
-            f"expected a budget of at least {_round_up(fastest.latency_ms)} ms, which the fastest mask "
+            f"expected a budget of at least {round_up(fastest.latency_ms)} ms, which the fastest mask "
             f"({fastest.mask_id}) needs, given {budget_ms} ms"
         )
     return affordable
@@ -258,6 +269,10 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"expected {name} to be positive and finite, given {value}")
 
 
-def _round_up(time_ms: float) -> float:
-    """To microseconds, so that the printed minimum is itself enough."""
+def round_up(time_ms: float) -> float:
+    """To microseconds, so that a minimum that is printed is itself enough.
+
+    >>> round_up(1.2341)
+    1.235
+    """
     return math.ceil(time_ms * 1000) / 1000

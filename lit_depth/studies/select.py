@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lit_depth.functional.selection import (
     pareto_frontier,
     percentile_bound,
     request_mask,
+    round_up,
     select_for_budget,
 )
 from lit_depth.module import DepthModule
@@ -277,6 +279,28 @@ def _frontier(candidates: Sequence[Mapping[str, Any]]) -> list[str]:
     return [mask for _, _, mask in pareto_frontier(points)]
 
 
+def _estimated_depth(line: Line, budget_ms: float, slower: Mapping[int, float], fewest: int, num_blocks: int) -> int:
+    """Most blocks within the budget by the line, but fewer than those that took longer when measured again.
+
+    Args:
+        line: Time by the number of active blocks, in ms.
+        budget_ms: Longest time in ms.
+        slower: Time in ms of the depths that were measured again and took more than the budget.
+        fewest: Blocks that have to stay active.
+        num_blocks: Blocks of the model.
+
+    Raises:
+        ValueError: A budget below what the fewest blocks take; it names that time.
+    """
+    most = min(slower, default=num_blocks + 1) - 1
+    if most < fewest:
+        raise ValueError(
+            f"budget_ms: expected a budget of at least {round_up(slower[fewest])} ms, which {fewest} of {num_blocks} "
+            f"blocks took when measured again, given {budget_ms} ms"
+        )
+    return depth_under_budget(line, budget_ms, most, fewest)
+
+
 def _choose(
     result: dict[str, Any],
     budget_ms: float,
@@ -289,18 +313,15 @@ def _choose(
     rejected: list[dict[str, Any]] = result["rejected"]
 
     def pick(complexity: str | None) -> str:
-        left = [entry for mask, entry in by_id.items() if all(mask != each["mask_id"] for each in rejected)]
+        # what was measured again takes that long, which is more than the budget
+        again = {each["mask_id"]: each["measured_again"]["bound"] for each in rejected}
         if result["quality"] == "not measured":
-            line = Line(**result["line"])
-            smallest = min((each["num_active_blocks"] for each in rejected), default=result["num_blocks"] + 1)
-            depth = min(depth_under_budget(line, budget_ms, result["num_blocks"]), smallest - 1)
-            if depth < max(1, num_kept):
-                raise ValueError(
-                    f"budget_ms: {budget_ms} ms is too little for {max(1, num_kept)} blocks, which take "
-                    f"{line.time_ms(max(1, num_kept)):.3f} ms by the fitted line"
-                )
-            return next(entry["mask_id"] for entry in left if entry["num_active_blocks"] == depth)
-        candidates = [Candidate.from_result(entry) for entry in left]
+            slower = {mask.count("1"): time for mask, time in again.items()}
+            fewest, num_blocks = max(1, num_kept), result["num_blocks"]
+            depth = _estimated_depth(Line(**result["line"]), budget_ms, slower, fewest, num_blocks)
+            return next(mask for mask in by_id if mask.count("1") == depth)
+        candidates = [Candidate.from_result(entry) for entry in by_id.values()]
+        candidates = [replace(each, latency_ms=again.get(each.mask_id, each.latency_ms)) for each in candidates]
         try:
             if complexity is None:
                 return select_for_budget(candidates, budget_ms).mask_id

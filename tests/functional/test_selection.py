@@ -103,6 +103,20 @@ def test_depth_is_the_most_blocks_that_fit(slope: float, intercept: float, budge
             depth_under_budget(line, budget, num_blocks)
 
 
+def test_the_minimum_leaves_room_for_the_blocks_that_are_kept() -> None:
+    line = Line(slope=2.0, intercept=5.0, r2=1.0)
+    assert depth_under_budget(line, 11.0, 16, fewest=3) == 3
+    with pytest.raises(ValueError, match="at least 11.0 ms, which 3 of 16 blocks take by estimate, given 8.0 ms"):
+        depth_under_budget(line, 8.0, 16, fewest=3)
+    with pytest.raises(ValueError, match="fewest=17"):
+        depth_under_budget(line, 50.0, 16, fewest=17)
+
+
+def test_a_candidate_without_quality_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask 10: expected a candidate of measured quality"):
+        Candidate.from_result({"mask_id": "10", "latency_ms": {"bound": 12.0}, "chosen_by": None})
+
+
 def test_depth_counts_the_fixed_cost() -> None:
     # 16 blocks take 16 + 16 ms: by the plain ratio, half of that would pay for 8 blocks, which take 24 ms
     line = fit_line([4, 8, 16], [20.0, 24.0, 32.0])

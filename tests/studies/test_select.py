@@ -95,6 +95,35 @@ def test_a_mask_that_is_slower_when_measured_again_is_dropped(checkpoint, tmp_pa
     assert result["selected"]["chosen_by"]["quality"] == max(entry["chosen_by"]["quality"] for entry in left)
 
 
+def test_the_minimum_is_that_of_the_last_measurement(checkpoint, tmp_path, capsys, monkeypatch, steady_clock):
+    steady = study.time_masks
+
+    def slower_by_two(trainer, model, datamodule, split, *args, **options):
+        frame = steady(trainer, model, datamodule, split, *args, **options)
+        frame["total"] += 2.0 if split == "validation" else 0.0
+        return frame
+
+    monkeypatch.setattr(study, "time_masks", slower_by_two)
+    command = ["select", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
+    # 2 blocks take 12 ms, and 14 when measured again; 8 blocks take 18 and 20
+    for budget in ("13", "18"):
+        assert run([*command, "--budget-ms", budget]) == (2 if budget == "13" else 0)
+    assert "at least 14.0 ms, which the fastest mask" in capsys.readouterr().err
+    assert read(tmp_path)["selected"]["num_active_blocks"] == 2
+    assert run([*command, "--budget-ms", "14"]) == 0
+
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps({str(block_idx): float(block_idx) for block_idx in range(16)}))
+    command = [*command[:5], "--name", "estimate", "--importance", file, "--estimate_depth", "true"]
+    command += ["--new_tokens", "2", "--num_requests", "2", "--num_checks", "2", "--margin", "0"]
+    assert run([*command, "--budget-ms", "11.5"]) == 2
+    assert "at least 13.0 ms, which 1 of 16 blocks took when measured again, given 11.5 ms" in capsys.readouterr().err
+    assert run([*command, "--budget-ms", "13"]) == 0
+    kept = [*command, "--name", "kept", "--keep", "0", "1", "2", "--budget-ms", "11.5"]
+    assert run(kept) == 2
+    assert "at least 13.0 ms, which 3 of 16 blocks take by estimate, given 11.5 ms" in capsys.readouterr().err
+
+
 def test_depth_from_the_line_where_only_importance_is_known(checkpoint, tmp_path, capsys, steady_clock):
     scores = {str(block_idx): float(16 - block_idx) for block_idx in range(16)}
     file = tmp_path / "scores.json"
