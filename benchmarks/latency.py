@@ -1,7 +1,7 @@
 """The latency tools on the bundled model: are they true, what do they cost, do chosen masks keep their budget?
 
-- ``timer``: the same greedy generation with and without `StageTimer`, alternating; and the timer's stages against
-  torch.profiler in the same run.
+- ``timer``: the same greedy generation with and without `StageTimer` (made once and entered for every request, as
+  `LatencyTimer` does), alternating; and the timer's stages against torch.profiler in the same run.
 - ``requests``: 16 requests with 16 different masks answered together (`lit_depth.functional.generate`) against one by
   one (`masked` and ``generate``, batch 1, no padding). Their answers are compared.
 - ``select``: ``lit-depth select`` for three budgets, and the chosen masks timed again by this script, 40 requests
@@ -74,8 +74,10 @@ def timer(module: DepthModule, repeats: int) -> dict[str, Any]:
     def plain() -> None:
         module.model.generate(**inputs, **options)
 
+    running = StageTimer(module.model)
+
     def timed() -> None:
-        with StageTimer(module.model) as running:
+        with running:
             module.model.generate(**inputs, **options)
         running.requests()
 
