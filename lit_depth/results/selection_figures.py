@@ -47,7 +47,8 @@ def selection_figure(result: dict[str, Any]) -> Figure:
         axes.axvline(result["budget_ms"], color="#D55E00", linestyle="--", linewidth=1, label="budget")
         axes.plot(times[index], heights[index], "s", color="#D55E00", markersize=9, label="chosen")
     share = result["share_within_budget"]
-    axes.set_xlabel(f"Time that {share:.0%} of the requests stay within (ms); numbers: active blocks")
+    free = f", {result['margin']:.0%} of it kept free" if result["margin"] else ""
+    axes.set_xlabel(f"Budget that {share:.0%} of the requests stay within{free} (ms); numbers: active blocks")
     axes.set_ylabel(f"Quality ({result['metric']})")
     axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=8, loc="lower right")
     axes.set_title(f"{result['task']}, {result['new_tokens']} new tokens, {result['device']}", loc="left", fontsize=11)
