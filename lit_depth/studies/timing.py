@@ -139,10 +139,18 @@ def summarize_masks(records: pd.DataFrame) -> dict[str, dict[str, dict[str, floa
 
 def clock_settings(device: torch.device) -> dict[str, Any]:
     """What times depend on besides the model: times of other settings are not to be mixed with these."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or str(device),
-        "threads": torch.get_num_threads(),
-    }
+    named = {"cuda": lambda: torch.cuda.get_device_name(device), "cpu": cpu_name}
+    return {"device": named.get(device.type, lambda: str(device))(), "threads": torch.get_num_threads()}
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Model of the processor as far as the system tells, else ``cpu``; Python's own answer is empty on most Linux."""
+    if cpuinfo.is_file():
+        fields = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
+        name = next((value.strip() for key, _, value in fields if key.strip() == "model name"), "")
+        if name:
+            return name
+    return platform.processor() or "cpu"
 
 
 def _time(model: DepthModule, inputs: Mapping[str, Tensor], mask: str, new_tokens: int) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from commands import run
 
-from lit_depth.studies.timing import visiting_order
+from lit_depth.studies.timing import clock_settings, cpu_name, visiting_order
 
 SMALL = ["--num_samples", "3", "--new_tokens", "4"]
 SUMMARY = {"P50", "P95", "P99", "mean", "std", "min", "max"}
@@ -95,14 +96,24 @@ def test_index_lists_batches_and_a_continued_run(checkpoint, tmp_path):
     ],
 )
 def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, message):
-    if "none was found" in message:
-        import torch
-
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU here")
+    if "none was found" in message and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
     assert run(["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err.lower() and "Traceback" not in err and not list(tmp_path.rglob("latency.json"))
+
+
+def test_another_processor_is_another_device(tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    names = []
+    for model in ("Some CPU @ 2.1GHz", "Other CPU"):
+        file.write_text(f"processor\t: 0\nmodel\t\t: 1\nmodel name\t: {model}\n\nprocessor\t: 1\n")
+        names.append(cpu_name(file))
+    assert names == ["Some CPU @ 2.1GHz", "Other CPU"]
+    monkeypatch.setattr("platform.processor", lambda: "")
+    file.write_text("Features\t: fp\n")
+    assert cpu_name(file) == cpu_name(tmp_path / "nowhere") == "cpu"
+    assert clock_settings(torch.device("cpu"))["device"] == cpu_name()
 
 
 def test_the_order_goes_there_and_back_and_differs_between_pairs():
