@@ -113,7 +113,9 @@ def _conclusion(result: dict[str, Any]) -> list[str]:
     by_id = {entry["mask_id"]: entry for entry in result["candidates"]}
     for complexity, mask in result["requests"].items():
         indices = " ".join(map(str, by_id[mask]["active_block_indices"]))
+        kept = by_id[mask]["chosen_by"]["drop_ci"][1] <= TOLERANCES[complexity]
+        why = "" if kept else " (the best: no mask surely loses so little)"
         lines.append(
-            f"A {complexity} request (drop up to {TOLERANCES[complexity]:g}) within this budget: blocks {indices}."
+            f"A {complexity} request (drop up to {TOLERANCES[complexity]:g}) within this budget: blocks {indices}{why}."
         )
     return lines
