@@ -11,6 +11,7 @@ Both write keys and values to a `RowCache`, whose entry of a block holds only th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from lit_depth.functional.sublayers import HalfForward, find_halves
 from lit_depth.functional.trie import MaskTrie
 
 Forward = Callable[..., Tensor]
@@ -70,13 +72,16 @@ class RowLayer(CacheLayerMixin):
         length = self.cache.length
         self.lazy_initialization(*(states[:1].expand(len(sources), -1, -1, -1) for states in parts[0]))
         assert self.keys is not None and self.values is not None
-        start = 0
-        for keys, values in parts:
-            rows = ((sources >= start) & (sources < start + len(keys))).nonzero().flatten()
-            taken, rows = (sources[rows] - start).to(keys.device), rows.to(keys.device)
-            self.keys[rows, :, :length] = keys[taken, :, :length]
-            self.values[rows, :, :length] = values[taken, :, :length]
-            start += len(keys)
+        # rows one behind the other that come from such rows of one part are copied together: an index for every row
+        # would copy all of them twice
+        starts = torch.tensor([0, *(len(keys) for keys, _ in parts)]).cumsum(0)
+        part = torch.bucketize(sources, starts, right=True) - 1
+        breaks = ((sources.diff() != 1) | (part.diff() != 0)).nonzero().flatten() + 1
+        for row, stop in itertools.pairwise([0, *breaks.tolist(), len(sources)]):
+            keys, values = parts[int(part[row])]
+            taken = slice(int(sources[row] - starts[part[row]]), int(sources[stop - 1] - starts[part[row]]) + 1)
+            self.keys[row:stop, :, :length] = keys[taken, :, :length]
+            self.values[row:stop, :, :length] = values[taken, :, :length]
 
     def keep_rows(self, kept: Tensor) -> None:
         """Drop all rows but ``kept`` (indices among this entry's rows)."""
@@ -133,7 +138,9 @@ class TrieDriver:
     """Run a trie of masks through one forward of the decoder (see the module's docstring).
 
     Hidden states travel beside the decoder, one tensor per group, so a group that passes a block by costs nothing. The
-    last block returns the states of all masks, mask after mask.
+    last block returns the states of all masks, mask after mask. Where a group meets its last block, only the positions
+    that are kept go through the MLP, if the block can be halved (`lit_depth.functional.sublayers`): nobody reads the
+    others.
 
     Args:
         trie: The plan.
@@ -157,13 +164,16 @@ class TrieDriver:
         """The ``forward`` of block ``block_idx``."""
         level = self.trie.levels[block_idx]
         last = block_idx == len(self.trie.levels) - 1
+        real_at_end = self._cut_before_mlp(real) if self.keep else real
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if block_idx == 0:
                 if self.embeddings is None:
                     self.embeddings = hidden_states
                 self.groups = [self.embeddings]
-            outputs = self._run([self.groups[group] for group in level.run], real, args, kwargs)
+            entering = [self.groups[group] for group in level.run]
+            outputs = self._run(entering[: level.num_continued], real, args, kwargs)
+            outputs += self._run(entering[level.num_continued :], real_at_end, args, kwargs)
             self.groups = [
                 self.groups[parent] if place is None else outputs[place]
                 for place, parent in zip(level.sources, level.parents)
@@ -173,6 +183,17 @@ class TrieDriver:
             return torch.cat([self.groups[leaf][:, -self.keep :] for leaf in self.trie.leaves])
 
         return forward
+
+    def _cut_before_mlp(self, real: Forward) -> Forward:
+        """``real``, but its MLP runs on the kept positions alone; ``real`` itself where the block cannot be halved."""
+        block = getattr(real, "__self__", None)
+        # a forward on the instance is somebody else's; checkpointing wraps the whole block
+        if not isinstance(block, nn.Module) or "forward" in block.__dict__ or block.training:
+            return real
+        if find_halves(type(block).forward)[0] is None:
+            return real
+        attend, apply_mlp = (HalfForward(None, block, keep_attention) for keep_attention in (True, False))
+        return lambda hidden_states, *args, **kwargs: apply_mlp(attend(hidden_states, *args, **kwargs)[:, -self.keep :])
 
     def _run(self, groups: list[Tensor], real: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         outputs: list[Tensor] = []

@@ -19,12 +19,14 @@ class Level(NamedTuple):
     """What happens at one block. The groups that enter it are numbered as the level before left them.
 
     Attributes:
-        run: Entering groups that the block runs on.
+        run: Entering groups that the block runs on, those that no later block runs on behind the others.
+        num_continued: How many of them a later block runs on.
         sources: For each group that leaves: its place in ``run`` (it was run), or None (it passes by).
         parents: For each group that leaves: the entering group it comes from.
     """
 
     run: list[int]
+    num_continued: int
     sources: list[int | None]
     parents: list[int]
 
@@ -66,7 +68,9 @@ class MaskTrie:
         self.levels: list[Level] = []
         self.places = torch.full(self.masks.shape, -1)
         for block_idx in range(self.masks.shape[1]):
-            run = sorted({group for group, mask in zip(groups, bits) if mask[block_idx]})
+            entering = {group for group, mask in zip(groups, bits) if mask[block_idx]}
+            continued = {group for group, mask in zip(groups, bits) if mask[block_idx] and any(mask[block_idx + 1 :])}
+            run = [*sorted(continued), *sorted(entering - continued)]
             place = {group: index for index, group in enumerate(run)}
             for index, (group, mask) in enumerate(zip(groups, bits)):
                 if mask[block_idx]:
@@ -78,6 +82,7 @@ class MaskTrie:
             self.levels.append(
                 Level(
                     run=run,
+                    num_continued=len(continued),
                     sources=[None if passes else place[group] for passes, group in children],
                     parents=[group for _, group in children],
                 )

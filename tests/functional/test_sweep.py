@@ -100,6 +100,26 @@ def test_block_forwards_performed_equal_the_plan(models, family, kind):
     assert sum(counted) == MaskTrie(SETS[kind]).block_forwards * len(inputs["input_ids"])
 
 
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("family", ["llama", "olmoe", "olmo2", "gemma2"])
+def test_where_masks_end_only_kept_positions_go_through_the_mlp(models, family, kind):
+    """Positions that the MLPs see; Gemma's blocks cannot be halved and run whole."""
+    model, inputs, masks = models[family], tiny_batch(models[family]), SETS[kind]
+    rows, length = inputs["input_ids"].shape
+    positions: list[int] = []
+    hooks = [
+        block.mlp.register_forward_hook(lambda _m, args, _o: positions.append(args[0].shape[:2].numel()))
+        for block in find_blocks(model)
+    ]
+    sweep_forward(model, inputs, masks, logits_to_keep=3)
+    for hook in hooks:
+        hook.remove()
+    prefixes = {tuple(mask[: i + 1]) for mask in masks.tolist() for i in range(4) if mask[i]}
+    read_on = {tuple(mask[: i + 1]) for mask in masks.tolist() for i in range(4) if mask[i] and any(mask[i + 1 :])}
+    cut = 0 if family == "gemma2" else (length - 3) * len(prefixes - read_on)
+    assert sum(positions) == rows * (length * len(prefixes) - cut)
+
+
 def sets_of_16_blocks() -> dict[str, torch.Tensor]:
     full = torch.ones(1, 16, dtype=torch.bool)
     some = {

@@ -41,6 +41,17 @@ def test_walking_the_plan_gives_every_mask_its_own_blocks(masks):
     assert [groups[leaf] for leaf in trie.leaves] == [tuple(mask.nonzero().flatten().tolist()) for mask in masks]
 
 
+@given(all_masks(5))
+def test_groups_that_no_later_block_runs_on_come_last(masks):
+    trie = MaskTrie(masks)
+    for block_idx, level in enumerate(trie.levels):
+        is_read = [
+            any(mask[block_idx + 1 :].any() for mask, at in zip(masks, trie.places[:, block_idx]) if at == place)
+            for place in range(len(level.run))
+        ]
+        assert is_read == [place < level.num_continued for place in range(len(level.run))]
+
+
 def test_counts_of_the_usual_sets():
     full = torch.ones(1, 16, dtype=torch.bool)
     one_out = torch.cat([full, leave_one_out(16)])
