@@ -129,7 +129,8 @@ def masked(
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.dtype == torch.bool and mask.shape[1] == len(module_list):
         raise NotImplementedError("per-row masks [batch, num_blocks] are not supported yet; pass one mask [num_blocks]")
     active = check_mask(mask, len(module_list), granularity).tolist()
-    _refuse_coupled_blocks(find_decoder(model, module_list), module_list)
+    decoder = find_decoder(model, module_list)
+    _refuse_coupled_blocks(decoder, module_list)
     halves = list(zip(active, active))
     if granularity == "sublayer":
         check_halves(module_list)
@@ -138,7 +139,7 @@ def masked(
             raise ValueError("expected at least one active attention, given a sublayer mask of MLPs only")
     # without the prompt's keys and values there is nothing to decode on, so the block is skipped in both
     is_same = phase == "both" or (phase == "prefill" and not decode_without_prompt)
-    return _masked(model, list(module_list), halves, "both" if is_same or all(active) else phase)
+    return _masked(model, decoder, module_list, halves, "both" if is_same or all(active) else phase)
 
 
 def check_mask(mask: Tensor | Sequence[bool], num_blocks: int, granularity: Granularity = "block") -> Tensor:
@@ -298,9 +299,19 @@ def _decoded_columns(attention_mask: object, entry: DecodedLayer, num_new: int) 
     return nn.functional.pad(columns, (0, missing), value=hidden) if missing else columns
 
 
+class _Blocks(nn.ModuleList):
+    """Stands in for the class of the list of blocks: a slice, which decoders loop over, is not a new module.
+
+    Making one costs a microsecond or two per block and forward, for skipped ones too.
+    """
+
+    def __getitem__(self, idx: Any) -> Any:
+        return list(self._modules.values())[idx] if isinstance(idx, slice) else super().__getitem__(idx)
+
+
 @contextmanager
 def _masked(
-    model: nn.Module, blocks: list[nn.Module], halves: list[tuple[bool, bool]], phase: Phase
+    model: nn.Module, decoder: nn.Module | None, blocks: nn.ModuleList, halves: list[tuple[bool, bool]], phase: Phase
 ) -> Iterator[nn.Module]:
     """Skip blocks and halves of blocks; ``halves`` holds one pair (attention runs, MLP runs) per block."""
     found = [_instance_forward(block) for block in blocks]
@@ -312,8 +323,14 @@ def _masked(
     outer = _CLAIMS.get(blocks[0])
     claim = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
     _CLAIMS[blocks[0]] = claim([attends for attends, _ in halves])  # an MLP reads and writes no cache
-    hook = blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)
+    hooks = [blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)]
+    list_class = type(blocks)
+    if decoder is not None and "past_key_values" in inspect.signature(type(decoder).forward).parameters:
+        offer = functools.partial(_offer_cache, blocks[0])
+        hooks.append(decoder.register_forward_pre_hook(offer, with_kwargs=True))
     try:
+        if list_class is nn.ModuleList:
+            blocks.__class__ = _Blocks
         for block_idx, (block, (attends, has_mlp), forward) in enumerate(zip(blocks, halves, own)):
             if attends != has_mlp:
                 forward = HalfForward(forward, block, keep_attention=attends)
@@ -324,7 +341,9 @@ def _masked(
             _set_instance_forward(block, forward)
         yield model
     finally:
-        hook.remove()
+        blocks.__class__ = list_class
+        for hook in hooks:
+            hook.remove()
         if outer is None:
             del _CLAIMS[blocks[0]]
         else:
@@ -341,6 +360,16 @@ def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     cache = _find_cache(args, kwargs)
     if cache is not None:
         _CLAIMS[block](cache)
+
+
+def _offer_cache(
+    first_block: nn.Module, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if torch.compiler.is_compiling():
+        return None
+    makes_its_own = kwargs.get("use_cache") is True and _find_cache(args, kwargs) is None
+    cache = _CLAIMS[first_block].new_cache(makes_its_own)
+    return None if cache is None else (args, {**kwargs, "past_key_values": cache})
 
 
 def _find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:

@@ -197,6 +197,41 @@ def snapshot(model: nn.Module) -> tuple:
     )
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_every_forward_gets_a_cache_of_its_own_from_the_decoder(models, family):
+    """The first of these is the decoder's own, the others are made after it."""
+    model, mask = models[family], from_mask_id("0101")
+    batch, pruned = tiny_batch(model), pruned_copy(models[family], mask)
+    expected = pruned(**batch, use_cache=True)
+    with masked(model, mask):
+        outputs = [model(**batch, use_cache=True) for _ in range(3)]
+        more = model(**batch, use_cache=True, past_key_values=DynamicCache())  # no sliding windows: not to be copied
+        last = model(**batch, use_cache=True)
+        with masked(model, from_mask_id("1110")):
+            assert model(**batch, use_cache=True).past_key_values.is_dummy == [False, False, False, True]
+    caches = [output.past_key_values for output in (*outputs, more, last)]
+    assert len({id(entry) for cache in caches for entry in cache.layers}) == 5 * 4
+    for output in (*outputs, last):
+        assert torch.equal(output.logits, expected.logits)
+        entries = [entry for entry in output.past_key_values.layers if not isinstance(entry, DummyLayer)]
+        assert [type(entry) for entry in entries] == [type(entry) for entry in expected.past_key_values.layers]
+        for entry, other in zip(entries, expected.past_key_values.layers):
+            assert torch.equal(entry.keys, other.keys) and torch.equal(entry.values, other.values)
+
+
+def test_cache_of_a_forward_that_failed_is_not_taken_for_the_decoders(models):
+    model = models["mistral"]
+    batch = tiny_batch(model)
+    with masked(model, from_mask_id("0101")):
+        with pytest.raises(TypeError):
+            model(input_ids="no tokens", use_cache=True)
+        model(**batch, use_cache=True, past_key_values=DynamicCache())
+        cache = model(**batch, use_cache=True).past_key_values
+    assert [type(entry) for entry in cache.layers if not isinstance(entry, DummyLayer)] == [
+        DynamicSlidingWindowLayer
+    ] * 2
+
+
 def assert_restored(model: nn.Module, before: tuple) -> None:
     state, modules = before
     after_state, after_modules = snapshot(model)
@@ -208,12 +243,14 @@ def test_exact_restore_also_after_an_exception(models):
     model = models["llama"]
     batch = tiny_batch(model)
     before, logits = snapshot(model), model(**batch).logits
+    list_class = type(find_blocks(model))
     with pytest.raises(RuntimeError, match="inside"), masked(model, from_mask_id("0110")):
         assert list(model.state_dict()) == list(before[0])
         assert len(find_blocks(model)) == 4
         assert not torch.equal(model(**batch).logits, logits)
         raise RuntimeError("inside")
     assert_restored(model, before)
+    assert type(find_blocks(model)) is list_class
     assert torch.equal(model(**batch).logits, logits)
 
 

@@ -261,7 +261,11 @@ def test_cropped_tokens_leave_no_trace(models, text, padded, phase):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_kinds_of_caches_agree_and_contexts_can_be_entered_anew(models, family, padded, phase):
-    model = models[family]
+    model, atol = models[family], 1e-5
+    if family == "llama":
+        # in float32, kernels for keys with room behind them round differently, and how much depends on the processor
+        # (seen: 3e-5); in float64, Gemma's attention adds to the lowest number, which overflows
+        model, atol = copy.deepcopy(model).double(), 1e-10
     logits = []
     for kind in CACHES:
         cache = new_cache(model, kind)
@@ -276,8 +280,8 @@ def test_kinds_of_caches_agree_and_contexts_can_be_entered_anew(models, family, 
         with masked(model, from_mask_id("0111"), **OPTIONS[phase]):
             prefilled(model, cache, padded)
             assert torch.equal(torch.cat([step(model, cache, token, padded) for token in (5, 6, 7)]), logits[-1])
-    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(logits[0], logits[2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=atol)
+    torch.testing.assert_close(logits[0], logits[2], rtol=0, atol=atol)
 
 
 # how a cache was filled, and what it is then refused under
