@@ -11,10 +11,10 @@ the first also for a forward without cache:
 with its control. Compilation is not timed. Which of two models is compiled first changes their ratio by up to 3%, so
 each is in half of the rounds.
 
-What the ratios consist of: transformers' own loop goes over every block (keyword arguments, fields of the config, the
-call of the skipped module) at some ten microseconds each, and makes a cache entry for every block of the config, those
-of skipped blocks too, at another ten. None of it grows with the model: it shows in the two models whose blocks take a
-millisecond or less, and is below the resolution in the wide one.
+What the ratios consist of: transformers' loop calls every block, the skipped ones too, at some three microseconds each
+(and `masked` saves making a new list of modules and asking the config about every entry of a new cache). None of it
+grows with the model: it shows in the two models whose blocks take a millisecond or less, and is below the resolution in
+the wide one.
 
 Forwards alternate as ABBA or BAAB, by seeded coin toss; each such quadruple gives one ratio (A1 + A2) / (B1 + B2), so
 that drift of the machine cancels. The models are copied anew in every round, because where weights lie in memory

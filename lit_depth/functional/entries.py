@@ -283,7 +283,7 @@ def claim_entries(cache: Cache, owned: Sequence[bool]) -> None:
 _COPYABLE = (DynamicLayer, DynamicSlidingWindowLayer, SkippedLayer)
 
 
-def _copy_empty(cache: DynamicCache) -> DynamicCache:
+def _copy_empty(cache: Cache) -> DynamicCache:
     """A cache like ``cache``, whose entries are still empty. (The copy module takes five times as long.)"""
     new = object.__new__(DynamicCache)
     new.__dict__ |= cache.__dict__
