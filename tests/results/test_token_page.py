@@ -18,6 +18,7 @@ from browser import Browser, missing_programs
 from PIL import Image
 
 from lit_depth.results.token_page import COLUMNS, METRICS, CropImage, write_token_page
+from lit_depth.results.token_tables import write_token_masking
 
 EVIL = "<script>alert(1)</script>"
 TOKENS = [
@@ -419,6 +420,41 @@ class TestFiles:
             assert json.loads(found["token"]) == TOKENS[position]
             assert parsed(found["L2 distance"]) == shown_value(table.loc[position, 2])
 
+    @pytest.mark.parametrize("kind", ["csv", "json"])
+    def test_several_prompts_are_chosen_from(self, page: Callable[..., Page], tmp_path: Path, kind: str) -> None:
+        first, second = make_frame(), make_frame(num_tokens=5, steps=1)
+        second = second.assign(token_masked="x" + second["token_masked"], l2_distance=second["l2_distance"] * 7)
+        second = second[second["variant"] != "Attn"]
+        both = pd.concat([first.assign(prompt=EVIL), second.assign(prompt="0")]).sample(frac=1, random_state=1)
+        both = pd.concat([both[both["prompt"] == EVIL][:1], both]).drop_duplicates()  # the order of the file counts
+        paths = write_token_masking(tmp_path, both.reset_index(drop=True))
+        shown = page(None)
+        shown.browser.drop(next(path for path in paths if path.suffix == f".{kind}"))
+        shown.wait(lambda: shown.visible("#heat"))
+        assert shown.browser.run("return [...document.querySelectorAll('#prompt option')].map(e => e.textContent)") == [
+            EVIL,
+            "0",
+        ]
+        shown.choose("variant", 2)  # Head_2, which the other prompt has at another place
+        for prompt, frame in ((1, second), (0, first)):
+            shown.choose("prompt", prompt)
+            table = cells(frame, 0, "Head_2", "l2_distance")
+            assert shown.positions() == table.index.tolist()
+            assert f"prompt {prompt + 1} of 2: {len(frame)} rows" in shown.text("#summary")
+            for position in (1, 3):
+                found = shown.hover(position, 2)
+                assert found["variant"] == "Head_2"
+                assert json.loads(found["token"]) == "x" * prompt + TOKENS[position]
+                assert parsed(found["L2 distance"]) == shown_value(table.loc[position, LAYERS[1]])
+
+    def test_one_prompt_is_not_chosen_from(self, page: Callable[..., Page], tmp_path: Path) -> None:
+        shown = page(make_frame())
+        assert not shown.visible("#prompt")
+        make_frame(num_tokens=5, steps=1).assign(prompt="a").to_csv(tmp_path / "one.csv", index=False)
+        shown.browser.drop(tmp_path / "one.csv")
+        shown.wait(lambda: len(shown.positions()) == 5)
+        assert not shown.visible("#prompt") and "one.csv: 80 rows" in shown.text("#summary")
+
     def test_replaces_what_was_shown(self, page: Callable[..., Page], tmp_path: Path) -> None:
         shown = page(make_frame(), images=[make_image()])
         other = make_frame(num_tokens=5, steps=1)
@@ -440,7 +476,9 @@ class TestFiles:
             ("a.csv", HEADER + '0,0,"a,0,Full,1,1\n', "never closed"),
             ("a.csv", HEADER + '0,0,"a"b,0,Full,1,1\n', 'closing quotation mark, given "b"'),
             ("a.csv", HEADER + 2 * "0,0,a,0,Full,1,1\n", "row 2: step 0, layer 0, position 0, Full occurs twice"),
-            ("a.csv", HEADER + "0,0,a,0,Full,1,1\n0,1,b,0,Full,1,1\n", 'position 0 is "a" and "b"'),
+            ("a.csv", HEADER + "0,0,a,0,Full,1,1\n0,1,b,0,Full,1,1\n", 'row 2: position 0 is "a" and "b" in step 0'),
+            ("a.csv", f"prompt,{HEADER}" + 2 * "p,0,0,a,0,Full,1,1\nq,0,0,a,0,Full,1,1\n", "row 3: step 0, layer 0"),
+            ("a.csv", f"prompt,{HEADER}p,0,0,a,0,Full,1,1\nq,0,x,a,0,Full,1,1\n", "row 2: expected a whole number"),
             ("a.json", '[{"layer": 0}]', "missing columns generation_step, token_masked"),
             ("a.json", '{"layer": 0}', "expected a list of records"),
             ("a.json", "[1, 2]", "expected a list of records"),
