@@ -354,6 +354,20 @@ class TestHeatMap:
         shown.wait(lambda: count - 2 in shown.positions())
         assert parsed(shown.hover(count - 2, 1)["L2 distance"]) == count - 2
 
+    @pytest.mark.parametrize("width", [1280, 420])
+    def test_nothing_is_wider_than_the_window(self, page: Callable[..., Page], width: int) -> None:
+        frame = make_frame()
+        frame["token_masked"] = frame["token_masked"].replace(TOKENS[0], 500 * "x")
+        shown = page(frame, images=[make_image()], title=500 * "x")
+        metrics = dict(width=width, height=800, deviceScaleFactor=1, mobile=False)
+        shown.browser.cdp("Emulation.setDeviceMetricsOverride", **metrics)
+        try:
+            script = "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
+            wide, room = shown.browser.run(script)
+        finally:
+            shown.browser.cdp("Emulation.clearDeviceMetricsOverride")
+        assert 500 * "x" in shown.text("#status") and wide <= room <= width
+
 
 class TestImage:
     def test_overlay(self, page: Callable[..., Page]) -> None:
