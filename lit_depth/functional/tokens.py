@@ -374,6 +374,8 @@ def _at_last(name: str, value: Any, length: int) -> Any:
 def _check_rebuilt(name: str, call: _Call, update: Tensor) -> None:
     """Refuse a block whose unmasked row, put together from its pieces, is not the one that the model computed."""
     real = call.output[0, -1]
+    if not real.isfinite().all():
+        raise ValueError(f"expected finite hidden states, but {name} gives NaN or infinity at the final position")
     expected = real - call.hidden[0, -1]
     error, size = (update - expected).norm(), expected.norm()
     if not error <= UPDATE_TOLERANCE * size + RESIDUAL_TOLERANCE * real.norm():

@@ -429,6 +429,15 @@ def test_other_models_are_refused(build, message):
     assert [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()] == hooks
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_named(value):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"block 1 \(LlamaDecoderLayer\) gives NaN or infinity"):
+        token_masking(model, prompt("llama"))
+
+
 def test_skipped_blocks_are_refused():
     model = tiny_model("llama")
     with masked(model, prefix(4, 3)), pytest.raises(ValueError, match="block 3 .* made 0 such calls"):

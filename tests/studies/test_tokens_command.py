@@ -355,6 +355,20 @@ def test_mistakes_with_a_text_model(text_module, tmp_path, picture):
     assert not (tmp_path / "tokens").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--promptt", "a"], "unrecognized arguments: --promptt a"),
+        (["--num_output_tokens", "three"], "Got value: three"),
+        (["--spans", "perhaps"], "perhaps"),
+    ],
+)
+def test_wrong_flags_are_named_without_the_whole_usage(checkpoint, capsys, arguments, message):
+    assert run(["tokens", "--model.checkpoint", checkpoint, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "tokens --help" in err and len(err.splitlines()) <= 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
