@@ -343,6 +343,8 @@ def _plain(values: Iterable[float]) -> list[float | None]:
 def _describe(measured: _Measured, num_prompts: int, index: int) -> dict[str, Any]:
     prompt, kinds = measured.prompt, measured.kinds
     first = measured.tokens[(measured.tokens["variant"] == "Full") & (measured.tokens["generation_step"] == 0)]
+    defined = first.dropna(subset="l2_distance").sort_values("l2_distance", ascending=False, kind="stable")
+    strongest = defined.groupby("layer").head(_STRONGEST)
     columns = ["token_masked", "token_position", *METRICS]
     return {
         "name": prompt.name,
@@ -357,12 +359,10 @@ def _describe(measured: _Measured, num_prompts: int, index: int) -> dict[str, An
                 "layer": int(layer),
                 "most_influential": [
                     {column: None if value != value else value for column, value in row.items()}
-                    for row in rows.dropna(subset="l2_distance")
-                    .nlargest(_STRONGEST, "l2_distance")[columns]
-                    .to_dict("records")
+                    for row in strongest.loc[strongest["layer"] == layer, columns].to_dict("records")
                 ],
             }
-            for layer, rows in first.groupby("layer")
+            for layer in first["layer"].unique()
         ],
     }
 

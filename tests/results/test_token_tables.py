@@ -65,6 +65,24 @@ def test_other_readers_find_what_the_format_promises(tmp_path):
     assert max(len(row[5]) for row in rows) <= 14
 
 
+def test_json_lines_are_those_of_the_standard_library(tmp_path):
+    frame = table(with_prompts=True)
+    lines = write_token_masking(tmp_path, frame)[1].read_text(encoding="utf-8").split("\n")
+    assert lines[0] == "[" and lines[-2:] == ["]", ""]
+    for line, row in zip(lines[1:-2], frame.to_dict("records"), strict=True):
+        for metric in METRICS:
+            row[metric] = None if np.isnan(row[metric]) else float(str(np.float32(row[metric])))
+        assert line.removesuffix(",") == json.dumps(row, ensure_ascii=False)
+
+
+def test_infinity_is_no_distance(tmp_path):
+    frame = table(with_prompts=False)
+    frame.loc[5, "l2_distance"] = np.inf
+    with pytest.raises(ValueError, match="expected finite distances, given infinity in l2_distance"):
+        write_token_masking(tmp_path, frame)
+    assert not (tmp_path / "masking_results.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
