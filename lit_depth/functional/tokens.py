@@ -4,26 +4,33 @@ Exact, and linear in the number of tokens. Hiding key j from a head with attenti
 output at the final query to ``(o - a_j v_j) / (1 - a_j)``, for all j at once. Only the final position is asked for,
 so the rest of the block (output projection, norms, MLP with its experts routed anew) runs on one row per hidden token.
 
-The blocks' own code does the computing: a recorder stands in for transformers' attention function. During the unmasked
-forward it notes what the final query sees; then each block is called again with its own input at the final position,
-one row per hidden token, and the recorder answers with the heads' changed outputs. Nothing is assumed about where a
-block has its norms and residuals, and a block whose unmasked row does not come out as in the real forward is refused.
+The blocks' own code does the computing: a recorder stands in for transformers' attention function (`final_query`).
+During the unmasked forward it notes what the final query sees; then each block is called again with its own input at
+the final position, one row per hidden token, and the recorder answers with other head outputs (`final_position`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
-from lit_depth.functional.scoring import keep_last, with_answers
+from lit_depth.functional.final_position import (
+    Call,
+    check_rebuilt,
+    first_output,
+    full_precision,
+    in_float32,
+    note_calls,
+    replay,
+    weights_in_float32,
+)
+from lit_depth.functional.final_query import Recorder, recording
+from lit_depth.functional.scoring import with_answers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +39,6 @@ if TYPE_CHECKING:
 CHUNK_ROWS = 512
 # above this share of a head's attention on one key the closed form loses precision (2e-2 at 0.99998 in float32)
 SHARP = 0.5
-# how far a rebuilt row may be from the real one: rounding stays far below, another computation far above
-UPDATE_TOLERANCE, RESIDUAL_TOLERANCE = 1e-4, 1e-6
 
 # (logits [heads, keys], values [heads, keys, head_dim]) -> head outputs [hidden sets, heads, head_dim]
 Hide = Callable[[Tensor, Tensor], Tensor]
@@ -197,9 +202,9 @@ def _measure(
     config = getattr(find_decoder(model, blocks), "config", None)
     current = _check_inputs(model, inputs, num_output_tokens, config)
     effects = []
-    with _recording(blocks, config) as recorder, _full_precision(current["input_ids"].device):
+    with recording(blocks, config) as recorder, full_precision(current["input_ids"].device):
         for step in range(num_output_tokens):
-            calls, outputs = _forward(model, current, blocks, recorder)
+            calls, outputs = note_calls(model, current, blocks, recorder)
             length = current["input_ids"].shape[1]
             for block_idx, block in enumerate(blocks):
                 name = f"block {block_idx} ({type(block).__name__})"
@@ -216,39 +221,6 @@ def _measure(
     return effects, current["input_ids"][0].tolist(), None if token is None else int(token)
 
 
-class _Call(NamedTuple):
-    """One block's call: hidden states ``[1, seq, hidden]`` that go in, all other arguments, hidden states out."""
-
-    hidden: Tensor
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Tensor
-
-
-def _forward(
-    model: nn.Module, inputs: dict[str, Any], blocks: nn.ModuleList, recorder: _Recorder
-) -> tuple[dict[int, _Call], Any]:
-    """Run the unmasked model; how each block was called (by index), and the model's outputs."""
-    calls: dict[int, _Call] = {}
-
-    def note(block_idx: int) -> Callable[..., None]:
-        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-            calls[block_idx] = _Call(hidden, args[1:], others, _first(output))
-
-        return hook
-
-    hooks = [block.register_forward_hook(note(i), with_kwargs=True) for i, block in enumerate(blocks)]
-    recorder.attentions.clear()
-    try:
-        outputs = model(**inputs, use_cache=False, **keep_last(model, 1))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls, outputs
-
-
 def _with_token(inputs: dict[str, Any], token: Tensor) -> dict[str, Any]:
     """The inputs with one more token ``[1, 1]``, as text, behind them."""
     extended = with_answers(inputs, token, pad=0)
@@ -258,28 +230,16 @@ def _with_token(inputs: dict[str, Any], token: Tensor) -> dict[str, Any]:
     return extended
 
 
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32 or bfloat16 inside float32 products: small distances would be lost in them."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 # ---- one block
 
 
-def _block_effects(block: nn.Module, name: str, call: _Call, recorder: _Recorder, length: int, hide: Hide) -> Tensor:
+def _block_effects(block: nn.Module, name: str, call: Call, recorder: Recorder, length: int, hide: Hide) -> Tensor:
     """Distances ``[hidden sets, variants, 2]`` of one block."""
-    with _weights_in_float32(block) as raised:
+    with weights_in_float32(block) as raised:
         if raised:
             recorder.attentions.pop(block, None)
-            call = _Call(*(_in_float32(part) for part in call))
-            call = call._replace(output=_first(block.forward(call.hidden, *call.args, **call.kwargs)))
+            call = Call(*(in_float32(part) for part in call))
+            call = call._replace(output=first_output(block.forward(call.hidden, *call.args, **call.kwargs)))
         attentions = recorder.attentions.pop(block, [])
         if len(attentions) != 1 or attentions[0].logits.shape[1] != length:
             keys = [attention.logits.shape[1] for attention in attentions]
@@ -294,8 +254,8 @@ def _block_effects(block: nn.Module, name: str, call: _Call, recorder: _Recorder
         for masked in hide(attention.logits, values).split(CHUNK_ROWS):
             # the unmasked row comes along: rounding that all rows share drops out of the differences
             heads = torch.cat([baseline, masked])
-            attn, full = _replay(block, name, call, attention.module, recorder, heads)
-            _check_rebuilt(name, call, full[0])
+            attn, full = replay(block, name, call, attention.module, recorder, heads)
+            check_rebuilt(name, call, full[0])
             parts.append(torch.cat([_distances(rows) for rows in (full.unsqueeze(1), attn.unsqueeze(1), heads)], dim=1))
         return torch.cat(parts)
 
@@ -325,66 +285,6 @@ def _mix(logits: Tensor, values: Tensor) -> Tensor:
     return (logits.softmax(-1).unsqueeze(1) @ values).squeeze(1)
 
 
-def _replay(
-    block: nn.Module, name: str, call: _Call, attention: nn.Module, recorder: _Recorder, heads: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Run the block at the final position with given head outputs ``[rows, heads, head_dim]``.
-
-    Returns:
-        The attention module's output and the residual update, ``[rows, hidden]`` each.
-    """
-    length = call.hidden.shape[1]
-    hidden = call.hidden[:, -1:].repeat(len(heads), 1, 1)
-    args = [_at_last("", value, length) for value in call.args]
-    kwargs = {key: _at_last(key, value, length) for key, value in call.kwargs.items()}
-    seen: list[Tensor] = []
-    hook = attention.register_forward_hook(lambda module, args, output: seen.append(_first(output)))
-    recorder.replay = heads.unsqueeze(1)
-    try:
-        output = _first(block.forward(hidden, *args, **kwargs))
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # shapes that do not fit
-        raise ValueError(f"expected blocks that run on single positions, given {name}: {error}") from error
-    finally:
-        recorder.replay = None
-        hook.remove()
-    if [part.shape for part in (output, *seen)] != [hidden.shape] * 2:
-        raise ValueError(
-            f"expected an attention and a block that give {list(hidden.shape)} each, but those of {name} give "
-            f"{[list(part.shape) for part in (*seen, output)]}"
-        )
-    return seen[0].squeeze(1), (output - hidden).squeeze(1)
-
-
-def _at_last(name: str, value: Any, length: int) -> Any:
-    """An argument of a block of ``length`` tokens, for the final position alone."""
-    if name == "attention_mask":
-        return None  # the recorder has applied it
-    if isinstance(value, tuple):
-        return tuple(_at_last(name, part, length) for part in value)
-    if isinstance(value, Tensor):
-        if name == "position_embeddings":  # [..., seq, head_dim], on some models with axes in front
-            return value[..., -1:, :]
-        if value.ndim >= 2 and value.shape[1] == length:
-            return value[:, -1:]
-    return value
-
-
-def _check_rebuilt(name: str, call: _Call, update: Tensor) -> None:
-    """Refuse a block whose unmasked row, put together from its pieces, is not the one that the model computed."""
-    real = call.output[0, -1]
-    if not real.isfinite().all():
-        raise ValueError(f"expected finite hidden states, but {name} gives NaN or infinity at the final position")
-    expected = real - call.hidden[0, -1]
-    error, size = (update - expected).norm(), expected.norm()
-    if not error <= UPDATE_TOLERANCE * size + RESIDUAL_TOLERANCE * real.norm():
-        raise ValueError(
-            f"expected blocks whose output at one position follows from their input there and the heads' outputs "
-            f"softmax(q k) v; rebuilt like this, the update of {name} is off by {error / size:.1e} of its norm"
-        )
-
-
 def _distances(rows: Tensor) -> Tensor:
     """L2 and cosine distance of every other row from the first: ``[rows, ..., width]`` -> ``[rows - 1, ..., 2]``.
 
@@ -398,112 +298,6 @@ def _distances(rows: Tensor) -> Tensor:
     # equals 1 - cos, without its cancellation
     cosine = (unit[1:] - unit[:1]).square().sum(-1) / 2
     return torch.stack([l2, cosine], dim=-1)
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-# ---- 16-bit weights
-
-
-@contextmanager
-def _weights_in_float32(block: nn.Module) -> Iterator[bool]:
-    """Raise the block's weights to float32 where they have fewer bits, and put the very same ones back."""
-    low = [t for t in (*block.parameters(), *block.buffers()) if t.dtype in (torch.bfloat16, torch.float16)]
-    stored = [tensor.data for tensor in low]
-    try:
-        for tensor in low:
-            tensor.data = tensor.data.float()
-        yield bool(low)
-    finally:
-        for tensor, data in zip(low, stored):
-            tensor.data = data
-
-
-def _in_float32(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_in_float32(part) for part in value)
-    if isinstance(value, dict):
-        return {name: _in_float32(part) for name, part in value.items()}
-    if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
-        # additive masks hide keys by the least number of their own dtype, which is not that of float32
-        return value.float().masked_fill(value == torch.finfo(value.dtype).min, -torch.inf)
-    return value
-
-
-# ---- the attention function
-
-
-class _Attention(NamedTuple):
-    """What the final query of an attention module sees."""
-
-    module: nn.Module
-    logits: Tensor  # [heads, keys], -inf where a key is not visible
-    values: Tensor  # [key-value heads, keys, head_dim]
-
-
-class _Recorder:
-    """Stands in for the attention function: notes what the blocks' final query sees, or answers in its place."""
-
-    def __init__(self, blocks: nn.ModuleList) -> None:
-        self.home = {module: block for block in blocks for module in block.modules()}
-        self.attentions: dict[nn.Module, list[_Attention]] = {}
-        self.replay: Tensor | None = None  # head outputs [rows, 1, heads, head_dim]
-
-    def __call__(
-        self,
-        original: Callable[..., Any],
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        **kwargs: Any,
-    ) -> Any:
-        block = self.home.get(module)  # None in a vision tower, or in another model
-        if block is not None and self.replay is not None:
-            return self.replay, None
-        if block is not None:
-            logits = _final_logits(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
-            self.attentions.setdefault(block, []).append(_Attention(module, logits, value[0]))
-        return original(module, query, key, value, attention_mask, **kwargs)
-
-
-def _final_logits(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> Tensor:
-    """Logits ``[heads, keys]`` of the final query; query and key ``[1, heads or key-value heads, seq, head_dim]``."""
-    grouped = query[0, :, -1].unflatten(0, (key.shape[1], -1))  # [key-value heads, queries of each, head_dim]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = (grouped @ key[0].mT).flatten(0, 1) * scaling
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    if mask is None:  # causal: the final query sees every key
-        return logits
-    row = mask[0, :, -1, : key.shape[2]]
-    if row.dtype == torch.bool:
-        return logits.masked_fill(~row, -torch.inf)
-    return (logits + row).masked_fill(row <= torch.finfo(row.dtype).min, -torch.inf)
-
-
-@contextmanager
-def _recording(blocks: nn.ModuleList, config: Any) -> Iterator[_Recorder]:
-    """Hand a recorder to every attention module that asks for its attention function."""
-    name = getattr(config, "_attn_implementation", None)
-    if name not in ("sdpa", "eager"):  # others have masks of their own kinds, or no float32
-        raise ValueError(
-            f"expected a model with attn_implementation 'sdpa' or 'eager', given {name!r}; "
-            "model.set_attn_implementation('sdpa') changes it"
-        )
-    recorder = _Recorder(blocks)
-    own = vars(ALL_ATTENTION_FUNCTIONS)  # an instance attribute hides the method
-    found, get_interface = own.get("get_interface"), ALL_ATTENTION_FUNCTIONS.get_interface
-    own["get_interface"] = lambda name, default: partial(recorder, get_interface(name, default))
-    try:
-        yield recorder
-    finally:
-        del own["get_interface"]
-        if found is not None:
-            own["get_interface"] = found
 
 
 # ---- checks
