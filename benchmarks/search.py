@@ -103,7 +103,7 @@ def main() -> None:
         "max_blocks_to_remove": 4,
         "keep": [],
         "rank_by": arguments.rank_by,
-        "epsilon": 0.01,
+        "epsilon": 0.02,
         "delta": 0.05,
         "exhaustive": False,
     }

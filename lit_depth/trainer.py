@@ -322,7 +322,7 @@ class DepthTrainer(Trainer):
         keep: list[int] | None = None,
         rank_by: Literal["accuracy", "reference_logprob"] = "accuracy",
         racing: bool = True,
-        epsilon: float = 0.01,
+        epsilon: float = 0.02,
         delta: float = 0.05,
         exhaustive: bool = False,
         baselines: bool = True,
@@ -345,9 +345,12 @@ class DepthTrainer(Trainer):
             keep: Blocks that are never removed.
             rank_by: What ranks ablations: ``accuracy`` (the task's metric), or ``reference_logprob``, as the mean
                 probability of the reference answer's tokens, which is far less noisy.
-            racing: Spend no more samples on an ablation whose place is settled; false = all samples for each.
-            epsilon: Difference of the score, at least 0, that does not matter to racing.
-            delta: Probability, between 0 and 1, that one of the sets of tied ablations lacks the best.
+            racing: Spend no more samples on an ablation that would hardly end as the best of its size; false = all
+                samples for each.
+            epsilon: Difference of the score, at least 0, that does not matter to racing: what it chooses among holds an
+                ablation that all samples would rank at most so far below the best. Half of it saves far less.
+            delta: Probability, between 0 and 1, that this fails for one of the sizes, and that one of the sets of tied
+                ablations lacks the truly best.
             exhaustive: Evaluate every combination of up to that many blocks (at most 5,000) instead of a beam.
             baselines: Run the baselines.
             confidence: Coverage of all intervals, between 0 and 1.

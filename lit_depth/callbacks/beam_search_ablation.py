@@ -43,12 +43,12 @@ class BeamSearchAblation(Callback):
             `lit_depth.callbacks.accuracy_drop_importance.token_accuracy`.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_batches: Batches of each process to use per loop; None = all.
-        racing: Spend no more batches on an ablation whose place is settled. Batches are taken whole, in random order;
-            the guarantee takes their samples for independent draws, so it does not hold for samples that the loader
-            has sorted.
+        racing: Spend no more batches on an ablation whose place is settled. Batches are taken whole, in an order drawn
+            for each number of removed blocks; the guarantees take their samples for drawn one by one, so they do not
+            hold for samples that the loader has sorted.
         epsilon: Difference of the score, at least 0, that does not matter to racing.
         delta: Probability, between 0 and 1, that one of the sets of tied ablations lacks the best.
-        seed: Seed of the order of the batches.
+        seed: Seed of the orders of the batches.
 
     With several processes each scores its own batches, and all see all scores after every round. A sample counts as
     often as the loop's sampler deals it out.
@@ -73,7 +73,7 @@ class BeamSearchAblation(Callback):
         blocks: str | None = None,
         max_batches: int | None = None,
         racing: bool = True,
-        epsilon: float = 0.01,
+        epsilon: float = 0.02,
         delta: float = 0.05,
         seed: int = 0,
     ) -> None:
@@ -152,8 +152,9 @@ class BeamSearchAblation(Callback):
 class _BatchScores:
     """The `lit_depth.functional.search.Evaluate` over whole batches, each scored once under every mask asked for.
 
-    To a search samples are alike, and known by the order in which it asks for them. So the first that it asks for is
-    the first sample of the first batch, and so on, in a random order of the batches: none is torn.
+    To a search samples are alike, and known by the order in which it asks for them. So the first that it asks for with
+    a number of removed blocks is the first sample of the first batch, and so on, in a random order of the batches that
+    is drawn for this number: none is torn.
 
     Args:
         batches: Those of this process.
@@ -173,21 +174,27 @@ class _BatchScores:
         counts = gather_columns(pl_module, torch.tensor([[len(batches)]])).flatten().long().tolist()
         all_sizes = iter(gather_columns(pl_module, torch.tensor([sizes])).flatten().long().tolist())
         owners = [(rank, number) for rank, count in enumerate(counts) for number in range(count)]
-        dealt = [(*owner, next(all_sizes)) for owner in owners]
-        # of all processes: (rank, number there, size), and the samples before it
-        self.dealt = [dealt[index] for index in np.random.default_rng(seed).permutation(len(dealt))]
-        self.starts = np.cumsum([0, *(size for _, _, size in self.dealt)])
-        self.num_samples = int(self.starts[-1])
+        # of all processes: (rank, number there, size)
+        self.dealt = [(*owner, next(all_sizes)) for owner in owners]
+        self.num_samples = sum(size for _, _, size in self.dealt)
         own = [index for index, (rank, _, _) in enumerate(self.dealt) if rank == pl_module.global_rank]
         self.own = {index: batches[self.dealt[index][1]] for index in own}
-        self.order: dict[int, int] = {}  # place of each position of the search
+        self.generator = np.random.default_rng(seed)
+        # by the number of removed blocks: the order of the batches, and the place of each position of the search in it
+        self.levels: dict[int, tuple[NDArray[np.int64], dict[int, int]]] = {}
         self.scores: dict[tuple[int, str], NDArray[np.float64]] = {}  # of a batch under a mask
 
     def __call__(self, masks: Tensor, positions: Sequence[int]) -> MaskScores:
         """Scores ``[masks, positions]``; a collective of all processes, which ask for the same."""
         names = [mask_id(mask) for mask in masks]
-        places = np.array([self.order.setdefault(position, len(self.order)) for position in positions])
-        needed = np.searchsorted(self.starts, places, side="right") - 1
+        size = int((~masks[0]).sum())
+        if size not in self.levels:
+            self.levels[size] = self.generator.permutation(len(self.dealt)), {}
+        order, place_of = self.levels[size]
+        places = np.array([place_of.setdefault(position, len(place_of)) for position in positions])
+        ends = np.cumsum([self.dealt[index][2] for index in order])
+        turns = np.searchsorted(ends, places, side="right")
+        needed, within = order[turns], places - np.concatenate([[0], ends])[turns]
         lacking = {
             int(index): [row for row, name in enumerate(names) if (index, name) not in self.scores]
             for index in np.unique(needed)
@@ -198,7 +205,7 @@ class _BatchScores:
         for index in lacking:
             columns = needed == index
             for row, name in enumerate(names):
-                found[row, columns] = self.scores[index, name][places[columns] - self.starts[index]]
+                found[row, columns] = self.scores[index, name][within[columns]]
         return MaskScores(found, np.zeros_like(found))
 
     def _score(self, lacking: dict[int, list[int]], masks: Tensor, names: list[str]) -> None:

@@ -1,24 +1,30 @@
 """Race candidates for the beam of one level: samples go only to those whose place is still open.
 
-Candidates are rows of a table, samples its columns, spent from left to right. A comparison of two rows looks at their
-paired differences after every round, so it takes a test that may be looked at as often as one likes:
-`lit_depth.functional.statistics.log_evidence`. Such a test needs bounded scores, and spends samples in proportion to
-their range. Accuracy lies in [0, 1]. A mean log-probability has no lower bound; so ``reference_logprob`` is ranked and
-raced as the *reference probability* ``exp(reference_logprob)``, the geometric mean probability of a reference token: in
-[0, 1], monotone in each sample, and no single hopeless sample decides a mean. On masks of the bundled model whose
-accuracies differ by 0.1 to 0.2 (medians of 46 pairs) it settles a comparison after 190 samples, accuracy after 250, the
-logarithm cut at -5 after 400, cut at -10 after 680. Cut at -1 or -2 it does as well as the probability does uncut.
+Candidates are rows of a table, samples its columns, spent from left to right in a random order. What is decided on the
+way, who gets no further samples, and what is claimed in the end, who is proven worse, are two things:
+
+- *Dropping* predicts what the full search would find on the same samples. Chance lies in their order alone, so it takes
+  neither independent samples nor a distribution; and the more of them are spent, the less is left to be wrong about:
+  two candidates that gave the same answers on 200 of 512 samples can hardly differ by more than 0.02 on all of them.
+- *Proving* is about the true means, of which the samples are independent draws (those of one cluster are not: its first
+  one counts, and the true mean is then that over clusters). It takes many samples, and nothing is dropped by it.
+
+Both look after every round, so they take evidence that may be looked at as often as one likes:
+`lit_depth.functional.statistics.log_evidence`. It needs bounded scores, and samples in proportion to their range.
+Accuracy lies in [0, 1]. A mean log-probability has no lower bound; so ``reference_logprob`` is ranked and raced as the
+*reference probability* ``exp(reference_logprob)``, the geometric mean probability of a reference token: in [0, 1],
+monotone in each sample, and no single hopeless sample decides a mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from lit_depth.functional.statistics import Floats, log_evidence
@@ -49,15 +55,17 @@ class Rule:
         rank_by: The score that decides.
         width: Places in the beam.
         epsilon: Differences up to this do not matter.
-        alpha: Probability that one comparison of one score errs, at whatever time it is looked at.
-        confirm: The same for the accuracy that has to confirm what ``reference_logprob`` settled.
+        drop: Probability that the best candidate of a level is dropped though no finalist comes within epsilon of it.
+        confirm: The same where accuracy confirms what ``reference_logprob`` settled.
+        proof: Probability that it is wrongly proven that one candidate is better than another.
     """
 
     rank_by: RankBy
     width: int
     epsilon: float
-    alpha: float
+    drop: float
     confirm: float
+    proof: float
 
 
 class Outcome(NamedTuple):
@@ -66,7 +74,7 @@ class Outcome(NamedTuple):
     Attributes:
         dropped: Row of each candidate that got no further samples, and the score that settled it.
         beaten: Rows that the deciding score has proven worse than another one.
-        settled: The beam and the best in it are proven up to epsilon.
+        settled: Only finalists and the beam are left, none of them more than epsilon above the first.
     """
 
     dropped: dict[int, RankBy]
@@ -75,17 +83,16 @@ class Outcome(NamedTuple):
 
 
 class Samples:
-    """The samples of a search, in a random order in which those of one cluster stand together.
+    """The samples of a search, and the random order in which a level spends them.
 
     Args:
         num_samples: Their number.
         clusters: Cluster (image) of each sample; None makes every sample its own.
-        seed: Seed of the order.
+        seed: Seed of the orders.
 
     Attributes:
         order: ``[num_samples]`` sample positions; a place in it is a column of the table.
-        cluster: ``[num_samples]`` number of the cluster at each place, ascending.
-        largest: Samples in the largest cluster.
+        is_first: ``[num_samples]`` bool, True at places whose cluster has no sample before.
         bad: ``[num_samples]`` bool, True at places that a mask had no score for so far.
     """
 
@@ -94,26 +101,27 @@ class Samples:
             raise ValueError(f"expected at least one sample, given {num_samples}")
         if clusters is not None and len(clusters) != num_samples:
             raise ValueError(f"expected one cluster per sample ({num_samples}), given {len(clusters)}")
-        members: dict[Hashable, list[int]] = {}
-        for position, name in enumerate(range(num_samples) if clusters is None else clusters):
-            members.setdefault(name, []).append(position)
-        groups = list(members.values())
-        shuffled = [groups[index] for index in np.random.default_rng(seed).permutation(len(groups))]
-        self.order: NDArray[np.int64] = np.concatenate(shuffled)
-        self.cluster = np.repeat(np.arange(len(groups)), [len(group) for group in shuffled])
-        self.largest = max(map(len, groups))
+        self._clusters = list(range(num_samples) if clusters is None else clusters)
+        self._generator = np.random.default_rng(seed)
+        self.order: NDArray[np.int64] = np.arange(num_samples)
         self.bad = np.zeros(num_samples, dtype=bool)
+        self.shuffle()
+
+    def shuffle(self) -> None:
+        """Put them in another order."""
+        new = self._generator.permutation(len(self.order))
+        self.order, self.bad = self.order[new], self.bad[new]
+        clusters = [self._clusters[position] for position in self.order.tolist()]
+        first = {cluster: place for place, cluster in reversed(list(enumerate(clusters)))}
+        self.is_first = np.isin(np.arange(len(clusters)), list(first.values()))
 
     def rounds(self, batch: int) -> list[NDArray[np.int64]]:
-        """Places not known to be bad, in rounds of ``batch``, or of more where that would tear a cluster."""
-        rounds: list[list[int]] = [[]]
-        before = -1
-        for place in np.flatnonzero(~self.bad).tolist():
-            if len(rounds[-1]) >= batch and self.cluster[place] != before:
-                rounds.append([])
-            rounds[-1].append(place)
-            before = self.cluster[place]
-        return [np.array(places, dtype=np.int64) for places in rounds if places]
+        """Places not known to be bad, in rounds of ``batch``, later of as many batches as are half of those before."""
+        places = np.flatnonzero(~self.bad)
+        ends = [0]
+        while ends[-1] < len(places):
+            ends.append(ends[-1] + max(batch, ends[-1] // 2 // batch * batch))
+        return np.split(places, ends[1:-1]) if len(places) else []
 
 
 class ScoreTable:
@@ -181,81 +189,120 @@ class ScoreTable:
         """Rows by falling mean, of equal ones the earlier first."""
         return sorted(rows, key=lambda row: (-self.mean(row, self.bounded(score)), row))
 
-    def proves(
-        self, score: RankBy, better: Sequence[int], worse: Sequence[int], alpha: float, margin: float = 0.0
-    ) -> NDArray[np.bool_]:
-        """Whether rows are proven better, up to ``margin``, than others on the samples that both have seen.
-
-        Samples of one cluster make one observation, their sum over the size of the largest cluster: it keeps the sign
-        of the mean over samples.
+    def proves(self, score: RankBy, better: Sequence[int], worse: Sequence[int], alpha: float) -> NDArray[np.bool_]:
+        """Whether rows are proven better than others on samples that both have seen, the first of each cluster.
 
         Returns:
-            Bool ``[worse, better]``. An entry for which "worse is better by at least ``margin``" holds is ever True, in
-            any round, with a probability of at most ``alpha``.
+            Bool ``[worse, better]``. The probability that an entry whose "worse" has no smaller true mean is ever True,
+            in any round, is at most ``alpha``.
         """
-        good = ~self.samples.bad & ~np.isnan(self.accuracy[list(better)]).any(axis=0)
-        cluster = self.samples.cluster[good]
-        if not len(cluster) or not len(worse):
-            return np.zeros((len(worse), len(better)), dtype=bool)
-        values = self.bounded(score)[:, good]
+        values = self.bounded(score)[:, self.samples.is_first & ~self.samples.bad]
         differences = values[list(better)][None] - values[list(worse)][:, None]
-        # what one of the two has not seen adds nothing to the evidence
-        seen = np.isfinite(differences)
-        starts = np.flatnonzero(np.diff(cluster, prepend=-1))
-        sums = np.add.reduceat(np.where(seen, differences, 0.0), starts, axis=-1) / self.samples.largest
-        sizes = np.add.reduceat(seen.astype(np.float64), starts, axis=-1) / self.samples.largest
-        return np.any(log_evidence(sums, alpha, margin * sizes) >= -math.log(alpha), axis=-1)
+        evidence = log_evidence(np.where(np.isfinite(differences), differences, 0.0))
+        return evidence.max(axis=-1, initial=0.0) >= -math.log(alpha)
+
+    def evidence_to_drop(self, score: RankBy, rows: ArrayLike, rivals: NDArray[np.int64], margin: float) -> Floats:
+        """Evidence that not all rivals of a row would end more than ``margin`` below it, were all samples spent.
+
+        Samples come in random order, without replacement: were a rival to end so far below, the mean difference of
+        those that are left would follow from that of those before, and the next one is drawn from what is left.
+
+        Args:
+            rivals: Rows that each is compared with, ``[rows, any number, places]``, each chosen before its sample was
+                seen; -1 where with none.
+
+        Returns:
+            ``[rows, any number]``, the most that there was after any sample: see
+            `lit_depth.functional.statistics.log_evidence`.
+        """
+        places = np.flatnonzero(~self.samples.bad)
+        values, opponents = self.bounded(score)[:, places], rivals[..., places]
+        index = np.asarray(rows, dtype=np.int64)
+        # [rows, any number, places]: the sum of each rival up to a place, less that of the row
+        sums = np.cumsum(np.nan_to_num(values), axis=-1)
+        before = np.concatenate([np.zeros_like(sums[:, :1]), sums[:, :-1]], axis=-1)
+        columns = np.arange(len(places))
+        lead = before[opponents, columns] - before[index][:, None]
+        differences = values[opponents, columns] - values[index][:, None]
+        # where one of the two was not asked, nothing is learnt
+        seen = (opponents >= 0) & np.isfinite(differences)
+        bounds = (-margin * len(places) - lead) / (len(places) - columns)
+        evidence = log_evidence(np.where(seen, differences, 0.0), np.where(seen, bounds, 0.0))
+        return evidence.max(axis=-1, initial=0.0)
 
 
 def race(table: ScoreTable, batch: int, rule: Rule) -> Outcome:
     """Spend samples, round by round, on the candidates whose place is still open.
 
-    A candidate is dropped when ``width`` others are each settled to be better than it (one alone might be in the beam
-    together with it). Comparisons are with margin 0, so that dropping does not add up over rounds; epsilon decides
-    when the race ends: no candidate left is better by epsilon than the best, and none outside the beam than any in it.
+    After a round the ``width`` best are the beam. In the next one every candidate is compared with one of them, its
+    rival; whoever was a rival is a finalist. A candidate that is neither in the beam nor a finalist is dropped when it
+    is settled that not all its rivals would end more than epsilon below it. The race ends when no other candidates are
+    left, and the same is settled of each of them against the first alone.
+
+    So the best candidate is dropped only if a finalist comes within epsilon of it, or by mistake. Rivals are chosen
+    before the samples that they are compared on: however often they change, the evidence against a candidate is the
+    gain of a single bet. And there is one best candidate to be wronged. Hence ``rule.drop`` needs no correction for the
+    number of candidates, rivals or rounds. As finalists are not dropped, epsilon does not add up over rounds.
 
     Raises:
         ValueError: See `ScoreTable.ask`; no sample with a score for every mask.
     """
     alive = list(range(len(table.masks)))
-    beaten, doubted = (np.zeros((len(alive), len(alive)), dtype=bool) for _ in range(2))  # [worse, better]
+    rivals = np.full(table.accuracy.shape, -1)  # -1: not compared at this place
     dropped: dict[int, RankBy] = {}
-    is_over = False
-    for places, is_last in _with_last(table.samples.rounds(batch)):
+    finalists: set[int] = set()
+    beam: list[int] = []
+    settled = False
+    # nobody leaves a beam that holds them all
+    rounds = table.samples.rounds(batch if len(alive) > rule.width else len(table.samples.order))
+    for places in rounds:
+        if beam:
+            rivals[np.ix_(np.array(alive), places)] = _choose_rivals(table, alive, beam, rule)[:, None]
+            finalists |= set(rivals[:, places[0]].tolist()) - {-1}
         table.ask(alive, places)
-        ranked = table.ranked(alive, rule.rank_by)
-        beam, rest = ranked[: rule.width], ranked[rule.width :]
-        cells = np.ix_(rest, beam)
-        beaten[cells] |= table.proves(rule.rank_by, beam, rest, rule.alpha)
-        is_over = _is_over(table, beam, rest, rule)
-        if is_over or is_last:
+        if places is rounds[-1]:
             break
-        doubted[cells] |= _settled_by_logprob(table, beam, rest, rule)
-        dropped |= {row: "reference_logprob" for row in rest if doubted[row].sum() >= rule.width}
-        dropped |= {row: rule.rank_by for row in rest if beaten[row].sum() >= rule.width}
+        beam = table.ranked(alive, rule.rank_by)[: rule.width]
+        dropped |= _outdone(table, [row for row in alive if row not in finalists.union(beam)], rivals, rule)
         alive = [row for row in alive if row not in dropped]
+        if finalists.union(beam).issuperset(alive) and _leads(table, table.ranked(alive, rule.rank_by), rule):
+            settled = True
+            break
     table.check_scored()
-    best, *others = table.ranked(alive, rule.rank_by)
-    others += dropped
-    beaten[others, best] |= table.proves(rule.rank_by, [best], others, rule.alpha)[:, 0]
-    return Outcome(dropped, frozenset(np.flatnonzero(beaten.any(axis=1)).tolist()), is_over)
+    best = table.ranked(alive, rule.rank_by)[0]
+    proven = table.proves(rule.rank_by, sorted({best, *finalists}), range(len(table.masks)), rule.proof)
+    return Outcome(dropped, frozenset(np.flatnonzero(proven.any(axis=1)).tolist()), settled)
 
 
-def _with_last(rounds: list[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], bool]]:
-    for number, places in enumerate(rounds, 1):
-        yield places, number == len(rounds)
+def _choose_rivals(table: ScoreTable, rows: list[int], beam: list[int], rule: Rule) -> NDArray[np.int64]:
+    """For each row the member of the beam, other than itself, with the most evidence so far."""
+    pairs = np.broadcast_to(np.array(beam)[None, :, None], (len(rows), len(beam), len(table.samples.order)))
+    evidence = table.evidence_to_drop(rule.rank_by, rows, pairs, rule.epsilon)
+    is_self = np.array(rows)[:, None] == np.array(beam)
+    best = np.where(is_self, -np.inf, evidence).argmax(axis=1)
+    return np.where(np.take_along_axis(is_self, best[:, None], axis=1)[:, 0], -1, np.array(beam)[best])
 
 
-def _is_over(table: ScoreTable, beam: list[int], rest: list[int], rule: Rule) -> bool:
-    """Whether the first of the beam is proven best and the beam proven, both up to epsilon."""
-    if not table.num_good(beam[0]):
-        return False
-    first = table.proves(rule.rank_by, beam[:1], [*beam[1:], *rest], rule.alpha, rule.epsilon)
-    return bool(first.all() and table.proves(rule.rank_by, beam, rest, rule.alpha, rule.epsilon).all())
+def _leads(table: ScoreTable, rows: list[int], rule: Rule) -> bool:
+    """Whether none of the other rows would end more than epsilon above the first."""
+    rivals = np.full((len(rows) - 1, 1, len(table.samples.order)), rows[0])
+    evidence = table.evidence_to_drop(rule.rank_by, rows[1:], rivals, rule.epsilon)
+    return bool((evidence >= -math.log(rule.drop)).all())
 
 
-def _settled_by_logprob(table: ScoreTable, beam: list[int], rest: list[int], rule: Rule) -> NDArray[np.bool_]:
-    if rule.rank_by == "reference_logprob":
-        return np.zeros((len(rest), len(beam)), dtype=bool)  # it has been looked at
-    first = table.proves("reference_logprob", beam, rest, rule.alpha)
-    return first & table.proves("accuracy", beam, rest, rule.confirm)
+def _outdone(table: ScoreTable, rows: list[int], rivals: NDArray[np.int64], rule: Rule) -> dict[int, RankBy]:
+    """Rows whose rivals would come within epsilon of them, and the score that settled it."""
+    if not rows:
+        return {}
+    against = {
+        score: table.evidence_to_drop(score, rows, rivals[rows][:, None], rule.epsilon)[:, 0]
+        for score in {rule.rank_by, "reference_logprob"}
+    }
+    settled: dict[int, RankBy] = {}
+    for index, row in enumerate(rows):
+        by_score, by_logprob = against[rule.rank_by][index], against["reference_logprob"][index]
+        if by_score >= -math.log(rule.drop):
+            settled[row] = rule.rank_by
+        elif by_logprob >= -math.log(rule.drop) and by_score >= -math.log(rule.confirm):
+            settled[row] = "reference_logprob"
+    return settled

@@ -5,19 +5,19 @@ decides from these scores alone, so whoever evaluates from stored records resume
 for again), and several processes that all see all scores take the same way. One call is one round: candidates of one
 level that differ in few units, best evaluated in one pass of the engine.
 
-What racing guarantees, for samples (or clusters of them) that are independent draws, with a probability of at least
-``1 - delta`` for all levels of a search together:
+What racing guarantees, each with a probability of at least ``1 - delta`` for all levels of a search together:
 
-- the tied set of every level holds the candidate of this level with the highest true mean;
-- no candidate is dropped that truly is among the best ``beam_width`` of its level. Ranked by accuracy, a candidate is
-  also dropped where the reference probability settles it and accuracy confirms that: there the guarantee is for
-  candidates that are among the best in both; for one that is so in accuracy alone, each confirmation errs with a
-  probability of at most ``delta``, uncorrected, and it stays in the tied set;
-- where a race is settled before the samples are spent, nothing of this level is truly better by epsilon than its best,
-  and nothing outside the beam than anything in it (but for what the reference probability dropped, as above).
+- *Nothing is missed that the full search would find.* The best candidate of a level on all samples is dropped only if
+  one that was not dropped would come within epsilon of it. Each level spends the samples in a random order of its own,
+  and only this order is left to chance: the guarantee holds for any samples, and however the candidates of a level came
+  about. Ranked by accuracy, a candidate is also dropped where the reference probability settles it and accuracy
+  confirms that at level ``delta``: there the probability is for each level by itself.
+- *The tied set of every level holds its candidate with the highest true mean*, for samples (or clusters of them) that
+  are independent draws. Levels share their samples, and each level's candidates were chosen on them. So ``delta`` is
+  split over the levels and there over all pairs of ablations that *could* have been candidates. This takes many
+  samples: a candidate that was dropped early is seldom proven worse, and stays in the tied set.
 
-Levels share their samples, and each level's candidates were chosen on them. So ``delta`` is split over the levels and
-there over all pairs of ablations that *could* have been candidates, not only over those that were.
+Neither speaks of the second and third of a beam: they are the best by their means on the samples that were spent.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class SearchLevel(NamedTuple):
             dropped ones, whose means are over fewer samples, by falling number of samples and score.
         beam: The first ``beam_width`` of them: parents of the next level.
         tied: Those not proven worse than another one in the true mean of the score. The first ablation leads them.
-        settled: Best and beam are proven up to epsilon; otherwise they are the best by their means.
+        settled: The level ended before the samples were spent: none that was left would end more than epsilon above the
+            first.
         evaluations: Cells (mask, sample) asked for.
         saved: Cells that the full search asks for besides.
     """
@@ -119,7 +120,7 @@ def beam_search(
     keep: Sequence[int] = (),
     rank_by: RankBy = "accuracy",
     racing: bool = True,
-    epsilon: float = 0.01,
+    epsilon: float = 0.02,
     delta: float = 0.05,
     batch: int = 64,
     clusters: Sequence[Hashable] | None = None,
@@ -127,13 +128,14 @@ def beam_search(
 ) -> SearchResult:
     """Remove one more unit per level from each of the ``beam_width`` best ablations of the level before.
 
-    With racing, the candidates of a level get ``batch`` new samples per round; one is dropped when ``beam_width``
-    others are proven better, and the level ends when best and beam are proven up to epsilon, or all samples are spent.
-    How a comparison is settled:
+    With racing, the candidates of a level get ``batch`` new samples per round, later half as many as they had before.
+    One is dropped when it is settled that members of the beam, against whom it is compared, would not end more than
+    epsilon below it if all samples were spent. The level ends when only those that others were compared with are left,
+    and none of them would end more than epsilon above the first. It is settled:
 
     - ranked by ``reference_logprob``: by the reference probability;
-    - ranked by ``accuracy``: by accuracy, or first by the reference probability, whose smaller variance takes fewer
-      samples, if accuracy then confirms it at level ``delta`` (uncorrected).
+    - ranked by ``accuracy``: by accuracy, or first by the reference probability, where its smaller variance takes fewer
+      samples, if accuracy then confirms it at level ``delta`` instead of ``delta / max_removed``.
 
     What this guarantees is said at the top of this module. Without racing, each level is one call with all samples.
 
@@ -147,12 +149,13 @@ def beam_search(
         keep: Units that are never removed.
         rank_by: The score that decides.
         racing: Whether to stop spending samples on settled candidates; False is the full search.
-        epsilon: Difference in the score that does not matter, at least 0. A small one takes many samples: about
-            20 / epsilon, even if no sample differs.
+        epsilon: Difference in the score that does not matter, at least 0. The default is about what the interval of a
+            difference on 500 samples cannot tell from 0. Half of it drops far later: to settle that two candidates do
+            not differ takes some 6 / epsilon samples, fewer where that is most of all.
         delta: Probability that a guarantee fails, in (0, 1).
-        batch: Samples per round.
-        clusters: Cluster (image) of each sample, where several share one; rounds take whole clusters.
-        seed: Seed of the order in which samples are spent.
+        batch: Samples in the first rounds.
+        clusters: Cluster (image) of each sample, where several share one.
+        seed: Seed of the orders in which samples are spent.
 
     Raises:
         ValueError: A beam or batch of 0, more removals than units that may go (one stays active), nothing to remove,
@@ -179,16 +182,17 @@ def beam_search(
     if rank_by not in get_args(RankBy):
         raise ValueError(f"expected rank_by to be one of {', '.join(get_args(RankBy))}, given {rank_by!r}")
     samples = Samples(num_samples, clusters, seed)
-    num_scores = 2 if racing and rank_by == "accuracy" else 1
     levels: list[SearchLevel] = []
     beam: tuple[Removed, ...] = ((),)
     for size in range(1, max_removed + 1):
         parents = _extend(beam, free)
         # of each pair that could meet at this level, only the truly better one may be wronged
         pairs = max(1, math.comb(math.comb(len(free), size), 2))
-        rule = Rule(rank_by, beam_width, epsilon, alpha=delta / (max_removed * num_scores * pairs), confirm=delta)
+        share = delta / max_removed
+        rule = Rule(rank_by, beam_width, epsilon, drop=share, confirm=delta, proof=share / pairs)
         table = ScoreTable(evaluate, ablation_masks(num_units, list(parents)), samples)
         levels.append(_level(table, parents, race(table, batch if racing else num_samples, rule), rule))
+        samples.shuffle()
         beam = levels[-1].beam
     bad = sorted(samples.order[samples.bad].tolist())
     return SearchResult(tuple(levels), tuple(bad))

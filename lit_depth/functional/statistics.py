@@ -420,38 +420,46 @@ def confidence_sequence(
     return lows, highs
 
 
-def log_evidence(differences: ArrayLike, alpha: float, margin: ArrayLike = 0.0) -> Floats:
-    """Evidence, sample by sample, that the mean of values in [-1, 1] is above ``-margin``: one side of one mean only.
+# shares of the largest possible bet, and of the stake that is laid so: from means that lie next to the bound to those
+# of values that hardly vary
+_BETS = ((0.05, 0.1), (0.1, 0.1), (0.2, 0.1), (0.35, 0.1), (0.5, 0.1), (0.7, 0.1), (0.95, 0.4))
 
-    The logarithm of the rising half of the capital of :func:`confidence_sequence` at a single mean, for many rows at
-    once. If the mean is at most ``-margin``, the probability that the evidence *ever* reaches ``log(1 / alpha)`` is at
-    most ``alpha``. The bets do not depend on the margin, so the evidence grows with it: whoever errs at one margin errs
-    at all larger ones, and several margins need no correction.
+
+def log_evidence(values: ArrayLike, bounds: ArrayLike = 0.0) -> Floats:
+    """Evidence, value by value, that values in [-1, 1] come from means above their bounds.
+
+    The logarithm of the capital of a gambler who bets on it from 1, the stake spread over bets of several sizes, for
+    many rows at once. If each value, given those before it, has a mean of at most its bound, the probability that the
+    evidence *ever* reaches ``log(1 / alpha)`` is at most ``alpha`` (Ville's inequality; Waudby-Smith & Ramdas 2024,
+    doi:10.1093/jrsssb/qkad009). It falls with the bound: whoever errs at one bound errs at all smaller ones, and
+    several bounds need no correction.
 
     Args:
-        differences: ``[..., n]`` in [-1, 1], each row as for :func:`confidence_sequence`.
-        alpha: The level for which the bets are laid, in (0, 1).
-        margin: At least 0, of any shape that broadcasts against the differences, such as one per sample.
+        values: ``[..., n]`` in [-1, 1].
+        bounds: Of any shape that broadcasts against the values; that of a value may depend on those before it. A value
+            with a bound below -1 is infinite evidence: no such mean exists.
 
     Returns:
         ``[..., n]``.
 
     Raises:
-        ValueError: If a value lies outside [-1, 1] or is not finite, or ``alpha`` outside (0, 1).
+        ValueError: If a value lies outside [-1, 1] or is not finite.
 
     Example:
-        >>> evidence = log_evidence([1.0, 0.0, 1.0, 1.0] * 10, alpha=0.001)
-        >>> int(np.argmax(evidence >= np.log(1 / 0.001))) + 1  # samples until it is settled
-        24
+        >>> evidence = log_evidence([1.0, 0.0, 1.0, 1.0] * 10)
+        >>> int(np.argmax(evidence >= np.log(1 / 0.001))) + 1  # values until it is settled at 0.001
+        16
     """
-    values = np.asarray(differences, dtype=np.float64)
-    if not np.all(np.abs(values) <= 1):  # false for NaN too
+    observed = np.asarray(values, dtype=np.float64)
+    if not np.all(np.abs(observed) <= 1):  # false for NaN too
         raise ValueError("expected finite values in [-1.0, 1.0]")
-    if not 0 < alpha < 1:
-        raise ValueError(f"expected alpha in (0, 1), got {alpha}")
-    # of values scaled to [0, 1] half of the stake is laid on each side there, hence twice alpha; here all on one
-    bets = np.minimum(_predictable_bets((1 + values) / 2, min(2 * alpha, 1.0)), 1.0) / 2
-    return np.cumsum(np.log1p(bets * (values + np.asarray(margin, dtype=np.float64))), axis=-1)
+    room = 1 + np.asarray(bounds, dtype=np.float64)  # what a bet of 1 can lose
+    possible = room > 0
+    gains = (1 + observed) / np.where(possible, room, 1.0) - 1
+    capital = np.full(gains.shape, -np.inf)
+    for share, stake in _BETS:
+        capital = np.logaddexp(capital, np.log(stake) + np.cumsum(np.log1p(share * gains), axis=-1))
+    return np.where(np.logical_and.accumulate(possible & np.isfinite(gains), axis=-1), capital, np.inf)
 
 
 def _predictable_bets(values: Floats, alpha: float) -> Floats:

@@ -44,8 +44,7 @@ from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
 RESULT = "search.json"
 HEADERS = ("removed", "blocks", "drop", "interval", "interaction", "interval", "found by")
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
-# samples per round of racing, and the most rounds that a level is cut into
-_ROUND, _MAX_ROUNDS = 64, 16
+_ROUND = 64  # samples per round of racing, at first
 _MAX_PRINTED = 6
 
 
@@ -187,7 +186,7 @@ def _beam_search(cells: Cells, num_blocks: int, width: int, options: dict[str, A
         beam_width=width,
         racing=options["racing"],
         epsilon=options["epsilon"],
-        batch=max(_ROUND, math.ceil(cells.num_samples / _MAX_ROUNDS)),
+        batch=_ROUND,
         seed=seed,
         **_arguments(cells, options),
     )
@@ -424,7 +423,8 @@ def _costs(result: dict[str, Any]) -> list[str]:
         f"{asked} evaluations (mask and sample) on the calibration split, {how}; {totals['block_forwards']} block "
         f"forwards on a prompt, {totals['sequential_block_forwards']} without sharing. Tied with the best: not proven "
         f"worse than another ablation of that size; with {1 - result['delta']:.0%} confidence for all sizes together, "
-        "the truly best of those looked at is among them."
+        "the truly best of those looked at is among them. Dropped early: would hardly have ended as the best, by more "
+        f"than {result['epsilon']:g}."
     ]
 
 

@@ -127,7 +127,7 @@ def test_racing_spends_fewer_batches_and_chooses_the_same():
         for ablation in level.ablations:
             assert ablation.score == pytest.approx(float(Simulated.scores(ablation.removed).mean()), abs=1e-6)
     level = found[True].levels[0]
-    assert found[True].saved > 600 and {a.removed for a in level.ablations if a.dropped_on} == {(0,), (1,)}
+    assert found[True].saved > 600 and {a.removed for a in level.ablations if a.dropped_on} >= {(0,), (1,)}
 
 
 def test_a_limit_of_batches():

@@ -241,18 +241,20 @@ def test_racing_drops_the_hopeless_and_never_spends_more(rank_by: str, batch: in
     for level in result.levels:
         assert level.evaluations + level.saved == len(level.ablations) * 512
         assert level.evaluations == sum(ablation.num_samples for ablation in level.ablations)
-        assert set(level.beam) <= {a.removed for a in level.ablations if a.dropped_on is None}
-        for ablation in level.ablations:
-            stayed = ablation.dropped_on is None
-            assert ablation.num_samples == 512 if stayed else ablation.num_samples < 512
-            assert stayed or any(unit > 2 for unit in ablation.removed)
+        stayed = {a.removed for a in level.ablations if a.dropped_on is None}
+        assert set(level.beam) <= stayed
+        spent = {a.num_samples for a in level.ablations if a.removed in stayed}
+        assert len(spent) == 1 and (level.settled or spent == {512})
+        assert all(a.num_samples <= min(spent) for a in level.ablations)
+        # what was dropped would not have been chosen, and what was chosen is as good, up to epsilon
+        values = {r: table.scores[r][0] if rank_by == "accuracy" else np.exp(table.scores[r][1]) for r in table.scores}
+        best = max(values[a.removed].mean() for a in level.ablations)
+        assert values[level.best.removed].mean() >= best - 0.02
     assert result.saved > 0.3 * full.evaluations
-    # dropping changes what is spent, not what is found
-    assert [level.beam for level in result.levels] == [level.beam for level in full.levels]
-    assert [level.best for level in result.levels] == [level.best for level in full.levels]
+    assert set(result.levels[0].beam) == set(full.levels[0].beam) == {(0,), (1,), (2,)}
     # rounds shrink, and a round is one call
     for (before, _), (after, positions) in zip(table.calls, table.calls[1:]):
-        assert len(positions) <= batch
+        assert len(positions) <= max(batch, 512 // 3)
         if len(before[0]) == len(after[0]):
             assert set(after) <= set(before)
 
@@ -271,7 +273,7 @@ def test_same_arguments_same_result_and_seed_is_only_the_order() -> None:
     half = len(table.calls) // 2
     assert table.calls[:half] == table.calls[half:]
     other = beam_search(table, 7, 512, max_removed=3, seed=1)
-    assert [level.best for level in other.levels] == [level.best for level in first.levels]
+    assert [set(level.beam) for level in other.levels[:2]] == [set(level.beam) for level in first.levels[:2]]
     full = [beam_search(table, 7, 512, max_removed=3, seed=seed, racing=False).levels for seed in (0, 1)]
     assert [level.ablations for level in full[0]] == [level.ablations for level in full[1]]
 
@@ -318,22 +320,23 @@ def test_epsilon_ends_a_race_of_equals() -> None:
     assert not beam_search(table, 5, 2000, max_removed=1, epsilon=0).levels[0].settled
     (level,) = beam_search(table, 5, 2000, max_removed=1, epsilon=0.05).levels
     assert level.settled and level.tied == tuple((unit,) for unit in range(5)) and level.saved > 0
-    # nobody is dropped for being equal
-    assert all(ablation.dropped_on is None for ablation in level.ablations)
-    # without a difference, what is left to prove is that none would show: (1 + epsilon / 2)^n against 1 / alpha
-    alpha = 0.05 / 2 / math.comb(5, 2)
-    assert level.best.num_samples == pytest.approx(math.log(1 / alpha) / math.log1p(0.025), abs=64)
+    # after n samples the mean of the rest would have to be below -100 / (2000 - n); most of the stake bets 0.95 on it
+    gain, n = math.log(0.4), 64
+    while gain < math.log(1 / 0.05):
+        gain += math.log1p(0.95 * (1 / (1 - 100 / (2000 - n)) - 1))
+        n += 1
+    assert n <= level.best.num_samples < n + 64
 
 
-def test_logprob_alone_drops_nothing_that_is_as_accurate() -> None:
-    """Skipping flattens the distribution: the reference is far less probable, the answers are the same."""
+def test_logprob_alone_drops_nothing_that_is_more_accurate() -> None:
+    """Skipping flattens the distribution: the reference is less probable, yet more answers are right."""
     generator = np.random.default_rng(0)
-    right = (generator.random(600) < 0.8).astype(float)
-    table = Table({(unit,): (right, np.full(600, math.log(0.9 - 0.15 * unit))) for unit in range(5)})
+    right = (generator.random((5, 600)) < np.array([0.7, 0.7, 0.7, 0.7, 0.85])[:, None]).astype(float)
+    table = Table({(unit,): (right[unit], np.full(600, math.log(0.9 - 0.15 * unit))) for unit in range(5)})
     (level,) = beam_search(table, 5, 600, max_removed=1, beam_width=1).levels
-    assert level.saved == 0 and len(level.tied) == 5
+    assert level.best.removed == (4,) and level.saved > 0
     (level,) = beam_search(table, 5, 600, max_removed=1, beam_width=1, rank_by="reference_logprob").levels
-    assert level.tied == ((0,),) and level.saved > 0
+    assert level.tied == ((0,),) and level.best.removed == (0,) and level.saved > 0
 
 
 def test_logprob_settles_sooner_what_accuracy_confirms() -> None:
@@ -343,38 +346,72 @@ def test_logprob_settles_sooner_what_accuracy_confirms() -> None:
     right = {unit: (difficulty + 0.1 * generator.normal(size=1000) < q) * 1.0 for unit, q in enumerate(qualities)}
     clear = Table({(u,): (right[u], np.log(q * generator.uniform(0.95, 1, 1000))) for u, q in enumerate(qualities)})
     blind = Table({(u,): (right[u], np.full(1000, -0.5)) for u in right})
-    options = {"max_removed": 1, "beam_width": 2, "batch": 20}
-    (with_logprob,), (alone,) = (beam_search(t, 5, 1000, **options).levels for t in (clear, blind))
-    assert {a.removed: a.dropped_on for a in alone.ablations} == {(0,): None, (1,): None} | {
-        (unit,): "accuracy" for unit in (2, 3, 4)
-    }
-    assert {a.dropped_on for a in with_logprob.ablations[2:]} == {"reference_logprob"}
-    assert with_logprob.evaluations < alone.evaluations
-    # tied or not is for accuracy to say, on what samples there are
-    assert set(alone.tied) <= set(with_logprob.tied)
+    rule = racing.Rule("accuracy", width=2, epsilon=0.01, drop=1e-6, confirm=0.05, proof=1e-6)
+    outcomes, spent = [], []
+    for table in (clear, blind):
+        filled = racing.ScoreTable(table, ablation_masks(5, [(u,) for u in range(5)]), racing.Samples(1000, None, 0))
+        outcomes.append(racing.race(filled, 20, rule).dropped)
+        spent.append(filled.evaluations)
+    assert outcomes[0].keys() == outcomes[1].keys() == {2, 3, 4}
+    assert set(outcomes[0].values()) == {"reference_logprob"}
+    assert spent[0] < spent[1]
 
 
-def test_a_cluster_of_copies_is_one_observation() -> None:
+def test_proofs_take_one_sample_of_each_cluster() -> None:
+    """Copies are no evidence: a table of them proves what the table without them does, in the same order."""
     table = settled_problem(3, 256)
-    copies = Table({removed: (np.repeat(a, 4), np.repeat(p, 4)) for removed, (a, p) in table.scores.items()})
-    single = beam_search(table, 7, 256, max_removed=2, batch=32)
-    result = beam_search(copies, 7, 1024, max_removed=2, batch=128, clusters=[f"image {i // 4}" for i in range(1024)])
-    for level, expected in zip(result.levels, single.levels):
-        assert level.evaluations == 4 * expected.evaluations
-        assert (level.beam, level.tied, level.settled) == (expected.beam, expected.tied, expected.settled)
-        assert [a.dropped_on for a in level.ablations] == [a.dropped_on for a in expected.ablations]
-    # taken for independent, the copies look like four times the evidence
-    assert beam_search(copies, 7, 1024, max_removed=2, batch=128).evaluations < result.evaluations
+    removed = list(itertools.combinations(range(7), 2))
+    clusters = np.random.default_rng(1).integers(256, size=900).tolist()
+    copies = Table({r: (a[clusters], p[clusters]) for r, (a, p) in table.scores.items()})
+    samples = racing.Samples(900, clusters, seed=0)
+    filled = racing.ScoreTable(copies, ablation_masks(7, removed), samples)
+    filled.ask(range(len(removed)), np.arange(900))
+    once = [clusters[position] for position in samples.order]
+    once = list(dict.fromkeys(once))  # in the order in which they first come
+    assert samples.is_first.sum() == len(once)
+    single = racing.ScoreTable(table, ablation_masks(7, removed), racing.Samples(256, None, seed=0))
+    single.samples.order[: len(once)] = once
+    single.ask(range(len(removed)), np.arange(len(once)))
+    for alpha in (0.5, 1e-3, 1e-9):
+        proven = filled.proves("accuracy", [0, 1], range(len(removed)), alpha)
+        np.testing.assert_array_equal(proven, single.proves("accuracy", [0, 1], range(len(removed)), alpha))
+    assert filled.proves("accuracy", [0, 1], range(len(removed)), 1e-3).any()
 
 
-def test_rounds_do_not_tear_clusters() -> None:
-    clusters = np.random.default_rng(0).integers(30, size=200).tolist()
-    samples = racing.Samples(200, clusters, seed=0)
+def test_rounds_grow_and_every_level_has_its_own_order() -> None:
+    samples = racing.Samples(500, None, seed=0)
     rounds = samples.rounds(32)
-    assert sorted(np.concatenate(rounds).tolist()) == list(range(200)) == sorted(samples.order.tolist())
-    seen = [{clusters[position] for position in samples.order[places]} for places in rounds]
-    assert sum(map(len, seen)) == len(set(clusters))
-    assert all(32 <= len(places) < 32 + 20 for places in rounds[:-1])
+    assert [len(places) for places in rounds] == [32, 32, 32, 32, 64, 96, 128, 84]
+    assert np.concatenate(rounds).tolist() == list(range(500))
+    samples.bad[[3, 40]] = True
+    bad, order = set(samples.order[samples.bad]), samples.order.copy()
+    assert [len(places) for places in samples.rounds(600)] == [498]
+    samples.shuffle()
+    assert set(samples.order[samples.bad]) == bad and sorted(samples.order) == list(range(500))
+    assert np.mean(samples.order == order) < 0.02
+
+
+@pytest.mark.parametrize("gap", [0.03, 0.05])
+def test_what_would_end_better_by_more_than_epsilon_is_rarely_dropped(gap: float) -> None:
+    """Two candidates whose means on all samples differ by a known gap, in 2,000 random orders."""
+    generator = np.random.default_rng(0)
+    shape = (2, 200)
+    scores = np.zeros(shape)
+    scores[0, :120], scores[1, : 120 - round(gap * 200)], scores[1, 150:155], scores[0, 160:165] = 1, 1, 1, 1
+    assert scores[0].mean() - scores[1].mean() == pytest.approx(gap)
+    table = racing.ScoreTable(
+        lambda masks, positions: None, ablation_masks(3, [(0,), (1,)]), racing.Samples(200, None, 0)
+    )
+    wrong, fine = [], []
+    for _ in range(2000):
+        table.accuracy[:] = scores[:, generator.permutation(200)]
+        rivals = np.ones((1, 1, 200), dtype=int)
+        rivals[..., :20] = -1  # the first round
+        wrong.append(table.evidence_to_drop("accuracy", [0], rivals, gap - 1e-9)[0, 0])
+        fine.append(table.evidence_to_drop("accuracy", [0], rivals, gap + 0.06)[0, 0])
+    assert np.mean(np.array(wrong) >= math.log(20)) <= 0.05
+    assert np.mean(np.array(wrong) >= math.log(5)) <= 0.2
+    assert np.mean(np.array(fine) >= math.log(20)) > 0.9
 
 
 # --- racing: 500 simulated problems of known qualities
@@ -410,8 +447,8 @@ def is_epsilon_best(quality: np.ndarray, chosen: Sequence[Removed]) -> bool:
     return max(quality[arm] for (arm,) in chosen) >= quality.max() - 0.01
 
 
-# share of the evaluations; the noisy problems leave nothing to settle within 256 samples
-LEAST_SAVED = {"clear": 0.2, "ties": 0.15, "realistic": 0.08, "noisy": 0.0}
+# share of the evaluations; measured by accuracy: 0.50, 0.20, 0.25, 0.11, by reference_logprob 0.50, 0.31, 0.33, 0.40
+LEAST_SAVED = {"clear": 0.4, "ties": 0.18, "realistic": 0.22, "noisy": 0.08}
 
 
 @pytest.mark.slow
@@ -419,8 +456,8 @@ LEAST_SAVED = {"clear": 0.2, "ties": 0.15, "realistic": 0.08, "noisy": 0.0}
 def test_500_simulated_problems(rank_by: str) -> None:
     """125 problems of each kind: the tied set holds an epsilon-best choice in at least 95% of them.
 
-    And the mean saving is what it was measured to be; at most three quarters can be saved, as the first of the four
-    rounds is everybody's.
+    And what racing promises beside: of those that were not dropped one comes within epsilon of the best on all samples.
+    The mean saving is what it was measured to be; three quarters at most, as the first of the rounds is everybody's.
 
     Half of the problems are the whole search (one level), half allow for three levels more, as the defaults do.
     """
@@ -433,15 +470,17 @@ def test_500_simulated_problems(rank_by: str) -> None:
             options = {"max_removed": 1, "rank_by": rank_by, "delta": 0.05 if index % 2 else 0.05 / 4}
             (level,) = beam_search(table, 16, 256, **options).levels
             tied.append(is_epsilon_best(quality, level.tied))
-            dropped = [ablation.removed[0] for ablation in level.ablations if ablation.dropped_on]
-            kept.append(not set(dropped) & set(np.argsort(-quality, kind="stable")[:3].tolist()))
+            column = ["accuracy", "reference_logprob"].index(rank_by)
+            means = {r: (v[0] if column == 0 else np.exp(v[1])).mean() for r, v in table.scores.items()}
+            stayed = max(means[ablation.removed] for ablation in level.ablations if not ablation.dropped_on)
+            kept.append(stayed >= max(means.values()) - 0.02)
             beam.append(is_epsilon_best(quality, level.beam))
             (exact,) = beam_search(table, 16, 256, racing=False, **options).levels
             full.append(is_epsilon_best(quality, exact.beam))
             saved.append(level.saved / exact.evaluations)
         lines.append(
             f"{rank_by:>17} {kind:>9}: epsilon-best in tied set {np.mean(tied):.3f}, in beam {np.mean(beam):.3f} "
-            f"(full search {np.mean(full):.3f}), saved {np.mean(saved):.3f}"
+            f"(full search {np.mean(full):.3f}), on all samples {np.mean(kept):.3f}, saved {np.mean(saved):.3f}"
         )
         assert np.mean(tied) >= 0.95 and np.mean(kept) >= 0.95
         assert np.mean(beam) >= np.mean(full) - 0.02
@@ -464,14 +503,12 @@ def test_settled_races_are_right_up_to_epsilon() -> None:
     assert len(right) >= 40 and np.mean(right) >= 0.95 and np.mean(saved) > 0.3
 
 
-def looks_at_5_percent(differences: np.ndarray, alpha: float, margin: object = 0.0) -> np.ndarray:
-    """What racing must not do: a t-test at 5% after every round, for every pair, as often as there are rounds."""
-    n = differences.shape[-1]
-    error = differences.std(axis=-1, ddof=1) / math.sqrt(n)
-    z = np.divide(differences.mean(axis=-1), error, out=np.zeros_like(error), where=error > 0)
-    evidence = np.full(differences.shape, -np.inf)
-    evidence[..., -1] = np.where(z > stats.norm.ppf(0.95), np.inf, -np.inf)
-    return evidence
+def looks_at_5_percent(differences: np.ndarray, bounds: object = 0.0) -> np.ndarray:
+    """What racing must not do: a t-test at 5% again and again, for every pair, as often as there are samples."""
+    n = np.arange(1, differences.shape[-1] + 1)
+    mean = np.cumsum(differences, axis=-1) / n
+    error = np.sqrt(np.maximum(np.cumsum(differences**2, axis=-1) / n - mean**2, 1e-12) / n)
+    return np.where((mean > stats.norm.ppf(0.95) * error) & (n >= 32), np.inf, -np.inf)
 
 
 def test_simulated_problems_tell_a_valid_test_from_an_invalid_one(monkeypatch: pytest.MonkeyPatch) -> None:

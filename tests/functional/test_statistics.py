@@ -372,42 +372,51 @@ def test_confidence_sequence_refuses(values: list, options: dict, message: str) 
         confidence_sequence(values, **options)
 
 
-@pytest.mark.parametrize("kind", ["rare", "frequent"])
-def test_evidence_settles_when_the_lower_limit_leaves_zero(kind: str) -> None:
-    """One side at half the error is one side of the sequence: they cross a mean of 0 at the same sample."""
-    values = draw(kind, np.random.default_rng(4), 3000)
-    for alpha in (0.2, 0.01, 1e-4):
-        lows, _ = confidence_sequence(values, confidence=1 - 2 * alpha)
-        crossed = np.maximum.accumulate(log_evidence(values, alpha)) >= np.log(1 / alpha)
-        assert crossed[-1] and not crossed[0]
-        np.testing.assert_array_equal(crossed, lows >= 0)
+def gamblers(values: np.ndarray, bounds: np.ndarray) -> list[float]:
+    """Log capital after each value, of gamblers who stake what they have, one value after another."""
+    shares, capitals = [0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.95], [0.1] * 6 + [0.4]
+    logs = []
+    for value, bound in zip(values, bounds):
+        # a gambler who stakes all of it is ruined by a -1
+        capitals = [c * (1 + share * (value - bound) / (1 + bound)) for share, c in zip(shares, capitals)]
+        logs.append(np.log(sum(capitals)))
+    return logs
+
+
+@pytest.mark.parametrize("kind", ["rare", "frequent", "none"])
+def test_evidence_is_the_capital_of_gamblers(kind: str) -> None:
+    values = draw(kind, np.random.default_rng(4), 200)
+    for bounds in (np.zeros(200), np.full(200, -0.05), np.linspace(0.3, -0.6, 200)):
+        np.testing.assert_allclose(log_evidence(values, bounds), gamblers(values, bounds), atol=1e-9)
+
+
+def test_a_bound_that_no_mean_keeps_is_infinite_evidence() -> None:
+    assert log_evidence([0.0, 0.5, -1.0, 0.0], [0.0, 0.0, -1.2, 0.0]).tolist()[2:] == [np.inf, np.inf]
+    assert np.isfinite(log_evidence([0.0, 0.5, -1.0, 0.0], -0.99)).all()
 
 
 def test_evidence_is_rarely_wrong_however_often_it_is_looked_at() -> None:
     generator = np.random.default_rng(5)
     fair = generator.choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=(4000, 300))
-    wrong = (log_evidence(fair, 0.05) >= np.log(20)).any(axis=1)
+    wrong = (log_evidence(fair) >= np.log(20)).any(axis=1)
     assert 0.005 < wrong.mean() < 0.05
     # a mean of -0.05 is not above -0.05
     shifted = generator.choice([-1.0, 0.0, 1.0], p=[0.125, 0.8, 0.075], size=(4000, 300))
-    assert 0.005 < (log_evidence(shifted, 0.05, 0.05) >= np.log(20)).any(axis=1).mean() < 0.05
+    assert 0.005 < (log_evidence(shifted, -0.05) >= np.log(20)).any(axis=1).mean() < 0.05
 
 
-def test_evidence_grows_with_the_margin_and_rows_are_independent() -> None:
+def test_evidence_falls_with_the_bound_and_rows_are_independent() -> None:
     rows = np.stack([draw(kind, np.random.default_rng(6), 200) for kind in ("rare", "frequent", "none")])
-    evidence = [log_evidence(rows, 0.01, margin) for margin in (0.0, 0.01, 0.5)]
+    evidence = [log_evidence(rows, bound) for bound in (0.0, -0.01, -0.5)]
     assert np.all(np.diff(evidence, axis=0) >= 0)
     for row, expected in zip(rows, evidence[1]):
-        np.testing.assert_array_equal(log_evidence(row, 0.01, np.full(200, 0.01)), expected)
+        np.testing.assert_array_equal(log_evidence(row, np.full(200, -0.01)), expected)
 
 
-@pytest.mark.parametrize(
-    ("values", "alpha", "message"),
-    [([1.5], 0.05, r"in \[-1.0, 1.0\]"), ([np.nan], 0.05, "finite"), ([0.5], 0.0, "alpha"), ([0.5], 1.0, "alpha")],
-)
-def test_evidence_refuses(values: list, alpha: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        log_evidence(values, alpha)
+@pytest.mark.parametrize("values", [[1.5], [np.nan]])
+def test_evidence_refuses(values: list) -> None:
+    with pytest.raises(ValueError, match=r"finite values in \[-1.0, 1.0\]"):
+        log_evidence(values)
 
 
 def test_macro_interval_of_one_task_is_the_paired_interval() -> None:
