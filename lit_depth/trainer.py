@@ -341,7 +341,8 @@ class DepthTrainer(Trainer):
             model: Holds the model.
             datamodule: Gives the calibration and the validation split.
             beam_width: Ablations that are kept, and extended by one more block, at each number of removed blocks.
-            max_blocks_to_remove: Largest number of removed blocks.
+            max_blocks_to_remove: Largest number of removed blocks; with ``--model.granularity sublayer`` of their
+                attentions and MLPs, each counted by itself and named ``3.attn``, ``3.mlp``.
             keep: Blocks that are never removed.
             rank_by: What ranks ablations: ``accuracy`` (the task's metric), or ``reference_logprob``, as the mean
                 probability of the reference answer's tokens, which is far less noisy.

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lit_depth.callbacks.modules import same_random_state, undisturbed
 from lit_depth.functional import find_blocks, leave_one_out, masked, sweep_forward
 from lit_depth.functional.engine import CannotDriveError
-from lit_depth.functional.masking import check_drivable
+from lit_depth.functional.masking import Granularity, check_drivable
 from lit_depth.functional.scoring import IGNORE
 from lit_depth.functional.trie import chunk_masks
 
@@ -108,12 +108,17 @@ def score_every_block(
 
 @torch.no_grad()
 def score_masks(
-    pl_module: LightningModule, batch: Any, masks: Tensor, score_fn: ScoreFn | None = None, blocks: str | None = None
+    pl_module: LightningModule,
+    batch: Any,
+    masks: Tensor,
+    score_fn: ScoreFn | None = None,
+    blocks: str | None = None,
+    granularity: Granularity = "block",
 ) -> Tensor:
     """Scores of one batch under block masks; training mode and random state stay as they are.
 
     Args:
-        masks: Bool ``[masks, num_blocks]``.
+        masks: Bool ``[masks, num_blocks]``, with ``granularity="sublayer"`` twice as wide.
         score_fn: As for `AccuracyDropImportance`; None = `token_accuracy`, in one pass if the model allows it.
 
     Returns:
@@ -124,14 +129,14 @@ def score_masks(
     """
     module_list = find_blocks(pl_module, blocks)
     with undisturbed(pl_module):
-        if score_fn is None:
+        if score_fn is None and granularity == "block":
             try:
                 # a mask that BlockMask set around this loop is replaced, not combined with
                 with masked(pl_module, torch.ones(len(module_list)).bool(), blocks=blocks):
                     return _score_together(pl_module, batch, masks, module_list)
             except CannotDriveError as error:
                 warnings.warn(f"masks are scored one after another: {error}", stacklevel=2)
-        return _score_one_by_one(pl_module, batch, masks, score_fn or token_accuracy, blocks)
+        return _score_one_by_one(pl_module, batch, masks, score_fn or token_accuracy, blocks, granularity)
 
 
 def _score_together(pl_module: LightningModule, batch: Any, masks: Tensor, module_list: nn.ModuleList) -> Tensor:
@@ -155,15 +160,20 @@ def _score_together(pl_module: LightningModule, batch: Any, masks: Tensor, modul
 
 
 def _score_one_by_one(
-    pl_module: LightningModule, batch: Any, masks: Tensor, score_fn: ScoreFn, blocks: str | None
+    pl_module: LightningModule,
+    batch: Any,
+    masks: Tensor,
+    score_fn: ScoreFn,
+    blocks: str | None,
+    granularity: Granularity,
 ) -> Tensor:
     rows = []
     for mask in masks:
-        with same_random_state(pl_module), masked(pl_module, mask, blocks=blocks):
+        with same_random_state(pl_module), masked(pl_module, mask, blocks=blocks, granularity=granularity):
             scores = score_fn(pl_module, batch)
         if scores.ndim != 1 or not torch.isfinite(scores).all():
             indices = " ".join(map(str, (~mask).nonzero().flatten().tolist()))
-            skipped = f"block {indices}" if indices else "no block"
+            skipped = f"{granularity} {indices}" if indices else f"no {granularity}"
             raise ValueError(
                 f"score_fn must return finite scores of shape [batch], got {list(scores.shape)} "
                 f"with {int((~torch.isfinite(scores)).sum())} NaN or infinite, {skipped} skipped"

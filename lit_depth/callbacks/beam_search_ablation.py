@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor
 from lit_depth.callbacks.accuracy_drop_importance import ScoreFn, gather_columns, score_masks
 from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks, mask_id
 from lit_depth.functional.ablations import free_units
+from lit_depth.functional.masking import Granularity
+from lit_depth.functional.sublayers import check_halves
 
 _ROUND = 64  # samples per round of racing
 
@@ -43,6 +46,8 @@ class BeamSearchAblation(Callback):
             `lit_depth.callbacks.accuracy_drop_importance.token_accuracy`.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_batches: Batches of each process to use per loop; None = all.
+        granularity: What is removed: a ``block``, or with ``sublayer`` its attention (unit 2i of block i) or its MLP
+            (unit 2i + 1); all masks are then scored one after another. ``keep`` and the result count in units.
         racing: Spend no more batches on an ablation whose place is settled. Batches are taken whole, in an order drawn
             for each number of removed blocks; the guarantees take their samples for drawn one by one, so they do not
             hold for samples that the loader has sorted.
@@ -55,7 +60,8 @@ class BeamSearchAblation(Callback):
 
     Raises:
         ValueError: If ``beam_width`` or ``max_batches`` is below 1. At the start of the loop: if more blocks are to be
-            removed than may go. At its end: if a score is not finite or lies outside [0, 1].
+            removed than may go, or halves of blocks of an unknown form. At its end: if a score is not finite or lies
+            outside [0, 1].
 
     Example:
         >>> BeamSearchAblation(beam_width=2, max_removed=3).beam_width
@@ -72,6 +78,7 @@ class BeamSearchAblation(Callback):
         score_fn: ScoreFn | None = None,
         blocks: str | None = None,
         max_batches: int | None = None,
+        granularity: Granularity = "block",
         racing: bool = True,
         epsilon: float = 0.02,
         delta: float = 0.05,
@@ -86,6 +93,7 @@ class BeamSearchAblation(Callback):
         self.score_fn = score_fn
         self.blocks = blocks
         self.max_batches = max_batches
+        self.granularity = granularity
         self.racing = racing
         self.epsilon = epsilon
         self.delta = delta
@@ -94,13 +102,16 @@ class BeamSearchAblation(Callback):
         self.full: float | None = None
         self._batches: list[Any] = []
         self._full: list[Tensor] = []  # scores of the full model
-        self._num_blocks = 0
+        self._num_units = 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._batches, self._full = [], []
         # fail before the loop, not after it
-        self._num_blocks = len(find_blocks(pl_module, self.blocks))
-        free_units(self._num_blocks, self.max_removed, self.keep)
+        module_list = find_blocks(pl_module, self.blocks)
+        if self.granularity == "sublayer":
+            check_halves(module_list)
+        self._num_units = len(module_list) * (1 if self.granularity == "block" else 2)
+        free_units(self._num_units, self.max_removed, self.keep)
 
     def on_validation_batch_end(
         self,
@@ -113,8 +124,8 @@ class BeamSearchAblation(Callback):
     ) -> None:
         if trainer.sanity_checking or (self.max_batches is not None and len(self._batches) >= self.max_batches):
             return
-        full = torch.ones(1, self._num_blocks, dtype=torch.bool)
-        self._full.append(score_masks(pl_module, batch, full, self.score_fn, self.blocks)[0])
+        full = torch.ones(1, self._num_units, dtype=torch.bool)
+        self._full.append(score_masks(pl_module, batch, full, self.score_fn, self.blocks, self.granularity)[0])
         # a loader may fill the same tensors again
         self._batches.append(apply_to_collection(move_data_to_device(batch, "cpu"), Tensor, torch.clone))
 
@@ -123,13 +134,14 @@ class BeamSearchAblation(Callback):
         if trainer.sanity_checking:
             return
         sizes = [len(scores) for scores in self._full]
-        scores = _BatchScores(pl_module, batches, sizes, self.score_fn, self.blocks, self.seed)
+        score = partial(score_masks, score_fn=self.score_fn, blocks=self.blocks, granularity=self.granularity)
+        scores = _BatchScores(pl_module, batches, sizes, score, self.seed)
         if not scores.num_samples:
             return
         self.full = float(gather_columns(pl_module, torch.cat([torch.zeros(0), *self._full])[None]).mean())
         self.result = beam_search(
             scores,
-            self._num_blocks,
+            self._num_units,
             scores.num_samples,
             beam_width=self.beam_width,
             max_removed=self.max_removed,
@@ -159,6 +171,7 @@ class _BatchScores:
     Args:
         batches: Those of this process.
         sizes: Samples in each of them.
+        score: `score_masks` of a module, a batch and masks.
     """
 
     def __init__(
@@ -166,11 +179,10 @@ class _BatchScores:
         pl_module: LightningModule,
         batches: list[Any],
         sizes: list[int],
-        score_fn: ScoreFn | None,
-        blocks: str | None,
+        score: Callable[[LightningModule, Any, Tensor], Tensor],
         seed: int,
     ) -> None:
-        self.pl_module, self.score_fn, self.blocks = pl_module, score_fn, blocks
+        self.pl_module, self.score = pl_module, score
         counts = gather_columns(pl_module, torch.tensor([[len(batches)]])).flatten().long().tolist()
         all_sizes = iter(gather_columns(pl_module, torch.tensor([sizes])).flatten().long().tolist())
         owners = [(rank, number) for rank, count in enumerate(counts) for number in range(count)]
@@ -221,4 +233,4 @@ class _BatchScores:
     def _score_batch(self, index: int, masks: Tensor) -> Tensor:
         module = self.pl_module
         batch = module.transfer_batch_to_device(self.own[index], module.device, 0)
-        return score_masks(module, batch, masks, self.score_fn, self.blocks)
+        return self.score(module, batch, masks)

@@ -332,7 +332,7 @@ def log_search(logger: WandbLogger, result: dict[str, Any], folder: str | Path) 
     folder, run = Path(folder), logger.experiment
     rows = []
     for entry in result["ablations"]:
-        removed, size = " ".join(map(str, entry["removed"])), len(entry["removed"])
+        removed, size = " ".join(result["units"][unit] for unit in entry["removed"]), len(entry["removed"])
         interaction = [entry["interaction"], *(entry["interaction_ci"] or (None, None))]
         found_by = ", ".join(entry["found_by"])
         rows.append([removed, size, found_by, entry["quality"], entry["drop"], *entry["drop_ci"], *interaction])

@@ -22,12 +22,12 @@ _PALE, _GREY, _DARK = "#e4e4e4", "#b5b5b5", "#222222"
 _FINDERS = ("search", "greedy", "importance order", "span")
 
 
-def ablation_label(removed: Sequence[int]) -> str:
+def ablation_label(removed: Sequence[int], units: Sequence[str]) -> str:
     """
-    >>> ablation_label([1, 5])
-    '-1 -5'
+    >>> ablation_label([1, 2], ["0.attn", "0.mlp", "1.attn", "1.mlp"])
+    '-0.mlp -1.attn'
     """
-    return " ".join(f"-{block_idx}" for block_idx in removed)
+    return " ".join(f"-{units[unit]}" for unit in removed)
 
 
 def write_search_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
@@ -61,7 +61,7 @@ def tree_figure(result: dict[str, Any]) -> Figure:
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     for removed in sorted(beam - {()}):
         axes.annotate(
-            ablation_label(removed),
+            ablation_label(removed, result["units"]),
             places[removed],
             (8, 0),
             textcoords="offset points",
@@ -71,7 +71,7 @@ def tree_figure(result: dict[str, Any]) -> Figure:
             bbox=box,
             zorder=5,
         )
-    names = ["all blocks", *(f"{level['num_removed']} removed" for level in result["levels"])]
+    names = ["nothing removed", *(f"{level['num_removed']} removed" for level in result["levels"])]
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.2, len(levels) + 0.75)
     axes.set_yticks([])
@@ -173,9 +173,10 @@ def drop_figure(result: dict[str, Any]) -> Figure:
             capsize=3,
             label=name,
         )
-    axes.axhline(0, color="#555555", linestyle=":", linewidth=1.5, label=f"all {result['num_blocks']} blocks")
+    axes.axhline(0, color="#555555", linestyle=":", linewidth=1.5, label="nothing removed")
     axes.set_xticks([level["num_removed"] for level in result["levels"]])
-    axes.set_xlabel(f"Removed blocks (of {result['num_blocks']})")
+    kind = "blocks" if len(result["units"]) == result["num_blocks"] else "sublayers"
+    axes.set_xlabel(f"Removed {kind} (of {len(result['units'])})")
     axes.set_ylabel(f"Drop in quality ({result['metric']})")
     report = result["report"]
     title = f"{result['task']}, {report['num_samples']} validation samples (bars: {result['confidence']:.0%} intervals)"

@@ -48,3 +48,14 @@ def label_units(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
         axes.set_xticks(places)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def unit_names(units: Sequence[int], granularity: str) -> list[str]:
+    """Names of the entries of a mask.
+
+    >>> unit_names([2, 3], "block"), unit_names([2, 3], "sublayer")
+    (['2', '3'], ['1.attn', '1.mlp'])
+    """
+    if granularity == "block":
+        return [str(unit) for unit in units]
+    return [f"{unit // 2}.{('attn', 'mlp')[unit % 2]}" for unit in units]

@@ -37,7 +37,8 @@ class Cells:
         describe: Given masks and positions, the text beside the progress bar.
         seconds_per_cell: In the latest round that had not begun before this run; None before the first.
         evaluations: Cells evaluated, by this run or the one that it continues.
-        block_forwards: Forwards of one block on the prompt of one sample that these take in one pass of the engine.
+        block_forwards: Forwards of one block on the prompt of one sample that these take in one pass of the engine; of
+            half a block where masks switch sublayers, which share nothing.
         sequential_block_forwards: The same, of one mask after another.
     """
 
@@ -114,8 +115,9 @@ class Cells:
             for name, row in zip(table.index, table.to_numpy(float)):
                 self._scores[name][kind, places] = row
         trie = MaskTrie(masks)
+        shares = self.model.hparams["granularity"] == "block"
         self.evaluations += len(masks) * len(positions)
-        self.block_forwards += trie.block_forwards * len(positions)
+        self.block_forwards += (trie.block_forwards if shares else trie.sequential_block_forwards) * len(positions)
         self.sequential_block_forwards += trie.sequential_block_forwards * len(positions)
 
     def _for_every_process(self, positions: tuple[int, ...]) -> list[int]:

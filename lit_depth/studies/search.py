@@ -1,4 +1,7 @@
-"""``lit-depth search``: which blocks cost least when they are removed together; found on one split, told on another."""
+"""``lit-depth search``: which blocks cost least when they are removed together; found on one split, told on another.
+
+With masks of sublayers: which attentions and MLPs.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,8 @@ from lit_depth.functional import (
     score_ablations,
 )
 from lit_depth.functional.ablations import Removed, free_units
+from lit_depth.functional.masking import Granularity
+from lit_depth.functional.policies import from_indices
 from lit_depth.functional.racing import RankBy
 from lit_depth.functional.search import MAX_COMBINATIONS
 from lit_depth.module import DepthModule
@@ -36,13 +41,15 @@ from lit_depth.results.report import Section, write_report
 from lit_depth.results.search_figures import ablation_label, write_search_figures
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
+from lit_depth.results.units import unit_names
 from lit_depth.studies.cells import Cells
 from lit_depth.studies.comparison import Scores
+from lit_depth.studies.importance import units_of
 from lit_depth.studies.ranking import describe_full
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
 
 RESULT = "search.json"
-HEADERS = ("removed", "blocks", "drop", "interval", "interaction", "interval", "found by")
+HEADERS = ("removed", "which", "drop", "interval", "interaction", "interval", "found by")
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
 _ROUND = 64  # samples per round of racing, at first
 _MAX_PRINTED = 6
@@ -68,8 +75,11 @@ def search(
     name: str,
 ) -> dict[str, Any]:
     """Search; arguments and result as for `lit_depth.DepthTrainer.search`."""
-    num_blocks, keep = model.num_blocks, sorted(keep or ())
-    _check(num_blocks, max_blocks_to_remove, keep, beam_width, epsilon, delta, exhaustive)
+    granularity: Granularity = model.hparams["granularity"]
+    num_units, keep = model.num_units, sorted(keep or ())
+    from_indices(model.num_blocks, keep or [0])  # refuse what is no block
+    keep = units_of(keep, granularity)
+    _check(num_units, max_blocks_to_remove, keep, beam_width, epsilon, delta, exhaustive)
     check_shares(confidence, max_bad_samples)
     _check_task(datamodule)
     datamodule.check_disjoint("calibration", "validation")
@@ -92,17 +102,17 @@ def search(
         cells = Cells(trainer, model, datamodule, "calibration", records, max_bad_samples)
         if not cells.num_samples:
             raise ValueError(f"calibration split of {task.name}: there are no samples to search on")
-        found = run_search(cells, num_blocks, options, datamodule.seed)
+        found = run_search(cells, num_units, options, datamodule.seed)
         cost = {
             "evaluations": found.evaluations,
             "saved": found.saved,
             "block_forwards": cells.block_forwards,
             "sequential_block_forwards": cells.sequential_block_forwards,
         }
-        full, others = _baselines(cells, num_blocks, found, options, datamodule.seed)
-        reported = _to_report(found, others, num_blocks, keep, beam_width)
+        full, others = _baselines(cells, num_units, found, options, datamodule.seed)
+        reported = _to_report(found, others, num_units, keep, beam_width)
         text = f"search, {task.name}, validation split"
-        masks = list(ablation_masks(num_blocks, list(reported)))
+        masks = list(ablation_masks(num_units, list(reported)))
         scores, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
         if not trainer.is_global_zero:
             return {}
@@ -111,7 +121,8 @@ def search(
             "task": task.name,
             "metric": task.metric,
             "in_training_mixture": task.in_training_mixture,
-            "num_blocks": num_blocks,
+            "num_blocks": model.num_blocks,
+            "units": unit_names(range(num_units), granularity),
             **options,
             "calibration": {
                 "num_samples": cells.num_samples - len(cells.bad_samples),
@@ -119,10 +130,10 @@ def search(
                 "bad_samples": cells.bad_samples,
                 "full": full,
             },
-            "report": _describe_split(scores, sweep, num_blocks, confidence),
+            "report": _describe_split(scores, sweep, num_units, confidence),
             "levels": [_level(level, beam_width) for level in found.levels],
             "baselines": others,
-            "ablations": _describe_ablations(reported, scores, num_blocks, confidence),
+            "ablations": _describe_ablations(reported, scores, num_units, confidence),
             "totals": {**cost, "evaluations_with_baselines": cells.evaluations},
         }
         assert sweep.records is not None
@@ -133,7 +144,7 @@ def search(
 
 
 def _check(
-    num_blocks: int,
+    num_units: int,
     max_removed: int,
     keep: Sequence[int],
     beam_width: int,
@@ -147,14 +158,14 @@ def _check(
     if not 0 <= epsilon < math.inf or not 0 < delta < 1:
         raise ValueError(f"epsilon must be at least 0 and delta between 0 and 1, got {epsilon} and {delta}")
     try:
-        free_units(num_blocks, max_removed, keep)
+        free_units(num_units, max_removed, keep)
     except ValueError as error:
         raise ValueError(f"max_blocks_to_remove, keep: {error}") from error
-    count = sum(math.comb(num_blocks - len(keep), size) for size in range(1, max_removed + 1))
+    count = sum(math.comb(num_units - len(keep), size) for size in range(1, max_removed + 1))
     if exhaustive and count > MAX_COMBINATIONS:
         raise ValueError(
             f"exhaustive takes at most {MAX_COMBINATIONS:,} combinations, got {count:,} (1 to {max_removed} of "
-            f"{num_blocks - len(keep)} blocks): remove fewer, keep more, or leave it to the beam"
+            f"{num_units - len(keep)} units): remove fewer, keep more, or leave it to the beam"
         )
 
 
@@ -169,19 +180,19 @@ def _check_task(datamodule: DepthDataModule) -> None:
         )
 
 
-def run_search(cells: Cells, num_blocks: int, options: dict[str, Any], seed: int) -> SearchResult:
+def run_search(cells: Cells, num_units: int, options: dict[str, Any], seed: int) -> SearchResult:
     """The search on the calibration split, as ``options`` (the command's arguments) say."""
     if options["exhaustive"]:
         cells.describe = lambda masks, positions: f"exhaustive search, {len(masks)} combinations"
-        return exhaustive_search(cells, num_blocks, cells.num_samples, **_arguments(cells, options))
-    cells.describe = _Progress(cells, num_blocks - len(options["keep"]), options)
-    return _beam_search(cells, num_blocks, options["beam_width"], options, seed)
+        return exhaustive_search(cells, num_units, cells.num_samples, **_arguments(cells, options))
+    cells.describe = _Progress(cells, num_units - len(options["keep"]), options)
+    return _beam_search(cells, num_units, options["beam_width"], options, seed)
 
 
-def _beam_search(cells: Cells, num_blocks: int, width: int, options: dict[str, Any], seed: int) -> SearchResult:
+def _beam_search(cells: Cells, num_units: int, width: int, options: dict[str, Any], seed: int) -> SearchResult:
     return beam_search(
         cells,
-        num_blocks,
+        num_units,
         cells.num_samples,
         beam_width=width,
         racing=options["racing"],
@@ -234,7 +245,7 @@ def _duration(seconds: float) -> str:
 
 
 def _baselines(
-    cells: Cells, num_blocks: int, found: SearchResult, options: dict[str, Any], seed: int
+    cells: Cells, num_units: int, found: SearchResult, options: dict[str, Any], seed: int
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, Any] | None]]]:
     """The full model on the calibration split, and each baseline's best ablation of every size (None: there is none).
 
@@ -245,12 +256,12 @@ def _baselines(
     spans: list[list[Removed]] = []
     for length in range(2, most + 1 if options["baselines"] else 2):
         try:
-            spans.append(contiguous_spans(num_blocks, length, keep=keep))
+            spans.append(contiguous_spans(num_units, length, keep=keep))
         except ValueError:  # those that are kept leave no such stretch
             spans.append([])
     asked: list[Removed] = [(), *(span for same_length in spans for span in same_length)]
     cells.describe = lambda masks, positions: f"baselines, {len(masks)} contiguous spans and the full model"
-    full, *scored = score_ablations(cells, num_blocks, cells.num_samples, asked, rank_by=options["rank_by"])
+    full, *scored = score_ablations(cells, num_units, cells.num_samples, asked, rank_by=options["rank_by"])
     if not options["baselines"]:
         return _entry(full), {}
     by_removed = {ablation.removed: ablation for ablation in scored}
@@ -259,15 +270,15 @@ def _baselines(
         for same_length in spans
     ]
     cells.describe = lambda masks, positions: f"baselines, greedy search, {int((~masks[0]).sum())} removed"
-    greedy = _beam_search(cells, num_blocks, 1, options, seed)
-    importance = np.full(num_blocks, np.inf)
+    greedy = _beam_search(cells, num_units, 1, options, seed)
+    importance = np.full(num_units, np.inf)
     for ablation in found.levels[0].ablations:
         importance[ablation.removed[0]] = -ablation.score
     importance[np.isinf(importance)] = 1.0  # kept: no score is below -1
     cells.describe = lambda masks, positions: "baselines, order of importance"
     ordered = score_ablations(
         cells,
-        num_blocks,
+        num_units,
         cells.num_samples,
         importance_order(importance.tolist(), most, keep=keep),
         rank_by=options["rank_by"],
@@ -298,7 +309,7 @@ def _level(level: SearchLevel, beam_width: int) -> dict[str, Any]:
 def _to_report(
     found: SearchResult,
     baselines: dict[str, list[dict[str, Any] | None]],
-    num_blocks: int,
+    num_units: int,
     keep: Sequence[int],
     beam_width: int,
 ) -> dict[Removed, list[str]]:
@@ -311,33 +322,33 @@ def _to_report(
         for entry in entries:
             if entry is not None:
                 reported.setdefault(entry["removed"], []).append(name.replace("_", " "))
-    for block_idx in range(num_blocks):  # what interactions are measured against
-        if block_idx not in keep:
-            reported.setdefault((block_idx,), [])
+    for unit in range(num_units):  # what interactions are measured against
+        if unit not in keep:
+            reported.setdefault((unit,), [])
     return dict(sorted(reported.items(), key=lambda item: (len(item[0]), item[0])))
 
 
-def _describe_split(scores: Scores, sweep: MaskSweep, num_blocks: int, confidence: float) -> dict[str, Any]:
+def _describe_split(scores: Scores, sweep: MaskSweep, num_units: int, confidence: float) -> dict[str, Any]:
     return {
         "split": "validation",
         "num_samples": len(scores.images),
         "num_images": len(set(scores.images)),
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
-        "full": describe_full(scores, num_blocks, confidence),
+        "full": describe_full(scores, num_units, confidence),
     }
 
 
 def _describe_ablations(
-    reported: dict[Removed, list[str]], scores: Scores, num_blocks: int, confidence: float
+    reported: dict[Removed, list[str]], scores: Scores, num_units: int, confidence: float
 ) -> list[dict[str, Any]]:
     """Quality, drop and interaction of every ablation, each difference taken sample by sample."""
     removed = [each for each in reported if each]
-    names = [mask_id(mask) for mask in ablation_masks(num_blocks, removed)]
+    names = [mask_id(mask) for mask in ablation_masks(num_units, removed)]
     quality = scores.rows(names)
-    drop = scores.rows(["1" * num_blocks]) - quality
+    drop = scores.rows(["1" * num_units]) - quality
     single = {each[0]: row for each, row in zip(removed, drop) if len(each) == 1}
-    extra = np.stack([row - sum(single[block_idx] for block_idx in each) for each, row in zip(removed, drop)])
+    extra = np.stack([row - sum(single[unit] for unit in each) for each, row in zip(removed, drop)])
     intervals = scores.intervals(np.concatenate([quality, drop, extra]), confidence)
     size = len(removed)
     entries = []
@@ -376,7 +387,7 @@ def _headline(result: dict[str, Any]) -> str:
         f"{result['rank_by']}; {result['metric']} on {report['num_samples']} validation samples of "
         f"{report['num_images']} images ({report['num_bad_samples']} bad), {result['confidence']:.0%} intervals by "
         f"image. Full model {full['quality']:.3f} [{low:.3f}, {high:.3f}]. Interaction: the drop beyond the sum of the "
-        f"drops of its blocks alone.{trained}"
+        f"drops of its parts alone.{trained}"
     )
 
 
@@ -390,7 +401,7 @@ def _rows(result: dict[str, Any]) -> list[list[Any]]:
                 else [None, None]
                 for key in ("drop", "interaction")
             ]
-            label = ablation_label(entry["removed"])
+            label = ablation_label(entry["removed"], result["units"])
             rows.append([len(entry["removed"]), label, *cells[0], *cells[1], ", ".join(entry["found_by"])])
     return rows
 
@@ -399,7 +410,7 @@ def _level_rows(result: dict[str, Any], most: int | None = _MAX_PRINTED) -> list
     rows = []
     for level in result["levels"]:
         dropped = sum(ablation["dropped_on"] is not None for ablation in level["ablations"])
-        tied = [ablation_label(removed) for removed in level["tied"][1:]]
+        tied = [ablation_label(removed, result["units"]) for removed in level["tied"][1:]]
         shown = ", ".join(tied[:most]) + (f" and {len(tied) - most} more" if most and len(tied) > most else "")
         rows.append(
             [

@@ -14,6 +14,8 @@ import torch
 from plain_repository import NUM_BLOCKS, PlainModule, loader, run, trainer
 from pruning import pruned_copy
 from torch.utils.data import DataLoader, Dataset
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from zeroing import zeroed_copy
 
 from lit_depth.callbacks import AccuracyDropImportance, BeamSearchAblation
 from lit_depth.functional import ablation_masks
@@ -51,6 +53,29 @@ def test_scores_are_those_of_physically_pruned_models():
         assert {a.removed: a.score for a in level.ablations} == pytest.approx(expected, abs=1e-6)
         assert logged[f"ablation/removed_{size}_score"] == pytest.approx(max(expected.values()), abs=1e-6)
         assert all(ablation.num_samples == 20 for ablation in level.ablations)
+
+
+def test_scores_of_sublayers_are_those_of_models_whose_halves_add_zeros():
+    callback = BeamSearchAblation(beam_width=28, max_removed=2, granularity="sublayer")
+    logged, module = run("validate", [callback])
+    module.eval()
+    for size, level in enumerate(callback.result.levels, 1):
+        expected = {
+            removed: accuracy(zeroed_copy(module.model, ablation_masks(2 * NUM_BLOCKS, [removed])[0]))
+            for removed in itertools.combinations(range(2 * NUM_BLOCKS), size)
+        }
+        assert {a.removed: a.score for a in level.ablations} == pytest.approx(expected, abs=1e-6)
+        assert logged[f"ablation/removed_{size}_score"] == pytest.approx(max(expected.values()), abs=1e-6)
+
+
+def test_halves_of_blocks_of_an_unknown_form_are_refused_before_the_loop():
+    module = Silent()
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+    module.model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=24, **sizes))
+    callback = BeamSearchAblation(max_removed=1, granularity="sublayer")
+    with pytest.raises(ValueError, match="cannot skip half of a GPTNeoXLayer: .*skip whole blocks instead"):
+        trainer([callback]).validate(module, loader(), verbose=False)
+    assert callback.full is None
 
 
 def test_single_blocks_are_those_of_importance():

@@ -323,7 +323,7 @@ def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Monk
         "interaction_ci": [0.2, 0.4],
     }
     result = {"ablations": [alone | {"interaction": None, "interaction_ci": None}, pair], "rank_by": "accuracy"}
-    result["totals"] = {"evaluations": 800, "saved": 200}
+    result |= {"totals": {"evaluations": 800, "saved": 200}, "units": ["0", "1", "2"]}
     write_json(tmp_path / "result" / "search.json", result)
     logged = offline_run(lambda logger: log_search(logger, result, tmp_path / "result"), tmp_path, monkeypatch)
     first, second = read_table(logged, logged.history[0]["search/ablations"])

@@ -38,6 +38,7 @@ def result() -> dict[str, Any]:
         "task": "shapes",
         "metric": "ExactMatch",
         "num_blocks": 4,
+        "units": ["0", "1", "2", "3"],
         "beam_width": 2,
         "rank_by": "accuracy",
         "racing": True,

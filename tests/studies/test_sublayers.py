@@ -1,4 +1,4 @@
-"""``lit-depth importance`` and ``consistency`` with ``--model.granularity sublayer``; the other commands refuse it."""
+"""``importance``, ``consistency`` and ``search`` under ``--model.granularity sublayer``; others refuse it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from commands import run
 from zeroing import zeroed_copy
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import leave_one_out
+from lit_depth.functional import ablation_masks, leave_one_out
 from lit_depth.functional.scoring import reference_logprob
 from lit_depth.module import DepthModule, model_inputs
 
@@ -68,9 +68,41 @@ def test_consistency_of_sublayers(checkpoint, tmp_path):
     assert figure.stat().st_size > 0
 
 
+def test_search_over_sublayers(checkpoint, tmp_path, capsys):
+    arguments = ["search", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SUBLAYER]
+    arguments += ["--keep", *map(str, range(1, 15)), "--max_blocks_to_remove", "2", "--rank_by", "reference_logprob"]
+    arguments += ["--data.calibration_samples", "8", "--data.num_samples", "8", "--data.batch_size", "8"]
+    assert run([*arguments, "--exhaustive", "true"]) == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "search" / "default"
+    result = json.loads((folder / "search.json").read_text())
+    assert result["num_blocks"] == 16 and len(result["units"]) == 32
+    names = [[result["units"][unit] for unit in entry["removed"]] for entry in result["ablations"]]
+    assert [name for (name,) in names[:4]] == NAMES and all(set(each) <= set(NAMES) for each in names)
+    assert "-0.attn" in out and "-15.mlp" in out
+    for name in ("figures/search_tree.png", "figures/drop_vs_removed.png", "report.html"):
+        assert (folder / name).stat().st_size > 0
+    # against copies in which the halves add zeros
+    module = DepthModule(str(checkpoint))
+    data = DepthDataModule(module.processor, batch_size=8, calibration_samples=8)
+    (batch,) = data.eval_dataloader("calibration")
+    inputs, options = (model_inputs(batch), batch["answer_ids"]), {"pad_token_id": module.pad_token_id}
+    assert [len(level["ablations"]) for level in result["levels"]] == [4, 6]
+    for level in result["levels"]:
+        for ablation in level["ablations"]:
+            zeroed = zeroed_copy(module.model, ablation_masks(32, [ablation["removed"]])[0])
+            logprobs = reference_logprob(zeroed, *inputs, **options)
+            assert ablation["reference_logprob"] == pytest.approx(float(logprobs.mean()), abs=5e-6)
+            assert ablation["score"] == pytest.approx(float(logprobs.exp().mean()), abs=5e-6)
+    totals = result["totals"]
+    assert totals["block_forwards"] == totals["sequential_block_forwards"]  # halves share nothing
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["search", "--keep", "16"], "between 0 and 15, given 16"),
+        (["search", "--max_blocks_to_remove", "32"], "between 1 and 31 of 32 units"),
         (["compare"], "compare takes whole blocks only"),
         (["latency"], "latency takes whole blocks only"),
         (["select"], "select takes whole blocks only"),
