@@ -36,7 +36,7 @@ class BeamSearchAblation(Callback):
     | ``ablation/removed_1_score``, ``ablation/removed_2_score``, ... | mean score without the best 1, 2, ... blocks |
 
     and keeps which blocks these are, and all else, in :attr:`result` (a `lit_depth.functional.SearchResult`;
-    ``reference_logprob`` is not measured and 0), and the full model's score in :attr:`full`.
+    ``reference_logprob`` is not measured: NaN), and the full model's score in :attr:`full`.
 
     Args:
         beam_width: Ablations that are kept, and extended by one more block, at each number of removed blocks.
@@ -218,7 +218,7 @@ class _BatchScores:
             columns = needed == index
             for row, name in enumerate(names):
                 found[row, columns] = self.scores[index, name][within[columns]]
-        return MaskScores(found, np.zeros_like(found))
+        return MaskScores(found)
 
     def _score(self, lacking: dict[int, list[int]], masks: Tensor, names: list[str]) -> None:
         """Score batches under the masks that they lack: each process its own, then all get them all."""

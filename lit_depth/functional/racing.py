@@ -37,11 +37,23 @@ class MaskScores(NamedTuple):
 
     Attributes:
         accuracy: ``[masks, samples]`` in [0, 1]; a metric of another range is divided by its largest value first.
-        reference_logprob: ``[masks, samples]``, at most 0; minus infinity is allowed.
+        reference_logprob: ``[masks, samples]``, at most 0; minus infinity is allowed. None where it is not measured:
+            then accuracy alone decides.
     """
 
     accuracy: Floats
-    reference_logprob: Floats
+    reference_logprob: Floats | None = None
+
+    def as_arrays(self) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+        """Accuracy and reference log-probability (NaN where it is not measured), float64; which samples are bad."""
+        accuracy = np.asarray(self.accuracy, dtype=np.float64)
+        bad: NDArray[np.bool_] = np.asarray(np.isnan(accuracy).any(axis=0))
+        if self.reference_logprob is None:
+            return accuracy, np.full(accuracy.shape, np.nan), bad
+        logprob = np.asarray(self.reference_logprob, dtype=np.float64)
+        if logprob.shape == accuracy.shape:  # of other shapes the caller complains
+            bad = bad | np.isnan(logprob).any(axis=0)
+        return accuracy, logprob, bad
 
 
 Evaluate = Callable[[Tensor, Sequence[int]], MaskScores]
@@ -150,7 +162,7 @@ class ScoreTable:
             ValueError: Scores of a wrong shape or outside their range.
         """
         scores = self.evaluate(self.masks[list(rows)], self.samples.order[places].tolist())
-        accuracy, logprob = (np.asarray(values, dtype=np.float64) for values in scores)
+        accuracy, logprob, bad = scores.as_arrays()
         for name, values, low, high in (
             ("accuracy", accuracy, 0.0, 1.0),
             ("reference_logprob", logprob, -math.inf, 1e-6),  # rounding may leave a logarithm of 1 above 0
@@ -163,7 +175,7 @@ class ScoreTable:
         cells = np.ix_(np.array(rows), places)
         self.accuracy[cells], self.logprob[cells] = accuracy, logprob
         self.probability[cells] = np.exp(np.minimum(logprob, 0.0))
-        self.samples.bad[places] |= np.isnan(accuracy).any(axis=0) | np.isnan(logprob).any(axis=0)
+        self.samples.bad[places] |= bad
         self.evaluations += len(rows) * len(places)
 
     def bounded(self, score: RankBy) -> Floats:

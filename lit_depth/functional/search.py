@@ -193,6 +193,8 @@ def beam_search(
         table = ScoreTable(evaluate, ablation_masks(num_units, list(parents)), samples)
         levels.append(_level(table, parents, race(table, batch if racing else num_samples, rule), rule))
         samples.shuffle()
+        if math.isnan(levels[-1].best.score):
+            raise ValueError(f"expected scores to rank by {rank_by}, which evaluate does not measure")
         beam = levels[-1].beam
     bad = sorted(samples.order[samples.bad].tolist())
     return SearchResult(tuple(levels), tuple(bad))
@@ -226,14 +228,15 @@ def exhaustive_search(
         )
     combinations = [c for size in range(1, max_removed + 1) for c in itertools.combinations(free, size)]
     masks = ablation_masks(num_units, combinations)
-    accuracy, logprob = (np.asarray(values, dtype=np.float64) for values in evaluate(masks, range(num_samples)))
-    bad = np.isnan(accuracy).any(axis=0) | np.isnan(logprob).any(axis=0)
-    scores = [np.where(bad, np.nan, values) for values in (accuracy, logprob)]
+    found = evaluate(masks, range(num_samples))
+    accuracy, logprob, bad = found.as_arrays()
+    accuracy = np.where(bad, np.nan, accuracy)
     rows = {mask_id(mask): row for row, mask in enumerate(masks)}
 
     def recall(masks: Tensor, positions: Sequence[int]) -> MaskScores:
         asked = [rows[mask_id(mask)] for mask in masks]
-        return MaskScores(*(values[asked][:, list(positions)] for values in scores))
+        cells = np.ix_(np.array(asked), np.array(positions, dtype=np.int64))
+        return MaskScores(accuracy[cells], None if found.reference_logprob is None else logprob[cells])
 
     return beam_search(
         recall,

@@ -357,6 +357,23 @@ def test_logprob_settles_sooner_what_accuracy_confirms() -> None:
     assert spent[0] < spent[1]
 
 
+def test_accuracy_alone_decides_where_no_logprob_is_measured() -> None:
+    generator = np.random.default_rng(0)
+    right = (generator.random((5, 2000)) < np.array([0.9, 0.5, 0.5, 0.5, 0.5])[:, None]).astype(float)
+
+    def evaluate(masks: torch.Tensor, positions: list[int]) -> MaskScores:
+        return MaskScores(right[[int((~mask).nonzero()) for mask in masks]][:, positions])
+
+    (level,) = beam_search(evaluate, 5, 2000, max_removed=1, beam_width=1).levels
+    assert level.best.removed == (0,) and level.best.accuracy == level.best.score
+    assert {ablation.dropped_on for ablation in level.ablations} == {None, "accuracy"}
+    assert all(math.isnan(ablation.reference_logprob) for ablation in level.ablations)
+    (everything,) = exhaustive_search(evaluate, 5, 2000, max_removed=1).levels
+    assert [ablation.score for ablation in everything.ablations] == sorted(right.mean(1), reverse=True)
+    with pytest.raises(ValueError, match="rank by reference_logprob, which evaluate does not measure"):
+        beam_search(evaluate, 5, 2000, max_removed=1, rank_by="reference_logprob")
+
+
 def test_proofs_take_one_sample_of_each_cluster() -> None:
     """Copies are no evidence: a table of them proves what the table without them does, in the same order."""
     table = settled_problem(3, 256)
