@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from lit_depth.functional.masking import unmasked
 from lit_depth.functional.sublayers import HalfForward, find_halves
 from lit_depth.functional.trie import MaskTrie
 
@@ -120,18 +121,14 @@ class RowCache(Cache):
 
 @contextmanager
 def driven(blocks: nn.ModuleList, make_forward: Callable[[int, Forward], Forward]) -> Iterator[None]:
-    """Replace the blocks' instance ``forward`` by ``make_forward(block index, real forward)``; restore exactly."""
-    found = [block.__dict__.get("forward") for block in blocks]
-    try:
+    """Replace the blocks' instance ``forward`` by ``make_forward(block index, real forward)``; restore exactly.
+
+    A mask that the model is under (`masked`) is replaced, as an inner mask replaces it.
+    """
+    with unmasked(blocks):
         for block_idx, block in enumerate(blocks):
             block.__dict__["forward"] = make_forward(block_idx, block.forward)
         yield
-    finally:
-        for block, forward in zip(blocks, found):
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.__dict__["forward"] = forward
 
 
 class TrieDriver:

@@ -18,7 +18,6 @@ import ast
 import functools
 import inspect
 import textwrap
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
@@ -34,7 +33,11 @@ from lit_depth.functional.sublayers import HalfForward, check_halves
 Granularity = Literal["block", "sublayer"]
 Phase = Literal["both", "prefill", "decode"]
 
-_ABSENT = object()
+# no forward on the instance; in copies of a masked model, too
+_ABSENT = None
+# attribute of the first block: the claim of the innermost context, so that the hooks of nested contexts agree; copies
+# of a masked model, also those of `nn.DataParallel`, have it too
+_CLAIM = "_lit_depth_claim"
 # a block that takes one of these computes with what another block made
 _COUPLING_ARGUMENTS = ("shared_kv_states", "block_states", "prev_topk_indices", "prev_router_hidden_states")
 
@@ -300,13 +303,15 @@ def _decoded_columns(attention_mask: object, entry: DecodedLayer, num_new: int) 
 
 
 class _Blocks(nn.ModuleList):
-    """Stands in for the class of the list of blocks: a slice, which decoders loop over, is not a new module.
+    """Stands in for the class of the list of blocks: ``blocks[:num_blocks]``, which decoders loop over, is the list.
 
-    Making one costs a microsecond or two per block and forward, for skipped ones too.
+    A new module costs a microsecond or two per block and forward, for skipped ones too.
     """
 
     def __getitem__(self, idx: Any) -> Any:
-        return list(self._modules.values())[idx] if isinstance(idx, slice) else super().__getitem__(idx)
+        if not isinstance(idx, slice):
+            return super().__getitem__(idx)
+        return self if idx == slice(None, len(self)) else nn.ModuleList(list(self._modules.values())[idx])
 
 
 @contextmanager
@@ -315,14 +320,13 @@ def _masked(
 ) -> Iterator[nn.Module]:
     """Skip blocks and halves of blocks; ``halves`` holds one pair (attention runs, MLP runs) per block."""
     found = [_instance_forward(block) for block in blocks]
-    # what the blocks run outside every mask: an outer mask is replaced, not combined with
-    own = [forward.replaced if isinstance(forward, _Identity | HalfForward) else forward for forward in found]
+    own = [_outside_masks(forward) for forward in found]  # an outer mask is replaced, not combined with
     for block_idx, (forward, (attends, has_mlp)) in enumerate(zip(own, halves)):
         if attends != has_mlp and forward is not _ABSENT:
             raise ValueError(f"cannot skip half of block {block_idx}: it has a forward of its own on the instance")
-    outer = _CLAIMS.get(blocks[0])
+    outer = blocks[0].__dict__.get(_CLAIM)
     claim = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
-    _CLAIMS[blocks[0]] = claim([attends for attends, _ in halves])  # an MLP reads and writes no cache
+    blocks[0].__dict__[_CLAIM] = claim([attends for attends, _ in halves])  # an MLP reads and writes no cache
     hooks = [blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)]
     list_class = type(blocks)
     if decoder is not None and "past_key_values" in inspect.signature(type(decoder).forward).parameters:
@@ -344,31 +348,53 @@ def _masked(
         blocks.__class__ = list_class
         for hook in hooks:
             hook.remove()
-        if outer is None:
-            del _CLAIMS[blocks[0]]
-        else:
-            _CLAIMS[blocks[0]] = outer
+        _set_claim(blocks[0], outer)
         for block, forward in zip(blocks, found):
             _set_instance_forward(block, forward)
 
 
-# first block of a model -> the claim of its innermost context, so that the hooks of nested contexts agree
-_CLAIMS: weakref.WeakKeyDictionary[nn.Module, Claim] = weakref.WeakKeyDictionary()
+@contextmanager
+def unmasked(blocks: nn.ModuleList) -> Iterator[None]:
+    """Run all blocks, whatever contexts of `masked` are open."""
+    found = [_instance_forward(block) for block in blocks]
+    claim = blocks[0].__dict__.get(_CLAIM)
+    try:
+        _set_claim(blocks[0], None)
+        for block, forward in zip(blocks, found):
+            _set_instance_forward(block, _outside_masks(forward))
+        yield
+    finally:
+        _set_claim(blocks[0], claim)
+        for block, forward in zip(blocks, found):
+            _set_instance_forward(block, forward)
+
+
+def _outside_masks(forward: object) -> object:
+    return forward.replaced if isinstance(forward, _Identity | HalfForward) else forward
+
+
+def _set_claim(first_block: nn.Module, claim: Claim | None) -> None:
+    if claim is None:
+        first_block.__dict__.pop(_CLAIM, None)
+    else:
+        first_block.__dict__[_CLAIM] = claim
 
 
 def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    cache = _find_cache(args, kwargs)
-    if cache is not None:
-        _CLAIMS[block](cache)
+    claim, cache = block.__dict__.get(_CLAIM), _find_cache(args, kwargs)
+    if claim is not None and cache is not None:
+        claim(cache)
 
 
 def _offer_cache(
     first_block: nn.Module, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    if torch.compiler.is_compiling():
+    claim = first_block.__dict__.get(_CLAIM)
+    if claim is None or torch.compiler.is_compiling():
         return None
-    makes_its_own = kwargs.get("use_cache") is True and _find_cache(args, kwargs) is None
-    cache = _CLAIMS[first_block].new_cache(makes_its_own)
+    # with more than one positional argument, the cache may be among them
+    is_given = len(args) > 1 or kwargs.get("past_key_values") is not None
+    cache = claim.new_cache(kwargs.get("use_cache") is True and not is_given)
     return None if cache is None else (args, {**kwargs, "past_key_values": cache})
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import time
 from contextlib import nullcontext
 
@@ -195,6 +196,44 @@ def snapshot(model: nn.Module) -> tuple:
         {name: value.clone() for name, value in model.state_dict().items()},
         [(name, set(module.__dict__), len(module._forward_pre_hooks)) for name, module in model.named_modules()],
     )
+
+
+@pytest.mark.parametrize("copied", ["deepcopy", "pickle"])
+@torch.no_grad()
+def test_a_copy_of_a_masked_model_is_masked(models, copied):
+    model, mask, other = models["llama"], from_mask_id("0110"), from_mask_id("1010")
+    batch = tiny_batch(model)
+    with masked(model, mask):
+        model(**batch, use_cache=True)
+        twin = copy.deepcopy(model) if copied == "deepcopy" else pickle.loads(pickle.dumps(model))
+    for use_cache in (False, True):
+        expected = pruned_copy(model, mask)(**batch, use_cache=use_cache).logits
+        torch.testing.assert_close(twin(**batch, use_cache=use_cache).logits, expected, atol=1e-5, rtol=0)
+    with masked(twin, other):
+        expected = pruned_copy(model, other)(**batch).logits
+        torch.testing.assert_close(twin(**batch).logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_cache_in_any_form_is_left_alone(models):
+    decoder, batch = models["llama"].get_decoder(), tiny_batch(models["llama"])
+    keys = torch.zeros(4, 2, 8, 8)
+    with masked(models["llama"], from_mask_id("0110")):
+        outputs = decoder(**batch, use_cache=True)
+        positional = decoder(batch["input_ids"], batch["attention_mask"], None, None, use_cache=True)
+        assert torch.equal(positional.last_hidden_state, outputs.last_hidden_state)
+        with pytest.raises(AttributeError):  # transformers' own answer
+            decoder(batch["input_ids"][:, -1:], past_key_values=((keys, keys),) * 4, use_cache=True)
+
+
+def test_slices_of_the_blocks_are_module_lists_under_a_mask(models):
+    blocks = find_blocks(models["llama"])
+    with masked(models["llama"], from_mask_id("0110")):
+        for part in (slice(-2, None), slice(None, 4), slice(None), slice(0, 3, 2)):
+            assert isinstance(blocks[part], nn.ModuleList)
+            assert list(blocks[part]) == list(blocks)[part]
+        last = blocks[-2:]
+    assert type(last) is nn.ModuleList
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])

@@ -321,6 +321,26 @@ def test_the_model_is_left_as_it_was(models):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("bits", "granularity"), [("0110", "block"), ("0111", "block"), ("10101010", "sublayer")], ids=str
+)
+def test_the_masks_of_a_sweep_replace_the_one_around_it(models, bits, granularity):
+    model, inputs = models["llama"], tiny_batch(models["llama"])
+    masks = SETS["leave one out"]
+    expected = sweep_generate(model, inputs, masks, NEW_TOKENS), generate(model, inputs, masks[:4], NEW_TOKENS)
+    logits = sweep_forward(model, inputs, masks, logits_to_keep=1).logits
+    with masked(model, [bit == "1" for bit in bits], granularity=granularity):
+        under_it = plain_tokens(model, inputs)
+        assert torch.equal(sweep_generate(model, inputs, masks, NEW_TOKENS), expected[0])
+        assert torch.equal(generate(model, inputs, masks[:4], NEW_TOKENS), expected[1])
+        assert torch.equal(sweep_forward(model, inputs, masks, logits_to_keep=1).logits, logits)
+        assert torch.equal(plain_tokens(model, inputs), under_it)
+
+
+def plain_tokens(model, inputs) -> torch.Tensor:
+    return model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+
+
 def test_bad_masks_are_refused(models):
     model, inputs = models["llama"], tiny_batch(models["llama"])
     with pytest.raises(ValueError, match="4 blocks, given 3"):
