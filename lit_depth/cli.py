@@ -10,11 +10,11 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
 
@@ -28,6 +28,13 @@ STUDIES = ("compare", "consistency", "importance", "latency", "search", "select"
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
 FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--methods", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in two lines; its base prints the usage of all options first."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        _stop(f"error: {' '.join(message.split())}\nsee lit-depth <command> --help")
 
 
 class DepthCLI(LightningCLI):
@@ -79,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 save_config_callback=None,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
+                parser_class=_Parser,
                 parser_kwargs={
                     "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
                 },
@@ -206,6 +214,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
 
 
-def _stop(message: str) -> None:
+def _stop(message: str) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(USER_ERROR)

@@ -162,6 +162,8 @@ def close(a, b) -> bool:
         (["--output_dir", "/proc/nowhere"], "cannot write to"),
         (["--data.task", "shapes_vqq"], "shapes_vqa"),
         (["--no_such_flag", "1"], "no_such_flag"),
+        (["--num_seeds", "three"], "num_seeds.*Expected.*int.*three"),
+        (["--model.phase", "prefil"], "phase.*prefil"),
     ],
 )
 def test_mistakes_end_with_code_2_and_say_what_to_do(checkpoint, tmp_path, capsys, arguments, message):
@@ -170,6 +172,7 @@ def test_mistakes_end_with_code_2_and_say_what_to_do(checkpoint, tmp_path, capsy
     assert code == 2
     assert re.search(message, err), err
     assert "Traceback" not in err and not list(tmp_path.rglob("*.json"))
+    assert err.count("\n") <= 2 and "usage:" not in err
 
 
 def test_missing_and_broken_checkpoints_are_named(checkpoint, tmp_path, capsys):
