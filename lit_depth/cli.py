@@ -56,12 +56,6 @@ class DepthCLI(LightningCLI):
                 "leave it out, or give cpu"
             )
 
-    def init_parser(self, **kwargs: Any) -> Any:
-        """A parser that names a mistake without a screenful of usage before it: every command has some 80 options."""
-        parser: Any = super().init_parser(**kwargs)
-        parser.print_usage = lambda file=None: None
-        return parser
-
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and take a prompt as it stands: read as YAML, ``# a question`` or ``~`` would be no prompt at all."""
         super().parse_arguments(parser, args)

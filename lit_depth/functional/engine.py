@@ -7,6 +7,9 @@ driver is attached, the ``forward`` of every block is the driver's, which decide
 - `RowDriver` (decoding, and prefill with per-row masks): rows that keep a block are gathered, run and scattered back.
 
 Both write keys and values to a `RowCache`, whose entry of a block holds only the rows that run it.
+
+Forward hooks on the blocks themselves see a stand-in for the hidden states and cannot change them; those on the modules
+inside a block see the rows that it runs on.
 """
 
 from __future__ import annotations

@@ -366,7 +366,7 @@ def test_mistakes_with_a_text_model(text_module, tmp_path, picture):
 def test_wrong_flags_are_named_without_the_whole_usage(checkpoint, capsys, arguments, message):
     assert run(["tokens", "--model.checkpoint", checkpoint, *arguments]) == 2
     err = capsys.readouterr().err
-    assert message in err and "tokens --help" in err and len(err.splitlines()) <= 4
+    assert message in err and "--help" in err and len(err.splitlines()) == 2
 
 
 @pytest.mark.slow
