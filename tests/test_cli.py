@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from commands import close
 from safetensors.torch import load_file, save_file
 
 from lit_depth import cli
@@ -137,15 +138,6 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, capsys):
     assert [len(shard) for shard in shards] == [6 * 3, 5 * 3]
     one, two = (json.loads((tmp_path / "compare" / name / RESULT).read_text()) for name in ("one", "two"))
     assert close(one, two)
-
-
-def close(a, b) -> bool:
-    """Equal but for the last digits of floats: the continued run's batches are the same, its kernels need not be."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(close(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(close, a, b))
-    return a == pytest.approx(b, rel=1e-6) if isinstance(a, float) else a == b
 
 
 @pytest.mark.parametrize(
