@@ -51,7 +51,7 @@ def compare(
     num_blocks = model.num_blocks
     keep = list(keep or ())
     names, counts = check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)
-    custom = plan_indices(active_block_indices, num_blocks) if active_block_indices else None
+    custom = None if active_block_indices is None else plan_indices(active_block_indices, num_blocks)
     # all arguments are checked before anything is measured
     plan_masks(names, counts, num_blocks, [0.0] * num_blocks, num_seeds, keep)
     needs_importance = custom is None and "importance" in names

@@ -62,14 +62,14 @@ def latency(
     if trainer.world_size > 1:
         raise ValueError(f"latency is measured by one process, got {trainer.world_size}: give --trainer.devices 1")
     scores = None
-    if "importance" in names and not active_block_indices:
+    if "importance" in names and active_block_indices is None:
         if importance is None:
             raise ValueError("the importance policy needs --importance FILE, as `lit-depth importance` writes it")
         scores = to_importance(read_importance(importance, datamodule), num_blocks, importance, keep)
     plan = (
-        plan_indices(active_block_indices, num_blocks)
-        if active_block_indices
-        else plan_masks(names, counts, num_blocks, scores, num_seeds, keep)
+        plan_masks(names, counts, num_blocks, scores, num_seeds, keep)
+        if active_block_indices is None
+        else plan_indices(active_block_indices, num_blocks)
     )
     device = trainer.strategy.root_device
     datamodule.take("validation", num_samples)

@@ -71,6 +71,8 @@ def plan_indices(index_lists: Sequence[Sequence[int]], num_blocks: int) -> list[
     >>> [planned.policy for planned in plan_indices([[0, 2], [1], [2, 0]], 3)]
     ['blocks 0 2', 'blocks 1', 'blocks 0 2 (2)']
     """
+    if not index_lists:
+        raise ValueError("active_block_indices must hold at least one list of blocks, got none")
     masks = [from_indices(num_blocks, indices) for indices in index_lists]
     plan: list[PlannedMask] = []
     for mask in masks:

@@ -130,6 +130,8 @@ def test_plan_of_indices() -> None:
     ]
     with pytest.raises(ValueError, match="between 0 and 5, given 6"):
         plan_indices([[6]], NUM_BLOCKS)
+    with pytest.raises(ValueError, match="at least one list"):
+        plan_indices([], NUM_BLOCKS)
 
 
 def test_a_mask_given_twice_is_reported_twice() -> None:
