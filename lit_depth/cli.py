@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
+from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
@@ -44,6 +45,12 @@ class DepthCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         studies = dict.fromkeys(STUDIES, {"model", "datamodule"})
         return {**LightningCLI.subcommands(), **studies}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As its base, but with a parser of our own (Lightning takes its class as an argument from 2.6 on only)."""
+        parser = _Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML or JSON file of options")
+        return parser
 
     def before_instantiate_classes(self) -> None:
         """Refuse a GPU that is not there, before the model is loaded."""
@@ -80,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 save_config_callback=None,
                 seed_everything_default=0,
                 auto_configure_optimizers=False,
-                parser_class=_Parser,
                 parser_kwargs={
                     "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
                 },

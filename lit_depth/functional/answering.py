@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import Granularity, masked
 from lit_depth.functional.scoring import answer_logprob, reference_logprob, with_answers, with_positions
@@ -101,7 +102,7 @@ def _answer_chunk(
         extended = {name: value for name, value in extended.items() if name not in IMAGE_INPUTS}
     driver = TrieDriver(trie, call_width(model, inputs), cache, keep=answer_length + 1, embeddings=embeddings)
     with driven(blocks, driver.make_forward):
-        logits = model(**with_positions(model, extended), past_key_values=cache, use_cache=cache is not None).logits
+        logits = model(**with_positions(model, extended), **{CACHE_NAME: cache}, use_cache=cache is not None).logits
     scored = torch.zeros(len(masks), 0)
     answers = None if answer_ids is None else answer_ids.repeat(len(masks), 1)
     if answers is not None:
@@ -186,7 +187,7 @@ def decode(
                 present, alive = present[alive], alive[alive]
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(token), 1)], dim=1)
             inputs = with_positions(model, {"input_ids": token[:, None], "attention_mask": attention_mask})
-            logits = model(**inputs, past_key_values=cache, use_cache=True).logits
+            logits = model(**inputs, **{CACHE_NAME: cache}, use_cache=True).logits
             cache.length += 1
             token = logits[:, -1].argmax(-1)
     return tokens

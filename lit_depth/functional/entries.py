@@ -9,14 +9,13 @@ earlier forwards wrote: that is what tells a prefill (nothing) from a decode ste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
-    DummyLayer,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -24,7 +23,14 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from lit_depth.functional.compatibility import DummyLayer
+
 Entry = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
+
+
+def find_cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cache | None:
+    """The cache among the arguments of a call, by its type: families name the argument differently."""
+    return next((value for value in (*kwargs.values(), *args) if isinstance(value, Cache)), None)
 
 
 class SkippedLayer(DummyLayer):

@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
-from lit_depth.functional.entries import Claim, DecodeClaim, DecodedLayer, PrefillClaim, SkippedLayer
+from lit_depth.functional.compatibility import CACHE_NAME
+from lit_depth.functional.entries import Claim, DecodeClaim, DecodedLayer, PrefillClaim, SkippedLayer, find_cache
 from lit_depth.functional.sublayers import HalfForward, check_halves
 
 Granularity = Literal["block", "sublayer"]
@@ -104,20 +104,22 @@ def masked(
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=3)
     >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
+    >>> def without_keys(cache):
+    ...     return [entry.keys is None for entry in cache.layers]
     >>> with masked(model, [False, True, True]):
     ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
-    >>> cache.is_dummy, cache.get_seq_length()
+    >>> without_keys(cache), cache.get_seq_length()
     ([True, False, False], 2)
     >>> with masked(model, [True, False, False, True, True, True], granularity="sublayer"):
     ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
-    >>> cache.is_dummy
+    >>> without_keys(cache)
     [False, True, False]
     >>> with masked(model, [False, True, True], phase="decode"):
     ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).past_key_values
-    ...     print(cache.is_dummy, cache.get_seq_length())
+    ...     print(without_keys(cache), cache.get_seq_length())
     ...     _ = model(torch.tensor([[3]]), past_key_values=cache)
     [False, False, False] 2
-    >>> cache.is_dummy, cache.get_seq_length()
+    >>> without_keys(cache), cache.get_seq_length()
     ([True, False, False], 3)
     """
     _check_choice("phase", phase, ("both", "prefill", "decode"))
@@ -249,7 +251,7 @@ class _PhasedForward(_Identity):
 
 class _SkipInDecode(_PhasedForward):
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        cache = _find_cache(args, kwargs)
+        cache = find_cache(args, kwargs)
         if cache is not None and isinstance(cache.layers[self.block_idx], SkippedLayer):
             return super().__call__(hidden_states)
         return self.real(hidden_states, *args, **kwargs)
@@ -257,7 +259,7 @@ class _SkipInDecode(_PhasedForward):
 
 class _SkipInPrefill(_PhasedForward):
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        cache = _find_cache(args, kwargs)
+        cache = find_cache(args, kwargs)
         entry = None if cache is None else cache.layers[self.block_idx]
         if not isinstance(entry, DecodedLayer) or not entry.prompt_length:
             return super().__call__(hidden_states)
@@ -329,7 +331,7 @@ def _masked(
     blocks[0].__dict__[_CLAIM] = claim([attends for attends, _ in halves])  # an MLP reads and writes no cache
     hooks = [blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)]
     list_class = type(blocks)
-    if decoder is not None and "past_key_values" in inspect.signature(type(decoder).forward).parameters:
+    if decoder is not None and CACHE_NAME in inspect.signature(type(decoder).forward).parameters:
         offer = functools.partial(_offer_cache, blocks[0])
         hooks.append(decoder.register_forward_pre_hook(offer, with_kwargs=True))
     try:
@@ -381,7 +383,7 @@ def _set_claim(first_block: nn.Module, claim: Claim | None) -> None:
 
 
 def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    claim, cache = block.__dict__.get(_CLAIM), _find_cache(args, kwargs)
+    claim, cache = block.__dict__.get(_CLAIM), find_cache(args, kwargs)
     if claim is not None and cache is not None:
         claim(cache)
 
@@ -392,18 +394,10 @@ def _offer_cache(
     claim = first_block.__dict__.get(_CLAIM)
     if claim is None or torch.compiler.is_compiling():
         return None
-    # with more than one positional argument, the cache may be among them
-    is_given = len(args) > 1 or kwargs.get("past_key_values") is not None
+    # with more than one positional argument, the cache may be among them; transformers takes its old name too
+    is_given = len(args) > 1 or any(kwargs.get(name) is not None for name in (CACHE_NAME, "past_key_values"))
     cache = claim.new_cache(kwargs.get("use_cache") is True and not is_given)
-    return None if cache is None else (args, {**kwargs, "past_key_values": cache})
-
-
-def _find_cache(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:
-    # families name the argument differently (past_key_values, layer_past, cache_params), so look for the type
-    for value in (*kwargs.values(), *args):
-        if isinstance(value, Cache):
-            return value
-    return None
+    return None if cache is None else (args, {**kwargs, CACHE_NAME: cache})
 
 
 def _instance_forward(block: nn.Module) -> object:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lit_depth.functional.compatibility import CACHE_NAME
+
 IGNORE = -100
 
 
@@ -42,7 +44,7 @@ def _logprob_on_cache(model: nn.Module, inputs: Mapping[str, Tensor], answer_ids
         "input_ids": extended["input_ids"][:, -answer_ids.shape[1] :],
         "attention_mask": extended["attention_mask"],
     }
-    logits = model(**with_positions(model, answer), past_key_values=prompt.past_key_values, use_cache=True).logits
+    logits = model(**with_positions(model, answer), **{CACHE_NAME: prompt[CACHE_NAME]}, use_cache=True).logits
     return answer_logprob(torch.cat([prompt.logits[:, -1:], logits], dim=1), answer_ids)
 
 

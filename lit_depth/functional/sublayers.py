@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 Half = Callable[..., Tensor]
 
@@ -82,8 +83,7 @@ class HalfForward:
         block = self.block
         if block.training and getattr(block, "gradient_checkpointing", False):
             # as transformers does around the forward that this one replaces: recomputed keys and values are not stored
-            if "past_key_values" in arguments:
-                arguments["past_key_values"] = None
+            arguments |= {name: None for name, value in arguments.items() if isinstance(value, Cache)}
             return block._gradient_checkpointing_func(functools.partial(self.half, block, **arguments), hidden_states)
         return self.half(block, hidden_states, **arguments)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_depth.functional.answering import answer_in_chunks, answer_one_by_one, call_width, decode
 from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask
 from lit_depth.functional.scoring import keep_last, with_positions
@@ -207,7 +208,7 @@ def generate(
     cache = RowCache(len(module_list), prompt.shape[1] + max_new_tokens)
     with driven(module_list, driver.make_forward):
         logits = model(
-            **with_positions(model, inputs), past_key_values=cache, use_cache=True, **keep_last(model, 1)
+            **with_positions(model, inputs), **{CACHE_NAME: cache}, use_cache=True, **keep_last(model, 1)
         ).logits
     cache.length = prompt.shape[1]
     first = logits[:, -1].argmax(-1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.entries import find_cache
 
 
 class StageTimer:
@@ -75,8 +76,8 @@ class StageTimer:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # one that an exception ended is left behind
         self._open = _Forward(self._now(), args, kwargs)
-        cache = kwargs.get("past_key_values")
-        if isinstance(cache, Cache):
+        cache = find_cache(args, kwargs)
+        if cache is not None:
             # tells a prompt of a single token from a decode step
             self._open.begins |= cache is not self._cache()
             self._cache = weakref.ref(cache)

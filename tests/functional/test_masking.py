@@ -8,16 +8,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 from pruning import pruned_copy
-from tiny_models import FAMILIES, IMAGE_TOKEN, WINDOW, tiny_batch, tiny_model
+from tiny_models import FAMILIES, IMAGE_TOKEN, WINDOW, placeholders, tiny_batch, tiny_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, Gemma3nTextConfig, PreTrainedModel, StaticCache
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nForCausalLM
 from transformers.models.qwen3_vl import Qwen3VLTextConfig, Qwen3VLTextModel
 from transformers.models.t5 import T5Config, T5ForConditionalGeneration
 
 from lit_depth.functional import check_mask, find_blocks, from_mask_id, leave_one_out, mask_id, masked, random
+from lit_depth.functional.compatibility import DummyLayer
 
 NEW_TOKENS = 5
 # each single skip, and masks that skip neighbours, the middle, and all blocks of one kind of gemma2
@@ -122,9 +123,9 @@ def test_kv_cache_made_inside_the_decoder(models):
     model = models["llama"]
     with masked(model, from_mask_id("0101")):
         cache = model(**tiny_batch(model), use_cache=True).past_key_values
-        assert cache.is_dummy == [True, False, True, False]
+        assert placeholders(cache) == [True, False, True, False]
         assert cache.get_seq_length() == 8
-        assert [entry.keys is None for entry in cache.layers] == cache.is_dummy
+        assert [entry.keys is None for entry in cache.layers] == placeholders(cache)
 
 
 def test_per_layer_lists_keep_the_entries_of_their_own_blocks(models):
@@ -247,7 +248,7 @@ def test_every_forward_gets_a_cache_of_its_own_from_the_decoder(models, family):
         more = model(**batch, use_cache=True, past_key_values=DynamicCache())  # no sliding windows: not to be copied
         last = model(**batch, use_cache=True)
         with masked(model, from_mask_id("1110")):
-            assert model(**batch, use_cache=True).past_key_values.is_dummy == [False, False, False, True]
+            assert placeholders(model(**batch, use_cache=True).past_key_values) == [False, False, False, True]
     caches = [output.past_key_values for output in (*outputs, more, last)]
     assert len({id(entry) for cache in caches for entry in cache.layers}) == 5 * 4
     for output in (*outputs, last):
@@ -323,7 +324,7 @@ def test_inner_mask_replaces_the_outer_one(models):
                 assert torch.equal(model(**batch, use_cache=True).logits, reference[inner])
                 with masked(model, from_mask_id("0111")):
                     cache = model(**batch, use_cache=True).past_key_values
-                    assert cache.is_dummy == [True, False, False, False]
+                    assert placeholders(cache) == [True, False, False, False]
                 assert torch.equal(model(**batch).logits, reference[inner])
             assert torch.equal(model(**batch).logits, reference["0111"])
     assert_restored(model, before)

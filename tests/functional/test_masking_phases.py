@@ -9,7 +9,7 @@ import torch
 from phase_references import decode_by_hand, split_at_prompt
 from pruning import pruned_copy
 from test_masking import CountOperations, assert_restored, snapshot
-from tiny_models import FAMILIES, IMAGE_TOKEN, tiny_batch, tiny_model
+from tiny_models import FAMILIES, IMAGE_TOKEN, placeholders, tiny_batch, tiny_model
 from transformers import BloomConfig, BloomForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, mask_id, masked, reference_logprob
@@ -125,7 +125,7 @@ def test_skipping_the_prefill_alone_is_skipping_both(models, kind):
                 cache = new_cache(model, kind)
                 answers.append(generate(model, batch, past_key_values=cache))
         assert torch.equal(answers[0][1], answers[1][1])
-        assert cache.is_dummy == [bit == "0" for bit in text]
+        assert placeholders(cache) == [bit == "0" for bit in text]
 
 
 def test_the_phases_differ(models):
@@ -199,10 +199,10 @@ def test_a_block_gives_its_entry_up_at_the_first_decode_step(models, kind):
     model = models["llama"]
     with masked(model, from_mask_id("0101"), phase="decode"):
         cache = prefilled(model, new_cache(model, kind))
-        assert cache.is_dummy == [False] * 4
+        assert placeholders(cache) == [False] * 4
         for length in (9, 10):
             step(model, cache)
-            assert cache.is_dummy == [True, False, True, False]
+            assert placeholders(cache) == [True, False, True, False]
             assert int(cache.get_seq_length()) == length
     if kind != "static":
         assert cache.layers[0].entry.keys is None

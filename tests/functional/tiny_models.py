@@ -28,6 +28,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.cache_utils import Cache
+
+from lit_depth.functional.compatibility import DummyLayer
 
 VOCABULARY = 64
 IMAGE_TOKEN = 63
@@ -112,3 +115,8 @@ def tiny_batch(model: PreTrainedModel, length: int = 8, rows: int = 4) -> dict[s
         input_ids[:, 3:7] = IMAGE_TOKEN
         batch["pixel_values"] = torch.randn(rows, 3, 8, 8, generator=generator)
     return batch
+
+
+def placeholders(cache: Cache) -> list[bool]:
+    """Which entries belong to blocks without keys and values."""
+    return [isinstance(entry, DummyLayer) for entry in cache.layers]

@@ -87,7 +87,7 @@ def test_index_lists_batches_and_a_continued_run(checkpoint, tmp_path):
         (["--new_tokens", "0"], "new_tokens must be at least 1, got 0"),
         (["--num_samples", "2", "--batch_size", "4"], "must be at least batch_size (4)"),
         (["--policies", "importance"], "needs --importance file"),
-        (["--policies", "importance", "--active_block_indices", "[]"], "needs --importance file"),
+        (["--policies", "importance", "--active_block_indices", "[]"], "must hold at least one list"),
         (["--policies", "nonsense"], "nonsense"),
         (["--data.tasks", "shapes_vqa", "text_vqa"], "requests from one task"),
         (["--trainer.accelerator", "gpu"], "none was found on this machine: leave it out"),

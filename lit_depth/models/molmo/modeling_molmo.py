@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, CLIPVisionConfig, GenerationMixin, Olmo2Model, OlmoeModel, PreTrainedModel, Qwen2Model
+from transformers import CLIPVisionConfig, GenerationMixin, Olmo2Model, OlmoeModel, PreTrainedModel, Qwen2Model
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
 
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
@@ -26,26 +26,23 @@ from lit_depth.models.molmo.conversion_molmo import DENSE_HEAD, register_convers
 
 
 @dataclass
-class MolmoOutput(ModelOutput):
+class MolmoOutput(CausalLMOutputWithPast):
     """Outputs of both Molmo classes; what was not asked for is None.
+
+    The cache is called as transformers calls it: ``cache`` from version 5.24 on, ``past_key_values`` before.
 
     Attributes:
         loss: Mean cross entropy over labelled tokens, a scalar.
         logits: ``[B, S or logits_to_keep, text_config.vocab_size]``.
         last_hidden_state: ``[B, S, D]``, after the final norm.
-        past_key_values: The cache that was filled.
+        cache: The cache that was filled.
         hidden_states: One ``[B, S, D]`` before each block, and the last after the final norm.
         attentions: One ``[B, heads, S, S]`` per block that ran (eager attention only).
         router_logits: One ``[B * S, experts]`` per block that ran (mixture of experts only).
         image_hidden_states: Projected image features ``[B, T, M, D]``.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
     router_logits: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
 
@@ -199,7 +196,7 @@ class MolmoPreTrainedModel(PreTrainedModel):
     input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["OlmoeDecoderLayer", "Qwen2DecoderLayer", "Olmo2DecoderLayer", "CLIPEncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -296,7 +293,6 @@ class MolmoModel(MolmoPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
@@ -319,18 +315,10 @@ class MolmoModel(MolmoPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
         )
-        return MolmoOutput(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=getattr(outputs, "router_logits", None),
-            image_hidden_states=features,
-        )
+        return MolmoOutput(**outputs, image_hidden_states=features)
 
 
 class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
@@ -363,7 +351,6 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
@@ -379,7 +366,6 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             input_ids: ``[B, S]``.
             attention_mask: ``[B, S]`` (1 = real token), or ``[B, 1, S, S]`` bool or additive.
             position_ids: ``[B, S]``; derived from a 2-D attention mask by default.
-            past_key_values: Cache to continue.
             inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
             images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. With the prompt, not while decoding.
             image_masks: ``[B, T, N]`` share of each patch that is image and not padding.
@@ -387,13 +373,13 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             labels: ``[B, S]`` aligned with ``input_ids``; -100 = ignored.
             use_cache: Whether to return a filled cache.
             logits_to_keep: Number of last positions (0 = all), or their indices.
-            **kwargs: Passed to the text model (``output_hidden_states``, ``output_router_logits``, ...).
+            **kwargs: Passed to the text model: the cache to continue (``cache`` from transformers 5.24 on,
+                ``past_key_values`` before), ``output_hidden_states``, ``output_router_logits``, ...
         """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             images=images,
             image_masks=image_masks,
