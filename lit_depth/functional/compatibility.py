@@ -1,4 +1,4 @@
-"""What transformers names differently from version to version (5.17 to 5.24 were run)."""
+"""What transformers names differently from version to version (5.20, 5.23 and 5.24 were run)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CACHE_NAME = next(
 
 if TYPE_CHECKING or hasattr(cache_utils, "DummyLayer"):
     from transformers.cache_utils import DummyLayer
-else:  # before 5.23, which is the newest that Python 3.10 gets
+else:  # before 5.23; Python 3.10 gets 5.20
 
     class DummyLayer:
         """A cache entry without keys and values; a cache reads its length and its mask sizes from the other ones."""

@@ -398,7 +398,7 @@ def test_too_narrow_masks_of_windows_are_refused(models):
     # gemma2's blocks 0 and 3 slide: without another block the masks end where the window does
     model = models["gemma2"]
     with masked(model, from_mask_id("1001"), **OPTIONS["prefill"]), pytest.raises(ValueError, match="attends as far"):
-        generate(model, tiny_batch(model))
+        generate(model, tiny_batch(model), past_key_values=new_cache(model, "static"))
 
 
 def test_alibi_is_refused_without_the_prompt():

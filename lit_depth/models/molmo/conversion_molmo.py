@@ -17,6 +17,7 @@ from transformers.core_model_loading import (
     Concatenate,
     ConversionOps,
     MergeModulelist,
+    Split,
     WeightConverter,
     WeightRenaming,
 )
@@ -69,28 +70,6 @@ class SplitVocabulary(ConversionOps):
         return JoinVocabulary()
 
 
-class SplitHeads(ConversionOps):
-    """Cut ``[queries + keys + values, ...]`` where the heads say so; there may be fewer key-value heads than heads."""
-
-    def convert(
-        self,
-        input_dict: dict[str, Any],
-        source_patterns: list[str],
-        target_patterns: list[str],
-        *,
-        config: Any = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        fused, text = _single(next(iter(input_dict.values()))), config.text_config
-        heads = [text.num_attention_heads, text.num_key_value_heads, text.num_key_value_heads]
-        parts = fused.split([count * len(fused) // sum(heads) for count in heads])
-        return {target: part.clone() for target, part in zip(target_patterns, parts)}
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        return Concatenate(dim=0)
-
-
 class LinearToPatchConvolution(ConversionOps):
     """Patch embedding ``[hidden, patch * patch * 3]`` (row, column, channel) to ``[hidden, 3, patch, patch]``."""
 
@@ -126,7 +105,7 @@ def _single(tensors: Tensor | list[Tensor]) -> Tensor:
 
 def _qkv(source: str) -> WeightConverter:
     targets = [r"\.self_attn\.q_proj", r"\.self_attn\.k_proj", r"\.self_attn\.v_proj"]
-    return WeightConverter(source, targets, operations=[SplitHeads()])
+    return WeightConverter(source, targets, operations=[Split(dim=0)])
 
 
 def _dense(attention_norm: str, mlp_norm: str) -> Conversions:
