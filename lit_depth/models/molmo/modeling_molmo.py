@@ -395,7 +395,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             )
         return outputs
 
-    def prepare_inputs_for_generation(  # type: ignore[override]  # generate passes all but input_ids by name
+    def prepare_inputs_for_generation(  # generate passes all but input_ids by name
         self,
         input_ids: Tensor,
         is_first_iteration: bool | None = False,
@@ -404,8 +404,8 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         image_input_idx: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids,  # type: ignore[arg-type]
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
