@@ -227,8 +227,8 @@ class DepthTrainer(Trainer):
             budget_ms: Longest time of a request in milliseconds, from its first forward to its last (what prepares
                 images and text, and ``generate``'s own bookkeeping, come on top); null = only show the frontier. The
                 same measurements answer any budget: only the chosen mask is timed again.
-            complexity: Take the fastest mask whose drop in quality stays, at the upper end of its interval, below 0.10
-                (simple), 0.05 (medium) or 0.01 (complex); null = the best mask within the budget.
+            complexity: With a budget: take the fastest mask whose drop in quality stays, at the upper end of its
+                interval, below 0.10 (simple), 0.05 (medium) or 0.01 (complex); null = the best mask within the budget.
             comparison: ``m5_mask_strategy_comparison.json`` of ``compare``, to choose among its masks by its
                 validation quality; null = measure the policies below.
             latency: ``latency.json`` of ``latency`` (batch size 1, as many new tokens, same device); null = measure.
