@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+import lightning
 import torch
 import transformers
 from jsonargparse import ActionConfigFile
@@ -47,7 +48,8 @@ class DepthCLI(LightningCLI):
         return {**LightningCLI.subcommands(), **studies}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """As its base, but with a parser of our own (Lightning takes its class as an argument from 2.6 on only)."""
+        """The base's, but of our own class (which Lightning takes as an argument from 2.6 on only)."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
         parser = _Parser(**kwargs)
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML or JSON file of options")
         return parser

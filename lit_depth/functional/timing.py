@@ -86,8 +86,12 @@ class StageTimer:
         if self._open is not None:
             self._open.decoder = self._now()
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._open is not None:
+            # a cache that the model made for itself
+            cache = find_cache((), output) if isinstance(output, Mapping) else None
+            if cache is not None:
+                self._cache = weakref.ref(cache)
             self._open.end = self._now()
             self._forwards.append(self._open)
             self._open = None

@@ -10,6 +10,7 @@ import torch
 from tiny_models import tiny_batch, tiny_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from lit_depth.compatibility import CACHE_NAME
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, masked, prefix
 from lit_depth.functional.blocks import find_decoder
@@ -107,6 +108,17 @@ def test_a_prompt_of_one_token_is_a_request_of_its_own():
             model.generate(torch.tensor([[1]]), max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False)
     assert [request["num_output_tokens"] for request in timer.requests()] == [3, 2]
     assert [request["num_text_tokens"] for request in timer.requests()] == [1, 1]
+
+
+def test_a_loop_by_hand_on_the_cache_that_the_model_makes():
+    model = tiny_model("llama")
+    tokens = torch.arange(1, 5).view(2, 2)
+    with torch.no_grad(), StageTimer(model) as timer:
+        for _ in range(2):
+            cache = model(tokens, use_cache=True)[CACHE_NAME]
+            for _ in range(2):
+                model(tokens[:, :1], **{CACHE_NAME: cache})
+    assert [len(request["decode_steps"]) for request in timer.requests()] == [2, 2]
 
 
 def test_a_timer_that_is_entered_again_starts_anew():

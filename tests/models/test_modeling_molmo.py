@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
 
+from lit_depth.compatibility import CACHE_NAME
 from lit_depth.functional import find_blocks, masked
+from lit_depth.models.loading import load_bundled
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
 
 FAMILIES = ("molmoe_tiny", "molmo_dense_tiny", "molmo_o_tiny")
@@ -189,3 +191,25 @@ def test_wrong_geometry_is_named(golden_dir):
     model = MolmoForConditionalGeneration.from_pretrained(golden_dir / "molmoe_tiny").eval()
     with pytest.raises(ValueError, match=r"expected|must have shape \[batch, crops, 64, 147\]"):
         model.get_image_features(torch.zeros(1, 2, 36, 147))
+
+
+def test_a_cache_goes_by_either_name_and_outputs_have_the_usual_order():
+    model, _ = load_bundled()
+    ids = torch.arange(10, 22).view(2, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with torch.no_grad():
+        expected, whole = model.generate(**inputs, **options), model(**inputs)
+        for name in ("cache", "past_key_values", None):
+            cache = DynamicCache(config=model.config.text_config)
+            if name is None:
+                model(ids[:, :4], None, None, cache)
+            else:
+                model(ids[:, :4], **{name: cache})
+            assert cache.get_seq_length() == 4, name
+            assert torch.equal(model.generate(**inputs, **options, **{CACHE_NAME: cache}), expected), name
+        with pytest.raises(ValueError, match="give the cache once"):
+            model(ids, cache=cache, past_key_values=cache)
+        assert torch.equal(whole[0], whole.logits) and torch.equal(model.model(**inputs)[0], whole.last_hidden_state)
+        labelled = model(**inputs, labels=ids)
+        assert labelled[0] is labelled.loss and labelled[1] is labelled.logits

@@ -16,18 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, GenerationMixin, Olmo2Model, OlmoeModel, PreTrainedModel, Qwen2Model
+from transformers import Cache, CLIPVisionConfig, GenerationMixin, Olmo2Model, OlmoeModel, PreTrainedModel, Qwen2Model
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
 
+from lit_depth.compatibility import CACHE_NAME
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.conversion_molmo import DENSE_HEAD, register_conversions
 
 
 @dataclass
+class MolmoModelOutput(BaseModelOutputWithPast):
+    """Outputs of `MolmoModel`: those of `MolmoOutput`, without the head's."""
+
+    router_logits: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
 class MolmoOutput(CausalLMOutputWithPast):
-    """Outputs of both Molmo classes; what was not asked for is None.
+    """Outputs of `MolmoForConditionalGeneration`; what was not asked for is None.
 
     The cache is called as transformers calls it: ``cache`` from version 5.24 on, ``past_key_values`` before.
 
@@ -293,16 +302,20 @@ class MolmoModel(MolmoPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
-    ) -> MolmoOutput:
+    ) -> MolmoModelOutput:
         """Hidden states ``[B, S, D]``; arguments as in `MolmoForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if cache is not None and past_key_values is not None:
+            raise ValueError("give the cache once, as cache or under its old name past_key_values")
         features = None
         if inputs_embeds is None:
             assert input_ids is not None
@@ -315,10 +328,11 @@ class MolmoModel(MolmoPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            **{CACHE_NAME: past_key_values if cache is None else cache},
             use_cache=use_cache,
             **kwargs,
         )
-        return MolmoOutput(**outputs, image_hidden_states=features)
+        return MolmoModelOutput(**outputs, image_hidden_states=features)
 
 
 class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
@@ -351,6 +365,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
@@ -358,6 +373,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MolmoOutput:
         """Next-token logits.
@@ -366,6 +382,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             input_ids: ``[B, S]``.
             attention_mask: ``[B, S]`` (1 = real token), or ``[B, 1, S, S]`` bool or additive.
             position_ids: ``[B, S]``; derived from a 2-D attention mask by default.
+            past_key_values: Cache to continue, under the name that transformers gave it before 5.24.
             inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
             images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. With the prompt, not while decoding.
             image_masks: ``[B, T, N]`` share of each patch that is image and not padding.
@@ -373,13 +390,15 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             labels: ``[B, S]`` aligned with ``input_ids``; -100 = ignored.
             use_cache: Whether to return a filled cache.
             logits_to_keep: Number of last positions (0 = all), or their indices.
-            **kwargs: Passed to the text model: the cache to continue (``cache`` from transformers 5.24 on,
-                ``past_key_values`` before), ``output_hidden_states``, ``output_router_logits``, ...
+            cache: Cache to continue.
+            **kwargs: Passed to the text model (``output_hidden_states``, ``output_router_logits``, ...).
         """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             images=images,
             image_masks=image_masks,
@@ -388,12 +407,11 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        outputs.logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        loss = None
         if labels is not None:
-            outputs.loss = self.loss_function(
-                logits=outputs.logits, labels=labels, vocab_size=self.config.text_config.vocab_size
-            )
-        return outputs
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+        return MolmoOutput(loss=loss, logits=logits, **outputs)
 
     def prepare_inputs_for_generation(  # generate passes all but input_ids by name
         self,

@@ -1,4 +1,4 @@
-"""What transformers names differently from version to version (5.20, 5.23 and 5.24 were run)."""
+"""What transformers names differently from version to version (5.20, 5.23 and 5.24 are tested)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ else:  # before 5.23; Python 3.10 gets 5.20
 
         is_compileable = is_croppable = is_initialized = True
         supports_early_init = False
-        # neither True nor False: masks of neither kind are sized after this entry
-        is_sliding = None
+        # equal to neither True nor False: masks of neither kind are sized after this entry; but it counts as true, so
+        # that an offloaded cache does not fetch it in place of the next one
+        is_sliding = "neither"
         keys = values = None
 
         def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[None, None]:
