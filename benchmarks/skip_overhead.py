@@ -43,8 +43,8 @@ from environment import environment
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
-from lit_depth.compatibility import CACHE_NAME
 from lit_depth.functional import find_blocks, from_indices, masked
+from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.loading import load_bundled
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from lit_depth.compatibility import CACHE_NAME
+from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import Granularity, masked
 from lit_depth.functional.scoring import answer_logprob, reference_logprob, with_answers, with_positions

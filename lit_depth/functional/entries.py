@@ -23,7 +23,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from lit_depth.compatibility import DummyLayer
+from lit_depth.functional.compatibility import DummyLayer
 
 Entry = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
 

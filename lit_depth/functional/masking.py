@@ -25,8 +25,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_depth.compatibility import CACHE_NAME
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.entries import Claim, DecodeClaim, DecodedLayer, PrefillClaim, SkippedLayer, find_cache
 from lit_depth.functional.sublayers import HalfForward, check_halves
 

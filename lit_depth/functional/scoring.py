@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lit_depth.compatibility import CACHE_NAME
+from lit_depth.functional.compatibility import CACHE_NAME
 
 IGNORE = -100
 

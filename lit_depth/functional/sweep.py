@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_depth.compatibility import CACHE_NAME
 from lit_depth.functional.answering import answer_in_chunks, answer_one_by_one, call_width, decode
 from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask
 from lit_depth.functional.scoring import keep_last, with_positions

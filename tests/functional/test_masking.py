@@ -17,8 +17,8 @@ from transformers.models.gemma3n.modeling_gemma3n import Gemma3nForCausalLM
 from transformers.models.qwen3_vl import Qwen3VLTextConfig, Qwen3VLTextModel
 from transformers.models.t5 import T5Config, T5ForConditionalGeneration
 
-from lit_depth.compatibility import DummyLayer
 from lit_depth.functional import check_mask, find_blocks, from_mask_id, leave_one_out, mask_id, masked, random
+from lit_depth.functional.compatibility import DummyLayer
 
 NEW_TOKENS = 5
 # each single skip, and masks that skip neighbours, the middle, and all blocks of one kind of gemma2

@@ -10,10 +10,10 @@ import torch
 from tiny_models import tiny_batch, tiny_model
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lit_depth.compatibility import CACHE_NAME
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, masked, prefix
 from lit_depth.functional.blocks import find_decoder
+from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.timing import StageTimer, summarize, time_generation
 from lit_depth.models.loading import load_bundled
 from lit_depth.module import model_inputs

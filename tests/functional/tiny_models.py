@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from lit_depth.compatibility import DummyLayer
+from lit_depth.functional.compatibility import DummyLayer
 
 VOCABULARY = 64
 IMAGE_TOKEN = 63

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
 
-from lit_depth.compatibility import CACHE_NAME
 from lit_depth.functional import find_blocks, masked
+from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.loading import load_bundled
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
 
