@@ -115,7 +115,7 @@ def _answer_chunk(
     first, tokens, open_rows = _read_off(logits, answers, new_tokens, options["eos"], options["pad"])
     del logits
     if len(open_rows):
-        cache.length = length
+        cache.extent.length = length
         of_mask, of_sample = open_rows // batch, open_rows % batch
         for block_idx, layer in enumerate(cache.layers):
             places = trie.places[of_mask, block_idx]
@@ -188,7 +188,7 @@ def decode(
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(token), 1)], dim=1)
             inputs = with_positions(model, {"input_ids": token[:, None], "attention_mask": attention_mask})
             logits = model(**inputs, **{CACHE_NAME: cache}, use_cache=True).logits
-            cache.length += 1
+            cache.extent.length += 1
             token = logits[:, -1].argmax(-1)
     return tokens
 

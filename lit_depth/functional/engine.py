@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,17 @@ class CannotDriveError(Exception):
     """The model's blocks are called in a way that the engine does not understand."""
 
 
+@dataclass
+class Extent:
+    """How many tokens the entries of one cache hold, and how many they have room for.
+
+    Entries share it in place of the cache itself: a cycle would keep all keys and values until Python looks for cycles.
+    """
+
+    length: int
+    capacity: int
+
+
 class RowLayer(CacheLayerMixin):
     """Keys and values of one block, for the rows that run it: preallocated, so that growing copies nothing.
 
@@ -43,16 +55,16 @@ class RowLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, cache: RowCache) -> None:
+    def __init__(self, extent: Extent) -> None:
         super().__init__()
-        self.cache = cache
+        self.extent = extent
         # prefill by groups: what each group's call produced, until `assign` deals it out to rows
         self.parts: list[tuple[Tensor, Tensor]] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, _ = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, self.cache.capacity, key_states.shape[-1])
-        self.values = value_states.new_empty(rows, heads, self.cache.capacity, value_states.shape[-1])
+        self.keys = key_states.new_empty(rows, heads, self.extent.capacity, key_states.shape[-1])
+        self.values = value_states.new_empty(rows, heads, self.extent.capacity, value_states.shape[-1])
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -62,7 +74,7 @@ class RowLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        start, stop = self.cache.length, self.cache.length + key_states.shape[-2]
+        start, stop = self.extent.length, self.extent.length + key_states.shape[-2]
         self.keys[:, :, start:stop] = key_states
         self.values[:, :, start:stop] = value_states
         return self.keys[:, :, :stop], self.values[:, :, :stop]
@@ -73,7 +85,7 @@ class RowLayer(CacheLayerMixin):
         parts, self.parts = self.parts, None
         if not len(sources):
             return
-        length = self.cache.length
+        length = self.extent.length
         self.lazy_initialization(*(states[:1].expand(len(sources), -1, -1, -1) for states in parts[0]))
         assert self.keys is not None and self.values is not None
         # rows one behind the other that come from such rows of one part are copied together: an index for every row
@@ -93,13 +105,13 @@ class RowLayer(CacheLayerMixin):
             self.keys, self.values = self.keys.index_select(0, kept), self.values.index_select(0, kept)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.length + query_length, 0
+        return self.extent.length + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.length
+        return self.extent.length
 
     def get_max_length(self) -> int:
-        return self.cache.capacity
+        return self.extent.capacity
 
 
 class RowCache(Cache):
@@ -111,15 +123,14 @@ class RowCache(Cache):
     """
 
     def __init__(self, num_blocks: int, capacity: int) -> None:
-        self.length = 0
-        self.capacity = capacity
-        super().__init__(layers=[RowLayer(self) for _ in range(num_blocks)])
+        self.extent = Extent(0, capacity)
+        super().__init__(layers=[RowLayer(self.extent) for _ in range(num_blocks)])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
+        return self.extent.length
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.extent.length + query_length, 0
 
 
 @contextmanager
@@ -153,7 +164,7 @@ class TrieDriver:
     def __init__(
         self, trie: MaskTrie, width: int | None, cache: RowCache | None, keep: int = 0, embeddings: Tensor | None = None
     ) -> None:
-        self.trie, self.width, self.cache, self.keep = trie, width, cache, keep
+        self.trie, self.width, self.keep = trie, width, keep
         self.embeddings = embeddings
         self.groups: list[Tensor] = []
         if cache is not None:

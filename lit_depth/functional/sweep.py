@@ -210,7 +210,7 @@ def generate(
         logits = model(
             **with_positions(model, inputs), **{CACHE_NAME: cache}, use_cache=True, **keep_last(model, 1)
         ).logits
-    cache.length = prompt.shape[1]
+    cache.extent.length = prompt.shape[1]
     first = logits[:, -1].argmax(-1)
     return decode(
         model,

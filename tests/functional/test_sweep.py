@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -171,6 +173,28 @@ def test_vision_runs_once_whatever_the_chunks(models):
     chunked = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS, max_rows=2 * len(inputs["input_ids"]))
     hook.remove()
     assert len(calls) == 2 and torch.equal(whole, chunked)
+
+
+def test_no_keys_and_values_outlive_their_chunk(models, monkeypatch):
+    model, masks = models["llama"], SETS["leave one out"]
+    inputs = tiny_batch(model)
+    entries: list[weakref.ref] = []
+    others_alive = []
+
+    class Watched(answering.RowCache):
+        def __init__(self, *arguments):
+            others_alive.append(sum(entry() is not None for entry in entries))
+            super().__init__(*arguments)
+            entries.extend(map(weakref.ref, self.layers))
+
+    monkeypatch.setattr(answering, "RowCache", Watched)
+    gc.disable()  # what only the search for cycles would free is not free
+    try:
+        sweep_generate(model, inputs, masks, NEW_TOKENS, max_rows=2 * len(inputs["input_ids"]))
+        left = sum(entry() is not None for entry in entries)
+    finally:
+        gc.enable()
+    assert others_alive == [0, 0, 0] and left == 0
 
 
 @pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2"])
