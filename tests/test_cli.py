@@ -140,6 +140,7 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, capsys):
     assert close(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -232,6 +233,7 @@ def test_an_interrupt_that_a_library_swallows_is_repeated(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_yaml_fits_the_signatures(path, capsys):
     command = "fit" if path.stem.startswith("train") else path.stem
@@ -240,6 +242,7 @@ def test_every_yaml_fits_the_signatures(path, capsys):
     assert "checkpoint:" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_yaml_of_a_dataset_fits_its_task_behind_that_of_a_command(path, capsys):
     code, out, err = run(

@@ -155,6 +155,7 @@ print(json.dumps([ours, sorted((heavy & set(sys.modules)) - before)]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "heavy"),
     [

@@ -65,6 +65,7 @@ def test_version() -> None:
     assert metadata.version("lit_depth") == lit_depth.__version__
 
 
+@pytest.mark.slow
 def test_help_names_the_commands() -> None:
     command = [sys.executable, "-m", "lit_depth", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)

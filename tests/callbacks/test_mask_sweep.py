@@ -78,6 +78,7 @@ def test_answers_are_those_of_each_mask_alone(module, tmp_path):
                 assert record["prediction"] == " ".join(text.split()) and record["image"] == sample.image_id
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch_size(module, tmp_path):
     frames = [sweep(module, tmp_path / str(size), batch_size=size).records for size in (1, 8, 11)]
     for frame in frames[1:]:
@@ -86,6 +87,7 @@ def test_scores_do_not_depend_on_the_batch_size(module, tmp_path):
         assert frame["prediction"].equals(frames[0]["prediction"])
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_and_continued_equals_uninterrupted(module, tmp_path):
     whole = sweep(module, tmp_path / "whole").records
     lines = (tmp_path / "whole" / "rank0.jsonl").read_bytes().splitlines(keepends=True)
@@ -198,6 +200,7 @@ def test_nan_under_one_mask_names_that_mask(module, tmp_path):
             weight.copy_(kept)
 
 
+@pytest.mark.slow
 def test_a_metric_of_a_whole_corpus_scores_each_mask_against_the_same_references(module, tmp_path):
     whole = sweep(module, tmp_path / "whole", metric="CIDErD").records
     assert whole["score"].notna().all() and "references" not in whole

@@ -36,6 +36,7 @@ def by_block(model: PreTrainedModel):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_model", [whole, in_place, by_block])
 @pytest.mark.parametrize("family", ["llama", "olmoe"])
 @torch.no_grad()
@@ -51,6 +52,7 @@ def test_a_mask_change_never_runs_stale_code(family, compile_model):
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5, msg=text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @torch.no_grad()
 def test_compiled_decoding_equals_a_pruned_model(kind):

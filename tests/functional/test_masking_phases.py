@@ -58,6 +58,7 @@ def assert_same_answers(given: tuple, expected: tuple, label: str, atol: float =
     torch.testing.assert_close(given[1], expected[1], rtol=0, atol=atol, msg=lambda text: f"{label}: {text}")
 
 
+@pytest.mark.slow
 @PHASES
 @pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe"])
 @torch.no_grad()

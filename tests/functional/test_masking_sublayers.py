@@ -48,6 +48,7 @@ def models() -> dict[str, PreTrainedModel]:
     return {family: tiny_model(family) for family in FAMILIES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_masked_generate_equals_a_copy_with_zeroed_outputs(models, family):
     model = models[family]
@@ -66,6 +67,7 @@ def test_masked_generate_equals_a_copy_with_zeroed_outputs(models, family):
             assert (generate(model, batch)[1][:, 0] - whole).abs().max() > 0.01, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["molmoe_tiny", "molmo_dense_tiny", "molmo_o_tiny"])
 @torch.no_grad()
 def test_molmo_with_images(golden_dir, family):

@@ -484,6 +484,7 @@ def test_pairs_without_difference_are_rarely_told_apart() -> None:
     assert wrong <= stats.binom.ppf(0.995, 300, 0.05)
 
 
+@pytest.mark.slow
 def test_the_p_value_of_a_rank_correlation_is_never_zero_where_ties_or_order_leave_little_to_see():
     """One block stands out on both sides: one of sixteen orders in sixteen looks as strong."""
     values = np.zeros(16)

@@ -242,6 +242,7 @@ def test_reference_logprobs_of_the_same_pass(models, family):
                 torch.testing.assert_close(ours[row], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eos", [None, "frequent"])
 @pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2", "qwen3"])
 def test_answers_are_the_same_whatever_reference_is_their_draft(models, family, eos):

@@ -187,6 +187,7 @@ def test_cuda_events_agree_with_the_clock():
     assert 0 < request["total"] <= 1000 * (time.perf_counter() - start)
 
 
+@pytest.mark.slow
 def test_a_model_compiled_before_is_refused():
     model = tiny_model("llama")
     tokens = torch.tensor([[1, 2, 3]])

@@ -151,6 +151,7 @@ def test_equals_one_masked_forward_per_token_and_block(family):
     assert_equals_reference(frame, model, inputs, [[j] for j in range(11)])
 
 
+@pytest.mark.slow
 def test_equals_one_masked_forward_on_molmo_with_an_image(molmo):
     model, inputs = molmo
     length = inputs["input_ids"].shape[1]

@@ -477,6 +477,7 @@ class TestFiles:
         shown.wait(lambda: len(shown.positions()) == 5)
         assert not shown.visible("#pictures")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [

@@ -10,6 +10,7 @@ from commands import run
 SPLITS = ["--num_samples", "22", "--data.batch_size", "8"]
 
 
+@pytest.mark.slow
 def test_two_splits_of_the_built_in_task(checkpoint, tmp_path, capsys):
     common = ["consistency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SPLITS]
     assert run([*common, "--skip", "0"]) == 0
@@ -35,6 +36,7 @@ def test_two_splits_of_the_built_in_task(checkpoint, tmp_path, capsys):
     assert "another threshold" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_tasks_on_one_split(checkpoint, tmp_path):
     tasks = tmp_path / "tasks.yaml"
     tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: commands.SecondShapes}]\n")
@@ -51,6 +53,7 @@ def test_several_tasks_on_one_split(checkpoint, tmp_path):
     assert other["agreement"] == result["pairs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -45,6 +45,7 @@ def result_bytes(folder: Path, name: str) -> bytes:
     return (folder / "importance" / name / "importance.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_writes_what_it_promises(checkpoint, tmp_path, capsys):
     common = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
     assert run([*common, "--skip", "0", "3"]) == 0
@@ -76,6 +77,7 @@ def test_writes_what_it_promises(checkpoint, tmp_path, capsys):
     assert run([*compare, "--keep", "0", "3"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,6 +97,7 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
     assert message in err and "Traceback" not in err and not list(tmp_path.rglob("importance.json"))
 
 
+@pytest.mark.slow
 def test_several_tasks_and_their_mean(checkpoint, tmp_path):
     tasks = tmp_path / "tasks.yaml"
     tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: commands.SecondShapes}]\n")
@@ -140,6 +143,7 @@ def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint
     assert [len(shard.read_text().splitlines()) for shard in shards] == [12 * 17, 10 * 17]
 
 
+@pytest.mark.slow
 def test_automatic_batch_size_is_found_once_and_kept(checkpoint, tmp_path, monkeypatch):
     common = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--num_samples", "11"]
     arguments = [*common, "--data.batch_size", "auto", "--model.max_rows", "5"]
@@ -177,6 +181,7 @@ def test_no_samples_are_named(checkpoint, tmp_path, monkeypatch, capsys):
         assert "calibration split of shapes_vqa: there are no samples" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_scores_measured_on_the_report_split_are_refused(checkpoint, tmp_path, capsys):
     common = ["--model.checkpoint", checkpoint, "--output_dir", tmp_path]
     assert run(["importance", *common, *SMALL, "--split", "validation"]) == 0

@@ -17,6 +17,7 @@ TIMES = {"T_LLM_prefill", "T_LLM_decode", "T_vision_total", "T_total"}
 TOKENS = {"num_input_text_tokens", "num_vision_tokens", "num_output_tokens"}
 
 
+@pytest.mark.slow
 def test_writes_the_format_that_scripts_read(checkpoint, tmp_path, capsys):
     command = ["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
     command += ["--num_active_blocks", "4", "8", "16", "--policies", "prefix", "uniform"]
@@ -54,6 +55,7 @@ def test_writes_the_format_that_scripts_read(checkpoint, tmp_path, capsys):
     assert "another num_samples: there 3, now 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_index_lists_batches_and_a_continued_run(checkpoint, tmp_path):
     command = ["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--new_tokens", "1"]
     command += ["--num_samples", "5", "--batch_size", "2"]
@@ -76,6 +78,7 @@ def test_index_lists_batches_and_a_continued_run(checkpoint, tmp_path):
     assert times == sorted(json.loads(line)["total"] for line in [*lines[:3], *again[-3:]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

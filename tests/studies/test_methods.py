@@ -65,6 +65,7 @@ def measure(checkpoint, folder, names, batch_size):
     return proxies.measure_proxies(trainer, module, data, "calibration", names, range(NUM_BLOCKS), folder)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_same_samples(checkpoint, finished):
     """Each sample in a batch of its own, its answer appended by hand."""
     _, result, _ = finished
@@ -136,6 +137,7 @@ def test_masks_are_top_k_and_judged_on_the_validation_split(finished):
     assert result["methods"]["validation"]["full"]["quality"] == pytest.approx(mean["1" * NUM_BLOCKS])
 
 
+@pytest.mark.slow
 def test_started_again_it_only_renders(finished, monkeypatch, capsys):
     folder, _, command = finished
     before = (folder / "importance.json").read_bytes()
@@ -153,6 +155,7 @@ def test_started_again_it_only_renders(finished, monkeypatch, capsys):
     assert "angular_distance_last_token" in report and "block_importance_methods.png" in report
 
 
+@pytest.mark.slow
 def test_skipped_blocks_stay_active_in_every_mask(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(proxies, "_time_passes", lambda passes: dict.fromkeys(passes, 2.0))
     command = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--skip", "0", "3"]
@@ -169,6 +172,7 @@ def test_skipped_blocks_stay_active_in_every_mask(checkpoint, tmp_path, monkeypa
     assert all(entry["spearman"] is None for entry in entries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

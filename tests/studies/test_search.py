@@ -155,6 +155,7 @@ def same_levels(levels: list[dict[str, Any]], expected: Any) -> None:
         assert level["beam"] == list(found.beam)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank_by", ["accuracy", "reference_logprob"])
 def test_the_command_finds_what_follows_from_the_scores(module, tmp_path, capsys, rank_by):
     datamodule = data(module)
@@ -259,6 +260,7 @@ def test_bad_samples_count_for_no_mask(module, tmp_path, capsys):
         search(module, datamodule, tmp_path, name="strict")
 
 
+@pytest.mark.slow
 def test_greedy_is_a_beam_of_one(module, tmp_path):
     wide = search(module, data(module), tmp_path)
     narrow = search(module, data(module), tmp_path, beam_width=1, name="narrow", baselines=False)
@@ -407,6 +409,7 @@ def test_time_left_is_that_of_the_full_search(module, tmp_path):
     assert progress(pairs, range(100)) == "level 2 of 3, round 1, at most 43 s left"
 
 
+@pytest.mark.slow
 def test_batches_are_measured_once(module, tmp_path, monkeypatch):
     calls = []
 
@@ -421,6 +424,7 @@ def test_batches_are_measured_once(module, tmp_path, monkeypatch):
     assert auto == fixed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

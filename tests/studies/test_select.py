@@ -47,6 +47,7 @@ def steady_clock(monkeypatch):
     monkeypatch.setattr(study, "time_masks", measure)
 
 
+@pytest.mark.slow
 def test_the_best_mask_within_the_budget_is_chosen_and_another_budget_needs_no_new_run(
     checkpoint, tmp_path, capsys, steady_clock
 ):
@@ -75,6 +76,7 @@ def test_the_best_mask_within_the_budget_is_chosen_and_another_budget_needs_no_n
         assert (tmp_path / "select" / "default" / name).stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_slower_when_measured_again_is_dropped(checkpoint, tmp_path, monkeypatch, steady_clock):
     command = ["select", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
     assert run([*command, "--budget-ms", "100"]) == 0
@@ -95,6 +97,7 @@ def test_a_mask_that_is_slower_when_measured_again_is_dropped(checkpoint, tmp_pa
     assert result["selected"]["chosen_by"]["quality"] == max(entry["chosen_by"]["quality"] for entry in left)
 
 
+@pytest.mark.slow
 def test_the_minimum_is_that_of_the_last_measurement(checkpoint, tmp_path, capsys, monkeypatch, steady_clock):
     steady = study.time_masks
 
@@ -124,6 +127,7 @@ def test_the_minimum_is_that_of_the_last_measurement(checkpoint, tmp_path, capsy
     assert "at least 13.0 ms, which 3 of 16 blocks take by estimate, given 11.5 ms" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_depth_from_the_line_where_only_importance_is_known(checkpoint, tmp_path, capsys, steady_clock):
     scores = {str(block_idx): float(16 - block_idx) for block_idx in range(16)}
     file = tmp_path / "scores.json"
@@ -150,6 +154,7 @@ def test_depth_from_the_line_where_only_importance_is_known(checkpoint, tmp_path
     assert "1 of 16 blocks takes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
     common = ["--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--data.num_samples", "16"]
     counts = ["--num_active_blocks", "4", "16", "--policies", "prefix"]
@@ -179,6 +184,7 @@ def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
     assert "expected the JSON file that `lit-depth compare` writes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -20,6 +20,7 @@ SUBLAYER = ["--model.granularity", "sublayer"]
 NAMES = ["0.attn", "0.mlp", "15.attn", "15.mlp"]
 
 
+@pytest.mark.slow
 def test_importance_of_sublayers(checkpoint, tmp_path, capsys):
     common = ["--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SUBLAYER]
     assert run(["importance", *common, *FEW]) == 0
@@ -57,6 +58,7 @@ def test_importance_of_sublayers(checkpoint, tmp_path, capsys):
     assert run(compare) == 2 and "one score for each of the blocks 0..15, got ['0.attn'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_consistency_of_sublayers(checkpoint, tmp_path):
     arguments = ["consistency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SUBLAYER, *FEW]
     assert run(arguments) == 0
@@ -68,6 +70,7 @@ def test_consistency_of_sublayers(checkpoint, tmp_path):
     assert figure.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_search_over_sublayers(checkpoint, tmp_path, capsys):
     arguments = ["search", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SUBLAYER]
     arguments += ["--keep", *map(str, range(1, 15)), "--max_blocks_to_remove", "2", "--rank_by", "reference_logprob"]
@@ -98,6 +101,7 @@ def test_search_over_sublayers(checkpoint, tmp_path, capsys):
     assert totals["block_forwards"] == totals["sequential_block_forwards"]  # halves share nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

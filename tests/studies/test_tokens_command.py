@@ -355,6 +355,7 @@ def test_mistakes_with_a_text_model(text_module, tmp_path, picture):
     assert not (tmp_path / "tokens").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
