@@ -156,6 +156,7 @@ def _score_together(pl_module: LightningModule, batch: Any, masks: Tensor, modul
     for chunk in chunk_masks(masks, at_once):
         logits = sweep_forward(model, inputs, masks[chunk], logits_to_keep=labels.shape[1], blocks=module_list).logits
         scores[chunk] = torch.stack([_share_of_right_tokens(rows, labels) for rows in logits]).cpu()
+        del logits  # not kept beside those of the next chunk
     return scores
 
 

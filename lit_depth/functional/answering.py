@@ -190,6 +190,7 @@ def decode(
             logits = model(**inputs, **{CACHE_NAME: cache}, use_cache=True).logits
             cache.extent.length += 1
             token = logits[:, -1].argmax(-1)
+            del logits  # not kept beside those of the next step
     return tokens
 
 

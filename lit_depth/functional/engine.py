@@ -191,7 +191,9 @@ class TrieDriver:
             ]
             if not last:
                 return hidden_states
-            return torch.cat([self.groups[leaf][:, -self.keep :] for leaf in self.trie.leaves])
+            leaves = [self.groups[leaf] for leaf in self.trie.leaves]
+            self.groups = []  # the driver lives on while rows are decoded
+            return torch.cat([states[:, -self.keep :] for states in leaves])
 
         return forward
 

@@ -212,6 +212,7 @@ def generate(
         ).logits
     cache.extent.length = prompt.shape[1]
     first = logits[:, -1].argmax(-1)
+    del logits
     return decode(
         model,
         module_list,

@@ -93,6 +93,8 @@ class StageTimer:
             if cache is not None:
                 self._cache = weakref.ref(cache)
             self._open.end = self._now()
+            if self._forwards and not self._open.begins:
+                self._open.inputs = {}  # only those of a request's first forward are read
             self._forwards.append(self._open)
             self._open = None
 

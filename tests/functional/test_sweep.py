@@ -14,6 +14,7 @@ from tiny_models import FAMILIES, tiny_batch, tiny_model
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import answering, find_blocks, from_mask_id, leave_one_out, masked, prefix, random
 from lit_depth.functional import sweep as sweep_module
+from lit_depth.functional.engine import RowLayer
 from lit_depth.functional.scoring import reference_logprob
 from lit_depth.functional.sweep import answer_masks, generate, sweep_forward, sweep_generate
 from lit_depth.functional.trie import MaskTrie
@@ -178,23 +179,31 @@ def test_vision_runs_once_whatever_the_chunks(models):
 def test_no_keys_and_values_outlive_their_chunk(models, monkeypatch):
     model, masks = models["llama"], SETS["leave one out"]
     inputs = tiny_batch(model)
-    entries: list[weakref.ref] = []
+    states: list[weakref.ref] = []
     others_alive = []
+    update = RowLayer.update
 
     class Watched(answering.RowCache):
         def __init__(self, *arguments):
-            others_alive.append(sum(entry() is not None for entry in entries))
+            others_alive.append(sum(each() is not None for each in states))
             super().__init__(*arguments)
-            entries.extend(map(weakref.ref, self.layers))
+
+    def watched_update(layer, *arguments, **kwargs):
+        found = update(layer, *arguments, **kwargs)
+        states.extend(weakref.ref(each) for each in (*found, layer.keys, layer.values) if each is not None)
+        return found
 
     monkeypatch.setattr(answering, "RowCache", Watched)
+    monkeypatch.setattr(RowLayer, "update", watched_update)
+    was_enabled = gc.isenabled()
     gc.disable()  # what only the search for cycles would free is not free
     try:
         sweep_generate(model, inputs, masks, NEW_TOKENS, max_rows=2 * len(inputs["input_ids"]))
-        left = sum(entry() is not None for entry in entries)
+        left = sum(each() is not None for each in states)
     finally:
-        gc.enable()
-    assert others_alive == [0, 0, 0] and left == 0
+        if was_enabled:
+            gc.enable()
+    assert states and others_alive == [0, 0, 0] and left == 0
 
 
 @pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2"])
