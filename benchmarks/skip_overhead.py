@@ -17,9 +17,9 @@ grows with the model: it shows in the two models whose blocks take a millisecond
 the wide one.
 
 Forwards alternate as ABBA or BAAB, by seeded coin toss; each such quadruple gives one ratio (A1 + A2) / (B1 + B2), so
-that drift of the machine cancels. The models are copied anew in every round, because where weights lie in memory
-changes their speed for good. Reported are the median ratio and its 95% percentile-bootstrap interval; run it on an
-otherwise idle machine.
+that drift of the machine cancels. The models share one set of weights, because where weights lie in memory changes
+their speed for good; they are copied and compiled anew in every round. Reported are the median ratio and its 95%
+percentile-bootstrap interval; run it on an otherwise idle machine.
 
     python benchmarks/skip_overhead.py [--quadruples 100] [--rounds 5] [--threads 1]
 """
@@ -27,7 +27,6 @@ otherwise idle machine.
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import random
@@ -54,6 +53,7 @@ from pruning import pruned_copy  # noqa: E402
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "skip_overhead.json"
 PROMPT_TOKENS = 64
+COMPILED_ROUNDS = 4  # compiling takes most of the time; even, see above
 WARM_UP = 5
 MAX_STEPS = 960
 
@@ -161,8 +161,9 @@ def measure(
     tokens = torch.arange(PROMPT_TOKENS).remainder(100).add(1).unsqueeze(0)
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for round_idx in range(rounds):
-        model, full = copy.deepcopy(original), copy.deepcopy(original)
-        pruned, control = pruned_copy(original, mask), pruned_copy(original, mask)
+        everything = torch.ones_like(mask)
+        model, full = (pruned_copy(original, everything, share_weights=True) for _ in range(2))
+        pruned, control = (pruned_copy(original, mask, share_weights=True) for _ in range(2))
         torch.compiler.reset()
         for stage, forward_of in (COMPILED if compiled else STAGES).items():
 
@@ -204,8 +205,7 @@ def main() -> None:
         # its forwards take ten times as long, and vary less
         count = arguments.quadruples // 4 if name == "wide Llama" else arguments.quadruples
         rows = measure(build(), count, arguments.rounds, random.Random(0))
-        # few fresh copies: each is compiled first
-        rows += measure(build(), count, 2, random.Random(0), compiled=True)
+        rows += measure(build(), count, COMPILED_ROUNDS, random.Random(0), compiled=True)
         gc.enable()
         result["models"][name] = rows
         for row in rows:

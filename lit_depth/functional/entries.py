@@ -36,6 +36,9 @@ def find_cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cache | None:
 class SkippedLayer(DummyLayer):
     """Cache entry of a skipped block: stores nothing, and refuses the block if it runs after all."""
 
+    # what a cache takes from an entry without it; torch.compile would look in vain for it before every forward
+    is_sliding = getattr(DummyLayer, "is_sliding", False)
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Raise ValueError; like its base, accept None so that caches can be rebuilt across processes."""
         if key_states is None and value_states is None:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
 from lit_depth.functional.compatibility import CACHE_NAME
@@ -33,11 +34,13 @@ from lit_depth.functional.sublayers import HalfForward, check_halves
 Granularity = Literal["block", "sublayer"]
 Phase = Literal["both", "prefill", "decode"]
 
-# no forward on the instance; in copies of a masked model, too
+# no such attribute on the instance; in copies of a masked model, too
 _ABSENT = None
 # attribute of the first block: the claim of the innermost context, so that the hooks of nested contexts agree; copies
 # of a masked model, also those of `nn.DataParallel`, have it too
 _CLAIM = "_lit_depth_claim"
+# attribute of the decoder: its first block. A hook that held the block would have torch.compile check it twice
+_FIRST_BLOCK = "_lit_depth_first_block"
 # a block that takes one of these computes with what another block made
 _COUPLING_ARGUMENTS = ("shared_kv_states", "block_states", "prev_topk_indices", "prev_router_hidden_states")
 
@@ -62,8 +65,9 @@ def masked(
     raises ValueError: a cache filled under a different mask, or a masked cache given to the whole model. (This block
     mask has nothing to do with the ``BlockMask`` of torch's FlexAttention, which masks attention scores.)
 
-    A model under ``torch.compile`` never runs the code of another mask; it is compiled anew each time a context is
-    entered, so keep one open over many calls (torch gives up compiling after a few, see its ``recompile_limit``).
+    A model under ``torch.compile`` never runs the code of another mask. Where blocks return a tensor, as most do, it is
+    compiled once for each mask, else each time a context is entered; torch gives up after a few compilations, see its
+    ``recompile_limit``.
 
     Phases: a forward on a KV cache that holds tokens is a decode step; every other forward is a prefill, that is the
     first one on an empty cache and all without a cache. So of a prompt given in several chunks only the first is the
@@ -227,6 +231,14 @@ def _check_choice(argument: str, given: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"expected {argument} to be one of {', '.join(known)}, given {given!r}")
 
 
+def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Stands in for the ``forward`` of a skipped block that returns a tensor and had no forward on the instance.
+
+    One function for all of them: torch.compile checks an object, and what it holds, before every forward.
+    """
+    return hidden_states
+
+
 class _Identity:
     """Stands in for the ``forward`` of a skipped block and remembers the instance attribute it replaced."""
 
@@ -321,65 +333,74 @@ def _masked(
     model: nn.Module, decoder: nn.Module | None, blocks: nn.ModuleList, halves: list[tuple[bool, bool]], phase: Phase
 ) -> Iterator[nn.Module]:
     """Skip blocks and halves of blocks; ``halves`` holds one pair (attention runs, MLP runs) per block."""
-    found = [_instance_forward(block) for block in blocks]
-    own = [_outside_masks(forward) for forward in found]  # an outer mask is replaced, not combined with
+    # an outer mask is replaced, not combined with
+    own = [_outside_masks(block.__dict__.get("forward", _ABSENT)) for block in blocks]
     for block_idx, (forward, (attends, has_mlp)) in enumerate(zip(own, halves)):
         if attends != has_mlp and forward is not _ABSENT:
             raise ValueError(f"cannot skip half of block {block_idx}: it has a forward of its own on the instance")
-    outer = blocks[0].__dict__.get(_CLAIM)
     claim = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
-    blocks[0].__dict__[_CLAIM] = claim([attends for attends, _ in halves])  # an MLP reads and writes no cache
-    hooks = [blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)]
     list_class = type(blocks)
-    if decoder is not None and CACHE_NAME in inspect.signature(type(decoder).forward).parameters:
-        offer = functools.partial(_offer_cache, blocks[0])
-        hooks.append(decoder.register_forward_pre_hook(offer, with_kwargs=True))
-    try:
-        if list_class is nn.ModuleList:
-            blocks.__class__ = _Blocks
-        for block_idx, (block, (attends, has_mlp), forward) in enumerate(zip(blocks, halves, own)):
-            if attends != has_mlp:
-                forward = HalfForward(forward, block, keep_attention=attends)
-            elif not attends and phase == "both":
-                forward = _Identity(forward, _num_outputs(type(block).forward))
-            elif not attends:
-                forward = (_SkipInDecode if phase == "decode" else _SkipInPrefill)(forward, block, block_idx)
-            _set_instance_forward(block, forward)
-        yield model
-    finally:
-        blocks.__class__ = list_class
-        for hook in hooks:
-            hook.remove()
-        _set_claim(blocks[0], outer)
-        for block, forward in zip(blocks, found):
-            _set_instance_forward(block, forward)
+    hooks = []
+    with _restored([*((block, "forward") for block in blocks), (blocks[0], _CLAIM), (decoder, _FIRST_BLOCK)]):
+        try:
+            _set(blocks[0], _CLAIM, claim([attends for attends, _ in halves]))  # an MLP reads and writes no cache
+            hooks.append(blocks[0].register_forward_pre_hook(_claim, with_kwargs=True))
+            if decoder is not None and CACHE_NAME in inspect.signature(type(decoder).forward).parameters:
+                _set(decoder, _FIRST_BLOCK, blocks[0])
+                hooks.append(decoder.register_forward_pre_hook(_offer_cache, with_kwargs=True))
+            if list_class is nn.ModuleList:
+                blocks.__class__ = _Blocks
+            for block_idx, (block, (attends, has_mlp), forward) in enumerate(zip(blocks, halves, own)):
+                if attends != has_mlp:
+                    forward = HalfForward(forward, block, keep_attention=attends)
+                elif not attends and phase == "both":
+                    num_outputs = _num_outputs(type(block).forward)
+                    is_plain = forward is _ABSENT and num_outputs is None
+                    forward = _identity if is_plain else _Identity(forward, num_outputs)
+                elif not attends:
+                    forward = (_SkipInDecode if phase == "decode" else _SkipInPrefill)(forward, block, block_idx)
+                _set(block, "forward", forward)
+            yield model
+        finally:
+            blocks.__class__ = list_class
+            for hook in hooks:
+                hook.remove()
 
 
 @contextmanager
 def unmasked(blocks: nn.ModuleList) -> Iterator[None]:
     """Run all blocks, whatever contexts of `masked` are open."""
-    found = [_instance_forward(block) for block in blocks]
-    claim = blocks[0].__dict__.get(_CLAIM)
+    with _restored([*((block, "forward") for block in blocks), (blocks[0], _CLAIM)]):
+        _set(blocks[0], _CLAIM, _ABSENT)
+        for block in blocks:
+            _set(block, "forward", _outside_masks(block.__dict__.get("forward", _ABSENT)))
+        yield
+
+
+@contextmanager
+def _restored(attributes: list[tuple[nn.Module | None, str]]) -> Iterator[None]:
+    """Leave attributes of instances as they were found, such as a ``forward`` that accelerate put there."""
+    found = [_ABSENT if module is None else module.__dict__.get(name, _ABSENT) for module, name in attributes]
     try:
-        _set_claim(blocks[0], None)
-        for block, forward in zip(blocks, found):
-            _set_instance_forward(block, _outside_masks(forward))
         yield
     finally:
-        _set_claim(blocks[0], claim)
-        for block, forward in zip(blocks, found):
-            _set_instance_forward(block, forward)
+        for (module, name), value in zip(attributes, found):
+            if module is not None:
+                _set(module, name, value)
+
+
+def _set(module: nn.Module, name: str, value: object) -> None:
+    """Set an attribute of the instance, past `nn.Module`, which would register a module; `_ABSENT` removes it."""
+    if value is _ABSENT:
+        module.__dict__.pop(name, None)
+    else:
+        module.__dict__[name] = value
 
 
 def _outside_masks(forward: object) -> object:
+    if forward is _identity:
+        return _ABSENT
     return forward.replaced if isinstance(forward, _Identity | HalfForward) else forward
-
-
-def _set_claim(first_block: nn.Module, claim: Claim | None) -> None:
-    if claim is None:
-        first_block.__dict__.pop(_CLAIM, None)
-    else:
-        first_block.__dict__[_CLAIM] = claim
 
 
 def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -389,27 +410,17 @@ def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 
 
 def _offer_cache(
-    first_block: nn.Module, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    claim = first_block.__dict__.get(_CLAIM)
-    if claim is None or torch.compiler.is_compiling():
+    if is_compiling():  # asked first: what is looked at before is checked before every forward
+        return None
+    claim = decoder.__dict__[_FIRST_BLOCK].__dict__.get(_CLAIM)
+    if claim is None:
         return None
     # with more than one positional argument, the cache may be among them; transformers takes its old name too
     is_given = len(args) > 1 or any(kwargs.get(name) is not None for name in (CACHE_NAME, "past_key_values"))
     cache = claim.new_cache(kwargs.get("use_cache") is True and not is_given)
     return None if cache is None else (args, {**kwargs, CACHE_NAME: cache})
-
-
-def _instance_forward(block: nn.Module) -> object:
-    # accelerate, too, keeps a forward on the instance, which has to survive
-    return block.__dict__.get("forward", _ABSENT)
-
-
-def _set_instance_forward(block: nn.Module, forward: object) -> None:
-    if forward is _ABSENT:
-        block.__dict__.pop("forward", None)
-    else:
-        block.__dict__["forward"] = forward
 
 
 @functools.cache

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-def pruned_copy(model: PreTrainedModel, mask: Tensor | Sequence[bool]) -> PreTrainedModel:
+def pruned_copy(model: PreTrainedModel, mask: Tensor | Sequence[bool], share_weights: bool = False) -> PreTrainedModel:
     """Deep-copy ``model``, keep the active blocks, and renumber them and every per-layer list of the config."""
     active = [bool(is_active) for is_active in mask]
-    model = copy.deepcopy(model)
+    shared = (*model.parameters(), *model.buffers()) if share_weights else ()
+    model = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     decoder = model.get_decoder()
     layers_name = "layers" if hasattr(decoder, "layers") else "h"
     kept = [block for block, is_active in zip(getattr(decoder, layers_name), active, strict=True) if is_active]

@@ -6,9 +6,11 @@ import pytest
 import torch
 from pruning import pruned_copy
 from tiny_models import tiny_batch, tiny_model
+from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from lit_depth.functional import find_blocks, from_mask_id, masked
+from lit_depth.functional.compatibility import CACHE_NAME
 
 # there and back, the whole model in between
 ORDER = ["0111", "1111", "1010", "0111", "1101", "1111"]
@@ -50,6 +52,27 @@ def test_a_mask_change_never_runs_stale_code(family, compile_model):
             logits = compiled(**batch, use_cache=False).logits
         expected = pruned[text](**batch, use_cache=False).logits
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5, msg=text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "dynamic", "static"])
+@torch.no_grad()
+def test_each_mask_is_compiled_once(kind):
+    model = tiny_model("llama")
+    batch = tiny_batch(model)
+    counter = CompileCounter()
+    compiled = torch.compile(model, backend=counter)
+    counts = []
+    for text in ORDER:
+        cache = {
+            "none": lambda: None,
+            "dynamic": lambda: DynamicCache(config=model.config),
+            "static": lambda: StaticCache(model.config, max_cache_len=32),
+        }[kind]()
+        with masked(compiled, from_mask_id(text)):
+            compiled(**batch, use_cache=cache is not None, **{CACHE_NAME: cache})
+        counts.append(counter.frame_count)
+    assert counts == [len(set(ORDER[: call + 1])) for call in range(len(ORDER))]
 
 
 @pytest.mark.slow
