@@ -10,9 +10,8 @@ sides answer the same questions, and their answers and scores are compared. "Ans
 against what the sequential side spends on its answers; "no reference" besides takes the reference answers, which it
 uses as drafts, from the engine.
 
-Besides: a teacher-forced importance sweep (scores alone) against one plain evaluation pass of the full model, peak
-memory of either side in a process of its own, and the ``lit-depth importance`` command by two processes against one,
-each with one thread; with, as the bound that the machine sets, the same for a bare loop of matrix products.
+Besides: a teacher-forced importance sweep (scores alone) against one plain evaluation pass of the full model, and the
+peak memory of either side in a process of its own.
 
 Both sides run once untimed (the sequential one on two masks), then in pairs whose order alternates; reported is the
 median of the pairs' ratios. A single pair is timed where it takes minutes. Use an otherwise idle machine.
@@ -24,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -34,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment, process_bound
+from environment import environment
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -220,37 +218,14 @@ def resident(name: str) -> int:
     return int(line.split()[1])
 
 
-def processes(num_samples: int) -> dict[str, Any]:
-    """The whole importance command by one and by two processes of one thread each."""
-    found = {}
-    for count in (1, 2):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone"]
-            command += ["-m", "lit_depth", "importance", f"--num_samples={num_samples}", f"--output_dir={folder}"]
-            command += ["--data.batch_size=16", "--trainer.accelerator=cpu", f"--trainer.devices={count}"]
-            command += ["--trainer.strategy=ddp"]
-            environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-            start = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True, env=environ)
-            found[count] = time.perf_counter() - start
-    return {
-        "num_samples": num_samples,
-        "one_process_s": round(found[1], 1),
-        "two_processes_s": round(found[2], 1),
-        "ratio": round(found[1] / found[2], 2),
-        "bound": round(process_bound(), 2),
-    }
-
-
 def main() -> None:
     """Measure, print the tables, write the JSON file."""
     parser = argparse.ArgumentParser(description="Time the one-pass engine against one mask after another (CPU).")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs per ratio (default 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
-    parser.add_argument("--quick", action="store_true", help="batch size 8 only, no processes")
+    parser.add_argument("--quick", action="store_true", help="batch size 8 only")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--sweeps", nargs="+", choices=list(BATCH_SIZES), default=list(BATCH_SIZES))
-    parser.add_argument("--samples", type=int, default=2000, help="samples for the comparison of processes")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -291,10 +266,6 @@ def main() -> None:
             sides = {side: peak_memory(name, sweep, side, 8) for side in ("engine", "sequential")}
             figures["peak_memory_mib"][sweep] = sides
             print(f"{name}: peak memory in MiB, {sweep}, batch size 8: {sides}", flush=True)
-        write()
-    if not arguments.quick:
-        result["processes"] = processes(arguments.samples)
-        print(f"two processes against one: {result['processes']}")
         write()
     print(f"wrote {arguments.output}")
 
