@@ -65,9 +65,9 @@ def masked(
     raises ValueError: a cache filled under a different mask, or a masked cache given to the whole model. (This block
     mask has nothing to do with the ``BlockMask`` of torch's FlexAttention, which masks attention scores.)
 
-    A model under ``torch.compile`` never runs the code of another mask. Where blocks return a tensor, as most do, it is
-    compiled once for each mask, else each time a context is entered; torch gives up after a few compilations, see its
-    ``recompile_limit``.
+    A model under ``torch.compile`` never runs the code of another mask. For whole blocks that return a tensor, as most
+    do, skipped in both phases, it is compiled once per mask; for any other mask each time a context is entered. torch
+    gives up after a few compilations, see its ``recompile_limit``.
 
     Phases: a forward on a KV cache that holds tokens is a decode step; every other forward is a prefill, that is the
     first one on an empty cache and all without a cache. So of a prompt given in several chunks only the first is the
@@ -341,7 +341,10 @@ def _masked(
     claim = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
     list_class = type(blocks)
     hooks = []
-    with _restored([*((block, "forward") for block in blocks), (blocks[0], _CLAIM), (decoder, _FIRST_BLOCK)]):
+    attributes = [*((block, "forward") for block in blocks), (blocks[0], _CLAIM)]
+    if decoder is not None:
+        attributes.append((decoder, _FIRST_BLOCK))
+    with _restored(attributes):
         try:
             _set(blocks[0], _CLAIM, claim([attends for attends, _ in halves]))  # an MLP reads and writes no cache
             hooks.append(blocks[0].register_forward_pre_hook(_claim, with_kwargs=True))
@@ -378,15 +381,14 @@ def unmasked(blocks: nn.ModuleList) -> Iterator[None]:
 
 
 @contextmanager
-def _restored(attributes: list[tuple[nn.Module | None, str]]) -> Iterator[None]:
+def _restored(attributes: list[tuple[nn.Module, str]]) -> Iterator[None]:
     """Leave attributes of instances as they were found, such as a ``forward`` that accelerate put there."""
-    found = [_ABSENT if module is None else module.__dict__.get(name, _ABSENT) for module, name in attributes]
+    found = [module.__dict__.get(name, _ABSENT) for module, name in attributes]
     try:
         yield
     finally:
         for (module, name), value in zip(attributes, found):
-            if module is not None:
-                _set(module, name, value)
+            _set(module, name, value)
 
 
 def _set(module: nn.Module, name: str, value: object) -> None:
