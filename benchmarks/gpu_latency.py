@@ -15,22 +15,34 @@ Two bounds tell how far the times are from what the hardware allows:
 
 Peaks are those of the data sheet, dense bf16; give others with --bandwidth and --flops.
 
+Besides, for each batch size and kind of experts:
+
+- ``masked_over_pruned``: 8 of 16 blocks masked against the same blocks physically removed (sharing the weights),
+  alternating as ABBA and BAAB.
+- ``timer_over_profiler``: the timer's stages against the kernels that torch.profiler saw in the same requests.
+
     python benchmarks/gpu_latency.py [--repeats 20]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from environment import environment
+from skip_overhead import median_ratio, pruned_copy
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from lit_depth.functional import find_blocks, masked, uniform
+from lit_depth.functional import find_blocks, find_decoder, masked, uniform
 from lit_depth.functional.timing import time_generation
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
 
@@ -162,8 +174,111 @@ def work(
     return read, active * batch * length * (2 * used + attention) + 2 * batch * head
 
 
+def masked_over_pruned(model: nn.Module, inputs: dict[str, Tensor], repeats: int) -> dict[str, Any]:
+    """Median ratio of each stage, 8 of 16 blocks, with its 95% interval."""
+    mask = uniform(16, 8)
+    pruned = pruned_copy(model, mask, share_weights=True)
+    pairs: dict[str, list[tuple[float, float]]] = {"prefill": [], "decode_per_token": []}
+    for repeat in range(-1, repeats):
+        sides = (model, pruned, pruned, model) if repeat % 2 else (pruned, model, model, pruned)
+        found: dict[nn.Module, list[dict[str, Any]]] = {model: [], pruned: []}
+        for side in sides:
+            with masked(model, mask) if side is model else nullcontext():
+                found[side].append(time_generation(side, inputs, new_tokens=NEW_TOKENS))
+        if repeat >= 0:
+            for stage, rows in pairs.items():
+                a, b = (sum(each[stage] for each in found[side]) / 1e3 for side in (model, pruned))
+                rows.append((a, b))
+    return {stage: median_ratio(rows) for stage, rows in pairs.items()}
+
+
+@contextmanager
+def labelled(**modules: nn.Module) -> Iterator[None]:
+    """Forwards run under the given labels, which the profiler reports."""
+
+    def under(name: str, forward: Any) -> Any:
+        @functools.wraps(forward)  # generate reads its signature
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with record_function(name):
+                return forward(*args, **kwargs)
+
+        return run
+
+    try:
+        for name, module in modules.items():
+            module.forward = under(name, module.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for module in modules.values():
+            module.__dict__.pop("forward", None)
+
+
+def kernel_stages(trace: list[dict[str, Any]]) -> dict[str, float]:
+    """Milliseconds of each stage from a Chrome trace of one request, by what the device ran alone.
+
+    A kernel belongs to the forward that launched it. A stage lasts from its first kernel's start (the decode steps:
+    from the last kernel of the prompt's forward) to its last kernel's end; *vision* to the decoder's first kernel.
+    """
+    launched = {
+        event["args"]["correlation"]: event["ts"]
+        for event in trace
+        if event.get("cat") in ("cuda_runtime", "cuda_driver") and "correlation" in event.get("args", {})
+    }
+    kernels = [
+        (launched[event["args"]["correlation"]], event["ts"], event["ts"] + event["dur"])
+        for event in trace
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+    ]
+    forwards, decoders = (
+        sorted(
+            (event["ts"], event["ts"] + event["dur"])
+            for event in trace
+            if event.get("cat") == "user_annotation" and event["name"] == name
+        )
+        for name in ("whole", "decoder")
+    )
+
+    def first(start: float, end: float) -> float:
+        return min(begin for launch, begin, _ in kernels if start <= launch <= end)
+
+    def last(start: float, end: float) -> float:
+        return max(stop for launch, _, stop in kernels if start <= launch <= end)
+
+    begin, prompt_end = first(*forwards[0]), last(*forwards[0])
+    decoder_begin, end = first(*decoders[0]), last(*forwards[-1])
+    microseconds = {
+        "vision": decoder_begin - begin,
+        "prefill": prompt_end - decoder_begin,
+        "decode": end - prompt_end,
+        "total": end - begin,
+    }
+    return {stage: value / 1e3 for stage, value in microseconds.items()}
+
+
+def timer_over_profiler(
+    model: nn.Module, inputs: dict[str, Tensor], repeats: int, new_tokens: int = 8
+) -> dict[str, float]:
+    """Sum of each stage over the repeats by our timer, over that of the kernels in the same requests, minus 1."""
+    decoder = find_decoder(model, find_blocks(model))
+    assert decoder is not None
+    ours = {"vision": 0.0, "prefill": 0.0, "decode": 0.0, "total": 0.0}
+    theirs = dict.fromkeys(ours, 0.0)
+    with labelled(whole=model, decoder=decoder), tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        for repeat in range(-1, repeats):
+            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+                measured = time_generation(model, inputs, new_tokens=new_tokens)
+            profiler.export_chrome_trace(str(file))
+            kernels = kernel_stages(json.loads(file.read_text(encoding="utf-8"))["traceEvents"])
+            if repeat >= 0:
+                for stage in ours:
+                    ours[stage] += measured[stage]
+                    theirs[stage] += kernels[stage]
+    return {stage: round(ours[stage] / theirs[stage] - 1, 5) for stage in ours}
+
+
 def main() -> None:
-    """Measure, print the table, write the JSON file."""
+    """Measure, print the tables, write the JSON file."""
     parser = argparse.ArgumentParser(description="Latency of MolmoE-1B's shape on a GPU, random weights, bf16.")
     parser.add_argument("--repeats", type=int, default=20, help="timed requests per configuration (default 20)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
@@ -187,8 +302,14 @@ def main() -> None:
         "peak_tflops": flops,
         "new_tokens": NEW_TOKENS,
         "rows": [],
+        "masked_over_pruned": [],
+        "timer_over_profiler": [],
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def write() -> None:  # after every figure: what was measured should survive an interruption
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
     print(
         f"{'experts':<12}{'batch':>6}{'blocks':>7}{'vision':>9}{'prefill':>9}{'decode':>9}{'total':>9} ms"
         f"{'bandwidth':>11}{'compute':>9}{'peak GiB':>10}"
@@ -222,13 +343,20 @@ def main() -> None:
                 row["compute_share"] = operations / (row["prefill"] / 1e3) / (flops * 1e12)
                 row["peak_memory_gib"] = peaks[active] / 2**30
                 result["rows"].append(row)
-                arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+                write()
                 print(
                     f"{experts:<12}{batch:>6}{active:>7}{row['vision']:>9.2f}{row['prefill']:>9.2f}"
                     f"{row['decode_per_token']:>9.3f}{row['total']:>9.1f}   {row['bandwidth_share']:>11.1%}"
                     f"{row['compute_share']:>9.1%}{row['peak_memory_gib']:>10.1f}",
                     flush=True,
                 )
+            for name, found in (
+                ("masked_over_pruned", masked_over_pruned(model, inputs, arguments.repeats)),
+                ("timer_over_profiler", timer_over_profiler(model, inputs, 3)),
+            ):
+                result[name].append({"experts": experts, "batch_size": batch, **found})
+                print(f"{name}: {json.dumps(result[name][-1])}", flush=True)
+            write()
     print(f"wrote {arguments.output}")
 
 

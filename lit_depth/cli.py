@@ -40,12 +40,20 @@ class _Parser(LightningArgumentParser):
 
 
 class DepthCLI(LightningCLI):
-    """``lit-depth <command>``: builds model, data and trainer from flags and YAML, then calls the trainer's method."""
+    """``lit-depth <command>``: builds model, data and trainer from flags and YAML, then calls the trainer's method.
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        studies = dict.fromkeys(STUDIES, {"model", "datamodule"})
-        return {**LightningCLI.subcommands(), **studies}
+    Args:
+        command: The only command whose options are made, which saves the third of a second that the others' take;
+            None or none of ours = all.
+    """
+
+    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(*args, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # the base's is static
+        every = {**LightningCLI.subcommands(), **dict.fromkeys(STUDIES, {"model", "datamodule"})}
+        return {name: names for name, names in every.items() if name == self.command} or every
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """The base's, but of our own class (which Lightning takes as an argument from 2.6 on only)."""
@@ -93,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
                 },
                 args=arguments,
+                command=arguments[0] if arguments else None,
             )
     except KeyboardInterrupt:
         _stop("interrupted: no result was written; the same command continues where it was")

@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -333,37 +333,9 @@ class ShapesVQA(Task):
         Columns: image, image_id, question_id, question, answer, question_type, and the labels of the grid: rows,
         columns, cell_shapes, cell_colors (class ids in row-major order).
         """
-        import datasets
-
         if path is not None:
             raise ValueError(f"shapes_vqa is drawn, not read: expected no path, got {path!r}")
-        rows: list[dict[str, Any]] = []
-        for index in range(self.num_images):
-            shapes = draw_shapes_image(self.seed, split, index)
-            buffer = io.BytesIO()
-            shapes.image.save(buffer, format="png")
-            cell_shapes, cell_colors = _cell_labels(shapes.scene)
-            for number, question in enumerate(shapes.questions):
-                rows.append(
-                    {
-                        "image": {"bytes": buffer.getvalue(), "path": None},
-                        "image_id": shapes.image_id,
-                        "question_id": f"{shapes.image_id}-{number}",
-                        "question": question.text,
-                        "answer": question.answer,
-                        "question_type": question.type,
-                        "rows": shapes.scene.rows,
-                        "columns": shapes.scene.columns,
-                        "cell_shapes": cell_shapes,
-                        "cell_colors": cell_colors,
-                    }
-                )
-        text, number_ = datasets.Value("string"), datasets.Value("int64")
-        features = {"image": datasets.Image()}
-        features |= dict.fromkeys(("image_id", "question_id", "question", "answer", "question_type"), text)
-        features |= dict.fromkeys(("rows", "columns"), number_)
-        features |= dict.fromkeys(("cell_shapes", "cell_colors"), datasets.List(number_))
-        return datasets.Dataset.from_list(rows, features=datasets.Features(features))
+        return _draw_split(self.seed, split, self.num_images)
 
     def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
         return Sample(
@@ -414,6 +386,39 @@ class ShapesTrainingSet(Dataset[TrainingItem]):
             cell_shapes=cell_shapes,
             cell_colors=cell_colors,
         )
+
+
+@lru_cache(maxsize=8)  # several commands of one process, and the tasks of one, ask for the same images
+def _draw_split(seed: int, split: str, num_images: int) -> datasets.Dataset:
+    import datasets
+
+    rows: list[dict[str, Any]] = []
+    for index in range(num_images):
+        shapes = draw_shapes_image(seed, split, index)
+        buffer = io.BytesIO()
+        shapes.image.save(buffer, format="png")
+        cell_shapes, cell_colors = _cell_labels(shapes.scene)
+        for number, question in enumerate(shapes.questions):
+            rows.append(
+                {
+                    "image": {"bytes": buffer.getvalue(), "path": None},
+                    "image_id": shapes.image_id,
+                    "question_id": f"{shapes.image_id}-{number}",
+                    "question": question.text,
+                    "answer": question.answer,
+                    "question_type": question.type,
+                    "rows": shapes.scene.rows,
+                    "columns": shapes.scene.columns,
+                    "cell_shapes": cell_shapes,
+                    "cell_colors": cell_colors,
+                }
+            )
+    text, number_ = datasets.Value("string"), datasets.Value("int64")
+    features = {"image": datasets.Image()}
+    features |= dict.fromkeys(("image_id", "question_id", "question", "answer", "question_type"), text)
+    features |= dict.fromkeys(("rows", "columns"), number_)
+    features |= dict.fromkeys(("cell_shapes", "cell_colors"), datasets.List(number_))
+    return datasets.Dataset.from_list(rows, features=datasets.Features(features))
 
 
 def shapes_prompt(question: str) -> str:

@@ -208,7 +208,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", [0, 1, 3], ids=["one process without samples", "uneven", "more here"])
+@pytest.mark.parametrize("first", [0, 1], ids=["one process without samples", "uneven"])
 def test_two_processes_give_the_score_of_one(tmp_path: Path, first: int) -> None:
     corpus = [
         ("a cat sleeps", ["a cat sleeps", "the cat"]),

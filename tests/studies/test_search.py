@@ -36,7 +36,6 @@ from lit_depth.functional import (
 )
 from lit_depth.functional.statistics import paired_interval
 from lit_depth.metrics import ExactMatch
-from lit_depth.models.loading import new_model
 from lit_depth.module import MaskedPredictions, model_inputs
 from lit_depth.studies import search as study
 from lit_depth.studies.cells import Cells
@@ -112,22 +111,6 @@ def figures(request, monkeypatch) -> None:
     """Drawn only where a test looks at the files: it takes as long as all else here."""
     if request.node.name != "test_what_is_reported_comes_from_the_report_split":
         monkeypatch.setattr(study, "write_search_figures", lambda result, folder: [])
-
-
-@pytest.fixture(scope="module")
-def small_checkpoint(tmp_path_factory) -> Path:
-    """An untrained model of six blocks."""
-    source, folder = tmp_path_factory.mktemp("config"), tmp_path_factory.mktemp("six")
-    shutil.copytree(CONFIGS / "molmoe_shapes", source, dirs_exist_ok=True)
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"n_layers": 6}))
-    torch.manual_seed(0)
-    model, processor = new_model(str(source))
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 class Direct:
