@@ -20,7 +20,7 @@ demo: venv ## compare ways to choose blocks on the bundled model (a few minutes)
 
 # one thread per process, as the processes share the cores; the profile makes hypothesis draw the same examples
 test: venv ## run every test and doctest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --hypothesis-profile=ci --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --hypothesis-profile=ci --durations=25
 
 lint: venv ## lint, check the formatting, check the types
 	$(BIN)/ruff check

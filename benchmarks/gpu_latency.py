@@ -317,7 +317,7 @@ def main() -> None:
     for batch in arguments.batch_sizes:
         inputs = request(batch, device)
         length = inputs["input_ids"].shape[1]
-        for experts in ("eager", "grouped_mm"):
+        for experts in ("grouped_mm", "eager"):
             model.set_experts_implementation(experts)
             times: dict[int, list[dict[str, Any]]] = {active: [] for active in arguments.active_blocks}
             peaks, routed = {}, {}

@@ -5,9 +5,10 @@ The importance sweep (the full model and every single skip, 17 masks) on one bat
 and the log-probability of a reference answer. "Sequential" is what there was before: one mask after another, `masked`,
 transformers' own ``generate``, and one more forward for the log-probability. Experts by grouped matrix products.
 
-Reported per batch size: median ratio of the pairs (their order alternates), peak memory beyond the weights, and what
-the sides agree on. Random weights and bf16 make near ties between tokens, which other numbers of rows in one call
-round differently; so equal answers are counted, not demanded. (In float32 they are equal: see the tests.)
+"Scores" are the log-probabilities alone. Reported per batch size: median ratios of the rounds (the sides' order
+alternates), peak memory beyond the weights, and what the sides agree on. Random weights and bf16 make near ties between
+tokens, which other numbers of rows in one call round differently; so equal answers are counted, not demanded. (In
+float32 they are equal: see the tests.)
 
     python benchmarks/gpu_sweep.py [--repeats 3] [--batch_sizes 1 8]
 """
@@ -34,10 +35,25 @@ OUTPUT = Path(__file__).resolve().parent / "results" / "gpu_sweep.json"
 NEW_TOKENS, ANSWER_TOKENS, PAD = 16, 4, 0
 
 
-def engine(model: nn.Module, inputs: dict[str, Tensor], masks: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+def engine(
+    model: nn.Module, inputs: dict[str, Tensor], masks: Tensor, answers: Tensor, new_tokens: int = NEW_TOKENS
+) -> tuple[Tensor, Tensor]:
     return answer_masks(
-        model, inputs, masks, max_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=PAD, answer_ids=answers
+        model, inputs, masks, max_new_tokens=new_tokens, eos_token_id=None, pad_token_id=PAD, answer_ids=answers
     )
+
+
+def engine_scores(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return engine(*arguments, new_tokens=0)
+
+
+@torch.no_grad()
+def sequential_scores(model: nn.Module, inputs: dict[str, Tensor], masks: Tensor, answers: Tensor) -> Tensor:
+    logprobs = []
+    for mask in masks:
+        with masked(model, mask):
+            logprobs.append(reference_logprob(model, inputs, answers, pad_token_id=PAD).cpu())
+    return torch.stack(logprobs)
 
 
 @torch.no_grad()
@@ -51,7 +67,7 @@ def sequential(model: nn.Module, inputs: dict[str, Tensor], masks: Tensor, answe
     return torch.stack(tokens), torch.stack(logprobs)
 
 
-def measured(run: Callable[..., tuple[Tensor, Tensor]], *arguments: Any) -> tuple[float, int, tuple[Tensor, Tensor]]:
+def measured(run: Callable[..., Any], *arguments: Any) -> tuple[float, int, Any]:
     """Seconds, peak memory in bytes beyond what was allocated before, and the result."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -66,15 +82,22 @@ def measure(model: nn.Module, batch_size: int, masks: Tensor, repeats: int) -> d
     inputs = request(batch_size, torch.device("cuda"))
     generator = torch.Generator().manual_seed(1)
     answers = torch.randint(5, 50000, (batch_size, ANSWER_TOKENS), generator=generator).cuda()
-    sides = {"engine": engine, "sequential": sequential}
-    for run in sides.values():
-        run(model, inputs, masks[:2], answers)  # what a first call sets up once belongs to neither
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    peaks, found = {}, {}
+    sides = {"engine": engine, "sequential": sequential, "engine_scores": engine_scores, "scores": sequential_scores}
+    for name, run in sides.items():  # what a first call sets up once belongs to neither
+        run(model, inputs, masks if name.startswith("engine") else masks[:2], answers)
+    rounds, peaks, found = [], {}, {}
     for repeat in range(repeats):
+        seconds = {}
         for name in list(sides) if repeat % 2 else list(sides)[::-1]:
-            took, peaks[name], found[name] = measured(sides[name], model, inputs, masks, answers)
-            seconds[name].append(took)
+            seconds[name], peaks[name], found[name] = measured(sides[name], model, inputs, masks, answers)
+        rounds.append(seconds)
+
+    def median(name: str) -> float:
+        return round(statistics.median(seconds[name] for seconds in rounds), 3)
+
+    def ratio(a: str, b: str) -> float:
+        return round(statistics.median(seconds[a] / seconds[b] for seconds in rounds), 2)
+
     trie = MaskTrie(masks)
     same = found["engine"][0] == found["sequential"][0]
     return {
@@ -82,9 +105,12 @@ def measure(model: nn.Module, batch_size: int, masks: Tensor, repeats: int) -> d
         "masks": len(masks),
         "new_tokens": NEW_TOKENS,
         "prompt_tokens": inputs["input_ids"].shape[1],
-        "engine_s": round(statistics.median(seconds["engine"]), 3),
-        "sequential_s": round(statistics.median(seconds["sequential"]), 3),
-        "ratio": round(statistics.median(b / a for a, b in zip(seconds["engine"], seconds["sequential"])), 2),
+        "engine_s": median("engine"),
+        "sequential_s": median("sequential"),
+        "ratio": ratio("sequential", "engine"),
+        "engine_scores_s": median("engine_scores"),
+        "sequential_scores_s": median("scores"),
+        "ratio_scores": ratio("scores", "engine_scores"),
         "peak_gib": {name: round(peak / 2**30, 2) for name, peak in peaks.items()},
         "block_forwards": trie.block_forwards,
         "sequential_block_forwards": trie.sequential_block_forwards,

@@ -48,7 +48,7 @@ def test_importance_of_sublayers(checkpoint, tmp_path, capsys):
     inputs, options = (model_inputs(batch), batch["answer_ids"]), {"pad_token_id": module.pad_token_id}
     means = [float(reference_logprob(each, *inputs, **options).mean()) for each in (module.model, *copies)]
     drops = [entry["reference_logprob"]["drop"] for entry in task["blocks"]]
-    # records have six decimals; float32 log-probabilities of about 40 have steps of 4e-6, and processors round otherwise
+    # records have six decimals; float32 log-probabilities of about 40 have steps of 4e-6, and processors differ
     assert drops == pytest.approx([means[0] - mean for mean in means[1:]], abs=2e-5)
     # the same command again measures nothing; whole blocks are another run, and compare cannot use the scores
     assert run(["importance", *common, *FEW]) == 0
