@@ -27,20 +27,19 @@ Besides, for each batch size and kind of experts:
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from environment import environment
+from latency import labelled
 from skip_overhead import median_ratio, pruned_copy
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 from lit_depth.functional import find_blocks, find_decoder, masked, uniform
 from lit_depth.functional.timing import time_generation
@@ -190,27 +189,6 @@ def masked_over_pruned(model: nn.Module, inputs: dict[str, Tensor], repeats: int
                 a, b = (sum(each[stage] for each in found[side]) / 1e3 for side in (model, pruned))
                 rows.append((a, b))
     return {stage: median_ratio(rows) for stage, rows in pairs.items()}
-
-
-@contextmanager
-def labelled(**modules: nn.Module) -> Iterator[None]:
-    """Forwards run under the given labels, which the profiler reports."""
-
-    def under(name: str, forward: Any) -> Any:
-        @functools.wraps(forward)  # generate reads its signature
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with record_function(name):
-                return forward(*args, **kwargs)
-
-        return run
-
-    try:
-        for name, module in modules.items():
-            module.forward = under(name, module.forward)  # type: ignore[method-assign]
-        yield
-    finally:
-        for module in modules.values():
-            module.__dict__.pop("forward", None)
 
 
 def kernel_stages(trace: list[dict[str, Any]]) -> dict[str, float]:

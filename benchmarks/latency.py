@@ -20,13 +20,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from environment import environment
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from lit_depth import DepthModule
@@ -92,14 +94,11 @@ def timer(module: DepthModule, repeats: int) -> dict[str, Any]:
     return {"overhead": median_interval(ratios), "profiler": against_profiler(module, inputs, repeats)}
 
 
-def against_profiler(module: DepthModule, inputs: dict[str, Tensor], repeats: int) -> dict[str, float]:
-    """Largest relative difference of a stage's total over all repeats."""
-    model = module.model
-    decoder = find_decoder(model, find_blocks(model))
-    assert decoder is not None
-    originals = {"model": (model, model.forward), "decoder": (decoder, decoder.forward)}
+@contextmanager
+def labelled(**modules: nn.Module) -> Iterator[None]:
+    """Forwards run under the given labels, which the profiler reports."""
 
-    def labelled(name: str, forward: Any) -> Any:
+    def under(name: str, forward: Any) -> Any:
         @functools.wraps(forward)  # generate reads its signature
         def run(*args: Any, **kwargs: Any) -> Any:
             with record_function(name):
@@ -107,18 +106,30 @@ def against_profiler(module: DepthModule, inputs: dict[str, Tensor], repeats: in
 
         return run
 
+    try:
+        for name, module in modules.items():
+            module.forward = under(name, module.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for module in modules.values():
+            module.__dict__.pop("forward", None)
+
+
+def against_profiler(module: DepthModule, inputs: dict[str, Tensor], repeats: int) -> dict[str, float]:
+    """Largest relative difference of a stage's total over all repeats."""
+    model = module.model
+    decoder = find_decoder(model, find_blocks(model))
+    assert decoder is not None
     ours = {"vision": 0.0, "prefill": 0.0, "decode_steps": 0.0}
     theirs = dict.fromkeys(ours, 0.0)
-    for name, (owner, forward) in originals.items():
-        owner.forward = labelled(name, forward)  # type: ignore[method-assign]
-    try:
+    with labelled(model=model, decoder=decoder):
         time_generation(model, inputs, new_tokens=8)
         for _ in range(repeats):
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 measured = time_generation(model, inputs, new_tokens=8)
             spans = {
                 name: sorted((e.time_range.start, e.time_range.end) for e in profiler.events() if e.name == name)
-                for name in originals
+                for name in ("model", "decoder")
             }
             ours["vision"] += measured["vision"]
             ours["prefill"] += measured["prefill"]
@@ -126,9 +137,6 @@ def against_profiler(module: DepthModule, inputs: dict[str, Tensor], repeats: in
             theirs["vision"] += (spans["decoder"][0][0] - spans["model"][0][0]) / 1000
             theirs["prefill"] += (spans["model"][0][1] - spans["decoder"][0][0]) / 1000
             theirs["decode_steps"] += sum(end - start for start, end in spans["model"][1:]) / 1000
-    finally:
-        for owner, _ in originals.values():
-            del owner.forward
     return {stage: round(ours[stage] / theirs[stage] - 1, 4) for stage in ours}
 
 
