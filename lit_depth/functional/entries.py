@@ -284,8 +284,9 @@ def claim_entries(cache: Cache, owned: Sequence[bool]) -> None:
         raise ValueError(
             f"this KV cache was filled without skipping blocks {missing}, which the mask skips; make a new cache"
         )
+    placeholder = SkippedLayer()  # it holds nothing; torch.compile checks one object before every forward, not many
     for block_idx in missing:
-        layers[block_idx] = SkippedLayer()
+        layers[block_idx] = placeholder
 
 
 # entries that hold nothing but plain values until their first update
@@ -297,7 +298,11 @@ def _copy_empty(cache: Cache) -> DynamicCache:
     new = object.__new__(DynamicCache)
     new.__dict__ |= cache.__dict__
     new.layers = []
+    placeholder = SkippedLayer()
     for entry in cache.layers:
+        if type(entry) is SkippedLayer:
+            new.layers.append(placeholder)
+            continue
         new.layers.append(object.__new__(type(entry)))
         new.layers[-1].__dict__ |= entry.__dict__
     return new

@@ -250,7 +250,8 @@ def test_every_forward_gets_a_cache_of_its_own_from_the_decoder(models, family):
         with masked(model, from_mask_id("1110")):
             assert placeholders(model(**batch, use_cache=True).past_key_values) == [False, False, False, True]
     caches = [output.past_key_values for output in (*outputs, more, last)]
-    assert len({id(entry) for cache in caches for entry in cache.layers}) == 5 * 4
+    of_each = [{id(entry) for entry in cache.layers} for cache in caches]  # within one, the placeholder is the same
+    assert len(set.union(*of_each)) == sum(map(len, of_each)) == 5 * 3
     for output in (*outputs, last):
         assert torch.equal(output.logits, expected.logits)
         entries = [entry for entry in output.past_key_values.layers if not isinstance(entry, DummyLayer)]
