@@ -8,7 +8,7 @@ the first also for a forward without cache:
 - ``pruned / pruned``: two equal copies, the control: what it is away from 1 is the error of this measurement.
 
 ``masked / pruned`` once more under ``torch.compile`` (prefill and decode step on static caches of the same length),
-with its control. Compilation is not timed. Which of two models is compiled first changes their ratio by up to 3%, so
+with its control. Compilation is not timed. Which of two models is compiled first changes their ratio by some 4%, so
 each is in half of the rounds.
 
 What the ratios consist of: transformers' loop calls every block, the skipped ones too, at some three microseconds each
@@ -18,10 +18,10 @@ the wide one.
 
 Forwards alternate as ABBA or BAAB, by seeded coin toss; each such quadruple gives one ratio (A1 + A2) / (B1 + B2), so
 that drift of the machine cancels. The models share one set of weights, because where weights lie in memory changes
-their speed for good; they are copied and compiled anew in every round. Reported are the median ratio and its 95%
-percentile-bootstrap interval; run it on an otherwise idle machine.
+their speed for good; they are copied and compiled anew in every round. Reported are the mean ratio of the rounds and
+its 95% interval (`mean_ratio`); run it on an otherwise idle machine.
 
-    python benchmarks/skip_overhead.py [--quadruples 100] [--rounds 5] [--threads 1]
+    python benchmarks/skip_overhead.py [--quadruples 100] [--rounds 10] [--threads 1]
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ import json
 import random
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import torch
 from environment import environment
 from torch import Tensor
@@ -53,7 +55,6 @@ from pruning import pruned_copy  # noqa: E402
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "skip_overhead.json"
 PROMPT_TOKENS = 64
-COMPILED_ROUNDS = 4  # compiling takes most of the time; even, see above
 WARM_UP = 5
 MAX_STEPS = 960
 
@@ -93,21 +94,35 @@ def decode_step(model: PreTrainedModel, tokens: Tensor) -> Forward:
 
 def compiled_prefill(model: PreTrainedModel, tokens: Tensor) -> Forward:
     """A compiled forward over the whole prompt into an emptied static cache."""
-    run, cache = torch.compile(model), _static_cache(model, tokens)
+    run, cache = _compiled(model), _static_cache(model, tokens)
 
     def fill() -> Tensor:
         cache.reset()
-        return run(tokens, use_cache=True, **{CACHE_NAME: cache}, logits_to_keep=1).logits
+        return run(tokens, cache)
 
     return fill
 
 
 def compiled_decode_step(model: PreTrainedModel, tokens: Tensor) -> Forward:
     """A compiled forward of one token behind the prompt; the static cache is as long for every call."""
-    run, cache = torch.compile(model), _static_cache(model, tokens)
+    run, cache = _compiled(model), _static_cache(model, tokens)
     model(tokens, use_cache=True, **{CACHE_NAME: cache})
     next_token = tokens[:, :1]
-    return lambda: run(next_token, use_cache=True, **{CACHE_NAME: cache}).logits
+    return lambda: run(next_token, cache)
+
+
+def _compiled(model: PreTrainedModel) -> Callable[[Tensor, StaticCache], Tensor]:
+    """The compiled model, in a function with code of its own.
+
+    torch.compile keeps its results with the code object, which is one for all models of a class: every call would also
+    check, in vain, whether the other model's result fits, which took a sixth of the time.
+    """
+
+    def run(tokens: Tensor, cache: StaticCache) -> Tensor:
+        return model(tokens, use_cache=True, **{CACHE_NAME: cache}, logits_to_keep=1).logits
+
+    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+    return torch.compile(own)
 
 
 def _static_cache(model: PreTrainedModel, tokens: Tensor) -> StaticCache:
@@ -135,19 +150,25 @@ def quadruples(a: Forward, b: Forward, count: int, coin: random.Random) -> list[
     return found
 
 
-def median_ratio(pairs: list[tuple[float, float]], seed: int = 0) -> dict[str, Any]:
-    """Median of a / b with its 95% percentile-bootstrap interval, and the median milliseconds of one forward each."""
-    seconds = np.array(pairs)
-    ratios = seconds[:, 0] / seconds[:, 1]
-    draws = np.random.default_rng(seed).integers(len(ratios), size=(2000, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
-    a_ms, b_ms = np.median(seconds, axis=0) * 500.0  # two forwards each
+def mean_ratio(rounds: list[list[tuple[float, float]]]) -> dict[str, Any]:
+    """Mean of a / b with its 95% interval, and the median milliseconds of one forward each.
+
+    Within a round, forwards differ by noise, and its median is taken; but one round differs from the next by more
+    (where things lie in memory), and by which side was compiled first. So a pair of rounds, one of either order, gives
+    one value (geometric mean of both medians), and the interval is Student's over these values.
+    """
+    logs = np.array([np.log(np.median([a / b for a, b in pairs])) for pairs in rounds])
+    values = logs.reshape(-1, 2).mean(axis=1)
+    half_width = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    low, ratio, high = np.exp(values.mean() + half_width * np.array([-1.0, 0.0, 1.0])).tolist()
+    a_ms, b_ms = np.median([pair for pairs in rounds for pair in pairs], axis=0) * 500.0  # two forwards each
     return {
-        "ratio": round(float(np.median(ratios)), 5),
-        "interval": [round(float(low), 5), round(float(high), 5)],
+        "ratio": round(ratio, 5),
+        "interval": [round(low, 5), round(high, 5)],
         "numerator_ms": round(float(a_ms), 4),
         "denominator_ms": round(float(b_ms), 4),
-        "quadruples": len(pairs),
+        "rounds": len(rounds),
+        "quadruples": sum(map(len, rounds)),
     }
 
 
@@ -159,7 +180,7 @@ def measure(
     num_blocks = len(find_blocks(original))
     mask = from_indices(num_blocks, range(1, num_blocks, 2))
     tokens = torch.arange(PROMPT_TOKENS).remainder(100).add(1).unsqueeze(0)
-    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    found: dict[tuple[str, str], list[list[tuple[float, float]]]] = {}
     for round_idx in range(rounds):
         everything = torch.ones_like(mask)
         model, full = (pruned_copy(original, everything, share_weights=True) for _ in range(2))
@@ -171,7 +192,7 @@ def measure(
                 if swap:
                     b(), a()
                 torch.testing.assert_close(a(), b(), atol=1e-4, rtol=1e-4)  # the same work, or the ratio means nothing
-                pairs.setdefault((name, stage), []).extend(quadruples(a, b, count // rounds, coin))
+                found.setdefault((name, stage), []).append(quadruples(a, b, max(1, count // rounds), coin))
 
             with masked(model, mask):
                 compare("masked / pruned", forward_of(model, tokens), forward_of(pruned, tokens))
@@ -180,17 +201,19 @@ def measure(
             if not compiled:
                 compare("restored / full", forward_of(model, tokens), forward_of(full, tokens))
             compare("pruned / pruned", forward_of(control, tokens), forward_of(pruned, tokens))
-    return [{"comparison": name, "stage": stage, **median_ratio(p)} for (name, stage), p in sorted(pairs.items())]
+    return [{"comparison": name, "stage": stage, **mean_ratio(of)} for (name, stage), of in sorted(found.items())]
 
 
 def main() -> None:
     """Measure, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description="Time masked against physically pruned models (CPU).")
     parser.add_argument("--quadruples", type=int, default=100, help="ABBA quadruples per ratio (default 100)")
-    parser.add_argument("--rounds", type=int, default=5, help="fresh copies of the models (default 5)")
+    parser.add_argument("--rounds", type=int, default=10, help="fresh copies of the models, even (default 10)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.rounds < 4 or arguments.rounds % 2:
+        parser.error(f"rounds must be even and at least 4, got {arguments.rounds}")
     torch.set_num_threads(arguments.threads)
     result: dict[str, Any] = {"environment": environment(arguments.threads), "prompt_tokens": PROMPT_TOKENS}
     models: dict[str, Callable[[], PreTrainedModel]] = {
@@ -203,9 +226,9 @@ def main() -> None:
     for name, build in models.items():
         gc.disable()
         # its forwards take ten times as long, and vary less
-        count = arguments.quadruples // 4 if name == "wide Llama" else arguments.quadruples
+        count = arguments.quadruples // 3 if name == "wide Llama" else arguments.quadruples
         rows = measure(build(), count, arguments.rounds, random.Random(0))
-        rows += measure(build(), count, COMPILED_ROUNDS, random.Random(0), compiled=True)
+        rows += measure(build(), count, arguments.rounds, random.Random(0), compiled=True)
         gc.enable()
         result["models"][name] = rows
         for row in rows:

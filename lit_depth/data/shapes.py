@@ -388,7 +388,7 @@ class ShapesTrainingSet(Dataset[TrainingItem]):
         )
 
 
-@lru_cache(maxsize=8)  # several commands of one process, and the tasks of one, ask for the same images
+@lru_cache(maxsize=4)  # several commands of one process, and the tasks of one, ask for the same images
 def _draw_split(seed: int, split: str, num_images: int) -> datasets.Dataset:
     import datasets
 
