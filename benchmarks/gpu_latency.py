@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 import torch
 from environment import environment
 from latency import labelled
@@ -174,24 +175,23 @@ def work(
     return read, active * batch * length * (2 * used + attention) + 2 * batch * head
 
 
-def median_ratio(pairs: list[tuple[float, float]], seed: int = 0) -> dict[str, Any]:
-    """Median of a / b with its 95% percentile-bootstrap interval, and the median milliseconds of one forward each."""
-    seconds = np.array(pairs)
-    ratios = seconds[:, 0] / seconds[:, 1]
-    draws = np.random.default_rng(seed).integers(len(ratios), size=(2000, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
-    a_ms, b_ms = np.median(seconds, axis=0) * 500.0  # two forwards each
+def mean_ratio(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """Geometric mean of a / b with Student's 95% interval, and the median milliseconds of one request each."""
+    logs = np.log([a / b for a, b in pairs])
+    half_width = scipy.stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
+    low, ratio, high = np.exp(logs.mean() + half_width * np.array([-1.0, 0.0, 1.0])).tolist()
+    a_ms, b_ms = np.median(pairs, axis=0).tolist()
     return {
-        "ratio": round(float(np.median(ratios)), 5),
-        "interval": [round(float(low), 5), round(float(high), 5)],
-        "numerator_ms": round(float(a_ms), 4),
-        "denominator_ms": round(float(b_ms), 4),
+        "ratio": round(ratio, 5),
+        "interval": [round(low, 5), round(high, 5)],
+        "numerator_ms": round(a_ms / 2, 4),
+        "denominator_ms": round(b_ms / 2, 4),
         "quadruples": len(pairs),
     }
 
 
 def masked_over_pruned(model: nn.Module, inputs: dict[str, Tensor], repeats: int) -> dict[str, Any]:
-    """Median ratio of each stage, 8 of 16 blocks, with its 95% interval."""
+    """Ratio of each stage, 8 of 16 blocks, with its 95% interval."""
     mask = uniform(16, 8)
     pruned = pruned_copy(model, mask, share_weights=True)
     pairs: dict[str, list[tuple[float, float]]] = {"prefill": [], "decode_per_token": []}
@@ -203,9 +203,9 @@ def masked_over_pruned(model: nn.Module, inputs: dict[str, Tensor], repeats: int
                 found[side].append(time_generation(side, inputs, new_tokens=NEW_TOKENS))
         if repeat >= 0:
             for stage, rows in pairs.items():
-                a, b = (sum(each[stage] for each in found[side]) / 1e3 for side in (model, pruned))
+                a, b = (sum(each[stage] for each in found[side]) for side in (model, pruned))
                 rows.append((a, b))
-    return {stage: median_ratio(rows) for stage, rows in pairs.items()}
+    return {stage: mean_ratio(rows) for stage, rows in pairs.items()}
 
 
 def kernel_stages(trace: list[dict[str, Any]]) -> dict[str, float]:
@@ -275,13 +275,15 @@ def timer_over_profiler(
 def main() -> None:
     """Measure, print the tables, write the JSON file."""
     parser = argparse.ArgumentParser(description="Latency of MolmoE-1B's shape on a GPU, random weights, bf16.")
-    parser.add_argument("--repeats", type=int, default=20, help="timed requests per configuration (default 20)")
+    parser.add_argument("--repeats", type=int, default=20, help="timed requests each (default 20, at least 2)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--active_blocks", type=int, nargs="+", default=[16, 12, 8, 4])
     parser.add_argument("--bandwidth", type=float, help="peak memory bandwidth in TB/s")
     parser.add_argument("--flops", type=float, help="peak dense bf16 throughput in TFLOP/s")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.repeats < 2:
+        parser.error(f"repeats must be at least 2, got {arguments.repeats}")
     if not torch.cuda.is_available():
         parser.exit(2, "error: this benchmark needs a CUDA device, and there is none\n")
     device = torch.device("cuda")
@@ -296,6 +298,8 @@ def main() -> None:
         "peak_tb_per_s": bandwidth,
         "peak_tflops": flops,
         "new_tokens": NEW_TOKENS,
+        "repeats": arguments.repeats,
+        "complete": False,
         "rows": [],
         "masked_over_pruned": [],
         "timer_over_profiler": [],
@@ -352,6 +356,8 @@ def main() -> None:
                 result[name].append({"experts": experts, "batch_size": batch, **found})
                 print(f"{name}: {json.dumps(result[name][-1])}", flush=True)
             write()
+    result["complete"] = True
+    write()
     print(f"wrote {arguments.output}")
 
 

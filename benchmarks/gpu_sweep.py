@@ -134,7 +134,8 @@ def main() -> None:
     model.set_experts_implementation("grouped_mm")
     masks = torch.cat([torch.ones(1, 16, dtype=torch.bool), leave_one_out(16)])
     gpu = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    result: dict[str, Any] = {"environment": {**environment(torch.get_num_threads()), **gpu}, "rows": []}
+    settings = {"environment": {**environment(torch.get_num_threads()), **gpu}, "repeats": arguments.repeats}
+    result: dict[str, Any] = {**settings, "weights_gib": round(torch.cuda.memory_allocated() / 2**30, 2), "rows": []}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     for batch_size in arguments.batch_sizes:
         result["rows"].append(measure(model, batch_size, masks, arguments.repeats))

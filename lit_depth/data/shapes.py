@@ -6,6 +6,7 @@ machine. Scenes are dealt to the splits by a hash of their content, so two split
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
@@ -328,14 +329,15 @@ class ShapesVQA(Task):
         self.train_type_weights = train_type_weights
 
     def load(self, split: str, path: str | None = None) -> datasets.Dataset:
-        """Draw the first `num_images` images of a split, in memory.
+        """Draw the first `num_images` images of a split, in memory, once per process.
 
         Columns: image, image_id, question_id, question, answer, question_type, and the labels of the grid: rows,
         columns, cell_shapes, cell_colors (class ids in row-major order).
         """
         if path is not None:
             raise ValueError(f"shapes_vqa is drawn, not read: expected no path, got {path!r}")
-        return _draw_split(self.seed, split, self.num_images)
+        # a copy, as the format of a dataset can be set in place
+        return copy.copy(_draw_split(self.seed, check_split(split), self.num_images))
 
     def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
         return Sample(
@@ -388,7 +390,7 @@ class ShapesTrainingSet(Dataset[TrainingItem]):
         )
 
 
-@lru_cache(maxsize=4)  # several commands of one process, and the tasks of one, ask for the same images
+@lru_cache(maxsize=4, typed=True)  # several commands of one process, and the tasks of one, ask for the same images
 def _draw_split(seed: int, split: str, num_images: int) -> datasets.Dataset:
     import datasets
 

@@ -57,7 +57,7 @@ def answer_in_chunks(
     else:
         new_tokens = options["max_new_tokens"]
         costs = [batch * bytes_per_row(model, inputs, new_tokens, answer_ids, int(n)) for n in masks.sum(1)]
-        waiting = list(chunk_masks(masks, max(1, affordable_bytes(model)), costs))
+        waiting = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     waiting = _shorten(waiting, fitted)
     while waiting:
         chunk = waiting.pop(0)
@@ -251,31 +251,44 @@ def call_width(model: nn.Module, inputs: Mapping[str, Tensor]) -> int | None:
 def bytes_per_row(
     model: nn.Module, inputs: Mapping[str, Tensor], max_new_tokens: int, answer_ids: Tensor | None, num_active: int
 ) -> int:
-    """Memory of one (mask, sample) row: keys and values of its active blocks, hidden states, logits."""
+    """Memory of one (mask, sample) row: keys and values of its active blocks, hidden states, logits.
+
+    Where all masks share a block call, also what an MLP holds at its widest: for every expert of a token (one in a
+    dense block) the input and output, and the gate, the up-projection and their product.
+    """
     config = model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     answer_length = 0 if answer_ids is None else answer_ids.shape[1]
     length = inputs["input_ids"].shape[1] + max(max_new_tokens, answer_length)
     size = next(model.parameters()).element_size()
-    kept = length * num_active * 2 * heads * head_dim * size if max_new_tokens else 0
-    return kept + 4 * length * config.hidden_size * size + (answer_length + 1) * config.vocab_size * 4
+    width = 4 * config.hidden_size
+    if max_new_tokens:
+        width += num_active * 2 * heads * head_dim
+    if call_width(model, inputs) is None:
+        inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None)
+        experts = getattr(config, "num_experts_per_tok", None) or 1
+        width += experts * (2 * config.hidden_size + 3 * (inner or 4 * config.hidden_size))
+    return length * width * size + (answer_length + 1) * config.vocab_size * 4
 
 
-def affordable_bytes(model: nn.Module) -> int:
-    """What the rows of one chunk may take: a third of the free memory, and not much more than the model itself takes.
+def affordable_bytes(model: nn.Module, one_mask: int = 0) -> int:
+    """What the rows of one chunk may take, so that a sweep takes at most three times what one mask after another does.
 
-    The second bound keeps a sweep within three times the memory of one mask after another; larger chunks gain little.
+    On a GPU half of the free memory, and twice what one mask takes with the model. On a CPU a third of what is free,
+    and not much more than the model: block calls are narrow there, and larger chunks gain little.
+
+    Args:
+        one_mask: Bytes of the rows of one mask.
     """
     parameter = next(model.parameters())
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
     if parameter.device.type == "cuda":
         free = torch.cuda.mem_get_info(parameter.device)[0]
         # what torch holds for reuse is free for us
         free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
-    else:
-        free = _available_host_memory()
-    weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    return min(free // 3, max(2**29, weights * 3 // 2))
+        return min(free // 2, max(2**29, 2 * (weights + one_mask)))
+    return min(_available_host_memory() // 3, max(2**29, weights * 3 // 2))
 
 
 def _available_host_memory() -> int:

@@ -63,7 +63,7 @@ def tiny_model(family: str, num_blocks: int = 4, **overrides: Any) -> PreTrained
         model = Qwen3ForCausalLM(Qwen3Config(**sizes))
     elif family == "olmoe":
         del sizes["head_dim"]
-        model = OlmoeForCausalLM(OlmoeConfig(**sizes, num_experts=4, num_experts_per_tok=2))
+        model = OlmoeForCausalLM(OlmoeConfig(**{"num_experts": 4, "num_experts_per_tok": 2, **sizes}))
     elif family == "olmo2":
         del sizes["head_dim"]
         model = Olmo2ForCausalLM(Olmo2Config(**sizes))
