@@ -34,12 +34,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import scipy.stats
 import torch
 from environment import environment
 from latency import labelled
-from skip_overhead import pruned_copy
+from skip_overhead import mean_ratio, pruned_copy
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -175,26 +173,11 @@ def work(
     return read, active * batch * length * (2 * used + attention) + 2 * batch * head
 
 
-def mean_ratio(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    """Geometric mean of a / b with Student's 95% interval, and the median milliseconds of one request each."""
-    logs = np.log([a / b for a, b in pairs])
-    half_width = scipy.stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
-    low, ratio, high = np.exp(logs.mean() + half_width * np.array([-1.0, 0.0, 1.0])).tolist()
-    a_ms, b_ms = np.median(pairs, axis=0).tolist()
-    return {
-        "ratio": round(ratio, 5),
-        "interval": [round(low, 5), round(high, 5)],
-        "numerator_ms": round(a_ms / 2, 4),
-        "denominator_ms": round(b_ms / 2, 4),
-        "quadruples": len(pairs),
-    }
-
-
 def masked_over_pruned(model: nn.Module, inputs: dict[str, Tensor], repeats: int) -> dict[str, Any]:
     """Ratio of each stage, 8 of 16 blocks, with its 95% interval."""
     mask = uniform(16, 8)
     pruned = pruned_copy(model, mask, share_weights=True)
-    pairs: dict[str, list[tuple[float, float]]] = {"prefill": [], "decode_per_token": []}
+    rounds: dict[str, list[list[tuple[float, float]]]] = {"prefill": [], "decode_per_token": []}
     for repeat in range(-1, repeats):
         sides = (model, pruned, pruned, model) if repeat % 2 else (pruned, model, model, pruned)
         found: dict[nn.Module, list[dict[str, Any]]] = {model: [], pruned: []}
@@ -202,10 +185,10 @@ def masked_over_pruned(model: nn.Module, inputs: dict[str, Tensor], repeats: int
             with masked(model, mask) if side is model else nullcontext():
                 found[side].append(time_generation(side, inputs, new_tokens=NEW_TOKENS))
         if repeat >= 0:
-            for stage, rows in pairs.items():
-                a, b = (sum(each[stage] for each in found[side]) for side in (model, pruned))
-                rows.append((a, b))
-    return {stage: mean_ratio(rows) for stage, rows in pairs.items()}
+            for stage, of in rounds.items():
+                a, b = (sum(each[stage] for each in found[side]) / 1e3 for side in (model, pruned))
+                of.append([(a, b)])
+    return {stage: mean_ratio(of) for stage, of in rounds.items()}
 
 
 def kernel_stages(trace: list[dict[str, Any]]) -> dict[str, float]:
@@ -275,15 +258,15 @@ def timer_over_profiler(
 def main() -> None:
     """Measure, print the tables, write the JSON file."""
     parser = argparse.ArgumentParser(description="Latency of MolmoE-1B's shape on a GPU, random weights, bf16.")
-    parser.add_argument("--repeats", type=int, default=20, help="timed requests each (default 20, at least 2)")
+    parser.add_argument("--repeats", type=int, default=20, help="timed requests each, even (default 20)")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--active_blocks", type=int, nargs="+", default=[16, 12, 8, 4])
     parser.add_argument("--bandwidth", type=float, help="peak memory bandwidth in TB/s")
     parser.add_argument("--flops", type=float, help="peak dense bf16 throughput in TFLOP/s")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
-    if arguments.repeats < 2:
-        parser.error(f"repeats must be at least 2, got {arguments.repeats}")
+    if arguments.repeats < 4 or arguments.repeats % 2:
+        parser.error(f"repeats must be even and at least 4, got {arguments.repeats}")
     if not torch.cuda.is_available():
         parser.exit(2, "error: this benchmark needs a CUDA device, and there is none\n")
     device = torch.device("cuda")
