@@ -17,9 +17,13 @@ auxiliary loss of a router; w is one weight of the block and g = dL/dw.
 | ``taylor_signed`` | sum of w g | nats |
 | ``attention_entropy`` | mean over heads and queries of -sum p ln p | nats, 0 to ln(seq) |
 
-Norms are Euclidean, p are the attention weights of one query (keys that it cannot see have p = 0). Higher is taken as
-more important, with two exceptions: L is expected to grow by *minus* ``taylor_signed`` when the weights become zero,
-and entropy has no agreed direction (high = the block spreads its attention).
+Norms are Euclidean, p are the attention weights of one query (keys that it cannot see have p = 0). A state of zeros,
+such as the embedding of a padding token, has no direction: where x = y = 0 all distances are 0, where one of them is 0
+the cosine is 0 and relative magnitude 1 (`lit_depth.functional.watching.compare_states`). States, losses and gradients
+that are NaN or infinite are an error, never a score.
+
+Higher is taken as more important, with two exceptions: L is expected to grow by *minus* ``taylor_signed`` when the
+weights become zero, and entropy has no agreed direction (high = the block spreads its attention).
 
 Sources. Block influence: Men et al. 2024, *ShortGPT: Layers in Large Language Models are More Redundant Than You
 Expect*, which also compares relative magnitude. Angular distance: Gromov et al. 2024, *The Unreasonable Ineffectiveness
@@ -146,7 +150,8 @@ class ProxyScores:
 
         Raises:
             ValueError: Inputs or labels of the wrong shape, or missing ones; attention weights unavailable; a block
-                that did not run. The batch is then not counted.
+                that did not run; states, attention weights or a loss that are NaN or infinite; gradient methods for a
+                model without logits of tokens. The batch is then not counted.
         """
         # a loop of Lightning runs in inference mode, whose tensors autograd refuses
         with torch.inference_mode(False), torch.set_grad_enabled(self.needs_labels), ExitStack() as stack:
@@ -164,12 +169,23 @@ class ProxyScores:
                 keep = targets.shape[1]
                 stack.enter_context(only_these_require_grad(self.model, self._weights))
             extras = {"use_cache": False, **keep_last(self.model, keep)}
-            logits = self.model(**with_positions(self.model, inputs), **extras).logits
+            output = self.model(**with_positions(self.model, inputs), **extras)
             watch.check(self.decoder)
             if targets is not None:
-                self._add_gradients(logits[:, -keep:], targets)
+                self._add_gradients(self._logits(output, keep), targets)
         for method, total in watch.totals().items():
             self._totals[method] = self._totals[method] + total
+
+    def _logits(self, output: Any, keep: int) -> Tensor:
+        """The last logits ``[batch, keep, vocabulary]`` of what the model returned."""
+        logits = getattr(output, "logits", None)
+        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] < keep:
+            given = list(logits.shape) if isinstance(logits, Tensor) else "none"
+            raise ValueError(
+                f"gradient methods ({', '.join(GRADIENT_METHODS)}) need logits [batch, seq, vocabulary], and "
+                f"{type(self.model).__name__} gave {given}; choose other methods"
+            )
+        return logits[:, -keep:]
 
     def _add_gradients(self, logits: Tensor, labels: Tensor) -> None:
         targets = labels[:, 1:].to(logits.device)
@@ -180,6 +196,8 @@ class ProxyScores:
         loss = nn.functional.cross_entropy(
             at_least_float32(logits[:, :-1]).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
         )
+        if not loss.isfinite():
+            raise ValueError(f"expected a finite loss on labelled tokens, got {loss.item()} from this batch")
         gradients = list(torch.autograd.grad(loss, self._weights, allow_unused=True))
         owned = set()
         for weight in reversed(self._weights):
@@ -217,24 +235,29 @@ class ProxyScores:
             Method -> float64 ``[num_blocks]`` on the CPU, in the order of ``methods``.
 
         Raises:
-            ValueError: No token was added, or no labelled one for a gradient method.
+            ValueError: No token was added, or no labelled one for a gradient method; gradients are not finite.
         """
         if self.needs_labels and self._num_labels == 0:
             raise ValueError("expected labelled tokens for gradient methods, given none (labels are -100 throughout)")
         scores = {method: total[0] / total[1] for method, total in self._totals.items()}
         if self.needs_labels:
-            rows = [self._gradient_scores(block) for block in self.blocks]
+            rows = [self._gradient_scores(block_idx, block) for block_idx, block in enumerate(self.blocks)]
             scores |= {method: torch.stack(column) for method, column in zip(GRADIENT_METHODS, zip(*rows))}
         elif not any(self._totals[method][1].any() for method in self.methods):
             raise ValueError("expected at least one batch with a token that is not padding, given none")
         return {method: scores[method] for method in self.methods}
 
-    def _gradient_scores(self, block: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradient_scores(self, block_idx: int, block: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
         """Scores of one block in the order of :data:`GRADIENT_METHODS`."""
         sums = torch.zeros(3, dtype=torch.float64)
-        for weight in block.parameters():
+        for name, weight in block.named_parameters():
             if weight in self._gradients:
                 sums += _gradient_sums(self._gradients[weight], weight)
+                if not sums.isfinite().all():
+                    raise ValueError(
+                        f"expected finite gradients, got NaN or infinite ones for {name} of block {block_idx}; numbers "
+                        "of 16 bits overflow: load the model in float32"
+                    )
         gradient_sum, taylor, signed = sums / self._num_labels
         return gradient_sum, taylor, signed
 

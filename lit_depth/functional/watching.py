@@ -23,24 +23,33 @@ ENTROPY = "attention_entropy"
 def compare_states(before: Tensor, after: Tensor) -> dict[str, Tensor]:
     """What a block did to each token, for the first four of :data:`STATE_METHODS`.
 
+    A vector of zeros, such as the embedding of a padding token, has no direction, and nothing can be measured by its
+    norm. A block that leaves it as it is changes nothing: all distances are 0. For one that makes something of it, or
+    makes it of something, the cosine is 0 (as of `torch.nn.functional.cosine_similarity`: influence 1, angle 1/2), and
+    the change is the whole of the state that is not zero: relative magnitude 1.
+
     Args:
         before: Hidden states that entered it, ``[tokens, hidden]``.
         after: Those that left it.
 
     Returns:
-        Method -> float64 ``[tokens]``; for ``block_influence`` 1 - cosine of each token.
+        Method -> float64 ``[tokens]``, finite for finite states; for ``block_influence`` 1 - cosine of each token.
 
     >>> x, y = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])
     >>> {method: value.item() for method, value in compare_states(x, y).items()}  # doctest: +NORMALIZE_WHITESPACE
     {'activation_magnitude': 4.0, 'relative_magnitude': 1.25, 'block_influence': 1.0, 'angular_distance': 0.5}
+    >>> zero = torch.zeros(1, 2)
+    >>> [compare_states(*states)["block_influence"].item() for states in ((zero, zero), (zero, y), (x, zero))]
+    [0.0, 1.0, 1.0]
     """
     # float64: late blocks turn a token by so little that 1 - cosine would lose half its digits in float32
     before, after = _double(before), _double(after)
-    norm = after.norm(dim=-1)
-    cosine = (before * after).sum(-1) / (before.norm(dim=-1) * norm)
+    norm, change = after.norm(dim=-1), (after - before).norm(dim=-1)
+    norms = before.norm(dim=-1) * norm
+    cosine = ((before * after).sum(-1) / norms).where(norms != 0, (change == 0).double())
     return {
         "activation_magnitude": norm,
-        "relative_magnitude": (after - before).norm(dim=-1) / norm,
+        "relative_magnitude": (change / norm).where(norm != 0, (change != 0).double()),
         "block_influence": 1.0 - cosine,
         "angular_distance": cosine.clamp(-1.0, 1.0).arccos() / math.pi,
     }
@@ -50,7 +59,8 @@ def attention_entropy(weights: Tensor) -> Tensor:
     """Entropy of attention weights over their last dimension, in nats.
 
     Args:
-        weights: ``[..., keys]``, from 0 and summing to 1.
+        weights: ``[..., keys]``, from 0 and summing to 1, or to less where the rest goes to no key (an attention sink),
+            down to the zeros of a query that sees no key: its entropy is 0.
 
     Returns:
         Float64 ``[...]``.
@@ -127,13 +137,17 @@ class BlockWatch:
         return hook
 
     def check(self, decoder: PreTrainedModel | None) -> None:
-        """Raise ValueError if a block did not run, or if no block gave attention weights that are needed."""
+        """Raise ValueError if a block did not run, gave NaN, or none gave attention weights that are needed."""
         missing = [block_idx for block_idx in range(len(self.blocks)) if block_idx not in self.seen]
         if missing:
             raise ValueError(
                 f"expected hooks on every block to fire, blocks {missing} fired none: give the model that holds the "
                 "blocks, not compiled"
             )
+        for what, seen in (("hidden states", self.states), ("attention weights", self.entropies)):
+            broken = [block_idx for block_idx, sums in seen.items() if not sums.isfinite().all()]
+            if broken:  # of finite values, every sum is finite
+                raise ValueError(f"expected finite {what}, got NaN or infinite ones first from block {min(broken)}")
         if ENTROPY in self.methods and not self.entropies:
             used = None if decoder is None else decoder.config._attn_implementation
             raise ValueError(

@@ -11,7 +11,18 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_batch, tiny_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GemmaConfig,
+    GptOssConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    OlmoeConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedModel,
+)
 
 from lit_depth.functional import ProxyScores, find_blocks, masked, proxy_importance
 from lit_depth.functional.importance import GRADIENT_METHODS, METHODS, STATE_METHODS
@@ -124,9 +135,11 @@ def reference_scores(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[s
         for block_idx, score in enumerate(sums):
             for t in range(length):
                 x, y = states[block_idx][t], states[block_idx + 1][t]
-                cosine = float(x @ y) / math.sqrt(float(x @ x) * float(y @ y))
-                score["activation_magnitude"] += math.sqrt(float(y @ y))
-                score["relative_magnitude"] += math.sqrt(float((y - x) @ (y - x)) / float(y @ y))
+                before, after, change = (math.sqrt(float(v @ v)) for v in (x, y, y - x))
+                # no direction, no norm: as if unchanged where it is unchanged, else a right angle and a whole change
+                cosine = float(x @ y) / (before * after) if before and after else float(change == 0)
+                score["activation_magnitude"] += after
+                score["relative_magnitude"] += change / after if after else float(change != 0)
                 score["block_influence"] += 1 - cosine
                 score["angular_distance"] += math.acos(max(-1.0, min(1.0, cosine))) / math.pi
                 weights = output.attentions[block_idx][0, :, t].tolist()
@@ -160,10 +173,7 @@ def reference_scores(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[s
     return scores
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe", "gemma2", "gpt_neox", "falcon", "llava"])
-def test_left_padded_batches_equal_rows_alone(family):
-    model = build(family)
-    batch = labelled_batch(model)
+def check_reference(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
     scores, expected = proxy_importance(model, [batch]), reference_scores(model, batch)
     for method in METHODS:
         reference = torch.tensor(expected[method], dtype=torch.float64)
@@ -173,6 +183,143 @@ def test_left_padded_batches_equal_rows_alone(family):
         torch.testing.assert_close(
             scores[method], reference, rtol=rtol, atol=atol, msg=lambda text, m=method: f"{m}: {text}"
         )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe", "gemma2", "gpt_neox", "falcon", "llava"])
+def test_left_padded_batches_equal_rows_alone(family):
+    model = build(family)
+    batch = labelled_batch(model)
+    check_reference(model, batch)
+
+
+SIZES = dict(
+    vocab_size=32,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    initializer_range=0.3,
+    pad_token_id=0,
+)
+PADDED_EMBEDDINGS = {
+    "gemma": lambda: GemmaConfig(**SIZES, head_dim=8),
+    "phi3": lambda: Phi3Config(**SIZES, eos_token_id=2),
+    "deepseek_v3": lambda: DeepseekV3Config(
+        **SIZES,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=8,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    ),
+    "gpt_oss": lambda: GptOssConfig(
+        **SIZES,
+        head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "llama": lambda: LlamaConfig(**SIZES),
+    "olmoe": lambda: OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2),
+    "opt": lambda: OPTConfig(  # positions are added to the embeddings: no state is zero
+        vocab_size=32, hidden_size=32, ffn_dim=48, num_hidden_layers=3, num_attention_heads=4, init_std=0.3,
+        word_embed_proj_dim=32, pad_token_id=0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PADDED_EMBEDDINGS)
+def test_a_counted_token_without_a_state_decides_nothing_alone(family):
+    """The embedding of the padding token is all zeros; here it is read as a token, also as a row's first and last."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(PADDED_EMBEDDINGS[family]()).eval()
+    assert not model.get_input_embeddings().weight[0].any()
+    ids = torch.tensor([[0, 5, 6, 0, 7], [0, 0, 9, 10, 0], [3, 4, 5, 6, 8]])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    check_reference(model, batch)
+
+
+def test_states_of_zeros_have_stated_values():
+    zero, x, y = torch.zeros(3), torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.0, 2.0, 0.0])
+    values = compare_states(torch.stack([zero, zero, x, x, x]), torch.stack([zero, y, zero, x, -x]))
+    expected = {
+        "activation_magnitude": [0, 2, 0, 5, 5],
+        "relative_magnitude": [0, 1, 1, 0, 2],
+        "block_influence": [0, 1, 1, 0, 2],
+        "angular_distance": [0, 0.5, 0.5, 0, 1],
+    }
+    for method, value in values.items():
+        torch.testing.assert_close(value, torch.tensor(expected[method], dtype=torch.float64), rtol=0, atol=1e-7)
+
+
+def broken_block(model: PreTrainedModel) -> None:
+    find_blocks(model)[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+
+
+def broken_head(model: PreTrainedModel) -> None:
+    model.lm_head.weight.data[5] = torch.inf
+
+
+def broken_attention(model: PreTrainedModel) -> None:
+    find_blocks(model)[2].self_attn.register_forward_hook(lambda module, args, out: (out[0], out[1] * torch.nan))
+
+
+def broken_gradient(model: PreTrainedModel) -> None:
+    find_blocks(model)[2].self_attn.v_proj.weight.register_hook(lambda gradient: gradient * torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("change", "methods", "message"),
+    [
+        (broken_block, ["block_influence"], "finite hidden states, got NaN or infinite ones first from block 1"),
+        (broken_block, ["taylor"], "a finite loss on labelled tokens, got nan"),
+        (broken_head, ["gradient"], "a finite loss on labelled tokens, got"),
+        (
+            broken_attention,
+            ["attention_entropy"],
+            "finite attention weights, got .* first from block 2",
+        ),
+        (broken_gradient, ["taylor_signed"], "NaN or infinite ones for self_attn.v_proj.weight of block 2"),
+    ],
+)
+def test_values_that_are_not_finite_are_reported_not_hidden(change, methods, message):
+    model = build("llama")
+    batch = labelled_batch(model)
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        proxy_importance(model, [batch], methods)
+
+
+def test_what_happens_at_padding_is_not_reported():
+    model = build("llama")
+    batch = labelled_batch(model)
+    expected = proxy_importance(model, [batch], ["block_influence"])["block_influence"]
+
+    def spoil(module, args, output):
+        return output.masked_fill((batch["attention_mask"] == 0)[..., None], torch.nan)
+
+    find_blocks(model)[-1].register_forward_hook(spoil)
+    assert torch.equal(proxy_importance(model, [batch], ["block_influence"])["block_influence"], expected)
+
+
+def test_a_model_without_logits_has_all_scores_but_those_of_gradients():
+    model = build("llama")
+    batch = labelled_batch(model)
+    expected = proxy_importance(model, [batch], WITHOUT_GRADIENT)
+    found = proxy_importance(model.model, [batch], WITHOUT_GRADIENT)
+    assert all(torch.equal(found[method], expected[method]) for method in WITHOUT_GRADIENT)
+    with pytest.raises(ValueError, match="need logits .* LlamaModel gave none; choose other methods"):
+        proxy_importance(model.model, [batch])
+    classifier = LlamaForSequenceClassification(model.config)
+    with pytest.raises(ValueError, match=r"LlamaForSequenceClassification gave \[4, 2\]"):
+        proxy_importance(classifier, [batch], ["taylor"])
 
 
 @pytest.mark.parametrize("family", ["llama", "olmoe", "llava"])
@@ -417,6 +564,7 @@ def test_entropy_of_known_distributions():
     weights = torch.zeros(2, 7)
     weights[0], weights[1, 3] = 1 / 7, 1.0
     torch.testing.assert_close(attention_entropy(weights), torch.tensor([math.log(7), 0.0], dtype=torch.float64))
+    assert attention_entropy(torch.zeros(3, 7)).tolist() == [0.0] * 3  # queries that see no key
     random = torch.rand(50, 7).softmax(-1)
     expected = torch.distributions.Categorical(probs=random.double()).entropy()
     torch.testing.assert_close(attention_entropy(random), expected, rtol=1e-6, atol=0)
