@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_depth.callbacks.accuracy_drop_importance import ScoreFn, gather_columns, score_masks
+from lit_depth.callbacks.modules import language_model
+from lit_depth.callbacks.scores import ScoreFn, gather_columns, report_left_out, score_masks
 from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks, mask_id
 from lit_depth.functional.ablations import free_units
 from lit_depth.functional.masking import Granularity
@@ -36,16 +37,17 @@ class BeamSearchAblation(Callback):
     | ``ablation/removed_1_score``, ``ablation/removed_2_score``, ... | mean score without the best 1, 2, ... blocks |
 
     and keeps which blocks these are, and all else, in :attr:`result` (a `lit_depth.functional.SearchResult`;
-    ``reference_logprob`` is not measured: NaN), and the full model's score in :attr:`full`.
+    ``reference_logprob`` is not measured: NaN), and the full model's score in :attr:`full`. Rows without labelled
+    tokens have no score and are left out, with a warning.
 
     Args:
         beam_width: Ablations that are kept, and extended by one more block, at each number of removed blocks.
         max_removed: Largest number of removed blocks.
         keep: Blocks that are never removed.
-        score_fn: ``score_fn(pl_module, batch) -> [batch]`` in [0, 1], higher is better. Default: token accuracy, see
-            `lit_depth.callbacks.accuracy_drop_importance.token_accuracy`.
+        score_fn: ``score_fn(pl_module, batch) -> [batch]`` in [0, 1], higher is better. Default: the share of labelled
+            tokens that the module's Hugging Face model gets right, `lit_depth.callbacks.scores.token_accuracy`.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
-        max_batches: Batches of each process to use per loop; None = all.
+        max_batches: Batches with a score to use per loop and process; None = all.
         granularity: What is removed: a ``block``, or with ``sublayer`` its attention (unit 2i of block i) or its MLP
             (unit 2i + 1); all masks are then scored one after another. ``keep`` and the result count in units.
         racing: Spend no more batches on an ablation whose place is settled. Batches are taken whole, in an order drawn
@@ -60,8 +62,9 @@ class BeamSearchAblation(Callback):
 
     Raises:
         ValueError: If ``beam_width`` or ``max_batches`` is below 1. At the start of the loop: if more blocks are to be
-            removed than may go, or halves of blocks of an unknown form. At its end: if a score is not finite or lies
-            outside [0, 1].
+            removed than may go, or halves of blocks of an unknown form; no decoder blocks, or several lists of them. In
+            the loop: if the default score cannot read a batch, or scores or logits are not finite. At its end: if a
+            score lies outside [0, 1], or no row was labelled.
 
     Example:
         >>> BeamSearchAblation(beam_width=2, max_removed=3).beam_width
@@ -100,14 +103,15 @@ class BeamSearchAblation(Callback):
         self.seed = seed
         self.result: SearchResult | None = None
         self.full: float | None = None
-        self._batches: list[Any] = []
+        self._batches: list[_Batch] = []
         self._full: list[Tensor] = []  # scores of the full model
+        self._num_left_out = 0
         self._num_units = 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._batches, self._full = [], []
+        self._batches, self._full, self._num_left_out = [], [], 0
         # fail before the loop, not after it
-        module_list = find_blocks(pl_module, self.blocks)
+        module_list = find_blocks(*language_model(pl_module, self.blocks))
         if self.granularity == "sublayer":
             check_halves(module_list)
         self._num_units = len(module_list) * (1 if self.granularity == "block" else 2)
@@ -125,33 +129,41 @@ class BeamSearchAblation(Callback):
         if trainer.sanity_checking or (self.max_batches is not None and len(self._batches) >= self.max_batches):
             return
         full = torch.ones(1, self._num_units, dtype=torch.bool)
-        self._full.append(score_masks(pl_module, batch, full, self.score_fn, self.blocks, self.granularity)[0])
-        # a loader may fill the same tensors again
-        self._batches.append(apply_to_collection(move_data_to_device(batch, "cpu"), Tensor, torch.clone))
+        with trainer.precision_plugin.forward_context():
+            scores = score_masks(pl_module, batch, full, self.score_fn, self.blocks, self.granularity)[0]
+        has_score = ~scores.isnan()
+        self._num_left_out += int((~has_score).sum())
+        if has_score.any():
+            self._full.append(scores[has_score])
+            # a loader may fill the same tensors again
+            kept = apply_to_collection(move_data_to_device(batch, "cpu"), Tensor, torch.clone)
+            self._batches.append(_Batch(kept, dataloader_idx, has_score))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         batches, self._batches = self._batches, []
         if trainer.sanity_checking:
             return
-        sizes = [len(scores) for scores in self._full]
         score = partial(score_masks, score_fn=self.score_fn, blocks=self.blocks, granularity=self.granularity)
-        scores = _BatchScores(pl_module, batches, sizes, score, self.seed)
+        scores = _BatchScores(pl_module, batches, score, self.seed)
+        num_left_out = int(gather_columns(pl_module, torch.tensor([[self._num_left_out]])).sum())
+        report_left_out(num_left_out, num_left_out + scores.num_samples)
         if not scores.num_samples:
             return
         self.full = float(gather_columns(pl_module, torch.cat([torch.zeros(0), *self._full])[None]).mean())
-        self.result = beam_search(
-            scores,
-            self._num_units,
-            scores.num_samples,
-            beam_width=self.beam_width,
-            max_removed=self.max_removed,
-            keep=self.keep,
-            racing=self.racing,
-            epsilon=self.epsilon,
-            delta=self.delta,
-            batch=_ROUND,
-            seed=self.seed,
-        )
+        with trainer.precision_plugin.forward_context():
+            self.result = beam_search(
+                scores,
+                self._num_units,
+                scores.num_samples,
+                beam_width=self.beam_width,
+                max_removed=self.max_removed,
+                keep=self.keep,
+                racing=self.racing,
+                epsilon=self.epsilon,
+                delta=self.delta,
+                batch=_ROUND,
+                seed=self.seed,
+            )
         self.log("ablation/full_score", self.full)
         for size, level in enumerate(self.result.levels, 1):
             self.log(f"ablation/removed_{size}_score", level.best.score)
@@ -159,6 +171,18 @@ class BeamSearchAblation(Callback):
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
+
+
+class _Batch(NamedTuple):
+    """A batch of the loop, kept on the CPU, the index of its loader, and which of its rows have a score."""
+
+    content: Any
+    dataloader_idx: int
+    has_score: Tensor
+
+    @property
+    def size(self) -> int:
+        return int(self.has_score.sum())
 
 
 class _BatchScores:
@@ -169,22 +193,22 @@ class _BatchScores:
     is drawn for this number: none is torn.
 
     Args:
-        batches: Those of this process.
-        sizes: Samples in each of them.
+        batches: Those of this process; a sample is a row with a score.
         score: `score_masks` of a module, a batch and masks.
     """
 
     def __init__(
         self,
         pl_module: LightningModule,
-        batches: list[Any],
-        sizes: list[int],
+        batches: list[_Batch],
         score: Callable[[LightningModule, Any, Tensor], Tensor],
         seed: int,
     ) -> None:
         self.pl_module, self.score = pl_module, score
         counts = gather_columns(pl_module, torch.tensor([[len(batches)]])).flatten().long().tolist()
-        all_sizes = iter(gather_columns(pl_module, torch.tensor([sizes])).flatten().long().tolist())
+        all_sizes = iter(
+            gather_columns(pl_module, torch.tensor([[batch.size for batch in batches]])).flatten().long().tolist()
+        )
         owners = [(rank, number) for rank, count in enumerate(counts) for number in range(count)]
         # of all processes: (rank, number there, size)
         self.dealt = [(*owner, next(all_sizes)) for owner in owners]
@@ -231,6 +255,6 @@ class _BatchScores:
             self.scores |= {(index, names[row]): values for row, values in zip(rows, taken)}
 
     def _score_batch(self, index: int, masks: Tensor) -> Tensor:
-        module = self.pl_module
-        batch = module.transfer_batch_to_device(self.own[index], module.device, 0)
-        return self.score(module, batch, masks)
+        module, (content, dataloader_idx, has_score) = self.pl_module, self.own[index]
+        batch = module.transfer_batch_to_device(content, module.device, dataloader_idx)
+        return self.score(module, batch, masks)[:, has_score]

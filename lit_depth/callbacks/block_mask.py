@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_depth.callbacks.modules import language_model
 from lit_depth.functional.blocks import find_blocks
 from lit_depth.functional.masking import Phase, masked
 from lit_depth.functional.policies import from_indices
@@ -54,7 +55,8 @@ class BlockMask(Callback):
         self._contexts: list[ExitStack] = []
 
     def _enter(self, pl_module: LightningModule) -> None:
-        num_blocks = len(find_blocks(pl_module, self.blocks))
+        model, path = language_model(pl_module, self.blocks)
+        num_blocks = len(find_blocks(model, path))
         if self.active_block_indices is not None:
             mask = from_indices(num_blocks, self.active_block_indices)
         else:
@@ -63,9 +65,9 @@ class BlockMask(Callback):
         context = ExitStack()
         context.enter_context(
             masked(
-                pl_module,
+                model,
                 mask,
-                blocks=self.blocks,
+                blocks=path,
                 phase=self.phase,
                 decode_without_prompt=self.decode_without_prompt,
             )

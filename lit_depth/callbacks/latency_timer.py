@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_depth.callbacks.modules import language_model
-from lit_depth.functional.blocks import find_blocks
 from lit_depth.functional.timing import StageTimer, summarize
 
 STAGES = ("vision", "prefill", "decode", "decode_per_token", "total")
@@ -19,9 +18,11 @@ class LatencyTimer(Callback):
 
     The module need not cooperate: hooks on its model mark the stages' boundaries (see
     `lit_depth.functional.timing.StageTimer`), by CUDA events on a GPU, which are read when a batch is over. Used in
-    validation, test and prediction; each process times itself.
+    validation, test and prediction; each process times itself. What other callbacks of this package run between two
+    steps is not timed, and neither is a sanity check.
 
-    After the loop :attr:`samples` holds one entry per request and :attr:`summary` their percentiles (see `describe`).
+    After the loop :attr:`samples` holds one entry per request, with the indices of its ``batch`` and ``dataloader`` in
+    front, and :attr:`summary` their percentiles (see `describe`).
     Loggers get, of what was measured:
 
     ===================================== ============================================================================
@@ -55,26 +56,30 @@ class LatencyTimer(Callback):
         self._timer: StageTimer | None = None  # of the running loop
 
     def _start(self, pl_module: LightningModule) -> None:
-        self.samples, self.summary, self._seen, self._timer = [], {}, 0, None
-        find_blocks(pl_module, self.blocks)  # fail before the loop, not in it
+        self.samples, self.summary, self._seen = [], {}, 0
+        # once: to find the model takes longer than to time it
+        self._timer = StageTimer(*language_model(pl_module, self.blocks))
         if next(pl_module.parameters()).device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def _batch_start(self, pl_module: LightningModule) -> None:
-        if self._timer is None:
-            # once: to find the model takes longer than to time it
-            self._timer = StageTimer(*language_model(pl_module, self.blocks))
-        self._timer.__enter__()
+    def _batch_start(self) -> None:
+        if self._timer is not None:
+            self._timer.__enter__()
 
-    def _batch_end(self, batch_idx: int) -> None:
+    def _batch_end(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
         if self._timer is None:
             return
         self._timer.__exit__(None, None, None)
+        if trainer.sanity_checking:  # entered nevertheless: a compiled model goes on without hooks that it has not seen
+            return
         self._seen += 1
         if self._seen > self.warmup_batches:
-            self.samples += [{"batch": batch_idx, **request} for request in self._timer.requests()]
+            place = {"batch": batch_idx, "dataloader": dataloader_idx}
+            self.samples += [{**place, **request} for request in self._timer.requests()]
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         self.summary, self._timer = describe(self.samples), None
         if next(pl_module.parameters()).device.type == "cuda":
             self.summary["peak_memory_bytes"] = torch.cuda.max_memory_allocated(pl_module.device)
@@ -100,7 +105,7 @@ class LatencyTimer(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._batch_start(pl_module)
+        self._batch_start()
 
     on_test_batch_start = on_validation_batch_start
     on_predict_batch_start = on_validation_batch_start
@@ -114,7 +119,7 @@ class LatencyTimer(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._batch_end(batch_idx)
+        self._batch_end(trainer, batch_idx, dataloader_idx)
 
     on_test_batch_end = on_validation_batch_end
     on_predict_batch_end = on_validation_batch_end

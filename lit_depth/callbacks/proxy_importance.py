@@ -8,18 +8,16 @@ entropy (Clark et al. 2019, *What Does BERT Look At?*). Formulas and units stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from lit_depth.functional import find_blocks, masked
+from lit_depth.callbacks.modules import accepted, block_key, inputs_and_labels, language_model, undisturbed
+from lit_depth.functional import find_blocks
 from lit_depth.functional.importance import METHODS, ProxyScores, check_methods
-from lit_depth.functional.scoring import IGNORE, with_answers
+from lit_depth.functional.masking import unmasked
 
 
 class ProxyImportance(Callback):
@@ -74,27 +72,13 @@ class ProxyImportance(Callback):
     def inputs_of(self, pl_module: LightningModule, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
         """Model inputs of a batch, and labels ``[batch, seq]`` (-100 = ignored) or None.
 
-        By default the batch is a mapping whose tensors are all inputs of the model, ``labels`` aside. Of the evaluation
-        batches of this package, the reference answers (``answer_ids``) are what is labelled.
+        By default as `lit_depth.callbacks.modules.inputs_and_labels`.
         """
-        if not isinstance(batch, Mapping):
-            raise ValueError(
-                f"expected a batch that maps names to model inputs, given {type(batch).__name__}; override inputs_of"
-            )
-        inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        answers = inputs.pop("answer_ids", None)
-        if answers is None:
-            return inputs, inputs.pop("labels", None)
-        prompt = torch.full_like(inputs["input_ids"], IGNORE)
-        # which token fills up the answers does not matter: nothing sees it
-        return with_answers(inputs, answers, pad=0), torch.cat([prompt, answers], dim=1)
+        return inputs_and_labels(batch, "override inputs_of")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        blocks = find_blocks(pl_module, self.blocks)
-        # the outermost one: modules come from the outside in
-        models = (module for module in pl_module.modules() if isinstance(module, PreTrainedModel))
-        model = next((model for model in models if any(part is blocks for part in model.modules())), pl_module)
-        self._scores, self._seen = ProxyScores(model, self.methods, blocks), 0
+        model, path = language_model(pl_module, self.blocks)
+        self._scores, self._seen = ProxyScores(model, self.methods, find_blocks(model, path)), 0
 
     def on_validation_batch_end(
         self,
@@ -112,10 +96,9 @@ class ProxyImportance(Callback):
         inputs, labels = self.inputs_of(pl_module, batch)
         if not inputs:  # every sample of the batch was bad
             return
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
-            with _whole(pl_module, len(self._scores.blocks), self.blocks):
-                self._scores.update(inputs, labels)
+        scores = self._scores
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context(), unmasked(scores.blocks):
+            scores.update(accepted(scores.model, inputs), labels)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scores, self._scores = self._scores, None  # its gradients go
@@ -126,19 +109,10 @@ class ProxyImportance(Callback):
                 lambda part: trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").to(part.device)
             )
         self.importance = scores.compute()
-        width = max(2, len(str(len(scores.blocks) - 1)))
         for method, values in self.importance.items():
             for block_idx, value in enumerate(values.tolist()):
-                self.log(f"importance/{method}/block_{block_idx:0{width}d}", value)
+                self.log(f"importance/{method}/block_{block_key(block_idx, len(scores.blocks))}", value)
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
-
-
-def _whole(pl_module: LightningModule, num_blocks: int, blocks: str | None) -> AbstractContextManager[Any]:
-    """Every block runs, whatever mask is set around; blocks that cannot be skipped have none."""
-    try:
-        return masked(pl_module, [True] * num_blocks, blocks=blocks)
-    except ValueError:
-        return nullcontext()

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_depth.callbacks.modules import language_model, undisturbed
+from lit_depth.callbacks.modules import block_key, language_model, undisturbed
 from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.masking import masked
+from lit_depth.functional.masking import unmasked
 from lit_depth.functional.prompts import row_inputs
 from lit_depth.functional.tokens import token_masking
 
@@ -64,7 +64,7 @@ rows of all processes |
 
     def _start(self, pl_module: LightningModule) -> None:
         self.results, self.summary, self._frames = None, {}, []
-        find_blocks(pl_module, self.blocks)  # fail before the loop, not in it
+        language_model(pl_module, self.blocks)  # fail before the loop, not in it
 
     def _batch(self, pl_module: LightningModule, batch: Any) -> None:
         if len(self._frames) >= self.num_samples:
@@ -74,10 +74,9 @@ rows of all processes |
         if not isinstance(batch, Mapping):
             raise ValueError(f"expected batches that are mappings with input_ids, given {type(batch).__name__}")
         model, path = language_model(pl_module, self.blocks)
-        every_block = torch.ones(len(find_blocks(pl_module, self.blocks)), dtype=torch.bool)
         row = 0
         # weights of 16 bits are raised for the analysis, which inference mode would not allow
-        with undisturbed(pl_module), torch.inference_mode(False), masked(pl_module, every_block, blocks=self.blocks):
+        with undisturbed(pl_module), torch.inference_mode(False), unmasked(find_blocks(model, path)):
             while len(self._frames) < self.num_samples:
                 inputs = row_inputs(batch, row)
                 frame = token_masking(model, inputs, self.num_output_tokens, blocks=path)
@@ -90,7 +89,7 @@ rows of all processes |
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         import pandas as pd
 
-        sums = torch.zeros(len(find_blocks(pl_module, self.blocks)), 2, dtype=torch.float64)
+        sums = torch.zeros(len(find_blocks(*language_model(pl_module, self.blocks))), 2, dtype=torch.float64)
         if self._frames:
             self.results = pd.concat(self._frames, ignore_index=True)
             full = self.results[self.results["variant"] == "Full"].astype({"l2_distance": float})
@@ -98,9 +97,8 @@ rows of all processes |
             columns = means.groupby("layer").agg(["sum", "count"])
             sums = torch.from_numpy(columns.to_numpy(dtype=float))
         total, count = _over_processes(pl_module, sums).unbind(1)
-        width = max(2, len(str(len(total) - 1)))
         self.summary = {
-            f"tokens/layer_{block_idx:0{width}d}_l2": float(total[block_idx] / count[block_idx])
+            f"tokens/layer_{block_key(block_idx, len(total))}_l2": float(total[block_idx] / count[block_idx])
             for block_idx in range(len(total))
             if count[block_idx]
         }

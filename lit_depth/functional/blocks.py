@@ -39,7 +39,7 @@ def find_blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     if not candidates:
         raise ValueError(
             f"expected a decoder with a ModuleList of config.num_hidden_layers blocks, found none in "
-            f"{type(model).__name__}; pass blocks=<dotted path>. {_describe_lists(model)}"
+            f"{type(model).__name__}; pass blocks=<dotted path>. {_describe_lists(model)}{_describe_hidden(model)}"
         )
     if len(candidates) > 1:
         raise ValueError(
@@ -63,7 +63,9 @@ def _blocks_at(model: nn.Module, path: str) -> nn.ModuleList:
     module = model
     walked = ""
     for name in path.split("."):
-        children = dict(module.named_children())
+        # named_children leaves out a module's second name
+        every = module.named_modules(remove_duplicate=False)
+        children = {child: inner for child, inner in every if child and "." not in child}
         if name not in children:
             near = difflib.get_close_matches(name, children, n=1)
             hint = f"did you mean {_join(walked, near[0])!r}? " if near else ""
@@ -130,6 +132,21 @@ def _describe_lists(model: nn.Module) -> str:
     if not outer:
         return f"{type(model).__name__} holds no ModuleList"
     return "module lists are: " + ", ".join(f"{name} ({len(module)} entries)" for name, module in outer)
+
+
+def _describe_hidden(model: nn.Module) -> str:
+    """Hugging Face models that attributes hold in plain lists or dicts."""
+    found = []
+    for name in vars(model).keys() - vars(nn.Module()).keys():
+        held = getattr(model, name, None)
+        members = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
+        found += [f"{name!r} ({type(one).__name__})" for one in members if isinstance(one, PreTrainedModel)]
+    if not found:
+        return ""
+    return (
+        f". A plain list or dict hides its modules from torch: {', '.join(sorted(found))}; hold them in an "
+        "nn.ModuleList or nn.ModuleDict"
+    )
 
 
 def _join(*parts: str) -> str:

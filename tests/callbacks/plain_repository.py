@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
@@ -43,11 +45,13 @@ class PlainModule(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-def loader() -> DataLoader:
+def loader(unlabelled: Sequence[int] = ()) -> DataLoader:
+    """20 rows of 8 tokens, the last 5 labelled, but of these rows none."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, 24, (20, 8), generator=generator)
     labels = ids.clone()
     labels[:, :3] = -100
+    labels[list(unlabelled)] = -100
     rows = [{"input_ids": i, "attention_mask": torch.ones_like(i), "labels": y} for i, y in zip(ids, labels)]
     return DataLoader(rows, batch_size=6)
 

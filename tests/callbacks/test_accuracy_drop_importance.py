@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain_repository import NUM_BLOCKS, PlainModule, loader, run
+from plain_repository import NUM_BLOCKS, PlainModule, loader, run, trainer
 from pruning import pruned_copy
+from torch.utils.data import DataLoader
 
 from lit_depth.callbacks import AccuracyDropImportance, BlockMask
 from lit_depth.callbacks.accuracy_drop_importance import score_every_block, token_accuracy
@@ -80,7 +81,7 @@ def test_one_pass_gives_the_scores_of_one_mask_after_another(monkeypatch):
     together = score_every_block(module, batch_of(module))
     assert torch.equal(score_every_block(module, batch_of(module), token_accuracy), together)
     # logits of few masks at once
-    monkeypatch.setattr("lit_depth.callbacks.accuracy_drop_importance._MAX_LOGITS_BYTES", 1)
+    monkeypatch.setattr("lit_depth.callbacks.scores._MAX_LOGITS_BYTES", 1)
     assert torch.equal(score_every_block(module, batch_of(module)), together)
     assert together.std(dim=0).max() > 0  # the masks do differ
 
@@ -97,28 +98,9 @@ def test_one_pass_runs_every_distinct_prefix_once():
 def test_a_model_that_cannot_be_driven_is_scored_one_by_one(monkeypatch):
     module = PlainModule()
     together = score_every_block(module, batch_of(module))
-    monkeypatch.setattr("lit_depth.callbacks.accuracy_drop_importance.check_drivable", lambda *_: "it is odd")
+    monkeypatch.setattr("lit_depth.callbacks.scores.check_drivable", lambda *_: "it is odd")
     with pytest.warns(UserWarning, match="one after another: LlamaForCausalLM: it is odd"):
         assert torch.equal(score_every_block(module, batch_of(module)), together)
-
-
-class OwnModel(torch.nn.Module):
-    """Not a model of transformers, though it holds one, and a configuration of its own; it insists on labels."""
-
-    def __init__(self, inner) -> None:
-        super().__init__()
-        self.inner, self.config = inner, {"name": "mine"}
-
-    def forward(self, input_ids, attention_mask, labels):
-        return self.inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
-
-
-def test_a_model_of_ones_own_is_scored_one_by_one():
-    module = PlainModule()
-    expected = score_every_block(module, batch_of(module))
-    module.model = OwnModel(module.model)
-    with pytest.warns(UserWarning, match="OwnModel is not a model of transformers"):
-        assert torch.equal(score_every_block(module, batch_of(module)), expected)
 
 
 TWO_PROCESSES = """
@@ -126,38 +108,50 @@ import sys
 import torch
 from plain_repository import PlainModule, loader, trainer
 from torch.utils.data import DataLoader, Subset
-from lit_depth.callbacks import AccuracyDropImportance
+from lit_depth.callbacks import AccuracyDropImportance, BeamSearchAblation
 
-callback = AccuracyDropImportance()
+callback, search = AccuracyDropImportance(), BeamSearchAblation(max_removed=1, racing=False)
 # 14 samples for the first process, 6 for the second: 3 batches and 1
 class Uneven(PlainModule):
     def val_dataloader(self):
         rows = range(14) if self.global_rank == 0 else range(14, 20)
-        return DataLoader(Subset(loader().dataset, rows), batch_size=6)
-trainer([callback], devices=2, strategy="ddp", use_distributed_sampler=False).validate(Uneven(), verbose=False)
-torch.save(callback.scores, f"{sys.argv[1]}/{torch.distributed.get_rank()}.pt")
+        return DataLoader(Subset(loader(range(int(sys.argv[2]), 20)).dataset, rows), batch_size=6)
+    def validation_step(self, batch, batch_idx):
+        pass
+engine = trainer([callback, search], devices=2, strategy="ddp", use_distributed_sampler=False)
+engine.validate(Uneven(), verbose=False)
+found = {"scores": callback.scores, "importance": callback.importance, "full": torch.tensor(search.full)}
+torch.save(found, f"{sys.argv[1]}/{torch.distributed.get_rank()}.pt")
 """
 
 
 @pytest.mark.slow
-def test_two_processes_with_uneven_numbers_of_batches_gather_all_scores(tmp_path):
+@pytest.mark.parametrize("num_labelled", [20, 14])  # with 14, the second process has no score
+def test_two_processes_with_uneven_numbers_of_batches_gather_all_scores(tmp_path, num_labelled):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     here = Path(__file__).parent
     path = os.pathsep.join([str(here), str(here.parent / "functional"), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path), str(num_labelled)],
         check=True,
         timeout=240,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     callback = AccuracyDropImportance()
-    run("validate", [callback])
+    trainer([callback]).validate(
+        PlainModule(), DataLoader(loader().dataset[:num_labelled], batch_size=6), verbose=False
+    )
     files = sorted(tmp_path.glob("*.pt"))
     assert len(files) == 2
     for file in files:
-        scores = torch.load(file, weights_only=True)
-        assert torch.equal(scores.sort(dim=1).values, callback.scores.sort(dim=1).values)
+        found = torch.load(file, weights_only=True)
+        assert found["scores"].shape == (1 + NUM_BLOCKS, 20)
+        scores = found["scores"].sort(dim=1).values  # NaN comes last
+        assert torch.equal(scores[:, :num_labelled], callback.scores.sort(dim=1).values)
+        assert scores[:, num_labelled:].isnan().all()
+        torch.testing.assert_close(found["importance"], callback.importance, rtol=0, atol=1e-6)
+        assert float(found["full"]) == pytest.approx(callback.full, abs=1e-6)
 
 
 def test_a_mask_around_the_loop_is_replaced_not_combined_with():
