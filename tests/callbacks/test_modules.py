@@ -256,7 +256,7 @@ def test_a_model_in_a_plain_list_or_dict_is_named(hidden):
 
 
 class LearnedPrompt(nn.Module):
-    """As PEFT's prompt tuning: two learned embeddings stand before the tokens."""
+    """As PEFT's prompt tuning: two learned embeddings stand before the tokens, and given positions are ignored."""
 
     active_peft_config = SimpleNamespace(is_prompt_learning=True)
 
@@ -266,7 +266,7 @@ class LearnedPrompt(nn.Module):
         generator = torch.Generator().manual_seed(3)
         self.prompt = nn.Parameter(torch.randn(2, base_model.config.hidden_size, generator=generator))
 
-    def forward(self, input_ids, attention_mask, labels=None, **options):
+    def forward(self, input_ids, attention_mask, labels=None, position_ids=None, **options):
         embeddings = self.base_model.get_input_embeddings()(input_ids)
         embeddings = torch.cat([self.prompt.expand(len(input_ids), -1, -1), embeddings], dim=1)
         mask = torch.cat([attention_mask.new_ones(len(input_ids), 2), attention_mask], dim=1)
