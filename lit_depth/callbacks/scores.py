@@ -183,7 +183,7 @@ def _score_together(question: _Question, masks: Tensor) -> Tensor:
     for chunk in chunk_masks(masks, at_once):
         try:
             logits = sweep_forward(model, inputs, masks[chunk], logits_to_keep=labels.shape[1], blocks=blocks).logits
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, ValueError):  # the latter is about the inputs
             raise
         except Exception as error:  # what is not the engine's fault is raised again by the model alone
             raise CannotDriveError(f"{type(error).__name__}: {error}") from error

@@ -148,8 +148,12 @@ def test_what_the_engine_cannot_do_falls_back_and_what_the_model_cannot_do_comes
     with pytest.warns(UserWarning, match="one after another: LlamaForCausalLM: RuntimeError: shapes do not fit"):
         assert torch.equal(score_every_block(module, batch), expected)
     monkeypatch.undo()
-    batch["input_ids"][0, 0] = 24  # outside of the vocabulary
-    with pytest.warns(UserWarning, match="IndexError"), pytest.raises(IndexError):
+
+    def refuse(*args):
+        raise KeyError("on purpose")
+
+    module.model.model.norm.register_forward_hook(refuse)
+    with pytest.warns(UserWarning, match="KeyError"), pytest.raises(KeyError, match="on purpose"):
         score_every_block(module, batch)
 
 
