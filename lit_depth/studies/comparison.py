@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from lit_depth.functional.statistics import Interval, holm, macro_intervals, paired_intervals, sign_flip_test
+from lit_depth.functional.statistics import (
+    FamilyRow,
+    Interval,
+    holm,
+    mean_intervals,
+    paired_comparisons,
+    paired_intervals,
+)
 from lit_depth.studies.plan import PlannedMask
+
+Measure = Literal["quality", "reference_logprob"]
 
 
 class Scores(NamedTuple):
@@ -22,14 +31,16 @@ class Scores(NamedTuple):
     reference_logprob: NDArray[np.float64]  # [M, N]
     images: list[str]  # [N], the clusters of the statistics
     sizes: tuple[int, ...] = ()  # samples of each task, where several are pooled
+    max_scores: tuple[float, ...] = (1.0,)  # largest possible quality, the smallest being 0; of each task
 
     @classmethod
-    def from_records(cls, records: pd.DataFrame) -> Scores:
+    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Scores:
         """Pivot complete records (see `lit_depth.results.store.check_complete`)."""
         quality = records.pivot(index="mask", columns="sample", values="score")
         logprob = records.pivot(index="mask", columns="sample", values="reference_logprob")
         images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(quality.columns)
-        return cls(list(quality.index), quality.to_numpy(float), logprob.to_numpy(float), list(images))
+        values = quality.to_numpy(float), logprob.to_numpy(float)
+        return cls(list(quality.index), *values, list(images), max_scores=(max_score,))
 
     @classmethod
     def pooled(cls, tasks: Sequence[Scores]) -> Scores:
@@ -48,19 +59,49 @@ class Scores(NamedTuple):
             np.concatenate([weight * each.reference_logprob for weight, each in zip(weights, tasks)], axis=1),
             [f"{task}/{image}" for task, each in enumerate(tasks) for image in each.images],
             sizes,
+            tuple(each.max_scores[0] for each in tasks),
         )
 
-    def intervals(self, values: NDArray[np.float64], confidence: float) -> list[Interval]:
-        """Mean of each row of per-sample values ``[rows, N]``, with an interval clustered by image."""
-        if not self.sizes:
-            return paired_intervals(values, self.images, confidence)
-        ends = np.cumsum(self.sizes)
-        parts = [
-            # what `pooled` weighted; the tasks are given, not drawn: only samples within a task vary
-            (values[:, end - size : end] * (len(self.sizes) * size / ends[-1]), self.images[end - size : end])
-            for end, size in zip(ends, self.sizes)
-        ]
-        return macro_intervals(parts, confidence)
+    def intervals(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
+    ) -> list[Interval]:
+        """Mean of each row of per-sample differences ``[rows, N]``, with an interval clustered by image.
+
+        Args:
+            values: Differences of scores, or sums of several such differences.
+            confidence: Coverage of each interval.
+            measure: What the values were computed from; its range is that of the scores.
+            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
+        """
+        return paired_intervals(**self._samples(values, measure, terms), confidence=confidence)
+
+    def compare(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
+    ) -> list[FamilyRow]:
+        """`intervals` with tests, of each row alone and of all rows as one family."""
+        return paired_comparisons(**self._samples(values, measure, terms), confidence=confidence)
+
+    def mean_intervals(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality"
+    ) -> list[Interval]:
+        """Mean of each row of per-sample scores ``[rows, N]``, with an interval clustered by image."""
+        samples = self._samples(values, measure, 1)
+        return mean_intervals(samples.pop("differences"), **samples, confidence=confidence)
+
+    def _samples(self, values: NDArray[np.float64], measure: Measure, terms: ArrayLike) -> dict[str, Any]:
+        """Arguments of the statistics: what `pooled` weighted as it was, and the task of each sample."""
+        sizes = np.array(self.sizes or (len(self.images),))
+        tasks = np.repeat(np.arange(len(sizes)), sizes)
+        score_range = None
+        if measure == "quality":
+            score_range = np.reshape(terms, (-1, 1)) * np.array(self.max_scores)[tasks]
+        return {
+            "differences": values * (len(sizes) * sizes / sizes.sum())[tasks],
+            "clusters": self.images,
+            "score_range": score_range,
+            # the tasks are given, not drawn: only samples within a task vary
+            "tasks": tasks if self.sizes else None,
+        }
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.float64]:
         """Quality of some masks, ``[len(ids), N]``."""
@@ -83,8 +124,8 @@ def describe_masks(
     for (name, count), group in _grouped(plan).items():
         ids = [planned.id for planned in group]
         entries = [_mask_entry(planned.id, planned.seed, scores, latency, full, confidence) for planned in group]
-        mean = scores.rows(ids).mean(axis=0)
-        quality, drop = scores.intervals(np.stack([mean, full - mean]), confidence)
+        mean = scores.rows(ids).mean(axis=0, keepdims=True)
+        (quality,), (drop,) = scores.mean_intervals(mean, confidence), scores.intervals(full - mean, confidence)
         strategies.append(
             {
                 "policy": name,
@@ -105,47 +146,47 @@ def describe_masks(
 def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: float) -> list[dict[str, Any]]:
     """Every pair of policies at every number of active blocks where their masks differ, and over all of these.
 
-    The tests are sign-flip permutations clustered by image. Holm's correction is over the numbers of blocks of one
-    pair, and for the means over them over all pairs.
+    The tests are sign-flip permutations clustered by image. Holm's correction, and simultaneous intervals that agree
+    with it, are over the numbers of blocks of one pair, and for the means over them over all pairs.
     """
     grouped = _grouped(plan)
     names = list(dict.fromkeys(name for name, _ in grouped))
-    result = []
+    result: list[dict[str, Any]] = []
+    means = {}
     for a, b in itertools.combinations(names, 2):
         counts = [count for name, count in grouped if name == a and (b, count) in grouped]
         counts = [k for k in counts if {p.id for p in grouped[a, k]} != {p.id for p in grouped[b, k]}]
         if not counts:
             continue
-        differences: dict[int | None, NDArray[np.float64]] = {
+        differences = {
             k: scores.rows([p.id for p in grouped[a, k]]).mean(axis=0)
             - scores.rows([p.id for p in grouped[b, k]]).mean(axis=0)
             for k in counts
         }
-        tested = {**differences, None: np.mean(list(differences.values()), axis=0)}
-        p_values = [sign_flip_test(values, scores.images) for values in tested.values()]
-        # of the last one below, when all pairs are there
-        family = [*holm(p_values[:-1]).tolist(), p_values[-1]]
-        for (count, values), p, adjusted in zip(tested.items(), p_values, family):
-            (interval,) = scores.intervals(values[None], confidence)
-            better = "a" if interval.estimate > 0 else "b"
-            result.append(
-                {
-                    "a": a,
-                    "b": b,
-                    "num_active_blocks": count,
-                    "difference": interval.estimate,
-                    "ci": [interval.low, interval.high],
-                    "p_value": p,
-                    "p_holm": adjusted,
-                    "verdict": better if adjusted < 1 - confidence else "tie",
-                }
-            )
+        for count, found in zip(counts, scores.compare(np.stack(list(differences.values())), confidence)):
+            result.append(_comparison_entry(a, b, count, found, confidence))
+        means[a, b] = np.mean(list(differences.values()), axis=0)
+        result.append({"a": a, "b": b, "num_active_blocks": None})
     overall = [entry for entry in result if entry["num_active_blocks"] is None]
-    for entry, adjusted in zip(overall, holm([entry["p_value"] for entry in overall])):
-        entry["p_holm"] = float(adjusted)
-        if adjusted >= 1 - confidence:
-            entry["verdict"] = "tie"
+    if overall:
+        for entry, found in zip(overall, scores.compare(np.stack(list(means.values())), confidence)):
+            entry |= _comparison_entry(entry["a"], entry["b"], None, found, confidence)
     return result
+
+
+def _comparison_entry(a: str, b: str, count: int | None, found: FamilyRow, confidence: float) -> dict[str, Any]:
+    better = "a" if found.interval.estimate > 0 else "b"
+    return {
+        "a": a,
+        "b": b,
+        "num_active_blocks": count,
+        "difference": found.interval.estimate,
+        "ci": [found.interval.low, found.interval.high],
+        "simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
+        "p_value": found.p_value,
+        "p_holm": found.p_holm,
+        "verdict": better if found.p_holm < 1 - confidence else "tie",
+    }
 
 
 def answer_questions(
@@ -277,8 +318,8 @@ def _mask_entry(
     full: NDArray[np.float64],
     confidence: float,
 ) -> dict[str, Any]:
-    row = scores.rows([name])[0]
-    quality, drop = scores.intervals(np.stack([row, full - row]), confidence)
+    row = scores.rows([name])
+    (quality,), (drop,) = scores.mean_intervals(row, confidence), scores.intervals(full - row, confidence)
     return {
         "mask_id": name,
         "seed": seed,
