@@ -118,29 +118,50 @@ def describe_masks(
     plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], num_blocks: int, confidence: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The ``full`` and ``strategies`` entries of the result."""
-    full_id = "1" * num_blocks
-    full = scores.rows([full_id])[0]
-    strategies = []
-    for (name, count), group in _grouped(plan).items():
-        ids = [planned.id for planned in group]
-        entries = [_mask_entry(planned.id, planned.seed, scores, latency, full, confidence) for planned in group]
-        mean = scores.rows(ids).mean(axis=0, keepdims=True)
-        (quality,), (drop,) = scores.mean_intervals(mean, confidence), scores.intervals(full - mean, confidence)
-        strategies.append(
-            {
-                "policy": name,
-                "num_active_blocks": count,
-                "num_total_blocks": num_blocks,
-                "quality": quality.estimate,
-                "quality_ci": [quality.low, quality.high],
-                "drop": drop.estimate,
-                "drop_ci": [drop.low, drop.high],
-                "reference_logprob": scores.mean_logprob(ids),
-                "latency_ms": _mean_latency([latency[name] for name in ids if name in latency]),
-                "masks": entries,
-            }
-        )
-    return _mask_entry(full_id, None, scores, latency, full, confidence), strategies
+    full_id, grouped = "1" * num_blocks, _grouped(plan)
+    ids = list(dict.fromkeys([full_id, *(planned.id for planned in plan)]))
+    means = [scores.rows([planned.id for planned in group]).mean(axis=0) for group in grouped.values()]
+    # all rows at once: where tests are sampled, they share the random signs
+    described = _describe_rows(np.stack([*scores.rows(ids), *means]), scores, confidence)
+    of_mask, of_strategy = dict(zip(ids, described)), described[len(ids) :]
+
+    def entry(name: str, seed: int | None) -> dict[str, Any]:
+        return {
+            "mask_id": name,
+            "seed": seed,
+            "active_block_indices": [index for index, bit in enumerate(name) if bit == "1"],
+            **of_mask[name],
+            "reference_logprob": scores.mean_logprob([name]),
+            "latency_ms": latency.get(name),
+        }
+
+    strategies = [
+        {
+            "policy": name,
+            "num_active_blocks": count,
+            "num_total_blocks": num_blocks,
+            **numbers,
+            "reference_logprob": scores.mean_logprob([planned.id for planned in group]),
+            "latency_ms": _mean_latency([latency[planned.id] for planned in group if planned.id in latency]),
+            "masks": [entry(planned.id, planned.seed) for planned in group],
+        }
+        for ((name, count), group), numbers in zip(grouped.items(), of_strategy)
+    ]
+    return entry(full_id, None), strategies
+
+
+def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float) -> list[dict[str, Any]]:
+    """Quality of each row, and its drop from the first, which is the full model's."""
+    qualities, drops = scores.mean_intervals(rows, confidence), scores.intervals(rows[0] - rows, confidence)
+    return [
+        {
+            "quality": quality.estimate,
+            "quality_ci": [quality.low, quality.high],
+            "drop": drop.estimate,
+            "drop_ci": [drop.low, drop.high],
+        }
+        for quality, drop in zip(qualities, drops)
+    ]
 
 
 def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: float) -> list[dict[str, Any]]:
@@ -308,29 +329,6 @@ def _grouped(plan: Sequence[PlannedMask]) -> dict[tuple[str, int], list[PlannedM
     for planned in plan:
         grouped.setdefault((planned.policy, planned.count), []).append(planned)
     return grouped
-
-
-def _mask_entry(
-    name: str,
-    seed: int | None,
-    scores: Scores,
-    latency: Mapping[str, Any],
-    full: NDArray[np.float64],
-    confidence: float,
-) -> dict[str, Any]:
-    row = scores.rows([name])
-    (quality,), (drop,) = scores.mean_intervals(row, confidence), scores.intervals(full - row, confidence)
-    return {
-        "mask_id": name,
-        "seed": seed,
-        "active_block_indices": [index for index, bit in enumerate(name) if bit == "1"],
-        "quality": quality.estimate,
-        "quality_ci": [quality.low, quality.high],
-        "drop": drop.estimate,
-        "drop_ci": [drop.low, drop.high],
-        "reference_logprob": scores.mean_logprob([name]),
-        "latency_ms": latency.get(name),
-    }
 
 
 def _mean_latency(entries: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, Any] | None:
