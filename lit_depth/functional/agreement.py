@@ -94,7 +94,7 @@ def rank_agreement(
     if not all(np.isfinite(values).all() for values in sides):
         raise ValueError("expected finite drops, got some that are NaN or infinite")
     means = np.stack([values.mean(axis=1) for values in sides])
-    observed, p_value = spearman(*means)
+    observed, p_value = _observed(*means)
     found = [_noise(each, names) for each, names in zip(sides, (first_clusters, second_clusters))]
     counts = [count for _, count in found]
     if min(counts) < 4:
@@ -110,7 +110,7 @@ def rank_agreement(
         factor = 1
     elif high >= threshold:
         factor = _needed(posterior, means, noise, threshold, confidence, degrees, rng)
-    return Agreement(observed.estimate, p_value, low, high, factor)
+    return Agreement(observed, p_value, low, high, factor)
 
 
 def rank_agreement_with(
@@ -159,7 +159,7 @@ def rank_agreement_with(
     if not (np.isfinite(known).all() and np.isfinite(measured).all()):
         raise ValueError("expected finite scores and drops, got some that are NaN or infinite")
     means = measured.mean(axis=1)
-    observed, p_value = spearman(known, means)
+    observed, p_value = _observed(known, means)
     covariance, count = _noise(measured, clusters)
     if count < 4:
         raise ValueError(f"expected at least 4 clusters (images), got {count}")
@@ -168,7 +168,14 @@ def rank_agreement_with(
     noise = [covariance * (degrees / max(degrees - 2, 1)), _EXACT * np.eye(len(known))]
     posterior = _Posterior(np.stack([means, normal]), noise, confidence, degrees)
     low, high = posterior.limits(_NUM_DRAWS, np.random.default_rng(seed))
-    return Interval(observed.estimate, low, high), p_value
+    return Interval(observed, low, high), p_value
+
+
+def _observed(first: Floats, second: Floats) -> tuple[float, float]:
+    correlation, p_value = spearman(first, second)
+    if correlation.estimate is None or p_value is None:
+        raise ValueError("expected values that are not all equal on either side, got one side without any order")
+    return correlation.estimate, p_value
 
 
 def _noise(values: Floats, clusters: Sequence[str] | None) -> tuple[Floats, int]:
@@ -245,10 +252,14 @@ class _Posterior:
         ends = [self.draw(correlation, count, rng) for correlation in (self.correlations[0], self.correlations[-1])]
         low, high = (float(np.quantile(_spearman_rows(e[:, 0], e[:, 1]), tail)) for e, tail in zip(ends, self.tails))
         # the same order, and the opposite one, are limits that no draw reaches for certain
-        return (
-            -1.0 if self.correlations[0] == _CORRELATIONS[0] else low,
-            1.0 if self.correlations[-1] == _CORRELATIONS[-1] else high,
-        )
+        low = -1.0 if self.correlations[0] == _CORRELATIONS[0] else low
+        high = 1.0 if self.correlations[-1] == _CORRELATIONS[-1] else high
+        # neighbours that change places are never ruled out for good: no interval is without width
+        num_blocks = len(self.scales) // 2
+        swap = 12 / (num_blocks * (num_blocks**2 - 1))
+        if high - low < swap:
+            low, high = max(-1.0, high - swap), min(1.0, low + swap)
+        return low, high
 
 
 def _spearman_rows(first: Floats, second: Floats) -> Floats:

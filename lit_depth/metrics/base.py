@@ -24,7 +24,7 @@ class SampleMetric(Metric):
     """Mean of one score per sample. A subclass gives :meth:`score`; nothing else is needed.
 
     The per-sample scores stay in the state ``scores`` (gathered over processes by torchmetrics), so that paired
-    statistics can be computed from them.
+    statistics can be computed from them; these need the largest possible score, ``max_score``, the smallest being 0.
 
     Args:
         **kwargs: Arguments of :class:`torchmetrics.Metric`.
@@ -33,6 +33,7 @@ class SampleMetric(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    max_score = 1.0
     scores: list[torch.Tensor]
 
     def __init__(self, **kwargs: Any) -> None:

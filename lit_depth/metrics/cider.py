@@ -147,6 +147,7 @@ class CIDErD(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    max_score = SCALE
     # there is no score of one sample alone: see the class
     corpus = ReferenceCorpus
     captions: list[torch.Tensor]

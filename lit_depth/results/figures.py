@@ -246,7 +246,7 @@ def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
 
 
 def bar_lengths(values: Sequence[float], limits: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Lengths below and above, not negative: a bootstrap interval need not contain its estimate."""
+    """Lengths below and above, not negative."""
     below = [max(0.0, value - limit[0]) for value, limit in zip(values, limits)]
     above = [max(0.0, limit[1] - value) for value, limit in zip(values, limits)]
     return [below, above]

@@ -60,8 +60,17 @@ class Strategy(TypedDict):
     masks: list[MaskResult]
 
 
-class PairwiseComparison(TypedDict):
-    """Policy a minus policy b at one number of active blocks (null: mean over all numbers)."""
+class Simultaneous(TypedDict, total=False):
+    """What results of earlier versions lack."""
+
+    simultaneous_ci: list[float]
+
+
+class PairwiseComparison(Simultaneous):
+    """Policy a minus policy b at one number of active blocks (null: mean over all numbers).
+
+    ``ci`` goes with ``p_value``; ``simultaneous_ci``, of the whole family, with ``p_holm`` and the verdict.
+    """
 
     a: Policy
     b: Policy
@@ -185,6 +194,8 @@ def _check_fields(value: Any, kind: Any, where: str) -> None:
     for field, field_kind in get_type_hints(kind).items():
         place = f"{where}.{field}".lstrip(".")
         if field not in value:
+            if field not in kind.__required_keys__:
+                continue
             raise ValueError(f"{place}: expected this field, got only {sorted(value)}")
         _check(value[field], field_kind, place)
 

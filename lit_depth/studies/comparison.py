@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from lit_depth.functional.statistics import Interval, holm, macro_intervals, paired_intervals, sign_flip_test
+from lit_depth.functional.statistics import (
+    FamilyRow,
+    Interval,
+    holm,
+    mean_intervals,
+    paired_comparisons,
+    paired_intervals,
+)
 from lit_depth.studies.plan import PlannedMask
+
+Measure = Literal["quality", "reference_logprob"]
 
 
 class Scores(NamedTuple):
@@ -22,14 +31,16 @@ class Scores(NamedTuple):
     reference_logprob: NDArray[np.float64]  # [M, N]
     images: list[str]  # [N], the clusters of the statistics
     sizes: tuple[int, ...] = ()  # samples of each task, where several are pooled
+    max_scores: tuple[float, ...] = (1.0,)  # largest possible quality, the smallest being 0; of each task
 
     @classmethod
-    def from_records(cls, records: pd.DataFrame) -> Scores:
+    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Scores:
         """Pivot complete records (see `lit_depth.results.store.check_complete`)."""
         quality = records.pivot(index="mask", columns="sample", values="score")
         logprob = records.pivot(index="mask", columns="sample", values="reference_logprob")
         images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(quality.columns)
-        return cls(list(quality.index), quality.to_numpy(float), logprob.to_numpy(float), list(images))
+        values = quality.to_numpy(float), logprob.to_numpy(float)
+        return cls(list(quality.index), *values, list(images), max_scores=(max_score,))
 
     @classmethod
     def pooled(cls, tasks: Sequence[Scores]) -> Scores:
@@ -48,19 +59,49 @@ class Scores(NamedTuple):
             np.concatenate([weight * each.reference_logprob for weight, each in zip(weights, tasks)], axis=1),
             [f"{task}/{image}" for task, each in enumerate(tasks) for image in each.images],
             sizes,
+            tuple(each.max_scores[0] for each in tasks),
         )
 
-    def intervals(self, values: NDArray[np.float64], confidence: float) -> list[Interval]:
-        """Mean of each row of per-sample values ``[rows, N]``, with an interval clustered by image."""
-        if not self.sizes:
-            return paired_intervals(values, self.images, confidence)
-        ends = np.cumsum(self.sizes)
-        parts = [
-            # what `pooled` weighted; the tasks are given, not drawn: only samples within a task vary
-            (values[:, end - size : end] * (len(self.sizes) * size / ends[-1]), self.images[end - size : end])
-            for end, size in zip(ends, self.sizes)
-        ]
-        return macro_intervals(parts, confidence)
+    def intervals(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
+    ) -> list[Interval]:
+        """Mean of each row of per-sample differences ``[rows, N]``, with an interval clustered by image.
+
+        Args:
+            values: Differences of scores, or sums of several such differences.
+            confidence: Coverage of each interval.
+            measure: What the values were computed from; its range is that of the scores.
+            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
+        """
+        return paired_intervals(**self._samples(values, measure, terms), confidence=confidence)
+
+    def compare(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
+    ) -> list[FamilyRow]:
+        """`intervals` with tests, of each row alone and of all rows as one family."""
+        return paired_comparisons(**self._samples(values, measure, terms), confidence=confidence)
+
+    def mean_intervals(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality"
+    ) -> list[Interval]:
+        """Mean of each row of per-sample scores ``[rows, N]``, with an interval clustered by image."""
+        samples = self._samples(values, measure, 1)
+        return mean_intervals(samples.pop("differences"), **samples, confidence=confidence)
+
+    def _samples(self, values: NDArray[np.float64], measure: Measure, terms: ArrayLike) -> dict[str, Any]:
+        """Arguments of the statistics: what `pooled` weighted as it was, and the task of each sample."""
+        sizes = np.array(self.sizes or (len(self.images),))
+        tasks = np.repeat(np.arange(len(sizes)), sizes)
+        score_range = None
+        if measure == "quality":
+            score_range = np.reshape(terms, (-1, 1)) * np.array(self.max_scores)[tasks]
+        return {
+            "differences": values * (len(sizes) * sizes / sizes.sum())[tasks],
+            "clusters": self.images,
+            "score_range": score_range,
+            # the tasks are given, not drawn: only samples within a task vary
+            "tasks": tasks if self.sizes else None,
+        }
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.float64]:
         """Quality of some masks, ``[len(ids), N]``."""
@@ -77,75 +118,96 @@ def describe_masks(
     plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], num_blocks: int, confidence: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The ``full`` and ``strategies`` entries of the result."""
-    full_id = "1" * num_blocks
-    full = scores.rows([full_id])[0]
-    strategies = []
-    for (name, count), group in _grouped(plan).items():
-        ids = [planned.id for planned in group]
-        entries = [_mask_entry(planned.id, planned.seed, scores, latency, full, confidence) for planned in group]
-        mean = scores.rows(ids).mean(axis=0)
-        quality, drop = scores.intervals(np.stack([mean, full - mean]), confidence)
-        strategies.append(
-            {
-                "policy": name,
-                "num_active_blocks": count,
-                "num_total_blocks": num_blocks,
-                "quality": quality.estimate,
-                "quality_ci": [quality.low, quality.high],
-                "drop": drop.estimate,
-                "drop_ci": [drop.low, drop.high],
-                "reference_logprob": scores.mean_logprob(ids),
-                "latency_ms": _mean_latency([latency[name] for name in ids if name in latency]),
-                "masks": entries,
-            }
-        )
-    return _mask_entry(full_id, None, scores, latency, full, confidence), strategies
+    full_id, grouped = "1" * num_blocks, _grouped(plan)
+    ids = list(dict.fromkeys([full_id, *(planned.id for planned in plan)]))
+    means = [scores.rows([planned.id for planned in group]).mean(axis=0) for group in grouped.values()]
+    # all rows at once: where tests are sampled, they share the random signs
+    described = _describe_rows(np.stack([*scores.rows(ids), *means]), scores, confidence)
+    of_mask, of_strategy = dict(zip(ids, described)), described[len(ids) :]
+
+    def entry(name: str, seed: int | None) -> dict[str, Any]:
+        return {
+            "mask_id": name,
+            "seed": seed,
+            "active_block_indices": [index for index, bit in enumerate(name) if bit == "1"],
+            **of_mask[name],
+            "reference_logprob": scores.mean_logprob([name]),
+            "latency_ms": latency.get(name),
+        }
+
+    strategies = [
+        {
+            "policy": name,
+            "num_active_blocks": count,
+            "num_total_blocks": num_blocks,
+            **numbers,
+            "reference_logprob": scores.mean_logprob([planned.id for planned in group]),
+            "latency_ms": _mean_latency([latency[planned.id] for planned in group if planned.id in latency]),
+            "masks": [entry(planned.id, planned.seed) for planned in group],
+        }
+        for ((name, count), group), numbers in zip(grouped.items(), of_strategy)
+    ]
+    return entry(full_id, None), strategies
+
+
+def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float) -> list[dict[str, Any]]:
+    """Quality of each row, and its drop from the first, which is the full model's."""
+    qualities, drops = scores.mean_intervals(rows, confidence), scores.intervals(rows[0] - rows, confidence)
+    return [
+        {
+            "quality": quality.estimate,
+            "quality_ci": [quality.low, quality.high],
+            "drop": drop.estimate,
+            "drop_ci": [drop.low, drop.high],
+        }
+        for quality, drop in zip(qualities, drops)
+    ]
 
 
 def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: float) -> list[dict[str, Any]]:
     """Every pair of policies at every number of active blocks where their masks differ, and over all of these.
 
-    The tests are sign-flip permutations clustered by image. Holm's correction is over the numbers of blocks of one
-    pair, and for the means over them over all pairs.
+    The tests are sign-flip permutations clustered by image. Holm's correction, and simultaneous intervals that agree
+    with it, are over the numbers of blocks of one pair, and for the means over them over all pairs.
     """
     grouped = _grouped(plan)
     names = list(dict.fromkeys(name for name, _ in grouped))
-    result = []
+    result: list[dict[str, Any]] = []
+    means = {}
     for a, b in itertools.combinations(names, 2):
         counts = [count for name, count in grouped if name == a and (b, count) in grouped]
         counts = [k for k in counts if {p.id for p in grouped[a, k]} != {p.id for p in grouped[b, k]}]
         if not counts:
             continue
-        differences: dict[int | None, NDArray[np.float64]] = {
+        differences = {
             k: scores.rows([p.id for p in grouped[a, k]]).mean(axis=0)
             - scores.rows([p.id for p in grouped[b, k]]).mean(axis=0)
             for k in counts
         }
-        tested = {**differences, None: np.mean(list(differences.values()), axis=0)}
-        p_values = [sign_flip_test(values, scores.images) for values in tested.values()]
-        # of the last one below, when all pairs are there
-        family = [*holm(p_values[:-1]).tolist(), p_values[-1]]
-        for (count, values), p, adjusted in zip(tested.items(), p_values, family):
-            (interval,) = scores.intervals(values[None], confidence)
-            better = "a" if interval.estimate > 0 else "b"
-            result.append(
-                {
-                    "a": a,
-                    "b": b,
-                    "num_active_blocks": count,
-                    "difference": interval.estimate,
-                    "ci": [interval.low, interval.high],
-                    "p_value": p,
-                    "p_holm": adjusted,
-                    "verdict": better if adjusted < 1 - confidence else "tie",
-                }
-            )
+        for count, found in zip(counts, scores.compare(np.stack(list(differences.values())), confidence)):
+            result.append(_comparison_entry(a, b, count, found, confidence))
+        means[a, b] = np.mean(list(differences.values()), axis=0)
+        result.append({"a": a, "b": b, "num_active_blocks": None})
     overall = [entry for entry in result if entry["num_active_blocks"] is None]
-    for entry, adjusted in zip(overall, holm([entry["p_value"] for entry in overall])):
-        entry["p_holm"] = float(adjusted)
-        if adjusted >= 1 - confidence:
-            entry["verdict"] = "tie"
+    if overall:
+        for entry, found in zip(overall, scores.compare(np.stack(list(means.values())), confidence)):
+            entry |= _comparison_entry(entry["a"], entry["b"], None, found, confidence)
     return result
+
+
+def _comparison_entry(a: str, b: str, count: int | None, found: FamilyRow, confidence: float) -> dict[str, Any]:
+    better = "a" if found.interval.estimate > 0 else "b"
+    return {
+        "a": a,
+        "b": b,
+        "num_active_blocks": count,
+        "difference": found.interval.estimate,
+        "ci": [found.interval.low, found.interval.high],
+        "simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
+        "p_value": found.p_value,
+        "p_holm": found.p_holm,
+        "verdict": better if found.p_holm < 1 - confidence else "tie",
+    }
 
 
 def answer_questions(
@@ -267,29 +329,6 @@ def _grouped(plan: Sequence[PlannedMask]) -> dict[tuple[str, int], list[PlannedM
     for planned in plan:
         grouped.setdefault((planned.policy, planned.count), []).append(planned)
     return grouped
-
-
-def _mask_entry(
-    name: str,
-    seed: int | None,
-    scores: Scores,
-    latency: Mapping[str, Any],
-    full: NDArray[np.float64],
-    confidence: float,
-) -> dict[str, Any]:
-    row = scores.rows([name])[0]
-    quality, drop = scores.intervals(np.stack([row, full - row]), confidence)
-    return {
-        "mask_id": name,
-        "seed": seed,
-        "active_block_indices": [index for index, bit in enumerate(name) if bit == "1"],
-        "quality": quality.estimate,
-        "quality_ci": [quality.low, quality.high],
-        "drop": drop.estimate,
-        "drop_ci": [drop.low, drop.high],
-        "reference_logprob": scores.mean_logprob([name]),
-        "latency_ms": latency.get(name),
-    }
 
 
 def _mean_latency(entries: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, Any] | None:

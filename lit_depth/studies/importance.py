@@ -294,7 +294,6 @@ def agreement_rows(pairs: Sequence[dict[str, Any]]) -> list[list[Any]]:
     for pair in pairs:
         for measure, label in (("quality", "quality"), ("reference_logprob", "log-prob")):
             entry = pair[measure]
-            low, high = entry["ci"] or (-1.0, 1.0)
             needed = entry["samples_needed"]
             rows.append(
                 [
@@ -302,7 +301,7 @@ def agreement_rows(pairs: Sequence[dict[str, Any]]) -> list[list[Any]]:
                     pair["b"],
                     label,
                     entry["spearman"],
-                    f"[{low:+.3f}, {high:+.3f}]",
+                    "[{:+.3f}, {:+.3f}]".format(*entry["ci"]) if entry["ci"] else "not estimable",
                     None if entry["p_value"] is None else format_p_value(entry["p_value"]),
                     entry["verdict"],
                     " / ".join(map(str, needed)) if needed else None,

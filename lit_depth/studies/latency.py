@@ -135,6 +135,8 @@ def _describe(
             "peak_memory_bytes": int(peaks[mask]) if pd.notna(peaks[mask]) else None,  # of a GPU
             "of_full": {
                 stage: _ratio(frame.loc[mask].to_numpy(), frame.loc[full].to_numpy(), list(images), confidence)
+                if mask != full
+                else {"ratio": 1.0, "ci": None}  # by definition, nothing is estimated
                 for stage, frame in times.items()
                 # no block is in the vision stage, and a single token takes no decode step
                 if stage != "vision" and (frame.loc[[mask, full]] > 0).all(axis=None)
@@ -163,7 +165,8 @@ def _ratio(
     logs = np.log(mine / full)
     if len(set(images)) < 2:
         return {"ratio": float(np.exp(logs.mean())), "ci": None}
-    (interval,) = paired_intervals(logs[None], images, confidence)
+    # a coarse clock may show the same ratio for every request; another one may then still take twice as long
+    (interval,) = paired_intervals(logs[None], images, confidence, score_range=None, scale=np.log(2))
     return {
         "ratio": float(np.exp(interval.estimate)),
         "ci": [float(np.exp(interval.low)), float(np.exp(interval.high))],

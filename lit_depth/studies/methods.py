@@ -29,7 +29,6 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional import mask_id, top_k
 from lit_depth.functional.agreement import rank_agreement_with
 from lit_depth.functional.importance import METHODS, check_methods
-from lit_depth.functional.statistics import holm, sign_flip_test
 from lit_depth.module import DepthModule
 from lit_depth.results.report import Section
 from lit_depth.results.tables import format_p_value, format_table
@@ -218,12 +217,11 @@ def _describe_masks(
     masks = {name: values for each in ids.values() for name, values in zip(each, scores.rows(each) - baseline)}
     # a mask that several methods choose is one test, and the accuracy drop's own is none
     names = [name for name in masks if name not in ids["accuracy_drop"]]
-    p_values = [sign_flip_test(masks[name], scores.images) for name in names]
-    tests = dict(zip(names, zip(p_values, holm(p_values).tolist() if names else ())))
+    tests = dict(zip(names, scores.compare(np.stack([masks[name] for name in names]), confidence))) if names else {}
     result = []
     for each in ids.values():
         values = scores.rows(each)
-        quality = scores.intervals(values, confidence)
+        quality = scores.mean_intervals(values, confidence)
         differences = scores.intervals(values - baseline, confidence)
         entries: list[dict[str, Any]] = []
         for index, (name, size) in enumerate(zip(each, sizes)):
@@ -235,7 +233,11 @@ def _describe_masks(
                 "difference": differences[index].estimate,
                 "difference_ci": [differences[index].low, differences[index].high],
             }
-            entry["p_value"], entry["p_holm"] = tests.get(name, (None, None))
+            entry |= dict.fromkeys(("difference_simultaneous_ci", "p_value", "p_holm"))
+            if name in tests:
+                _, p_value, p_holm, together = tests[name]
+                simultaneous = [together.low, together.high]
+                entry |= {"difference_simultaneous_ci": simultaneous, "p_value": p_value, "p_holm": p_holm}
             entries.append(entry)
         result.append(entries)
     return result
@@ -290,7 +292,7 @@ def _rows(methods: Mapping[str, Any]) -> list[list[Any]]:
         [
             entry["method"],
             entry["spearman"],
-            _limits(entry["spearman_ci"]),
+            None if entry["method"] == "accuracy_drop" else _limits(entry["spearman_ci"]) or "not estimable",
             None if entry["p_value"] is None else format_p_value(entry["p_value"]),
             entry["overlap"].get(k),
             entry["forwards"],

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from lit_depth.functional import leave_one_out, mask_id
 from lit_depth.functional.agreement import rank_agreement
 from lit_depth.functional.masking import Granularity
-from lit_depth.functional.statistics import holm, pairwise_sign_flip_tests, sign_flip_test
-from lit_depth.studies.comparison import Scores
+from lit_depth.functional.statistics import pairwise_sign_flip_tests
+from lit_depth.studies.comparison import Measure, Scores
 
 Floats = NDArray[np.float64]
 # fields of `Scores` and keys of the result
-MEASURES = ("quality", "reference_logprob")
+MEASURES: tuple[Measure, ...] = ("quality", "reference_logprob")
 
 
 def drops(scores: Scores, blocks: Sequence[int], num_blocks: int, measure: str) -> Floats:
@@ -36,7 +36,8 @@ def describe_blocks(
 ) -> list[dict[str, Any]]:
     """One entry per measured block: its drop in quality and in reference log-probability, intervals, p-value, ranks.
 
-    p-values are sign-flip permutations clustered by image, corrected over the blocks (Holm).
+    p-values are sign-flip permutations clustered by image, corrected over the blocks (Holm); simultaneous intervals
+    exclude 0 where the corrected p-value is below ``1 - confidence``.
     """
     entries: list[dict[str, Any]] = [
         {"block": unit} if granularity == "block" else {"block": unit // 2, "sublayer": ("attn", "mlp")[unit % 2]}
@@ -44,16 +45,16 @@ def describe_blocks(
     ]
     for measure in MEASURES:
         values = drops(scores, blocks, num_blocks, measure)
-        intervals = scores.intervals(values, confidence)
-        p_values = [sign_flip_test(row, scores.images) for row in values]
+        found = scores.compare(values, confidence, measure)
         ranks = rank_ranges(values, scores.images, confidence)
-        estimates = [interval.estimate for interval in intervals]
-        for entry, interval, p, adjusted, span in zip(entries, intervals, p_values, holm(p_values), ranks):
+        estimates = [each.interval.estimate for each in found]
+        for entry, (interval, p_value, p_holm, simultaneous), span in zip(entries, found, ranks):
             entry[measure] = {
                 "drop": interval.estimate,
                 "drop_ci": [interval.low, interval.high],
-                "p_value": p,
-                "p_holm": float(adjusted),
+                "drop_simultaneous_ci": [simultaneous.low, simultaneous.high],
+                "p_value": p_value,
+                "p_holm": p_holm,
                 "rank": 1 + sum(estimate > interval.estimate for estimate in estimates),
                 "rank_ci": list(span),
             }
@@ -72,7 +73,7 @@ def describe_agreement(
         can be seen). All are null where the drops of one side are all equal, which is no order, or where there are
         fewer than 4 blocks or images.
     """
-    entries = {}
+    entries: dict[str, Any] = {}
     for measure in MEASURES:
         values = [drops(each, blocks, num_blocks, measure) for each in (first, second)]
         entry: dict[str, Any] = dict.fromkeys(("spearman", "p_value", "ci", "samples_needed"))
@@ -99,13 +100,11 @@ def describe_agreement(
 def describe_full(scores: Scores, num_blocks: int, confidence: float) -> dict[str, Any]:
     """Mean quality and reference log-probability of the full model, with intervals."""
     row = scores.mask_ids.index("1" * num_blocks)
-    values = np.stack([getattr(scores, measure)[row] for measure in MEASURES])
-    intervals = scores.intervals(values, confidence)
-    return {
-        key: value
-        for measure, interval in zip(MEASURES, intervals)
-        for key, value in ((measure, interval.estimate), (f"{measure}_ci", [interval.low, interval.high]))
-    }
+    result: dict[str, Any] = {}
+    for measure in MEASURES:
+        (interval,) = scores.mean_intervals(getattr(scores, measure)[[row]], confidence, measure)
+        result |= {measure: interval.estimate, f"{measure}_ci": [interval.low, interval.high]}
+    return result
 
 
 def rank_ranges(values: Floats, clusters: Sequence[str], confidence: float) -> list[tuple[int, int]]:

@@ -349,14 +349,17 @@ def _describe_ablations(
     drop = scores.rows(["1" * num_units]) - quality
     single = {each[0]: row for each, row in zip(removed, drop) if len(each) == 1}
     extra = np.stack([row - sum(single[unit] for unit in each) for each, row in zip(removed, drop)])
-    intervals = scores.intervals(np.concatenate([quality, drop, extra]), confidence)
-    size = len(removed)
+    intervals = {
+        "quality": scores.mean_intervals(quality, confidence),
+        "drop": scores.intervals(drop, confidence),
+        # full - each - (a drop per part): as many differences as parts
+        "interaction": scores.intervals(extra, confidence, terms=[len(each) for each in removed]),
+    }
     entries = []
     for index, (each, name) in enumerate(zip(removed, names)):
         entry: dict[str, Any] = {"removed": each, "mask_id": name, "found_by": reported[each]}
-        for offset, key in enumerate(("quality", "drop", "interaction")):
-            interval = intervals[offset * size + index]
-            entry |= {key: interval.estimate, f"{key}_ci": [interval.low, interval.high]}
+        for key, rows in intervals.items():
+            entry |= {key: rows[index].estimate, f"{key}_ci": [rows[index].low, rows[index].high]}
         if len(each) == 1:
             entry |= {"interaction": None, "interaction_ci": None}
         entries.append({**entry, "reference_logprob": scores.mean_logprob([name])})

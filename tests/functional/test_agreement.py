@@ -91,6 +91,17 @@ def test_opposite_and_unrelated_orders():
     assert opposite.p_value == 1e-4
 
 
+@pytest.mark.parametrize("direction", [1, -1])
+def test_an_order_without_noise_is_not_beyond_doubt(direction: int):
+    """Two neighbours that change places cost 12 / (n (n^2 - 1)) of the correlation, and are never ruled out."""
+    noise = 1e-6 * np.random.default_rng(3).normal(size=(2, 8, 50))
+    drops = np.arange(8.0)[:, None] + noise[0], direction * np.arange(8.0)[:, None] + noise[1]
+    found = rank_agreement(*drops)
+    interval, _ = rank_agreement_with(np.arange(8.0), drops[1])
+    for low, high in ((found.low, found.high), (interval.low, interval.high)):
+        assert high - low == pytest.approx(12 / (8 * 63)) and max(direction * low, direction * high) == 1
+
+
 def test_sides_and_seeds_do_not_matter_and_images_do():
     rng = np.random.default_rng(5)
     _, (first, second) = simulate(rng, 0.9, 0.1, 200)

@@ -34,6 +34,7 @@ def test_scores_are_kept_per_sample_whatever_the_batches(name: str, samples: lis
         assert torch.cat(metric.scores).tolist() == pytest.approx(expected)
         assert metric.compute().item() == pytest.approx(sum(expected) / len(expected))
     assert [metric.score(*sample[:3]) for sample in samples] == pytest.approx(expected)
+    assert metric.max_score == 1.0
 
 
 @pytest.mark.parametrize(("name", "samples"), SAMPLES)

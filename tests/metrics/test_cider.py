@@ -69,7 +69,7 @@ def test_equals_the_dense_formula(corpus: list[tuple[str, list[str]]]) -> None:
     mean, scores = cider_d(predictions, references)
     assert scores == pytest.approx(dense_cider(predictions, references), abs=1e-9)
     assert mean == pytest.approx(sum(scores) / len(scores))
-    assert all(0.0 <= score <= 10.0 + 1e-9 for score in scores)
+    assert CIDErD.max_score == 10.0 and all(0.0 <= score <= 10.0 + 1e-9 for score in scores)
 
 
 @given(corpora, st.randoms(use_true_random=False))

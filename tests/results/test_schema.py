@@ -104,3 +104,15 @@ def test_further_keys_are_allowed(comparison: dict[str, Any]) -> None:
 def test_something_else_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="comparison: expected an object"):
         validate_comparison(value)
+
+
+def test_simultaneous_intervals_may_be_absent_but_not_wrong(comparison: dict[str, Any]) -> None:
+    """Results of earlier versions have none."""
+    pair = comparison["comparisons"][0]
+    assert "simultaneous_ci" not in pair
+    pair["simultaneous_ci"] = [0.14, 0.22]
+    assert validate_comparison(comparison) is comparison
+    for wrong in ([0.22, 0.14], None, [0.1]):
+        pair["simultaneous_ci"] = wrong
+        with pytest.raises(ValueError, match=r"comparisons\[0\].simultaneous_ci"):
+            validate_comparison(comparison)

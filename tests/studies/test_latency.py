@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from commands import run
+from scipy import stats
 
+from lit_depth.studies.latency import _ratio
 from lit_depth.studies.timing import clock_settings, cpu_name, visiting_order
 
 SMALL = ["--num_samples", "3", "--new_tokens", "4"]
@@ -42,7 +45,9 @@ def test_writes_the_format_that_scripts_read(checkpoint, tmp_path, capsys):
     details = json.loads((folder / "latency_details.json").read_text())
     assert details["fits"]["total"]["slope"] > 0 and 0 <= details["fits"]["total"]["r2"] <= 1
     full, fewest = details["configurations"][:2]
-    assert full["of_full"]["total"] == {"ratio": 1.0, "ci": [1.0, 1.0]}
+    assert full["of_full"]["total"] == {"ratio": 1.0, "ci": None}  # by definition: nothing is estimated
+    low, high = fewest["of_full"]["total"]["ci"]
+    assert low < fewest["of_full"]["total"]["ratio"] < high
     assert fewest["policies"] == ["prefix"] and fewest["of_full"]["prefill"]["ratio"] < 1
     for name in ("figures/latency_vs_blocks.png", "report.html", "records.parquet", "manifest.json"):
         assert (folder / name).stat().st_size > 0
@@ -126,3 +131,19 @@ def test_the_order_goes_there_and_back_and_differs_between_pairs():
     for there, back in zip(orders[::2], orders[1::2]):
         assert there == back[::-1]
     assert len({tuple(order) for order in orders}) == 6
+
+
+def test_ratios_of_times_are_student_limits_of_their_logarithms():
+    logs = np.log(0.8) + 0.05 * np.tile([-1.0, 1.0], 10)
+    found = _ratio(np.exp(logs), np.ones(20), [str(image) for image in range(20)], 0.95)
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert found["ratio"] == pytest.approx(0.8)
+    assert found["ci"] == pytest.approx([np.exp(low), np.exp(high)])
+
+
+def test_equal_ratios_are_not_certain():
+    """A coarse clock shows the same ratio for 20 requests: another may take twice as long, as far as these tell."""
+    found = _ratio(np.full(20, 3.0), np.full(20, 4.0), [str(image) for image in range(20)], 0.95)
+    margin = stats.norm.ppf(0.975) * np.log(2) / 22
+    assert found["ci"] == pytest.approx([0.75 * np.exp(-margin), 0.75 * np.exp(margin)])
+    assert _ratio(np.full(20, 3.0), np.full(20, 4.0), ["one"] * 20, 0.95) == {"ratio": pytest.approx(0.75), "ci": None}

@@ -41,7 +41,11 @@ def test_blocks_are_described_with_intervals_and_ranks_with_ties():
     assert [entry["rank"] for entry in quality] == [1, 2, 3, 3]  # two blocks that change nothing share a rank
     assert [entry["rank_ci"] for entry in quality] == [[1, 1], [2, 2], [3, 4], [3, 4]]
     assert quality[0]["p_holm"] < 0.001 and quality[2]["p_holm"] == 1.0
-    assert all(entry["drop_ci"][0] <= entry["drop"] <= entry["drop_ci"][1] for entry in quality)
+    for entry in (each[measure] for each in blocks for measure in ("quality", "reference_logprob")):
+        for key, p in (("drop_ci", entry["p_value"]), ("drop_simultaneous_ci", entry["p_holm"])):
+            low, high = entry[key]
+            assert low <= entry["drop"] <= high and low < high
+            assert (low > 0 or high < 0) == (p < 0.05)
     # the log-probability tells blocks apart only where they differ by more than its noise
     assert [entry["reference_logprob"]["rank_ci"] for entry in blocks][:2] == [[1, 1], [2, 2]]
 
@@ -77,8 +81,36 @@ def test_macro_average_weights_tasks_not_samples():
     entries = describe_blocks(Scores.pooled([small, large]), range(NUM_BLOCKS), NUM_BLOCKS, 0.95)
     expected = drops(small, [0], NUM_BLOCKS, "quality").mean() / 2
     assert entries[0]["quality"]["drop"] == pytest.approx(expected)
-    low, high = entries[0]["quality"]["drop_ci"]
-    assert low < expected < high
+    for measure in ("quality", "reference_logprob"):
+        for entry in (each[measure] for each in entries):
+            for key, p in (("drop_ci", entry["p_value"]), ("drop_simultaneous_ci", entry["p_holm"])):
+                low, high = entry[key]
+                assert low <= entry["drop"] <= high and low < high
+                assert (low > 0 or high < 0) == (p < 0.05)
+
+
+def test_scores_of_another_range_are_scaled():
+    """CIDEr-D goes to 10: all numbers of quality are ten times as large, p-values and ranks the same."""
+    scores = make_scores()
+    wide = scores._replace(quality=10 * scores.quality, max_scores=(10.0,))
+    for one, other in zip(*(describe_blocks(each, range(NUM_BLOCKS), NUM_BLOCKS, 0.95) for each in (scores, wide))):
+        for key in ("drop", "drop_ci", "drop_simultaneous_ci"):
+            expected = (10 * np.array(one["quality"][key])).tolist()
+            assert other["quality"][key] == pytest.approx(expected, abs=1e-9)
+        assert other["quality"]["p_holm"] == one["quality"]["p_holm"]
+        assert other["reference_logprob"] == one["reference_logprob"]
+    full, wide_full = (describe_full(each, NUM_BLOCKS, 0.95) for each in (scores, wide))
+    assert wide_full["quality_ci"] == pytest.approx([10 * limit for limit in full["quality_ci"]])
+    assert Scores.pooled([scores, wide]).max_scores == (1.0, 10.0)
+    with pytest.raises(ValueError, match="within a score_range of 1"):
+        describe_full(wide._replace(max_scores=(1.0,)), NUM_BLOCKS, 0.95)
+
+
+def test_pooled_means_keep_their_intervals_in_the_range():
+    tasks = [make_scores(1, 20, (1.0, 0, 0, 0)), make_scores(2, 200, (0.0, 0, 0, 0))]
+    pooled = describe_full(Scores.pooled(tasks), NUM_BLOCKS, 0.95)
+    assert pooled["quality"] == pytest.approx(np.mean([t.quality[t.mask_ids.index("1111")].mean() for t in tasks]))
+    assert 0 < pooled["quality_ci"][0] < pooled["quality"] < pooled["quality_ci"][1] <= 1
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from lit_depth.functional import (
     reference_logprob,
     score_ablations,
 )
-from lit_depth.functional.statistics import paired_interval
+from lit_depth.functional.statistics import mean_intervals, paired_interval
 from lit_depth.metrics import ExactMatch
 from lit_depth.module import MaskedPredictions, model_inputs
 from lit_depth.studies import search as study
@@ -187,7 +187,13 @@ def test_what_is_reported_comes_from_the_report_split(module, tmp_path, capsys):
         if len(entry["removed"]) > 1:
             wanted["interaction"] = drop - sum(singles[block] for block in entry["removed"])
         for key, values in wanted.items():
-            interval = paired_interval(values, images)
+            # an interaction is as many differences as blocks were removed
+            parts = len(entry["removed"]) if key == "interaction" else 1
+            interval = (
+                mean_intervals([values], images)[0]
+                if key == "quality"
+                else paired_interval(values, images, score_range=parts)
+            )
             assert entry[key] == pytest.approx(interval.estimate, abs=1e-12)
             assert entry[f"{key}_ci"] == pytest.approx([interval.low, interval.high], abs=1e-9)
     by_removed = {entry["removed"]: entry["found_by"] for entry in result["ablations"]}

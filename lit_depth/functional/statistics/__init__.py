@@ -1,0 +1,46 @@
+"""Paired tests, intervals of means, families of comparisons, sequential evidence and rank correlation.
+
+How they were chosen, and how often the intervals cover, stands in ``docs/statistics.md``.
+"""
+
+from lit_depth.functional.statistics.clusters import Floats, cluster_covariance, cluster_sums
+from lit_depth.functional.statistics.intervals import (
+    FamilyRow,
+    Interval,
+    macro_intervals,
+    mean_intervals,
+    paired_comparisons,
+    paired_interval,
+    paired_intervals,
+)
+from lit_depth.functional.statistics.paired_tests import (
+    holm,
+    mcnemar_exact,
+    pairwise_sign_flip_tests,
+    sign_flip_test,
+    sign_flip_tests,
+)
+from lit_depth.functional.statistics.rank import RankCorrelation, spearman
+from lit_depth.functional.statistics.sequential import confidence_sequence, log_evidence
+
+__all__ = [
+    "FamilyRow",
+    "Floats",
+    "Interval",
+    "RankCorrelation",
+    "cluster_covariance",
+    "cluster_sums",
+    "confidence_sequence",
+    "holm",
+    "log_evidence",
+    "macro_intervals",
+    "mcnemar_exact",
+    "mean_intervals",
+    "paired_comparisons",
+    "paired_interval",
+    "paired_intervals",
+    "pairwise_sign_flip_tests",
+    "sign_flip_test",
+    "sign_flip_tests",
+    "spearman",
+]
