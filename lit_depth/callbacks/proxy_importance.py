@@ -87,7 +87,7 @@ class ProxyImportance(Callback):
             return inputs, inputs.pop("labels", None)
         prompt = torch.full_like(inputs["input_ids"], IGNORE)
         # which token fills up the answers does not matter: nothing sees it
-        return with_answers(inputs, answers, pad=0), torch.cat([prompt, answers], dim=1)
+        return with_answers(pl_module, inputs, answers, pad=0), torch.cat([prompt, answers], dim=1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         blocks = find_blocks(pl_module, self.blocks)

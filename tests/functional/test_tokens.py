@@ -247,7 +247,7 @@ def test_a_span_of_all_tokens_is_undefined_until_a_token_is_generated():
 def test_a_step_is_the_analysis_of_the_longer_prompt(family, request):
     model, inputs = request.getfixturevalue("molmo") if family == "molmo" else (tiny_model(family), prompt(family))
     length = inputs["input_ids"].shape[1]
-    frame = token_masking(model, inputs, num_output_tokens=3)
+    frame = token_masking(model, inputs, num_output_tokens=3, after_end=True)
     generated = model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False, eos_token_id=None)
     assert frame.attrs["generated_ids"] == generated[0, length:].tolist()
     for step in range(3):

@@ -1,0 +1,79 @@
+"""What a model does when it is left alone: the measure for whoever does the same in another way.
+
+Whether a forward over prompt and answer together gives what decoding gives, or whether the engine drives a model
+rightly, depends on more of a family than can be read from its configuration. So it is measured, once per model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_depth.functional.decoding import greedy_options
+
+# decoded tokens that a model is measured on
+PROBE_TOKENS = 4
+
+
+class Steps(NamedTuple):
+    """Greedy decoding by the model's own ``generate``."""
+
+    tokens: Tensor  # [rows, steps]
+    logits: Tensor  # [rows, steps, vocabulary], as the model gives them
+    scores: Tensor  # the same after the model's penalties
+
+
+@torch.no_grad()
+def plain_steps(
+    model: nn.Module, inputs: Mapping[str, Any], max_new_tokens: int, eos: Sequence[int], pad: int
+) -> Steps:
+    """The first tokens that ``generate`` gives, and what it chose them from."""
+    recorded = {"return_dict_in_generate": True, "output_logits": True, "output_scores": True}
+    outputs = model.generate(**inputs, **greedy_options(max_new_tokens, eos, pad) | recorded)  # type: ignore[operator]
+    logits, scores = torch.stack(outputs.logits, dim=1), torch.stack(outputs.scores, dim=1)
+    return Steps(outputs.sequences[:, -logits.shape[1] :], logits, scores)
+
+
+def same_logits(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
+    """Whether logits ``[..., vocabulary]`` differ by rounding alone.
+
+    Single positions may be further off: where two experts tie, rounding chooses between them.
+    """
+    defined = ~expected.isnan().any(-1)
+    found, expected = found[defined].float(), expected[defined].float()
+    off = torch.where(found == expected, 0.0, (found - expected).abs()).amax(-1)
+    return _is_rounding(model, off / _size(expected))
+
+
+def same_tokens(model: nn.Module, found: Tensor, steps: Steps, eos: Sequence[int]) -> bool:
+    """Whether tokens ``[rows, steps]`` are those of ``steps``, but for rows that depart from them at a tie."""
+    found, expected = found.cpu(), steps.tokens.cpu()
+    departs = found != expected
+    ends = torch.isin(expected, torch.tensor(list(eos), dtype=torch.long))
+    departs &= ends.cumsum(1) - ends.long() == 0  # what fills up a row after its end is no matter
+    step = departs.float().argmax(1)
+    rows = torch.arange(len(found))
+    scores = steps.scores[rows, step].float().cpu()
+    margin = scores.amax(-1) - scores[rows, found[rows, step]]
+    return _is_rounding(model, torch.where(departs.any(1), margin / _size(scores), 0.0))
+
+
+def _size(logits: Tensor) -> Tensor:
+    return logits.abs().masked_fill(logits.isinf(), 0.0).amax(-1).clamp(min=1e-9)
+
+
+def _is_rounding(model: nn.Module, off: Tensor) -> bool:
+    """Whether relative differences are what another order of the same operations makes."""
+    if not off.numel():
+        return True
+    coarse = (
+        any(weight.dtype.itemsize < 4 for weight in model.parameters())
+        or torch.is_autocast_enabled(off.device.type)
+        or torch.is_autocast_enabled(next(model.parameters()).device.type)
+        or torch.get_float32_matmul_precision() != "highest"
+    )
+    share, tolerance = (0.5, 0.1) if coarse else (0.9, 1e-3)
+    return bool(off.flatten().nan_to_num(torch.inf).quantile(share) <= tolerance)
