@@ -25,7 +25,7 @@ from lit_depth.functional.decoding import (
 )
 from lit_depth.functional.engine import Front, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import Granularity, masked
-from lit_depth.functional.proof import PROBE_TOKENS, Steps, plain_steps, same_logits, same_tokens
+from lit_depth.functional.proof import PROBE_TOKENS, Steps, kind_of, plain_steps, same_logits, same_tokens
 from lit_depth.functional.scoring import Way, answer_logprob, filled, read_on, reference_logprob, scoring_way
 from lit_depth.functional.trie import MaskTrie, chunk_masks
 
@@ -102,7 +102,7 @@ def answer_in_chunks(
     # a family's own `generate` may not do without the image
     is_plain = type(generating_model(model)).generate is GenerationMixin.generate
     waiting = plan_chunks(model, request, masks, max_rows)
-    seen = frozenset(request.inputs)
+    seen = kind_of(model, request.inputs, request.max_new_tokens)
     check = None
     if seen not in _DRIVEN.setdefault(model, set()):
         with masked(model, masks[waiting[0][0]], blocks=path):
@@ -251,7 +251,7 @@ def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.Mo
     Raises:
         CannotDriveError: The engine cannot answer the batch, or gives other answers than the model.
     """
-    seen, check = ("rows", frozenset(request.inputs)), None
+    seen, check = ("rows", *kind_of(model, request.inputs, request.max_new_tokens)), None
     if seen not in _DRIVEN.setdefault(model, set()):
         with masked(model, masks[0], blocks=path):
             check = _steps(model, request)

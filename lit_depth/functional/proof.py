@@ -11,11 +11,23 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from lit_depth.functional.decoding import greedy_options
 
 # decoded tokens that a model is measured on
 PROBE_TOKENS = 4
+
+
+def kind_of(model: nn.Module, inputs: Mapping[str, Any], num_new: int) -> tuple[frozenset[str], bool]:
+    """What tells inputs apart that a model was measured on: their names, and whether they outgrow its window.
+
+    Some families leave it to the cache to forget what lies outside of the window, which shows only then.
+    """
+    config = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
+    window = getattr(text, "sliding_window", None)
+    return frozenset(inputs), window is not None and inputs["input_ids"].shape[1] + num_new > window
 
 
 class Steps(NamedTuple):

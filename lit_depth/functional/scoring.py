@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_depth.functional.decoding import PreparedPrompt, generating_model, greedy_options, inside_generate
-from lit_depth.functional.proof import PROBE_TOKENS, plain_steps, same_logits
+from lit_depth.functional.proof import PROBE_TOKENS, kind_of, plain_steps, same_logits
 
 IGNORE = -100
 
@@ -51,7 +51,7 @@ def scoring_way(model: nn.Module, inputs: Mapping[str, Any], num_tokens: int, pa
     It is measured when a model is first seen with inputs of these names, on its own greedy tokens: some families see
     what follows while they read a prompt, or place and mark an answer in ways of their own.
     """
-    known, key = _PROVEN.setdefault(model, {}), (frozenset(inputs), in_phases)
+    known, key = _PROVEN.setdefault(model, {}), (kind_of(model, inputs, num_tokens), in_phases)
     count = min(num_tokens, PROBE_TOKENS)
     proven, way = known.get(key, (0, "steps"))
     if proven < count and not _turns_with_length(model):

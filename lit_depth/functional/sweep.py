@@ -26,7 +26,7 @@ from lit_depth.functional.blocks import find_blocks
 from lit_depth.functional.decoding import CannotDriveError
 from lit_depth.functional.engine import TrieDriver, driven
 from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask, masked
-from lit_depth.functional.proof import same_logits
+from lit_depth.functional.proof import kind_of, same_logits
 from lit_depth.functional.trie import MaskTrie
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def _forward_together(
     with driven(blocks, driver.make_forward):
         logits, states = _logits_and_states(model, inputs, blocks)
     found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))
-    kinds, kind = _COMPARED.setdefault(model, set()), frozenset(inputs)
+    kinds, kind = _COMPARED.setdefault(model, set()), kind_of(model, inputs, 0)
     if kind not in kinds:
         expected = _forward_one_by_one(model, inputs, masks[:1], blocks, path, keep).logits[0]
         if found.logits[0].shape != expected.shape or not same_logits(model, found.logits[0], expected):
@@ -247,7 +247,7 @@ def generate(
 
 # why the engine is not used, and which forwards it was compared in, of each model for as long as it lives
 _REFUSED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-_COMPARED: weakref.WeakKeyDictionary[nn.Module, set[frozenset[str]]] = weakref.WeakKeyDictionary()
+_COMPARED: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
 def _driven_or_not(
