@@ -165,7 +165,7 @@ def _answer_chunk(
     way: Way = "steps"
     if request.answer_ids is not None:
         with masked(model, masks[0], blocks=path):
-            way = scoring_way(model, request.inputs, request.answer_length, request.pad)
+            way = scoring_way(model, request.inputs, request.answer_ids, request.pad)
     inputs = request.inputs
     if front is not None:
         inputs = {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}

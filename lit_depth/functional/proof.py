@@ -50,10 +50,7 @@ def plain_steps(
 
 
 def same_logits(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
-    """Whether logits ``[..., vocabulary]`` differ by rounding alone.
-
-    Single positions may be further off: where two experts tie, rounding chooses between them.
-    """
+    """Whether logits ``[..., vocabulary]`` differ by rounding alone."""
     defined = ~expected.isnan().any(-1)
     found, expected = found[defined].float(), expected[defined].float()
     off = torch.where(found == expected, 0.0, (found - expected).abs()).amax(-1)
@@ -87,5 +84,6 @@ def _is_rounding(model: nn.Module, off: Tensor) -> bool:
         or torch.is_autocast_enabled(next(model.parameters()).device.type)
         or torch.get_float32_matmul_precision() != "highest"
     )
-    share, tolerance = (0.5, 0.1) if coarse else (0.9, 1e-3)
+    # with 16 bits experts tie now and then, and rounding chooses between them: half of the rows tell enough
+    share, tolerance = (0.5, 0.1) if coarse else (1.0, 1e-3)
     return bool(off.flatten().nan_to_num(torch.inf).quantile(share) <= tolerance)

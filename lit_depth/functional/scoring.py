@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_depth.functional.decoding import PreparedPrompt, generating_model, greedy_options, inside_generate
-from lit_depth.functional.proof import PROBE_TOKENS, kind_of, plain_steps, same_logits
+from lit_depth.functional.proof import PROBE_TOKENS, kind_of, same_logits
 
 IGNORE = -100
 
@@ -40,24 +40,28 @@ def reference_logprob(
     Returns:
         float32 ``[batch]``, on the CPU.
     """
-    way = scoring_way(model, inputs, answer_ids.shape[1], pad_token_id, in_phases)
-    tokens = filled(answer_ids, pad_token_id)
-    return answer_logprob(_answer_logits(model, inputs, tokens, pad_token_id, way), answer_ids)
+    way = scoring_way(model, inputs, answer_ids, pad_token_id, in_phases)
+    return answer_logprob(
+        _answer_logits(model, inputs, filled(answer_ids, pad_token_id), pad_token_id, way), answer_ids
+    )
 
 
-def scoring_way(model: nn.Module, inputs: Mapping[str, Any], num_tokens: int, pad: int, in_phases: bool = False) -> Way:
-    """The cheapest way to read an answer that gives what decoding it token by token gives.
+def scoring_way(
+    model: nn.Module, inputs: Mapping[str, Any], answer_ids: Tensor, pad: int, in_phases: bool = False
+) -> Way:
+    """The cheapest way to read answers that gives what decoding gives, which reads them token by token.
 
-    It is measured when a model is first seen with inputs of these names, on its own greedy tokens: some families see
-    what follows while they read a prompt, or place and mark an answer in ways of their own.
+    It is measured on the first answers to prompts of a kind, on some tokens of each: some families see what follows
+    while they read a prompt, or place and mark an answer in ways of their own.
     """
-    known, key = _PROVEN.setdefault(model, {}), (kind_of(model, inputs, num_tokens), in_phases)
-    count = min(num_tokens, PROBE_TOKENS)
+    known, key = _PROVEN.setdefault(model, {}), (kind_of(model, inputs, answer_ids.shape[1]), in_phases)
+    count = min(answer_ids.shape[1], PROBE_TOKENS)
     proven, way = known.get(key, (0, "steps"))
     if proven < count and not _turns_with_length(model):
-        steps = plain_steps(model, inputs, count, (), pad)
         ways: tuple[Way, ...] = ("chunk",) if in_phases else ("whole", "chunk")
-        way = next((way for way in ways if _is_like_decoding(model, inputs, steps, pad, way)), "steps")
+        probe = answer_ids[:, :count]
+        expected = _answer_logits(model, inputs, filled(probe, pad), pad, "steps")
+        way = next((way for way in ways if _is_like_decoding(model, inputs, probe, pad, way, expected)), "steps")
         known[key] = count, way
     return way
 
@@ -69,14 +73,17 @@ def _turns_with_length(model: nn.Module) -> bool:
     return any("dynamic" in name or name == "longrope" for name in names if isinstance(name, str))
 
 
-def _is_like_decoding(model: nn.Module, inputs: Mapping[str, Any], steps: Any, pad: int, way: Way) -> bool:
+def _is_like_decoding(
+    model: nn.Module, inputs: Mapping[str, Any], answer_ids: Tensor, pad: int, way: Way, expected: Tensor
+) -> bool:
     try:
-        logits = _answer_logits(model, inputs, steps.tokens, pad, way)
+        found = _answer_logits(model, inputs, filled(answer_ids, pad), pad, way)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # a family that does not take answers so; token by token is what its `generate` does
         return False
-    return same_logits(model, logits[:, :-1], steps.logits)
+    read = answer_ids != IGNORE
+    return same_logits(model, found[:, :-1][read], expected[:, :-1][read])
 
 
 def _answer_logits(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, pad: int, way: Way) -> Tensor:

@@ -152,6 +152,15 @@ def deepseek_v3() -> Model:
     return _ready(t.DeepseekV3ForCausalLM(config)), _prompts()
 
 
+def deepseek_v32() -> Model:
+    """Attends to a few keys of its choice, of which some tie."""
+    sizes = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=1, topk_group=1)
+    latent = dict(kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8)
+    index = dict(index_head_dim=16, index_n_heads=2, index_topk=4)
+    config = t.DeepseekV32Config(**TEXT | {"num_key_value_heads": 4}, **sizes, **latent, **index)
+    return _ready(t.DeepseekV32ForCausalLM(config)), _prompts()
+
+
 def deepseek_v4() -> Model:
     sizes = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, q_lora_rank=8, head_dim=8)
     config = t.DeepseekV4Config(**TEXT | {"num_key_value_heads": 1}, **sizes, index_head_dim=8, index_n_heads=2)
@@ -181,7 +190,10 @@ def gemma3() -> Model:
     config = t.Gemma3Config(
         vision_config=t.SiglipVisionConfig(**VISION, vision_use_head=False).to_dict(),
         text_config=t.Gemma3TextConfig(
-            **TEXT, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"] + ["full_attention"]
+            **TEXT,
+            head_dim=8,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention"] + ["full_attention"],
         ).to_dict(),
         mm_tokens_per_image=4,
         image_token_index=IMAGE_TOKEN,
@@ -284,6 +296,7 @@ ZOO: dict[str, Callable[[], Model]] = {
     "mamba": mamba,
     "flex_olmo": _text(t.FlexOlmoForCausalLM, t.FlexOlmoConfig, num_experts=4, num_experts_per_tok=2),
     "deepseek_v3": deepseek_v3,
+    "deepseek_v32": deepseek_v32,
     "deepseek_v4": deepseek_v4,
     "gpt_oss": _text(
         t.GptOssForCausalLM, t.GptOssConfig, num_local_experts=4, num_experts_per_tok=2, head_dim=8, sliding_window=4
