@@ -7,6 +7,7 @@ prompt, and takes over where its decoding loop would begin.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -123,13 +124,14 @@ def decoding_configuration(model: nn.Module, max_new_tokens: int, eos: Sequence[
     bias = active.get("sequence_bias")
     if isinstance(bias, dict):  # its keys are tuples of tokens
         active["sequence_bias"] = [[list(tokens), value] for tokens, value in bias.items()]
-    return {
+    found = {
         "greedy": True,
         "max_new_tokens": max_new_tokens,
         "end_token_ids": list(eos),
         "pad_token_id": pad,
         "generation_config": active,
     }
+    return json.loads(json.dumps(found))
 
 
 def end_token_ids(model: nn.Module, tokenizer: Any = None) -> list[int]:
@@ -139,6 +141,12 @@ def end_token_ids(model: nn.Module, tokenizer: Any = None) -> list[int]:
     for ids in (getattr(config, "eos_token_id", None), getattr(tokenizer, "eos_token_id", None)):
         found.update([ids] if isinstance(ids, int) else ids or ())
     return sorted(found)
+
+
+def check_generates(model: nn.Module) -> None:
+    """Raise ValueError unless the model has ``generate``."""
+    if not callable(getattr(model, "generate", None)):
+        raise ValueError(f"expected a model with generate, given {type(model).__name__}")
 
 
 def generating_model(model: nn.Module) -> Any:
@@ -253,9 +261,6 @@ def inside_generate(
     Args:
         inputs: The prompt, as the model takes it.
         options: Further arguments of ``generate``, see `greedy_options`.
-
-    Raises:
-        ValueError: If the model has no ``generate``.
     """
     found: list[T] = []
 
@@ -268,7 +273,5 @@ def inside_generate(
         )
         return ids
 
-    if not callable(getattr(model, "generate", None)):
-        raise ValueError(f"expected a model with generate, given {type(model).__name__}")
     model.generate(**inputs, **options, custom_generate=loop)  # type: ignore[operator]
     return found[0]

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_depth.functional.decoding import PreparedPrompt, generating_model, greedy_options, inside_generate
+from lit_depth.functional.decoding import (
+    PreparedPrompt,
+    check_generates,
+    generating_model,
+    greedy_options,
+    inside_generate,
+)
 from lit_depth.functional.proof import PROBE_TOKENS, kind_of, same_logits
 
 IGNORE = -100
@@ -39,7 +45,11 @@ def reference_logprob(
 
     Returns:
         float32 ``[batch]``, on the CPU.
+
+    Raises:
+        ValueError: If the model has no ``generate``.
     """
+    check_generates(model)
     way = scoring_way(model, inputs, answer_ids, pad_token_id, in_phases)
     return answer_logprob(
         _answer_logits(model, inputs, filled(answer_ids, pad_token_id), pad_token_id, way), answer_ids

@@ -23,7 +23,7 @@ from lit_depth.functional.answering import (
     call_width,
 )
 from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.decoding import CannotDriveError
+from lit_depth.functional.decoding import CannotDriveError, check_generates
 from lit_depth.functional.engine import TrieDriver, driven
 from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask, masked
 from lit_depth.functional.proof import kind_of, same_logits
@@ -135,7 +135,7 @@ def sweep_generate(
         Long ``[masks, batch, max_new_tokens]``, on the CPU.
 
     Raises:
-        ValueError: If a mask is malformed or the model's blocks cannot be skipped.
+        ValueError: If a mask is malformed, the model's blocks cannot be skipped, or it has no ``generate``.
     """
     return answer_masks(
         model,
@@ -188,6 +188,7 @@ def answer_masks(
     """
     module_list = find_blocks(model, blocks)
     masks = _check_masks(masks, len(module_list), granularity)
+    check_generates(model)
     request = Request(inputs, max_new_tokens, _end_tokens(eos_token_id), pad_token_id, answer_ids)
     if phase == "decode" or decode_without_prompt:
         phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
@@ -232,6 +233,7 @@ def generate(
     batch = len(inputs["input_ids"])
     if len(masks) != batch:
         raise ValueError(f"expected one mask per request, given {len(masks)} masks for {batch} requests")
+    check_generates(model)
     request = Request(inputs, max_new_tokens, _end_tokens(eos_token_id), pad_token_id)
 
     def one_by_one() -> Tensor:

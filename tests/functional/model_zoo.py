@@ -80,7 +80,7 @@ def _text(model_class: Any, config_class: Any, *without: str, **others: Any) -> 
 def _plain(family: str) -> Callable[[], Model]:
     def build() -> Model:
         model = tiny_model(family)
-        return model, tiny_batch(model)
+        return model, tiny_batch(model, rows=ROWS)
 
     return build
 
@@ -165,6 +165,12 @@ def deepseek_v4() -> Model:
     sizes = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, q_lora_rank=8, head_dim=8)
     config = t.DeepseekV4Config(**TEXT | {"num_key_value_heads": 1}, **sizes, index_head_dim=8, index_n_heads=2)
     return _ready(t.DeepseekV4ForCausalLM(config)), _prompts()
+
+
+def moshi() -> Model:
+    """Leaves it to its cache to forget what lies outside of a window."""
+    config = t.MoshiConfig(**_without("intermediate_size", ffn_dim=48, sliding_window=4, audio_vocab_size=16))
+    return _ready(t.MoshiForCausalLM(config)), {name: value[:1] for name, value in _prompts().items()}
 
 
 # ---- with images
@@ -279,6 +285,39 @@ def kosmos2() -> Model:
     return _ready(t.Kosmos2ForConditionalGeneration(config)), inputs | {"image_embeds_position_mask": positions}
 
 
+def forced_logprob(model: t.PreTrainedModel, inputs: dict[str, Tensor], answer_ids: Tensor) -> Tensor:
+    """Mean log-probability of answers ``[rows, answer]`` (-100 = padding), decoded token by token by ``generate``.
+
+    What it would choose is overruled, what it sees is not: the law that other ways to read an answer are held to.
+    """
+    forced = iter(answer_ids.clamp(min=0).T)
+
+    def choose(ids: Tensor, scores: Tensor) -> Tensor:
+        return torch.zeros_like(scores).scatter(1, next(forced)[:, None], 1.0)
+
+    outputs = model.generate(
+        **inputs,
+        max_new_tokens=answer_ids.shape[1],
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=None,
+        pad_token_id=0,
+        logits_processor=[choose],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logprobs = torch.stack(outputs.logits, dim=1).log_softmax(-1)
+    found = logprobs.gather(-1, answer_ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.stack([row[known].mean() for row, known in zip(found, answer_ids >= 0)])
+
+
+def plain_answers(model: t.PreTrainedModel, inputs: dict[str, Tensor], max_new_tokens: int, **options: Any) -> Tensor:
+    """Greedy answers ``[rows, max_new_tokens]`` by ``generate``, padded with 0."""
+    given = {"do_sample": False, "num_beams": 1, "use_cache": True, "eos_token_id": None, "pad_token_id": 0} | options
+    tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, **given)[:, inputs["input_ids"].shape[1] :]
+    return torch.nn.functional.pad(tokens, (0, max_new_tokens - tokens.shape[1]))
+
+
 ZOO: dict[str, Callable[[], Model]] = {
     **{family: _plain(family) for family in ("llama", "qwen3", "olmoe", "olmo2", "gemma2", "mistral", "gpt_neox")},
     "falcon": _plain("falcon"),
@@ -298,6 +337,7 @@ ZOO: dict[str, Callable[[], Model]] = {
     "deepseek_v3": deepseek_v3,
     "deepseek_v32": deepseek_v32,
     "deepseek_v4": deepseek_v4,
+    "moshi": moshi,
     "gpt_oss": _text(
         t.GptOssForCausalLM, t.GptOssConfig, num_local_experts=4, num_experts_per_tok=2, head_dim=8, sliding_window=4
     ),
