@@ -25,7 +25,15 @@ from lit_depth.functional.decoding import (
 )
 from lit_depth.functional.engine import Front, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import Granularity, masked
-from lit_depth.functional.proof import PROBE_TOKENS, Steps, kind_of, plain_steps, same_logits, same_tokens
+from lit_depth.functional.proof import (
+    PROBE_TOKENS,
+    Steps,
+    kind_of,
+    plain_steps,
+    same_logits,
+    same_tokens,
+    turning_length,
+)
 from lit_depth.functional.scoring import Way, answer_logprob, filled, read_on, reference_logprob, scoring_way
 from lit_depth.functional.trie import MaskTrie, chunk_masks
 
@@ -72,7 +80,14 @@ class Request(NamedTuple):
 
     @property
     def answer_length(self) -> int:
+        """Tokens of the longest reference answer."""
         return 0 if self.answer_ids is None else self.answer_ids.shape[1]
+
+    def check_length(self, model: nn.Module) -> str | None:
+        """Why the engine cannot answer sequences as long as these; None if it can."""
+        length = self.inputs["input_ids"].shape[1] + max(self.max_new_tokens, self.answer_length)
+        turns = turning_length(model)
+        return f"its rotary positions turn at a length of {turns} tokens" if length > turns else None
 
     def no_answers(self, num_masks: int) -> tuple[Tensor, Tensor]:
         """Tokens ``[masks, batch, max_new_tokens]`` and log-probabilities ``[masks, batch]``, to be filled in."""
@@ -201,8 +216,7 @@ def _answer_prompt(
     if check is not None and not same_logits(model, logits[:batch, 0], check.logits[:, 0]):
         raise CannotDriveError(OTHER_ANSWERS)
     if cache is not None:
-        cache.check_filled([bool(level.run) for level in trie.levels], length)
-        cache.extent.length = prompt.length
+        cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
     deal = partial(_deal_out, prompt, masks, trie, cache)
     rows = None
     if answers is not None:
@@ -263,8 +277,7 @@ def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.Mo
         driver = RowDriver(masks.to(prompt.ids.device), shape=(len(masks), prompt.length))
         with driven(blocks, driver.make_forward):
             logits = prompt.forward().logits[:, -1]
-        cache.check_filled(masks.any(0).tolist(), prompt.length)
-        cache.extent.length = prompt.length
+        cache.advance(driver.ran, prompt.length)
         first = prompt.next_tokens(logits)
         rows = Rows(prompt.for_decoding(torch.arange(len(masks), device=first.device)), driver, cache)
         tokens = rows.decode(blocks, first, request)
@@ -330,7 +343,7 @@ class Rows:
         with driven(blocks, self.driver.make_forward):
             for logits in read_on(self.prompt, answers, way):
                 yield logits
-                self.cache.extent.length += logits.shape[1]
+                self.cache.advance(self.driver.ran, logits.shape[1])
         self.cache.extent.length = length
 
     def decode(self, blocks: nn.ModuleList, token: Tensor, request: Request) -> Tensor:
@@ -354,7 +367,7 @@ class Rows:
                     present, alive = present[alive], alive[alive]
                 self.prompt = self.prompt.extended(token[:, None])
                 logits = self.prompt.forward(num_new=1).logits[:, -1]
-                self.cache.extent.length += 1
+                self.cache.advance(self.driver.ran, 1)
                 token = self.prompt.next_tokens(logits)
                 del logits  # not kept beside those of the next step
         return tokens

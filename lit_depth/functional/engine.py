@@ -15,7 +15,7 @@ inside a block see the rows that it runs on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -130,14 +130,19 @@ class RowCache(Cache):
         """Whether it holds a prompt; a block that no row runs has nothing to show."""
         return self.extent.length > 0
 
-    def check_filled(self, ran: Iterable[bool], length: int) -> None:
-        """Raise `CannotDriveError` unless the blocks that ran wrote ``length`` tokens each, and no other did."""
+    def advance(self, ran: Sequence[bool], written: int, length: int | None = None) -> None:
+        """Note that a forward is over; the next one goes on at ``length`` (None = after what was written).
+
+        Raises:
+            CannotDriveError: Unless the blocks that ran wrote ``written`` tokens each, and no other did.
+        """
         for block_idx, (layer, did_run) in enumerate(zip(self.layers, ran)):
-            written = layer.num_new  # type: ignore[union-attr]
-            if did_run and not written:
+            num_new, layer.num_new = layer.num_new, 0  # type: ignore[union-attr]
+            if did_run and not num_new:
                 raise CannotDriveError(f"block {block_idx} keeps its state elsewhere than in keys and values")
-            if written != length * did_run:
-                raise CannotDriveError(f"block {block_idx} keeps keys and values of {written} tokens, not of {length}")
+            if num_new != written * did_run:
+                raise CannotDriveError(f"block {block_idx} keeps keys and values of {num_new} tokens, not of {written}")
+        self.extent.length = self.extent.length + written if length is None else length
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.extent.length
@@ -287,6 +292,11 @@ class RowDriver:
     def _index(self) -> None:
         every = self.masks.all(dim=0).tolist()
         self.rows = [None if all_rows else column.nonzero().flatten() for all_rows, column in zip(every, self.masks.T)]
+
+    @property
+    def ran(self) -> list[bool]:
+        """Which blocks run on any row."""
+        return [rows is None or len(rows) > 0 for rows in self.rows]
 
     def keep_rows(self, kept: Tensor, cache: RowCache) -> None:
         """Drop all rows but ``kept`` (indices among the present rows), here and in the cache."""

@@ -6,6 +6,7 @@ rightly, depends on more of a family than can be read from its configuration. So
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,26 @@ def kind_of(model: nn.Module, inputs: Mapping[str, Any], num_new: int) -> tuple[
     text = config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else config
     window = getattr(text, "sliding_window", None)
     return frozenset(inputs), window is not None and inputs["input_ids"].shape[1] + num_new > window
+
+
+def turning_length(model: nn.Module) -> float:
+    """Tokens up to which rotary positions depend on the position alone; infinite for most models.
+
+    Beyond it the longest row of a batch decides about the frequencies of all its rows.
+    """
+    found = [math.inf]
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        names = kinds.values() if isinstance(kinds, dict) else (kinds,)
+        if any(isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names):
+            config = getattr(module, "config", None)
+            parameters = getattr(config, "rope_parameters", None) or {}
+            holders = [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+            given = [each.get("original_max_position_embeddings") for each in holders]
+            given += [getattr(config, "original_max_position_embeddings", None)]
+            given += [getattr(module, "original_max_seq_len", None)]
+            found.append(min((length for length in given if length is not None), default=0))
+    return min(found)
 
 
 class Steps(NamedTuple):

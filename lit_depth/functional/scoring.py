@@ -18,7 +18,7 @@ from lit_depth.functional.decoding import (
     greedy_options,
     inside_generate,
 )
-from lit_depth.functional.proof import PROBE_TOKENS, kind_of, same_logits
+from lit_depth.functional.proof import PROBE_TOKENS, kind_of, same_logits, turning_length
 
 IGNORE = -100
 
@@ -64,23 +64,18 @@ def scoring_way(
     It is measured on the first answers to prompts of a kind, on some tokens of each: some families see what follows
     while they read a prompt, or place and mark an answer in ways of their own.
     """
+    if inputs["input_ids"].shape[1] + answer_ids.shape[1] > turning_length(model):
+        return "steps"
     known, key = _PROVEN.setdefault(model, {}), (kind_of(model, inputs, answer_ids.shape[1]), in_phases)
     count = min(answer_ids.shape[1], PROBE_TOKENS)
     proven, way = known.get(key, (0, "steps"))
-    if proven < count and not _turns_with_length(model):
+    if proven < count:
         ways: tuple[Way, ...] = ("chunk",) if in_phases else ("whole", "chunk")
         probe = answer_ids[:, :count]
         expected = _answer_logits(model, inputs, filled(probe, pad), pad, "steps")
         way = next((way for way in ways if _is_like_decoding(model, inputs, probe, pad, way, expected)), "steps")
         known[key] = count, way
     return way
-
-
-def _turns_with_length(model: nn.Module) -> bool:
-    """Whether rotary positions change once a sequence grows beyond some length, which a short measurement may not."""
-    kinds = [getattr(module, "rope_type", None) for module in model.modules()]
-    names = [name for kind in kinds for name in (kind.values() if isinstance(kind, dict) else (kind,))]
-    return any("dynamic" in name or name == "longrope" for name in names if isinstance(name, str))
 
 
 def _is_like_decoding(

@@ -200,6 +200,7 @@ def answer_masks(
         module_list,
         lambda: answer_in_chunks(model, request, masks, max_rows, module_list, blocks, on_mask),
         lambda: answer_one_by_one(model, request, masks, blocks, on_mask),
+        request.check_length(model),
     )
 
 
@@ -243,36 +244,50 @@ def generate(
         return tokens[of_row, torch.arange(batch)]
 
     return _driven_or_not(
-        model, module_list, lambda: answer_rows(model, request, masks, module_list, blocks), one_by_one
+        model,
+        module_list,
+        lambda: answer_rows(model, request, masks, module_list, blocks),
+        one_by_one,
+        request.check_length(model),
     )
 
 
-# why the engine is not used, and which forwards it was compared in, of each model for as long as it lives
+# of each model, for as long as it lives: why the engine failed, whether that was said, and compared forwards
 _REFUSED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _COMPARED: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
 def _driven_or_not(
-    model: nn.Module, blocks: nn.ModuleList, together: Callable[[], T], one_by_one: Callable[[], T]
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    together: Callable[[], T],
+    one_by_one: Callable[[], T],
+    reason: str | None = None,
 ) -> T:
     """What the engine gives, or where it cannot drive the model, what one mask after another gives, with one warning.
 
     An error that has nothing to do with the engine comes again in the second attempt.
+
+    Args:
+        reason: Why not to try the engine; None = try.
     """
-    is_known = model in _REFUSED
-    reason = _REFUSED[model] if is_known else check_drivable(model, blocks)
+    error: str | None = None
+    reason = reason or check_drivable(model, blocks) or _REFUSED.get(model)
     if reason is None:
         try:
             return together()
         except torch.OutOfMemoryError:
             raise
-        except CannotDriveError as error:
-            reason = str(error)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        except CannotDriveError as cause:
+            reason = error = str(cause)
+        except Exception as cause:
+            reason = error = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
     found = one_by_one()
-    if not is_known:
-        _REFUSED[model] = reason
+    if error is not None:
+        _REFUSED[model] = error
+    if model not in _WARNED:
+        _WARNED.add(model)
         warnings.warn(f"{type(model).__name__} is answered one mask after another: {reason}", stacklevel=4)
     return found
 

@@ -112,7 +112,7 @@ TEXT_CONFIGS = {"olmoe": OlmoeConfig, "qwen2": Qwen2Config, "olmo2": Olmo2Config
 class MolmoConfig(PretrainedConfig):
     """Configuration of `MolmoForConditionalGeneration`, from released (flat) or nested fields.
 
-    Without any field of a text model, it is MolmoE-1B's.
+    Where nothing says how large a text model is, or of which kind, it is MolmoE-1B's.
 
     Args:
         text_config: Configuration of the text model: ``olmoe`` (MolmoE-1B), ``qwen2`` (7B-D, 72B) or ``olmo2`` (7B-O).
@@ -209,8 +209,7 @@ def _nested_from_released(flat: dict[str, Any]) -> tuple[dict[str, Any], dict[st
         if name in flat and flat[name] not in allowed:
             expected = " or ".join(repr(value) for value in allowed)
             raise ValueError(f"unsupported Molmo configuration: expected {name} = {expected}, got {flat[name]!r}")
-    text_fields = {*_MOE_TEXT_FIELDS.values(), *_DENSE_TEXT_FIELDS.values(), "block_type"}
-    if not text_fields & flat.keys():
+    if not flat.keys() & {"block_type", "d_model", "n_layers", *_DENSE_TEXT_FIELDS.values()}:
         flat = {**_MOLMOE_1B, **flat}
     mixture = flat.get("block_type") == "moe"
     names = {**_COMMON_TEXT_FIELDS, **(_MOE_TEXT_FIELDS if mixture else _DENSE_TEXT_FIELDS)}

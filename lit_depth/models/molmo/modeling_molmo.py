@@ -450,6 +450,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         is_first_iteration: bool | None = False,
+        inputs_embeds: Tensor | None = None,  # named here, or generate refuses them
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
@@ -458,6 +459,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             is_first_iteration=is_first_iteration,
+            inputs_embeds=inputs_embeds,
             **kwargs,
         )
         # cached steps must not add the image a second time; without a cache every step sees the whole prompt
