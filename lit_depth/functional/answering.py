@@ -51,8 +51,9 @@ IMAGE_INPUTS = (
 _CALL_BYTES = 2**21
 # how many masks fitted the memory of a GPU, for as long as the model lives
 _MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-# kinds of inputs that the engine was seen to answer as the model itself does, for as long as the model lives
-_DRIVEN: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
+# kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
+# as the model lives
+_DRIVEN: weakref.WeakKeyDictionary[nn.Module, dict[Any, int]] = weakref.WeakKeyDictionary()
 OTHER_ANSWERS = "the engine does not give the answers that it gives one mask at a time"
 
 
@@ -117,11 +118,7 @@ def answer_in_chunks(
     # a family's own `generate` may not do without the image
     is_plain = type(generating_model(model)).generate is GenerationMixin.generate
     waiting = plan_chunks(model, request, masks, max_rows)
-    seen = kind_of(model, request.inputs, request.max_new_tokens)
-    check = None
-    if seen not in _DRIVEN.setdefault(model, set()):
-        with masked(model, masks[waiting[0][0]], blocks=path):
-            check = _steps(model, request)
+    check = _compare(model, request, masks[waiting[0][0]], path, "masks together")
     while waiting:
         chunk = waiting.pop(0)
         try:
@@ -136,7 +133,6 @@ def answer_in_chunks(
         if not is_plain:
             front = None
         check = None
-        _DRIVEN[model].add(seen)
         for _ in chunk:
             on_mask()
     return tokens, logprobs
@@ -158,9 +154,33 @@ def _shorten(chunks: Sequence[list[int]], longest: int) -> list[list[int]]:
     return [chunk[start : start + longest] for chunk in chunks for start in range(0, len(chunk), longest)]
 
 
-def _steps(model: nn.Module, request: Request) -> Steps:
-    count = min(max(1, request.max_new_tokens), PROBE_TOKENS)
-    return plain_steps(model, request.inputs, count, request.eos, request.pad)
+class Comparison(NamedTuple):
+    """What the model itself does under one mask with a request of a kind that the engine has not answered yet."""
+
+    kind: Any
+    num_tokens: int
+    steps: Steps
+
+    def check(self, model: nn.Module, logits: Tensor, tokens: Tensor, request: Request) -> None:
+        """Compare the engine's logits ``[rows, vocabulary]`` at the prompts' ends and tokens ``[rows, tokens]``.
+
+        Raises:
+            CannotDriveError: They are others.
+        """
+        is_same = same_logits(model, logits, self.steps.logits[:, 0])
+        if not is_same or (request.max_new_tokens and not same_tokens(model, tokens, self.steps, request.eos)):
+            raise CannotDriveError(OTHER_ANSWERS)
+        _DRIVEN.setdefault(model, {})[self.kind] = self.num_tokens
+
+
+def _compare(model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str) -> Comparison | None:
+    """What to compare the engine with; None where a request of this kind was answered before."""
+    count = min(request.max_new_tokens, PROBE_TOKENS)
+    kind = how, kind_of(model, request.inputs, request.max_new_tokens)
+    if _DRIVEN.get(model, {}).get(kind, -1) >= count:
+        return None
+    with masked(model, mask, blocks=path):
+        return Comparison(kind, count, plain_steps(model, request.inputs, max(1, count), request.eos, request.pad))
 
 
 def _answer_chunk(
@@ -170,7 +190,7 @@ def _answer_chunk(
     blocks: nn.ModuleList,
     path: str | None,
     front: Front | None,
-    check: Steps | None,
+    check: Comparison | None,
 ) -> tuple[Tensor, Tensor, Front | None]:
     """Answers of some masks, and what a further chunk of the same batch can start from.
 
@@ -195,7 +215,7 @@ def _answer_prompt(
     blocks: nn.ModuleList,
     way: Way,
     front: Front | None,
-    check: Steps | None,
+    check: Comparison | None,
     prompt: PreparedPrompt,
 ) -> tuple[Tensor, Tensor, Front | None]:
     prompt.check_processors()
@@ -213,39 +233,53 @@ def _answer_prompt(
     driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length))
     with driven(blocks, driver.make_forward):
         logits = asked.forward(keep=keep).logits
-    if check is not None and not same_logits(model, logits[:batch, 0], check.logits[:, 0]):
-        raise CannotDriveError(OTHER_ANSWERS)
     if cache is not None:
         cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
     deal = partial(_deal_out, prompt, masks, trie, cache)
     rows = None
-    if answers is not None:
-        answers = answers.repeat(len(masks), 1)
-        if not whole:
-            rows = deal(torch.arange(len(answers)))
-            logits = torch.cat([logits[:, -1:], *rows.read(blocks, answers, way)], dim=1)
     scored = torch.zeros(len(masks), 0)
-    if request.answer_ids is not None:
+    if answers is not None and request.answer_ids is not None:
+        if not whole:
+            rows = deal(torch.arange(len(masks) * batch))
+            read = rows.read(blocks, answers.repeat(len(masks), 1), way)
+            logits = torch.cat([logits[:, -1:], *read], dim=1)
         scored = answer_logprob(logits, request.answer_ids.repeat(len(masks), 1)).unflatten(0, (len(masks), batch))
-    if not new_tokens:
-        return torch.zeros(len(masks), batch, 0, dtype=torch.long), scored, driver.front
-    if prompt.processors:  # the answers are no drafts of what penalties choose
-        samples = torch.arange(batch, device=prompt.ids.device).repeat(len(masks))
+    of_one_mask = logits[:batch, 0].clone()
+    tokens, first, open_rows = _first_tokens(
+        prompt, logits, request, drafts=request.answer_ids if check is None else None
+    )
+    del logits
+    if len(open_rows):
+        rows = deal(open_rows) if rows is None else rows.keep(open_rows)
+        tokens[open_rows] = rows.decode(blocks, first, request)
+    if check is not None:
+        check.check(model, of_one_mask, tokens[:batch], request)
+    return tokens.unflatten(0, (len(masks), batch)), scored, driver.front
+
+
+def _first_tokens(
+    prompt: PreparedPrompt, logits: Tensor, request: Request, drafts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers as far as logits ``[masks * batch, positions, vocabulary]`` tell them: see `_read_off`.
+
+    Args:
+        drafts: Reference answers ``[batch, answer]`` whose logits are the second and further ones; None = none.
+
+    Returns:
+        Tokens long ``[rows, max_new_tokens]`` and the indices of those rows that are still open, both on the CPU, with
+        the first tokens of these in between.
+    """
+    num_masks = len(logits) // len(prompt.ids)
+    if not request.max_new_tokens:
+        nothing = torch.zeros(0, dtype=torch.long)
+        return torch.zeros(len(logits), 0, dtype=torch.long), nothing, nothing
+    if prompt.processors or drafts is None:  # answers are no drafts of what penalties choose
+        samples = torch.arange(len(prompt.ids), device=prompt.ids.device).repeat(num_masks)
         greedy, drafts = prompt.rows(samples).next_tokens(logits[:, 0])[:, None], None
     else:
-        greedy, drafts = logits.argmax(-1), request.answer_ids
-    del logits
-    drafts = None if drafts is None else drafts.repeat(len(masks), 1)
+        greedy, drafts = logits.argmax(-1), drafts.repeat(num_masks, 1)
     tokens, open_rows = _read_off(greedy, drafts, request)
-    if len(open_rows):
-        if rows is None:
-            rows = deal(open_rows)
-        else:
-            rows.keep(open_rows)
-        tokens[open_rows] = rows.decode(blocks, greedy[open_rows.to(greedy.device), 0], request)
-    if check is not None and not same_tokens(model, tokens[:batch, : check.tokens.shape[1]], check, request.eos):
-        raise CannotDriveError(OTHER_ANSWERS)
-    return tokens.unflatten(0, (len(masks), batch)), scored, driver.front
+    return tokens, greedy[open_rows.to(greedy.device), 0], open_rows
 
 
 def _deal_out(prompt: PreparedPrompt, masks: Tensor, trie: MaskTrie, cache: RowCache | None, chosen: Tensor) -> Rows:
@@ -265,10 +299,7 @@ def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.Mo
     Raises:
         CannotDriveError: The engine cannot answer the batch, or gives other answers than the model.
     """
-    seen, check = ("rows", *kind_of(model, request.inputs, request.max_new_tokens)), None
-    if seen not in _DRIVEN.setdefault(model, set()):
-        with masked(model, masks[0], blocks=path):
-            check = _steps(model, request)
+    check = _compare(model, request, masks[0], path, "one mask per row")
 
     def answer(prompt: PreparedPrompt) -> Tensor:
         prompt.check_processors()
@@ -278,19 +309,14 @@ def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.Mo
         with driven(blocks, driver.make_forward):
             logits = prompt.forward().logits[:, -1]
         cache.advance(driver.ran, prompt.length)
-        first = prompt.next_tokens(logits)
-        rows = Rows(prompt.for_decoding(torch.arange(len(masks), device=first.device)), driver, cache)
-        tokens = rows.decode(blocks, first, request)
+        rows = Rows(prompt.for_decoding(torch.arange(len(masks), device=logits.device)), driver, cache)
+        tokens = rows.decode(blocks, prompt.next_tokens(logits), request)
         if check is not None:
-            mine = Steps(*(part[:1] for part in check))
-            is_same = same_logits(model, logits[:1], mine.logits[:, 0])
-            if not is_same or not same_tokens(model, tokens[:1, : mine.tokens.shape[1]], mine, request.eos):
-                raise CannotDriveError(OTHER_ANSWERS)
+            of_row = Steps(*(part[:1] for part in check.steps))
+            check._replace(steps=of_row).check(model, logits[:1], tokens[:1], request)
         return tokens
 
-    tokens = inside_generate(model, request.inputs, request.options, answer)
-    _DRIVEN[model].add(seen)
-    return tokens
+    return inside_generate(model, request.inputs, request.options, answer)
 
 
 def _read_off(greedy: Tensor, answers: Tensor | None, request: Request) -> tuple[Tensor, Tensor]:
@@ -331,11 +357,12 @@ class Rows:
     def __init__(self, prompt: PreparedPrompt, driver: RowDriver, cache: RowCache) -> None:
         self.prompt, self.driver, self.cache = prompt, driver, cache
 
-    def keep(self, kept: Tensor) -> None:
+    def keep(self, kept: Tensor) -> Rows:
         """Drop all rows but ``kept`` (indices)."""
         kept = kept.to(self.prompt.ids.device)
         self.driver.keep_rows(kept, self.cache)
         self.prompt = self.prompt.rows(kept)
+        return self
 
     def read(self, blocks: nn.ModuleList, answers: Tensor, way: Way) -> Iterator[Tensor]:
         """Logits at the tokens ``[rows, answer]`` of given answers, piece by piece; the cache forgets them again."""

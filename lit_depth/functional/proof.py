@@ -79,8 +79,9 @@ def same_logits(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
 
 
 def same_tokens(model: nn.Module, found: Tensor, steps: Steps, eos: Sequence[int]) -> bool:
-    """Whether tokens ``[rows, steps]`` are those of ``steps``, but for rows that depart from them at a tie."""
-    found, expected = found.cpu(), steps.tokens.cpu()
+    """Whether tokens ``[rows, steps or more]`` begin with those of ``steps``; rows may depart from them at a tie."""
+    expected = steps.tokens.cpu()
+    found = found[:, : expected.shape[1]].cpu()
     departs = found != expected
     ends = torch.isin(expected, torch.tensor(list(eos), dtype=torch.long))
     departs &= ends.cumsum(1) - ends.long() == 0  # what fills up a row after its end is no matter
