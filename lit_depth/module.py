@@ -83,7 +83,7 @@ class DepthModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if from_scratch:
-            self.model, self.processor = new_model(checkpoint)
+            self.model, self.processor = new_model(checkpoint, attn_implementation=attn_implementation)
         else:
             self.model, self.processor = load_checkpoint(
                 checkpoint,
