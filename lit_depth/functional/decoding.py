@@ -163,6 +163,7 @@ class PreparedPrompt:
         ids: ``[rows, tokens]``, long; the prompt, then what was appended.
         length: Positions of the prompt.
         num_given: Ids of the prompt, which are none where it was given as embeddings alone.
+        is_embedded: Whether it was given as embeddings.
         arguments: What ``generate`` would pass on from step to step.
         processors: What changes the logits of a next token.
         config: The effective configuration.
@@ -172,6 +173,7 @@ class PreparedPrompt:
     ids: Tensor
     length: int
     num_given: int
+    is_embedded: bool
     arguments: dict[str, Any]
     processors: logits_process.LogitsProcessorList
     config: Any
@@ -233,7 +235,7 @@ class PreparedPrompt:
             processors = self.model._get_logits_processor(
                 generation_config=self.config,
                 input_ids_seq_length=self.num_given,
-                encoder_input_ids=None if "inputs_embeds" in self.arguments else ids[:, : self.num_given],
+                encoder_input_ids=None if self.is_embedded else ids[:, : self.num_given],
                 device=ids.device,
                 model_kwargs=arguments,
             )
@@ -267,10 +269,17 @@ def inside_generate(
     def loop(owner: Any, ids: Tensor, logits_processor: Any, generation_config: Any, **arguments: Any) -> Tensor:
         arguments.pop("stopping_criteria", None)
         embeddings = arguments.get("inputs_embeds")
-        length = ids.shape[1] if embeddings is None else embeddings.shape[1]
-        found.append(
-            decode(PreparedPrompt(owner, ids, length, ids.shape[1], arguments, logits_processor, generation_config))
+        prompt = PreparedPrompt(
+            model=owner,
+            ids=ids,
+            length=ids.shape[1] if embeddings is None else embeddings.shape[1],
+            num_given=ids.shape[1],
+            is_embedded=embeddings is not None,
+            arguments=arguments,
+            processors=logits_processor,
+            config=generation_config,
         )
+        found.append(decode(prompt))
         return ids
 
     model.generate(**inputs, **options, custom_generate=loop)  # type: ignore[operator]

@@ -127,6 +127,19 @@ def test_no_path_follows_other_settings(subject, name):
         with_settings(model, {})
 
 
+@pytest.mark.filterwarnings("ignore:Passing")
+@pytest.mark.filterwarnings("error:.*one mask after another")
+@pytest.mark.parametrize("name", ["encoder_repetition_penalty", "no_repeat_ngram_size", "repetition_penalty"])
+def test_penalties_of_prompts_that_are_given_as_embeddings(name):
+    model, inputs = ZOO["blip2"]()
+    setattr(model.language_model.generation_config, name, PENALTIES[name])
+    masks = torch.cat([torch.ones(1, 3, dtype=torch.bool), leave_one_out(3)])
+    expected = torch.stack([answers_of(model, inputs, mask, 9) for mask in masks])
+    assert torch.equal(sweep_generate(model, inputs, masks, NEW_TOKENS, eos_token_id=9), expected)
+    rows = generate(model, inputs, masks[:ROWS], NEW_TOKENS, eos_token_id=9)
+    assert torch.equal(rows, torch.stack([expected[row, row] for row in range(ROWS)]))
+
+
 def test_penalties_count_for_what_a_prompt_is_analysed_with():
     model, inputs = ZOO["llama"]()
     inputs = {name: value[:1] for name, value in inputs.items()}  # without padding
