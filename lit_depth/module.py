@@ -15,6 +15,7 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from lit_depth.functional import find_blocks
 from lit_depth.functional.answering import IMAGE_INPUTS
+from lit_depth.functional.decoding import decoding_configuration, end_token_ids
 from lit_depth.functional.masking import Granularity, Phase, masked
 from lit_depth.functional.scoring import reference_logprob
 from lit_depth.functional.sweep import answer_masks
@@ -82,7 +83,7 @@ class DepthModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if from_scratch:
-            self.model, self.processor = new_model(checkpoint)
+            self.model, self.processor = new_model(checkpoint, attn_implementation=attn_implementation)
         else:
             self.model, self.processor = load_checkpoint(
                 checkpoint,
@@ -109,9 +110,18 @@ class DepthModule(LightningModule):
 
     @property
     def pad_token_id(self) -> int:
-        """Token that fills rows: the tokenizer's pad token, else its end token."""
-        pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        """Token that fills rows: the tokenizer's pad token, else its end token, else the model's, else 0."""
+        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, *self.end_token_ids, 0)
+        return next(token for token in known if token is not None)
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """Tokens that end an answer: those of the model's generation_config and the tokenizer's."""
+        return end_token_ids(self.model, self.tokenizer)
+
+    def decoding_configuration(self) -> dict[str, Any]:
+        """What decides about an answer besides the model and its inputs; fit for JSON."""
+        return decoding_configuration(self.model, self.max_new_tokens, self.end_token_ids, self.pad_token_id)
 
     def masked(self, mask: Tensor) -> AbstractContextManager[nn.Module]:
         """Skip blocks inside a ``with`` statement, by the units and in the phase that the module was made for."""
@@ -159,7 +169,7 @@ class DepthModule(LightningModule):
             list(masks.values()),
             answer_ids=batch["answer_ids"],
             max_new_tokens=self.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=self.end_token_ids,
             pad_token_id=self.pad_token_id,
             max_rows=self.hparams["max_rows"],
             blocks=self.hparams["blocks"],

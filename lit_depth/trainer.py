@@ -272,6 +272,7 @@ class DepthTrainer(Trainer):
         image: str | None = None,
         num_samples: int | None = None,
         num_output_tokens: int = 1,
+        after_end: bool = False,
         spans: bool = False,
         device: str | None = None,
         output_dir: str = "results",
@@ -293,7 +294,8 @@ class DepthTrainer(Trainer):
             image: Image file that goes with --prompt or --prompt_file.
             num_samples: Questions of the task to take, instead of prompts; null = the first one.
             num_output_tokens: 1 analyses the prompt; N also the prompt with each of the first N - 1 tokens that the
-                model generates behind it.
+                model generates behind it, up to an end token.
+            after_end: Go on after an end token.
             spans: Also hide the image as a whole, and the text as a whole (but for the start and the final token).
             device: Where to compute: cpu, cuda, cuda:1; null = the trainer's device.
             output_dir: Results go to ``<output_dir>/tokens/<name>/``.

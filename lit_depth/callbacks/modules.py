@@ -48,13 +48,15 @@ def _learns_prompts(module: nn.Module) -> bool:
     return getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False) is True
 
 
-def inputs_and_labels(batch: Any, otherwise: str) -> tuple[dict[str, Tensor], Tensor | None]:
+def inputs_and_labels(model: nn.Module, batch: Any, otherwise: str) -> tuple[dict[str, Tensor], Tensor | None]:
     """Model inputs of a batch, and labels ``[batch, seq]`` (-100 = ignored) or None.
 
     The batch is a mapping whose tensors are all inputs of the model, ``labels`` aside. In evaluation batches of this
     package, which have none, the reference answers (``answer_ids``) are what is labelled.
 
     Args:
+        model: Holds the model that reads them.
+        batch: See above.
         otherwise: What to do with batches of another kind, for the message.
 
     Raises:
@@ -68,7 +70,7 @@ def inputs_and_labels(batch: Any, otherwise: str) -> tuple[dict[str, Tensor], Te
         return inputs, labels
     prompt = torch.full_like(inputs["input_ids"], IGNORE)
     # which token fills up the answers does not matter: nothing sees it
-    return with_answers(inputs, answers, pad=0), torch.cat([prompt, answers], dim=1)
+    return with_answers(model, inputs, answers, pad=0), torch.cat([prompt, answers], dim=1)
 
 
 def accepted(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

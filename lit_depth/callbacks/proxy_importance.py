@@ -74,7 +74,7 @@ class ProxyImportance(Callback):
 
         By default as `lit_depth.callbacks.modules.inputs_and_labels`.
         """
-        return inputs_and_labels(batch, "override inputs_of")
+        return inputs_and_labels(pl_module, batch, "override inputs_of")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model, path = language_model(pl_module, self.blocks)

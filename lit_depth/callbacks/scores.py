@@ -138,7 +138,7 @@ class _Question(NamedTuple):
 
 def _read(pl_module: LightningModule, batch: Any, blocks: str | None) -> _Question:
     model, path = language_model(pl_module, blocks)
-    inputs, labels = inputs_and_labels(batch, _PASS_A_SCORE)
+    inputs, labels = inputs_and_labels(pl_module, batch, _PASS_A_SCORE)
     if labels is None:
         raise ValueError(f"the default score needs batch['labels']; {_PASS_A_SCORE}")
     ids = inputs.get("input_ids", labels)

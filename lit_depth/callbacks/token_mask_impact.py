@@ -40,6 +40,8 @@ rows of all processes |
     Args:
         num_samples: Rows to analyse, by each process.
         num_output_tokens: See `token_masking`.
+        after_end: See `token_masking`. Tokens that end an answer are the module's ``end_token_ids`` if it has such,
+            else those of the model's generation_config.
         blocks: Dotted path of the block list from the LightningModule, where it cannot be found.
 
     Raises:
@@ -50,13 +52,16 @@ rows of all processes |
     2
     """
 
-    def __init__(self, num_samples: int = 8, num_output_tokens: int = 1, blocks: str | None = None) -> None:
+    def __init__(
+        self, num_samples: int = 8, num_output_tokens: int = 1, blocks: str | None = None, after_end: bool = False
+    ) -> None:
         super().__init__()
         for argument, value in (("num_samples", num_samples), ("num_output_tokens", num_output_tokens)):
             if value < 1:
                 raise ValueError(f"{argument} must be at least 1, got {value}")
         self.num_samples = num_samples
         self.num_output_tokens = num_output_tokens
+        self.after_end = after_end
         self.blocks = blocks
         self.results: pd.DataFrame | None = None
         self.summary: dict[str, float] = {}
@@ -79,7 +84,14 @@ rows of all processes |
         with undisturbed(pl_module), torch.inference_mode(False), unmasked(find_blocks(model, path)):
             while len(self._frames) < self.num_samples:
                 inputs = row_inputs(batch, row)
-                frame = token_masking(model, inputs, self.num_output_tokens, blocks=path)
+                frame = token_masking(
+                    model,
+                    inputs,
+                    self.num_output_tokens,
+                    after_end=self.after_end,
+                    end_tokens=getattr(pl_module, "end_token_ids", None),
+                    blocks=path,
+                )
                 frame.insert(0, "sample", len(self._frames))
                 self._frames.append(frame)
                 row += 1

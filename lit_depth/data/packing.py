@@ -129,8 +129,9 @@ class PackedCollator:
 
 
 def answer_tokens(tokenizer: Any, answer: str) -> list[int]:
-    """Return the token ids that a model should generate: " " + answer, then the end token."""
-    return [*tokenizer(f" {answer}", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    """Return the token ids that a model should generate: " " + answer, then the end token if the tokenizer has one."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return [*tokenizer(f" {answer}", add_special_tokens=False)["input_ids"], *end]
 
 
 def pack_row(prefix: list[int], pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,25 +15,22 @@ inside a block see the rows that it runs on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from lit_depth.functional.decoding import CannotDriveError
 from lit_depth.functional.masking import unmasked
 from lit_depth.functional.sublayers import HalfForward, find_halves
 from lit_depth.functional.trie import MaskTrie
 
 Forward = Callable[..., Tensor]
-
-
-class CannotDriveError(Exception):
-    """The model's blocks are called in a way that the engine does not understand."""
 
 
 @dataclass
@@ -58,6 +55,7 @@ class RowLayer(CacheLayerMixin):
     def __init__(self, extent: Extent) -> None:
         super().__init__()
         self.extent = extent
+        self.num_new = 0  # tokens that the last forward wrote
         # prefill by groups: what each group's call produced, until `assign` deals it out to rows
         self.parts: list[tuple[Tensor, Tensor]] | None = None
 
@@ -68,6 +66,7 @@ class RowLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.num_new = key_states.shape[-2]
         if self.parts is not None:
             self.parts.append((key_states, value_states))
             return key_states, value_states
@@ -126,6 +125,25 @@ class RowCache(Cache):
         self.extent = Extent(0, capacity)
         super().__init__(layers=[RowLayer(self.extent) for _ in range(num_blocks)])
 
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it holds a prompt; a block that no row runs has nothing to show."""
+        return self.extent.length > 0
+
+    def advance(self, ran: Sequence[bool], written: int, length: int | None = None) -> None:
+        """Note that a forward is over; the next one goes on at ``length`` (None = after what was written).
+
+        Raises:
+            CannotDriveError: Unless the blocks that ran wrote ``written`` tokens each, and no other did.
+        """
+        for block_idx, (layer, did_run) in enumerate(zip(self.layers, ran)):
+            num_new, layer.num_new = layer.num_new, 0  # type: ignore[union-attr]
+            if did_run and not num_new:
+                raise CannotDriveError(f"block {block_idx} keeps its state elsewhere than in keys and values")
+            if num_new != written * did_run:
+                raise CannotDriveError(f"block {block_idx} keeps keys and values of {num_new} tokens, not of {written}")
+        self.extent.length = self.extent.length + written if length is None else length
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.extent.length
 
@@ -145,6 +163,13 @@ def driven(blocks: nn.ModuleList, make_forward: Callable[[int, Forward], Forward
         yield
 
 
+class Front(NamedTuple):
+    """What the part of a model before its blocks made of a batch."""
+
+    embeddings: Tensor  # input of block 0, [batch, seq, hidden]
+    calls: list[list[Tensor]]  # tensors among the other arguments of every block
+
+
 class TrieDriver:
     """Run a trie of masks through one forward of the decoder (see the module's docstring).
 
@@ -158,15 +183,26 @@ class TrieDriver:
         width: How many groups share a call; None = all.
         cache: Filled with each group's keys and values; None = no cache.
         keep: Positions from the end that the last block returns; 0 = all.
-        embeddings: Input of block 0 from an earlier pass over the same batch, which then needs no image tensors.
+        front: What an earlier pass over the same batch gave to the blocks; this one then needs no image tensors.
+        shape: ``(batch, seq)`` of the hidden states that are expected; None = any.
     """
 
     def __init__(
-        self, trie: MaskTrie, width: int | None, cache: RowCache | None, keep: int = 0, embeddings: Tensor | None = None
+        self,
+        trie: MaskTrie,
+        width: int | None,
+        cache: RowCache | None,
+        keep: int = 0,
+        front: Front | None = None,
+        shape: tuple[int, int] | None = None,
     ) -> None:
-        self.trie, self.width, self.keep = trie, width, keep
-        self.embeddings = embeddings
+        self.trie, self.width, self.keep, self.shape = trie, width, keep, shape
+        self.front = front
         self.groups: list[Tensor] = []
+        self.calls: list[list[Tensor]] = []
+        self.compared: set[tuple[int, int]] = set()
+        # what the block before has handed on, beside the groups
+        self.handed: Tensor | None = None
         if cache is not None:
             for layer in cache.layers:
                 layer.parts = []  # type: ignore[union-attr]
@@ -178,10 +214,7 @@ class TrieDriver:
         real_at_end = self._cut_before_mlp(real) if self.keep else real
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if block_idx == 0:
-                if self.embeddings is None:
-                    self.embeddings = hidden_states
-                self.groups = [self.embeddings]
+            self._check_call(block_idx, hidden_states, args, kwargs)
             entering = [self.groups[group] for group in level.run]
             outputs = self._run(entering[: level.num_continued], real, args, kwargs)
             outputs += self._run(entering[level.num_continued :], real_at_end, args, kwargs)
@@ -190,12 +223,28 @@ class TrieDriver:
                 for place, parent in zip(level.sources, level.parents)
             ]
             if not last:
+                self.handed = hidden_states
                 return hidden_states
             leaves = [self.groups[leaf] for leaf in self.trie.leaves]
             self.groups = []  # the driver lives on while rows are decoded
+            if self.front is None:
+                assert self.handed is not None
+                self.front = Front(self.embeddings, self.calls)
             return torch.cat([states[:, -self.keep :] for states in leaves])
 
         return forward
+
+    def _check_call(self, block_idx: int, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a decoder that does more with hidden states than to hand them from block to block."""
+        if block_idx == 0:
+            _check_shape(hidden_states, self.shape)
+            self.embeddings = hidden_states if self.front is None else self.front.embeddings
+            self.groups, self.calls, self.handed = [self.embeddings], [], hidden_states
+        if len(self.calls) != block_idx or hidden_states is not self.handed:
+            raise CannotDriveError(f"block {block_idx} is not given what the block before it returned")
+        self.calls.append(list(_tensors((args, kwargs))))
+        if self.front is not None and not _same_tensors(self.calls[-1], self.front.calls[block_idx], self.compared):
+            raise CannotDriveError("its attention masks or positions depend on the image tensors")
 
     def _cut_before_mlp(self, real: Forward) -> Forward:
         """``real``, but its MLP runs on the kept positions alone; ``real`` itself where the block cannot be halved."""
@@ -206,7 +255,10 @@ class TrieDriver:
         if find_halves(type(block).forward)[0] is None:
             return real
         attend, apply_mlp = (HalfForward(None, block, keep_attention) for keep_attention in (True, False))
-        return lambda hidden_states, *args, **kwargs: apply_mlp(attend(hidden_states, *args, **kwargs)[:, -self.keep :])
+        return lambda hidden_states, *args, **kwargs: apply_mlp(
+            # some MLPs take views of what they are given
+            attend(hidden_states, *args, **kwargs)[:, -self.keep :].contiguous()
+        )
 
     def _run(self, groups: list[Tensor], real: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         outputs: list[Tensor] = []
@@ -230,15 +282,21 @@ class RowDriver:
 
     Args:
         masks: Bool ``[rows, num_blocks]``.
+        shape: ``(rows, seq)`` of the hidden states that are expected at first; None = any.
     """
 
-    def __init__(self, masks: Tensor) -> None:
-        self.masks = masks
+    def __init__(self, masks: Tensor, shape: tuple[int, int] | None = None) -> None:
+        self.masks, self.shape = masks, shape
         self._index()
 
     def _index(self) -> None:
         every = self.masks.all(dim=0).tolist()
         self.rows = [None if all_rows else column.nonzero().flatten() for all_rows, column in zip(every, self.masks.T)]
+
+    @property
+    def ran(self) -> list[bool]:
+        """Which blocks run on any row."""
+        return [rows is None or len(rows) > 0 for rows in self.rows]
 
     def keep_rows(self, kept: Tensor, cache: RowCache) -> None:
         """Drop all rows but ``kept`` (indices among the present rows), here and in the cache."""
@@ -254,6 +312,9 @@ class RowDriver:
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             rows = self.rows[block_idx]
+            if block_idx == 0:
+                _check_shape(hidden_states, self.shape)
+                self.shape = None
             if rows is None:
                 return real(hidden_states, *args, **kwargs)
             if not len(rows):
@@ -269,16 +330,44 @@ def _repeat(rows: Tensor, count: int) -> Tensor:
     return rows.repeat(count, *[1] * (rows.ndim - 1))
 
 
+def _check_shape(hidden_states: Tensor, expected: tuple[int, int] | None) -> None:
+    found = hidden_states.shape[0], hidden_states.shape[1]
+    if expected is not None and found != expected:
+        # an image, or a soft prompt, that the model puts in front of the tokens
+        raise CannotDriveError(
+            f"its blocks see {found[0]} rows of {found[1]} tokens, given {expected[0]} of {expected[1]}"
+        )
+
+
 def _map_rows(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``change`` to every tensor with a row per sample; a leading dimension of 1 broadcasts and stays."""
+    shape: Sequence[int] = getattr(value, "shape", ())
+    if len(shape) and shape[0] not in ((1, batch) if isinstance(value, Tensor) else (1,)):
+        raise CannotDriveError(f"a block is called with a {type(value).__name__} of {list(shape)} for {batch} rows")
     if isinstance(value, Tensor):
-        if value.ndim == 0 or value.shape[0] == 1:
-            return value
-        if value.shape[0] == batch:
-            return change(value)
-        raise CannotDriveError(f"a block is called with a tensor of shape {list(value.shape)} for {batch} rows")
-    if isinstance(value, tuple):
-        return tuple(_map_rows(item, batch, change) for item in value)
+        return value if value.ndim == 0 or value.shape[0] == 1 else change(value)
+    if isinstance(value, tuple | list):
+        mapped = [_map_rows(item, batch, change) for item in value]
+        return tuple(mapped) if isinstance(value, tuple) else mapped
     if isinstance(value, dict):
         return {name: _map_rows(item, batch, change) for name, item in value.items()}
     return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors inside tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _same_tensors(some: list[Tensor], others: list[Tensor], compared: set[tuple[int, int]]) -> bool:
+    """Whether tensors are equal, pair by pair; blocks share theirs, and no pair is compared twice."""
+    for pair in zip(some, others):
+        key = (id(pair[0]), id(pair[1]))
+        if key not in compared and not torch.equal(*pair):
+            return False
+        compared.add(key)
+    return len(some) == len(others)

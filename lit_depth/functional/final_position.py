@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.final_query import Recorder
-from lit_depth.functional.scoring import keep_last
 
+T = TypeVar("T")
 # how far a rebuilt row may be from the real one: rounding stays far below, another computation far above
 UPDATE_TOLERANCE, RESIDUAL_TOLERANCE = 1e-4, 1e-6
 
@@ -30,9 +30,7 @@ class Call(NamedTuple):
     output: Tensor
 
 
-def note_calls(
-    model: nn.Module, inputs: dict[str, Any], blocks: nn.ModuleList, recorder: Recorder
-) -> tuple[dict[int, Call], Any]:
+def note_calls(forward: Callable[[], T], blocks: nn.ModuleList, recorder: Recorder) -> tuple[dict[int, Call], T]:
     """Run the unmasked model; how each block was called (by index), and the model's outputs."""
     calls: dict[int, Call] = {}
 
@@ -47,7 +45,7 @@ def note_calls(
     hooks = [block.register_forward_hook(note(i), with_kwargs=True) for i, block in enumerate(blocks)]
     recorder.attentions.clear()
     try:
-        outputs = model(**inputs, use_cache=False, **keep_last(model, 1))
+        outputs = forward()
     finally:
         for hook in hooks:
             hook.remove()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.answering import IMAGE_INPUTS
+from lit_depth.functional.decoding import end_token_ids
 from lit_depth.functional.tokens import token_masking
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def run_token_masking(
     image: Any = None,
     raw: bool = False,
     num_output_tokens: int = 1,
+    after_end: bool = False,
     blocks: str | None = None,
 ) -> pd.DataFrame:
     """Hide every token of a prompt in turn, block by block, and measure the change: see `token_masking`.
@@ -42,11 +44,12 @@ def run_token_masking(
         raw: See `encode_prompt`.
         num_output_tokens: 1 analyses the prompt; N analyses it again after each of the first N - 1 tokens that the
             model generates.
+        after_end: Go on after an end token (of the model's generation_config, or the tokenizer's).
         blocks: Dotted path of the decoder blocks, where they cannot be found.
 
     Returns:
         As `token_masking`, with the text of every token, ``token_masked``, in place of its id. Of its ``attrs``,
-        ``input_ids`` are the prompt's tokens and ``generated_text`` is what the model generates, N tokens long.
+        ``input_ids`` are the prompt's tokens and ``generated_text`` is what the model generates, N tokens at most.
 
     Raises:
         ValueError: As `encode_prompt` and `token_masking`.
@@ -60,7 +63,9 @@ def run_token_masking(
     inputs = encode_prompt(processor, prompt, image, raw=raw)
     device = next(model.parameters()).device
     on_device = {name: value.to(device) for name, value in inputs.items()}
-    frame = name_tokens(token_masking(model, on_device, num_output_tokens, blocks=blocks), processor)
+    ends = end_token_ids(model, _tokenizer(processor))
+    frame = token_masking(model, on_device, num_output_tokens, after_end=after_end, end_tokens=ends, blocks=blocks)
+    frame = name_tokens(frame, processor)
     frame.attrs["input_ids"] = inputs["input_ids"][0].tolist()
     return frame
 

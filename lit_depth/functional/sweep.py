@@ -9,18 +9,27 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lit_depth.functional.answering import answer_in_chunks, answer_one_by_one, call_width, decode
+from lit_depth.functional.answering import (
+    OTHER_ANSWERS,
+    Request,
+    answer_in_chunks,
+    answer_one_by_one,
+    answer_rows,
+    call_width,
+)
 from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.compatibility import CACHE_NAME
-from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
-from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask
-from lit_depth.functional.scoring import keep_last, with_positions
+from lit_depth.functional.decoding import CannotDriveError, check_generates
+from lit_depth.functional.engine import TrieDriver, driven
+from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask, masked
+from lit_depth.functional.proof import kind_of, same_logits
 from lit_depth.functional.trie import MaskTrie
+
+T = TypeVar("T")
 
 
 class SweepOutput(NamedTuple):
@@ -39,7 +48,7 @@ def sweep_forward(
     logits_to_keep: int = 0,
     blocks: str | nn.ModuleList | None = None,
 ) -> SweepOutput:
-    """One forward of the model for all masks.
+    """One forward of the model for all masks; one each, with one warning, where the engine cannot drive the model.
 
     Args:
         model: A Hugging Face decoder (text or vision-language).
@@ -49,22 +58,52 @@ def sweep_forward(
         blocks: The blocks, or their dotted path, where they cannot be found.
 
     Raises:
-        ValueError: If a mask is malformed, or the model's blocks cannot be skipped or driven (see `masked`).
+        ValueError: If a mask is malformed, or the model's blocks cannot be skipped (see `masked`).
     """
     module_list = blocks if isinstance(blocks, nn.ModuleList) else find_blocks(model, blocks)
     masks = _check_masks(masks, len(module_list))
-    reason = check_drivable(model, module_list)
-    if reason:
-        raise ValueError(f"cannot sweep {type(model).__name__}: {reason}")
-    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=logits_to_keep)
+    path = next((name for name, module in model.named_modules() if module is module_list), None)
+    arguments = (model, inputs, masks, module_list, path, logits_to_keep)
+    return _driven_or_not(
+        model, module_list, lambda: _forward_together(*arguments), lambda: _forward_one_by_one(*arguments)
+    )
+
+
+def _forward_together(
+    model: nn.Module, inputs: Mapping[str, Tensor], masks: Tensor, blocks: nn.ModuleList, path: str | None, keep: int
+) -> SweepOutput:
+    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep)
+    with driven(blocks, driver.make_forward):
+        logits, states = _logits_and_states(model, inputs, blocks)
+    found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))
+    kinds, kind = _COMPARED.setdefault(model, set()), kind_of(model, inputs, 0)
+    if kind not in kinds:
+        expected = _forward_one_by_one(model, inputs, masks[:1], blocks, path, keep).logits[0]
+        if found.logits[0].shape != expected.shape or not same_logits(model, found.logits[0], expected):
+            raise CannotDriveError(OTHER_ANSWERS)
+        kinds.add(kind)
+    return found
+
+
+def _forward_one_by_one(
+    model: nn.Module, inputs: Mapping[str, Tensor], masks: Tensor, blocks: nn.ModuleList, path: str | None, keep: int
+) -> SweepOutput:
+    found = []
+    for mask in masks:
+        with masked(model, mask, blocks=path):
+            found.append([each[:, -keep:] for each in _logits_and_states(model, inputs, blocks)])
+    return SweepOutput(*map(torch.stack, zip(*found)))
+
+
+def _logits_and_states(model: nn.Module, inputs: Mapping[str, Tensor], blocks: nn.ModuleList) -> tuple[Tensor, Tensor]:
     states: list[Tensor] = []
-    hook = module_list[-1].register_forward_hook(lambda _module, _args, output: states.append(output))
+    hook = blocks[-1].register_forward_hook(
+        lambda _module, _args, output: states.append(output if isinstance(output, Tensor) else output[0])
+    )
     try:
-        with driven(module_list, driver.make_forward):
-            logits = model(**inputs, use_cache=False).logits
+        return model(**inputs, use_cache=False).logits, states[0]
     finally:
         hook.remove()
-    return SweepOutput(logits.unflatten(0, (len(masks), -1)), states[0].unflatten(0, (len(masks), -1)))
 
 
 def sweep_generate(
@@ -96,7 +135,7 @@ def sweep_generate(
         Long ``[masks, batch, max_new_tokens]``, on the CPU.
 
     Raises:
-        ValueError: If a mask is malformed or the model's blocks cannot be skipped.
+        ValueError: If a mask is malformed, the model's blocks cannot be skipped, or it has no ``generate``.
     """
     return answer_masks(
         model,
@@ -149,28 +188,20 @@ def answer_masks(
     """
     module_list = find_blocks(model, blocks)
     masks = _check_masks(masks, len(module_list), granularity)
-    eos = _eos_tensor(eos_token_id)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "eos": eos,
-        "pad": pad_token_id,
-        "answer_ids": answer_ids,
-    }
-    phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
+    check_generates(model)
+    request = Request(inputs, max_new_tokens, _end_tokens(eos_token_id), pad_token_id, answer_ids)
     if phase == "decode" or decode_without_prompt:
-        return answer_one_by_one(model, inputs, masks, blocks, options, on_mask, granularity, **phases)
+        phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
+        return answer_one_by_one(model, request, masks, blocks, on_mask, granularity, **phases)
     if granularity == "sublayer":
-        return answer_one_by_one(model, inputs, masks, blocks, options, on_mask, granularity)
-    reason = check_drivable(model, module_list)
-    if reason is None:
-        try:
-            return answer_in_chunks(model, inputs, masks, max_rows, module_list, options, on_mask)
-        except CannotDriveError as error:
-            reason = str(error)
-    if model not in _WARNED:
-        _WARNED.add(model)
-        warnings.warn(f"{type(model).__name__} is answered one mask after another: {reason}", stacklevel=2)
-    return answer_one_by_one(model, inputs, masks, blocks, options, on_mask)
+        return answer_one_by_one(model, request, masks, blocks, on_mask, granularity)
+    return _driven_or_not(
+        model,
+        module_list,
+        lambda: answer_in_chunks(model, request, masks, max_rows, module_list, blocks, on_mask),
+        lambda: answer_one_by_one(model, request, masks, blocks, on_mask),
+        request.check_length(model),
+    )
 
 
 @torch.no_grad()
@@ -193,41 +224,72 @@ def generate(
     Returns:
         Long ``[batch, max_new_tokens]``, on the CPU.
 
+    A model that the engine cannot drive is answered one mask after another, with one warning.
+
     Raises:
-        ValueError: If the masks are malformed, or the model's blocks cannot be skipped or driven.
+        ValueError: If the masks are malformed, or the model's blocks cannot be skipped.
     """
     module_list = find_blocks(model, blocks)
     masks = _check_masks(masks, len(module_list))
-    prompt = inputs["input_ids"]
-    if len(masks) != len(prompt):
-        raise ValueError(f"expected one mask per request, given {len(masks)} masks for {len(prompt)} requests")
-    reason = check_drivable(model, module_list)
-    if reason:
-        raise ValueError(f"cannot drive {type(model).__name__}: {reason}")
-    driver = RowDriver(masks.to(prompt.device))
-    cache = RowCache(len(module_list), prompt.shape[1] + max_new_tokens)
-    with driven(module_list, driver.make_forward):
-        logits = model(
-            **with_positions(model, inputs), **{CACHE_NAME: cache}, use_cache=True, **keep_last(model, 1)
-        ).logits
-    cache.extent.length = prompt.shape[1]
-    first = logits[:, -1].argmax(-1)
-    del logits
-    return decode(
+    batch = len(inputs["input_ids"])
+    if len(masks) != batch:
+        raise ValueError(f"expected one mask per request, given {len(masks)} masks for {batch} requests")
+    check_generates(model)
+    request = Request(inputs, max_new_tokens, _end_tokens(eos_token_id), pad_token_id)
+
+    def one_by_one() -> Tensor:
+        # all rows under each mask: which image belongs to which row is known to the model alone
+        distinct, of_row = masks.unique(dim=0, return_inverse=True)
+        tokens, _ = answer_one_by_one(model, request, distinct, blocks, lambda: None)
+        return tokens[of_row, torch.arange(batch)]
+
+    return _driven_or_not(
         model,
         module_list,
-        driver,
-        cache,
-        first,
-        inputs["attention_mask"],
-        max_new_tokens,
-        _eos_tensor(eos_token_id),
-        pad_token_id,
+        lambda: answer_rows(model, request, masks, module_list, blocks),
+        one_by_one,
+        request.check_length(model),
     )
 
 
-# one warning per model, for as long as it lives
+# of each model, for as long as it lives: why the engine failed, whether that was said, and compared forwards
+_REFUSED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_COMPARED: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
+
+
+def _driven_or_not(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    together: Callable[[], T],
+    one_by_one: Callable[[], T],
+    reason: str | None = None,
+) -> T:
+    """What the engine gives, or where it cannot drive the model, what one mask after another gives, with one warning.
+
+    An error that has nothing to do with the engine comes again in the second attempt.
+
+    Args:
+        reason: Why not to try the engine; None = try.
+    """
+    error: str | None = None
+    reason = reason or check_drivable(model, blocks) or _REFUSED.get(model)
+    if reason is None:
+        try:
+            return together()
+        except torch.OutOfMemoryError:
+            raise
+        except CannotDriveError as cause:
+            reason = error = str(cause)
+        except Exception as cause:
+            reason = error = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    found = one_by_one()
+    if error is not None:
+        _REFUSED[model] = error
+    if model not in _WARNED:
+        _WARNED.add(model)
+        warnings.warn(f"{type(model).__name__} is answered one mask after another: {reason}", stacklevel=4)
+    return found
 
 
 def _check_masks(masks: Tensor | Sequence[Tensor], num_blocks: int, granularity: Granularity = "block") -> Tensor:
@@ -237,7 +299,7 @@ def _check_masks(masks: Tensor | Sequence[Tensor], num_blocks: int, granularity:
     return torch.stack([check_mask(mask, num_blocks, granularity) for mask in rows])
 
 
-def _eos_tensor(eos_token_id: int | Sequence[int] | None) -> Tensor:
+def _end_tokens(eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
     if eos_token_id is None:
-        return torch.zeros(0, dtype=torch.long)
-    return torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id))
+        return ()
+    return (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)

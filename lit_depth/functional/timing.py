@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.decoding import greedy_options
 from lit_depth.functional.entries import find_cache
 
 
@@ -206,15 +207,7 @@ def time_generation(
 ) -> dict[str, Any]:
     """Time a greedy generation of exactly ``new_tokens`` tokens; see `StageTimer.requests` for the result."""
     with StageTimer(model, blocks) as timer:
-        model.generate(  # type: ignore[operator]
-            **inputs,
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
+        model.generate(**inputs, **greedy_options(new_tokens, eos=(), pad=0))  # type: ignore[operator]
     (request,) = timer.requests()
     return request
 

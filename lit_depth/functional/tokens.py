@@ -11,7 +11,8 @@ the final position, one row per hidden token, and the recorder answers with othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.decoding import PreparedPrompt, end_token_ids, greedy_options, inside_generate
 from lit_depth.functional.final_position import (
     Call,
     check_rebuilt,
@@ -30,7 +32,8 @@ from lit_depth.functional.final_position import (
     weights_in_float32,
 )
 from lit_depth.functional.final_query import Recorder, recording
-from lit_depth.functional.scoring import with_answers
+from lit_depth.functional.proof import same_logits
+from lit_depth.functional.scoring import keep_last
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +48,13 @@ Hide = Callable[[Tensor, Tensor], Tensor]
 
 
 def token_masking(
-    model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int = 1, *, blocks: str | None = None
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    num_output_tokens: int = 1,
+    *,
+    after_end: bool = False,
+    end_tokens: Sequence[int] | None = None,
+    blocks: str | None = None,
 ) -> pd.DataFrame:
     """Hide one token at a time from the attention of one block, and measure how the block's residual update changes.
 
@@ -64,8 +73,11 @@ def token_masking(
             transformers' attention interface, by ``"sdpa"`` or ``"eager"``.
         inputs: Inputs of the model for one prompt without padding: ``input_ids`` ``[1, seq]``, ``attention_mask`` and
             the image tensors where there are any.
-        num_output_tokens: 1 analyses the prompt; N analyses it again after each of N - 1 further tokens, which the
-            unmasked model chooses greedily (an end token does not stop it).
+        num_output_tokens: 1 analyses the prompt; N analyses it again after each of N - 1 further tokens, those that the
+            unmasked model generates (greedily, with the penalties of its generation_config). Fewer where an end token
+            comes earlier: it is the last that is generated.
+        after_end: Go on after an end token.
+        end_tokens: Tokens that end an answer; None = those of the model's generation_config.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
 
     Returns:
@@ -73,8 +85,8 @@ def token_masking(
         ``layer`` (index of the block), ``token_id`` and ``token_position`` (of the hidden token), ``variant``,
         ``l2_distance`` and ``cosine_distance`` (1 - cos, 0 to 2). Both distances are NaN where the hidden token is the
         only one that the final position sees; the cosine distance is also NaN where one of the vectors is zero.
-        ``frame.attrs["generated_ids"]`` lists the N - 1 generated tokens; ``frame.attrs["next_id"]`` is the one that
-        the model chooses after them (None for a model without logits).
+        ``frame.attrs["generated_ids"]`` lists the tokens behind the prompt that were analysed, N - 1 at most;
+        ``frame.attrs["next_id"]`` is the one that the model generates after them (None for a model without logits).
 
     Raises:
         ValueError: An empty prompt, more than one prompt, padding, or more tokens than the model's context; a model in
@@ -88,9 +100,8 @@ def token_masking(
         >>> len(frame), list(frame["variant"][:4])
         (36, ['Full', 'Attn', 'Head_0', 'Head_1'])
     """
-    import pandas as pd
-
-    effects, ids, next_id = _measure(model, inputs, num_output_tokens, blocks, _hide_each)
+    stop = _end_tokens(model, after_end, end_tokens)
+    effects, ids, next_id = _measure(model, inputs, num_output_tokens, blocks, _hide_each, stop)
     frames = []
     for effect in effects:
         num_tokens, num_variants = effect.distances.shape[:2]
@@ -99,7 +110,7 @@ def token_masking(
             "token_position": np.repeat(np.arange(num_tokens), num_variants),
         }
         frames.append(_frame(effect, tokens))
-    return _joined(pd.concat(frames, ignore_index=True), ids, next_id, num_output_tokens)
+    return _joined(frames, inputs, ids, next_id)
 
 
 def span_masking(
@@ -108,6 +119,8 @@ def span_masking(
     spans: Mapping[str, Sequence[int]],
     num_output_tokens: int = 1,
     *,
+    after_end: bool = False,
+    end_tokens: Sequence[int] | None = None,
     blocks: str | None = None,
 ) -> pd.DataFrame:
     """Like `token_masking`, but hide all tokens of a span together: the image as a whole, the question as a whole.
@@ -117,6 +130,8 @@ def span_masking(
         inputs: See `token_masking`.
         spans: Name of each span -> its positions in the prompt; spans may overlap.
         num_output_tokens: See `token_masking`. Generated tokens belong to no span.
+        after_end: See `token_masking`.
+        end_tokens: See `token_masking`.
         blocks: See `token_masking`.
 
     Returns:
@@ -135,8 +150,6 @@ def span_masking(
         >>> frame["l2_distance"].isna().tolist()
         [False, False, False, False, True, True, True, True]
     """
-    import pandas as pd
-
     length = _prompt(inputs).shape[1]
     positions = [_check_span(name, span, length) for name, span in spans.items()]
     if not positions:
@@ -146,7 +159,8 @@ def span_masking(
         hidden = (logits.index_fill(1, span.to(logits.device), -torch.inf) for span in positions)
         return torch.stack([_mix(rest, values) for rest in hidden])
 
-    effects, ids, next_id = _measure(model, inputs, num_output_tokens, blocks, hide)
+    stop = _end_tokens(model, after_end, end_tokens)
+    effects, ids, next_id = _measure(model, inputs, num_output_tokens, blocks, hide, stop)
     frames = []
     for effect in effects:
         num_variants = effect.distances.shape[1]
@@ -155,7 +169,7 @@ def span_masking(
             "num_tokens": np.repeat([len(span) for span in positions], num_variants),
         }
         frames.append(_frame(effect, columns))
-    return _joined(pd.concat(frames, ignore_index=True), ids, next_id, num_output_tokens)
+    return _joined(frames, inputs, ids, next_id)
 
 
 class _Effect(NamedTuple):
@@ -184,10 +198,19 @@ def _frame(effect: _Effect, hidden: dict[str, np.ndarray]) -> pd.DataFrame:
     )
 
 
-def _joined(frame: pd.DataFrame, ids: list[int], next_id: int | None, num_output_tokens: int) -> pd.DataFrame:
-    frame.attrs["generated_ids"] = ids[len(ids) - num_output_tokens + 1 :]
+def _joined(frames: list[pd.DataFrame], inputs: Mapping[str, Any], ids: list[int], next_id: int | None) -> pd.DataFrame:
+    import pandas as pd
+
+    frame = pd.concat(frames, ignore_index=True)
+    frame.attrs["generated_ids"] = ids[inputs["input_ids"].shape[1] :]
     frame.attrs["next_id"] = next_id
     return frame
+
+
+def _end_tokens(model: nn.Module, after_end: bool, given: Sequence[int] | None) -> list[int]:
+    if after_end:
+        return []
+    return end_token_ids(model) if given is None else list(given)
 
 
 # ---- one prompt, all steps and blocks
@@ -195,39 +218,59 @@ def _joined(frame: pd.DataFrame, ids: list[int], next_id: int | None, num_output
 
 @torch.no_grad()
 def _measure(
-    model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int, path: str | None, hide: Hide
+    model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int, path: str | None, hide: Hide, stop: list[int]
 ) -> tuple[list[_Effect], list[int], int | None]:
     """Effects for every step and block, the prompt with the tokens generated behind it, and the one that follows."""
     blocks = find_blocks(model, path)
     config = getattr(find_decoder(model, blocks), "config", None)
     current = _check_inputs(model, inputs, num_output_tokens, config)
-    effects = []
-    with recording(blocks, config) as recorder, full_precision(current["input_ids"].device):
-        for step in range(num_output_tokens):
-            calls, outputs = note_calls(model, current, blocks, recorder)
-            length = current["input_ids"].shape[1]
-            for block_idx, block in enumerate(blocks):
-                name = f"block {block_idx} ({type(block).__name__})"
-                if block_idx not in calls:
-                    raise ValueError(f"expected the model to run every block, but {name} did not run")
-                distances = _block_effects(block, name, calls.pop(block_idx), recorder, length, hide)
-                effects.append(_Effect(step, block_idx, distances))
-            logits = getattr(outputs, "logits", None)
-            token = None if logits is None else logits[:, -1:].argmax(-1)
-            if step + 1 < num_output_tokens:
-                if token is None:
-                    raise ValueError(f"expected a model with logits to generate, given {type(model).__name__}")
-                current = _with_token(current, token)
-    return effects, current["input_ids"][0].tolist(), None if token is None else int(token)
+
+    def measure(prompt: PreparedPrompt | None) -> tuple[list[_Effect], list[int], int | None]:
+        effects: list[_Effect] = []
+        ids, token, decoded = current["input_ids"], None, None
+        forward: Callable[[], Any]
+        with recording(blocks, config) as recorder, full_precision(ids.device):
+            for step in range(num_output_tokens):
+                if prompt is None:
+                    forward = partial(model, **current, use_cache=False, **keep_last(model, 1))
+                else:
+                    forward = prompt.with_cache(None).forward
+                calls, outputs = note_calls(forward, blocks, recorder)
+                effects += _effects(step, ids.shape[1], blocks, calls, recorder, hide)
+                logits = getattr(outputs, "logits", None)
+                if prompt is None or logits is None:
+                    token = None if logits is None else logits[:, -1].argmax(-1)
+                    break
+                if num_output_tokens > 1:
+                    decoded = prompt.forward(num_new=1 if step else None)
+                    if not same_logits(model, logits[:, -1], decoded.logits[:, -1]):
+                        raise ValueError(
+                            f"expected a model that sees generated tokens behind their prompt as it does while it "
+                            f"generates, given {type(model).__name__}; analyse the prompt alone (num_output_tokens 1)"
+                        )
+                    logits = decoded.logits
+                token = prompt.next_tokens(logits[:, -1])
+                if step + 1 == num_output_tokens or int(token) in stop:
+                    break
+                prompt = prompt.extended(token[:, None], decoded)
+                ids = prompt.ids
+        return effects, ids[0].tolist(), None if token is None else int(token)
+
+    if callable(getattr(model, "generate", None)):
+        return inside_generate(model, current, greedy_options(num_output_tokens, stop, pad=0), measure)
+    if num_output_tokens > 1:
+        raise ValueError(f"expected a model with generate, to analyse what it generates, given {type(model).__name__}")
+    return measure(None)
 
 
-def _with_token(inputs: dict[str, Any], token: Tensor) -> dict[str, Any]:
-    """The inputs with one more token ``[1, 1]``, as text, behind them."""
-    extended = with_answers(inputs, token, pad=0)
-    positions = inputs.get("position_ids")
-    if positions is not None:
-        extended["position_ids"] = torch.cat([positions, positions[..., -1:] + 1], dim=-1)
-    return extended
+def _effects(
+    step: int, length: int, blocks: nn.ModuleList, calls: dict[int, Call], recorder: Recorder, hide: Hide
+) -> Iterator[_Effect]:
+    for block_idx, block in enumerate(blocks):
+        name = f"block {block_idx} ({type(block).__name__})"
+        if block_idx not in calls:
+            raise ValueError(f"expected the model to run every block, but {name} did not run")
+        yield _Effect(step, block_idx, _block_effects(block, name, calls.pop(block_idx), recorder, length, hide))
 
 
 # ---- one block

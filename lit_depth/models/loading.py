@@ -73,21 +73,27 @@ def load_checkpoint(
     except SafetensorError as error:
         raise ValueError(f"checkpoint {source} is damaged: {error}") from error
     _check_report(source, report)
-    if attn_implementation is not None:
-        # given to from_pretrained, the Auto classes lose it for configurations that make their parts themselves
-        try:
-            model.set_attn_implementation(attn_implementation)
-        except ImportError as error:
-            raise ValueError(f"attn_implementation {attn_implementation!r} is not available: {error}") from error
+    _set_attention(model, attn_implementation)
     processor = (AutoProcessor if sees_images else AutoTokenizer).from_pretrained(source, **common)
     return model.eval(), processor
 
 
-def new_model(folder: str) -> tuple[PreTrainedModel, Any]:
+def new_model(folder: str, *, attn_implementation: str | None = None) -> tuple[PreTrainedModel, Any]:
     """A randomly initialised model from a folder with ``config.json`` and processor files, for training."""
     _check_source(folder)
     config = AutoConfig.from_pretrained(folder)
-    return AutoModelForImageTextToText.from_config(config), AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_config(config)
+    _set_attention(model, attn_implementation)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def _set_attention(model: PreTrainedModel, name: str | None) -> None:
+    # not given to from_pretrained, where a configuration that makes its parts itself may lose it
+    try:
+        if name is not None:
+            model.set_attn_implementation(name)
+    except ImportError as error:
+        raise ValueError(f"attn_implementation {name!r} is not available: {error}") from error
 
 
 def _check_source(source: str) -> None:

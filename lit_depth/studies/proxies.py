@@ -135,7 +135,7 @@ def _passes(
             masks,
             answer_ids=answers,
             max_new_tokens=max_new_tokens,
-            eos_token_id=model.tokenizer.eos_token_id,
+            eos_token_id=model.end_token_ids,
             pad_token_id=pad,
             **options,
             **phases,

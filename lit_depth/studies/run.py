@@ -108,6 +108,8 @@ def model_identity(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
         **{f"model.{key}": model.hparams[key] for key in _MODEL_ARGUMENTS},
         "trainer.precision": str(trainer.precision),
         "checkpoint fingerprint": checkpoint_fingerprint(model),
+        # the longest answer is the task's, and stands with it, unless the module was made with its own
+        "decoding": {**model.decoding_configuration(), "max_new_tokens": model.hparams["max_new_tokens"]},
     }
 
 

@@ -39,6 +39,11 @@ class Measured(NamedTuple):
     generated_text: str
     device: str
 
+    @property
+    def num_steps(self) -> int:
+        """Generation steps that were analysed, the prompt's own included."""
+        return int(self.tokens["generation_step"].max()) + 1
+
 
 # ---- result
 
@@ -47,7 +52,7 @@ def _kinds_of_rows(measured: Measured) -> np.ndarray:
     """Kind of the hidden token of every row; the one at the final position of its step is ``final``."""
     positions, steps = (measured.tokens[name].to_numpy() for name in ("token_position", "generation_step"))
     length = len(measured.kinds)
-    names = np.array([*measured.kinds, *["generated"] * (int(steps.max()) + 1)], dtype=object)[positions]
+    names = np.array([*measured.kinds, *["generated"] * measured.num_steps], dtype=object)[positions]
     names[positions == length - 1 + steps] = "final"
     return names
 
@@ -107,6 +112,7 @@ def describe_prompt(measured: Measured, num_prompts: int, index: int) -> dict[st
         "generated_text": measured.generated_text,
         "num_tokens": len(kinds),
         "num_vision_tokens": kinds.count("vision"),
+        "num_generation_steps": measured.num_steps,
         "page": "tokens.html" if num_prompts == 1 else f"tokens_{index}.html",
         "layers": [
             {

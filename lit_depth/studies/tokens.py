@@ -43,6 +43,7 @@ def tokens(
     image: str | None,
     num_samples: int | None,
     num_output_tokens: int,
+    after_end: bool,
     spans: bool,
     device: str | None,
     output_dir: str,
@@ -80,14 +81,16 @@ def tokens(
     arguments = {
         "prompts": [[each.name, each.text, each.raw, fingerprint(each.image)] for each in chosen],
         "num_output_tokens": num_output_tokens,
+        "after_end": after_end,
         "spans": spans,
     }
+    options |= {"after_end": after_end, "end_tokens": model.end_token_ids}
     with open_run(trainer, model, datamodule, splits, arguments, output_dir, "tokens", name) as (folder, identity):
         measured = _measure(model, chosen, inputs, kinds, spans, options, where, folder / "records")
         result = {
             "command": "tokens",
             "num_blocks": model.num_blocks,
-            "num_output_tokens": num_output_tokens,
+            "num_output_tokens": max(each.num_steps for each in measured),
             "device": ", ".join(sorted({each.device for each in measured})),
             "prompts": [describe_prompt(each, len(measured), index) for index, each in enumerate(measured)],
             "averages": kind_averages(measured),

@@ -183,6 +183,22 @@ def test_batches_of_this_package_with_images_and_a_bad_sample():
     assert list(callback.summary) == [f"tokens/layer_{block_idx:02d}_l2" for block_idx in range(16)]
 
 
+def test_rows_end_with_the_end_token_of_the_model_or_the_module():
+    module = Plain()
+    free = expected_table(module.language.eval(), rows()[:2], steps=3)
+    end = token_masking(module.language, {name: value[None] for name, value in rows()[0].items()}).attrs["next_id"]
+    steps = []
+    for owner, after_end in (("nobody", False), ("model", False), ("module", False), ("model", True)):
+        module.language.generation_config.eos_token_id = end if owner == "model" else None
+        module.end_token_ids = [end] if owner == "module" else None
+        callback = TokenMaskImpact(2, num_output_tokens=3, after_end=after_end)
+        trainer(callback).validate(module, loader(), verbose=False)
+        steps.append(callback.results.groupby("sample")["generation_step"].max()[0])
+        if owner == "nobody" or after_end:
+            pd.testing.assert_frame_equal(callback.results, free)
+    assert steps == [2, 0, 0, 2]
+
+
 def test_one_token_rows_have_no_mean():
     module, callback = Plain(), TokenMaskImpact()
     short = [{"input_ids": torch.tensor([5]), "attention_mask": torch.tensor([1])}] * 2

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from model_zoo import ZOO
 from safetensors.torch import load_file
 from tiny_models import tiny_batch, tiny_model
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from transformers import (
     Phi3Config,
     PreTrainedModel,
 )
+from wrappers import Wrapper
 
 from lit_depth.functional import ProxyScores, find_blocks, masked, proxy_importance
 from lit_depth.functional.importance import GRADIENT_METHODS, METHODS, STATE_METHODS
@@ -607,3 +609,19 @@ def test_blocks_that_do_not_run_are_named():
     other = copy.deepcopy(find_blocks(model))
     with pytest.raises(ValueError, match=r"blocks \[0, 1, 2, 3\] fired none"):
         ProxyScores(model, ["block_influence"], other).update(labelled_batch(model))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_wrapper_is_scored_as_what_it_wraps(name):
+    """Rows with padding have their own positions, and no more logits than labels are computed, whatever is around."""
+    model, inputs = ZOO[name]()
+    labels = inputs["input_ids"].masked_fill(torch.arange(inputs["input_ids"].shape[1]) < 6, -100)
+    found, widths = [], []
+    model.get_output_embeddings().register_forward_hook(lambda _m, args, _o: widths.append(args[0].shape[1]))
+    for each in (model, Wrapper(model)):
+        scores = ProxyScores(each, ["block_influence", "taylor"])
+        scores.update(inputs, labels)
+        found.append(scores.compute())
+    for method, values in found[0].items():
+        assert torch.equal(found[1][method], values)
+    assert widths == [inputs["input_ids"].shape[1] - 5] * 2

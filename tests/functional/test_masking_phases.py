@@ -12,7 +12,7 @@ from test_masking import CountOperations, assert_restored, snapshot
 from tiny_models import FAMILIES, IMAGE_TOKEN, placeholders, tiny_batch, tiny_model
 from transformers import BloomConfig, BloomForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
-from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, mask_id, masked, reference_logprob
+from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, mask_id, masked
 from lit_depth.functional.sweep import answer_masks
 
 NEW_TOKENS = 6  # decodes longer than the sliding windows
@@ -416,6 +416,18 @@ def test_decoding_without_the_prompt_needs_the_prefill_phase(models, phase):
         masked(models["llama"], [False, True, True, True], phase=phase, decode_without_prompt=True)
 
 
+def whole_logprob(model, batch, answer_ids) -> torch.Tensor:
+    """Mean log-probability of the answers by one forward over prompt and answer, without a cache."""
+    real = answer_ids >= 0
+    ids = torch.cat([batch["input_ids"], answer_ids.clamp(min=0)], dim=1)
+    mask = torch.cat([batch["attention_mask"], real.long()], dim=1)
+    longer = {**batch, "input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    with torch.no_grad():
+        logprobs = model(**longer, use_cache=False).logits[:, -answer_ids.shape[1] - 1 : -1].log_softmax(-1)
+    found = logprobs.gather(-1, answer_ids.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.stack([row[known].mean() for row, known in zip(found, real)])
+
+
 @PHASES
 @pytest.mark.parametrize("family", ["llama", "gemma2", "llava"])
 def test_answers_and_scores_of_many_masks_equal_whole_sequences(models, family, phase):
@@ -435,7 +447,7 @@ def test_answers_and_scores_of_many_masks_equal_whole_sequences(models, family, 
     )
     for text, row, scores in zip(MASKS, tokens, logprobs):
         with split_at_prompt(find_blocks(model), skipped_blocks(text), batch["input_ids"].shape[1], phase):
-            expected = reference_logprob(model, batch, answer_ids, pad_token_id=0)
+            expected = whole_logprob(model, batch, answer_ids)
         torch.testing.assert_close(scores, expected, rtol=0, atol=3e-5, msg=text)
         with masked(model, from_mask_id(text), **OPTIONS[phase]):
             alone = model.generate(**batch, max_new_tokens=3, do_sample=False, eos_token_id=[-1], pad_token_id=0)

@@ -145,10 +145,10 @@ def test_batches_that_have_no_single_rows(change, message):
 def test_every_token_has_its_text(bundled):
     model, processor = bundled
     image, text = picture(84, 56), "vqa2: Is there a cross?"
-    frame = run_token_masking(model, processor, text, image=image, num_output_tokens=3)
+    frame = run_token_masking(model, processor, text, image=image, num_output_tokens=3, after_end=True)
     inputs = encode_prompt(processor, text, image)
     ids = inputs["input_ids"][0].tolist()
-    plain = token_masking(model, inputs, 3)
+    plain = token_masking(model, inputs, 3, after_end=True)
     assert list(frame.columns) == [name.replace("token_id", "token_masked") for name in plain.columns]
     pd.testing.assert_frame_equal(frame.drop(columns="token_masked"), plain.drop(columns="token_id"))
     names = processor.tokenizer.convert_ids_to_tokens(plain["token_id"].tolist())
@@ -156,6 +156,22 @@ def test_every_token_has_its_text(bundled):
     assert frame.attrs["input_ids"] == ids
     generated = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, eos_token_id=None)
     assert frame.attrs["generated_text"] == processor.tokenizer.decode(generated[0, len(ids) :])
+
+
+def test_the_end_token_is_the_last_that_is_generated(bundled):
+    """The end token is the tokenizer's, which the model's own configuration need not name."""
+    model, processor = bundled
+    text, image = "vqa2: Is there a cross?", picture(84, 56)
+    known, model.generation_config.eos_token_id = model.generation_config.eos_token_id, None
+    try:
+        frame = run_token_masking(model, processor, text, image=image, num_output_tokens=8)
+    finally:
+        model.generation_config.eos_token_id = known
+    whole = run_token_masking(model, processor, text, image=image, num_output_tokens=8, after_end=True)
+    assert frame.attrs["generated_text"] == " yes<|endoftext|>" and len(whole.attrs["generated_ids"]) == 7
+    assert frame.attrs["next_id"] == processor.tokenizer.eos_token_id and len(frame.attrs["generated_ids"]) == 1
+    assert frame["generation_step"].max() == 1
+    pd.testing.assert_frame_equal(frame, whole[whole["generation_step"] <= 1])
 
 
 def test_kinds_of_tokens(bundled):
@@ -173,7 +189,7 @@ def test_a_text_model_and_its_tokenizer():
     tokenizer = word_tokenizer(True)
     sizes = dict(vocab_size=len(WORDS), hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=2)
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
-    frame = run_token_masking(model, tokenizer, "NA null", num_output_tokens=2)
+    frame = run_token_masking(model, tokenizer, "NA null", num_output_tokens=2, after_end=True)
     steps = frame.query("layer == 0 and variant == 'Full'")["token_masked"].tolist()
     generated = frame.attrs["generated_text"].split()
     assert steps == ["<s>", "NA", "null", "<s>", "NA", "null", generated[0]] and len(generated) == 2

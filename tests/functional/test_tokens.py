@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from model_zoo import ZOO, plain_answers
 from tiny_models import FAMILIES, IMAGE_TOKEN, VOCABULARY, tiny_model
 from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
@@ -247,7 +248,7 @@ def test_a_span_of_all_tokens_is_undefined_until_a_token_is_generated():
 def test_a_step_is_the_analysis_of_the_longer_prompt(family, request):
     model, inputs = request.getfixturevalue("molmo") if family == "molmo" else (tiny_model(family), prompt(family))
     length = inputs["input_ids"].shape[1]
-    frame = token_masking(model, inputs, num_output_tokens=3)
+    frame = token_masking(model, inputs, num_output_tokens=3, after_end=True)
     generated = model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False, eos_token_id=None)
     assert frame.attrs["generated_ids"] == generated[0, length:].tolist()
     for step in range(3):
@@ -257,6 +258,66 @@ def test_a_step_is_the_analysis_of_the_longer_prompt(family, request):
         found = frame[frame["generation_step"] == step].drop(columns="generation_step").reset_index(drop=True)
         pd.testing.assert_frame_equal(found, alone.drop(columns="generation_step"))
         assert found.groupby("layer").size().unique().tolist() == [(length + step) * found["variant"].nunique()]
+
+
+def with_types(name, inputs, tokens) -> dict[str, Tensor]:
+    """A longer prompt of one request, marked by hand as the family sees it: a suffix of PaliGemma, text of Gemma 3."""
+    longer = inputs | {"input_ids": torch.cat([inputs["input_ids"], torch.tensor([tokens], dtype=torch.long)], dim=1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    new = torch.full((1, len(tokens)), int(name == "paligemma"))
+    longer["token_type_ids"] = torch.cat([inputs["token_type_ids"], new], dim=1)
+    return longer
+
+
+@pytest.mark.parametrize("name", ["paligemma", "gemma3"])
+def test_a_step_sees_generated_tokens_as_the_model_does_while_it_generates(name):
+    """They are no part of what PaliGemma sees in both directions."""
+    model, batch = ZOO[name]()
+    inputs = {key: value[:1] for key, value in batch.items()}
+    frame = token_masking(model, inputs, num_output_tokens=3)
+    tokens = plain_answers(model, inputs, 3)[0].tolist()
+    assert [*frame.attrs["generated_ids"], frame.attrs["next_id"]] == tokens
+    for step in range(3):
+        longer = with_types(name, inputs, tokens[:step])
+        found = frame[frame["generation_step"] == step].drop(columns="generation_step").reset_index(drop=True)
+        alone = token_masking(model, longer).drop(columns="generation_step")
+        pd.testing.assert_frame_equal(found, alone)
+        if name == "paligemma":  # the slow reference knows no windows beside images
+            assert_equals_reference(found, model, longer, [[j] for j in range(longer["input_ids"].shape[1])])
+
+
+def test_a_model_that_reads_behind_a_prompt_otherwise_than_it_generates_is_refused():
+    """Its generated tokens are marked as a part of the prompt, which is seen in both directions."""
+    model, batch = ZOO["paligemma"]()
+    inputs = {key: value[:1] for key, value in batch.items()}
+    real = model._update_model_kwargs_for_generation
+
+    def as_a_prompt(outputs, arguments):
+        types = torch.nn.functional.pad(arguments["token_type_ids"], (0, 1))
+        return real(outputs, arguments) | {"token_type_ids": types}
+
+    model._update_model_kwargs_for_generation = as_a_prompt
+    assert len(token_masking(model, inputs, 1)) > 0
+    with pytest.raises(ValueError, match="given PaliGemma.*; analyse the prompt alone"):
+        token_masking(model, inputs, 3)
+
+
+def test_generation_ends_with_an_end_token():
+    model, inputs = tiny_model("llama"), prompt("llama")
+    whole = token_masking(model, inputs, 4)
+    tokens = [*whole.attrs["generated_ids"], whole.attrs["next_id"]]
+    end = next(index for index, token in enumerate(tokens[1:], 1) if token not in tokens[:index])
+    model.generation_config.eos_token_id = [63, tokens[end]]
+    spans = {"some": [2, 3]}
+    for analyse in (token_masking, lambda *given, **options: span_masking(*given[:2], spans, *given[2:], **options)):
+        frame = analyse(model, inputs, 4)
+        assert frame.attrs["generated_ids"] == tokens[:end] and frame.attrs["next_id"] == tokens[end]
+        assert frame["generation_step"].unique().tolist() == list(range(end + 1))
+        every = analyse(model, inputs, 4, after_end=True)
+        assert [*every.attrs["generated_ids"], every.attrs["next_id"]] == tokens
+        pd.testing.assert_frame_equal(frame, every[every["generation_step"] <= end])
+        other = analyse(model, inputs, 4, end_tokens=[tokens[0]])
+        assert other.attrs["generated_ids"] == [] and other.attrs["next_id"] == tokens[0]
 
 
 def test_given_positions_go_on():

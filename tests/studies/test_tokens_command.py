@@ -225,6 +225,30 @@ def test_a_text_model_and_tokens_that_read_like_missing_values(text_module, tmp_
     assert page_images(tmp_path / "tokens" / "default" / "tokens.html") == []
 
 
+def test_what_is_generated_ends_with_an_end_token(module, tmp_path, monkeypatch, capsys):
+    """One prompt's first token is its last; the other goes on, as both do where they may."""
+    questions = [QUESTION, "What color is the circle?"]
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(questions))
+    tokenizer, options = module.tokenizer, {"num_output_tokens": 4, "after_end": True}
+    free = [run_token_masking(module.model, module.processor, text, **options) for text in questions]
+    first, second = ([*frame.attrs["generated_ids"], frame.attrs["next_id"]] for frame in free)
+    assert first[0] not in second and tokenizer.eos_token_id not in (*first, *second)
+    monkeypatch.setattr(module.model.generation_config, "eos_token_id", [first[0]])
+    prompts = {"prompts": tmp_path / "prompts.yaml", "spans": True}
+    result = analyse(module, tmp_path, **prompts, num_output_tokens=4)
+    assert [entry["num_generation_steps"] for entry in result["prompts"]] == [1, 4]
+    assert result["num_output_tokens"] == 4 and "2 prompts, 4 generation steps" in capsys.readouterr().out
+    assert result["prompts"][0]["generated_text"] == tokenizer.decode(first[:1])
+    whole = analyse(module, tmp_path, **prompts, name="whole", **options)
+    assert [entry["num_generation_steps"] for entry in whole["prompts"]] == [4, 4]
+    for name, expected in (("default", free[0][free[0]["generation_step"] == 0]), ("whole", free[0])):
+        found = read_token_masking(tmp_path / "tokens" / name / "masking_results.csv")
+        found = found[found["prompt"] == "prompt 0"].drop(columns="prompt").reset_index(drop=True)
+        assert_same_table(found[expected.columns], expected.reset_index(drop=True))
+    with pytest.raises(ValueError, match="another after_end: there true, now false"):
+        analyse(module, tmp_path, **prompts, name="whole", num_output_tokens=4)
+
+
 def test_a_prompt_of_one_token_is_undefined_not_an_error(module, text_module, tmp_path, capsys):
     file = tmp_path / "start.txt"
     file.write_text("<|endoftext|>")

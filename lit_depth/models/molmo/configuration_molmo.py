@@ -59,6 +59,30 @@ _DENSE_VISION_BACKBONE = {
     "image_norm_eps": 1e-5,
     "initializer_range": 0.02,
 }
+# what `MolmoConfig` is without arguments
+_MOLMOE_1B = {
+    "block_type": "moe",
+    "d_model": 2048,
+    "n_heads": 16,
+    "n_layers": 16,
+    "mlp_ratio": 1,
+    "moe_num_experts": 64,
+    "moe_top_k": 8,
+    "embedding_size": 50304,
+    "vocab_size": 50280,
+    "max_position_embeddings": 32768,
+    "pad_token_id": 1,
+    "attention_layer_norm": True,
+    "qkv_bias": False,
+}
+# further arguments of transformers' own configurations
+_OF_THE_BASE = (
+    "attn_implementation",
+    "experts_implementation",
+    "name_or_path",
+    "output_attentions",
+    "torch_dtype",
+)
 # values of released fields that this composition implements; anything else is refused rather than ignored
 _SUPPORTED = {
     "activation_type": ("swiglu",),
@@ -87,6 +111,8 @@ TEXT_CONFIGS = {"olmoe": OlmoeConfig, "qwen2": Qwen2Config, "olmo2": Olmo2Config
 
 class MolmoConfig(PretrainedConfig):
     """Configuration of `MolmoForConditionalGeneration`, from released (flat) or nested fields.
+
+    Where nothing says how large a text model is, or of which kind, it is MolmoE-1B's.
 
     Args:
         text_config: Configuration of the text model: ``olmoe`` (MolmoE-1B), ``qwen2`` (7B-D, 72B) or ``olmo2`` (7B-O).
@@ -134,14 +160,19 @@ class MolmoConfig(PretrainedConfig):
                 }
             )
             for name, value in fields.items():
-                setattr(self, name, value)
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
         if isinstance(self.text_config, dict):
             model_type = self.text_config.get("model_type")
             if model_type not in TEXT_CONFIGS:
                 raise ValueError(f"text_config.model_type must be one of {sorted(TEXT_CONFIGS)}, got {model_type!r}")
             self.text_config = TEXT_CONFIGS[model_type](**self.text_config)
+        if self.vision_config is None:
+            self.vision_config = _vision_from_released({})
         if not isinstance(self.vision_config, PretrainedConfig):
-            self.vision_config = CLIPVisionConfig(**(self.vision_config or {}))
+            self.vision_config = CLIPVisionConfig(**self.vision_config)
+        if self.tie_word_embeddings or self.text_config.tie_word_embeddings:
+            raise ValueError("unsupported Molmo configuration: expected tie_word_embeddings = False, got True")
         # the text model builds its input table from its own config
         self.text_config.additional_vocab_size = self.additional_vocab_size
         self.vit_layers = list(self.vit_layers)
@@ -178,6 +209,8 @@ def _nested_from_released(flat: dict[str, Any]) -> tuple[dict[str, Any], dict[st
         if name in flat and flat[name] not in allowed:
             expected = " or ".join(repr(value) for value in allowed)
             raise ValueError(f"unsupported Molmo configuration: expected {name} = {expected}, got {flat[name]!r}")
+    if not flat.keys() & {"block_type", "d_model", "n_layers", *_DENSE_TEXT_FIELDS.values()}:
+        flat = {**_MOLMOE_1B, **flat}
     mixture = flat.get("block_type") == "moe"
     names = {**_COMMON_TEXT_FIELDS, **(_MOE_TEXT_FIELDS if mixture else _DENSE_TEXT_FIELDS)}
     missing = [released for released in (names["hidden_size"], names["num_hidden_layers"]) if released not in flat]
@@ -208,18 +241,22 @@ def _nested_from_released(flat: dict[str, Any]) -> tuple[dict[str, Any], dict[st
                 "unsupported Molmo configuration: expected norm_after, attention_layer_norm, qkv_bias = "
                 f"(false, false, true) or (true, true, false), got {(*norms, flat.get('qkv_bias'))}"
             )
-    backbone = {**_DENSE_VISION_BACKBONE, **(flat.get("vision_backbone") or {})}
+    own = {
+        "text_config": text_config,
+        "vision_config": _vision_from_released(flat.get("vision_backbone") or {}),
+        "tokenizer_vocab_size": flat.get("vocab_size"),
+    }
+    return own, {name: flat[name] for name in _OF_THE_BASE if name in flat}
+
+
+def _vision_from_released(backbone: dict[str, Any]) -> CLIPVisionConfig:
+    """The vision tower of a released ``vision_backbone``, which the dense releases leave out."""
+    backbone = {**_DENSE_VISION_BACKBONE, **backbone}
     vision = {native: backbone[released] for native, released in _VISION_FIELDS.items()}
     height, width = backbone["image_default_input_size"]
     if height != width:
         raise ValueError(f"unsupported Molmo configuration: expected square crops, got {height}x{width} pixels")
-    vision["image_size"] = height
-    own = {
-        "text_config": text_config,
-        "vision_config": CLIPVisionConfig(**vision),
-        "tokenizer_vocab_size": flat.get("vocab_size"),
-    }
-    return own, {name: flat[name] for name in ("torch_dtype",) if name in flat}
+    return CLIPVisionConfig(**vision, image_size=height)
 
 
 def _released_from_nested(config: MolmoConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from transformers import Cache, CLIPVisionConfig, GenerationMixin, Olmo2Model, O
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
+from transformers.utils.generic import can_return_tuple
 
 from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
@@ -221,6 +222,14 @@ class MolmoPreTrainedModel(PreTrainedModel):
         if isinstance(module, MolmoConnector) and module.pad_embed is not None:
             nn.init.zeros_(module.pad_embed)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in transformers: afterwards input table and output head have the same rows, and none is input-only."""
+        table = super().resize_token_embeddings(*args, **kwargs)
+        rows, config = table.weight.shape[0], self.config
+        config.additional_vocab_size = config.text_config.additional_vocab_size = rows - config.text_config.vocab_size
+        config.tokenizer_vocab_size = min(config.tokenizer_vocab_size, rows)
+        return table
+
 
 class MolmoModel(MolmoPreTrainedModel):
     """Molmo without its output head."""
@@ -269,6 +278,7 @@ class MolmoModel(MolmoPreTrainedModel):
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
+        num_cached: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Input embeddings with the image features added at their positions.
 
@@ -276,27 +286,42 @@ class MolmoModel(MolmoPreTrainedModel):
             input_ids: ``[B, S]``.
             images: ``[B, T, N, P * P * 3]`` or None.
             image_masks: ``[B, T, N]`` or None.
-            image_input_idx: ``[B, T, M]`` position of each image token in its own row; negative = unused.
+            image_input_idx: ``[B, T, M]`` position of each image token in its own row, counted from the beginning of
+                the sequence; negative = unused.
+            num_cached: Tokens of the sequence before ``input_ids``: image tokens among them have been seen.
 
         Returns:
-            Embeddings ``[B, S, D]`` and image features ``[B, T, M, D]`` or None.
+            Embeddings ``[B, S, D]`` and image features ``[B, T, M, D]``, or None where no image token is new.
+
+        Raises:
+            ValueError: If the images do not fit the model or their positions, or a position lies behind the sequence.
         """
         embeddings = self.language_model.embed_tokens(input_ids)
         if images is None:
             return embeddings, None
         if image_input_idx is None:
             raise ValueError("images were given without image_input_idx (the position of every image token)")
+        length = num_cached + input_ids.shape[1]
+        if (image_input_idx >= length).any():
+            raise ValueError(
+                f"image_input_idx must lie below {length}, the length of the sequence"
+                + (f" ({num_cached} cached tokens and {input_ids.shape[1]} new ones)" if num_cached else "")
+                + f", got {int(image_input_idx.max())}"
+            )
+        if not (image_input_idx >= num_cached).any():
+            return embeddings, None
         features = self.get_image_features(images, image_masks)
         if features.shape[:3] != image_input_idx.shape:
             raise ValueError(
                 f"image_input_idx must have shape {list(features.shape[:3])} (batch, crops, tokens of a crop), "
                 f"got {list(image_input_idx.shape)}"
             )
-        row, crop, token = (image_input_idx >= 0).nonzero(as_tuple=True)
-        position = image_input_idx[row, crop, token]
+        row, crop, token = ((image_input_idx >= 0) & (image_input_idx >= num_cached)).nonzero(as_tuple=True)
+        position = image_input_idx[row, crop, token] - num_cached
         values = features[row, crop, token].to(embeddings.dtype)
         return embeddings.index_put((row, position), values, accumulate=True), features
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -316,10 +341,12 @@ class MolmoModel(MolmoPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if cache is not None and past_key_values is not None:
             raise ValueError("give the cache once, as cache or under its old name past_key_values")
+        cache = past_key_values if cache is None else cache
         features = None
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds, features = self.embed(input_ids, images, image_masks, image_input_idx)
+            num_cached = 0 if cache is None or images is None else int(cache.get_seq_length())
+            inputs_embeds, features = self.embed(input_ids, images, image_masks, image_input_idx, num_cached)
         elif images is not None:
             raise ValueError("images need input_ids; with inputs_embeds, add the image features yourself (see embed)")
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -328,8 +355,9 @@ class MolmoModel(MolmoPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{CACHE_NAME: past_key_values if cache is None else cache},
+            **{CACHE_NAME: cache},
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         return MolmoModelOutput(**outputs, image_hidden_states=features)
@@ -360,6 +388,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         """See `MolmoModel.get_image_features`."""
         return self.model.get_image_features(images, image_masks)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -384,14 +413,17 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             position_ids: ``[B, S]``; derived from a 2-D attention mask by default.
             past_key_values: Cache to continue, under the name that transformers gave it before 5.24.
             inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
-            images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. With the prompt, not while decoding.
+            images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. With the prompt, not while decoding; in
+                a later turn on the same cache those of all turns, or the new ones alone.
             image_masks: ``[B, T, N]`` share of each patch that is image and not padding.
-            image_input_idx: ``[B, T, M]`` position of each image token in its own row; negative = unused.
+            image_input_idx: ``[B, T, M]`` position of each image token in its own row, counted from the beginning of
+                the sequence, cached tokens included; negative = unused.
             labels: ``[B, S]`` aligned with ``input_ids``; -100 = ignored.
             use_cache: Whether to return a filled cache.
             logits_to_keep: Number of last positions (0 = all), or their indices.
             cache: Cache to continue.
-            **kwargs: Passed to the text model (``output_hidden_states``, ``output_router_logits``, ...).
+            **kwargs: Passed to the text model (``output_hidden_states``, ``output_router_logits``, ...);
+                ``return_dict=False`` returns a tuple, as elsewhere in transformers.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -404,6 +436,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             image_masks=image_masks,
             image_input_idx=image_input_idx,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -417,6 +450,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         is_first_iteration: bool | None = False,
+        inputs_embeds: Tensor | None = None,  # named here, or generate refuses them
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
@@ -425,6 +459,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             is_first_iteration=is_first_iteration,
+            inputs_embeds=inputs_embeds,
             **kwargs,
         )
         # cached steps must not add the image a second time; without a cache every step sees the whole prompt
