@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 import lit_depth.metrics
 from lit_depth.functional import mask_id
 from lit_depth.metrics import clean_prediction
-from lit_depth.results.store import RecordWriter, check_complete, read_records
+from lit_depth.results.records import RecordWriter, check_complete, read_records
 
 if TYPE_CHECKING:
     import pandas as pd

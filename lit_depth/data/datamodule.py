@@ -17,7 +17,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lit_depth.data.images import load_image
+from lit_depth.data.images import ImageFolder, image_digest, load_image
 from lit_depth.data.packing import EvalCollator, PackedCollator
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import BadSample, Sample, Task, check_split
@@ -172,7 +172,8 @@ class DepthDataModule(LightningDataModule):
         if num_samples is None:
             num_samples = self.calibration_samples if split == "calibration" else self.num_samples
         rows = self._load(split, num_samples)
-        return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"))
+        folder = None if self.path is None else ImageFolder(self.path, (self.path,))
+        return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"), folder)
 
     def check_disjoint(self, split_a: str, split_b: str) -> None:
         """Refuse two splits whose chosen samples overlap: what selects masks must not also report on them.
@@ -266,13 +267,22 @@ class EvalDataset(Dataset):
         task: The task of these rows.
         split: Their split.
         indices: The chosen rows.
+        folder: Where rows may name images by path, if they do not say so themselves; None = anywhere.
     """
 
-    def __init__(self, rows: datasets.Dataset | QuestionRows, task: Task, split: str, indices: list[int]) -> None:
+    def __init__(
+        self,
+        rows: datasets.Dataset | QuestionRows,
+        task: Task,
+        split: str,
+        indices: list[int],
+        folder: ImageFolder | None = None,
+    ) -> None:
         self.rows = rows
         self.task = task
         self.split = split
         self.indices = indices
+        self.folder = getattr(rows, "folder", None) or folder
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -284,7 +294,7 @@ class EvalDataset(Dataset):
             sample = self.task.sample(self.rows[index], self.split, index)
             name = sample.id
             if sample.image is not None or self.task.needs_image:
-                sample = replace(sample, image=load_image(sample.image))
+                sample = replace(sample, image=load_image(sample.image, self.folder))
             if not sample.references:
                 raise ValueError("no reference answer")
         # Whatever a broken file or row raises costs this sample, never the run.
@@ -294,7 +304,8 @@ class EvalDataset(Dataset):
 
     def take(self, positions: Sequence[int]) -> EvalDataset:
         """The same rows, fewer of them chosen: those at these positions."""
-        return EvalDataset(self.rows, self.task, self.split, [self.indices[position] for position in positions])
+        chosen = [self.indices[position] for position in positions]
+        return EvalDataset(self.rows, self.task, self.split, chosen, self.folder)
 
     def ids(self) -> list[tuple[str, str]]:
         """Return (sample id, image id) of every readable sample, without decoding the images.
@@ -320,11 +331,25 @@ class EvalDataset(Dataset):
         ]
 
     def fingerprint(self) -> str:
-        """Hash of the chosen samples' ids, questions and references: other data give another one."""
-        digest = hashlib.sha256()
-        for sample in filter(None, self._undecoded()):
-            digest.update(repr((sample.id, sample.image_id, sample.question, sample.references)).encode())
+        """Hash of all that the chosen samples are asked and scored by, images as they are stored: see `image_digest`.
+
+        Images are read one after another, and none is kept or decoded.
+        """
+        digest, images = hashlib.sha256(), []
+        for place, sample in zip(map(self._place, self.indices), self._undecoded()):
+            digest.update(repr(place if sample is None else self._asked(sample)).encode(errors="surrogatepass"))
+            images += [] if sample is None else [image_digest(sample.image, self.folder)]
+        if isinstance(self.rows, QuestionRows):
+            images = [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
+        digest.update(repr(images).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
+
+    def _asked(self, sample: Sample) -> tuple[Any, ...]:
+        try:
+            prompt = self.task.prompt(sample)
+        except Exception as error:  # costs the sample where it is evaluated
+            prompt = f"{type(error).__name__}: {error}"
+        return (sample.id, sample.image_id, sample.question, prompt, sample.references, sample.options)
 
     def _place(self, index: int) -> str:
         return f"{self.task.name}/{self.split}/{index}"

@@ -21,7 +21,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional import from_mask_id
 from lit_depth.functional.timing import summarize, time_generation
 from lit_depth.module import DepthModule, model_inputs
-from lit_depth.results.store import RecordWriter, read_records
+from lit_depth.results.records import RecordWriter, read_records
 
 STAGES = ("vision", "prefill", "decode", "decode_per_token", "ttft", "total")
 

@@ -27,7 +27,7 @@ SMALL = ["--num_samples", "22", "--data.batch_size", "4"]
 KILLED = """
 import os, signal, sys
 from lit_depth.cli import main
-from lit_depth.results.store import RecordWriter
+from lit_depth.results.records import RecordWriter
 left, write = [int(sys.argv[1])], RecordWriter.write
 def dying(self, record):
     left[0] -= 1

@@ -312,7 +312,7 @@ def test_a_beam_of_full_width_is_exhaustive_search_on_six_blocks(small_checkpoin
 SCRIPT = """
 import os, signal, sys
 from lit_depth.cli import main
-from lit_depth.results.store import RecordWriter
+from lit_depth.results.records import RecordWriter
 from lit_depth.studies import search
 search._ROUND = 8
 left, write = [int(sys.argv[1])], RecordWriter.write
