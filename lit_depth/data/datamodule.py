@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import datasets
 
 _WORKER_TIMEOUT_SECONDS = 600
+NO_SAMPLE: Any = None  # position of no sample
 
 
 class DepthDataModule(LightningDataModule):
@@ -152,18 +153,13 @@ class DepthDataModule(LightningDataModule):
             num_samples: Questions to take; None = as many as the datamodule was made with.
             positions: Of these questions only some, by their position in `eval_dataset`; None = all.
             shard: (rank, number of processes): the process gets every so-manieth batch. Batches are the same whatever
-                the number of processes, so padding and results are too, and no sample is repeated.
-
-        Raises:
-            ValueError: If there are fewer batches than processes.
+                the number of processes, so padding and results are too, and no sample is repeated; a process for which
+                no batch is left gets an empty one.
         """
         collator = EvalCollator(self._find_processor(), self.task, self.max_prompt_tokens)
         dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
         if positions is not None:
             dataset = dataset.take(positions)
-            # few positions: so that no process of a distributed run is left without a batch
-            if len(positions) <= batch_size * (shard[1] - 1):
-                batch_size = max(1, len(positions) // shard[1])
         sampler = BatchShards(dataset, batch_size, *shard) if shard[1] > 1 else None
         return self._loader(dataset, batch_size, collator, sampler=sampler)
 
@@ -235,22 +231,20 @@ class DepthDataModule(LightningDataModule):
 class BatchShards(DistributedSampler):
     """Every ``num_replicas``-th whole batch, none repeated; a `DistributedSampler` only so that Lightning keeps it.
 
+    A process without a batch gets `NO_SAMPLE`: a batch of nothing, because Lightning calls no hook for an empty loader.
+
     >>> [list(BatchShards(range(10), 3, rank, 2)) for rank in (0, 1)]
     [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]
+    >>> list(BatchShards(range(10), 3, 4, 5))
+    [None]
     """
 
     def __init__(self, dataset: Sequence[Any] | Dataset, batch_size: int, rank: int, num_replicas: int) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
         size = len(dataset)  # type: ignore[arg-type]
-        starts = range(0, size, batch_size)
-        if len(starts) < num_replicas:
-            raise ValueError(
-                f"{size} samples make {len(starts)} batches of {batch_size}, too few for {num_replicas} processes: "
-                f"take more samples, or --data.batch_size {max(1, size // num_replicas)}"
-            )
-        self._positions = [
-            position for start in starts[rank::num_replicas] for position in range(start, min(start + batch_size, size))
-        ]
+        starts = range(0, size, batch_size)[rank::num_replicas]
+        positions = [position for start in starts for position in range(start, min(start + batch_size, size))]
+        self._positions = positions or [NO_SAMPLE]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._positions)
@@ -288,6 +282,8 @@ class EvalDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Sample | BadSample:
+        if position is NO_SAMPLE:
+            return None  # type: ignore[return-value]  # which `EvalCollator` leaves out
         index = self.indices[position]
         name = self._place(index)
         try:
