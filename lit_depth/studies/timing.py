@@ -64,7 +64,7 @@ def time_masks(
         ValueError: If not a single request could be made.
     """
     device, before = trainer.strategy.root_device, torch.get_num_threads()
-    earlier = read_records([path] if path.is_file() else [])
+    earlier = read_records([path] if path.is_file() else [], keep="last")
     counts = earlier[earlier["mask"].isin(masks)].groupby("sample")["mask"].nunique()
     done = set(counts[counts == len(masks)].index)
     each = copy.copy(datamodule.for_each_task()[0])
