@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from lit_depth import interrupts
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
+from lit_depth.results.store import check_name
 from lit_depth.studies.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
 
@@ -71,8 +72,10 @@ class DepthCLI(LightningCLI):
         return parser
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a GPU that is not there, before the model is loaded."""
-        accelerator = self.config[self.config["subcommand"]]["trainer"]["accelerator"]
+        """Refuse a name that is none and a GPU that is not there, before the model is loaded."""
+        options = self.config[self.config["subcommand"]]
+        check_name(options.get("name", "default"))
+        accelerator = options["trainer"]["accelerator"]
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         found["gpu"] = any(found.values())
         if not found.get(accelerator, True):
