@@ -234,7 +234,8 @@ def _forget() -> None:
     if _guard.active:
         signal.set_wakeup_fd(-1)
         for number in _guard.handlers():
-            signal.signal(number, signal.SIG_DFL)
+            # SLURM sends its signal to all processes, of which the first one acts on it
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR1 else signal.SIG_DFL)
         _guard = _Guard()
 
 

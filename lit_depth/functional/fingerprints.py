@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,16 +50,14 @@ def weights_sample(model: nn.Module) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    digest, samples = hashlib.sha256(), []
+    digest, samples = hashlib.sha256(), defaultdict(list)
     for name, value in model.state_dict().items():
         digest.update(_head(name, value))
         if not value.is_meta:
             flat = value.detach().flatten()
-            samples.append(flat[:: max(1, len(flat) // _SAMPLED)].double())
-    if samples:
-        devices = {sample.device for sample in samples}
-        for device in sorted(devices, key=str):  # one transfer from each
-            digest.update(torch.cat([sample for sample in samples if sample.device == device]).cpu().numpy().data)
+            samples[str(flat.device), str(flat.dtype)].append(flat[:: max(1, len(flat) // _SAMPLED)])
+    for _, parts in sorted(samples.items(), key=lambda item: item[0][1]):  # one transfer from a device
+        digest.update(_bytes(torch.cat(parts)).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -70,7 +69,11 @@ def _chunks(value: Tensor) -> Sequence[Tensor]:
     """The bytes of a weight, in order."""
     if value.is_meta:
         return ()
-    return value.detach().cpu().flatten().view(torch.uint8).split(_CHUNK_BYTES)
+    return _bytes(value).split(_CHUNK_BYTES)
+
+
+def _bytes(value: Tensor) -> Tensor:
+    return value.detach().cpu().flatten().view(torch.uint8)
 
 
 def _digest(part: Tensor) -> bytes:

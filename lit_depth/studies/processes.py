@@ -64,7 +64,7 @@ def own_error(trainer: Trainer) -> Iterator[None]:
 
 def lost_connection(error: BaseException) -> bool:
     """Whether another process has ended, as the backends of torch.distributed tell it."""
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+    return isinstance(error, getattr(dist, "DistError", ())) or "gloo/transport" in str(error)
 
 
 def wait_for(path: Path, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -75,7 +76,11 @@ def open_run(
             identity = identify(trainer, model, datamodule, splits, arguments)
             held.enter_context(locked_folder(prepare_folder(folder)))
             # changes no answer, so it may differ when the run is continued
-            execution = {"data.batch_size": datamodule.batch_size, "processes": trainer.world_size}
+            execution = {
+                "data.batch_size": datamodule.batch_size,
+                "processes": trainer.world_size,
+                "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
+            }
             _claim(folder, identity, getattr(trainer, "resume_versions", "same"), command, execution)
 
         on_first_process(trainer, claim)

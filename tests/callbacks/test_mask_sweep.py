@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 import lit_depth.metrics
 from lit_depth import DepthModule, DepthTrainer
@@ -48,10 +51,10 @@ def data(module, batch_size=4, num_samples=11, task=None) -> DepthDataModule:
     return DepthDataModule(module.processor, task, batch_size=batch_size, num_samples=num_samples)
 
 
-def sweep(module, folder, masks=MASKS, metric="ExactMatch", max_bad_samples=0.01, **options) -> MaskSweep:
+def sweep(module, folder, masks=MASKS, metric="ExactMatch", max_bad_samples=0.01, callbacks=(), **options) -> MaskSweep:
     callback = MaskSweep(masks, folder, metric, max_bad_samples)
     trainer = DepthTrainer(
-        callbacks=[callback],
+        callbacks=[callback, *callbacks],
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -143,6 +146,35 @@ def test_nan_logits_are_reported_with_mask_and_sample(module, tmp_path):
     finally:
         with torch.no_grad():
             weight.copy_(kept)
+
+
+def test_sigterm_ends_the_loop_of_a_script_too(module, tmp_path):
+    """Lightning's handler only sets a flag, which no evaluation of its own reads."""
+
+    class Told(Callback):
+        def on_predict_batch_start(self, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        sweep(module, tmp_path, callbacks=[Told()])
+    assert stop.value.code == 143
+    assert len(sweep(module, tmp_path).records) == 33
+
+
+def test_records_outside_of_a_run_belong_to_their_weights(module, tmp_path):
+    """Another model in the same folder neither takes them over nor adds to them."""
+    sweep(module, tmp_path)
+    before = (tmp_path / "rank0.jsonl").read_bytes()
+    weight = module.model.lm_head.weight
+    try:
+        with torch.no_grad():
+            weight.mul_(2)
+        with pytest.raises(ValueError, match="rank0.jsonl belongs to another run"):
+            sweep(module, tmp_path)
+    finally:
+        with torch.no_grad():
+            weight.div_(2)
+    assert (tmp_path / "rank0.jsonl").read_bytes() == before
 
 
 def test_masks_of_another_model_are_refused(module, tmp_path):
