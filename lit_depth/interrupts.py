@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import select
 import signal
 import socket
 import subprocess
@@ -66,7 +67,7 @@ class _Guard:
         other_node = _is_first_of_another_node() and not connected
         if not self.said and (process or is_first_process() or other_node):
             who = f"process {process}: " if process else "" if is_first_process() else f"{platform.node()}: "
-            print(who + message + self.requeued, file=sys.stderr, flush=True)
+            _print(who + message + self.requeued)
         self.said = True
 
     def end_launched(self, seconds: float = 0.2) -> None:
@@ -92,13 +93,12 @@ class _Guard:
                 self.end_now()
 
     def end_now(self) -> NoReturn:
+        """End without taking the interpreter apart, which may take longer than there is time."""
         self.say(MESSAGE)
         self.end_launched()
         for worker in multiprocessing.active_children():
             worker.kill()
             worker.join(0.1)
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
         os._exit(TERMINATED)
 
     def requeue(self) -> None:
@@ -113,9 +113,7 @@ class _Guard:
         except (OSError, subprocess.SubprocessError) as error:
             failure = str(error)
         if failure:
-            print(
-                f"SLURM job {job} was not requeued, the run goes on: scontrol: {failure}", file=sys.stderr, flush=True
-            )
+            _print(f"SLURM job {job} was not requeued, the run goes on: scontrol: {failure}")
             return
         self.requeued = f" (SLURM job {job} was requeued)"
         os.kill(os.getpid(), signal.SIGTERM)
@@ -141,6 +139,16 @@ class _Guard:
         if slurm_job():
             found[signal.SIGUSR1] = lambda *_: None  # the thread acts on it
         return found
+
+
+def _print(message: str) -> None:
+    """Print to the standard error, unless the main thread waits there for a reader: that would be for ever."""
+    if threading.current_thread() is threading.main_thread():
+        print(message, file=sys.stderr, flush=True)
+        return
+    with suppress(OSError, ValueError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, f"{message}\n".encode(errors="replace"))
 
 
 _guard = _Guard()
@@ -224,7 +232,9 @@ def stop(message: str, code: int = USER_ERROR, process: int = 0) -> NoReturn:
 
 
 def end_now() -> NoReturn:
-    """End the terminated process without taking the interpreter apart, which may take longer than there is time."""
+    """End a process that was terminated, and has cleaned up."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
     _guard.end_now()
 
 

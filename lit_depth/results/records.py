@@ -167,7 +167,7 @@ def _read_lines(path: Path, run: str | None) -> Iterator[tuple[int, dict[str, An
             try:
                 record = json.loads(line)
                 yield number, {**record, "mask": str(record["mask"]), "sample": str(record["sample"])}
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number}: expected a record with 'mask' and 'sample', got {line[:80]!r}: delete the "
                     "file, and what it held is measured again"
@@ -180,7 +180,7 @@ def _run_named_in(path: Path, line: bytes) -> str | None:
         first = json.loads(line)
         if isinstance(first, dict) and first.keys() == {"run"}:
             return first["run"]
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     raise ValueError(
         f"{path}, line 1: expected the run that these records belong to, got {line[:60]!r}: an earlier version made "

@@ -105,7 +105,7 @@ def run_of(path: Path) -> str | None:
 
 def _find_run(path: Path) -> tuple[Path, str] | tuple[None, None]:
     for parent in path.parents:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # no manifest, or none of ours
+        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):  # no manifest, or none of ours
             run = json.loads((parent / MANIFEST).read_text(encoding="utf-8")).get("run")
             if isinstance(run, str):
                 return parent, run
@@ -200,7 +200,7 @@ def read_of_run(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         named = content.get("run")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}): delete it, and it is measured again") from error
     check_run(path, named, run_of(path))
     return content

@@ -124,7 +124,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
                 f"{folder} has no {MANIFEST} that says whose {measured.relative_to(folder)} is. {_START_OVER}"
             ) from None
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}). {_START_OVER}") from error
     if not isinstance(manifest.get("model"), dict) or not isinstance(manifest.get("run"), str):
         raise ValueError(f"{path} was written by an earlier version, which did not record the model. {_START_OVER}")

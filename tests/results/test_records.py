@@ -158,7 +158,7 @@ def test_no_records_give_an_empty_table_with_columns(tmp_path: Path) -> None:
     assert len(read_records([])) == 0
 
 
-@pytest.mark.parametrize("line", ["{nonsense}", '{"mask": "1"}', "[1]", "\0\0"])
+@pytest.mark.parametrize("line", ["{nonsense}", '{"mask": "1"}', "[1]", "[" * 100_000, "\0\0"])
 def test_damage_inside_a_file_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "rank0.jsonl"
     path.write_text('{"run": null}\n' + json.dumps(record("1", 0)) + "\n" + line + "\n")

@@ -173,6 +173,7 @@ def test_records_without_a_manifest_are_refused(module, tmp_path):
     ("content", "message"),
     [
         ("{", "manifest.json cannot be read"),
+        ("[" * 100_000, "manifest.json cannot be read"),
         ("[]", "cannot be read .expected an object with arguments"),
         ('{"arguments": []}', "cannot be read .expected an object with arguments"),
         ('{"arguments": {"seed": 1}}', "written by an earlier version, which did not record the model"),
