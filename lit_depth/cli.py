@@ -86,7 +86,8 @@ class DepthCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
-        interrupts.end_with_us(lambda: getattr(trainer.strategy.launcher, "procs", ()))
+        launched = lambda: getattr(trainer.strategy.launcher, "procs", ())  # noqa: E731
+        interrupts.end_with_us(launched, resumable=self.subcommand in STUDIES)
         return trainer
 
     def parse_arguments(self, parser: Any, args: Any) -> None:

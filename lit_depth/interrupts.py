@@ -53,6 +53,7 @@ class _Guard:
         self.active = False
         self.terminated = False
         self.said = False
+        self.message = MESSAGE
         self.requeued = ""
         # the processes that this one launched
         self.launched: Callable[[], Iterable[subprocess.Popen]] = tuple
@@ -94,7 +95,7 @@ class _Guard:
 
     def end_now(self) -> NoReturn:
         """End without taking the interpreter apart, which may take longer than there is time."""
-        self.say(MESSAGE)
+        self.say(self.message)
         self.end_launched()
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -187,7 +188,7 @@ def guarded() -> Iterator[None]:
         _guard.end_launched()
         if not _guard.terminated and not _is_interrupt(error):
             raise
-        _guard.say(MESSAGE)
+        _guard.say(_guard.message)
         raise SystemExit(TERMINATED if _guard.terminated else USER_ERROR) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -215,9 +216,10 @@ def retake() -> None:
         signal.signal(signal.SIGTERM, _guard.terminate)
 
 
-def end_with_us(launched: Callable[[], Iterable[subprocess.Popen]]) -> None:
-    """Name the processes that this one launches: they end when it does."""
+def end_with_us(launched: Callable[[], Iterable[subprocess.Popen]], resumable: bool = True) -> None:
+    """Name the processes that this one launches, which end when it does; say whether the command can be continued."""
     _guard.launched = launched
+    _guard.message = MESSAGE if resumable else MESSAGE.partition(":")[0]
 
 
 def stop(message: str, code: int = USER_ERROR, process: int = 0) -> NoReturn:

@@ -102,6 +102,12 @@ def test_ctrl_c_ends_with_code_2_and_the_same_line(tmp_path):
     assert (process.communicate(timeout=30)[1], process.returncode) == (LINE, 2)
 
 
+def test_what_cannot_be_continued_does_not_say_so(tmp_path):
+    process = start("interrupts.end_with_us(tuple, resumable=False)\ntime.sleep(60)", tmp_path)
+    process.terminate()
+    assert (process.communicate(timeout=30)[1], process.returncode) == ("interrupted\n", 143)
+
+
 def test_a_second_signal_changes_nothing(tmp_path):
     process = start("try:\n    time.sleep(60)\nfinally:\n    time.sleep(0.5)", tmp_path)
     for _ in range(5):
