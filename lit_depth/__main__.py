@@ -1,6 +1,20 @@
-"""``python -m lit_depth``."""
+"""``lit-depth`` and ``python -m lit_depth``."""
 
-from lit_depth.cli import main
+from lit_depth import interrupts
+
+
+def main() -> None:
+    """Run one command. Signals are taken care of first: importing the rest takes seconds."""
+    try:
+        with interrupts.guarded():
+            from lit_depth.cli import main as run
+
+            run()
+    except SystemExit as stop:
+        if stop.code == interrupts.TERMINATED:
+            interrupts.end_now()
+        raise
+
 
 if __name__ == "__main__":
     main()

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import lightning
 import torch
 import transformers
 from jsonargparse import ActionConfigFile
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
 
+from lit_depth import interrupts
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
+from lit_depth.results.store import check_name
+from lit_depth.studies.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
 
-USER_ERROR = 2
-_REPEAT_SECONDS = 3.0
+USER_ERROR = interrupts.USER_ERROR
 STUDIES = ("compare", "consistency", "importance", "latency", "search", "select", "tokens")
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
 FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--methods", "--data.tasks")
@@ -37,6 +37,15 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         _stop(f"error: {' '.join(message.split())}\nsee lit-depth <command> --help")
+
+
+class OwnSignals(Callback):
+    """Take SIGTERM back: Lightning's handler sets a flag that no evaluation reads, and may wait for other processes."""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        interrupts.retake()
+
+    on_train_start = on_sanity_check_start = on_validation_start = on_test_start = on_predict_start
 
 
 class DepthCLI(LightningCLI):
@@ -63,8 +72,10 @@ class DepthCLI(LightningCLI):
         return parser
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a GPU that is not there, before the model is loaded."""
-        accelerator = self.config[self.config["subcommand"]]["trainer"]["accelerator"]
+        """Refuse a name that is none and a GPU that is not there, before the model is loaded."""
+        options = self.config[self.config["subcommand"]]
+        check_name(options.get("name", "default"))
+        accelerator = options["trainer"]["accelerator"]
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         found["gpu"] = any(found.values())
         if not found.get(accelerator, True):
@@ -72,6 +83,12 @@ class DepthCLI(LightningCLI):
                 f"--trainer.accelerator {accelerator}: expected such a device, none was found on this machine: "
                 "leave it out, or give cpu"
             )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        launched = lambda: getattr(trainer.strategy.launcher, "procs", ())  # noqa: E731
+        interrupts.end_with_us(launched, resumable=self.subcommand in STUDIES)
+        return trainer
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and take a prompt as it stands: read as YAML, ``# a question`` or ``~`` would be no prompt at all."""
@@ -83,41 +100,46 @@ class DepthCLI(LightningCLI):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; see ``lit-depth --help``. User mistakes end with exit code 2 and no traceback."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with interrupts.guarded():
+        _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
     arguments = join_lists([underscored(argument) for argument in arguments if argument != "--debug"])
     _quiet()
     try:
-        with _insistent_interrupts():
-            DepthCLI(
-                DepthModule,
-                DepthDataModule,
-                trainer_class=DepthTrainer,
-                trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
-                save_config_callback=None,
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-                parser_kwargs={
-                    "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
-                },
-                args=arguments,
-                command=arguments[0] if arguments else None,
-            )
-    except KeyboardInterrupt:
-        _stop("interrupted: no result was written; the same command continues where it was")
-    except SystemExit as stop:
-        # Lightning turns Ctrl-C inside its loops into exit code 1
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            _stop("interrupted: no result was written; the same command continues where it was")
-        raise
+        DepthCLI(
+            DepthModule,
+            DepthDataModule,
+            trainer_class=DepthTrainer,
+            trainer_defaults={
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+                "callbacks": OwnSignals(),
+            },
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
+            },
+            args=arguments,
+            command=arguments[0] if arguments else None,
+        )
     except torch.OutOfMemoryError as error:
         if debug:
             raise
-        _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})")
+        _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})", error)
     except (ValueError, OSError, NotImplementedError, MisconfigurationException) as error:
         if debug:
             raise
-        _stop(f"error: {error}")
+        _stop(f"error: {error}", error)
+    except RuntimeError as error:
+        if debug or not lost_connection(error):
+            raise
+        _stop("error: another process of this run has ended; its own message says why")
 
 
 def last_value(arguments: Sequence[str], option: str) -> str | None:
@@ -192,39 +214,18 @@ def _index(option: str, value: str) -> int:
     return int(value)
 
 
-@contextmanager
-def _insistent_interrupts() -> Iterator[None]:
-    """Repeat Ctrl-C until the command has ended: one that hits a bare ``except`` of a library is lost."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _quiet() -> None:
     """Keep the terminal for progress and results: no advertising, no loading bars for small files."""
     tqdm.monitor_interval = 0  # its thread starts with the first bar: one more place for Ctrl-C to fall into
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
 
 
-def _stop(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(USER_ERROR)
+def _stop(message: str, error: Exception | None = None) -> NoReturn:
+    interrupts.stop(message, USER_ERROR, getattr(error, "process", 0))

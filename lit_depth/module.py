@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
@@ -146,6 +147,15 @@ class DepthModule(LightningModule):
                 units = f"{self.hparams['granularity']}s"
                 raise ValueError(f"expected masks of {self.num_units} {units}, got one of {len(mask)}")
         self.requested_masks = {**(self.requested_masks or {}), **masks}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what Lightning loads unasked in an evaluation under SLURM: another model may have left it there."""
+        try:
+            path, fn = str(self.trainer.ckpt_path), self.trainer.state.fn
+        except RuntimeError:  # no trainer: `load_from_checkpoint`, which names its file
+            return
+        if "hpc_ckpt_" in path and fn != TrainerFn.FITTING:
+            raise ValueError(f"expected no {path}, which would replace the model: move it away, or use DepthTrainer")
 
     def on_fit_start(self) -> None:
         self.model.train()  # loaded in evaluation mode, which Lightning would keep

@@ -2,16 +2,58 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+from functools import wraps
+from pathlib import Path
 from typing import Any, Literal
 
+from lightning.fabric.plugins import ClusterEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
 
 
 class DepthTrainer(Trainer):
-    """Lightning's Trainer, with the studies of this package as further entry points."""
+    """Lightning's Trainer, with the studies of this package as further entry points.
+
+    Under SLURM it neither writes nor loads Lightning's ``hpc_ckpt_*.ckpt`` files, which replace the model by whatever
+    lies in the working folder: a study continues from its records, ``fit`` from the checkpoint in ``ckpt_path``.
+
+    Args:
+        args: As for Lightning's.
+        resume_versions: Of Python and the packages under which a run may be continued: the ``same`` as before, or
+            ``any``. Its manifest names all of them.
+        kwargs: As for Lightning's.
+    """
+
+    def __init__(self, *args: Any, resume_versions: Literal["same", "any"] = "same", **kwargs: Any) -> None:
+        self.resume_versions = resume_versions
+        kwargs["plugins"] = _without_requeue(kwargs.get("plugins"), kwargs.get("strategy"))
+        super().__init__(*args, **kwargs)
+
+    @property
+    def default_root_dir(self) -> str:
+        """Lightning's; in an evaluation under SLURM a folder of the job's own, because it loads checkpoints from it."""
+        root = super().default_root_dir
+        if self.state.fn in (None, TrainerFn.FITTING) or not SLURMEnvironment.detect():
+            return root
+        return os.path.join(root, f"slurm-{SLURMEnvironment.job_id()}")
+
+    @wraps(Trainer.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]  # the same, whatever the version
+        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments.get("ckpt_path")
+        if given is None and SLURMEnvironment.detect():
+            found = sorted(Path(self.default_root_dir).glob("*hpc_ckpt_*"))
+            if found:
+                raise ValueError(
+                    f"expected no {found[0].name} in {self.default_root_dir}, which Lightning would continue from "
+                    "under SLURM: move it away, or give --ckpt_path hpc if it is this training's"
+                )
+        super().fit(*args, **kwargs)
 
     def compare(
         self,
@@ -372,3 +414,12 @@ class DepthTrainer(Trainer):
         from lit_depth.studies.search import search
 
         return search(self, **options)
+
+
+def _without_requeue(plugins: Any, strategy: Any) -> Any:
+    """The plugins, and under SLURM one of ours, which writes no checkpoint, unless another environment was chosen."""
+    given = list(plugins) if isinstance(plugins, (list, tuple)) else [] if plugins is None else [plugins]
+    chosen = any(isinstance(plugin, ClusterEnvironment) for plugin in given)
+    if chosen or getattr(strategy, "cluster_environment", None) or TorchElasticEnvironment.detect():
+        return plugins
+    return [*given, SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else plugins

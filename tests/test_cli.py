@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,6 @@ import yaml
 from commands import close
 from safetensors.torch import load_file, save_file
 
-from lit_depth import cli
 from lit_depth.cli import main
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks import TASKS, get_task
@@ -200,37 +196,6 @@ def test_processor_geometry_must_fit_the_model(checkpoint, tmp_path, capsys):
         (other / name).write_text(text)
     code, _, err = run(["compare", "--model.checkpoint", other, "--output_dir", tmp_path, *SMALL], capsys)
     assert code == 2 and "geometry" in err and "Traceback" not in err
-
-
-@pytest.mark.slow
-def test_ctrl_c_ends_with_code_2_and_no_result(checkpoint, tmp_path):
-    command = [sys.executable, "-m", "lit_depth", "compare", "--model.checkpoint", str(checkpoint)]
-    process = subprocess.Popen(
-        [*command, "--output_dir", str(tmp_path), "--data.num_samples", "400"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    records = tmp_path / "compare" / "default" / "records"
-    deadline = time.monotonic() + 120
-    while not list(records.rglob("*.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2 and "interrupted" in err and "Traceback" not in err
-    assert not list(tmp_path.rglob("m5_*"))
-
-
-def test_an_interrupt_that_a_library_swallows_is_repeated(monkeypatch):
-    monkeypatch.setattr(cli, "_REPEAT_SECONDS", 0.2)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), cli._insistent_interrupts():
-        with contextlib.suppress(BaseException):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(5)
-        time.sleep(5)
-        pytest.fail("went on")
-    assert signal.getsignal(signal.SIGINT) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 @pytest.mark.slow

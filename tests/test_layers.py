@@ -27,8 +27,10 @@ ALLOWED = {
     "integrations": {*_LEFT_OF_MODULE, "module"},
     "studies": _LEFT_OF_STUDIES,
     "trainer": {*_LEFT_OF_STUDIES, "studies"},
-    "cli": {*_LEFT_OF_STUDIES, "studies", "trainer"},
-    "__main__": {"cli"},
+    # of the standard library only
+    "interrupts": set(),
+    "cli": {*_LEFT_OF_STUDIES, "studies", "trainer", "interrupts"},
+    "__main__": {"cli", "interrupts"},
 }
 # packages of others that only one layer may import, and one that a layer must do without
 ONLY_INTEGRATIONS = {"wandb", "lmms_eval"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from tqdm.auto import tqdm
 
 import lit_depth.metrics
 from lit_depth.functional import mask_id
+from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.metrics import clean_prediction
-from lit_depth.results.store import RecordWriter, check_complete, read_records
+from lit_depth.results.records import RecordWriter, check_complete, read_records
+from lit_depth.results.store import run_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,8 +45,13 @@ class MaskSweep(Callback):
         max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
+    Attributes:
+        weights: `lit_depth.functional.fingerprints.weights_sample` of the module that is to answer; None = of the one
+            that the loop starts with.
+
     Raises:
-        ValueError: If more samples are bad than allowed, a log-probability is NaN or infinite, or records are missing.
+        ValueError: If more samples are bad than allowed, a log-probability is NaN or infinite, or records are missing;
+            if the records are another run's or model's; if the weights change before the loop ends.
     """
 
     def __init__(
@@ -60,19 +68,24 @@ class MaskSweep(Callback):
         self._corpus = getattr(self.metric, "corpus", None)
         self.max_bad_samples = max_bad_samples
         self.description = description
+        self.weights: str | None = None
         self.records: pd.DataFrame | None = None
         self.bad_samples: dict[str, str] = {}
+        self._run: str | None = None
         self._num_samples = 0
         self._done: set[tuple[str, str]] = set()
         self._writer: RecordWriter | None = None
         self._progress: Any = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._done = _recorded(self.folder)
+        self._check_weights(pl_module)
+        # outside of a run's folder records belong to the weights that made them
+        self._run = run_of(self.folder / "rank0.jsonl") or self.weights
+        self._done = _recorded(self.folder, self._run)
         loaders = trainer.predict_dataloaders
         loaders = loaders if isinstance(loaders, list) else [loaders]
         self._num_samples = sum(len(loader.dataset) for loader in loaders)
-        self._writer = RecordWriter(self.folder / f"rank{trainer.global_rank}.jsonl")
+        self._writer = RecordWriter(self.folder / f"rank{trainer.global_rank}.jsonl", self._run)
         self._progress = tqdm(
             total=int(sum(trainer.num_predict_batches)) * len(self.masks),
             desc=self.description,
@@ -130,8 +143,11 @@ class MaskSweep(Callback):
                 record["reference_logprob"] = round(logprob, 6)
                 self._writer.write(record)
         pl_module.requested_masks = None  # type: ignore[assignment]
+        if trainer.received_sigterm:  # only Lightning's own handler sets it
+            raise SystemExit(128 + signal.SIGTERM)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_weights(pl_module)
         self._close(pl_module)
         # every process has written its last record before any process reads
         trainer.strategy.barrier("lit_depth: records complete")
@@ -140,7 +156,7 @@ class MaskSweep(Callback):
 
     def read(self) -> None:
         """Set :attr:`records` and :attr:`bad_samples` from what the folder holds."""
-        frame = read_records(sorted(self.folder.glob("rank*.jsonl")))
+        frame = read_records(sorted(self.folder.glob("rank*.jsonl")), run=self._run)
         self.records = frame[frame["mask"].isin(list(self.masks))].reset_index(drop=True)
         # a sample that an earlier run could not read, and this one could, is not bad any more
         bad = frame[(frame["mask"] == BAD) & ~frame["sample"].isin(self.records["sample"])]
@@ -169,7 +185,23 @@ class MaskSweep(Callback):
         check_complete(self.records, list(self.masks), num_samples)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.records is None:  # what comes after the loop every process finds
+            exception.process = trainer.global_rank  # type: ignore[attr-defined]
         self._close(pl_module)
+
+    def _check_weights(self, pl_module: LightningModule) -> None:
+        """Refuse answers of other weights: something may load a checkpoint on the way, or train."""
+        sample = weights_sample(pl_module)
+        if self.weights in (None, sample):
+            self.weights = sample
+            return
+        if self._writer is not None:
+            self._writer.take_back()
+        name = pl_module.hparams.get("checkpoint", type(pl_module).__name__)
+        raise ValueError(
+            f"the weights of {name} changed after the run had begun, so its answers would be another model's: they are "
+            "not recorded, and no result is written"
+        )
 
     def _close(self, pl_module: LightningModule) -> None:
         # an interruption may come between the two
@@ -215,7 +247,7 @@ def _score_corpus(records: pd.DataFrame, references: pd.Series, corpus: Any) -> 
     return records.assign(score=[scores[key] for key in keys])
 
 
-def _recorded(folder: Path) -> set[tuple[str, str]]:
+def _recorded(folder: Path, run: str | None) -> set[tuple[str, str]]:
     """(mask, sample) pairs that earlier, interrupted runs left behind, of whatever number of processes."""
-    frame = read_records(sorted(folder.glob("rank*.jsonl")))
+    frame = read_records(sorted(folder.glob("rank*.jsonl")), run=run)
     return set(zip(frame["mask"], frame["sample"]))

@@ -17,7 +17,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lit_depth.data.images import load_image
+from lit_depth.data.images import ImageFolder, image_digest, load_image
 from lit_depth.data.packing import EvalCollator, PackedCollator
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import BadSample, Sample, Task, check_split
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import datasets
 
 _WORKER_TIMEOUT_SECONDS = 600
+NO_SAMPLE: Any = None  # position of no sample
 
 
 class DepthDataModule(LightningDataModule):
@@ -152,18 +153,13 @@ class DepthDataModule(LightningDataModule):
             num_samples: Questions to take; None = as many as the datamodule was made with.
             positions: Of these questions only some, by their position in `eval_dataset`; None = all.
             shard: (rank, number of processes): the process gets every so-manieth batch. Batches are the same whatever
-                the number of processes, so padding and results are too, and no sample is repeated.
-
-        Raises:
-            ValueError: If there are fewer batches than processes.
+                the number of processes, so padding and results are too, and no sample is repeated; a process for which
+                no batch is left gets an empty one.
         """
         collator = EvalCollator(self._find_processor(), self.task, self.max_prompt_tokens)
         dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
         if positions is not None:
             dataset = dataset.take(positions)
-            # few positions: so that no process of a distributed run is left without a batch
-            if len(positions) <= batch_size * (shard[1] - 1):
-                batch_size = max(1, len(positions) // shard[1])
         sampler = BatchShards(dataset, batch_size, *shard) if shard[1] > 1 else None
         return self._loader(dataset, batch_size, collator, sampler=sampler)
 
@@ -172,7 +168,8 @@ class DepthDataModule(LightningDataModule):
         if num_samples is None:
             num_samples = self.calibration_samples if split == "calibration" else self.num_samples
         rows = self._load(split, num_samples)
-        return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"))
+        folder = None if self.path is None else ImageFolder(self.path, (self.path,))
+        return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"), folder)
 
     def check_disjoint(self, split_a: str, split_b: str) -> None:
         """Refuse two splits whose chosen samples overlap: what selects masks must not also report on them.
@@ -234,22 +231,20 @@ class DepthDataModule(LightningDataModule):
 class BatchShards(DistributedSampler):
     """Every ``num_replicas``-th whole batch, none repeated; a `DistributedSampler` only so that Lightning keeps it.
 
+    A process without a batch gets `NO_SAMPLE`: a batch of nothing, because Lightning calls no hook for an empty loader.
+
     >>> [list(BatchShards(range(10), 3, rank, 2)) for rank in (0, 1)]
     [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]
+    >>> list(BatchShards(range(10), 3, 4, 5))
+    [None]
     """
 
     def __init__(self, dataset: Sequence[Any] | Dataset, batch_size: int, rank: int, num_replicas: int) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
         size = len(dataset)  # type: ignore[arg-type]
-        starts = range(0, size, batch_size)
-        if len(starts) < num_replicas:
-            raise ValueError(
-                f"{size} samples make {len(starts)} batches of {batch_size}, too few for {num_replicas} processes: "
-                f"take more samples, or --data.batch_size {max(1, size // num_replicas)}"
-            )
-        self._positions = [
-            position for start in starts[rank::num_replicas] for position in range(start, min(start + batch_size, size))
-        ]
+        starts = range(0, size, batch_size)[rank::num_replicas]
+        positions = [position for start in starts for position in range(start, min(start + batch_size, size))]
+        self._positions = positions or [NO_SAMPLE]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._positions)
@@ -266,25 +261,36 @@ class EvalDataset(Dataset):
         task: The task of these rows.
         split: Their split.
         indices: The chosen rows.
+        folder: Where rows may name images by path, if they do not say so themselves; None = anywhere.
     """
 
-    def __init__(self, rows: datasets.Dataset | QuestionRows, task: Task, split: str, indices: list[int]) -> None:
+    def __init__(
+        self,
+        rows: datasets.Dataset | QuestionRows,
+        task: Task,
+        split: str,
+        indices: list[int],
+        folder: ImageFolder | None = None,
+    ) -> None:
         self.rows = rows
         self.task = task
         self.split = split
         self.indices = indices
+        self.folder = getattr(rows, "folder", None) or folder
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, position: int) -> Sample | BadSample:
+        if position is NO_SAMPLE:
+            return None  # type: ignore[return-value]  # which `EvalCollator` leaves out
         index = self.indices[position]
         name = self._place(index)
         try:
             sample = self.task.sample(self.rows[index], self.split, index)
             name = sample.id
             if sample.image is not None or self.task.needs_image:
-                sample = replace(sample, image=load_image(sample.image))
+                sample = replace(sample, image=load_image(sample.image, self.folder))
             if not sample.references:
                 raise ValueError("no reference answer")
         # Whatever a broken file or row raises costs this sample, never the run.
@@ -294,7 +300,8 @@ class EvalDataset(Dataset):
 
     def take(self, positions: Sequence[int]) -> EvalDataset:
         """The same rows, fewer of them chosen: those at these positions."""
-        return EvalDataset(self.rows, self.task, self.split, [self.indices[position] for position in positions])
+        chosen = [self.indices[position] for position in positions]
+        return EvalDataset(self.rows, self.task, self.split, chosen, self.folder)
 
     def ids(self) -> list[tuple[str, str]]:
         """Return (sample id, image id) of every readable sample, without decoding the images.
@@ -320,11 +327,25 @@ class EvalDataset(Dataset):
         ]
 
     def fingerprint(self) -> str:
-        """Hash of the chosen samples' ids, questions and references: other data give another one."""
-        digest = hashlib.sha256()
-        for sample in filter(None, self._undecoded()):
-            digest.update(repr((sample.id, sample.image_id, sample.question, sample.references)).encode())
+        """Hash of all that the chosen samples are asked and scored by, images as they are stored: see `image_digest`.
+
+        Images are read one after another, and none is kept or decoded.
+        """
+        digest, images = hashlib.sha256(), []
+        for place, sample in zip(map(self._place, self.indices), self._undecoded()):
+            digest.update(repr(place if sample is None else self._asked(sample)).encode(errors="surrogatepass"))
+            images += [] if sample is None else [image_digest(sample.image, self.folder)]
+        if isinstance(self.rows, QuestionRows):
+            images = [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
+        digest.update(repr(images).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
+
+    def _asked(self, sample: Sample) -> tuple[Any, ...]:
+        try:
+            prompt = self.task.prompt(sample)
+        except Exception as error:  # costs the sample where it is evaluated
+            prompt = f"{type(error).__name__}: {error}"
+        return (sample.id, sample.image_id, sample.question, prompt, sample.references, sample.options)
 
     def _place(self, index: int) -> str:
         return f"{self.task.name}/{self.split}/{index}"

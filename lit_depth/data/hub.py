@@ -20,7 +20,15 @@ from lit_depth.data.rows import (
     content_id,
     most_common_first,
 )
-from lit_depth.data.sources import LocalSource, Source, canonical_split, find_splits, load_table, repository_names
+from lit_depth.data.sources import (
+    LocalSource,
+    Source,
+    canonical_split,
+    find_splits,
+    image_folder,
+    load_table,
+    repository_names,
+)
 from lit_depth.data.task import SPLITS, Sample, Task, check_split
 
 CAULDRON = Layout(image="images", questions="texts", question="user", answer="assistant", instructed=True)
@@ -152,7 +160,8 @@ class HubTask(Task):
             lengths = np.maximum(np.array(table.list_lengths(layout.questions), dtype=np.int64), 1)
         rows = np.repeat(kept, lengths[kept])
         starts = np.repeat(np.cumsum(lengths[kept]) - lengths[kept], lengths[kept])
-        questions = QuestionRows(table, image_ids, rows, np.arange(len(rows)) - starts, layout, source.split)
+        numbers = np.arange(len(rows)) - starts
+        questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, image_folder(source))
         return self._checked(questions, source)
 
     def stream(self, split: str, num_samples: int, path: str | None = None) -> QuestionRows:
@@ -189,7 +198,8 @@ class HubTask(Task):
         # not always a row's first question: those of one kind may stand at the same place in every row
         places = ((index, (turn + index) % lengths[index]) for index, turn in turns if turn < lengths[index])
         rows, numbers = zip(*sorted(islice(places, num_samples))) if table else ((), ())
-        return self._checked(QuestionRows(table, image_ids, rows, numbers, layout, source.split), source)
+        questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, image_folder(source))
+        return self._checked(questions, source)
 
     def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
         place = row[PLACE]

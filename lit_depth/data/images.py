@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -17,7 +18,28 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO")
 
 
-def load_image(value: Any) -> Image.Image:
+class ImageFolder(NamedTuple):
+    """Where images may be read from that a row names by path, instead of holding them.
+
+    Args:
+        start: Folder that relative paths count from.
+        tops: Folders of which one has to hold the file. Links inside them are followed.
+    """
+
+    start: str
+    tops: tuple[str, ...]
+
+    def find(self, path: str | os.PathLike[str]) -> str:
+        """The file's path; raise ValueError if it lies in none of the folders."""
+        found = os.path.normpath(os.path.join(self.start, path))
+        for top in self.tops:
+            for place, folder in ((os.path.abspath(found), os.path.abspath(top)), map(os.path.realpath, (found, top))):
+                if os.path.commonpath([place, folder]) == folder:
+                    return found
+        raise ValueError(f"the image file {os.fspath(path)!r} lies outside of {self.tops[0]}")
+
+
+def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
     """Decode a picture, turn it upright and convert it to RGB.
 
     >>> load_image(Image.new("LA", (2, 1), (0, 0))).getpixel((0, 0))
@@ -28,6 +50,7 @@ def load_image(value: Any) -> Image.Image:
 
     Args:
         value: What `datasets.Image` gives: a PIL image, ``{"bytes": ..., "path": ...}``, or the bytes of a file.
+        folder: Where a path may lead; None = anywhere.
 
     Returns:
         A decoded image of mode RGB that carries no orientation.
@@ -40,7 +63,7 @@ def load_image(value: Any) -> Image.Image:
         # Pillow warns of damaged EXIF data, and of images between once and twice its limit; large scans are there.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = _open(value)
+            image = _open(value, folder)
             if 0 in image.size:
                 raise ValueError(f"the image has no pixels: {image.width} x {image.height}")
             image.load()
@@ -57,7 +80,41 @@ def load_image(value: Any) -> Image.Image:
         raise ValueError(f"the image cannot be decoded: {type(error).__name__}: {error}") from error
 
 
-def _open(value: Any) -> Image.Image:
+def image_digest(value: Any, folder: ImageFolder | None = None) -> str:
+    """Digest of a picture before it is decoded: of the stored bytes, of a file's content, or of a PIL image's pixels.
+
+    Args:
+        value: As for `load_image`.
+        folder: As for `load_image`.
+
+    Returns:
+        16 hexadecimal digits; for what is no image, why not.
+    """
+    try:
+        source = _source(value, folder)
+    except ValueError as error:
+        return str(error)
+    digest = hashlib.sha256()
+    if isinstance(source, Image.Image):
+        digest.update(f"{source.mode} {source.size}".encode() + source.tobytes())
+    elif isinstance(source, str):
+        with open(source, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    else:
+        digest.update(source)
+    return digest.hexdigest()[:16]
+
+
+def _open(value: Any, folder: ImageFolder | None) -> Image.Image:
+    source = _source(value, folder)
+    if isinstance(source, Image.Image):
+        return source
+    return Image.open(source if isinstance(source, str) else io.BytesIO(source), formats=_known_formats())
+
+
+def _source(value: Any, folder: ImageFolder | None) -> Image.Image | bytes | bytearray | memoryview | str:
+    """A picture as it is stored: a PIL image, the bytes of a file, or the path of a file that is there."""
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, Mapping):
@@ -68,15 +125,14 @@ def _open(value: Any) -> Image.Image:
     if isinstance(value, (bytes, bytearray, memoryview)):
         if not len(value):
             raise ValueError("the image is empty: 0 bytes")
-        source: Any = io.BytesIO(value)
-    elif isinstance(value, (str, os.PathLike)):
-        # a device or a pipe could be read for ever
-        if not os.path.isfile(value):
-            raise ValueError(f"the image file {os.fspath(value)!r} does not exist")
-        source = value
-    else:
+        return value
+    if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"expected an image as PIL image, bytes or {{bytes, path}}, got {type(value).__name__}")
-    return Image.open(source, formats=_known_formats())
+    path = os.fspath(value) if folder is None else folder.find(value)
+    # a device or a pipe could be read for ever
+    if not os.path.isfile(path):
+        raise ValueError(f"the image file {os.fspath(value)!r} does not exist")
+    return path
 
 
 @cache

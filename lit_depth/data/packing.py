@@ -30,7 +30,7 @@ class EvalCollator:
         self.task = task
         self.limit = {} if max_prompt_tokens is None else {"max_length": max_prompt_tokens}
 
-    def __call__(self, samples: Sequence[Sample | BadSample]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[Sample | BadSample | None]) -> dict[str, Any]:
         """Return the processor's tensors and, beside them:
 
         - ``answer_ids`` [batch, answer]: tokens of " " + first reference and the end token, padded right with -100,

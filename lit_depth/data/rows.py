@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from lit_depth.data.images import ImageFolder
 
 PLACE = "_place"  # key under which a row carries its `Place`
 
@@ -109,6 +111,7 @@ class QuestionRows(Sequence[dict[str, Any]]):
         numbers: Number of each question in its row's list.
         layout: Of the table.
         split: The dataset's own name of the split.
+        folder: Where rows may name images by path; None = anywhere.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class QuestionRows(Sequence[dict[str, Any]]):
         numbers: Sequence[int] | np.ndarray,
         layout: Layout,
         split: str,
+        folder: ImageFolder | None = None,
     ) -> None:
         self.table = table
         self.image_ids = image_ids
@@ -126,6 +130,7 @@ class QuestionRows(Sequence[dict[str, Any]]):
         self.numbers = numbers
         self.layout = layout
         self.split = split
+        self.folder = folder
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -141,7 +146,12 @@ class QuestionRows(Sequence[dict[str, Any]]):
         if not isinstance(self.table, ArrowTable):
             return self
         table = self.table.without(self.layout.image)
-        return QuestionRows(table, self.image_ids, self.rows, self.numbers, self.layout, self.split)
+        return QuestionRows(table, self.image_ids, self.rows, self.numbers, self.layout, self.split, self.folder)
+
+    def images(self, positions: Iterable[int]) -> Iterator[Any]:
+        """The images of these questions as they are stored, one after another, each row's once."""
+        for row in dict.fromkeys(int(self.rows[position]) for position in positions):
+            yield self.layout.image_of(self.table[row])
 
 
 class ArrowTable:

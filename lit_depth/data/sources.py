@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_depth.data.images import ImageFolder
+
 # These image sets moved from one owner to the other; copies in a cache may have either name.
 _OWNERS = ("lmms-lab-encoder", "lmms-lab")
 _SAME_SPLIT = {"val": "validation", "val2014": "validation", "valid": "validation"}
@@ -37,14 +39,16 @@ class LocalSource:
     """Parquet files that together are one split.
 
     Args:
-        folder: Where they were found, for messages.
+        folder: Where they were found.
         split: Its name, see `split_name`.
         files: Their paths.
+        top: The folder that was given, in which that one lies.
     """
 
     folder: str
     split: str
     files: tuple[str, ...]
+    top: str = ""
 
 
 def load_table(source: Source | LocalSource, task: str, streaming: bool) -> Any:
@@ -76,6 +80,19 @@ def load_table(source: Source | LocalSource, task: str, streaming: bool) -> Any:
     configs = source.config if isinstance(source.config, tuple) else (source.config,)
     parts = [_load_config(source, config, task, streaming) for config in configs]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def image_folder(source: Source | LocalSource) -> ImageFolder:
+    """Where the rows of a source may name images by path: in the folder given; of a hub's source in the hub's cache."""
+    if isinstance(source, LocalSource):
+        places = [Path(place).expanduser() for place in (source.folder, source.top)]
+        start, top = (str(place.parent if place.is_file() else place) for place in places)
+        return ImageFolder(start, (top,))
+    import datasets
+    from huggingface_hub import constants
+
+    caches = tuple(str(Path(cache).expanduser()) for cache in (datasets.config.HF_CACHE_HOME, constants.HF_HUB_CACHE))
+    return ImageFolder(caches[0], caches)
 
 
 def _load_config(source: Source, config: str | None, task: str, streaming: bool) -> Any:
@@ -150,7 +167,7 @@ def find_splits(
             found.setdefault(split_name((path.name, *reversed(places)), names), []).append(str(path))
     if not found:
         raise ValueError(f"--data.path: there is no *.parquet for {task} in {root}; expected validation*.parquet")
-    return {split: LocalSource(str(root), split, tuple(files)) for split, files in found.items()}
+    return {split: LocalSource(str(root), split, tuple(files), folder) for split, files in found.items()}
 
 
 def split_name(parts: Sequence[str], names: Collection[str] = ()) -> str:

@@ -1,30 +1,59 @@
-"""Files of a run: atomic writes, append-only records, the manifest.
+"""Files of a run: its folder, atomic writes, the manifest.
 
-A run may be killed at any point. So every whole file is written beside its place and renamed, and records are appended
-one line at a time: a line counts once its line feed is on disk.
+A run may be killed at any point, so every file is written beside its place and renamed. What is measured belongs to one
+run: the file names the run of the manifest above it, and is refused in the folder of another one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from lit_depth.results.locks import hold
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-RECORD_COLUMNS = ("mask", "sample", "image", "score", "prediction", "reference_logprob")
-VERSIONED_PACKAGES = ("lit_depth", "torch", "transformers", "lightning")
+MANIFEST = "manifest.json"
+VERSIONED_PACKAGES = ("lit_depth", "torch", "transformers", "lightning", "tokenizers", "numpy", "pillow", "datasets")
+_MAX_NAME = 100
+
+
+def check_name(name: str) -> str:
+    """Return the name of a run if it can be that of one folder.
+
+    >>> check_name("qwen 2, 8 bit")
+    'qwen 2, 8 bit'
+
+    Raises:
+        ValueError: If it is empty, too long, starts with a dash, or holds a separator or what cannot be printed.
+    """
+    wrong = (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or name != name.strip()
+        or name in ("", ".", "..")
+        or name.startswith("-")
+        or any(separator in name for separator in "/\\")
+        or len(name) > _MAX_NAME
+        or len(name.encode()) > 255  # what file systems take
+    )
+    if wrong:
+        raise ValueError(
+            f"--name: expected the name of one folder, at most {_MAX_NAME} printable characters without / and \\ and "
+            f"without a dash in front, got {ascii(name)[:120]}"
+        )
+    return name
 
 
 def prepare_folder(path: str | Path) -> Path:
@@ -34,54 +63,71 @@ def prepare_folder(path: str | Path) -> Path:
         ValueError: If the folder cannot be created or written to.
     """
     folder = Path(path)
-    with _readable_errors(folder):
+    with readable_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     return folder
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
     """Hold a folder for this process: two runs appending to the same records would mix them.
-
-    The lock is the operating system's, so a killed run leaves none behind.
 
     Raises:
         ValueError: If another process holds it.
     """
-    with _readable_errors(folder):
-        file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below)
-    with file:
-        lock(file, folder)
-        yield
-
-
-def lock(file: IO[Any], path: Path) -> None:
-    """Hold an open file until it is closed; raise ValueError naming ``path`` if another process holds it."""
-    import fcntl  # not on Windows
-
+    refuse_links(folder / ".lock")
+    with readable_errors(folder):
+        lock = hold(folder / ".lock", folder)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ValueError(f"{path} is in use by another run: wait for it, or give another --name") from error
+        yield
+    finally:
+        lock.release()
 
 
-@contextmanager
+def refuse_links(path: Path) -> None:
+    """Raise ValueError if a file, or a folder between it and its run's folder, is a symbolic link.
+
+    The run's folder itself may lie behind one: that is where the user wants it.
+    """
+    folder, _ = _find_run(path)
+    between = [path] if folder is None else [path, *list(path.parents)[: list(path.parents).index(folder)]]
+    for each in between:
+        if each.is_symlink():
+            raise ValueError(f"{each} is a symbolic link, which is not written through: delete it")
+
+
+def run_of(path: Path) -> str | None:
+    """Id of the run in whose folder a file lies; None where no folder above it is that of a run."""
+    return _find_run(path)[1]
+
+
+def _find_run(path: Path) -> tuple[Path, str] | tuple[None, None]:
+    for parent in path.parents:
+        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):  # no manifest, or none of ours
+            run = json.loads((parent / MANIFEST).read_text(encoding="utf-8")).get("run")
+            if isinstance(run, str):
+                return parent, run
+    return None, None
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place when the body ends without an exception.
 
     The folder is created. On an exception the old file, if there was one, stays as it was.
 
     Raises:
-        ValueError: If the file cannot be written.
+        ValueError: If the file cannot be written, or lies behind a symbolic link in a run's folder.
     """
     path = Path(path)
+    refuse_links(path)
     # Same folder, so that the rename stays within one file system; same suffix, for writers that go by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    with _readable_errors(path.parent):
+    with readable_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # whatever it is: it is not written through
         try:
             yield temporary
             os.replace(temporary, path)
@@ -89,8 +135,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _readable_errors(folder: Path) -> Iterator[None]:
+@contextlib.contextmanager
+def readable_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -111,18 +157,18 @@ def write_json(path: str | Path, obj: Any) -> None:
         ValueError: If a number is NaN or infinite (not JSON, and a wrong result), naming where; if the file cannot be
             written.
     """
-    plain = _plain(obj)
+    plain = to_plain(obj)
     write_text(path, json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def _plain(obj: Any, where: str = "$") -> Any:
+def to_plain(obj: Any, where: str = "$") -> Any:
     """The object in JSON's own types; ``where`` is the place named in an error."""
     if hasattr(obj, "tolist"):  # numpy scalars and arrays, torch tensors
         obj = obj.tolist()
     if isinstance(obj, Mapping):
-        return {str(key): _plain(value, f"{where}.{key}") for key, value in obj.items()}
+        return {str(key): to_plain(value, f"{where}.{key}") for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
-        return [_plain(value, f"{where}[{index}]") for index, value in enumerate(obj)]
+        return [to_plain(value, f"{where}[{index}]") for index, value in enumerate(obj)]
     if isinstance(obj, float) and not math.isfinite(obj):
         raise ValueError(f"expected finite numbers, got {obj} at {where}")
     return str(obj) if isinstance(obj, os.PathLike) else obj
@@ -140,132 +186,33 @@ def write_parquet(path: str | Path, frame: pd.DataFrame) -> None:
         frame.to_parquet(temporary, index=False)
 
 
-class RecordWriter:
-    """Appends records to a JSON-lines file, one flushed line each; a context manager.
-
-    What a killed run left of its last line is cut off on opening. One file has one writer: use one per process.
-
-    Args:
-        path: The file; its folder is created.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "rank0.jsonl"
-        >>> with RecordWriter(path) as writer:
-        ...     writer.write({"mask": "1101", "sample": "7", "score": 1.0})
-        >>> read_records([path])[["mask", "score"]].values.tolist()
-        [['1101', 1.0]]
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        prepare_folder(self.path.parent)
-        with _readable_errors(self.path.parent):
-            # unbuffered: what a full disk refuses must not wait in a buffer and fail again on closing
-            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115 (closed in close)
-        # a process that outlived its killed run may still be writing here
-        lock(self._file, self.path)
-        with _readable_errors(self.path.parent):
-            self._file.seek(0)
-            # rfind gives -1 for a file without any complete line: cut to length 0.
-            self._file.truncate(self._file.read().rfind(b"\n") + 1)
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record.
-
-        Args:
-            record: ``mask`` and ``sample`` identify it; ``image``, ``score``, ``prediction`` and ``reference_logprob``
-                are read as columns of their own, and any other key too.
-
-        Raises:
-            ValueError: If ``mask`` or ``sample`` is missing, a number is NaN or infinite, or the disk is full.
-        """
-        missing = {"mask", "sample"} - record.keys()
-        if missing:
-            raise ValueError(f"expected a record with 'mask' and 'sample', got one without {sorted(missing)}")
-        line = (json.dumps(_plain(record), allow_nan=False) + "\n").encode()
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            raise ValueError(
-                f"cannot write to {self.path} ({error.strerror or error}). What was recorded before is kept: make "
-                "room, then start the same command again"
-            ) from error
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> RecordWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+def write_of_run(path: Path, obj: Mapping[str, Any]) -> None:
+    """`write_json` of something measured: the file names the run that it belongs to."""
+    write_json(path, {"run": run_of(path), **obj})
 
 
-def read_records(paths: Iterable[str | Path], keep: Literal["first", "last"] = "first") -> pd.DataFrame:
-    """Read and merge record files; of a (mask, sample) that occurs again one record is kept.
-
-    Args:
-        paths: JSON-lines files, such as one per process. A last line without line feed (killed run) is ignored.
-        keep: Which one. Answers do not change when they are repeated; times do, and the last were taken together.
-
-    Returns:
-        One row per (mask, sample), sorted by both, so that the result does not depend on the number of processes. The
-        columns :data:`RECORD_COLUMNS` are always there.
+def read_of_run(path: Path) -> dict[str, Any]:
+    """Read what `write_of_run` wrote, as this run.
 
     Raises:
-        ValueError: If a complete line is not a record, naming file and line.
+        ValueError: If the file belongs to another run, or cannot be read.
     """
-    import pandas as pd
-
-    records = [record for path in paths for record in _read_lines(Path(path))]
-    columns = list(dict.fromkeys([*RECORD_COLUMNS, *(key for record in records for key in record)]))
-    frame = pd.DataFrame(records, columns=columns)
-    frame = frame.drop_duplicates(["mask", "sample"], keep=keep)
-    return frame.sort_values(["mask", "sample"]).reset_index(drop=True)
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = json.loads(line)
-                yield {**record, "mask": str(record["mask"]), "sample": str(record["sample"])}
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: expected a record with 'mask' and 'sample', got {line[:80]!r}"
-                ) from error
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        named = content.get("run")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete it, and it is measured again") from error
+    check_run(path, named, run_of(path))
+    return content
 
 
-def check_complete(frame: pd.DataFrame, mask_ids: Sequence[str], num_samples: int) -> None:
-    """Check that every mask has a record of each of the same samples.
-
-    Args:
-        frame: Output of :func:`read_records`.
-        mask_ids: The masks that were asked for; further ones in the frame are not looked at.
-        num_samples: Number of samples per mask.
-
-    Raises:
-        ValueError: If records are missing or masks saw different samples.
-    """
-    asked = frame[frame["mask"].isin(list(mask_ids))]
-    counts = asked["mask"].value_counts().reindex(list(mask_ids), fill_value=0)
-    incomplete = counts[counts < num_samples]
-    if len(incomplete):
-        missing = int((num_samples - incomplete).sum())
+def check_run(path: Path, named: Any, expected: str | None) -> None:
+    """Raise ValueError if a file names another run than the expected one; None = none is expected."""
+    if expected is not None and named != expected:
         raise ValueError(
-            f"expected {len(counts)} masks x {num_samples} samples = {len(counts) * num_samples} records, got "
-            f"{len(asked)}: {missing} are missing (first: mask {incomplete.index[0]} has {incomplete.iloc[0]}). "
-            "Start the same command again to complete them."
+            f"{path} belongs to another run ({named}, this one is {expected}): delete it, and it is measured again, or "
+            "give another --name"
         )
-    num_distinct = asked["sample"].nunique()
-    if num_distinct != num_samples:
-        raise ValueError(f"expected the same {num_samples} samples under every mask, got {num_distinct} in all")
 
 
 def write_manifest(folder: str | Path, arguments: Mapping[str, Any], **extra: Any) -> None:
@@ -276,9 +223,13 @@ def write_manifest(folder: str | Path, arguments: Mapping[str, Any], **extra: An
         arguments: All arguments of the command, JSON values or paths.
         **extra: Further entries, such as fingerprints of checkpoint and data, seeds, or the state of the run.
     """
-    versions = {name: _version(name) for name in VERSIONED_PACKAGES}
-    machine = {"python": sys.version.split()[0], "platform": platform.platform()}
-    write_json(Path(folder) / "manifest.json", {"arguments": arguments, "versions": versions | machine, **extra})
+    versions = current_versions() | {"platform": platform.platform()}
+    write_json(Path(folder) / MANIFEST, {"arguments": arguments, "versions": versions, **extra})
+
+
+def current_versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that an answer may depend on."""
+    return {name: _version(name) for name in VERSIONED_PACKAGES} | {"python": sys.version.split()[0]}
 
 
 def _version(package: str) -> str | None:

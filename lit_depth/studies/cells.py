@@ -90,27 +90,20 @@ class Cells:
 
     def _evaluate(self, masks: Tensor, positions: tuple[int, ...], text: str) -> None:
         self._num_rounds += 1
-        asked = self._for_every_process(positions)
-        # what is there only to keep a process busy makes other records
-        surplus = f"_of_{len(asked)}" if len(asked) > len(positions) else ""
-        folder = self.folder / f"round_{self._num_rounds:04d}{surplus}"
+        folder = self.folder / f"round_{self._num_rounds:04d}"
         is_new, start = not folder.exists(), time.perf_counter()
         sweep = sweep_samples(
-            self.trainer, self.model, self.datamodule, self.split, list(masks), folder, text, 1.0, asked
+            self.trainer, self.model, self.datamodule, self.split, list(masks), folder, text, 1.0, positions
         )
         if is_new:
-            self.seconds_per_cell = (time.perf_counter() - start) / (len(masks) * len(asked))
-        # surplus samples stay unknown: what is asked for next must not depend on the number of processes
-        wanted = set(positions)
+            self.seconds_per_cell = (time.perf_counter() - start) / (len(masks) * len(positions))
         for name, reason in sweep.bad_samples.items():
-            if self._position[name] in wanted:
-                self.bad_samples[name] = reason
-                self._is_bad[self._position[name]] = True
+            self.bad_samples[name] = reason
+            self._is_bad[self._position[name]] = True
         check_bad_samples(self.bad_samples, self.num_samples, self.max_bad_samples)
         assert sweep.records is not None
-        records = sweep.records[sweep.records["sample"].map(self._position).isin(wanted)]
         for kind, column in enumerate(("score", "reference_logprob")):
-            table = records.pivot(index="mask", columns="sample", values=column)
+            table = sweep.records.pivot(index="mask", columns="sample", values=column)
             places = [self._position[sample] for sample in table.columns]
             for name, row in zip(table.index, table.to_numpy(float)):
                 self._scores[name][kind, places] = row
@@ -119,9 +112,3 @@ class Cells:
         self.evaluations += len(masks) * len(positions)
         self.block_forwards += (trie.block_forwards if shares else trie.sequential_block_forwards) * len(positions)
         self.sequential_block_forwards += trie.sequential_block_forwards * len(positions)
-
-    def _for_every_process(self, positions: tuple[int, ...]) -> list[int]:
-        """The positions, and others where there are fewer than processes, each of which needs a sample."""
-        lacking = min(self.trainer.world_size, self.num_samples) - len(positions)
-        others = (position for position in range(self.num_samples) if position not in positions)
-        return [*positions, *(next(others) for _ in range(lacking))]

@@ -55,7 +55,7 @@ def compare(
     # all arguments are checked before anything is measured
     plan_masks(names, counts, num_blocks, [0.0] * num_blocks, num_seeds, keep)
     needs_importance = custom is None and "importance" in names
-    file = read_importance(importance, datamodule) if importance and needs_importance else None
+    file = read_importance(importance, model, datamodule) if importance and needs_importance else None
     given = None if file is None else to_importance(file, num_blocks, str(importance), keep)
     check_shares(confidence, max_bad_samples)
     if latency_repeats > 0 and latency_new_tokens < 2:

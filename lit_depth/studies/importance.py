@@ -24,6 +24,7 @@ from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_p_value, format_table
 from lit_depth.results.units import unit_name, units_noun
 from lit_depth.studies.comparison import Scores
+from lit_depth.studies.identity import check_same_model
 from lit_depth.studies.methods import check_asked, compare_methods, method_lines, method_sections
 from lit_depth.studies.proxies import measure_proxies
 from lit_depth.studies.ranking import describe_agreement, describe_blocks, describe_full, drops
@@ -144,8 +145,8 @@ def measure_mean(
     }
 
 
-def read_importance(path: str, datamodule: DepthDataModule) -> Any:
-    """The content of a ``{"0": 0.6, ...}`` file; refuse one that was measured on what this run reports on."""
+def read_importance(path: str, model: DepthModule, datamodule: DepthDataModule) -> Any:
+    """The content of a ``{"0": 0.6, ...}`` file; refuse one of another model, or of what this run reports on."""
     try:
         scores = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -162,6 +163,7 @@ def read_importance(path: str, datamodule: DepthDataModule) -> Any:
                 f"importance: {path} was measured on the validation split of {min(shared)}, which compare reports on: "
                 "masks chosen by it would look better than they are. Measure it with --split calibration"
             )
+    check_same_model(path, "importance", model, {})
     return scores
 
 

@@ -65,7 +65,7 @@ def latency(
     if "importance" in names and active_block_indices is None:
         if importance is None:
             raise ValueError("the importance policy needs --importance FILE, as `lit-depth importance` writes it")
-        scores = to_importance(read_importance(importance, datamodule), num_blocks, importance, keep)
+        scores = to_importance(read_importance(importance, model, datamodule), num_blocks, importance, keep)
     plan = (
         plan_masks(names, counts, num_blocks, scores, num_seeds, keep)
         if active_block_indices is None

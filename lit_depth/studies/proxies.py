@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import sys
 import time
@@ -21,7 +20,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional import ProxyScores, leave_one_out, reference_logprob
 from lit_depth.functional.sweep import answer_masks
 from lit_depth.module import DepthModule, model_inputs
-from lit_depth.results.store import write_json
+from lit_depth.results.store import read_of_run, write_of_run
 
 PROXIES = "proxy_scores.json"
 # key of what one pass for all proxies costs
@@ -54,7 +53,7 @@ def measure_proxies(
     """
     path = folder / PROXIES
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_of_run(path)
     each = copy.copy(datamodule)
     automatic = datamodule.batch_size == "auto"
     each.batch_size = _FIRST_BATCH if automatic else datamodule.batch_size
@@ -73,7 +72,7 @@ def measure_proxies(
                 torch.cuda.empty_cache()
     finally:
         model.cpu()
-    write_json(path, found)
+    write_of_run(path, found)
     return found
 
 

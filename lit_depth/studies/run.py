@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import time
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.answering import affordable_bytes, bytes_per_row
+from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.module import DepthModule, model_inputs
-from lit_depth.results.store import locked_folder, prepare_folder, write_json, write_manifest
+from lit_depth.results.store import (
+    MANIFEST,
+    check_name,
+    current_versions,
+    locked_folder,
+    prepare_folder,
+    read_of_run,
+    write_manifest,
+    write_of_run,
+)
 from lit_depth.studies.comparison import Scores
+from lit_depth.studies.identity import identify, read_manifest, refuse_other_run, run_id
+from lit_depth.studies.processes import meet, on_first_process, own_error, wait_for
 
 _MAX_AUTO_BATCH = 64
-_MAX_WAIT_SECONDS = 600
-# arguments of the model that change an answer; the others are about training or speed
-_MODEL_ARGUMENTS = (
-    "checkpoint",
-    "revision",
-    "dtype",
-    "attn_implementation",
-    "blocks",
-    "granularity",
-    "phase",
-    "decode_without_prompt",
-)
 
 
 @contextmanager
@@ -49,7 +46,7 @@ def open_run(
     command: str,
     name: str,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Create or reopen ``<output_dir>/<command>/<name>/`` for exactly these arguments, checkpoint and data.
+    """Create or reopen ``<output_dir>/<command>/<name>/`` for exactly these arguments, model and data.
 
     The folder is locked against other runs inside the ``with`` statement.
 
@@ -58,111 +55,54 @@ def open_run(
         arguments: The command's own arguments as far as they change its result.
 
     Yields:
-        The folder, and everything that identifies the run.
+        The folder, and the arguments of the run; the manifest tells the model in detail.
 
     Raises:
-        ValueError: If the folder holds a run with other arguments, is in use, or cannot be written to; or if the
-            trainer would convert the weights.
+        ValueError: If the folder holds a run with other arguments, model, data or versions of packages, is in use, or
+            cannot be written to; or if the trainer would convert the weights.
     """
+    check_name(name)
     if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
         raise ValueError(
             f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, given {trainer.precision}; "
             "--model.dtype loads the weights in another number format"
         )
     datamodule.processor = datamodule.processor if datamodule.processor is not None else model.processor
-    identity = {
-        **arguments,
-        **model_identity(trainer, model),
-        "max_new_tokens": [model.hparams["max_new_tokens"] or task.max_new_tokens for task in datamodule.tasks],
-        "data.tasks": [task.name for task in datamodule.tasks],
-        "data.path": datamodule.path,
-        "data.repositories": {
-            task.name: [getattr(task, key) for key in ("repository", "config", "revision")]
-            for task in datamodule.tasks
-            if hasattr(task, "repository") and datamodule.path is None
-        },
-        "data.seed": datamodule.seed,
-        "data.max_prompt_tokens": datamodule.max_prompt_tokens,
-        **{
-            f"data fingerprint, {each.task.name}, {split}": each.eval_dataset(split).fingerprint()
-            for each in datamodule.for_each_task()
-            for split in splits
-        },
-    }
-    identity = json.loads(json.dumps(identity, default=str))
-    folder = prepare_folder(Path(output_dir) / command / name)
-    # the other processes of a distributed run work under the first one's lock
-    first = getattr(rank_zero_only, "rank", 0) == 0
-    with locked_folder(folder) if first else nullcontext():
-        _refuse_other_run(folder, identity)
-        if first:
+    folder = Path(output_dir) / command / name
+    meet(trainer)
+    with ExitStack() as held:
+        # the other processes of a distributed run work under the first one's lock
+        def claim() -> None:
+            identity = identify(trainer, model, datamodule, splits, arguments)
+            held.enter_context(locked_folder(prepare_folder(folder)))
             # changes no answer, so it may differ when the run is continued
-            execution = {"data.batch_size": datamodule.batch_size, "processes": trainer.world_size}
-            write_manifest(folder, identity, command=command, execution=execution)
-        yield folder, identity
+            execution = {
+                "data.batch_size": datamodule.batch_size,
+                "processes": trainer.world_size,
+                "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
+            }
+            _claim(folder, identity, getattr(trainer, "resume_versions", "same"), command, execution)
+
+        on_first_process(trainer, claim)
+        if not trainer.is_global_zero:
+            with own_error(trainer):  # files of another node may be others
+                wait_for(folder / MANIFEST, "start the first process too, with an --output_dir that all nodes see")
+                identity = identify(trainer, model, datamodule, splits, arguments)
+                refuse_other_run(folder, read_manifest(folder) or {}, identity, "same")
+        yield folder, (read_manifest(folder) or {})["arguments"]
 
 
-def model_identity(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
-    """What of the model an answer depends on."""
-    return {
-        **{f"model.{key}": model.hparams[key] for key in _MODEL_ARGUMENTS},
-        "trainer.precision": str(trainer.precision),
-        "checkpoint fingerprint": checkpoint_fingerprint(model),
-        # the longest answer is the task's, and stands with it, unless the module was made with its own
-        "decoding": {**model.decoding_configuration(), "max_new_tokens": model.hparams["max_new_tokens"]},
-    }
-
-
-def check_same_model(file: str | Path, name: str, expected: Mapping[str, Any]) -> None:
-    """Refuse the result file of another run that was made with another model, as its manifest beside it says.
-
-    Raises:
-        ValueError: Naming the first entry of ``expected`` that differs.
-    """
-    try:
-        there = json.loads(Path(file).with_name("manifest.json").read_text(encoding="utf-8"))["arguments"]
-    except FileNotFoundError:
-        return  # a file that was moved away says nothing of its run
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{name}: the manifest beside {file} cannot be read ({error})") from error
-    for key, now in json.loads(json.dumps(dict(expected), default=str)).items():
-        if key in there and there[key] != now:
-            raise ValueError(
-                f"{name}: {file} was made with another {key}: there {_short(there[key])}, here {_short(now)}"
-            )
-
-
-def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
-    try:
-        earlier = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["arguments"]
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / 'manifest.json'} cannot be read ({error}): delete {folder} or give another --name"
-        ) from error
-    for key in dict.fromkeys([*identity, *earlier]):
-        there, now = earlier.get(key), identity.get(key)
-        if there != now:
-            raise ValueError(
-                f"{folder} holds a run with another {key}: there {_short(there)}, now {_short(now)}. "
-                "Give another --name, or delete the folder to start over."
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def checkpoint_fingerprint(model: DepthModule) -> str:
-    """Hash of the weights' names, shapes and a sample of their values: cheap, and another training changes it."""
-    digest = hashlib.sha256()
-    for name, value in model.model.state_dict().items():
-        flat = value.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode() + sample.tobytes())
-    return digest.hexdigest()[:16]
+def _claim(folder: Path, identity: dict[str, Any], versions: str, command: str, execution: dict[str, Any]) -> None:
+    """Make the folder that of this run, if it is not another's."""
+    there = read_manifest(folder)
+    if there is not None:
+        refuse_other_run(folder, there, identity, versions)
+    run = run_id(identity) if there is None else there["run"]
+    history = [] if there is None else there.get("history", [])
+    if not history or history[-1] != current_versions():
+        history = [*history, current_versions()]
+    extra = {"run": run, "model": identity["model"], "history": history}
+    write_manifest(folder, identity["arguments"], command=command, execution=execution, **extra)
 
 
 def evaluate(
@@ -241,31 +181,25 @@ def settle_batch_size(
 ) -> int:
     """`find_batch_size` by the first process, once per run: all processes and a resumed run make the same batches."""
     path = folder / "batch_size.json"
-    if trainer.is_global_zero:
+
+    def find() -> None:
         if not path.is_file():
-            found = find_batch_size(model, datamodule, split, trainer.strategy.root_device, trainer.world_size)
-            write_json(path, {"batch_size": found})
-    else:
-        deadline = time.monotonic() + _MAX_WAIT_SECONDS
-        while not path.is_file():
-            if time.monotonic() > deadline:
-                raise ValueError(f"no {path} from the first process in {_MAX_WAIT_SECONDS} s: give --data.batch_size")
-            time.sleep(0.2)
-    return int(json.loads(path.read_text(encoding="utf-8"))["batch_size"])
+            write_of_run(path, {"batch_size": find_batch_size(model, datamodule, split, trainer.strategy.root_device)})
+
+    on_first_process(trainer, find)
+    wait_for(path, "give --data.batch_size")
+    return int(read_of_run(path)["batch_size"])
 
 
-def find_batch_size(
-    model: DepthModule, datamodule: DepthDataModule, split: str, device: torch.device, processes: int = 1
-) -> int:
+def find_batch_size(model: DepthModule, datamodule: DepthDataModule, split: str, device: torch.device) -> int:
     """Largest power of two, up to 64 samples and ``max_rows``, at which the full model answers without memory trouble.
 
-    Every one of the processes gets at least one batch.
-
-    It is found by answering the split's first samples once, never per mask: all masks must see the same batches.
-    Beyond some dozens of samples a larger batch no longer gains speed, because masks are rows too.
+    It is found by answering the split's first samples once, never per mask: all masks must see the same batches. The
+    number of processes does not count, so that their results are those of one, to the last digit; where there are fewer
+    batches than processes, some have nothing to do. Beyond some dozens of samples a larger batch no longer gains speed,
+    because masks are rows too.
     """
-    share = len(datamodule.eval_dataset(split)) // processes
-    limit = min(_MAX_AUTO_BATCH, model.hparams["max_rows"] or _MAX_AUTO_BATCH, share)
+    limit = min(_MAX_AUTO_BATCH, model.hparams["max_rows"] or _MAX_AUTO_BATCH, len(datamodule.eval_dataset(split)))
     size = 1 << max(0, limit.bit_length() - 1)
     trial = copy.copy(datamodule)
     while True:
@@ -316,6 +250,7 @@ def _predict(
     if datamodule.batch_size == "auto":
         fixed = copy.copy(datamodule)
         fixed.batch_size = settle_batch_size(trainer, model, datamodule, split, sweep.folder)
+    sweep.weights = weights_sample(model)
     shard = (trainer.global_rank, trainer.world_size)
     loader = fixed.eval_dataloader(split, shard=shard, positions=positions)
     trainer.callbacks.append(sweep)  # type: ignore[attr-defined]

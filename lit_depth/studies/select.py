@@ -30,17 +30,10 @@ from lit_depth.module import DepthModule
 from lit_depth.results.measured import Option, quality_by_mask, read_comparison, read_latency
 from lit_depth.results.selection_report import summarize_selection, write_selection
 from lit_depth.studies.comparison import Scores, describe_masks
+from lit_depth.studies.identity import check_same_model, model_arguments
 from lit_depth.studies.importance import measure_mean, read_importance, to_importance
 from lit_depth.studies.plan import PlannedMask, check_plan, plan_masks
-from lit_depth.studies.run import (
-    check_same_model,
-    check_shares,
-    check_whole_blocks,
-    evaluate,
-    log_to,
-    model_identity,
-    open_run,
-)
+from lit_depth.studies.run import check_shares, check_whole_blocks, evaluate, log_to, open_run
 from lit_depth.studies.timing import clock_settings, time_masks
 
 SHARE = 0.95  # of the requests that have to stay within the budget
@@ -96,18 +89,18 @@ def select(
     datamodule.check_disjoint("calibration", "validation")
     scores = None
     if importance is not None:
-        scores = to_importance(read_importance(importance, datamodule), num_blocks, importance, keep)
+        scores = to_importance(read_importance(importance, model, datamodule), num_blocks, importance, keep)
     model.use_task(datamodule.task.max_new_tokens)
     new_tokens = new_tokens or model.max_new_tokens
     device = trainer.strategy.root_device
     clock = clock_settings(device)
-    same = model_identity(trainer, model)
+    same = model_arguments(trainer, model)
     given = None if comparison is None else read_comparison(comparison, num_blocks, datamodule.task.name)
     if comparison is not None:
-        check_same_model(comparison, "comparison", {**same, "data.path": datamodule.path})
+        check_same_model(comparison, "comparison", model, {**same, "data.path": datamodule.path})
     timed = None if latency is None else read_latency(latency, num_blocks, new_tokens, clock["device"])
     if latency is not None:
-        check_same_model(latency, "latency", {**same, "threads": clock["threads"]})
+        check_same_model(latency, "latency", model, {**same, "threads": clock["threads"]})
     # a budget is no part of the run's identity: another one is answered from the same measurements
     arguments = {
         "comparison": comparison,

@@ -21,7 +21,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional import from_mask_id
 from lit_depth.functional.timing import summarize, time_generation
 from lit_depth.module import DepthModule, model_inputs
-from lit_depth.results.store import RecordWriter, read_records
+from lit_depth.results.records import RecordWriter, read_records
 
 STAGES = ("vision", "prefill", "decode", "decode_per_token", "ttft", "total")
 
@@ -64,7 +64,7 @@ def time_masks(
         ValueError: If not a single request could be made.
     """
     device, before = trainer.strategy.root_device, torch.get_num_threads()
-    earlier = read_records([path] if path.is_file() else [])
+    earlier = read_records([path] if path.is_file() else [], keep="last")
     counts = earlier[earlier["mask"].isin(masks)].groupby("sample")["mask"].nunique()
     done = set(counts[counts == len(masks)].index)
     each = copy.copy(datamodule.for_each_task()[0])

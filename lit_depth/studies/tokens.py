@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from lit_depth.data import BadSample, DepthDataModule
 from lit_depth.functional.prompts import name_tokens, token_kinds
 from lit_depth.functional.tokens import span_masking, token_masking
 from lit_depth.module import DepthModule
-from lit_depth.results.store import write_json, write_parquet
+from lit_depth.results.store import read_of_run, write_of_run, write_parquet
 from lit_depth.results.token_tables import read_token_masking
 from lit_depth.studies.prompts import Prompt, encode, fingerprint, prompts_of_task, read_prompts, read_text, with_image
 from lit_depth.studies.run import log_to, open_run
@@ -154,8 +153,8 @@ def _measure(
                 if wanted:
                     write_parquet(whole, span_masking(model.model, on_device, wanted, **options))
                 # last: whoever sees it may rely on the tables
-                write_json(generated, {**frame.attrs, "device": str(device)})
-            run = json.loads(generated.read_text(encoding="utf-8"))
+                write_of_run(generated, {**frame.attrs, "device": str(device)})
+            run = read_of_run(generated)
             table = pd.read_parquet(whole) if wanted else None
             found.append(
                 Measured(prompt, of_prompt, read_token_masking(rows), table, run["generated_text"], run["device"])

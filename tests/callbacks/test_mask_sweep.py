@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 import lit_depth.metrics
 from lit_depth import DepthModule, DepthTrainer
@@ -48,10 +51,10 @@ def data(module, batch_size=4, num_samples=11, task=None) -> DepthDataModule:
     return DepthDataModule(module.processor, task, batch_size=batch_size, num_samples=num_samples)
 
 
-def sweep(module, folder, masks=MASKS, metric="ExactMatch", max_bad_samples=0.01, **options) -> MaskSweep:
+def sweep(module, folder, masks=MASKS, metric="ExactMatch", max_bad_samples=0.01, callbacks=(), **options) -> MaskSweep:
     callback = MaskSweep(masks, folder, metric, max_bad_samples)
     trainer = DepthTrainer(
-        callbacks=[callback],
+        callbacks=[callback, *callbacks],
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -90,18 +93,18 @@ def test_scores_do_not_depend_on_the_batch_size(module, tmp_path):
 @pytest.mark.slow
 def test_interrupted_anywhere_and_continued_equals_uninterrupted(module, tmp_path):
     whole = sweep(module, tmp_path / "whole").records
-    lines = (tmp_path / "whole" / "rank0.jsonl").read_bytes().splitlines(keepends=True)
+    head, *lines = (tmp_path / "whole" / "rank0.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 33
     for kept, tail in [(0, b""), (5, b'{"mask": "11'), (12, b""), (20, lines[20][:-1]), (33, b"")]:
         folder = tmp_path / str(kept)
         folder.mkdir()
         # as if two processes had worked on it before
-        (folder / "rank0.jsonl").write_bytes(b"".join(lines[: kept // 2]))
-        (folder / "rank1.jsonl").write_bytes(b"".join(lines[kept // 2 : kept]) + tail)
+        (folder / "rank0.jsonl").write_bytes(head + b"".join(lines[: kept // 2]))
+        (folder / "rank1.jsonl").write_bytes(head + b"".join(lines[kept // 2 : kept]) + tail)
         again = sweep(module, folder)
         pd.testing.assert_frame_equal(again.records, whole, check_exact=False, atol=1e-5, rtol=1e-6)
-        written = sum(len(path.read_bytes().splitlines()) for path in folder.iterdir())
-        assert written - (1 if tail else 0) == 33  # nothing was evaluated twice
+        written = sum(len(path.read_bytes().splitlines()) for path in folder.glob("*.jsonl"))
+        assert written - 2 - (1 if tail else 0) == 33  # nothing was evaluated twice
 
 
 def test_finished_work_runs_no_model(module, tmp_path, monkeypatch):
@@ -121,7 +124,7 @@ def test_bad_samples_are_recorded_and_left_out_of_every_mask(module, tmp_path):
     assert len(callback.bad_samples) == 2 and all("truncated" in reason for reason in callback.bad_samples.values())
     assert len(callback.records) == len(MASKS) * 30
     callback.check_complete(30)
-    lines = [json.loads(line) for line in (tmp_path / "rank0.jsonl").read_text().splitlines()]
+    _, *lines = [json.loads(line) for line in (tmp_path / "rank0.jsonl").read_text().splitlines()]
     assert [line["mask"] for line in lines].count("bad") == 2
 
 
@@ -143,6 +146,35 @@ def test_nan_logits_are_reported_with_mask_and_sample(module, tmp_path):
     finally:
         with torch.no_grad():
             weight.copy_(kept)
+
+
+def test_sigterm_ends_the_loop_of_a_script_too(module, tmp_path):
+    """Lightning's handler only sets a flag, which no evaluation of its own reads."""
+
+    class Told(Callback):
+        def on_predict_batch_start(self, *_):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stop:
+        sweep(module, tmp_path, callbacks=[Told()])
+    assert stop.value.code == 143
+    assert len(sweep(module, tmp_path).records) == 33
+
+
+def test_records_outside_of_a_run_belong_to_their_weights(module, tmp_path):
+    """Another model in the same folder neither takes them over nor adds to them."""
+    sweep(module, tmp_path)
+    before = (tmp_path / "rank0.jsonl").read_bytes()
+    weight = module.model.lm_head.weight
+    try:
+        with torch.no_grad():
+            weight.mul_(2)
+        with pytest.raises(ValueError, match="rank0.jsonl belongs to another run"):
+            sweep(module, tmp_path)
+    finally:
+        with torch.no_grad():
+            weight.div_(2)
+    assert (tmp_path / "rank0.jsonl").read_bytes() == before
 
 
 def test_masks_of_another_model_are_refused(module, tmp_path):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import subprocess
 import sys
 from typing import Any
@@ -213,21 +212,29 @@ def test_command_line_arguments_are_documented_and_parsed():
     assert parser.instantiate_classes(parser.parse_args([f"--data.task={custom}"])).data.task.num_images == 3
 
 
-def test_some_positions_in_their_order_and_a_batch_for_every_process():
+def test_some_positions_in_their_order_in_the_batches_of_one_process():
     data = small(processor=object())
     ids = [sample for sample, _ in data.eval_dataset("validation").recorded_ids()]
     positions = [7, 0, 19, 4, 11]
+    data.batch_size = 2
     for world in range(1, 6):
         loaders = [
             data.eval_dataloader("validation", shard=(rank, world), positions=positions) for rank in range(world)
         ]
-        shards = [[loader.dataset[place].id for place in loader.sampler] for loader in loaders]
-        assert all(shards) and sorted(itertools.chain(*shards)) == sorted(ids[p] for p in positions)
-    assert shards == [[ids[p]] for p in positions]
-    # the batches are those of one process wherever there are enough of them
-    loaders = [data.eval_dataloader("validation", shard=(0, 3), positions=range(n)) for n in (20, 17, 16, 7, 3)]
-    sizes = [loader.batch_size for loader in loaders]
-    assert sizes == [8, 8, 5, 2, 1]
+        places = [[list(places) for places in loader.batch_sampler] for loader in loaders]
+        found = [
+            [[loader.dataset[place].id for place in batch if place is not None] for batch in shard]
+            for loader, shard in zip(loaders, places)
+        ]
+        batches = [batch for shard in found for batch in shard if batch]
+        assert sorted(batches) == sorted([[ids[7], ids[0]], [ids[19], ids[4]], [ids[11]]])
+        # every process has a batch, even if nothing is in it
+        assert all(found) and sum(batch == [] for shard in found for batch in shard) == max(0, world - 3)
+
+
+def test_a_process_without_a_batch_gets_an_empty_one(processor):
+    batches = list(small(processor).eval_dataloader("validation", shard=(7, 8), positions=[3, 4]))
+    assert batches == [{"samples": [], "sample_ids": [], "bad_samples": []}]
 
 
 def test_unreadable_samples_are_known_by_their_place():

@@ -68,11 +68,92 @@ def test_the_halves_do_not_depend_on_the_number_or_order_of_the_rows(tmp_path):
     assert images["reversed"] == images["all"] and images["few"] < images["all"]
 
 
-def test_fingerprints_and_ids_do_not_read_images(text_vqa):
+def test_ids_do_not_read_images(text_vqa):
     rows = data("text_vqa", text_vqa).eval_dataset("validation")
     columns = rows.rows.without_images().table.dataset.column_names
     assert "image" not in columns and "question" in columns and "ocr_tokens" not in columns
     assert rows.fingerprint().startswith(f"{len(rows)} samples, ") and len(rows.ids()) == len(rows)
+
+
+def same_rows(build, folder, change, by_path=False):
+    """A folder of one split whose rows were changed; with ``by_path`` images are files beside it."""
+    rows, features = DATASETS[build][0]("validation", 0, 12)
+    rows = [change(index, dict(row)) for index, row in enumerate(rows)]
+    if by_path:
+        for index, row in enumerate(rows):
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            (folder / "images" / f"{index}.png").write_bytes(row["image"]["bytes"])
+            row["image"] = {"bytes": None, "path": f"images/{index}.png"}
+    # as a plain table: `datasets` would read the files and store their bytes
+    write_rows(folder / "validation.parquet", rows, None if by_path else features)
+    return data(build, folder, num_samples=6)
+
+
+@pytest.mark.parametrize("by_path", [False, True], ids=["stored", "by path"])
+def test_another_image_under_the_same_names_is_other_data(tmp_path, by_path):
+    """Ids, questions and answers are the same: the fingerprint has to see the image."""
+    noise = encode(Image.effect_noise((32, 32), 90).convert("RGB"))
+    plain = same_rows("text_vqa", tmp_path / "a", lambda index, row: row, by_path)
+    rows = plain.eval_dataset("validation")
+    chosen = {int(name.split("/")[1]) for name, _ in rows.ids()}
+    for name, hidden in (("b", max(chosen)), ("c", min(set(range(12)) - chosen))):
+
+        def replace(index, row, hidden=hidden):
+            return {**row, "image": {**row["image"], "bytes": noise}} if index == hidden else row
+
+        changed = same_rows("text_vqa", tmp_path / name, replace, by_path).eval_dataset("validation")
+        assert changed.ids() == rows.ids()
+        # of a row that was not chosen nothing matters
+        assert (changed.fingerprint() != rows.fingerprint()) == (hidden in chosen)
+    assert not any(isinstance(rows[position], BadSample) for position in range(len(rows)))
+    assert (
+        rows.fingerprint() == data("text_vqa", tmp_path / "a", num_samples=6).eval_dataset("validation").fingerprint()
+    )
+
+
+def test_what_is_asked_beside_the_question_is_data_too(tmp_path):
+    """The same rows, but another prompt (Molmo's own), other options."""
+    (tmp_path / "a").mkdir()
+    same_rows("text_vqa", tmp_path / "a", lambda index, row: row)
+    prints = {
+        data(task, tmp_path / "a").eval_dataset("validation").fingerprint()
+        for task in (TextVQA(), TextVQA(), OtherPrompt())
+    }
+    assert len(prints) == 2
+    rows, features = DATASETS["science_qa_img"][0]("validation", 0, 8)
+    found = set()
+    for name, more in (("b", []), ("c", ["none of these"])):
+        changed = [{**row, "choices": [*row["choices"], *more]} for row in rows]
+        write_rows(tmp_path / name / "validation.parquet", changed, features)
+        found.add(data("science_qa_img", tmp_path / name).eval_dataset("validation").fingerprint())
+    assert len(found) == 2
+
+
+class OtherPrompt(TextVQA):
+    def prompt(self, sample: Sample) -> str:
+        return f"{super().prompt(sample)} Be brief."
+
+
+def test_images_by_path_stay_inside_the_data_folder(tmp_path):
+    """Where a row names a file, it is one of the folder that the user gave; anything else costs the sample."""
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(encode(Image.new("RGB", (8, 8))))
+    inside = tmp_path / "data" / "text_vqa"
+    (inside / "images").mkdir(parents=True)
+    (tmp_path / "data" / "shared").mkdir()
+    for place in (inside / "images", tmp_path / "data" / "shared"):
+        (place / "a.png").write_bytes(outside.read_bytes())
+    good = ["images/a.png", "images/../images/a.png", str(inside / "images" / "a.png"), "../shared/a.png"]
+    bad = [str(outside), "../../secret.png", "images/../../../secret.png", "/etc/passwd", "../../data/../secret.png"]
+    rows, _ = DATASETS["text_vqa"][0]("validation", 0, len(good + bad))
+    rows = [{**row, "image": {"bytes": None, "path": path}} for row, path in zip(rows, good + bad)]
+    write_rows(inside / "validation.parquet", rows)
+    write_rows(inside / "calibration.parquet", rows[:1])  # so that validation has all of its rows
+    found = [*data("text_vqa", tmp_path / "data").eval_dataset("validation")]
+    reasons = [each.reason if isinstance(each, BadSample) else None for each in found]
+    assert reasons[: len(good)] == [None] * len(good)
+    for path, reason in zip(bad, reasons[len(good) :]):
+        assert f"{path!r} lies outside of {tmp_path / 'data'}" in reason
 
 
 # local folders
@@ -394,7 +475,8 @@ NOISE = Image.effect_noise((64, 64), 50)
 MALFORMED = [
     ({"image": None}, "no image"),
     ({"image": stored(None)}, "no image"),
-    ({"image": {"bytes": None, "path": "/nowhere/a.png"}}, "does not exist"),
+    ({"image": {"bytes": None, "path": "a.png"}}, "does not exist"),
+    ({"image": {"bytes": None, "path": "/nowhere/a.png"}}, "lies outside of"),
     ({"image": {"bytes": None, "path": "gone.png"}}, "does not exist"),
     ({"image": stored(b"")}, "empty"),
     ({"image": stored(b"\x00")}, "unknown or unsupported format"),

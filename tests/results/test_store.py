@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_depth.results.store import (
-    RECORD_COLUMNS,
-    RecordWriter,
     atomic_path,
-    check_complete,
+    check_name,
     locked_folder,
     prepare_folder,
-    read_records,
+    read_of_run,
+    run_of,
     save_figure,
     write_json,
     write_manifest,
+    write_of_run,
     write_parquet,
     write_text,
 )
@@ -36,17 +34,6 @@ json_values = st.recursive(
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
     max_leaves=8,
 )
-
-
-def record(mask: str, sample: int, score: float = 1.0) -> dict[str, Any]:
-    return {
-        "mask": mask,
-        "sample": str(sample),
-        "image": f"image {sample // 2}",
-        "score": score,
-        "prediction": "é\u2028\n<b>",
-        "reference_logprob": -0.25,
-    }
 
 
 @pytest.fixture
@@ -115,7 +102,7 @@ def test_figure_and_table_are_written_whole(tmp_path: Path) -> None:
 
     save_figure(Figure(), tmp_path / "new" / "figure.png")
     assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
-    frame = pd.DataFrame([record("11", 0), record("10", 0)])
+    frame = pd.DataFrame({"mask": ["11", "10"], "prediction": ["é\u2028", "<b>"], "score": [1.0, 0.5]})
     write_parquet(tmp_path / "records.parquet", frame)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "records.parquet"), frame)
 
@@ -124,7 +111,6 @@ def test_unwritable_folder_is_one_readable_error(not_a_folder: Path) -> None:
     for write in (
         lambda: prepare_folder(not_a_folder),
         lambda: write_json(not_a_folder / "a.json", {}),
-        lambda: RecordWriter(not_a_folder / "rank0.jsonl"),
     ):
         with pytest.raises(ValueError, match="cannot write to .*results: expected a writable folder"):
             write()
@@ -142,139 +128,102 @@ def test_manifest(tmp_path: Path) -> None:
     assert manifest["arguments"] == {"model": "checkpoint", "seeds": [0, 1]}
     assert manifest["fingerprint"] == "abc"
     assert manifest["versions"]["torch"].startswith(torch.__version__.split("+")[0])
-    assert {"python", "platform", "transformers", "lightning", "lit_depth"} <= manifest["versions"].keys()
+    packages = {"lit_depth", "torch", "transformers", "lightning", "tokenizers", "numpy", "pillow", "datasets"}
+    assert manifest["versions"].keys() == {*packages, "python", "platform"}
 
 
-# --- records
+# --- names
 
 
-def test_records_round_trip_whatever_the_number_of_writers(tmp_path: Path) -> None:
-    records = [record(mask, sample, sample / 10) for sample in range(10) for mask in ("110", "011")]
-    with RecordWriter(tmp_path / "one" / "rank0.jsonl") as writer:
-        for item in records:
-            writer.write(item)
-    for rank in range(3):
-        with RecordWriter(tmp_path / "three" / f"rank{rank}.jsonl") as writer:
-            for item in records[rank::3]:
-                writer.write(item)
-    one = read_records((tmp_path / "one").glob("*.jsonl"))
-    three = read_records((tmp_path / "three").glob("*.jsonl"))
-    pd.testing.assert_frame_equal(one, three)
-    assert list(one.columns) == list(RECORD_COLUMNS)
-    key = ["mask", "sample"]
-    assert one.to_dict("records") == sorted(records, key=lambda item: [item[name] for name in key])
-
-
-def test_every_cut_of_the_file_can_be_read_and_resumed(tmp_path: Path) -> None:
-    """A kill may cut the file at any byte; the records before the cut stay, and writing goes on cleanly."""
-    records = [record("10", sample) for sample in range(3)]
-    whole = tmp_path / "whole.jsonl"
-    with RecordWriter(whole) as writer:
-        for item in records:
-            writer.write(item)
-    content = whole.read_bytes()
-    for cut in range(len(content) + 1):
-        path = tmp_path / "cut.jsonl"
-        path.write_bytes(content[:cut])
-        num_complete = content[:cut].count(b"\n")
-        assert read_records([path])["sample"].tolist() == ["0", "1", "2"][:num_complete]
-        with RecordWriter(path) as writer:
-            for item in records[num_complete:]:
-                writer.write(item)
-        assert path.read_bytes() == content
-
-
-def test_record_is_on_disk_before_the_writer_is_closed(tmp_path: Path) -> None:
-    writer = RecordWriter(tmp_path / "rank0.jsonl")
-    writer.write(record("1", 0))
-    assert len(read_records([writer.path])) == 1
-    writer.close()
-
-
-def test_first_of_two_records_is_kept_and_masks_stay_text(tmp_path: Path) -> None:
-    with RecordWriter(tmp_path / "a.jsonl") as writer:
-        writer.write({**record("0101", 1, 1.0), "error": "late"})
-        writer.write(record("0101", 1, 0.0))
-        writer.write({"mask": "0011", "sample": 7})
-    frame = read_records([tmp_path / "a.jsonl"])
-    assert frame[["mask", "sample"]].values.tolist() == [["0011", "7"], ["0101", "1"]]
-    assert frame["score"].tolist()[1] == 1.0
-    assert frame["error"].tolist()[1] == "late"
-
-
-def test_no_records_give_an_empty_table_with_columns(tmp_path: Path) -> None:
-    RecordWriter(tmp_path / "a.jsonl").close()
-    assert list(read_records([tmp_path / "a.jsonl"]).columns) == list(RECORD_COLUMNS)
-    assert len(read_records([])) == 0
-
-
-@pytest.mark.parametrize("line", ["{nonsense}", '{"mask": "1"}', "[1]", "\0\0"])
-def test_damage_inside_a_file_is_named(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "rank0.jsonl"
-    path.write_text(json.dumps(record("1", 0)) + "\n" + line + "\n")
-    with pytest.raises(ValueError, match="rank0.jsonl, line 2"):
-        read_records([path])
+@pytest.mark.parametrize("name", ["a", "default", "qwen 2, 8 bit", "größe_10", ".hidden", "x" * 100, "a..b", "ü" * 100])
+def test_names_of_one_folder(tmp_path: Path, name: str) -> None:
+    assert check_name(name) == name
+    (tmp_path / name).mkdir()
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"), [({"mask": "1"}, "without"), ({"mask": "1", "sample": "a", "score": float("nan")}, "score")]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "/",
+        "/tmp/x",
+        "a/b",
+        "../a",
+        "a\\b",
+        "a\nb",
+        "a\0b",
+        "\x1b[31m",
+        "\u202ea",
+        "\udcff",
+        "-a",
+        "--name",
+    ]
+    + [" ", " a", "a ", "x" * 101, "字" * 90, None, 3],
 )
-def test_writer_refuses_bad_records(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
-    with RecordWriter(tmp_path / "a.jsonl") as writer, pytest.raises(ValueError, match=message):
-        writer.write(bad)
-    assert (tmp_path / "a.jsonl").read_bytes() == b""
+def test_other_names_are_refused(name: Any) -> None:
+    with pytest.raises(ValueError, match="--name: expected the name of one folder") as error:
+        check_name(name)
+    assert str(error.value).isprintable()
 
 
-def frame_of(pairs: list[tuple[str, int]]) -> pd.DataFrame:
-    return pd.DataFrame([record(mask, sample) for mask, sample in pairs], columns=list(RECORD_COLUMNS))
+# --- whose file it is
 
 
-def test_complete_records_pass() -> None:
-    pairs = [(mask, sample) for mask in ("11", "10", "01") for sample in range(4)]
-    check_complete(frame_of(pairs), ["11", "10"], 4)
+def test_a_file_belongs_to_the_run_of_the_manifest_above_it(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "a", {}, run="11")
+    write_manifest(tmp_path / "b", {}, run="22")
+    file = tmp_path / "a" / "records" / "batch_size.json"
+    write_of_run(file, {"batch_size": 8})
+    assert read_of_run(file)["batch_size"] == 8 and run_of(file) == "11"
+    assert run_of(tmp_path / "elsewhere" / "file.json") is None
+    other = tmp_path / "b" / "batch_size.json"
+    other.write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match=r"batch_size.json belongs to another run \(11, this one is 22\): delete it"):
+        read_of_run(other)
+    other.write_text('{"batch_size": 8}')  # by an earlier version
+    with pytest.raises(ValueError, match="another run"):
+        read_of_run(other)
+    other.write_text("[8")
+    with pytest.raises(ValueError, match="cannot be read .*: delete it"):
+        read_of_run(other)
 
 
-@pytest.mark.parametrize("num_missing", [1, 3, 8])
-def test_missing_records_are_counted(num_missing: int) -> None:
-    pairs = [(mask, sample) for mask in ("11", "10") for sample in range(4)][num_missing:]
-    with pytest.raises(ValueError, match=f"= 8 records, got {8 - num_missing}: {num_missing} are missing"):
-        check_complete(frame_of(pairs), ["11", "10"], 4)
+# --- symbolic links
 
 
-@pytest.mark.parametrize("pairs", [[("11", 0), ("11", 1), ("10", 0), ("10", 2)], [("11", 0), ("11", 1), ("11", 2)]])
-def test_unpaired_or_surplus_samples_are_refused(pairs: list[tuple[str, int]]) -> None:
-    with pytest.raises(ValueError, match="same 2 samples"):
-        check_complete(frame_of(pairs), sorted({mask for mask, _ in pairs}), 2)
+def test_nothing_is_written_through_a_link_inside_a_runs_folder(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    victim = tmp_path / "outside" / "victim.json"
+    victim.write_text("mine")
+    run = tmp_path / "real"
+    write_manifest(run, {}, run="1")
+    (run / "figures").symlink_to(tmp_path / "outside")
+    (run / "result.json").symlink_to(victim)
+    for path in (run / "figures" / "a.json", run / "figures" / "deep" / "a.json", run / "result.json"):
+        with pytest.raises(ValueError, match="(figures|result.json) is a symbolic link.*delete it"):
+            write_json(path, {})
+    assert victim.read_text() == "mine" and os.listdir(tmp_path / "outside") == ["victim.json"]
+    # where the user put the folder itself is the user's business
+    (tmp_path / "linked").symlink_to(run)
+    write_json(tmp_path / "linked" / "new.json", [1])
+    assert json.loads((run / "new.json").read_text()) == [1]
 
 
-def test_a_folder_has_one_run_at_a_time(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from lit_depth.results.store import locked_folder\n"
-        "with locked_folder(Path(sys.argv[1])): print('held')"
-    )
-    with locked_folder(tmp_path):
-        other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
-        assert "in use by another run" in other.stderr
-    other = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
-    assert other.stdout == "held\n", other.stderr
+def test_a_lock_that_is_a_link_does_not_empty_its_target(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = prepare_folder(tmp_path / "run")
+    (folder / ".lock").symlink_to(victim)
+    with pytest.raises(ValueError, match=r"\.lock is a symbolic link"), locked_folder(folder):
+        pass
+    assert victim.read_text() == "mine"
 
 
-def test_a_full_disk_is_reported_and_loses_no_complete_record(tmp_path):
-    """A limit on the file's size is what the operating system offers: like a full disk it cuts a line in the middle."""
-    path = tmp_path / "rank0.jsonl"
-    record = {"mask": "1101", "sample": "s", "score": 1.0, "prediction": "x" * 50}
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    written = 0
-    with RecordWriter(path) as writer:
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
-            with pytest.raises(ValueError, match="rank0.jsonl.*too large.*start the same command again"):
-                for written in range(100):
-                    writer.write({**record, "sample": f"s{written}"})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert 0 < written < 20 and path.stat().st_size == 1000 and not path.read_bytes().endswith(b"\n")
-    assert len(read_records([path])) == written
-    with RecordWriter(path) as writer:
-        writer.write({**record, "sample": "again"})
-    assert set(read_records([path])["sample"]) == {*(f"s{i}" for i in range(written)), "again"}
+def test_a_temporary_file_that_is_there_already_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / f".a.{os.getpid()}.json").symlink_to(victim)
+    write_json(tmp_path / "a.json", [1])
+    assert victim.read_text() == "mine" and not (tmp_path / "a.json").is_symlink()

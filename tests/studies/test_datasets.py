@@ -12,7 +12,7 @@ import pytest
 from commands import run
 
 from lit_depth.metrics import cider_d
-from lit_depth.results.store import read_records
+from lit_depth.results.records import read_records
 
 NAMES = sorted(hub_fixtures.DATASETS)
 # enough calibration and validation questions whichever half of a split's images they come from

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,21 +24,21 @@ from lit_depth.studies.run import find_batch_size
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EMPTY = datasets.Dataset.from_dict({"image": []})
 SMALL = ["--num_samples", "22", "--data.batch_size", "4"]
-# A process that kills itself in the middle of writing a record.
+# A process that ends itself in the middle of writing a record, by the signal that it is given.
 KILLED = """
 import os, signal, sys
 from lit_depth.cli import main
-from lit_depth.results.store import RecordWriter
-left, write = [int(sys.argv[1])], RecordWriter.write
+from lit_depth.results.records import RecordWriter
+number, left, write = int(sys.argv[1]), [int(sys.argv[2])], RecordWriter.write
 def dying(self, record):
     left[0] -= 1
     if left[0] < 0:
         self._file.write(b'{"mask": "11')
         self._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
     write(self, record)
 RecordWriter.write = dying
-main(sys.argv[2:])
+main(sys.argv[3:])
 """
 
 
@@ -120,7 +121,8 @@ def test_several_tasks_and_their_mean(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint, tmp_path, number):
     """22 samples in batches of 4: uneven shards of 12 and 10. Bytes of the JSON, log-probabilities included."""
     common = ["importance", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -132,15 +134,16 @@ def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint
     two = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     assert start("-m", "lit_depth", *common, "--name", "two", *two) == 0
     moments = random.Random(0).sample(range(5, 70), 5)
+    ends_with = {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
     for moment in moments:  # records written before the next kill
-        assert start("-c", KILLED, str(moment), *common, "--name", "killed") == -9
+        assert start("-c", KILLED, str(int(number)), str(moment), *common, "--name", "killed") == ends_with
     assert sum(moments) < 17 * 22, "every one of them was killed before the end"
     assert start("-m", "lit_depth", *common, "--name", "killed", *two) == 0
     one = result_bytes(tmp_path, "one")
     assert result_bytes(tmp_path, "two") == one
     assert result_bytes(tmp_path, "killed") == one
     shards = sorted((tmp_path / "importance" / "two" / "records" / "shapes_vqa" / "calibration").glob("rank*.jsonl"))
-    assert [len(shard.read_text().splitlines()) for shard in shards] == [12 * 17, 10 * 17]
+    assert [len(shard.read_text().splitlines()) for shard in shards] == [1 + 12 * 17, 1 + 10 * 17]
 
 
 @pytest.mark.slow
@@ -150,7 +153,7 @@ def test_automatic_batch_size_is_found_once_and_kept(checkpoint, tmp_path, monke
     assert run(arguments) == 0
     records = tmp_path / "importance" / "default" / "records" / "shapes_vqa" / "calibration"
     found = records / "batch_size.json"
-    assert json.loads(found.read_text()) == {"batch_size": 4}  # the largest power of two within max_rows
+    assert json.loads(found.read_text())["batch_size"] == 4  # the largest power of two within max_rows
     fixed = [*common, "--data.batch_size", "4", "--model.max_rows", "5", "--name", "fixed"]
     assert run(fixed) == 0
     result = result_bytes(tmp_path, "default")
@@ -166,11 +169,27 @@ def test_automatic_batch_size_is_found_once_and_kept(checkpoint, tmp_path, monke
     assert run(arguments) == 0
 
 
-def test_automatic_batch_size_leaves_a_batch_for_every_process(checkpoint):
+@pytest.mark.slow
+def test_an_automatic_batch_size_gives_the_same_bytes_on_one_two_and_three_processes(checkpoint, tmp_path):
+    """11 samples make batches of 8 and 3, so that the third process has none."""
+    common = ["importance", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), "--num_samples", "11"]
+    for count in (1, 2, 3):
+        devices = ["--trainer.accelerator", "cpu", "--trainer.devices", str(count), "--trainer.strategy", "ddp"]
+        command = [sys.executable, "-m", "lit_depth", *common, "--data.batch_size", "auto", "--name", str(count)]
+        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, *(devices if count > 1 else [])], check=True, env=environ, timeout=300)
+    records = tmp_path / "importance" / "3" / "records" / "shapes_vqa" / "calibration"
+    assert json.loads((records / "batch_size.json").read_text())["batch_size"] == 8
+    lines = [len(path.read_text().splitlines()) for path in sorted(records.glob("rank*.jsonl"))]
+    assert lines == [1 + 8 * 17, 1 + 3 * 17, 1]
+    assert result_bytes(tmp_path, "1") == result_bytes(tmp_path, "2") == result_bytes(tmp_path, "3")
+
+
+@pytest.mark.parametrize(("samples", "size"), [(21, 16), (1, 1), (100, 64)])
+def test_an_automatic_batch_size_depends_on_the_split(checkpoint, samples, size):
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size="auto", num_samples=21)
-    sizes = [find_batch_size(module, data, "validation", torch.device("cpu"), count) for count in (1, 2, 5, 21)]
-    assert sizes == [16, 8, 4, 1]
+    data = DepthDataModule(module.processor, batch_size="auto", num_samples=samples)
+    assert find_batch_size(module, data, "validation", torch.device("cpu")) == size
 
 
 def test_no_samples_are_named(checkpoint, tmp_path, monkeypatch, capsys):
@@ -199,7 +218,7 @@ def test_shards_are_the_same_batches_dealt_out(size, batch_size, world):
         assert mine == whole[rank::world]
 
 
-def test_more_processes_than_batches_are_refused():
+def test_of_more_processes_than_batches_some_have_nothing_to_do():
     data = DepthDataModule(processor=object(), batch_size=8, num_samples=16)
-    with pytest.raises(ValueError, match="16 samples make 2 batches of 8, too few for 3 processes: .*batch_size 5"):
-        data.eval_dataloader("validation", shard=(0, 3))
+    shards = [list(data.eval_dataloader("validation", shard=(rank, 3)).sampler) for rank in range(3)]
+    assert shards == [[*range(8)], [*range(8, 16)], [None]]

@@ -18,6 +18,7 @@ from lit_depth.functional import from_mask_id, proxy_importance, top_k
 from lit_depth.functional.importance import METHODS, ProxyScores
 from lit_depth.metrics import ExactMatch
 from lit_depth.module import DepthModule, model_inputs
+from lit_depth.results.records import read_records
 from lit_depth.studies import methods as study
 from lit_depth.studies import proxies
 from lit_depth.studies.methods import mask_of, overlaps, ranks_of
@@ -50,7 +51,7 @@ def entry_of(result, method):
 
 
 def records_of(folder: Path, split: str) -> pd.DataFrame:
-    return pd.read_json(folder / "records" / "shapes_vqa" / split / "rank0.jsonl", lines=True, dtype={"mask": str})
+    return read_records([folder / "records" / "shapes_vqa" / split / "rank0.jsonl"])
 
 
 def importance_of(entry) -> list[float]:

@@ -318,7 +318,7 @@ def test_a_beam_of_full_width_is_exhaustive_search_on_six_blocks(small_checkpoin
 SCRIPT = """
 import os, signal, sys
 from lit_depth.cli import main
-from lit_depth.results.store import RecordWriter
+from lit_depth.results.records import RecordWriter
 from lit_depth.studies import search
 search._ROUND = 8
 left, write = [int(sys.argv[1])], RecordWriter.write
@@ -361,8 +361,8 @@ def test_one_process_two_processes_and_two_kills_give_the_same_bytes(small_check
     assert len(rounds) >= 6 and all(len(list(path.glob("rank*.jsonl"))) == 2 for path in rounds)
 
 
-def test_a_round_has_a_sample_for_every_process(module, tmp_path, monkeypatch):
-    """Cells asked for are those of one process; what keeps another busy is not kept."""
+def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
+    """Each asks for the cells that are missing, whatever the number of processes."""
     asked = []
 
     def sweep_samples(trainer, model, datamodule, split, masks, records, description, max_bad_samples, positions):
@@ -378,7 +378,7 @@ def test_a_round_has_a_sample_for_every_process(module, tmp_path, monkeypatch):
     masks = ablation_masks(16, [(1,), (2,), (3,)])
     first = cells(masks[:2], [4, 9])
     again = cells(masks, [0, 9, 4])
-    assert asked == [("round_0001_of_3", [4, 9, 0]), ("round_0002_of_3", [0, 1, 2]), ("round_0003", [0, 9, 4])]
+    assert asked == [("round_0001", [4, 9]), ("round_0002", [0]), ("round_0003", [0, 9, 4])]
     assert first.accuracy.tolist() == again.accuracy[:2, [2, 1]].tolist()
     assert cells.evaluations == 2 * 2 + 2 * 1 + 1 * 3
     assert cells(masks, [4, 0]).reference_logprob.tolist() == again.reference_logprob[:, [2, 0]].tolist()

@@ -1,0 +1,60 @@
+"""One process at a time: what holds a run's folder, and each of its records files."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+# what a file system answers that has no locks
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+_SOFT = ".held"
+_TAKE_OVER_SECONDS = 1.0
+
+
+def hold(path: Path, what: Path) -> BaseFileLock:
+    """Hold a lock file for this process, until ``release`` of what is returned, or the process's end.
+
+    The lock is the operating system's, so a killed process leaves none behind. On a file system without such locks
+    ``<path>.held`` stands for it, with the process and its host inside; one that a dead process of this host left is
+    taken over.
+
+    Args:
+        path: The lock file; it is made where it is missing, and stays.
+        what: What the lock stands for, for the message.
+
+    Raises:
+        ValueError: If another process holds it.
+        OSError: If the file cannot be made, or is a symbolic link.
+    """
+    try:
+        return _acquire(FileLock(path, fallback_to_soft=False, thread_local=False), 0)
+    except Timeout as error:
+        raise ValueError(f"{what} is in use by another run: wait for it, or give another --name") from error
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+    soft = path.with_name(path.name + _SOFT)
+    try:
+        return _acquire(SoftFileLock(soft, thread_local=False), _TAKE_OVER_SECONDS)
+    except Timeout as error:
+        process, host = _holder(soft)
+        raise ValueError(
+            f"{what} is in use by process {process} on {host}: wait for it, or give another --name; if that process "
+            f"has ended, delete {soft}"
+        ) from error
+
+
+def _acquire(lock: BaseFileLock, seconds: float) -> BaseFileLock:
+    lock.acquire(timeout=seconds)
+    return lock
+
+
+def _holder(path: Path) -> tuple[str, str]:
+    """Process id and host that a soft lock names."""
+    try:
+        process, host = path.read_text(encoding="utf-8").splitlines()[:2]
+    except (OSError, ValueError):  # released meanwhile, or not yet written
+        return "?", "an unknown host"
+    return process, host
