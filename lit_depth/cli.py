@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
-import lightning
 import torch
 import transformers
-from jsonargparse import ActionConfigFile
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
 
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
+from lit_depth.options import new_parser, one_line, stop
+from lit_depth.results.reading import shorten
 from lit_depth.trainer import DepthTrainer
 
-USER_ERROR = 2
 _REPEAT_SECONDS = 3.0
 STUDIES = ("compare", "consistency", "importance", "latency", "search", "select", "tokens")
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
 FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--methods", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
-
-
-class _Parser(LightningArgumentParser):
-    """Says what is wrong in two lines; its base prints the usage of all options first."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        _stop(f"error: {' '.join(message.split())}\nsee lit-depth <command> --help")
 
 
 class DepthCLI(LightningCLI):
@@ -56,11 +50,7 @@ class DepthCLI(LightningCLI):
         return {name: names for name, names in every.items() if name == self.command} or every
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """The base's, but of our own class (which Lightning takes as an argument from 2.6 on only)."""
-        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
-        parser = _Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML or JSON file of options")
-        return parser
+        return new_parser(**kwargs)
 
     def before_instantiate_classes(self) -> None:
         """Refuse a GPU that is not there, before the model is loaded."""
@@ -73,12 +63,12 @@ class DepthCLI(LightningCLI):
                 "leave it out, or give cpu"
             )
 
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse, and take a prompt as it stands: read as YAML, ``# a question`` or ``~`` would be no prompt at all."""
-        super().parse_arguments(parser, args)
-        given = last_value(args or (), "--prompt")
-        if given not in (None, "null") and self.config.get("subcommand") == "tokens":
-            self.config["tokens"]["prompt"] = given
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The base's; whatever Lightning raises is about the options that it was given."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, RuntimeError, KeyError, AttributeError, OverflowError, MisconfigurationException) as error:
+            raise ValueError(f"--trainer: no Trainer can be made of these options: {one_line(error)}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,35 +94,24 @@ def main(argv: Sequence[str] | None = None) -> None:
                 command=arguments[0] if arguments else None,
             )
     except KeyboardInterrupt:
-        _stop("interrupted: no result was written; the same command continues where it was")
-    except SystemExit as stop:
+        stop("interrupted: no result was written; the same command continues where it was")
+    except SystemExit as ending:
         # Lightning turns Ctrl-C inside its loops into exit code 1
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            _stop("interrupted: no result was written; the same command continues where it was")
+        if isinstance(ending.__context__, KeyboardInterrupt):
+            stop("interrupted: no result was written; the same command continues where it was")
         raise
     except torch.OutOfMemoryError as error:
         if debug:
             raise
-        _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})")
-    except (ValueError, OSError, NotImplementedError, MisconfigurationException) as error:
+        stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})")
+    except (ValueError, OSError, NotImplementedError, ImportError, MisconfigurationException) as error:
         if debug:
             raise
-        _stop(f"error: {error}")
-
-
-def last_value(arguments: Sequence[str], option: str) -> str | None:
-    """Value of an option as it was given, the last one where there are several; None where it was not.
-
-    >>> last_value(["tokens", "--prompt", "a", "--prompt=# b=c"], "--prompt")
-    '# b=c'
-    """
-    found = None
-    for argument, following in zip(arguments, [*arguments[1:], None]):
-        if argument == option:
-            found = following
-        elif argument.startswith(f"{option}="):
-            found = argument.partition("=")[2]
-    return found
+        stop(f"error: {one_line(error)}")
+    except Exception as error:
+        if debug:
+            raise
+        stop(f"internal error: {type(error).__name__}: {one_line(error)}; run again with --debug", code=1)
 
 
 def underscored(argument: str) -> str:
@@ -187,8 +166,8 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
 
 
 def _index(option: str, value: str) -> int:
-    if not value.lstrip("-").isdigit():
-        _stop(f"error: {option}: expected block indices such as 0 5 10, got {value!r}")
+    if not re.fullmatch("-?[0-9]{1,18}", value):
+        stop(f"error: {option}: expected block indices such as 0 5 10, got {shorten(value)}")
     return int(value)
 
 
@@ -223,8 +202,3 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
-
-
-def _stop(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(USER_ERROR)
