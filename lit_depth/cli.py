@@ -21,9 +21,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.checks import shorten
 from lit_depth.module import DepthModule
 from lit_depth.options import new_parser, one_line, stop
-from lit_depth.results.reading import shorten
 from lit_depth.trainer import DepthTrainer
 
 _REPEAT_SECONDS = 3.0

@@ -1,7 +1,7 @@
 """How the command line reads options: text as it stands, types in plain words, YAML within limits.
 
-jsonargparse reads every value as YAML first, so that ``--prompt null`` would be no prompt at all, and ``--prompt "# a"``
-neither; and it says what it expected in the terms of Python's ``typing``.
+jsonargparse reads every value as YAML first, so that ``--prompt null`` would be no prompt at all, and neither would
+``--prompt "# a"``; and it says what it expected in the terms of Python's ``typing``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import math
 import os
 import re
 import sys
-import types
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import lightning
 import yaml
@@ -20,12 +19,11 @@ from jsonargparse import ActionConfigFile, get_loader, set_loader
 from jsonargparse._typehints import ActionTypeHint  # it has no public name
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_depth.results.reading import check_yaml, shorten
+from lit_depth.functional.checks import members, plain_type, shorten
+from lit_depth.results.reading import check_yaml
 
 USER_ERROR = 2
 _LONGEST_MESSAGE = 600
-_WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null", Any: "anything"}
-_PLURALS = {int: "integers", float: "numbers", str: "texts"}
 _LOADER = "yaml within limits"
 
 
@@ -50,7 +48,9 @@ class Option(ActionTypeHint):
         except (TypeError, RecursionError) as error:
             option, given = f"--{self.dest}", shorten(value if argument is None else value.val)
             if argument in (None, "class_path"):
-                raise TypeError(f"{option}: expected {plain_type(self._typehint)}, got {given}") from error
+                raise TypeError(
+                    f"{option}: expected {plain_type(self._typehint, in_yaml=True)}, got {given}"
+                ) from error
             raise TypeError(
                 f"{option}.{argument}: expected a class before its arguments, as in {option} package.module.Class "
                 f"{option}.{argument} {given}"
@@ -101,49 +101,11 @@ def new_parser(**kwargs: Any) -> LightningArgumentParser:
 def takes_text(hint: Any) -> bool:
     """Whether an option takes any text (a path is one) and nothing else, null aside.
 
-    >>> takes_text(str | None), takes_text(str | int), takes_text(Literal["a"])
-    (True, False, False)
+    >>> takes_text(str | None), takes_text(str | int)
+    (True, False)
     """
-    kinds = _members(hint)
+    kinds = members(hint)
     return str in kinds and all(kind in (str, type(None)) or _is_class(kind, os.PathLike) for kind in kinds)
-
-
-def plain_type(hint: Any) -> str:
-    """A type in words.
-
-    >>> plain_type(int | None), plain_type(list[list[int]]), plain_type(tuple[float, float])
-    ('an integer or null', 'a list of lists of integers', 'a list of 2 numbers')
-    >>> plain_type(int | Literal["auto", "all"])
-    'an integer, auto or all'
-    """
-    words = list(dict.fromkeys(word for kind in _members(hint) for word in _words(kind)))
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _words(kind: Any) -> list[str]:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return [str(value) for value in arguments]
-    if origin is tuple:
-        return [f"a list of {len(arguments)} {_plural(arguments[0])}"]
-    if _is_class(origin, Mapping):
-        return ["a mapping"]
-    if origin is not None and arguments:
-        return [f"a list of {_plural(arguments[0])}"]
-    return [_WORDS.get(kind) or f"a {getattr(kind, '__name__', kind)} class"]
-
-
-def _plural(kind: Any) -> str:
-    if get_origin(kind) is not None and len(_members(kind)) == 1:
-        return f"lists of {_plural(get_args(kind)[0])}"
-    return _PLURALS.get(kind) or " or ".join(f"{getattr(each, '__name__', each)} classes" for each in _members(kind))
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """Types of a union, or the only type."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(member for kind in get_args(hint) for member in _members(kind))
-    return (hint,)
 
 
 def _is_class(kind: Any, base: type) -> bool:

@@ -9,7 +9,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from lit_depth.functional.checks import checked
 
+
+@checked
 def find_blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     """Return the decoder blocks of ``model``: the list itself, not a copy.
 
@@ -49,6 +52,7 @@ def find_blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     return next(iter(candidates.values()))
 
 
+@checked
 def find_decoder(model: nn.Module, blocks: nn.ModuleList) -> PreTrainedModel | None:
     """Return the innermost Hugging Face model inside ``model`` that holds ``blocks``; None if there is none."""
     decoder = None

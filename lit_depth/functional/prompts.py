@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.answering import IMAGE_INPUTS
+from lit_depth.functional.checks import checked
 from lit_depth.functional.tokens import token_masking
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 
 
+@checked
 def run_token_masking(
     model: nn.Module,
     processor: Any,
@@ -65,6 +67,7 @@ def run_token_masking(
     return frame
 
 
+@checked
 def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool = False) -> dict[str, Tensor]:
     """The model's inputs for one prompt.
 
@@ -119,6 +122,7 @@ def token_text(processor: Any, token_id: int) -> str:
     return _tokenizer(processor).decode([int(token_id)])
 
 
+@checked
 def name_tokens(frame: pd.DataFrame, processor: Any) -> pd.DataFrame:
     """Put ``token_masked``, a text, in place of ``token_id``; ``attrs["generated_text"]`` is what was generated."""
     texts = {token_id: token_text(processor, token_id) for token_id in frame["token_id"].unique()}
@@ -132,6 +136,7 @@ def name_tokens(frame: pd.DataFrame, processor: Any) -> pd.DataFrame:
     return named
 
 
+@checked
 def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) -> list[str]:
     """What each token of a prompt is: ``start``, ``vision`` or ``text``.
 
@@ -160,6 +165,7 @@ def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) ->
     ]
 
 
+@checked
 def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
     """One row of a padded batch as the processor would have given it alone: no padding, no crops that it lacks.
 

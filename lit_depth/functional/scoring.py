@@ -8,11 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lit_depth.functional.checks import check_token_ids, checked, prompt_inputs
 from lit_depth.functional.compatibility import CACHE_NAME
 
 IGNORE = -100
 
 
+@checked
 @torch.no_grad()
 def reference_logprob(
     model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, *, pad_token_id: int, in_phases: bool = False
@@ -30,11 +32,29 @@ def reference_logprob(
     Returns:
         float32 ``[batch]``, on the CPU.
     """
+    inputs = prompt_inputs(model, inputs)
+    check_answers(model, answer_ids, len(inputs["input_ids"]))
+    check_token_ids(model, pad_token_id=pad_token_id)
     if in_phases:
         return _logprob_on_cache(model, inputs, answer_ids, pad_token_id)
     extended = with_positions(model, with_answers(inputs, answer_ids, pad_token_id))
     logits = model(**extended, use_cache=False, **keep_last(model, answer_ids.shape[1] + 1)).logits
     return answer_logprob(logits[:, -answer_ids.shape[1] - 1 :], answer_ids)
+
+
+def check_answers(model: nn.Module, answer_ids: Tensor, batch: int) -> None:
+    """Check the tokens of reference answers, one row per prompt.
+
+    Raises:
+        ValueError: A shape other than ``[batch, answer]``, a row without a token or with one behind its padding, or an
+            id that the model does not know.
+    """
+    shape, real = list(answer_ids.shape), answer_ids != IGNORE
+    if len(shape) != 2 or shape[0] != batch or answer_ids.is_floating_point():
+        raise ValueError(f"expected answer_ids, integers [{batch}, answer], given {answer_ids.dtype} {shape}")
+    if not shape[1] or not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+        raise ValueError("expected answer_ids with at least one token in every row, padded on the right with -100")
+    check_token_ids(model, answer_ids=answer_ids[real])
 
 
 def _logprob_on_cache(model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, pad: int) -> Tensor:

@@ -25,12 +25,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from lit_depth.functional.ablations import Removed, ablation_masks, free_units
+from lit_depth.functional.checks import check_least, check_share, checked
 from lit_depth.functional.masking import mask_id
 from lit_depth.functional.racing import Evaluate, MaskScores, Outcome, RankBy, Rule, Samples, ScoreTable, race
 
@@ -110,6 +111,7 @@ class SearchResult(NamedTuple):
         return sum(level.saved for level in self.levels)
 
 
+@checked
 def beam_search(
     evaluate: Evaluate,
     num_units: int,
@@ -172,15 +174,9 @@ def beam_search(
         [((0,), 1.0), ((0, 1), 0.99)]
     """
     free = free_units(num_units, max_removed, keep)
-    for name, value in (("beam_width", beam_width), ("batch", batch)):
-        if value < 1:
-            raise ValueError(f"expected {name} of at least 1, given {value}")
-    if not epsilon >= 0:
-        raise ValueError(f"expected epsilon of at least 0, given {epsilon}")
-    if not 0 < delta < 1:
-        raise ValueError(f"expected delta between 0 and 1, given {delta}")
-    if rank_by not in get_args(RankBy):
-        raise ValueError(f"expected rank_by to be one of {', '.join(get_args(RankBy))}, given {rank_by!r}")
+    check_least(1, beam_width=beam_width, batch=batch)
+    check_least(0, epsilon=epsilon, seed=seed)
+    check_share(delta=delta)
     samples = Samples(num_samples, clusters, seed)
     levels: list[SearchLevel] = []
     beam: tuple[Removed, ...] = ((),)
@@ -200,6 +196,7 @@ def beam_search(
     return SearchResult(tuple(levels), tuple(bad))
 
 
+@checked
 def exhaustive_search(
     evaluate: Evaluate,
     num_units: int,
@@ -228,6 +225,7 @@ def exhaustive_search(
         )
     combinations = [c for size in range(1, max_removed + 1) for c in itertools.combinations(free, size)]
     masks = ablation_masks(num_units, combinations)
+    check_least(1, num_samples=num_samples)
     found = evaluate(masks, range(num_samples))
     accuracy, logprob, bad = found.as_arrays()
     accuracy = np.where(bad, np.nan, accuracy)
@@ -252,6 +250,7 @@ def exhaustive_search(
     )
 
 
+@checked
 def score_ablations(
     evaluate: Evaluate,
     num_units: int,

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy.stats import binom
 
+from lit_depth.functional.checks import check_share, checked
+
 Anything = TypeVar("Anything")
 
 # how much quality a request may lose, by its complexity: the upper end of the interval of the drop
@@ -80,6 +82,7 @@ class Candidate:
                 raise ValueError(f"expected {name} of mask {self.mask_id} as finite (low, high), given {limits}")
 
 
+@checked
 def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
     """Fit time against the number of active blocks by least squares.
 
@@ -115,6 +118,7 @@ def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
     return Line(slope, intercept, 1.0 - residual / total if total > 0 else 1.0)
 
 
+@checked
 def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence: float = 0.95) -> float:
     """Upper confidence bound of a percentile, free of any distribution: what ``share`` of all requests stay within.
 
@@ -135,8 +139,7 @@ def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence:
     >>> percentile_bound([3.0, 1.0, 2.0])
     3.0
     """
-    if not (0 < share < 1 and 0 < confidence < 1):
-        raise ValueError(f"expected share and confidence between 0 and 1, given {share} and {confidence}")
+    check_share(share=share, confidence=confidence)
     ordered = np.sort(np.asarray(times_ms, dtype=float))
     if not len(ordered) or not np.isfinite(ordered).all():
         raise ValueError("expected at least one finite time, given none or one that is not finite")
@@ -145,6 +148,7 @@ def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence:
     return float(ordered[enough[0] if len(enough) else -1])
 
 
+@checked
 def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: int = 1) -> int:
     """Most active blocks whose estimated time meets the budget, where only importance was measured for each block.
 
@@ -177,6 +181,7 @@ def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: in
     return max(affordable)
 
 
+@checked
 def select_for_budget(candidates: Sequence[Candidate], budget_ms: float) -> Candidate:
     """The candidate of the highest quality whose latency meets the budget; of equally good ones the fastest.
 
@@ -191,6 +196,7 @@ def select_for_budget(candidates: Sequence[Candidate], budget_ms: float) -> Cand
     return max(_affordable(candidates, budget_ms), key=lambda candidate: (candidate.quality, -candidate.latency_ms))
 
 
+@checked
 def request_mask(
     candidates: Sequence[Candidate],
     complexity: str,
@@ -231,6 +237,7 @@ def request_mask(
     return min(within, key=lambda candidate: (candidate.latency_ms, -candidate.quality))
 
 
+@checked
 def pareto_frontier(points: Sequence[tuple[float, float, Anything]]) -> list[tuple[float, float, Anything]]:
     """Points that no other point beats: for each, nothing is at least as fast and better, or faster and as good.
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from lit_depth.functional.answering import answer_in_chunks, answer_one_by_one, call_width, decode
 from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.checks import check_least, check_token_ids, checked, prompt_inputs
 from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
-from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask
-from lit_depth.functional.scoring import keep_last, with_positions
+from lit_depth.functional.masking import Granularity, Phase, check_drivable, stack_masks
+from lit_depth.functional.scoring import check_answers, keep_last, with_positions
 from lit_depth.functional.trie import MaskTrie
 
 
@@ -30,11 +31,12 @@ class SweepOutput(NamedTuple):
     hidden_states: Tensor  # [M, B, K, hidden], after the last block, before the final norm
 
 
+@checked
 @torch.no_grad()
 def sweep_forward(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
     *,
     logits_to_keep: int = 0,
     blocks: str | nn.ModuleList | None = None,
@@ -52,7 +54,9 @@ def sweep_forward(
         ValueError: If a mask is malformed, or the model's blocks cannot be skipped or driven (see `masked`).
     """
     module_list = blocks if isinstance(blocks, nn.ModuleList) else find_blocks(model, blocks)
-    masks = _check_masks(masks, len(module_list))
+    masks = stack_masks(masks, len(module_list))
+    inputs = prompt_inputs(model, inputs)
+    check_least(0, logits_to_keep=logits_to_keep)
     reason = check_drivable(model, module_list)
     if reason:
         raise ValueError(f"cannot sweep {type(model).__name__}: {reason}")
@@ -67,10 +71,11 @@ def sweep_forward(
     return SweepOutput(logits.unflatten(0, (len(masks), -1)), states[0].unflatten(0, (len(masks), -1)))
 
 
+@checked
 def sweep_generate(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
     max_new_tokens: int,
     *,
     eos_token_id: int | Sequence[int] | None = None,
@@ -98,6 +103,7 @@ def sweep_generate(
     Raises:
         ValueError: If a mask is malformed or the model's blocks cannot be skipped.
     """
+    check_least(1, max_new_tokens=max_new_tokens)
     return answer_masks(
         model,
         inputs,
@@ -111,11 +117,12 @@ def sweep_generate(
     )[0]
 
 
+@checked
 @torch.no_grad()
 def answer_masks(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
     *,
     max_new_tokens: int,
     eos_token_id: int | Sequence[int] | None,
@@ -148,8 +155,14 @@ def answer_masks(
         float32 ``[masks, batch]`` (``[masks, 0]`` without one); both on the CPU.
     """
     module_list = find_blocks(model, blocks)
-    masks = _check_masks(masks, len(module_list), granularity)
-    eos = _eos_tensor(eos_token_id)
+    masks = stack_masks(masks, len(module_list), granularity)
+    inputs = prompt_inputs(model, inputs)
+    eos = _eos_tensor(model, eos_token_id)
+    check_least(0, max_new_tokens=max_new_tokens)
+    check_least(1, max_rows=max_rows)
+    check_token_ids(model, pad_token_id=pad_token_id)
+    if answer_ids is not None:
+        check_answers(model, answer_ids, len(inputs["input_ids"]))
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "eos": eos,
@@ -173,6 +186,7 @@ def answer_masks(
     return answer_one_by_one(model, inputs, masks, blocks, options, on_mask)
 
 
+@checked
 @torch.no_grad()
 def generate(
     model: nn.Module,
@@ -197,7 +211,10 @@ def generate(
         ValueError: If the masks are malformed, or the model's blocks cannot be skipped or driven.
     """
     module_list = find_blocks(model, blocks)
-    masks = _check_masks(masks, len(module_list))
+    masks = stack_masks(masks, len(module_list))
+    inputs = prompt_inputs(model, inputs)
+    check_least(1, max_new_tokens=max_new_tokens)
+    check_token_ids(model, pad_token_id=pad_token_id)
     prompt = inputs["input_ids"]
     if len(masks) != len(prompt):
         raise ValueError(f"expected one mask per request, given {len(masks)} masks for {len(prompt)} requests")
@@ -221,7 +238,7 @@ def generate(
         first,
         inputs["attention_mask"],
         max_new_tokens,
-        _eos_tensor(eos_token_id),
+        _eos_tensor(model, eos_token_id),
         pad_token_id,
     )
 
@@ -230,14 +247,8 @@ def generate(
 _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def _check_masks(masks: Tensor | Sequence[Tensor], num_blocks: int, granularity: Granularity = "block") -> Tensor:
-    rows = list(masks)
-    if not rows:
-        raise ValueError("expected at least one mask, given none")
-    return torch.stack([check_mask(mask, num_blocks, granularity) for mask in rows])
-
-
-def _eos_tensor(eos_token_id: int | Sequence[int] | None) -> Tensor:
-    if eos_token_id is None:
-        return torch.zeros(0, dtype=torch.long)
-    return torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id))
+def _eos_tensor(model: nn.Module, eos_token_id: int | Sequence[int] | None) -> Tensor:
+    several = [] if eos_token_id is None else eos_token_id if isinstance(eos_token_id, Sequence) else [eos_token_id]
+    eos = torch.tensor(several, dtype=torch.long)
+    check_token_ids(model, eos_token_id=eos)
+    return eos

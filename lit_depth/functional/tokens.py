@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.checks import check_least, check_token_ids, checked
 from lit_depth.functional.final_position import (
     Call,
     check_rebuilt,
@@ -44,6 +45,7 @@ SHARP = 0.5
 Hide = Callable[[Tensor, Tensor], Tensor]
 
 
+@checked
 def token_masking(
     model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int = 1, *, blocks: str | None = None
 ) -> pd.DataFrame:
@@ -102,6 +104,7 @@ def token_masking(
     return _joined(pd.concat(frames, ignore_index=True), ids, next_id, num_output_tokens)
 
 
+@checked
 def span_masking(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -313,6 +316,7 @@ def _prompt(inputs: Mapping[str, Any]) -> Tensor:
     return ids
 
 
+@checked
 def check_prompt(
     model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int = 1, *, blocks: str | None = None
 ) -> None:
@@ -326,8 +330,8 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any], num_output_tokens
     ids = _prompt(inputs)
     if model.training:
         raise ValueError("expected a model in evaluation mode, given one in training mode; call model.eval()")
-    if num_output_tokens < 1:
-        raise ValueError(f"expected num_output_tokens of at least 1, given {num_output_tokens}")
+    check_token_ids(model, input_ids=ids)
+    check_least(1, num_output_tokens=num_output_tokens)
     attention_mask = inputs.get("attention_mask")
     if attention_mask is None:
         attention_mask = torch.ones_like(ids)

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from lit_depth.functional.checks import shorten
+
 MAX_DEPTH = 100
 MAX_VALUES = 100_000
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -92,16 +94,3 @@ def check_yaml(text: str) -> None:
             open_collections[-1] = outer, total + size
             if total + size > MAX_VALUES:
                 raise yaml.YAMLError(f"expected at most {MAX_VALUES:,} values, aliases counted in full, got more")
-
-
-def shorten(value: Any, length: int = 60) -> str:
-    """``repr`` in at most so many characters.
-
-    >>> shorten("a" * 100, 12)
-    "'aaaaaaaa..."
-    """
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        text = f"a {type(value).__name__} too large to be printed"
-    return text if len(text) <= length else text[: length - 3] + "..."

@@ -84,7 +84,7 @@ def test_line_of_equal_times_is_flat() -> None:
         ([4, 4], [1.0, 2.0], r"given \[4.0\]"),
         ([4, 8], [1.0], "as many times as counts"),
         ([4, 8], [1.0, math.nan], "finite"),
-        ([4, math.inf], [1.0, 2.0], "finite"),
+        ([4, math.inf], [1.0, 2.0], "counts as a list of integers"),
     ],
 )
 def test_lines_that_cannot_be_fitted(counts: list, times: list, message: str) -> None:
