@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lit_depth.callbacks.modules import same_random_state, undisturbed
 from lit_depth.functional import find_blocks, leave_one_out, masked, sweep_forward
+from lit_depth.functional.checks import check_least, checked
 from lit_depth.functional.engine import CannotDriveError
 from lit_depth.functional.masking import Granularity, check_drivable
 from lit_depth.functional.scoring import IGNORE
@@ -43,6 +44,9 @@ class AccuracyDropImportance(Callback):
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_batches: Batches to use per loop; None = all.
 
+    Raises:
+        ValueError: If ``max_batches`` is below 1. At the start of the loop: if there are no decoder blocks.
+
     With several processes a sample counts as often as the loop's sampler deals it out: Lightning's own repeats a few,
     to give all processes equally many.
 
@@ -54,9 +58,11 @@ class AccuracyDropImportance(Callback):
 
     log: Callable[..., None]  # Lightning gives every callback the module's method
 
+    @checked
     def __init__(
         self, score_fn: ScoreFn | None = None, blocks: str | None = None, max_batches: int | None = None
     ) -> None:
+        check_least(1, max_batches=max_batches)
         self.score_fn = score_fn
         self.blocks = blocks
         self.max_batches = max_batches

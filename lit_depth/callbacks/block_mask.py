@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.checks import checked
 from lit_depth.functional.masking import Phase, masked
 from lit_depth.functional.policies import from_indices
 
@@ -34,6 +35,7 @@ class BlockMask(Callback):
     [0, 3]
     """
 
+    @checked
     def __init__(
         self,
         active_block_indices: list[int] | None = None,

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import lit_depth.metrics
 from lit_depth.functional import mask_id
+from lit_depth.functional.checks import check_range, checked
+from lit_depth.functional.masking import stack_masks
 from lit_depth.metrics import clean_prediction
 from lit_depth.results.store import RecordWriter, check_complete, read_records
 
@@ -46,6 +47,7 @@ class MaskSweep(Callback):
         ValueError: If more samples are bad than allowed, a log-probability is NaN or infinite, or records are missing.
     """
 
+    @checked
     def __init__(
         self,
         masks: Sequence[Tensor | Sequence[bool]],
@@ -54,7 +56,12 @@ class MaskSweep(Callback):
         max_bad_samples: float = 0.01,
         description: str = "masks",
     ) -> None:
-        self.masks = {mask_id(mask): torch.as_tensor(mask, dtype=torch.bool) for mask in masks}
+        check_range(0, 1, max_bad_samples=max_bad_samples)
+        if not hasattr(lit_depth.metrics, metric):
+            raise ValueError(
+                f"expected the name of a metric in lit_depth.metrics, such as ExactMatch, given {metric!r}"
+            )
+        self.masks = {mask_id(mask): mask for mask in stack_masks(masks)}
         self.folder = Path(folder)
         self.metric = getattr(lit_depth.metrics, metric)
         self._corpus = getattr(self.metric, "corpus", None)

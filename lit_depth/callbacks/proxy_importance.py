@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_depth.functional import find_blocks, masked
+from lit_depth.functional.checks import check_least, checked
 from lit_depth.functional.importance import METHODS, ProxyScores, check_methods
 from lit_depth.functional.scoring import IGNORE, with_answers
 
@@ -59,11 +60,11 @@ class ProxyImportance(Callback):
 
     log: Callable[..., None]  # Lightning gives every callback the module's method
 
+    @checked
     def __init__(
         self, methods: Sequence[str] = METHODS, blocks: str | None = None, num_batches: int | None = None
     ) -> None:
-        if num_batches is not None and num_batches < 1:
-            raise ValueError(f"num_batches must be at least 1 (None = all), got {num_batches}")
+        check_least(1, num_batches=num_batches)
         self.methods = check_methods(methods)
         self.blocks = blocks
         self.num_batches = num_batches

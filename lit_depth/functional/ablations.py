@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_depth.functional.checks import check_least, checked
+from lit_depth.functional.checks import MAX_UNITS, check_range, checked
 from lit_depth.functional.policies import Importance, from_indices, top_k
 
 Removed = tuple[int, ...]
@@ -21,7 +21,7 @@ def free_units(num_units: int, max_removed: int, keep: Sequence[int]) -> list[in
     Raises:
         ValueError: None may, or ``max_removed`` is not at least 1 and at most what leaves ``keep`` and a unit.
     """
-    check_least(1, num_units=num_units)
+    check_range(1, MAX_UNITS, num_units=num_units)
     always = from_indices(num_units, keep) if len(keep) else torch.zeros(num_units, dtype=torch.bool)
     free = (~always).nonzero().flatten().tolist()
     most = min(len(free), num_units - 1)
@@ -43,7 +43,7 @@ def ablation_masks(num_units: int, ablations: Sequence[Sequence[int]]) -> Tensor
     >>> ablation_masks(3, [(0,), (0, 2)]).tolist()
     [[False, True, True], [False, True, False]]
     """
-    check_least(1, num_units=num_units)
+    check_range(1, MAX_UNITS, num_units=num_units)
     if not len(ablations):
         raise ValueError("expected at least one ablation, given none")
     masks = [
@@ -85,7 +85,7 @@ def importance_order(importance: Importance, max_removed: int, *, keep: Sequence
     >>> importance_order([0.5, 0.1, 0.3, 0.1], 3, keep=[1])
     [(3,), (2, 3), (0, 2, 3)]
     """
-    num_units = len(importance)
+    num_units = importance.numel() if isinstance(importance, Tensor) else len(importance)
     free_units(num_units, max_removed, keep)
     masks = [top_k(importance, num_units - size, keep=keep) for size in range(1, max_removed + 1)]
     return [tuple((~mask).nonzero().flatten().tolist()) for mask in masks]

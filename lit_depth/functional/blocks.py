@@ -72,8 +72,8 @@ def _blocks_at(model: nn.Module, path: str) -> nn.ModuleList:
             near = difflib.get_close_matches(name, children, n=1)
             hint = f"did you mean {_join(walked, near[0])!r}? " if near else ""
             raise ValueError(
-                f"no module at {path!r}: {walked or type(model).__name__} has no child {name!r}; "
-                f"{hint}{_describe_lists(model)}"
+                f"expected the path of the blocks, no module at {path!r}: {walked or type(model).__name__} has no "
+                f"child {name!r}; {hint}{_describe_lists(model)}"
             )
         module, walked = children[name], _join(walked, name)
     if not isinstance(module, nn.ModuleList) or len(module) == 0:

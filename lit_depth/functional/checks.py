@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+MAX_UNITS = 10_000  # of a model; more than any has
+MAX_TOKENS = 2**20  # of an answer
 P = ParamSpec("P")
 R = TypeVar("R")
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Any: "anything"}
@@ -27,7 +29,7 @@ _MOST_CHECKED = 10_000  # elements of a list
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the arguments of every call against the annotations of ``function``; a decorator.
+    """Check the arguments of every call against the annotations of ``function``; a decorator, of a dataclass too.
 
     What only type checkers can resolve is let through, and so are the elements of mappings and of long lists.
 
@@ -39,6 +41,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     ...
     ValueError: expected times as an integer, given True
     """
+    if isinstance(function, type):
+        function.__init__ = checked(function.__init__)  # type: ignore[misc]
+        return function
     signature = inspect.signature(function)
 
     @functools.cache
@@ -65,7 +70,7 @@ def _resolve(hint: Any, function: Callable[..., Any]) -> Any:
     if not isinstance(hint, str):
         return hint
     try:
-        return eval(hint, getattr(function, "__globals__", {}))
+        return eval(hint, inspect.unwrap(function).__globals__)
     except NameError:  # imported for type checkers only
         return Any
 
@@ -86,7 +91,7 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is collections.abc.Callable:
         return callable(value)
     if not issubclass(origin, collections.abc.Collection):  # read once, perhaps endless
-        return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+        return _is_list(value) or isinstance(value, Iterable) and not hasattr(value, "__getitem__")
     if issubclass(origin, Mapping):
         return isinstance(value, Mapping)
     return _is_list(value) and _elements_fit(value, origin, arguments)
@@ -101,9 +106,9 @@ def _elements_fit(values: Any, kind: type, hints: tuple[Any, ...]) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    sized = isinstance(value, collections.abc.Sized) and isinstance(value, Iterable)
-    # a tensor without axes has no length
-    return sized and not isinstance(value, (str, bytes, Mapping)) and getattr(value, "ndim", 1) > 0
+    if isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0:  # without axes there is no length
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def _is_bool(value: Any) -> bool:
@@ -114,15 +119,16 @@ def _is_integer(value: Any) -> bool:
     if _is_bool(value) or getattr(value, "dtype", None) is torch.bool:
         return False
     try:
-        operator.index(value)
+        return -(2**63) <= operator.index(value) < 2**64
     except TypeError:
         return False
-    return True
 
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, (Tensor, np.ndarray)):
         return value.ndim == 0 and isinstance(value.item(), (int, float)) and not isinstance(value.item(), bool)
+    if isinstance(value, int):
+        return _is_integer(value)
     return isinstance(value, numbers.Real) and not _is_bool(value)
 
 

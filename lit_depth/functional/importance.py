@@ -255,7 +255,7 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     ('taylor',)
     """
     known = f"expected methods among {', '.join(METHODS)}"
-    if not methods:
+    if not len(methods):
         raise ValueError(f"{known}, as a list with at least one, given {methods!r}")
     unknown = [method for method in methods if method not in METHODS]
     if unknown:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
-from lit_depth.functional.checks import check_least, checked
+from lit_depth.functional.checks import MAX_UNITS, check_range, checked
 from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.entries import Claim, DecodeClaim, DecodedLayer, PrefillClaim, SkippedLayer, find_cache
 from lit_depth.functional.sublayers import HalfForward, check_halves
@@ -162,7 +162,7 @@ def check_mask(mask: Tensor | Sequence[bool], num_blocks: int, granularity: Gran
     >>> check_mask([True, False], num_blocks=2)
     tensor([ True, False])
     """
-    check_least(1, num_blocks=num_blocks)
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
     num_units, units = (num_blocks, "blocks") if granularity == "block" else (2 * num_blocks, "sublayers")
     if not isinstance(mask, Tensor):
         mask = torch.tensor(list(mask), dtype=torch.bool)

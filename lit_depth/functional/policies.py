@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lit_depth.functional.checks import check_least, check_range, checked, shorten
+from lit_depth.functional.checks import MAX_UNITS, check_range, checked, shorten
 
 Importance = Tensor | Sequence[float] | Mapping[str, float] | Mapping[int, float]
 
@@ -132,7 +132,7 @@ def from_indices(num_blocks: int, indices: Sequence[int], *, keep: Sequence[int]
     >>> from_indices(4, [3, 0]).tolist()
     [True, False, False, True]
     """
-    check_least(1, num_blocks=num_blocks)
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
     chosen = {*_check_indices(num_blocks, indices), *_check_indices(num_blocks, keep)}
     if not chosen:
         raise ValueError("expected at least one active block, given no index")
@@ -149,6 +149,7 @@ def leave_one_out(num_blocks: int) -> Tensor:
     >>> leave_one_out(2).tolist()
     [[False, True], [True, False]]
     """
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
     if num_blocks < 2:
         raise ValueError(f"expected at least 2 blocks to leave one out, given {num_blocks}")
     return ~torch.eye(num_blocks, dtype=torch.bool)
@@ -168,7 +169,7 @@ def _mask(num_blocks: int, indices: Iterable[int]) -> Tensor:
 
 
 def _check(num_blocks: int, k: int, keep: Sequence[int]) -> list[int]:
-    check_least(1, num_blocks=num_blocks)
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
     if not 1 <= k <= num_blocks:
         raise ValueError(f"expected k, the number of active blocks, between 1 and {num_blocks}, given {k}")
     always = _check_indices(num_blocks, keep)
@@ -201,7 +202,9 @@ def _scores(importance: Importance) -> list[float]:
             raise ValueError(f"expected importance for blocks 0..{len(importance) - 1}, given keys {list(importance)}")
         scores = [by_block[block_idx] for block_idx in range(len(by_block))]
     else:
-        values = torch.as_tensor(importance, dtype=torch.float64)
+        values = torch.as_tensor(
+            importance if isinstance(importance, Tensor) else list(importance), dtype=torch.float64
+        )
         if values.ndim != 1:
             raise ValueError(f"expected importance of shape [num_blocks], given {list(values.shape)}")
         scores = values.tolist()

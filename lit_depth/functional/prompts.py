@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.answering import IMAGE_INPUTS
-from lit_depth.functional.checks import checked
+from lit_depth.functional.checks import checked, shorten
 from lit_depth.functional.tokens import token_masking
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool =
     Raises:
         ValueError: If the prompt is empty or blank, or an image is given to a tokenizer.
     """
+    if not callable(processor) or not hasattr(_tokenizer(processor), "decode"):
+        raise ValueError(f"expected a processor or a tokenizer of transformers, given {shorten(processor)}")
     if not prompt.strip():
         raise ValueError(f"expected a prompt with text, given an empty one ({prompt!r})")
     start = start_token(processor)

@@ -60,7 +60,7 @@ class MaskScores(NamedTuple):
 Evaluate = Callable[[Tensor, Sequence[int]], MaskScores]
 
 
-def _as_scores(found: Any) -> MaskScores:
+def as_scores(found: Any) -> MaskScores:
     if not isinstance(found, MaskScores):
         raise ValueError(f"expected evaluate to return MaskScores, given {shorten(found)}")
     return found
@@ -169,7 +169,7 @@ class ScoreTable:
             ValueError: Scores of a wrong shape or outside their range.
         """
         scores = self.evaluate(self.masks[list(rows)], self.samples.order[places].tolist())
-        accuracy, logprob, bad = _as_scores(scores).as_arrays()
+        accuracy, logprob, bad = as_scores(scores).as_arrays()
         for name, values, low, high in (
             ("accuracy", accuracy, 0.0, 1.0),
             ("reference_logprob", logprob, -math.inf, 1e-6),  # rounding may leave a logarithm of 1 above 0

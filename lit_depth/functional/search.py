@@ -33,7 +33,17 @@ from torch import Tensor
 from lit_depth.functional.ablations import Removed, ablation_masks, free_units
 from lit_depth.functional.checks import check_least, check_share, checked
 from lit_depth.functional.masking import mask_id
-from lit_depth.functional.racing import Evaluate, MaskScores, Outcome, RankBy, Rule, Samples, ScoreTable, race
+from lit_depth.functional.racing import (
+    Evaluate,
+    MaskScores,
+    Outcome,
+    RankBy,
+    Rule,
+    Samples,
+    ScoreTable,
+    as_scores,
+    race,
+)
 
 MAX_COMBINATIONS = 5000
 
@@ -177,7 +187,7 @@ def beam_search(
     check_least(1, beam_width=beam_width, batch=batch)
     check_least(0, epsilon=epsilon, seed=seed)
     check_share(delta=delta)
-    samples = Samples(num_samples, clusters, seed)
+    samples = Samples(num_samples, clusters, int(seed))
     levels: list[SearchLevel] = []
     beam: tuple[Removed, ...] = ((),)
     for size in range(1, max_removed + 1):
@@ -226,7 +236,7 @@ def exhaustive_search(
     combinations = [c for size in range(1, max_removed + 1) for c in itertools.combinations(free, size)]
     masks = ablation_masks(num_units, combinations)
     check_least(1, num_samples=num_samples)
-    found = evaluate(masks, range(num_samples))
+    found = as_scores(evaluate(masks, range(num_samples)))
     accuracy, logprob, bad = found.as_arrays()
     accuracy = np.where(bad, np.nan, accuracy)
     rows = {mask_id(mask): row for row, mask in enumerate(masks)}

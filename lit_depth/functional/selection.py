@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy.stats import binom
 
-from lit_depth.functional.checks import check_share, checked
+from lit_depth.functional.checks import MAX_UNITS, check_range, check_share, checked, shorten
 
 Anything = TypeVar("Anything")
 
@@ -35,6 +35,7 @@ class Line(NamedTuple):
         return self.intercept + self.slope * num_active_blocks
 
 
+@checked
 @dataclass(frozen=True)
 class Candidate:
     """A mask with what was measured under it.
@@ -57,6 +58,7 @@ class Candidate:
     drop_ci: tuple[float, float]
 
     @classmethod
+    @checked
     def from_result(cls, entry: Mapping[str, Any]) -> Candidate:
         """A candidate of ``selection.json``, as `lit-depth select` writes it, by what the choice looked at.
 
@@ -67,18 +69,21 @@ class Candidate:
         Raises:
             ValueError: A run with ``--estimate_depth``, which measures no quality.
         """
-        measured = entry["chosen_by"]
-        if measured is None:
-            raise ValueError(f"mask {entry['mask_id']}: expected a candidate of measured quality, given one without")
-        intervals = ((low, high) for low, high in (measured["quality_ci"], measured["drop_ci"]))
-        return cls(entry["mask_id"], entry["latency_ms"]["bound"], measured["quality"], *intervals)
+        try:
+            mask_id, time_ms, measured = entry["mask_id"], entry["latency_ms"]["bound"], entry["chosen_by"]
+            if measured is None:
+                raise ValueError(f"mask {mask_id}: expected a candidate of measured quality, given one without")
+            quality, intervals = measured["quality"], [tuple(measured[name]) for name in ("quality_ci", "drop_ci")]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected an entry of candidates of selection.json, given {shorten(entry)}") from error
+        return cls(mask_id, time_ms, quality, *intervals)
 
     def __post_init__(self) -> None:
         _check_positive(f"latency_ms of mask {self.mask_id}", self.latency_ms)
         if not math.isfinite(self.quality):
             raise ValueError(f"expected a finite quality of mask {self.mask_id}, given {self.quality}")
         for name, limits in (("quality_ci", self.quality_ci), ("drop_ci", self.drop_ci)):
-            if len(limits) != 2 or not all(map(math.isfinite, limits)) or limits[0] > limits[1]:
+            if not all(map(math.isfinite, limits)) or limits[0] > limits[1]:
                 raise ValueError(f"expected {name} of mask {self.mask_id} as finite (low, high), given {limits}")
 
 
@@ -166,6 +171,7 @@ def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: in
     8
     """
     _check_positive("budget_ms", budget_ms)
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
     if not 1 <= fewest <= num_blocks:
         raise ValueError(f"expected at least one block, given num_blocks={num_blocks} and fewest={fewest}")
     if not (math.isfinite(line.slope) and math.isfinite(line.intercept)):
@@ -259,7 +265,7 @@ def pareto_frontier(points: Sequence[tuple[float, float, Anything]]) -> list[tup
 
 def _affordable(candidates: Sequence[Candidate], budget_ms: float) -> list[Candidate]:
     _check_positive("budget_ms", budget_ms)
-    if not candidates:
+    if not len(candidates):
         raise ValueError("expected at least one candidate mask, given none")
     affordable = [candidate for candidate in candidates if candidate.latency_ms <= budget_ms]
     if not affordable:

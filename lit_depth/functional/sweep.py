@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from lit_depth.functional.answering import answer_in_chunks, answer_one_by_one, call_width, decode
 from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.checks import check_least, check_token_ids, checked, prompt_inputs
+from lit_depth.functional.checks import (
+    MAX_TOKENS,
+    check_least,
+    check_range,
+    check_token_ids,
+    checked,
+    fits,
+    prompt_inputs,
+)
 from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.engine import CannotDriveError, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import Granularity, Phase, check_drivable, stack_masks
@@ -103,7 +111,7 @@ def sweep_generate(
     Raises:
         ValueError: If a mask is malformed or the model's blocks cannot be skipped.
     """
-    check_least(1, max_new_tokens=max_new_tokens)
+    check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
     return answer_masks(
         model,
         inputs,
@@ -158,7 +166,7 @@ def answer_masks(
     masks = stack_masks(masks, len(module_list), granularity)
     inputs = prompt_inputs(model, inputs)
     eos = _eos_tensor(model, eos_token_id)
-    check_least(0, max_new_tokens=max_new_tokens)
+    check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
     check_least(1, max_rows=max_rows)
     check_token_ids(model, pad_token_id=pad_token_id)
     if answer_ids is not None:
@@ -213,7 +221,7 @@ def generate(
     module_list = find_blocks(model, blocks)
     masks = stack_masks(masks, len(module_list))
     inputs = prompt_inputs(model, inputs)
-    check_least(1, max_new_tokens=max_new_tokens)
+    check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
     check_token_ids(model, pad_token_id=pad_token_id)
     prompt = inputs["input_ids"]
     if len(masks) != len(prompt):
@@ -248,7 +256,8 @@ _WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def _eos_tensor(model: nn.Module, eos_token_id: int | Sequence[int] | None) -> Tensor:
-    several = [] if eos_token_id is None else eos_token_id if isinstance(eos_token_id, Sequence) else [eos_token_id]
-    eos = torch.tensor(several, dtype=torch.long)
-    check_token_ids(model, eos_token_id=eos)
-    return eos
+    several: Any = [] if eos_token_id is None else [eos_token_id] if fits(eos_token_id, int) else eos_token_id
+    ids = [int(each) for each in several]
+    for each in ids:
+        check_token_ids(model, eos_token_id=each)
+    return torch.tensor(ids, dtype=torch.long)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
-from lit_depth.functional.checks import check_least, check_token_ids, checked
+from lit_depth.functional.checks import check_least, check_token_ids, checked, fits, shorten
 from lit_depth.functional.final_position import (
     Call,
     check_rebuilt,
@@ -350,9 +350,9 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any], num_output_tokens
 
 
 def _check_span(name: str, span: Sequence[int], length: int) -> Tensor:
-    positions = sorted(int(position) for position in span)
+    positions = sorted(int(position) for position in span) if fits(span, Sequence[int]) else []
     if not positions or len(set(positions)) != len(positions) or not 0 <= positions[0] <= positions[-1] < length:
         raise ValueError(
-            f"expected span {name!r} to hold distinct positions from 0 to {length - 1}, given {list(span)}"
+            f"expected span {name!r} to hold distinct positions from 0 to {length - 1}, given {shorten(span)}"
         )
     return torch.tensor(positions)

@@ -79,7 +79,7 @@ def test_every_listed_task_is_found_by_its_name():
 
 
 def test_unknown_task_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown task 'shape_vqa'; did you mean shapes_vqa"):
+    with pytest.raises(ValueError, match="got 'shape_vqa', an unknown task; did you mean shapes_vqa"):
         DepthDataModule(task="shape_vqa")
 
 
