@@ -52,6 +52,18 @@ def find_blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     return next(iter(candidates.values()))
 
 
+def context_length(model: nn.Module) -> int | None:
+    """Tokens that a model was made for (``max_position_embeddings`` of its text model); None where it does not say.
+
+    A sliding window is no limit: blocks forget what is outside of it, and go on.
+    """
+    config = getattr(model, "config", None)
+    if isinstance(config, PreTrainedConfig):
+        config = config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
 @checked
 def find_decoder(model: nn.Module, blocks: nn.ModuleList) -> PreTrainedModel | None:
     """Return the innermost Hugging Face model inside ``model`` that holds ``blocks``; None if there is none."""

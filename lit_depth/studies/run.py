@@ -69,7 +69,7 @@ def open_run(
             f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, given {trainer.precision}; "
             "--model.dtype loads the weights in another number format"
         )
-    datamodule.processor = datamodule.processor if datamodule.processor is not None else model.processor
+    datamodule.attach(model)
     identity = {
         **arguments,
         **model_identity(trainer, model),
