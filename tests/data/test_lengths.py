@@ -61,7 +61,7 @@ def test_the_bound_never_exceeds_what_the_tokenizer_counts(kind, text):
 
 def test_the_bound_is_of_use_and_there_is_none_where_text_may_vanish():
     for kind in ("byte level", "byte fallback"):
-        assert fewest_tokens(TOKENIZERS[kind], "hello world " * 10_000) > 10_000
+        assert fewest_tokens(TOKENIZERS[kind], "hello world " * 10_000) >= 10_000
     assert fewest_tokens(TOKENIZERS["unigram"], "hello world " * 10_000) == 0
     swallowing = trained("byte level")
     swallowing.add_tokens([AddedToken("<image>", rstrip=True)])
