@@ -82,7 +82,7 @@ class DepthModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if from_scratch:
-            self.model, self.processor = new_model(checkpoint)
+            self.model, self.processor = new_model(checkpoint, revision=revision, trust_remote_code=trust_remote_code)
         else:
             self.model, self.processor = load_checkpoint(
                 checkpoint,
