@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lit_depth.functional.checks import shorten
+from lit_depth.functional.checks import plain_type, shorten
 
 MAX_DEPTH = 100
 MAX_VALUES = 100_000
@@ -44,6 +44,34 @@ def read_object(path: str | Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object {{...}} in it, got {shorten(content)}")
+    return content
+
+
+def read_own(path: Path, *keys: str, kind: type = object) -> Any:
+    """What an entry of a file of the run's own folder holds, or the whole object.
+
+    Args:
+        keys: Names of the entry, from the outside in.
+        kind: What it has to be.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, saying what to do.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        content = read_object(path)
+        for key in keys:
+            if not isinstance(content, dict) or key not in content:
+                raise ValueError(f"expected the entry {'.'.join(keys)!r} in it, got none")
+            content = content[key]
+        if not isinstance(content, kind):
+            raise ValueError(f"expected {'.'.join(keys)!r} as {plain_type(kind)}, got {shorten(content)}")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete the run's folder to start over, or give another --name"
+        ) from error
     return content
 
 

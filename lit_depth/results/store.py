@@ -235,11 +235,22 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 record = json.loads(line)
-                yield {**record, "mask": str(record["mask"]), "sample": str(record["sample"])}
-            except (ValueError, KeyError, TypeError) as error:
+                mask, sample = str(record["mask"]), str(record["sample"])
+                wrong = [name for name in ("score", "reference_logprob") if not _is_number(record.get(name))]
+                if wrong:
+                    raise ValueError(f"expected a number as {wrong[0]}")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}, line {number}: expected a record with 'mask' and 'sample', got {line[:80]!r}"
+                    f"{path}, line {number}: expected a record with 'mask' and 'sample', got {line[:80]!r}; delete the "
+                    "file, and what it holds is measured again, or give another --name"
                 ) from error
+            yield {**record, "mask": mask, "sample": sample}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a recorded value is a finite number, or null."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (is_number and math.isfinite(value))
 
 
 def check_complete(frame: pd.DataFrame, mask_ids: Sequence[str], num_samples: int) -> None:

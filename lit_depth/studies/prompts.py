@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lit_depth.data import BadSample, DepthDataModule
 from lit_depth.data.images import load_image
+from lit_depth.functional.checks import shorten
 from lit_depth.functional.prompts import encode_prompt
 from lit_depth.functional.tokens import check_prompt
 from lit_depth.module import DepthModule
+from lit_depth.results.reading import load_yaml
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,7 +59,7 @@ def read_text(option: str, path: str) -> str:
 def read_prompts(path: str) -> list[Prompt]:
     """Prompts of a YAML file; paths of images count from its folder."""
     try:
-        entries = yaml.safe_load(read_text("prompts", path))
+        entries = load_yaml(read_text("prompts", path))
     except yaml.YAMLError as error:
         raise ValueError(f"prompts: {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries:
@@ -121,9 +123,3 @@ def fingerprint(image: Image | None) -> str | None:
     if image is None:
         return None
     return f"{image.width} x {image.height}, {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
-
-
-def shorten(value: Any) -> str:
-    """``repr`` in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

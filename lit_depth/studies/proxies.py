@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional import ProxyScores, leave_one_out, reference_logprob
 from lit_depth.functional.sweep import answer_masks
 from lit_depth.module import DepthModule, model_inputs
+from lit_depth.results.reading import read_own
 from lit_depth.results.store import write_json
 
 PROXIES = "proxy_scores.json"
@@ -54,7 +54,7 @@ def measure_proxies(
     """
     path = folder / PROXIES
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return {key: read_own(path, key) for key in ("scores", "forwards", "forward_seconds", "batch_size")}
     each = copy.copy(datamodule)
     automatic = datamodule.batch_size == "auto"
     each.batch_size = _FIRST_BATCH if automatic else datamodule.batch_size

@@ -20,6 +20,7 @@ from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.answering import affordable_bytes, bytes_per_row
 from lit_depth.module import DepthModule, model_inputs
+from lit_depth.results.reading import read_own
 from lit_depth.results.store import locked_folder, prepare_folder, write_json, write_manifest
 from lit_depth.studies.comparison import Scores
 
@@ -64,6 +65,12 @@ def open_run(
         ValueError: If the folder holds a run with other arguments, is in use, or cannot be written to; or if the
             trainer would convert the weights.
     """
+    limit = trainer.limit_predict_batches
+    if isinstance(limit, int) or limit != 1.0:  # 1.0 is the share of all batches; a number of them is an integer
+        raise ValueError(
+            f"expected all batches to be evaluated, got --trainer.limit_predict_batches {limit} (fast_dev_run sets it "
+            "too): for fewer questions give --data.num_samples and --data.calibration_samples"
+        )
     if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
         raise ValueError(
             f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, given {trainer.precision}; "
@@ -118,11 +125,11 @@ def check_same_model(file: str | Path, name: str, expected: Mapping[str, Any]) -
         ValueError: Naming the first entry of ``expected`` that differs.
     """
     try:
-        there = json.loads(Path(file).with_name("manifest.json").read_text(encoding="utf-8"))["arguments"]
+        there = read_own(Path(file).with_name("manifest.json"), "arguments", kind=dict)
     except FileNotFoundError:
         return  # a file that was moved away says nothing of its run
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{name}: the manifest beside {file} cannot be read ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: what stands beside {file} cannot be read: {error}") from error
     for key, now in json.loads(json.dumps(dict(expected), default=str)).items():
         if key in there and there[key] != now:
             raise ValueError(
@@ -132,13 +139,9 @@ def check_same_model(file: str | Path, name: str, expected: Mapping[str, Any]) -
 
 def _refuse_other_run(folder: Path, identity: Mapping[str, Any]) -> None:
     try:
-        earlier = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["arguments"]
+        earlier = read_own(folder / "manifest.json", "arguments", kind=dict)
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / 'manifest.json'} cannot be read ({error}): delete {folder} or give another --name"
-        ) from error
     for key in dict.fromkeys([*identity, *earlier]):
         there, now = earlier.get(key), identity.get(key)
         if there != now:
@@ -249,7 +252,7 @@ def settle_batch_size(
             if time.monotonic() > deadline:
                 raise ValueError(f"no {path} from the first process in {_MAX_WAIT_SECONDS} s: give --data.batch_size")
             time.sleep(0.2)
-    return int(json.loads(path.read_text(encoding="utf-8"))["batch_size"])
+    return max(1, read_own(path, "batch_size", kind=int))
 
 
 def find_batch_size(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from lit_depth.data import BadSample, DepthDataModule
 from lit_depth.functional.prompts import name_tokens, token_kinds
 from lit_depth.functional.tokens import span_masking, token_masking
 from lit_depth.module import DepthModule
+from lit_depth.results.reading import read_own
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.token_tables import read_token_masking
 from lit_depth.studies.prompts import Prompt, encode, fingerprint, prompts_of_task, read_prompts, read_text, with_image
@@ -152,11 +152,15 @@ def _measure(
                     write_parquet(whole, span_masking(model.model, on_device, wanted, **options))
                 # last: whoever sees it may rely on the tables
                 write_json(generated, {**frame.attrs, "device": str(device)})
-            run = json.loads(generated.read_text(encoding="utf-8"))
-            table = pd.read_parquet(whole) if wanted else None
-            found.append(
-                Measured(prompt, of_prompt, read_token_masking(rows), table, run["generated_text"], run["device"])
-            )
+            run = {key: read_own(generated, key) for key in ("generated_text", "device")}
+            try:
+                table, frame = pd.read_parquet(whole) if wanted else None, read_token_masking(rows)
+            except (ValueError, OSError) as error:
+                raise ValueError(
+                    f"a table beside {generated} is damaged ({error}): delete the run's folder to start over, or give "
+                    "another --name"
+                ) from error
+            found.append(Measured(prompt, of_prompt, frame, table, run["generated_text"], run["device"]))
             progress.update()
     model.cpu()
     return found
