@@ -7,12 +7,14 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.checks import checked
 from lit_depth.module import DepthModule
 
 
 class DepthTrainer(Trainer):
     """Lightning's Trainer, with the studies of this package as further entry points."""
 
+    @checked
     def compare(
         self,
         model: DepthModule,
@@ -61,6 +63,7 @@ class DepthTrainer(Trainer):
 
         return compare(self, **options)
 
+    @checked
     def importance(
         self,
         model: DepthModule,
@@ -106,6 +109,7 @@ class DepthTrainer(Trainer):
 
         return importance(self, **options)
 
+    @checked
     def consistency(
         self,
         model: DepthModule,
@@ -145,6 +149,7 @@ class DepthTrainer(Trainer):
 
         return consistency(self, **options)
 
+    @checked
     def latency(
         self,
         model: DepthModule,
@@ -193,6 +198,7 @@ class DepthTrainer(Trainer):
 
         return latency(self, **options)
 
+    @checked
     def select(
         self,
         model: DepthModule,
@@ -262,6 +268,7 @@ class DepthTrainer(Trainer):
 
         return select(self, **options)
 
+    @checked
     def tokens(
         self,
         model: DepthModule,
@@ -313,6 +320,7 @@ class DepthTrainer(Trainer):
 
         return tokens(self, **options)
 
+    @checked
     def search(
         self,
         model: DepthModule,

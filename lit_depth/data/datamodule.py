@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -108,7 +109,8 @@ class DepthDataModule(LightningDataModule):
         # of the module that the batches are for, see `attach`
         self.context: int | None = None
         self.max_new_tokens: int | None = None
-        # by task, split and number of streamed rows; shared by `for_each_task`
+        # what was said already, and rows by task, split and number of streamed rows; shared by `for_each_task`
+        self._told: set[tuple[str, str]] = set()
         self._rows: dict[tuple[str, str, int | None], datasets.Dataset | QuestionRows] = {}
 
     def train_dataloader(self) -> DataLoader:
@@ -183,6 +185,12 @@ class DepthDataModule(LightningDataModule):
         if num_samples is None:
             num_samples = self.calibration_samples if split == "calibration" else self.num_samples
         rows = self._load(split, num_samples)
+        if num_samples is not None and num_samples > len(rows) and (self.task.name, split) not in self._told:
+            self._told.add((self.task.name, split))
+            rank_zero_warn(
+                f"{self.task.name} has {len(rows):,} questions in its {split} split, fewer than the {num_samples:,} "
+                "asked for: all are taken"
+            )
         return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"))
 
     def check_disjoint(self, split_a: str, split_b: str) -> None:
