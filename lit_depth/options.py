@@ -45,7 +45,7 @@ class Option(ActionTypeHint):
         argument = getattr(value, "key", None)  # of a class, given behind the class: --data.task.parity molmo
         try:
             read = super()._check_type_(value, **kwargs)
-        except (TypeError, RecursionError) as error:
+        except (TypeError, OverflowError, RecursionError) as error:
             option, given = f"--{self.dest}", shorten(value if argument is None else value.val)
             if argument in (None, "class_path"):
                 raise TypeError(
