@@ -111,7 +111,7 @@ WRONG = [
     (["--data.batch_size", "x"], "--data.batch_size: expected an integer or auto, got 'x'"),
     (["--data.num_samples", "0"], "expected num_samples of at least 1, given 0"),
     (["--data.seed", "9" * 19], "--data.seed: expected a finite number of at most 64 bits"),
-    (["--data.num_workers", "-1"], "expected num_workers of at least 0, given -1"),
+    (["--data.num_workers", "-1"], "expected num_workers from 0 to 256, given -1"),
     (["--model.betas", "1"], "--model.betas: expected a list of 2 numbers, got '1'"),
     (["--model.betas", "[2, 2]"], "expected betas from 0 to 1, given 2.0"),
     (["--model.phase", "prefil"], "--model.phase: expected both, prefill or decode, got 'prefil'"),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import datasets
 
 _WORKER_TIMEOUT_SECONDS = 600
+_MAX_WORKERS = 256
 
 
 class DepthDataModule(LightningDataModule):
@@ -84,7 +85,7 @@ class DepthDataModule(LightningDataModule):
             max_prompt_tokens=max_prompt_tokens,
             train_images=train_images,
         )
-        check_least(0, num_workers=num_workers)
+        check_range(0, _MAX_WORKERS, num_workers=num_workers)
         check_range(-(2**63), 2**63 - 1, seed=seed)
         self.processor = processor
         names = _all_tasks(path) if tasks == "all" else ([task] if tasks is None else tasks)

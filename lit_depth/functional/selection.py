@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy.stats import binom
 
-from lit_depth.functional.checks import MAX_UNITS, check_range, check_share, checked, shorten
+from lit_depth.functional.checks import MAX_UNITS, check_share, checked, fits, shorten
 
 Anything = TypeVar("Anything")
 
@@ -171,9 +171,10 @@ def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: in
     8
     """
     _check_positive("budget_ms", budget_ms)
-    check_range(1, MAX_UNITS, num_blocks=num_blocks)
-    if not 1 <= fewest <= num_blocks:
-        raise ValueError(f"expected at least one block, given num_blocks={num_blocks} and fewest={fewest}")
+    if not 1 <= fewest <= num_blocks <= MAX_UNITS:
+        raise ValueError(
+            f"expected at least one block, given num_blocks={shorten(num_blocks)} and fewest={shorten(fewest)}"
+        )
     if not (math.isfinite(line.slope) and math.isfinite(line.intercept)):
         raise ValueError(f"expected a finite line, given {line}")
     times = {count: line.time_ms(count) for count in range(fewest, num_blocks + 1)}
@@ -235,8 +236,8 @@ def request_mask(
     if complexity not in tolerances:
         raise ValueError(f"expected complexity to be one of {', '.join(tolerances)}, given {complexity!r}")
     tolerance = tolerances[complexity]
-    if not tolerance >= 0:
-        raise ValueError(f"expected a tolerance of at least 0 for {complexity!r}, given {tolerance}")
+    if not fits(tolerance, float) or not tolerance >= 0:
+        raise ValueError(f"expected a tolerance of at least 0 for {complexity!r}, given {shorten(tolerance)}")
     within = [candidate for candidate in _affordable(candidates, budget_ms) if candidate.drop_ci[1] <= tolerance]
     if not within:
         return select_for_budget(candidates, budget_ms)

@@ -245,7 +245,7 @@ def test_nothing_to_choose_from() -> None:
         ({"quality": math.nan}, "finite quality of mask 10"),
         ({"quality_ci": (0.6, 0.4)}, r"quality_ci of mask 10 as finite \(low, high\), given \(0.6, 0.4\)"),
         ({"drop_ci": (0.0, math.inf)}, "drop_ci of mask 10"),
-        ({"drop_ci": (0.0,)}, "drop_ci of mask 10"),
+        ({"drop_ci": (0.0,)}, "drop_ci as a list of 2 numbers"),
     ],
 )
 def test_candidates_of_bad_numbers(change: dict, message: str) -> None:

@@ -21,6 +21,7 @@ from lit_depth.data.tasks.science_qa_img import ScienceQAImage
 from lit_depth.data.tasks.st_qa import SceneTextVQA
 from lit_depth.data.tasks.tally_qa import TallyQA
 from lit_depth.data.tasks.text_vqa import TextVQA
+from lit_depth.functional.checks import checked
 
 TASKS: tuple[type[Task], ...] = (
     ShapesVQA,
@@ -43,6 +44,7 @@ TASKS: tuple[type[Task], ...] = (
 __all__ = ["TASKS", "get_task"]
 
 
+@checked
 def get_task(name: str) -> Task:
     """Return the task of that name, or class path, with its default arguments.
 
