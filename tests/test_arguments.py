@@ -17,7 +17,7 @@ import lit_depth.functional as F
 import lit_depth.metrics as M
 from lit_depth.data import DepthDataModule, get_task
 from lit_depth.models.loading import load_checkpoint, new_model
-from lit_depth.models.molmo import MolmoImageProcessor
+from lit_depth.models.molmo import MolmoImageProcessor, vision_tokens
 
 SIZES = dict(vocab_size=16, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=3)
 MODEL = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
@@ -26,6 +26,9 @@ INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 ONE = {name: value[:1] for name, value in INPUTS.items()}
 MASKS = torch.tensor([[True, True, True], [True, False, True]])
 PATH = "model.layers"
+
+
+PROCESSOR = lit_depth.load_bundled()[1]
 
 
 def evaluate(masks, positions):
@@ -125,6 +128,9 @@ RIGHT: dict[Any, dict[str, Any]] = {
     MolmoImageProcessor: dict(max_crops=4, image_patch_size=14, base_image_input_size=336, overlap_margins=[4, 4]),
     DepthDataModule: dict(task="shapes_vqa", tasks=None, batch_size=2, num_samples=2, max_prompt_tokens=9, seed=0)
     | dict(num_workers=0, train_images=2, calibration_samples=2, train_batch_size=2),
+    PROCESSOR.__call__: dict(images=None, text="is it", padding_side="left", max_length=50, return_tensors="pt"),
+    PROCESSOR.image_processor.preprocess: dict(images=[np.zeros((9, 9, 3), np.uint8)], apply_exif=True),
+    vision_tokens: dict(image_processor=PROCESSOR.image_processor, height=90, width=60, first_position=1),
     get_task: dict(name="shapes_vqa"),
     load_checkpoint: dict(checkpoint="bundled", revision=None, dtype="auto", trust_remote_code=False),
     new_model: dict(checkpoint="bundled", trust_remote_code=False),
