@@ -23,7 +23,7 @@ from lit_depth.functional.checks import members, plain_type, shorten
 from lit_depth.results.reading import check_yaml
 
 USER_ERROR = 2
-_LONGEST_MESSAGE = 400
+_LONGEST_MESSAGE = 600
 _LOADER = "yaml within limits"
 
 

@@ -19,7 +19,7 @@ from lit_depth.functional import leave_one_out
 from lit_depth.functional.masking import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.importance_figures import write_importance_figures
-from lit_depth.results.reading import read_json, read_object
+from lit_depth.results.reading import read_object
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_p_value, format_table
@@ -145,10 +145,10 @@ def measure_mean(
     }
 
 
-def read_importance(path: str, datamodule: DepthDataModule) -> Any:
+def read_importance(path: str, datamodule: DepthDataModule) -> dict[str, Any]:
     """The content of a ``{"0": 0.6, ...}`` file; refuse one that was measured on what this run reports on."""
     try:
-        scores = read_json(path)
+        scores = read_object(path)
     except ValueError as error:
         raise ValueError(
             f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}'
@@ -160,9 +160,10 @@ def read_importance(path: str, datamodule: DepthDataModule) -> Any:
             run = read_object(details)
             split, measured = run["split"], {entry["task"] for entry in run["tasks"]}
         except (ValueError, KeyError, TypeError) as error:
+            reason = f"no entry {error}" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"importance: expected what `lit-depth importance` writes in {details}, which says on which questions "
-                f"{path} was measured; it is damaged ({error}): measure again, or move {Path(path).name} elsewhere"
+                f"importance: {details}, which says what the scores beside it were measured on, is damaged ({reason}): "
+                f"measure again, or move {Path(path).name} elsewhere"
             ) from error
         shared = {task.name for task in datamodule.tasks} & measured
         if split == "validation" and shared:
