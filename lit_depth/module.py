@@ -15,6 +15,7 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from lit_depth.functional import find_blocks, mask_id
 from lit_depth.functional.answering import IMAGE_INPUTS
+from lit_depth.functional.blocks import context_length
 from lit_depth.functional.checks import MAX_TOKENS, check_least, check_range, checked, shorten
 from lit_depth.functional.masking import Granularity, Phase, masked
 from lit_depth.functional.scoring import reference_logprob
@@ -98,6 +99,11 @@ class DepthModule(LightningModule):
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
+            )
+        context = context_length(self.model)
+        if max_new_tokens is not None and context is not None and max_new_tokens >= context:
+            raise ValueError(
+                f"expected max_new_tokens below the model's context of {context} tokens, given {max_new_tokens}"
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
         # what the entries of a mask stand for

@@ -48,6 +48,8 @@ class Option(ActionTypeHint):
         except (TypeError, OverflowError, RecursionError) as error:
             option, given = f"--{self.dest}", shorten(value if argument is None else value.val)
             if argument in (None, "class_path"):
+                cause = re.search(r"given class_path '[^']*':\s*(.+)", str(error))  # such as a missing module
+                given += f" ({cause[1]})" if cause else ""
                 raise TypeError(
                     f"{option}: expected {plain_type(self._typehint, in_yaml=True)}, got {given}"
                 ) from error

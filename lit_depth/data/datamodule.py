@@ -42,7 +42,7 @@ class DepthDataModule(LightningDataModule):
 
     Args:
         processor: Turns images and prompts into tensors; by default that of the module that the trainer runs.
-        task: Name of a built-in task, or a `Task`.
+        task: Name of a built-in task, the class path of one (``package.module.Class``), or a `Task`.
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
         path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the

@@ -70,15 +70,21 @@ class EvalCollator:
         """Why a huge text cannot be evaluated, without tokenising it."""
         if self.limit is None:
             return None
-        texts = [self.task.prompt(sample), sample.references[0]]
-        prompt, answer = (fewest_tokens(self.processor.tokenizer, text) if len(text) > HUGE else 0 for text in texts)
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        try:
+            texts = [self.task.prompt(sample), sample.references[0]]
+        # Whatever a task makes of a strange sample costs this one only.
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        prompt, answer = (fewest_tokens(tokenizer, text) if len(text) > HUGE else 0 for text in texts)
         return self.limit.refusal(prompt, answer, at_least="at least ")
 
     def _over_limit(self, tensors: dict[str, Tensor]) -> list[str | None]:
         """For each row of a batch why it is too long, or None."""
         if not tensors or self.limit is None:
             return [None] * len(tensors.get("input_ids", ()))
-        lengths = zip(tensors["attention_mask"].sum(1).tolist(), (tensors["answer_ids"] != IGNORE).sum(1).tolist())
+        real = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))
+        lengths = zip(real.sum(1).tolist(), (tensors["answer_ids"] != IGNORE).sum(1).tolist())
         return [self.limit.refusal(*pair) for pair in lengths]
 
     def _refusal(self, sample: Sample) -> str | None:

@@ -71,7 +71,7 @@ def _resolve(hint: Any, function: Callable[..., Any]) -> Any:
         return hint
     try:
         return eval(hint, inspect.unwrap(function).__globals__)
-    except NameError:  # imported for type checkers only
+    except (NameError, TypeError):  # imported for type checkers only, or a name in quotes within a union
         return Any
 
 

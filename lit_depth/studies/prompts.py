@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lit_depth.data import BadSample, DepthDataModule
 from lit_depth.data.images import load_image
+from lit_depth.data.lengths import HUGE, fewest_tokens
+from lit_depth.functional.blocks import context_length
 from lit_depth.functional.checks import shorten
 from lit_depth.functional.prompts import encode_prompt
 from lit_depth.functional.tokens import check_prompt
@@ -110,6 +112,13 @@ def prompts_of_task(
 
 def encode(model: DepthModule, prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Tensor]:
     """The model's inputs for one prompt; a prompt that it cannot take is named."""
+    context = context_length(model.model)
+    if context is not None and len(prompt.text) > HUGE:
+        fewest = fewest_tokens(model.tokenizer, prompt.text)
+        if fewest > context:  # which takes seconds to find out by tokenising it
+            raise ValueError(
+                f"{prompt.name}: expected at most {context} tokens (the model's context), given at least {fewest}"
+            )
     try:
         inputs = encode_prompt(model.processor, prompt.text, prompt.image, raw=prompt.raw)
         check_prompt(model.model, inputs, **options)

@@ -85,6 +85,8 @@ class Given(ShapesVQA):
     """Asks what it is given."""
 
     def prompt(self, sample):
+        if sample.question == "none":
+            raise KeyError("question")
         return sample.question
 
 
@@ -142,6 +144,9 @@ def test_a_huge_text_is_counted_out_before_it_is_tokenised(bundled, monkeypatch)
 
 def test_a_long_reference_costs_its_sample(bundled):
     sample = Sample("long", "i", None, "is it?", (words(600),))
+    strange = Sample("strange", "i", None, "none", ("yes",))
+    (bad,) = collate(attached(bundled), [strange])["bad_samples"]
+    assert bad.reason == "KeyError: 'question'"
     batch = collate(attached(bundled), [sample, Sample("ok", "i", None, "is it?", ("yes",))])
     assert batch["sample_ids"] == ["ok"] and "reference answer" in batch["bad_samples"][0].reason
 
