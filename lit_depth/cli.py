@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import lightning
 import torch
 import transformers
-from jsonargparse import ActionConfigFile
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,7 +19,9 @@ from tqdm.auto import tqdm
 
 from lit_depth import interrupts
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.checks import shorten
 from lit_depth.module import DepthModule
+from lit_depth.options import new_parser, one_line
 from lit_depth.results.store import check_name
 from lit_depth.studies.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
@@ -30,13 +31,6 @@ STUDIES = ("compare", "consistency", "importance", "latency", "search", "select"
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
 FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--methods", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
-
-
-class _Parser(LightningArgumentParser):
-    """Says what is wrong in two lines; its base prints the usage of all options first."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        _stop(f"error: {' '.join(message.split())}\nsee lit-depth <command> --help")
 
 
 class OwnSignals(Callback):
@@ -65,11 +59,7 @@ class DepthCLI(LightningCLI):
         return {name: names for name, names in every.items() if name == self.command} or every
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """The base's, but of our own class (which Lightning takes as an argument from 2.6 on only)."""
-        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
-        parser = _Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML or JSON file of options")
-        return parser
+        return new_parser(**kwargs)
 
     def before_instantiate_classes(self) -> None:
         """Refuse a name that is none and a GPU that is not there, before the model is loaded."""
@@ -85,17 +75,14 @@ class DepthCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        """The base's; whatever Lightning raises is about the options that it was given."""
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, RuntimeError, KeyError, AttributeError, OverflowError, MisconfigurationException) as error:
+            raise ValueError(f"--trainer: no Trainer can be made of these options: {one_line(error)}") from error
         launched = lambda: getattr(trainer.strategy.launcher, "procs", ())  # noqa: E731
         interrupts.end_with_us(launched, resumable=self.subcommand in STUDIES)
         return trainer
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse, and take a prompt as it stands: read as YAML, ``# a question`` or ``~`` would be no prompt at all."""
-        super().parse_arguments(parser, args)
-        given = last_value(args or (), "--prompt")
-        if given not in (None, "null") and self.config.get("subcommand") == "tokens":
-            self.config["tokens"]["prompt"] = given
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -132,29 +119,16 @@ def _run(arguments: list[str]) -> None:
         if debug:
             raise
         _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})", error)
-    except (ValueError, OSError, NotImplementedError, MisconfigurationException) as error:
+    except (ValueError, OSError, NotImplementedError, ImportError, MisconfigurationException) as error:
         if debug:
             raise
-        _stop(f"error: {error}", error)
-    except RuntimeError as error:
-        if debug or not lost_connection(error):
+        _stop(f"error: {one_line(error)}", error)
+    except Exception as error:
+        if debug:
             raise
-        _stop("error: another process of this run has ended; its own message says why")
-
-
-def last_value(arguments: Sequence[str], option: str) -> str | None:
-    """Value of an option as it was given, the last one where there are several; None where it was not.
-
-    >>> last_value(["tokens", "--prompt", "a", "--prompt=# b=c"], "--prompt")
-    '# b=c'
-    """
-    found = None
-    for argument, following in zip(arguments, [*arguments[1:], None]):
-        if argument == option:
-            found = following
-        elif argument.startswith(f"{option}="):
-            found = argument.partition("=")[2]
-    return found
+        if lost_connection(error):
+            _stop("error: another process of this run has ended; its own message says why")
+        _stop(f"internal error: {type(error).__name__}: {one_line(error)}; run again with --debug", error, code=1)
 
 
 def underscored(argument: str) -> str:
@@ -209,8 +183,8 @@ def join_lists(arguments: Sequence[str]) -> list[str]:
 
 
 def _index(option: str, value: str) -> int:
-    if not value.lstrip("-").isdigit():
-        _stop(f"error: {option}: expected block indices such as 0 5 10, got {value!r}")
+    if not re.fullmatch("-?[0-9]{1,18}", value):
+        _stop(f"error: {option}: expected block indices such as 0 5 10, got {shorten(value)}")
     return int(value)
 
 
@@ -221,11 +195,12 @@ def _quiet() -> None:
     transformers.logging.disable_progress_bar()
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # not where in the code
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
 
 
-def _stop(message: str, error: Exception | None = None) -> NoReturn:
-    interrupts.stop(message, USER_ERROR, getattr(error, "process", 0))
+def _stop(message: str, error: Exception | None = None, code: int = USER_ERROR) -> NoReturn:
+    interrupts.stop(message, code, getattr(error, "process", 0))

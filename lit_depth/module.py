@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
-from lit_depth.functional import find_blocks
+from lit_depth.functional import find_blocks, mask_id
 from lit_depth.functional.answering import IMAGE_INPUTS
+from lit_depth.functional.blocks import context_length
+from lit_depth.functional.checks import MAX_TOKENS, check_least, check_range, checked, shorten
 from lit_depth.functional.decoding import decoding_configuration, end_token_ids
 from lit_depth.functional.masking import Granularity, Phase, masked
 from lit_depth.functional.scoring import reference_logprob
@@ -61,6 +63,7 @@ class DepthModule(LightningModule):
         router_loss: Weight of the experts' load-balancing loss of each block.
     """
 
+    @checked
     def __init__(
         self,
         checkpoint: str = "bundled",
@@ -83,8 +86,19 @@ class DepthModule(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
+        check_least(1, max_rows=max_rows)
+        check_least(0, learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps)
+        check_least(0, router_loss=router_loss)
+        for beta in betas:
+            check_range(0, 1, betas=beta)
         if from_scratch:
-            self.model, self.processor = new_model(checkpoint, attn_implementation=attn_implementation)
+            self.model, self.processor = new_model(
+                checkpoint,
+                revision=revision,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+            )
         else:
             self.model, self.processor = load_checkpoint(
                 checkpoint,
@@ -92,6 +106,11 @@ class DepthModule(LightningModule):
                 dtype=dtype,
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
+            )
+        context = context_length(self.model)
+        if max_new_tokens is not None and context is not None and max_new_tokens >= context:
+            raise ValueError(
+                f"expected max_new_tokens below the model's context of {context} tokens, given {max_new_tokens}"
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
         # what the entries of a mask stand for
@@ -140,9 +159,11 @@ class DepthModule(LightningModule):
         """Answer with at most this many tokens, unless the module was made with its own ``max_new_tokens``."""
         self.max_new_tokens = self.hparams["max_new_tokens"] or max_new_tokens
 
+    @checked
     def request_masks(self, masks: Mapping[str, Tensor]) -> None:
         """Ask `predict_step` to answer under these masks too (mask id -> bool ``[num_units]``)."""
         for mask in masks.values():
+            mask_id(mask)  # refuses what is none
             if len(mask) != self.num_units:
                 units = f"{self.hparams['granularity']}s"
                 raise ValueError(f"expected masks of {self.num_units} {units}, got one of {len(mask)}")
@@ -167,6 +188,7 @@ class DepthModule(LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
         """Answer an evaluation batch under every requested mask (the full model where nobody asked)."""
+        check_batch(batch)
         masks = self.requested_masks
         if masks is None:
             masks = {"1" * self.num_units: torch.ones(self.num_units, dtype=torch.bool)}
@@ -214,6 +236,7 @@ class DepthModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int = 0) -> None:
         """Log the mean log-probability of the reference answers."""
+        check_batch(batch)
         if not batch["sample_ids"]:
             return
         inputs = model_inputs(batch)
@@ -233,6 +256,17 @@ class DepthModule(LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = get_cosine_schedule_with_warmup(optimizer, options["warmup_steps"], steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_batch(batch: Any) -> None:
+    """Raise ValueError for what is no evaluation batch of `lit_depth.data`; one of bad samples only has no tensors."""
+    needed = ["sample_ids"]
+    if isinstance(batch, Mapping) and batch.get("sample_ids"):
+        needed += ["input_ids", "attention_mask", "answer_ids"]
+    missing = [name for name in needed if not isinstance(batch, Mapping) or name not in batch]
+    if missing:
+        given = ", ".join(map(str, batch)) or "nothing" if isinstance(batch, Mapping) else shorten(batch)
+        raise ValueError(f"expected an evaluation batch with {', '.join(missing)} (see EvalCollator), given {given}")
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.checks import checked
 from lit_depth.module import DepthModule
 
 
@@ -55,6 +56,7 @@ class DepthTrainer(Trainer):
                 )
         super().fit(*args, **kwargs)
 
+    @checked
     def compare(
         self,
         model: DepthModule,
@@ -103,6 +105,7 @@ class DepthTrainer(Trainer):
 
         return compare(self, **options)
 
+    @checked
     def importance(
         self,
         model: DepthModule,
@@ -148,6 +151,7 @@ class DepthTrainer(Trainer):
 
         return importance(self, **options)
 
+    @checked
     def consistency(
         self,
         model: DepthModule,
@@ -187,6 +191,7 @@ class DepthTrainer(Trainer):
 
         return consistency(self, **options)
 
+    @checked
     def latency(
         self,
         model: DepthModule,
@@ -235,6 +240,7 @@ class DepthTrainer(Trainer):
 
         return latency(self, **options)
 
+    @checked
     def select(
         self,
         model: DepthModule,
@@ -304,6 +310,7 @@ class DepthTrainer(Trainer):
 
         return select(self, **options)
 
+    @checked
     def tokens(
         self,
         model: DepthModule,
@@ -357,6 +364,7 @@ class DepthTrainer(Trainer):
 
         return tokens(self, **options)
 
+    @checked
     def search(
         self,
         model: DepthModule,

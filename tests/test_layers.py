@@ -18,7 +18,7 @@ _PARTS = {"metrics", "models", "data", "results"}
 _LEFT_OF_MODULE = {"functional", *_PARTS, "callbacks"}
 _LEFT_OF_STUDIES = {*_LEFT_OF_MODULE, "module", "integrations"}
 # layer -> the other layers it may import: functional -> metrics | models | data | results -> callbacks -> module
-# -> studies -> trainer -> cli; integrations stand just before studies
+# -> studies -> trainer -> cli, which reads its options through `options`; integrations stand just before studies
 ALLOWED = {
     "functional": set[str](),
     **{part: {"functional"} for part in _PARTS},
@@ -27,9 +27,10 @@ ALLOWED = {
     "integrations": {*_LEFT_OF_MODULE, "module"},
     "studies": _LEFT_OF_STUDIES,
     "trainer": {*_LEFT_OF_STUDIES, "studies"},
+    "options": {"functional", "results", "interrupts"},
     # of the standard library only
     "interrupts": set(),
-    "cli": {*_LEFT_OF_STUDIES, "studies", "trainer", "interrupts"},
+    "cli": {*_LEFT_OF_STUDIES, "options", "studies", "trainer", "interrupts"},
     "__main__": {"cli", "interrupts"},
 }
 # packages of others that only one layer may import, and one that a layer must do without

@@ -13,6 +13,7 @@ from lit_depth.callbacks.modules import block_key, language_model
 from lit_depth.callbacks.scores import ScoreFn, gather_columns, report_left_out, score_masks
 from lit_depth.callbacks.scores import token_accuracy as token_accuracy  # others import it from here
 from lit_depth.functional import find_blocks, leave_one_out
+from lit_depth.functional.checks import check_least, checked
 
 
 class AccuracyDropImportance(Callback):
@@ -39,8 +40,9 @@ class AccuracyDropImportance(Callback):
         max_batches: Batches with a score to use per loop and process; None = all.
 
     Raises:
-        ValueError: At the start of the loop: no decoder blocks, or several lists of them. In the loop: batches that the
-            default score cannot read; scores or logits that are not finite. At its end: no row was labelled.
+        ValueError: If ``max_batches`` is below 1. At the start of the loop: no decoder blocks, or several lists of
+            them. In the loop: batches that the default score cannot read; scores or logits that are not finite. At its
+            end: no row was labelled.
 
     With several processes a sample counts as often as the loop's sampler deals it out: Lightning's own repeats a few,
     to give all processes equally many.
@@ -53,9 +55,11 @@ class AccuracyDropImportance(Callback):
 
     log: Callable[..., None]  # Lightning gives every callback the module's method
 
+    @checked
     def __init__(
         self, score_fn: ScoreFn | None = None, blocks: str | None = None, max_batches: int | None = None
     ) -> None:
+        check_least(1, max_batches=max_batches)
         self.score_fn = score_fn
         self.blocks = blocks
         self.max_batches = max_batches

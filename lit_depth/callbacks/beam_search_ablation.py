@@ -18,6 +18,7 @@ from lit_depth.callbacks.modules import language_model
 from lit_depth.callbacks.scores import ScoreFn, gather_columns, report_left_out, score_masks
 from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks, mask_id
 from lit_depth.functional.ablations import free_units
+from lit_depth.functional.checks import check_least, check_share, checked
 from lit_depth.functional.masking import Granularity
 from lit_depth.functional.sublayers import check_halves
 
@@ -61,10 +62,10 @@ class BeamSearchAblation(Callback):
     often as the loop's sampler deals it out.
 
     Raises:
-        ValueError: If ``beam_width`` or ``max_batches`` is below 1. At the start of the loop: if more blocks are to be
-            removed than may go, or halves of blocks of an unknown form; no decoder blocks, or several lists of them. In
-            the loop: if the default score cannot read a batch, or scores or logits are not finite. At its end: if a
-            score lies outside [0, 1], or no row was labelled.
+        ValueError: If a number is out of its range. At the start of the loop: if more blocks are to be removed than may
+            go, or halves of blocks of an unknown form; no decoder blocks, or several lists of them. In the loop: if the
+            default score cannot read a batch, or scores or logits are not finite. At its end: if a score lies outside
+            [0, 1], or no row was labelled.
 
     Example:
         >>> BeamSearchAblation(beam_width=2, max_removed=3).beam_width
@@ -73,6 +74,7 @@ class BeamSearchAblation(Callback):
 
     log: Callable[..., None]  # Lightning gives every callback the module's method
 
+    @checked
     def __init__(
         self,
         beam_width: int = 3,
@@ -87,9 +89,9 @@ class BeamSearchAblation(Callback):
         delta: float = 0.05,
         seed: int = 0,
     ) -> None:
-        for name, value in (("beam_width", beam_width), ("max_batches", max_batches)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_least(1, beam_width=beam_width, max_removed=max_removed, max_batches=max_batches)
+        check_least(0, epsilon=epsilon, seed=seed)
+        check_share(delta=delta)
         self.beam_width = beam_width
         self.max_removed = max_removed
         self.keep = list(keep)

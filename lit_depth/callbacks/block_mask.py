@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_depth.callbacks.modules import language_model
 from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.checks import checked
 from lit_depth.functional.masking import Phase, masked
 from lit_depth.functional.policies import from_indices
 
@@ -35,6 +36,7 @@ class BlockMask(Callback):
     [0, 3]
     """
 
+    @checked
     def __init__(
         self,
         active_block_indices: list[int] | None = None,

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_depth.callbacks.modules import language_model
+from lit_depth.functional.checks import check_least, checked
 from lit_depth.functional.timing import StageTimer, summarize
 
 STAGES = ("vision", "prefill", "decode", "decode_per_token", "total")
@@ -44,10 +45,10 @@ class LatencyTimer(Callback):
     2
     """
 
+    @checked
     def __init__(self, warmup_batches: int = 1, blocks: str | None = None) -> None:
         super().__init__()
-        if warmup_batches < 0:
-            raise ValueError(f"warmup_batches must be at least 0, got {warmup_batches}")
+        check_least(0, warmup_batches=warmup_batches)
         self.warmup_batches = warmup_batches
         self.blocks = blocks
         self.samples: list[dict[str, Any]] = []

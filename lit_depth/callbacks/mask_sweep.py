@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import lit_depth.metrics
 from lit_depth.functional import mask_id
+from lit_depth.functional.checks import check_range, checked
 from lit_depth.functional.fingerprints import weights_sample
+from lit_depth.functional.masking import stack_masks
 from lit_depth.metrics import clean_prediction
 from lit_depth.results.records import RecordWriter, check_complete, read_records
 from lit_depth.results.store import run_of
@@ -54,6 +55,7 @@ class MaskSweep(Callback):
             if the records are another run's or model's; if the weights change before the loop ends.
     """
 
+    @checked
     def __init__(
         self,
         masks: Sequence[Tensor | Sequence[bool]],
@@ -62,7 +64,12 @@ class MaskSweep(Callback):
         max_bad_samples: float = 0.01,
         description: str = "masks",
     ) -> None:
-        self.masks = {mask_id(mask): torch.as_tensor(mask, dtype=torch.bool) for mask in masks}
+        check_range(0, 1, max_bad_samples=max_bad_samples)
+        if not hasattr(lit_depth.metrics, metric):
+            raise ValueError(
+                f"expected the name of a metric in lit_depth.metrics, such as ExactMatch, given {metric!r}"
+            )
+        self.masks = {mask_id(mask): mask for mask in stack_masks(masks)}
         self.folder = Path(folder)
         self.metric = getattr(lit_depth.metrics, metric)
         self._corpus = getattr(self.metric, "corpus", None)

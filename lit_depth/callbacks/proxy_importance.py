@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_depth.callbacks.modules import accepted, block_key, inputs_and_labels, language_model, undisturbed
 from lit_depth.functional import find_blocks
+from lit_depth.functional.checks import check_least, checked
 from lit_depth.functional.importance import METHODS, ProxyScores, check_methods
 from lit_depth.functional.masking import unmasked
 
@@ -57,11 +58,11 @@ class ProxyImportance(Callback):
 
     log: Callable[..., None]  # Lightning gives every callback the module's method
 
+    @checked
     def __init__(
         self, methods: Sequence[str] = METHODS, blocks: str | None = None, num_batches: int | None = None
     ) -> None:
-        if num_batches is not None and num_batches < 1:
-            raise ValueError(f"num_batches must be at least 1 (None = all), got {num_batches}")
+        check_least(1, num_batches=num_batches)
         self.methods = check_methods(methods)
         self.blocks = blocks
         self.num_batches = num_batches

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_depth.callbacks.modules import block_key, language_model, undisturbed
 from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.checks import check_least, checked
 from lit_depth.functional.masking import unmasked
 from lit_depth.functional.prompts import row_inputs
 from lit_depth.functional.tokens import token_masking
@@ -52,13 +53,12 @@ rows of all processes |
     2
     """
 
+    @checked
     def __init__(
         self, num_samples: int = 8, num_output_tokens: int = 1, blocks: str | None = None, after_end: bool = False
     ) -> None:
         super().__init__()
-        for argument, value in (("num_samples", num_samples), ("num_output_tokens", num_output_tokens)):
-            if value < 1:
-                raise ValueError(f"{argument} must be at least 1, got {value}")
+        check_least(1, num_samples=num_samples, num_output_tokens=num_output_tokens)
         self.num_samples = num_samples
         self.num_output_tokens = num_output_tokens
         self.after_end = after_end

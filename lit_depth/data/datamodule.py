@@ -14,20 +14,25 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_depth.data.images import ImageFolder, image_digest, load_image
+from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.packing import EvalCollator, PackedCollator
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import BadSample, Sample, Task, check_split
 from lit_depth.data.tasks import TASKS, get_task
+from lit_depth.functional.blocks import context_length
+from lit_depth.functional.checks import check_least, check_range, checked
 
 if TYPE_CHECKING:
     import datasets
 
 _WORKER_TIMEOUT_SECONDS = 600
 NO_SAMPLE: Any = None  # position of no sample
+_MAX_WORKERS = 256
 
 
 class DepthDataModule(LightningDataModule):
@@ -38,7 +43,7 @@ class DepthDataModule(LightningDataModule):
 
     Args:
         processor: Turns images and prompts into tensors; by default that of the module that the trainer runs.
-        task: Name of a built-in task, or a `Task`.
+        task: Name of a built-in task, the class path of one (``package.module.Class``), or a `Task`.
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
         path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the
@@ -48,12 +53,14 @@ class DepthDataModule(LightningDataModule):
         train_batch_size: Images per training batch and process; each comes with all its questions.
         num_samples: Questions taken from the validation split (and any but calibration); null = all.
         calibration_samples: Questions taken from the calibration split; null = all.
-        max_prompt_tokens: Longest prompt, image tokens included; a longer one costs its sample. null = no limit.
+        max_prompt_tokens: Longest prompt, image tokens included; a longer one costs its sample. null = what the
+            longest answer leaves of the model's context.
         train_images: Images per training epoch.
         num_workers: Worker processes per loader; 0 = load in the main process.
         seed: Chooses the samples, and the training images and their order.
     """
 
+    @checked
     def __init__(
         self,
         processor: Any = None,
@@ -70,23 +77,27 @@ class DepthDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        counts = {
-            "batch_size": None if batch_size == "auto" else batch_size,
-            "train_batch_size": train_batch_size,
-            "num_samples": num_samples,
-            "calibration_samples": calibration_samples,
-            "max_prompt_tokens": max_prompt_tokens,
-            "train_images": train_images,
-        }
-        for argument, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{argument} must be at least 1, got {count}")
+        check_least(
+            1,
+            batch_size=None if batch_size == "auto" else batch_size,
+            train_batch_size=train_batch_size,
+            num_samples=num_samples,
+            calibration_samples=calibration_samples,
+            max_prompt_tokens=max_prompt_tokens,
+            train_images=train_images,
+        )
+        check_range(0, _MAX_WORKERS, num_workers=num_workers)
+        check_range(-(2**63), 2**63 - 1, seed=seed)
         self.processor = processor
         names = _all_tasks(path) if tasks == "all" else ([task] if tasks is None else tasks)
         self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
+        for entry in self.tasks:
+            lacking = [name for name in ("name", "metric", "max_new_tokens") if not hasattr(entry, name)]
+            if lacking:
+                raise ValueError(f"expected a task with {', '.join(lacking)}, given a {type(entry).__name__} without")
         known = [entry.name for entry in self.tasks]
         if not known or len(set(known)) < len(known):
-            raise ValueError(f"tasks must be at least one, each with a name of its own, got {known}")
+            raise ValueError(f"expected at least one of tasks, each with a name of its own, given {known}")
         self.task = self.tasks[0]
         self.path = path
         self.batch_size = batch_size
@@ -97,7 +108,11 @@ class DepthDataModule(LightningDataModule):
         self.train_images = train_images
         self.num_workers = num_workers
         self.seed = seed
-        # by task, split and number of streamed rows; shared by `for_each_task`
+        # of the module that the batches are for, see `attach`
+        self.context: int | None = None
+        self.max_new_tokens: int | None = None
+        # what was said already, and rows by task, split and number of streamed rows; shared by `for_each_task`
+        self._told: set[tuple[str, str]] = set()
         self._rows: dict[tuple[str, str, int | None], datasets.Dataset | QuestionRows] = {}
 
     def train_dataloader(self) -> DataLoader:
@@ -132,8 +147,7 @@ class DepthDataModule(LightningDataModule):
 
     def take(self, split: str, num_samples: int) -> None:
         """Take this many questions from a split (from the others than calibration together) instead of those given."""
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        check_least(1, num_samples=num_samples)
         if check_split(split) == "calibration":
             self.calibration_samples = num_samples
         else:
@@ -156,7 +170,7 @@ class DepthDataModule(LightningDataModule):
                 the number of processes, so padding and results are too, and no sample is repeated; a process for which
                 no batch is left gets an empty one.
         """
-        collator = EvalCollator(self._find_processor(), self.task, self.max_prompt_tokens)
+        collator = EvalCollator(self._find_processor(), self.task, self._prompt_limit())
         dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
         if positions is not None:
             dataset = dataset.take(positions)
@@ -168,6 +182,12 @@ class DepthDataModule(LightningDataModule):
         if num_samples is None:
             num_samples = self.calibration_samples if split == "calibration" else self.num_samples
         rows = self._load(split, num_samples)
+        if num_samples is not None and num_samples > len(rows) and (self.task.name, split) not in self._told:
+            self._told.add((self.task.name, split))
+            rank_zero_warn(
+                f"{self.task.name} has {len(rows):,} questions in its {split} split, fewer than the {num_samples:,} "
+                "asked for: all are taken"
+            )
         folder = None if self.path is None else ImageFolder(self.path, (self.path,))
         return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"), folder)
 
@@ -203,12 +223,39 @@ class DepthDataModule(LightningDataModule):
             self._rows[key] = task.load(split, self.path) if needed is None else task.stream(split, needed, self.path)
         return self._rows[key]
 
+    def attach(self, module: Any) -> None:
+        """Prepare batches for a module: by its processor unless there is one already, and within its model's context.
+
+        Args:
+            module: A `lit_depth.DepthModule`, or any module with a ``processor`` and a ``model``.
+        """
+        self.processor = getattr(module, "processor", None) if self.processor is None else self.processor
+        self.context = context_length(getattr(module, "model", module))
+        self.max_new_tokens = getattr(module, "hparams", {}).get("max_new_tokens")
+
+    def _prompt_limit(self) -> PromptLimit | None:
+        if self.max_prompt_tokens is not None:
+            return PromptLimit(self.max_prompt_tokens, "--data.max_prompt_tokens")
+        if self.context is None:
+            return None
+        answer = self.max_new_tokens or self.task.max_new_tokens
+        if answer >= self.context:
+            raise ValueError(
+                f"expected answers that leave room for a prompt in the model's context of {self.context} tokens, got "
+                f"{answer} new tokens"
+            )
+        origin = f"the model's context of {self.context:,} less {answer:,} new tokens; --data.max_prompt_tokens"
+        return PromptLimit(self.context - answer, origin, self.context)
+
     def _find_processor(self) -> Any:
         module = getattr(self.trainer, "lightning_module", None)
-        processor = self.processor if self.processor is not None else getattr(module, "processor", None)
-        if processor is None:
-            raise ValueError("DepthDataModule needs a processor: pass one, or run it with a module that has one")
-        return processor
+        if module is not None and self.context is None:
+            self.attach(module)
+        if self.processor is None:
+            raise ValueError(
+                "DepthDataModule needs a processor, expected one as its argument or in the module that the trainer runs"
+            )
+        return self.processor
 
     def _loader(
         self, dataset: Dataset, batch_size: int, collator: Any, shuffle: bool = False, sampler: Any = None

@@ -30,11 +30,11 @@ from lit_depth.data.sources import (
     repository_names,
 )
 from lit_depth.data.task import SPLITS, Sample, Task, check_split
+from lit_depth.functional.choices import option_letters
 
 CAULDRON = Layout(image="images", questions="texts", question="user", answer="assistant", instructed=True)
 """Columns of ``HuggingFaceM4/the_cauldron``: conversations about images, written for training."""
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MOLMO_NEW_TOKENS = 12
 # Rows that are looked at before a split counts as one whose answers are withheld.
 _ANSWER_ROWS = 256
@@ -215,7 +215,8 @@ class HubTask(Task):
             image_id=place.image_id,
             image=layout.image_of(row),
             question=self.question(entry),
-            references=self.references(entry),
+            # predictions lose the same white space before they are scored
+            references=tuple(" ".join(answer.split()) for answer in self.references(entry)),
             options=self.options(entry),
             meta={"dataset_split": place.split, **{key: entry[key] for key in layout.meta if key in entry}},
         )
@@ -366,7 +367,8 @@ def styled_prompt(style: str, question: str, options: tuple[str, ...] = ()) -> s
         question: The question; empty for a style that says it all.
         options: Texts to choose from; the answer is then a letter.
     """
-    lines = "".join(f"{letter}: {option}\n" for letter, option in zip(LETTERS, options))
+    letters = option_letters(options) if options else ""
+    lines = "".join(f"{letter}: {option}\n" for letter, option in zip(letters, options))
     return f"{style}: {question}" + (f"\n{lines}" if options else "") if question else f"{style}:"
 
 

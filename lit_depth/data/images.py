@@ -18,6 +18,12 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO")
 
 
+# An image of more pixels is reduced by a whole number as it is read: one of 169 million, which may come in 50 kB, took
+# 3.5 GB by the time that it was crops. Molmo's largest canvas has 1 million, and page scans have some 10.
+MAX_PIXELS = 2**25
+_STRIP_PIXELS = 2**22
+
+
 class ImageFolder(NamedTuple):
     """Where images may be read from that a row names by path, instead of holding them.
 
@@ -46,7 +52,8 @@ def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
     (255, 255, 255)
 
     EXIF orientation is applied, transparent pixels show white, 16-bit grey is scaled to 8 bits, of an animation the
-    first frame is taken.
+    first frame is taken. An image of more than 2^25 (34 million) pixels is reduced by the smallest whole number that
+    brings it below, each new pixel the mean of a square of old ones.
 
     Args:
         value: What `datasets.Image` gives: a PIL image, ``{"bytes": ..., "path": ...}``, or the bytes of a file.
@@ -67,7 +74,11 @@ def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
             if 0 in image.size:
                 raise ValueError(f"the image has no pixels: {image.width} x {image.height}")
             image.load()
-            return _rgb(_upright(image))
+            if image.width * image.height <= MAX_PIXELS:
+                return _rgb(_upright(image))
+            reduced = _reduced(image)
+            reduced.getexif()[ExifTags.Base.Orientation] = _orientation(image)
+            return _upright(reduced)
     except ValueError:
         raise
     except Image.DecompressionBombError as error:
@@ -110,7 +121,11 @@ def _open(value: Any, folder: ImageFolder | None) -> Image.Image:
     source = _source(value, folder)
     if isinstance(source, Image.Image):
         return source
-    return Image.open(source if isinstance(source, str) else io.BytesIO(source), formats=_known_formats())
+    image = Image.open(source if isinstance(source, str) else io.BytesIO(source), formats=_known_formats())
+    if image.width * image.height > MAX_PIXELS:
+        factor = _reduction(image.width, image.height)
+        image.draft(None, (image.width // factor, image.height // factor))  # JPEG alone can be decoded at 1/2, 1/4, 1/8
+    return image
 
 
 def _source(value: Any, folder: ImageFolder | None) -> Image.Image | bytes | bytearray | memoryview | str:
@@ -141,19 +156,48 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    orientation = 1
+def _reduction(width: int, height: int) -> int:
+    """Smallest whole number by which an image is reduced to at most `MAX_PIXELS`.
+
+    >>> _reduction(13_000, 13_000), _reduction(10, 10)
+    (3, 1)
+    """
+    factor = 1
+    while -(-width // factor) * -(-height // factor) > MAX_PIXELS:
+        factor += 1
+    return factor
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """The image in RGB with at most `MAX_PIXELS`, strip by strip: only one is converted at a time."""
+    factor, white = _reduction(image.width, image.height), _white(image)
+    canvas = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    rows = max(1, _STRIP_PIXELS // (image.width * factor)) * factor
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        canvas.paste(_rgb(strip, white).reduce(factor), (0, top // factor))
+    return canvas
+
+
+def _orientation(image: Image.Image) -> int:
     # Damaged EXIF data raises many types in Pillow; it says nothing about the pixels, so they are kept as they are.
     with contextlib.suppress(Exception):
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation not in (None, 1):
-            image = ImageOps.exif_transpose(image)
+        return image.getexif().get(ExifTags.Base.Orientation) or 1
+    return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:
+        return image
+    with contextlib.suppress(Exception):
+        return ImageOps.exif_transpose(image)
     return image
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, white: int | None = None) -> Image.Image:
+    """The image in RGB; ``white``: see `_white`, of the whole of which this is a part."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = _eight_bits(image)
+        image = _eight_bits(image, _white(image) if white is None else white)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         if image.mode == "La":
             image = image.convert("LA")
@@ -163,16 +207,20 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _white(image: Image.Image) -> int:
+    """The grey value that stands for white; only in modes wider than a byte does it depend on the image."""
+    if image.mode not in ("I", "F"):
+        return 65535
+    high: Any = image.getextrema()[1]
+    if image.mode == "F" and high <= 1:
+        return 1
+    return 255 if high <= 255 else 65535
+
+
+def _eight_bits(image: Image.Image, white: int) -> Image.Image:
     """Grey values wider than a byte, scaled; a conversion by Pillow would cut them off at 255."""
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 65535):  # NaN is refused too
         raise ValueError(f"the image has grey values from {low:g} to {high:g}, expected 0 to 65535")
-    if image.mode.startswith("I;16"):
-        top = 65535
-    elif image.mode == "F" and high <= 1:
-        top = 1
-    else:
-        top = 255 if high <= 255 else 65535
-    return Image.fromarray(np.rint(values.astype(np.float32) * (255 / top)).astype(np.uint8))
+    return Image.fromarray(np.rint(values.astype(np.float32) * (255 / white)).astype(np.uint8))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lit_depth.data.lengths import HUGE, PromptLimit, fewest_tokens
 from lit_depth.data.task import BadSample, Sample, Task, TrainingItem
 
 IMAGE_KEYS = ("images", "image_masks", "image_input_idx")
@@ -22,13 +23,13 @@ class EvalCollator:
     Args:
         processor: ``processor(images=..., text=..., padding_side="left")`` with a ``tokenizer``.
         task: Gives the prompts.
-        max_prompt_tokens: A sample with more tokens, those of its image included, counts as bad; None = no limit.
+        limit: A sample with a longer prompt counts as bad; None = no limit.
     """
 
-    def __init__(self, processor: Any, task: Task, max_prompt_tokens: int | None = None) -> None:
+    def __init__(self, processor: Any, task: Task, limit: PromptLimit | None = None) -> None:
         self.processor = processor
         self.task = task
-        self.limit = {} if max_prompt_tokens is None else {"max_length": max_prompt_tokens}
+        self.limit = limit
 
     def __call__(self, samples: Sequence[Sample | BadSample | None]) -> dict[str, Any]:
         """Return the processor's tensors and, beside them:
@@ -40,14 +41,16 @@ class EvalCollator:
         """
         bad = [sample for sample in samples if isinstance(sample, BadSample)]
         good = [sample for sample in samples if isinstance(sample, Sample)]
+        good = _without(good, map(self._too_long, good), bad)
         try:
             tensors = self._tensors(good)
         # The processor refuses a batch as a whole; which of its samples is to blame shows one by one.
         except Exception:
-            reasons = [self._refusal(sample) for sample in good]
-            bad += [BadSample(sample.id, reason) for sample, reason in zip(good, reasons) if reason]
-            good = [sample for sample, reason in zip(good, reasons) if not reason]
+            good = _without(good, map(self._refusal, good), bad)
             tensors = self._tensors(good)
+        short = _without(good, self._over_limit(tensors), bad)
+        if len(short) < len(good):  # without the padding that the others needed
+            good, tensors = short, self._tensors(short)
         return {
             **tensors,
             "samples": [replace(sample, image=None) for sample in good],
@@ -59,9 +62,30 @@ class EvalCollator:
         if not samples:
             return {}
         images, prompts = [sample.image for sample in samples], [self.task.prompt(sample) for sample in samples]
-        tensors = dict(self.processor(images=images, text=prompts, padding_side="left", **self.limit))
+        tensors = dict(self.processor(images=images, text=prompts, padding_side="left"))
         answers = [torch.tensor(answer_tokens(self.processor.tokenizer, sample.references[0])) for sample in samples]
         return tensors | {"answer_ids": pad_sequence(answers, batch_first=True, padding_value=IGNORE)}
+
+    def _too_long(self, sample: Sample) -> str | None:
+        """Why a huge text cannot be evaluated, without tokenising it."""
+        if self.limit is None:
+            return None
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        try:
+            texts = [self.task.prompt(sample), sample.references[0]]
+        # Whatever a task makes of a strange sample costs this one only.
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        prompt, answer = (fewest_tokens(tokenizer, text) if len(text) > HUGE else 0 for text in texts)
+        return self.limit.refusal(prompt, answer, at_least="at least ")
+
+    def _over_limit(self, tensors: dict[str, Tensor]) -> list[str | None]:
+        """For each row of a batch why it is too long, or None."""
+        if not tensors or self.limit is None:
+            return [None] * len(tensors.get("input_ids", ()))
+        real = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))
+        lengths = zip(real.sum(1).tolist(), (tensors["answer_ids"] != IGNORE).sum(1).tolist())
+        return [self.limit.refusal(*pair) for pair in lengths]
 
     def _refusal(self, sample: Sample) -> str | None:
         try:
@@ -69,6 +93,13 @@ class EvalCollator:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return None
+
+
+def _without(samples: list[Sample], reasons: Iterable[str | None], bad: list[BadSample]) -> list[Sample]:
+    """The samples that have no reason against them; the others join the bad ones."""
+    pairs = list(zip(samples, reasons))
+    bad += [BadSample(sample.id, reason) for sample, reason in pairs if reason]
+    return [sample for sample, reason in pairs if not reason]
 
 
 class PackedCollator:

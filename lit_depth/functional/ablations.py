@@ -8,18 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_depth.functional.checks import MAX_UNITS, check_range, checked
 from lit_depth.functional.policies import Importance, from_indices, top_k
 
 Removed = tuple[int, ...]
 
 
+@checked
 def free_units(num_units: int, max_removed: int, keep: Sequence[int]) -> list[int]:
     """Units that may be removed.
 
     Raises:
         ValueError: None may, or ``max_removed`` is not at least 1 and at most what leaves ``keep`` and a unit.
     """
-    always = from_indices(num_units, keep) if keep else torch.zeros(num_units, dtype=torch.bool)
+    check_range(1, MAX_UNITS, num_units=num_units)
+    always = from_indices(num_units, keep) if len(keep) else torch.zeros(num_units, dtype=torch.bool)
     free = (~always).nonzero().flatten().tolist()
     most = min(len(free), num_units - 1)
     if most < 1:
@@ -30,6 +33,7 @@ def free_units(num_units: int, max_removed: int, keep: Sequence[int]) -> list[in
     return free
 
 
+@checked
 def ablation_masks(num_units: int, ablations: Sequence[Sequence[int]]) -> Tensor:
     """Masks, bool ``[ablations, num_units]``, that are False at the removed units.
 
@@ -39,15 +43,19 @@ def ablation_masks(num_units: int, ablations: Sequence[Sequence[int]]) -> Tensor
     >>> ablation_masks(3, [(0,), (0, 2)]).tolist()
     [[False, True, True], [False, True, False]]
     """
-    if not ablations:
+    check_range(1, MAX_UNITS, num_units=num_units)
+    if not len(ablations):
         raise ValueError("expected at least one ablation, given none")
-    masks = [~from_indices(num_units, removed) if removed else torch.ones(num_units).bool() for removed in ablations]
+    masks = [
+        ~from_indices(num_units, removed) if len(removed) else torch.ones(num_units).bool() for removed in ablations
+    ]
     for mask, removed in zip(masks, ablations):
         if not mask.any():
             raise ValueError(f"expected an ablation that leaves a unit of {num_units}, given {list(removed)}")
     return torch.stack(masks)
 
 
+@checked
 def contiguous_spans(num_units: int, length: int, *, keep: Sequence[int] = ()) -> list[Removed]:
     """Ablations of ``length`` neighbouring units, none of them in ``keep``: the baseline that removes one stretch.
 
@@ -65,6 +73,7 @@ def contiguous_spans(num_units: int, length: int, *, keep: Sequence[int] = ()) -
     return spans
 
 
+@checked
 def importance_order(importance: Importance, max_removed: int, *, keep: Sequence[int] = ()) -> list[Removed]:
     """Ablations of 1 to ``max_removed`` units, least important first: the baseline that ignores interactions.
 
@@ -76,12 +85,13 @@ def importance_order(importance: Importance, max_removed: int, *, keep: Sequence
     >>> importance_order([0.5, 0.1, 0.3, 0.1], 3, keep=[1])
     [(3,), (2, 3), (0, 2, 3)]
     """
-    num_units = len(importance)
+    num_units = importance.numel() if isinstance(importance, Tensor) else len(importance)
     free_units(num_units, max_removed, keep)
     masks = [top_k(importance, num_units - size, keep=keep) for size in range(1, max_removed + 1)]
     return [tuple((~mask).nonzero().flatten().tolist()) for mask in masks]
 
 
+@checked
 def interaction(drop: float, single_drops: Sequence[float]) -> float:
     """What a combination costs beyond its parts: its drop minus the sum of its units' own drops.
 

@@ -9,7 +9,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from lit_depth.functional.checks import checked
 
+
+@checked
 def find_blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     """Return the decoder blocks of ``model``: the list itself, not a copy.
 
@@ -49,6 +52,19 @@ def find_blocks(model: nn.Module, path: str | None = None) -> nn.ModuleList:
     return next(iter(candidates.values()))
 
 
+def context_length(model: nn.Module) -> int | None:
+    """Tokens that a model was made for (``max_position_embeddings`` of its text model); None where it does not say.
+
+    A sliding window is no limit: blocks forget what is outside of it, and go on.
+    """
+    config = getattr(model, "config", None)
+    if isinstance(config, PreTrainedConfig):
+        config = config.get_text_config(decoder=True)
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+@checked
 def find_decoder(model: nn.Module, blocks: nn.ModuleList) -> PreTrainedModel | None:
     """Return the innermost Hugging Face model inside ``model`` that holds ``blocks``; None if there is none."""
     decoder = None
@@ -70,8 +86,8 @@ def _blocks_at(model: nn.Module, path: str) -> nn.ModuleList:
             near = difflib.get_close_matches(name, children, n=1)
             hint = f"did you mean {_join(walked, near[0])!r}? " if near else ""
             raise ValueError(
-                f"no module at {path!r}: {walked or type(model).__name__} has no child {name!r}; "
-                f"{hint}{_describe_lists(model)}"
+                f"expected the path of the blocks, no module at {path!r}: {walked or type(model).__name__} has no "
+                f"child {name!r}; {hint}{_describe_lists(model)}"
             )
         module, walked = children[name], _join(walked, name)
     if not isinstance(module, nn.ModuleList) or len(module) == 0:

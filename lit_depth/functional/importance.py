@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
 from lit_depth.functional.borrowing import eager_attention, evaluation_mode, only_these_require_grad
+from lit_depth.functional.checks import check_token_ids, checked, prompt_inputs
 from lit_depth.functional.scoring import IGNORE, keep_last, with_positions
 from lit_depth.functional.watching import ENTROPY, STATE_METHODS, BlockWatch, at_least_float32
 
@@ -51,6 +52,7 @@ GRADIENT_METHODS = ("gradient", "taylor", "taylor_signed")
 METHODS = (*STATE_METHODS, *GRADIENT_METHODS, ENTROPY)
 
 
+@checked
 def proxy_importance(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
@@ -114,6 +116,7 @@ class ProxyScores:
     tensor([0., 0., 0.], dtype=torch.float64)
     """
 
+    @checked
     def __init__(
         self, model: nn.Module, methods: Sequence[str] = METHODS, blocks: str | nn.ModuleList | None = None
     ) -> None:
@@ -139,6 +142,7 @@ class ProxyScores:
         """Whether a gradient method was asked for."""
         return not set(self.methods).isdisjoint(GRADIENT_METHODS)
 
+    @checked
     def update(self, inputs: Mapping[str, Tensor], labels: Tensor | None = None) -> None:
         """Add a batch: one forward, and one backward where a gradient method was asked for.
 
@@ -158,7 +162,7 @@ class ProxyScores:
             inputs = {name: _outside_inference_mode(value) for name, value in inputs.items()}
             given_labels = inputs.pop("labels", None)
             labels = given_labels if labels is None else _outside_inference_mode(labels)
-            inputs["attention_mask"] = _attention_mask(inputs)
+            inputs = prompt_inputs(self.model, inputs)
             stack.enter_context(evaluation_mode(self.model))
             if ENTROPY in self.methods:
                 stack.enter_context(eager_attention(self.decoder))
@@ -166,6 +170,7 @@ class ProxyScores:
             targets, keep = None, 1
             if self.needs_labels:
                 targets = _from_first_label(labels, inputs["attention_mask"])
+                check_token_ids(self.model, labels=targets[targets != IGNORE])
                 keep = targets.shape[1]
                 stack.enter_context(only_these_require_grad(self.model, self._weights))
             extras = {"use_cache": False, **keep_last(self.model, keep)}
@@ -262,6 +267,7 @@ class ProxyScores:
         return gradient_sum, taylor, signed
 
 
+@checked
 def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     """Return ``methods`` as a tuple without repetitions.
 
@@ -272,23 +278,12 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     ('taylor',)
     """
     known = f"expected methods among {', '.join(METHODS)}"
-    if isinstance(methods, str) or not methods:
+    if not len(methods):
         raise ValueError(f"{known}, as a list with at least one, given {methods!r}")
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise ValueError(f"{known}, given {', '.join(map(repr, unknown))}")
     return tuple(dict.fromkeys(methods))
-
-
-def _attention_mask(inputs: Mapping[str, Tensor]) -> Tensor:
-    if "input_ids" not in inputs:
-        raise ValueError(f"expected inputs with input_ids [batch, seq], given {', '.join(inputs) or 'nothing'}")
-    mask, shape = inputs.get("attention_mask"), inputs["input_ids"].shape
-    if mask is None:
-        return torch.ones_like(inputs["input_ids"])
-    if mask.shape != shape:
-        raise ValueError(f"expected attention_mask of the shape of input_ids {list(shape)}, given {list(mask.shape)}")
-    return mask
 
 
 def _from_first_label(labels: Tensor | None, attention_mask: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.checks import MAX_UNITS, check_range, checked
 from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.entries import Claim, DecodeClaim, DecodedLayer, PrefillClaim, SkippedLayer, find_cache
 from lit_depth.functional.sublayers import HalfForward, check_halves
@@ -45,6 +46,7 @@ _FIRST_BLOCK = "_lit_depth_first_block"
 _COUPLING_ARGUMENTS = ("shared_kv_states", "block_states", "prev_topk_indices", "prev_router_hidden_states")
 
 
+@checked
 def masked(
     model: nn.Module,
     mask: Tensor | Sequence[bool],
@@ -126,7 +128,6 @@ def masked(
     >>> without_keys(cache), cache.get_seq_length()
     ([True, False, False], 3)
     """
-    _check_choice("phase", phase, ("both", "prefill", "decode"))
     if decode_without_prompt and phase != "prefill":
         raise ValueError(f"expected decode_without_prompt with phase='prefill' only, given phase={phase!r}")
     if granularity == "sublayer" and (phase == "decode" or decode_without_prompt):
@@ -151,6 +152,7 @@ def masked(
     return _masked(model, decoder, module_list, halves, "both" if is_same or all(active) else phase)
 
 
+@checked
 def check_mask(mask: Tensor | Sequence[bool], num_blocks: int, granularity: Granularity = "block") -> Tensor:
     """Return ``mask`` as a bool tensor on the CPU: ``[num_blocks]``, for sublayers ``[2 * num_blocks]``.
 
@@ -160,14 +162,10 @@ def check_mask(mask: Tensor | Sequence[bool], num_blocks: int, granularity: Gran
     >>> check_mask([True, False], num_blocks=2)
     tensor([ True, False])
     """
-    _check_choice("granularity", granularity, ("block", "sublayer"))
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
     num_units, units = (num_blocks, "blocks") if granularity == "block" else (2 * num_blocks, "sublayers")
     if not isinstance(mask, Tensor):
-        mask = list(mask)
-        wrong = next((value for value in mask if not isinstance(value, bool)), None)
-        if wrong is not None:
-            raise ValueError(f"expected a mask of bools, given {wrong!r} of type {type(wrong).__name__}")
-        mask = torch.tensor(mask, dtype=torch.bool)
+        mask = torch.tensor(list(mask), dtype=torch.bool)
     if mask.dtype != torch.bool:
         raise ValueError(f"expected a mask of dtype torch.bool, given {mask.dtype}")
     if mask.ndim != 1:
@@ -181,15 +179,18 @@ def check_mask(mask: Tensor | Sequence[bool], num_blocks: int, granularity: Gran
     return mask.detach().cpu()
 
 
+@checked
 def mask_id(mask: Tensor | Sequence[bool]) -> str:
     """Return the bit string of a block mask, block 0 first. Raises ValueError as :func:`check_mask`.
 
     >>> mask_id(torch.tensor([True, True, False, True]))
     '1101'
     """
-    return "".join("1" if active else "0" for active in check_mask(mask, len(mask)).tolist())
+    active = check_mask(mask, mask.numel() if isinstance(mask, Tensor) else len(mask))
+    return "".join("1" if bit else "0" for bit in active.tolist())
 
 
+@checked
 def from_mask_id(text: str) -> Tensor:
     """Return the block mask of a bit string: the inverse of :func:`mask_id`.
 
@@ -199,9 +200,31 @@ def from_mask_id(text: str) -> Tensor:
     >>> from_mask_id("101")
     tensor([ True, False,  True])
     """
-    if set(text) - set("01"):
+    if not text or set(text) - set("01"):
         raise ValueError(f"expected a mask id of the characters 0 and 1, such as '1101', given {text!r}")
     return check_mask([bit == "1" for bit in text], len(text))
+
+
+@checked
+def stack_masks(
+    masks: Tensor | Sequence[Tensor | Sequence[bool]], num_blocks: int | None = None, granularity: Granularity = "block"
+) -> Tensor:
+    """Return several masks, each as `check_mask` takes it, as a bool tensor ``[masks, num_units]`` on the CPU.
+
+    Args:
+        num_blocks: Blocks of the model; None = as many as the first mask has.
+
+    Raises:
+        ValueError: no mask, or one that `check_mask` refuses.
+    """
+    if isinstance(masks, Tensor) and masks.ndim != 2:
+        raise ValueError(f"expected masks of shape [masks, num_blocks], given {list(masks.shape)}")
+    rows = list(masks)
+    if not rows:
+        raise ValueError("expected at least one mask, given none")
+    first = rows[0]
+    length = first.numel() if isinstance(first, Tensor) else len(first)
+    return torch.stack([check_mask(mask, length if num_blocks is None else num_blocks, granularity) for mask in rows])
 
 
 def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
@@ -224,11 +247,6 @@ def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
     ):
         return "some of its blocks keep a recurrent state"
     return None
-
-
-def _check_choice(argument: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise ValueError(f"expected {argument} to be one of {', '.join(known)}, given {given!r}")
 
 
 def _identity(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -7,14 +7,18 @@ places from the other blocks.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lit_depth.functional.checks import MAX_UNITS, check_range, checked, shorten
+
 Importance = Tensor | Sequence[float] | Mapping[str, float] | Mapping[int, float]
 
 
+@checked
 def prefix(num_blocks: int, k: int, *, keep: Sequence[int] = ()) -> Tensor:
     """Keep the first ``k`` blocks (after those in ``keep``).
 
@@ -29,6 +33,7 @@ def prefix(num_blocks: int, k: int, *, keep: Sequence[int] = ()) -> Tensor:
     return _fill(num_blocks, k, keep, range(num_blocks))
 
 
+@checked
 def suffix(num_blocks: int, k: int, *, keep: Sequence[int] = ()) -> Tensor:
     """Keep the last ``k`` blocks (after those in ``keep``). Raises as :func:`prefix`.
 
@@ -38,6 +43,7 @@ def suffix(num_blocks: int, k: int, *, keep: Sequence[int] = ()) -> Tensor:
     return _fill(num_blocks, k, keep, reversed(range(num_blocks)))
 
 
+@checked
 def uniform(num_blocks: int, k: int, *, keep: Sequence[int] = ()) -> Tensor:
     """Keep ``k`` evenly spaced blocks: block ``floor(j * (num_blocks - 1) / (k - 1) + 1/2)`` for j = 0..k-1.
 
@@ -56,6 +62,7 @@ def uniform(num_blocks: int, k: int, *, keep: Sequence[int] = ()) -> Tensor:
     return _mask(num_blocks, [*always, *spaced])
 
 
+@checked
 def random(num_blocks: int, k: int, seed: int, *, keep: Sequence[int] = ()) -> Tensor:
     """Keep ``k`` blocks drawn without replacement; the same for the same arguments, whatever the global RNG state.
 
@@ -65,10 +72,12 @@ def random(num_blocks: int, k: int, seed: int, *, keep: Sequence[int] = ()) -> T
     (3, True)
     """
     _check(num_blocks, k, keep)
+    check_range(-(2**63), 2**64 - 1, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     return _fill(num_blocks, k, keep, torch.randperm(num_blocks, generator=generator).tolist())
 
 
+@checked
 def top_k(importance: Importance, k: int, *, keep: Sequence[int] = ()) -> Tensor:
     """Keep the ``k`` most important blocks; of equally important ones the lower index.
 
@@ -88,6 +97,7 @@ def top_k(importance: Importance, k: int, *, keep: Sequence[int] = ()) -> Tensor
     return _fill(len(scores), k, keep, order)
 
 
+@checked
 def threshold(importance: Importance, fraction: float, *, keep: Sequence[int] = ()) -> Tensor:
     """Keep the blocks whose importance is at least ``fraction`` times the largest one, and those in ``keep``.
 
@@ -112,6 +122,7 @@ def threshold(importance: Importance, fraction: float, *, keep: Sequence[int] = 
     return _mask(len(scores), {*chosen, *_check_indices(len(scores), keep)})
 
 
+@checked
 def from_indices(num_blocks: int, indices: Sequence[int], *, keep: Sequence[int] = ()) -> Tensor:
     """Keep exactly the blocks in ``indices`` and those in ``keep``.
 
@@ -121,12 +132,14 @@ def from_indices(num_blocks: int, indices: Sequence[int], *, keep: Sequence[int]
     >>> from_indices(4, [3, 0]).tolist()
     [True, False, False, True]
     """
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
     chosen = {*_check_indices(num_blocks, indices), *_check_indices(num_blocks, keep)}
     if not chosen:
         raise ValueError("expected at least one active block, given no index")
     return _mask(num_blocks, chosen)
 
 
+@checked
 def leave_one_out(num_blocks: int) -> Tensor:
     """Return the bool ``[num_blocks, num_blocks]`` masks whose row i skips block i only.
 
@@ -136,6 +149,7 @@ def leave_one_out(num_blocks: int) -> Tensor:
     >>> leave_one_out(2).tolist()
     [[False, True], [True, False]]
     """
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
     if num_blocks < 2:
         raise ValueError(f"expected at least 2 blocks to leave one out, given {num_blocks}")
     return ~torch.eye(num_blocks, dtype=torch.bool)
@@ -155,7 +169,8 @@ def _mask(num_blocks: int, indices: Iterable[int]) -> Tensor:
 
 
 def _check(num_blocks: int, k: int, keep: Sequence[int]) -> list[int]:
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= num_blocks:
+    check_range(1, MAX_UNITS, num_blocks=num_blocks)
+    if not 1 <= k <= num_blocks:
         raise ValueError(f"expected k, the number of active blocks, between 1 and {num_blocks}, given {k}")
     always = _check_indices(num_blocks, keep)
     if k < len(always):
@@ -173,14 +188,23 @@ def _check_indices(num_blocks: int, indices: Sequence[int]) -> list[int]:
     return checked
 
 
+def _block_idx(key: str | int) -> int:
+    return int(key) if isinstance(key, str) else operator.index(key)
+
+
 def _scores(importance: Importance) -> list[float]:
     if isinstance(importance, Mapping):
-        by_block = {int(key): float(value) for key, value in importance.items()}
+        try:
+            by_block = {_block_idx(key): float(value) for key, value in importance.items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"expected importance as {{block index: score}}, given {shorten(importance)}") from error
         if sorted(by_block) != list(range(len(importance))):
             raise ValueError(f"expected importance for blocks 0..{len(importance) - 1}, given keys {list(importance)}")
         scores = [by_block[block_idx] for block_idx in range(len(by_block))]
     else:
-        values = torch.as_tensor(importance, dtype=torch.float64)
+        values = torch.as_tensor(
+            importance if isinstance(importance, Tensor) else list(importance), dtype=torch.float64
+        )
         if values.ndim != 1:
             raise ValueError(f"expected importance of shape [num_blocks], given {list(values.shape)}")
         scores = values.tolist()

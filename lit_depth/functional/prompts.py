@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.answering import IMAGE_INPUTS
+from lit_depth.functional.checks import checked, shorten
 from lit_depth.functional.decoding import end_token_ids
 from lit_depth.functional.tokens import token_masking
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 
 
+@checked
 def run_token_masking(
     model: nn.Module,
     processor: Any,
@@ -70,6 +72,7 @@ def run_token_masking(
     return frame
 
 
+@checked
 def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool = False) -> dict[str, Tensor]:
     """The model's inputs for one prompt.
 
@@ -85,6 +88,8 @@ def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool =
     Raises:
         ValueError: If the prompt is empty or blank, or an image is given to a tokenizer.
     """
+    if not callable(processor) or not hasattr(_tokenizer(processor), "decode"):
+        raise ValueError(f"expected a processor or a tokenizer of transformers, given {shorten(processor)}")
     if not prompt.strip():
         raise ValueError(f"expected a prompt with text, given an empty one ({prompt!r})")
     start = start_token(processor)
@@ -124,6 +129,7 @@ def token_text(processor: Any, token_id: int) -> str:
     return _tokenizer(processor).decode([int(token_id)])
 
 
+@checked
 def name_tokens(frame: pd.DataFrame, processor: Any) -> pd.DataFrame:
     """Put ``token_masked``, a text, in place of ``token_id``; ``attrs["generated_text"]`` is what was generated."""
     texts = {token_id: token_text(processor, token_id) for token_id in frame["token_id"].unique()}
@@ -137,6 +143,7 @@ def name_tokens(frame: pd.DataFrame, processor: Any) -> pd.DataFrame:
     return named
 
 
+@checked
 def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) -> list[str]:
     """What each token of a prompt is: ``start``, ``vision`` or ``text``.
 
@@ -165,6 +172,7 @@ def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) ->
     ]
 
 
+@checked
 def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
     """One row of a padded batch as the processor would have given it alone: no padding, no crops that it lacks.
 

@@ -21,12 +21,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from lit_depth.functional.checks import shorten
 from lit_depth.functional.statistics import Floats, log_evidence
 
 RankBy = Literal["accuracy", "reference_logprob"]
@@ -57,6 +58,12 @@ class MaskScores(NamedTuple):
 
 
 Evaluate = Callable[[Tensor, Sequence[int]], MaskScores]
+
+
+def as_scores(found: Any) -> MaskScores:
+    if not isinstance(found, MaskScores):
+        raise ValueError(f"expected evaluate to return MaskScores, given {shorten(found)}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class ScoreTable:
             ValueError: Scores of a wrong shape or outside their range.
         """
         scores = self.evaluate(self.masks[list(rows)], self.samples.order[places].tolist())
-        accuracy, logprob, bad = scores.as_arrays()
+        accuracy, logprob, bad = as_scores(scores).as_arrays()
         for name, values, low, high in (
             ("accuracy", accuracy, 0.0, 1.0),
             ("reference_logprob", logprob, -math.inf, 1e-6),  # rounding may leave a logarithm of 1 above 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_depth.functional.checks import check_token_ids, checked, prompt_inputs
 from lit_depth.functional.decoding import (
     PreparedPrompt,
     check_generates,
@@ -29,6 +30,7 @@ Way = Literal["whole", "chunk", "steps"]
 _PROVEN: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[int, Way]]] = weakref.WeakKeyDictionary()
 
 
+@checked
 @torch.no_grad()
 def reference_logprob(
     model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, *, pad_token_id: int, in_phases: bool = False
@@ -49,6 +51,9 @@ def reference_logprob(
     Raises:
         ValueError: If the model has no ``generate``.
     """
+    inputs = prompt_inputs(model, inputs)
+    check_answers(model, answer_ids, len(inputs["input_ids"]))
+    check_token_ids(model, pad_token_id=pad_token_id)
     check_generates(model)
     way = scoring_way(model, inputs, answer_ids, pad_token_id, in_phases)
     return answer_logprob(
@@ -76,6 +81,21 @@ def scoring_way(
         way = next((way for way in ways if _is_like_decoding(model, inputs, probe, pad, way, expected)), "steps")
         known[key] = count, way
     return way
+
+
+def check_answers(model: nn.Module, answer_ids: Tensor, batch: int) -> None:
+    """Check the tokens of reference answers, one row per prompt.
+
+    Raises:
+        ValueError: A shape other than ``[batch, answer]``, a row without a token or with one behind its padding, or an
+            id that the model does not know.
+    """
+    shape, real = list(answer_ids.shape), answer_ids != IGNORE
+    if len(shape) != 2 or shape[0] != batch or answer_ids.is_floating_point():
+        raise ValueError(f"expected answer_ids, integers [{batch}, answer], given {answer_ids.dtype} {shape}")
+    if not shape[1] or not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+        raise ValueError("expected answer_ids with at least one token in every row, padded on the right with -100")
+    check_token_ids(model, answer_ids=answer_ids[real])
 
 
 def _is_like_decoding(

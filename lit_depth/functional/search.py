@@ -25,14 +25,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from lit_depth.functional.ablations import Removed, ablation_masks, free_units
+from lit_depth.functional.checks import check_least, check_share, checked
 from lit_depth.functional.masking import mask_id
-from lit_depth.functional.racing import Evaluate, MaskScores, Outcome, RankBy, Rule, Samples, ScoreTable, race
+from lit_depth.functional.racing import (
+    Evaluate,
+    MaskScores,
+    Outcome,
+    RankBy,
+    Rule,
+    Samples,
+    ScoreTable,
+    as_scores,
+    race,
+)
 
 MAX_COMBINATIONS = 5000
 
@@ -110,6 +121,7 @@ class SearchResult(NamedTuple):
         return sum(level.saved for level in self.levels)
 
 
+@checked
 def beam_search(
     evaluate: Evaluate,
     num_units: int,
@@ -172,16 +184,10 @@ def beam_search(
         [((0,), 1.0), ((0, 1), 0.99)]
     """
     free = free_units(num_units, max_removed, keep)
-    for name, value in (("beam_width", beam_width), ("batch", batch)):
-        if value < 1:
-            raise ValueError(f"expected {name} of at least 1, given {value}")
-    if not epsilon >= 0:
-        raise ValueError(f"expected epsilon of at least 0, given {epsilon}")
-    if not 0 < delta < 1:
-        raise ValueError(f"expected delta between 0 and 1, given {delta}")
-    if rank_by not in get_args(RankBy):
-        raise ValueError(f"expected rank_by to be one of {', '.join(get_args(RankBy))}, given {rank_by!r}")
-    samples = Samples(num_samples, clusters, seed)
+    check_least(1, beam_width=beam_width, batch=batch)
+    check_least(0, epsilon=epsilon, seed=seed)
+    check_share(delta=delta)
+    samples = Samples(num_samples, clusters, int(seed))
     levels: list[SearchLevel] = []
     beam: tuple[Removed, ...] = ((),)
     for size in range(1, max_removed + 1):
@@ -200,6 +206,7 @@ def beam_search(
     return SearchResult(tuple(levels), tuple(bad))
 
 
+@checked
 def exhaustive_search(
     evaluate: Evaluate,
     num_units: int,
@@ -228,7 +235,8 @@ def exhaustive_search(
         )
     combinations = [c for size in range(1, max_removed + 1) for c in itertools.combinations(free, size)]
     masks = ablation_masks(num_units, combinations)
-    found = evaluate(masks, range(num_samples))
+    check_least(1, num_samples=num_samples)
+    found = as_scores(evaluate(masks, range(num_samples)))
     accuracy, logprob, bad = found.as_arrays()
     accuracy = np.where(bad, np.nan, accuracy)
     rows = {mask_id(mask): row for row, mask in enumerate(masks)}
@@ -252,6 +260,7 @@ def exhaustive_search(
     )
 
 
+@checked
 def score_ablations(
     evaluate: Evaluate,
     num_units: int,

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from scipy.stats import binom
 
+from lit_depth.functional.checks import MAX_UNITS, check_share, checked, fits, shorten
+
 Anything = TypeVar("Anything")
 
 # how much quality a request may lose, by its complexity: the upper end of the interval of the drop
@@ -33,6 +35,7 @@ class Line(NamedTuple):
         return self.intercept + self.slope * num_active_blocks
 
 
+@checked
 @dataclass(frozen=True)
 class Candidate:
     """A mask with what was measured under it.
@@ -55,6 +58,7 @@ class Candidate:
     drop_ci: tuple[float, float]
 
     @classmethod
+    @checked
     def from_result(cls, entry: Mapping[str, Any]) -> Candidate:
         """A candidate of ``selection.json``, as `lit-depth select` writes it, by what the choice looked at.
 
@@ -65,21 +69,25 @@ class Candidate:
         Raises:
             ValueError: A run with ``--estimate_depth``, which measures no quality.
         """
-        measured = entry["chosen_by"]
-        if measured is None:
-            raise ValueError(f"mask {entry['mask_id']}: expected a candidate of measured quality, given one without")
-        intervals = ((low, high) for low, high in (measured["quality_ci"], measured["drop_ci"]))
-        return cls(entry["mask_id"], entry["latency_ms"]["bound"], measured["quality"], *intervals)
+        try:
+            mask_id, time_ms, measured = entry["mask_id"], entry["latency_ms"]["bound"], entry["chosen_by"]
+            if measured is None:
+                raise ValueError(f"mask {mask_id}: expected a candidate of measured quality, given one without")
+            quality, intervals = measured["quality"], [tuple(measured[name]) for name in ("quality_ci", "drop_ci")]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected an entry of candidates of selection.json, given {shorten(entry)}") from error
+        return cls(mask_id, time_ms, quality, *intervals)
 
     def __post_init__(self) -> None:
         _check_positive(f"latency_ms of mask {self.mask_id}", self.latency_ms)
         if not math.isfinite(self.quality):
             raise ValueError(f"expected a finite quality of mask {self.mask_id}, given {self.quality}")
         for name, limits in (("quality_ci", self.quality_ci), ("drop_ci", self.drop_ci)):
-            if len(limits) != 2 or not all(map(math.isfinite, limits)) or limits[0] > limits[1]:
+            if not all(map(math.isfinite, limits)) or limits[0] > limits[1]:
                 raise ValueError(f"expected {name} of mask {self.mask_id} as finite (low, high), given {limits}")
 
 
+@checked
 def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
     """Fit time against the number of active blocks by least squares.
 
@@ -115,6 +123,7 @@ def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
     return Line(slope, intercept, 1.0 - residual / total if total > 0 else 1.0)
 
 
+@checked
 def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence: float = 0.95) -> float:
     """Upper confidence bound of a percentile, free of any distribution: what ``share`` of all requests stay within.
 
@@ -135,8 +144,7 @@ def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence:
     >>> percentile_bound([3.0, 1.0, 2.0])
     3.0
     """
-    if not (0 < share < 1 and 0 < confidence < 1):
-        raise ValueError(f"expected share and confidence between 0 and 1, given {share} and {confidence}")
+    check_share(share=share, confidence=confidence)
     ordered = np.sort(np.asarray(times_ms, dtype=float))
     if not len(ordered) or not np.isfinite(ordered).all():
         raise ValueError("expected at least one finite time, given none or one that is not finite")
@@ -145,6 +153,7 @@ def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence:
     return float(ordered[enough[0] if len(enough) else -1])
 
 
+@checked
 def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: int = 1) -> int:
     """Most active blocks whose estimated time meets the budget, where only importance was measured for each block.
 
@@ -162,8 +171,10 @@ def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: in
     8
     """
     _check_positive("budget_ms", budget_ms)
-    if not 1 <= fewest <= num_blocks:
-        raise ValueError(f"expected at least one block, given num_blocks={num_blocks} and fewest={fewest}")
+    if not 1 <= fewest <= num_blocks <= MAX_UNITS:
+        raise ValueError(
+            f"expected at least one block, given num_blocks={shorten(num_blocks)} and fewest={shorten(fewest)}"
+        )
     if not (math.isfinite(line.slope) and math.isfinite(line.intercept)):
         raise ValueError(f"expected a finite line, given {line}")
     times = {count: line.time_ms(count) for count in range(fewest, num_blocks + 1)}
@@ -177,6 +188,7 @@ def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: in
     return max(affordable)
 
 
+@checked
 def select_for_budget(candidates: Sequence[Candidate], budget_ms: float) -> Candidate:
     """The candidate of the highest quality whose latency meets the budget; of equally good ones the fastest.
 
@@ -191,6 +203,7 @@ def select_for_budget(candidates: Sequence[Candidate], budget_ms: float) -> Cand
     return max(_affordable(candidates, budget_ms), key=lambda candidate: (candidate.quality, -candidate.latency_ms))
 
 
+@checked
 def request_mask(
     candidates: Sequence[Candidate],
     complexity: str,
@@ -223,14 +236,15 @@ def request_mask(
     if complexity not in tolerances:
         raise ValueError(f"expected complexity to be one of {', '.join(tolerances)}, given {complexity!r}")
     tolerance = tolerances[complexity]
-    if not tolerance >= 0:
-        raise ValueError(f"expected a tolerance of at least 0 for {complexity!r}, given {tolerance}")
+    if not fits(tolerance, float) or not tolerance >= 0:
+        raise ValueError(f"expected a tolerance of at least 0 for {complexity!r}, given {shorten(tolerance)}")
     within = [candidate for candidate in _affordable(candidates, budget_ms) if candidate.drop_ci[1] <= tolerance]
     if not within:
         return select_for_budget(candidates, budget_ms)
     return min(within, key=lambda candidate: (candidate.latency_ms, -candidate.quality))
 
 
+@checked
 def pareto_frontier(points: Sequence[tuple[float, float, Anything]]) -> list[tuple[float, float, Anything]]:
     """Points that no other point beats: for each, nothing is at least as fast and better, or faster and as good.
 
@@ -252,7 +266,7 @@ def pareto_frontier(points: Sequence[tuple[float, float, Anything]]) -> list[tup
 
 def _affordable(candidates: Sequence[Candidate], budget_ms: float) -> list[Candidate]:
     _check_positive("budget_ms", budget_ms)
-    if not candidates:
+    if not len(candidates):
         raise ValueError("expected at least one candidate mask, given none")
     affordable = [candidate for candidate in candidates if candidate.latency_ms <= budget_ms]
     if not affordable:

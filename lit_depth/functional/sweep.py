@@ -23,10 +23,20 @@ from lit_depth.functional.answering import (
     call_width,
 )
 from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.checks import (
+    MAX_TOKENS,
+    check_least,
+    check_range,
+    check_token_ids,
+    checked,
+    fits,
+    prompt_inputs,
+)
 from lit_depth.functional.decoding import CannotDriveError, check_generates
 from lit_depth.functional.engine import TrieDriver, driven
-from lit_depth.functional.masking import Granularity, Phase, check_drivable, check_mask, masked
+from lit_depth.functional.masking import Granularity, Phase, check_drivable, masked, stack_masks
 from lit_depth.functional.proof import kind_of, same_logits
+from lit_depth.functional.scoring import check_answers
 from lit_depth.functional.trie import MaskTrie
 
 T = TypeVar("T")
@@ -39,11 +49,12 @@ class SweepOutput(NamedTuple):
     hidden_states: Tensor  # [M, B, K, hidden], after the last block, before the final norm
 
 
+@checked
 @torch.no_grad()
 def sweep_forward(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
     *,
     logits_to_keep: int = 0,
     blocks: str | nn.ModuleList | None = None,
@@ -61,7 +72,9 @@ def sweep_forward(
         ValueError: If a mask is malformed, or the model's blocks cannot be skipped (see `masked`).
     """
     module_list = blocks if isinstance(blocks, nn.ModuleList) else find_blocks(model, blocks)
-    masks = _check_masks(masks, len(module_list))
+    masks = stack_masks(masks, len(module_list))
+    inputs = prompt_inputs(model, inputs)
+    check_least(0, logits_to_keep=logits_to_keep)
     path = next((name for name, module in model.named_modules() if module is module_list), None)
     arguments = (model, inputs, masks, module_list, path, logits_to_keep)
     return _driven_or_not(
@@ -106,10 +119,11 @@ def _logits_and_states(model: nn.Module, inputs: Mapping[str, Tensor], blocks: n
         hook.remove()
 
 
+@checked
 def sweep_generate(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
     max_new_tokens: int,
     *,
     eos_token_id: int | Sequence[int] | None = None,
@@ -137,6 +151,7 @@ def sweep_generate(
     Raises:
         ValueError: If a mask is malformed, the model's blocks cannot be skipped, or it has no ``generate``.
     """
+    check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
     return answer_masks(
         model,
         inputs,
@@ -150,11 +165,12 @@ def sweep_generate(
     )[0]
 
 
+@checked
 @torch.no_grad()
 def answer_masks(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
     *,
     max_new_tokens: int,
     eos_token_id: int | Sequence[int] | None,
@@ -187,9 +203,15 @@ def answer_masks(
         float32 ``[masks, batch]`` (``[masks, 0]`` without one); both on the CPU.
     """
     module_list = find_blocks(model, blocks)
-    masks = _check_masks(masks, len(module_list), granularity)
+    masks = stack_masks(masks, len(module_list), granularity)
+    inputs = prompt_inputs(model, inputs)
+    check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    check_least(1, max_rows=max_rows)
+    check_token_ids(model, pad_token_id=pad_token_id)
+    if answer_ids is not None:
+        check_answers(model, answer_ids, len(inputs["input_ids"]))
     check_generates(model)
-    request = Request(inputs, max_new_tokens, _end_tokens(eos_token_id), pad_token_id, answer_ids)
+    request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id, answer_ids)
     if phase == "decode" or decode_without_prompt:
         phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
         return answer_one_by_one(model, request, masks, blocks, on_mask, granularity, **phases)
@@ -204,6 +226,7 @@ def answer_masks(
     )
 
 
+@checked
 @torch.no_grad()
 def generate(
     model: nn.Module,
@@ -230,12 +253,15 @@ def generate(
         ValueError: If the masks are malformed, or the model's blocks cannot be skipped.
     """
     module_list = find_blocks(model, blocks)
-    masks = _check_masks(masks, len(module_list))
+    masks = stack_masks(masks, len(module_list))
+    inputs = prompt_inputs(model, inputs)
+    check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    check_token_ids(model, pad_token_id=pad_token_id)
     batch = len(inputs["input_ids"])
     if len(masks) != batch:
         raise ValueError(f"expected one mask per request, given {len(masks)} masks for {batch} requests")
     check_generates(model)
-    request = Request(inputs, max_new_tokens, _end_tokens(eos_token_id), pad_token_id)
+    request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id)
 
     def one_by_one() -> Tensor:
         # all rows under each mask: which image belongs to which row is known to the model alone
@@ -292,14 +318,9 @@ def _driven_or_not(
     return found
 
 
-def _check_masks(masks: Tensor | Sequence[Tensor], num_blocks: int, granularity: Granularity = "block") -> Tensor:
-    rows = list(masks)
-    if not rows:
-        raise ValueError("expected at least one mask, given none")
-    return torch.stack([check_mask(mask, num_blocks, granularity) for mask in rows])
-
-
-def _end_tokens(eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
-    if eos_token_id is None:
-        return ()
-    return (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
+def _end_tokens(model: nn.Module, eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    several: Any = [] if eos_token_id is None else [eos_token_id] if fits(eos_token_id, int) else eos_token_id
+    ids = tuple(int(each) for each in several)
+    for each in ids:
+        check_token_ids(model, eos_token_id=each)
+    return ids

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.blocks import find_blocks, find_decoder
+from lit_depth.functional.checks import check_least, check_token_ids, checked, fits, shorten
 from lit_depth.functional.decoding import PreparedPrompt, end_token_ids, greedy_options, inside_generate
 from lit_depth.functional.final_position import (
     Call,
@@ -47,6 +48,7 @@ SHARP = 0.5
 Hide = Callable[[Tensor, Tensor], Tensor]
 
 
+@checked
 def token_masking(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -113,6 +115,7 @@ def token_masking(
     return _joined(frames, inputs, ids, next_id)
 
 
+@checked
 def span_masking(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -356,6 +359,7 @@ def _prompt(inputs: Mapping[str, Any]) -> Tensor:
     return ids
 
 
+@checked
 def check_prompt(
     model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int = 1, *, blocks: str | None = None
 ) -> None:
@@ -369,8 +373,8 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any], num_output_tokens
     ids = _prompt(inputs)
     if model.training:
         raise ValueError("expected a model in evaluation mode, given one in training mode; call model.eval()")
-    if num_output_tokens < 1:
-        raise ValueError(f"expected num_output_tokens of at least 1, given {num_output_tokens}")
+    check_token_ids(model, input_ids=ids)
+    check_least(1, num_output_tokens=num_output_tokens)
     attention_mask = inputs.get("attention_mask")
     if attention_mask is None:
         attention_mask = torch.ones_like(ids)
@@ -389,9 +393,9 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any], num_output_tokens
 
 
 def _check_span(name: str, span: Sequence[int], length: int) -> Tensor:
-    positions = sorted(int(position) for position in span)
+    positions = sorted(int(position) for position in span) if fits(span, Sequence[int]) else []
     if not positions or len(set(positions)) != len(positions) or not 0 <= positions[0] <= positions[-1] < length:
         raise ValueError(
-            f"expected span {name!r} to hold distinct positions from 0 to {length - 1}, given {list(span)}"
+            f"expected span {name!r} to hold distinct positions from 0 to {length - 1}, given {shorten(span)}"
         )
     return torch.tensor(positions)

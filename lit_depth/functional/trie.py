@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_depth.functional.masking import check_mask
+from lit_depth.functional.checks import checked
+from lit_depth.functional.masking import stack_masks
 
 
 class Level(NamedTuple):
@@ -58,11 +59,9 @@ class MaskTrie:
         (16, 136)
     """
 
-    def __init__(self, masks: Tensor | Sequence[Tensor]) -> None:
-        rows = list(masks)
-        if not rows:
-            raise ValueError("expected at least one mask, given none")
-        self.masks = torch.stack([check_mask(mask, len(rows[0])) for mask in rows])
+    @checked
+    def __init__(self, masks: Tensor | Sequence[Tensor | Sequence[bool]]) -> None:
+        self.masks = stack_masks(masks)
         bits = self.masks.tolist()
         groups = [0] * len(bits)  # of each mask, at the current level
         self.levels: list[Level] = []

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
+from lit_depth.functional.checks import checked
 from lit_depth.metrics.base import SampleMetric, check_references
 
 THRESHOLD = 0.5
 
 
+@checked
 def anls(prediction: str, references: Sequence[str]) -> float:
     """Similarity of the prediction to the nearest reference, 0 to 1, and 0 below one half.
 

@@ -9,6 +9,8 @@ import torch
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from lit_depth.functional.checks import checked
+
 
 def check_references(references: Sequence[Any]) -> None:
     """Refuse an empty list of references, and a bare string, which would be compared letter by letter.
@@ -16,8 +18,8 @@ def check_references(references: Sequence[Any]) -> None:
     Raises:
         ValueError: If it is one of the two.
     """
-    if isinstance(references, str) or not references:
-        raise ValueError(f"expected a non-empty sequence of reference answers, got {references!r}")
+    if isinstance(references, str) or not len(references):
+        raise ValueError(f"expected references, a list of at least one accepted answer, given {references!r}")
 
 
 class SampleMetric(Metric):
@@ -48,6 +50,7 @@ class SampleMetric(Metric):
         """
         raise NotImplementedError
 
+    @checked
     def update(
         self,
         predictions: Sequence[str],
@@ -105,6 +108,7 @@ class ChoiceMetric(SampleMetric):
         """Whether a choice among the options can be read from the prediction."""
         raise NotImplementedError
 
+    @checked
     def update(
         self,
         predictions: Sequence[str],

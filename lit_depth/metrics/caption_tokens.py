@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from lit_depth.functional.checks import checked
+
 # Words whose period belongs to them wherever they stand; others ("ex.", "min.") lose it.
 _ABBREVIATION = (
     r"adm|al|ala|apr|ariz|assn|atty|aug|ave|bhd|bldg|blvd|bros|calif|capt|cf|cmdr|co|col|colo|comdr|conn|corp|cpl|"
@@ -42,6 +44,7 @@ _TOKEN = re.compile(
 )
 
 
+@checked
 def tokenize_caption(text: str) -> list[str]:
     """Split a caption into the lower-case words that CIDEr compares.
 

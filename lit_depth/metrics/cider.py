@@ -12,6 +12,7 @@ import torch
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from lit_depth.functional.checks import checked
 from lit_depth.metrics.base import check_references
 from lit_depth.metrics.caption_tokens import tokenize_caption
 
@@ -34,6 +35,7 @@ class ReferenceCorpus:
         ValueError: If there is no image, or one without references, or if a bare string stands for a sequence.
     """
 
+    @checked
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
         check_references(references)
         for captions in references:
@@ -44,6 +46,7 @@ class ReferenceCorpus:
         self._log_images = math.log(len(references))
         self._references = [[self._vectors(caption) for caption in image] for image in counts]
 
+    @checked
     def score(self, predictions: Sequence[str]) -> list[float]:
         """CIDEr-D of one prediction per image, in the order of the references.
 
@@ -92,6 +95,7 @@ def _similarity(prediction: Vectors, reference: Vectors) -> float:
     return total / MAX_ORDER * math.exp(-(length_difference**2) / (2 * SIGMA**2))
 
 
+@checked
 def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     """CIDEr-D of a corpus: one caption per image against several by people.
 
@@ -163,6 +167,7 @@ class CIDErD(Metric):
         # A process without samples would take part in the gathering with an empty float tensor: types must agree.
         self.captions = [torch.empty(0, dtype=torch.uint8, device=self.device)]
 
+    @checked
     def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Add a batch.
 

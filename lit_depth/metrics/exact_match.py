@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lit_depth.functional.checks import checked
 from lit_depth.metrics.base import SampleMetric, check_references
 
 
+@checked
 def exact_match(prediction: str, references: Sequence[str]) -> float:
     """1.0 if the prediction equals any reference, else 0.0.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Sequence
 
+from lit_depth.functional.checks import checked
+from lit_depth.functional.choices import option_letters
 from lit_depth.metrics.base import ChoiceMetric, check_references
-from lit_depth.metrics.multiple_choice import option_letters
 from lit_depth.metrics.text import clean_prediction
 
 # Words after which an open answer is expected to follow, in the order of the official parser.
@@ -20,6 +22,7 @@ _NUMBERS = (
 )
 
 
+@checked
 def mmmu_accuracy(prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
     """1.0 if an MMMU question is answered right, else 0.0.
 
@@ -53,7 +56,7 @@ def mmmu_accuracy(prediction: str, references: Sequence[str], options: Sequence[
     """
     check_references(references)
     accepted = [item for reference in references for item in _items(reference)]
-    if options:
+    if len(options):
         return float(parse_mmmu_choice(prediction, options) in accepted)
     if not all(item.strip() for item in accepted):  # it would be found in every answer
         raise ValueError(f"expected reference answers that are not empty, got {references!r}")
@@ -61,13 +64,15 @@ def mmmu_accuracy(prediction: str, references: Sequence[str], options: Sequence[
     return float(any(_matches(candidate, targets) for candidate in _open_candidates(prediction)))
 
 
+@checked
 def parse_mmmu_choice(prediction: str, options: Sequence[str]) -> str | None:
     """Letter of the option that an MMMU answer names, or None.
 
-    Options that are empty texts are left out before letters are given, as Molmo's evaluator does, and an answer of
-    several lines is reduced to one by :func:`~lit_depth.metrics.clean_prediction`. Then letters in brackets count, or
-    else letters between spaces, or else, in answers of more than five words, texts of options; the last one wins.
-    Letters are capitals. Note that the article in "A big dog" is read as option A.
+    An answer of several lines is reduced to one by :func:`~lit_depth.metrics.clean_prediction`. Then letters in
+    brackets count, or else letters between spaces, or else, in answers of more than five words, texts of options; the
+    last one wins. Letters are capitals. Note that the article in "A big dog" is read as option A. An option with an
+    empty text has a letter of its own, as in the prompt and in the dataset's answers (Molmo's evaluator leaves such
+    options out, and then reads the letters behind them as other ones).
 
     Args:
         prediction: Answer of the model.
@@ -85,8 +90,7 @@ def parse_mmmu_choice(prediction: str, options: Sequence[str]) -> str | None:
         >>> parse_mmmu_choice("b", ["$6", "$7"]) is None
         True
     """
-    texts = options if isinstance(options, str) else [option for option in options if option]
-    letters = option_letters(texts)
+    letters = option_letters(options)
     answer = clean_prediction(prediction)
     for mark in ",.!?;:'":
         answer = answer.strip(mark)
@@ -95,7 +99,9 @@ def parse_mmmu_choice(prediction: str, options: Sequence[str]) -> str | None:
     if max(positions.values()) < 0:
         positions = {letter: answer.rfind(f" {letter} ") for letter in letters}
     if max(positions.values()) < 0 and len(answer.split()) > 5:
-        positions = {letter: answer.lower().rfind(text.lower()) for letter, text in zip(letters, texts)}
+        positions = {
+            letter: answer.lower().rfind(text.lower()) if text.strip() else -1 for letter, text in zip(letters, options)
+        }
     last = max(positions, key=positions.__getitem__)
     return last if positions[last] >= 0 else None
 
@@ -104,7 +110,7 @@ def _items(reference: str) -> list[str]:
     if reference.lstrip().startswith("["):
         try:
             return [str(item) for item in ast.literal_eval(reference.strip())]
-        except (SyntaxError, ValueError):  # a text that only begins with a bracket
+        except (SyntaxError, ValueError, MemoryError, RecursionError):  # a text that only begins with a bracket
             pass
     return [reference]
 
@@ -136,10 +142,13 @@ def _normalize(text: str) -> list[str | float]:
     """A number rounded to two decimals, or the lower-cased text; a single letter only matches where a word ends."""
     text = text.strip()
     try:
-        return [round(float(text.replace(",", "")), 2)]
+        number = float(text.replace(",", ""))
     except ValueError:
-        text = text.lower()
-        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+        number = math.nan  # which is a text too: it equals no number
+    if not math.isnan(number):
+        return [round(number, 2)]
+    text = text.lower()
+    return [f" {text}", f"{text} "] if len(text) == 1 else [text]
 
 
 def _matches(candidate: str | float, targets: list[str | float]) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Sequence
 
+from lit_depth.functional.checks import checked
+from lit_depth.functional.choices import option_letters
 from lit_depth.metrics.base import ChoiceMetric, check_references
 
 _LETTER = re.compile(r"\(([A-Za-z])\)[.:]?|([A-Za-z])[.:)]?")
@@ -14,17 +15,7 @@ _LETTER_AND_TEXT = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])[.:)])\s.*", re
 _STATEMENT = re.compile(r"(?i:\banswer(?:\s+is)?\s*:|\banswer\s+is\b)\s*(?:\(([A-Z])\)|([A-Z])(?=[.,:;)!]|\s*$))")
 
 
-def option_letters(options: Sequence[str]) -> str:
-    """Letters of the options, ``"ABCD"`` for four.
-
-    Raises:
-        ValueError: If there are no options, more than 26, or if ``options`` is a bare string.
-    """
-    if isinstance(options, str) or not 0 < len(options) <= 26:
-        raise ValueError(f"expected a sequence of 1 to 26 option texts, got {options!r}")
-    return string.ascii_uppercase[: len(options)]
-
-
+@checked
 def parse_choice(prediction: str, options: Sequence[str]) -> str | None:
     """Letter of the option that an answer names, or None.
 
@@ -69,6 +60,7 @@ def _normalize(text: str) -> str:
     return " ".join(text.split()).casefold().removesuffix(".").rstrip()
 
 
+@checked
 def multiple_choice_accuracy(prediction: str, options: Sequence[str], answer: str | int) -> float:
     """1.0 if the prediction names the right option, else 0.0.
 

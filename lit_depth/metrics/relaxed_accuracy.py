@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from lit_depth.functional.checks import checked
 from lit_depth.metrics.base import SampleMetric, check_references
 
 TOLERANCE = 0.05
 
 
+@checked
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
     """1.0 if the prediction is any reference, or within five per cent of one that is a non-zero number, else 0.0.
 
-    ``50%`` is the number 0.5. ``1,234`` and ``14 million`` are no numbers: they, and the target 0, are compared as
-    text, without regard to case. Methani et al., "PlotQA", 2020 (https://arxiv.org/abs/1909.00997) and Masry et al.,
-    "ChartQA", 2022 (https://arxiv.org/abs/2203.10244, section 5.1), as pix2struct's evaluator decides the details.
+    ``50%`` is the number 0.5. ``1,234``, ``14 million``, ``nan`` and what is infinite (``1e400``) are no numbers: they,
+    and the target 0, are compared as text, without regard to case. Methani et al., "PlotQA", 2020
+    (https://arxiv.org/abs/1909.00997) and Masry et al., "ChartQA", 2022 (https://arxiv.org/abs/2203.10244, section
+    5.1), as pix2struct's evaluator decides the details (but there ``nan`` and ``inf`` are numbers, and so not even
+    equal to themselves).
 
     Args:
         prediction: Answer of the model.
@@ -45,9 +50,10 @@ def _is_close(answer: str, target: str) -> bool:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+        number = float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 class RelaxedAccuracy(SampleMetric):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from lit_depth.functional.checks import checked
 
+
+@checked
 def clean_prediction(text: str) -> str:
     """Reduce a generated text to the one answer that is scored, exactly as Molmo's evaluator (``VqaEval``) does.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
+from lit_depth.functional.checks import check_least, checked
 from lit_depth.metrics.base import SampleMetric, check_references
-
-VARIANTS = ("official", "molmo")
 
 _NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4"}
 _NUMBERS |= {"five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
@@ -35,6 +35,7 @@ _RESTORED = {
 _RESTORED["somebody'd"] = "somebodyd"  # the other way round in the official table
 
 
+@checked
 def normalize_vqa_answer(text: str) -> str:
     """Bring an answer into the form in which VQA answers are compared.
 
@@ -66,8 +67,13 @@ def normalize_vqa_answer(text: str) -> str:
     return " ".join(_RESTORED.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@checked
 def vqa_accuracy(
-    prediction: str, references: Sequence[str], variant: str = "official", *, min_references: int = 10
+    prediction: str,
+    references: Sequence[str],
+    variant: Literal["official", "molmo"] = "official",
+    *,
+    min_references: int = 10,
 ) -> float:
     """Soft accuracy of an answer that several people were asked for.
 
@@ -100,8 +106,7 @@ def vqa_accuracy(
         1.0
     """
     check_references(references)
-    if variant not in VARIANTS:
-        raise ValueError(f"expected a variant out of {', '.join(VARIANTS)}, got {variant!r}")
+    check_least(1, min_references=min_references)
     num_references = len(references)
     if num_references < min_references:
         raise ValueError(f"expected at least {min_references} reference answers for VQA accuracy, got {num_references}")

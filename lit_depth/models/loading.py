@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
+    dynamic_module_utils,
 )
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
+from lit_depth.functional.checks import checked
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
@@ -33,6 +37,7 @@ def load_bundled() -> tuple[PreTrainedModel, Any]:
     return load_checkpoint("bundled")
 
 
+@checked
 def load_checkpoint(
     checkpoint: str,
     *,
@@ -54,15 +59,12 @@ def load_checkpoint(
         ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    source = str(BUNDLED if checkpoint == "bundled" else Path(checkpoint).expanduser())
-    _check_source(source)
+        raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, given {dtype!r}")
+    source = _source(checkpoint)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(source, **common)
-    sees_images = type(config) in AutoModelForImageTextToText._model_mapping
-    model_class: Any = AutoModelForImageTextToText if sees_images else AutoModelForCausalLM
-    try:
-        model, report = model_class.from_pretrained(
+    with _loading(source):
+        config = AutoConfig.from_pretrained(source, **common)
+        model, report = _model_class(config).from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,  # never a pickle
@@ -70,21 +72,33 @@ def load_checkpoint(
             ignore_mismatched_sizes=True,  # refused below, by name
             **common,
         )
-    except SafetensorError as error:
-        raise ValueError(f"checkpoint {source} is damaged: {error}") from error
+        processor = _processor_class(config).from_pretrained(source, **common)
     _check_report(source, report)
     _set_attention(model, attn_implementation)
-    processor = (AutoProcessor if sees_images else AutoTokenizer).from_pretrained(source, **common)
     return model.eval(), processor
 
 
-def new_model(folder: str, *, attn_implementation: str | None = None) -> tuple[PreTrainedModel, Any]:
-    """A randomly initialised model from a folder with ``config.json`` and processor files, for training."""
-    _check_source(folder)
-    config = AutoConfig.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_config(config)
+@checked
+def new_model(
+    checkpoint: str,
+    *,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, Any]:
+    """A randomly initialised model from ``config.json`` and processor files, for training.
+
+    Args:
+        checkpoint: As for `load_checkpoint`, as are the other arguments; weights are not needed.
+    """
+    source = _source(checkpoint)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _loading(source):
+        config = AutoConfig.from_pretrained(source, **common)
+        model = _model_class(config).from_config(config, trust_remote_code=trust_remote_code)
+        processor = _processor_class(config).from_pretrained(source, **common)
     _set_attention(model, attn_implementation)
-    return model, AutoProcessor.from_pretrained(folder)
+    return model, processor
 
 
 def _set_attention(model: PreTrainedModel, name: str | None) -> None:
@@ -96,6 +110,49 @@ def _set_attention(model: PreTrainedModel, name: str | None) -> None:
         raise ValueError(f"attn_implementation {name!r} is not available: {error}") from error
 
 
+def _model_class(config: Any) -> Any:
+    return AutoModelForImageTextToText if _sees_images(config) else AutoModelForCausalLM
+
+
+def _processor_class(config: Any) -> Any:
+    return AutoProcessor if _sees_images(config) else AutoTokenizer
+
+
+def _sees_images(config: Any) -> bool:
+    return type(config) in AutoModelForImageTextToText._model_mapping
+
+
+@contextmanager
+def _loading(source: str) -> Iterator[None]:
+    """Never ask on the terminal whether code may run, and say in a line what is wrong with a checkpoint's files."""
+    # a processor loads its parts without saying whether their code is trusted, and then transformers would ask
+    seconds, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint {source} is damaged: {error}") from error
+    # what transformers raises of files that hold something else than it expects
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"checkpoint {source} needs code that comes with it, expected a model known to transformers or "
+                "lit_depth: trust_remote_code true runs such code, which can do anything that you can"
+            ) from error
+        text = " ".join(str(error).split())
+        what = text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
+        raise ValueError(f"checkpoint {source} cannot be loaded: {what}") from error
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+def _source(checkpoint: str) -> str:
+    source = str(BUNDLED if checkpoint == "bundled" else Path(checkpoint).expanduser())
+    _check_source(source)
+    return source
+
+
 def _check_source(source: str) -> None:
     folder = Path(source)
     # organisation/name is a hub id, unless the organisation is a folder here
@@ -104,7 +161,7 @@ def _check_source(source: str) -> None:
         if not (folder / "config.json").is_file():
             raise ValueError(f"expected a checkpoint folder with config.json, got {source} without one")
     elif looks_like_a_path:
-        raise ValueError(f"checkpoint folder {source!r} does not exist (a hub id looks like 'organisation/name')")
+        raise ValueError(f"expected a checkpoint, {source!r} does not exist (a hub id looks like 'organisation/name')")
 
 
 def _check_report(source: str, report: dict[str, Any]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_depth.results.reading import read_object
 from lit_depth.results.schema import validate_comparison
 
 
@@ -57,8 +57,8 @@ def read_comparison(path: str, num_blocks: int, task: str) -> list[Option]:
         ValueError: If the file cannot be read, or is of another task or number of blocks.
     """
     try:
-        content = validate_comparison(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        content = validate_comparison(read_object(path))
+    except ValueError as error:
         raise ValueError(
             f"comparison: expected the JSON file that `lit-depth compare` writes: {path}: {error}"
         ) from error
@@ -83,14 +83,14 @@ def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> di
         ValueError: If the file cannot be read or holds no request, or is of other requests or another device.
     """
     try:
-        samples = json.loads(Path(path).read_text(encoding="utf-8"))["all_samples"]
+        samples = read_object(path)["all_samples"]
         rows = [
             (set(row["active_block_indices"]), row["num_total_blocks"], float(row["T_total"]), row["num_output_tokens"])
             for row in samples
         ]
         details = Path(path).with_name("latency_details.json")
-        run = json.loads(details.read_text(encoding="utf-8")) if details.is_file() else {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        run = read_object(details) if details.is_file() else {}
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"latency: expected the latency.json that `lit-depth latency` writes: {path}: {error}"
         ) from error

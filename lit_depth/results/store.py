@@ -18,7 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.functional.checks import fits, plain_type, shorten
 from lit_depth.results.locks import hold
+from lit_depth.results.reading import read_object
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,25 +193,36 @@ def write_of_run(path: Path, obj: Mapping[str, Any]) -> None:
     write_json(path, {"run": run_of(path), **obj})
 
 
-def read_of_run(path: Path) -> dict[str, Any]:
+def read_of_run(path: Path, **kinds: type) -> dict[str, Any]:
     """Read what `write_of_run` wrote, as this run.
 
+    Args:
+        kinds: Entries that must be there, and of which type.
+
     Raises:
-        ValueError: If the file belongs to another run, or cannot be read.
+        ValueError: If the file belongs to another run, cannot be read, or lacks an entry.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        named = content.get("run")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): delete it, and it is measured again") from error
-    check_run(path, named, run_of(path))
+        content = read_object(path)
+        check_run(path, content.get("run"), run_of(path))
+        for key, kind in kinds.items():
+            if not fits(content.get(key), kind):
+                raise ValueError(f"expected {key!r} as {plain_type(kind)}, got {shorten(content.get(key))}")
+    except ForeignRunError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and it is measured again") from error
     return content
+
+
+class ForeignRunError(ValueError):
+    """A file belongs to another run."""
 
 
 def check_run(path: Path, named: Any, expected: str | None) -> None:
     """Raise ValueError if a file names another run than the expected one; None = none is expected."""
     if expected is not None and named != expected:
-        raise ValueError(
+        raise ForeignRunError(
             f"{path} belongs to another run ({named}, this one is {expected}): delete it, and it is measured again, or "
             "give another --name"
         )

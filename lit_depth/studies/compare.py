@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.checks import MAX_TOKENS, check_least, check_range
 from lit_depth.module import DepthModule
 from lit_depth.results.figures import write_figures, write_task_figures
 from lit_depth.results.report import Section, write_report
@@ -58,8 +59,8 @@ def compare(
     file = read_importance(importance, model, datamodule) if importance and needs_importance else None
     given = None if file is None else to_importance(file, num_blocks, str(importance), keep)
     check_shares(confidence, max_bad_samples)
-    if latency_repeats > 0 and latency_new_tokens < 2:
-        raise ValueError(f"latency_new_tokens must be at least 2 (one is the prefill's), got {latency_new_tokens}")
+    check_least(0, latency_repeats=latency_repeats)
+    check_range(2 if latency_repeats else 1, MAX_TOKENS, latency_new_tokens=latency_new_tokens)  # one is the prefill's
     measures_importance = needs_importance and given is None
     if measures_importance:
         for each in datamodule.for_each_task():

@@ -19,6 +19,7 @@ from lit_depth.functional import leave_one_out
 from lit_depth.functional.masking import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.importance_figures import write_importance_figures
+from lit_depth.results.reading import read_object
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_p_value, format_table
@@ -145,20 +146,28 @@ def measure_mean(
     }
 
 
-def read_importance(path: str, model: DepthModule, datamodule: DepthDataModule) -> Any:
+def read_importance(path: str, model: DepthModule, datamodule: DepthDataModule) -> dict[str, Any]:
     """The content of a ``{"0": 0.6, ...}`` file; refuse one of another model, or of what this run reports on."""
     try:
-        scores = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        scores = read_object(path)
+    except ValueError as error:
         raise ValueError(
             f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}'
         ) from error
     # what `lit-depth importance` writes beside it
     details = Path(path).with_name(RESULT)
     if details.is_file():
-        run = json.loads(details.read_text(encoding="utf-8"))
-        shared = {task.name for task in datamodule.tasks} & {entry["task"] for entry in run["tasks"]}
-        if run["split"] == "validation" and shared:
+        try:
+            run = read_object(details)
+            split, measured = run["split"], {entry["task"] for entry in run["tasks"]}
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"no entry {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"importance: {details}, which says what the scores beside it were measured on, is damaged ({reason}): "
+                f"measure again, or move {Path(path).name} elsewhere"
+            ) from error
+        shared = {task.name for task in datamodule.tasks} & measured
+        if split == "validation" and shared:
             raise ValueError(
                 f"importance: {path} was measured on the validation split of {min(shared)}, which compare reports on: "
                 "masks chosen by it would look better than they are. Measure it with --split calibration"

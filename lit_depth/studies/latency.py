@@ -12,6 +12,7 @@ import pandas as pd
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.checks import MAX_TOKENS, check_least, check_range
 from lit_depth.functional.selection import fit_line
 from lit_depth.functional.statistics import paired_intervals
 from lit_depth.module import DepthModule
@@ -52,9 +53,8 @@ def latency(
     keep = list(keep or ())
     names, counts = check_plan(policies, num_active_blocks, num_blocks, num_seeds, keep)
     check_shares(confidence, 0.0)
-    for argument, value in (("num_samples", num_samples), ("batch_size", batch_size), ("new_tokens", new_tokens)):
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    check_least(1, num_samples=num_samples, batch_size=batch_size)
+    check_range(1, MAX_TOKENS, new_tokens=new_tokens)
     if num_samples < batch_size:
         raise ValueError(f"num_samples ({num_samples}) must be at least batch_size ({batch_size})")
     if len(datamodule.tasks) > 1:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_depth.functional import from_indices, mask_id, policies
+from lit_depth.functional.checks import check_range
 
+MAX_SEEDS = 1000
 POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
 
 
@@ -100,6 +102,5 @@ def check_plan(
     wrong = [count for count in chosen if not 1 <= count <= num_blocks]
     if wrong or not chosen:
         raise ValueError(f"num_active_blocks must lie in 1..{num_blocks}, got {wrong or 'none'}")
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds must be at least 1, got {num_seeds}")
+    check_range(1, MAX_SEEDS, num_seeds=num_seeds)
     return names, chosen

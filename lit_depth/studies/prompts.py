@@ -12,9 +12,13 @@ from torch import Tensor
 
 from lit_depth.data import BadSample, DepthDataModule
 from lit_depth.data.images import load_image
+from lit_depth.data.lengths import HUGE, fewest_tokens
+from lit_depth.functional.blocks import context_length
+from lit_depth.functional.checks import shorten
 from lit_depth.functional.prompts import encode_prompt
 from lit_depth.functional.tokens import check_prompt
 from lit_depth.module import DepthModule
+from lit_depth.results.reading import load_yaml
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,7 +61,7 @@ def read_text(option: str, path: str) -> str:
 def read_prompts(path: str) -> list[Prompt]:
     """Prompts of a YAML file; paths of images count from its folder."""
     try:
-        entries = yaml.safe_load(read_text("prompts", path))
+        entries = load_yaml(read_text("prompts", path))
     except yaml.YAMLError as error:
         raise ValueError(f"prompts: {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries:
@@ -108,6 +112,13 @@ def prompts_of_task(
 
 def encode(model: DepthModule, prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Tensor]:
     """The model's inputs for one prompt; a prompt that it cannot take is named."""
+    context = context_length(model.model)
+    if context is not None and len(prompt.text) > HUGE:
+        fewest = fewest_tokens(model.tokenizer, prompt.text)
+        if fewest > context:  # which takes seconds to find out by tokenising it
+            raise ValueError(
+                f"{prompt.name}: expected at most {context} tokens (the model's context), given at least {fewest}"
+            )
     try:
         inputs = encode_prompt(model.processor, prompt.text, prompt.image, raw=prompt.raw)
         check_prompt(model.model, inputs, **options)
@@ -121,9 +132,3 @@ def fingerprint(image: Image | None) -> str | None:
     if image is None:
         return None
     return f"{image.width} x {image.height}, {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"
-
-
-def shorten(value: Any) -> str:
-    """``repr`` in at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -53,7 +53,7 @@ def measure_proxies(
     """
     path = folder / PROXIES
     if path.is_file():
-        return read_of_run(path)
+        return read_of_run(path, scores=dict, forwards=dict, forward_seconds=float, batch_size=int)
     each = copy.copy(datamodule)
     automatic = datamodule.batch_size == "auto"
     each.batch_size = _FIRST_BATCH if automatic else datamodule.batch_size

@@ -62,12 +62,18 @@ def open_run(
             cannot be written to; or if the trainer would convert the weights.
     """
     check_name(name)
+    limit = trainer.limit_predict_batches
+    if isinstance(limit, int) or limit != 1.0:  # 1.0 is the share of all batches; a number of them is an integer
+        raise ValueError(
+            f"expected all batches to be evaluated, got --trainer.limit_predict_batches {limit} (fast_dev_run sets it "
+            "too): for fewer questions give --data.num_samples and --data.calibration_samples"
+        )
     if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
         raise ValueError(
             f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, given {trainer.precision}; "
             "--model.dtype loads the weights in another number format"
         )
-    datamodule.processor = datamodule.processor if datamodule.processor is not None else model.processor
+    datamodule.attach(model)
     folder = Path(output_dir) / command / name
     meet(trainer)
     with ExitStack() as held:
@@ -188,7 +194,7 @@ def settle_batch_size(
 
     on_first_process(trainer, find)
     wait_for(path, "give --data.batch_size")
-    return int(read_of_run(path)["batch_size"])
+    return max(1, read_of_run(path, batch_size=int)["batch_size"])
 
 
 def find_batch_size(model: DepthModule, datamodule: DepthDataModule, split: str, device: torch.device) -> int:

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import mask_id, top_k
+from lit_depth.functional.checks import MAX_TOKENS, check_least, check_range
 from lit_depth.functional.selection import (
     TOLERANCES,
     Candidate,
@@ -69,9 +70,8 @@ def select(
     num_blocks, keep = model.num_blocks, list(keep or ())
     names, counts = check_plan(policies or POLICIES, num_active_blocks, num_blocks, num_seeds, keep)
     check_shares(confidence, max_bad_samples)
-    for argument, value in (("num_requests", num_requests), ("num_checks", num_checks), ("new_tokens", new_tokens)):
-        if value is not None and value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    check_least(1, num_requests=num_requests, num_checks=num_checks)
+    check_range(1, MAX_TOKENS, new_tokens=new_tokens)
     if not 0 <= margin < 1:
         raise ValueError(f"margin must be at least 0 and below 1, got {margin}")
     if budget_ms is not None and not 0 < budget_ms < float("inf"):

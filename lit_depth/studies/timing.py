@@ -68,7 +68,7 @@ def time_masks(
     counts = earlier[earlier["mask"].isin(masks)].groupby("sample")["mask"].nunique()
     done = set(counts[counts == len(masks)].index)
     each = copy.copy(datamodule.for_each_task()[0])
-    each.batch_size = batch_size
+    each.batch_size, each.max_new_tokens = batch_size, new_tokens
     made: list[str] = []
     model.to(device)
     torch.set_num_threads(threads)

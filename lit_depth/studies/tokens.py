@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lit_depth.data import BadSample, DepthDataModule
+from lit_depth.functional.checks import check_least
 from lit_depth.functional.prompts import name_tokens, token_kinds
 from lit_depth.functional.tokens import span_masking, token_masking
 from lit_depth.module import DepthModule
@@ -49,9 +50,7 @@ def tokens(
     name: str,
 ) -> dict[str, Any]:
     """Measure; arguments and result as for `lit_depth.DepthTrainer.tokens`."""
-    for argument, value in (("num_samples", num_samples), ("num_output_tokens", num_output_tokens)):
-        if value is not None and value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    check_least(1, num_samples=num_samples, num_output_tokens=num_output_tokens)
     if trainer.world_size > 1:
         raise ValueError(f"tokens is run by one process, got {trainer.world_size}: give --trainer.devices 1")
     where = _find_device(device, trainer)
@@ -154,11 +153,15 @@ def _measure(
                     write_parquet(whole, span_masking(model.model, on_device, wanted, **options))
                 # last: whoever sees it may rely on the tables
                 write_of_run(generated, {**frame.attrs, "device": str(device)})
-            run = read_of_run(generated)
-            table = pd.read_parquet(whole) if wanted else None
-            found.append(
-                Measured(prompt, of_prompt, read_token_masking(rows), table, run["generated_text"], run["device"])
-            )
+            run = read_of_run(generated, generated_text=str, device=str)
+            try:
+                table, frame = pd.read_parquet(whole) if wanted else None, read_token_masking(rows)
+            except (ValueError, OSError) as error:
+                raise ValueError(
+                    f"a table beside {generated} is damaged ({error}): delete the run's folder to start over, or give "
+                    "another --name"
+                ) from error
+            found.append(Measured(prompt, of_prompt, frame, table, run["generated_text"], run["device"]))
             progress.update()
     model.cpu()
     return found

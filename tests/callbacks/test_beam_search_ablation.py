@@ -208,8 +208,8 @@ def test_two_processes_with_uneven_numbers_of_batches_find_what_one_finds(tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beam_width": 0}, "beam_width must be at least 1, got 0"),
-        ({"max_batches": 0}, "max_batches must be at least 1, got 0"),
+        ({"beam_width": 0}, "expected beam_width of at least 1, given 0"),
+        ({"max_batches": 0}, "expected max_batches of at least 1, given 0"),
         ({"max_removed": 4}, r"between 1 and 3 of 4 units \(one has to stay\), given 4"),
         ({"keep": [0, 1], "max_removed": 3}, "between 1 and 2 of 4 units, of which 2 are kept, given 3"),
         ({"keep": [0, 1, 2, 3]}, "a unit that may be removed"),

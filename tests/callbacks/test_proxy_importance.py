@@ -228,7 +228,10 @@ def test_a_batch_of_bad_samples_alone_is_passed_over():
     torch.testing.assert_close(callback.importance["gradient"], expected["gradient"])
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"methods": ["tailor"]}, "tailor"), ({"num_batches": 0}, "got 0")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"methods": ["tailor"]}, "tailor"), ({"num_batches": 0}, "num_batches of at least 1, given 0")],
+)
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ProxyImportance(**arguments)

@@ -211,7 +211,7 @@ def test_one_token_rows_have_no_mean():
 
 def test_bad_arguments_and_batches_are_named():
     for options in ({"num_samples": 0}, {"num_output_tokens": 0}):
-        with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"expected {next(iter(options))} of at least 1, given 0"):
             TokenMaskImpact(**options)
 
     class Silent(Plain):

@@ -78,13 +78,13 @@ def test_every_listed_task_is_found_by_its_name():
 
 
 def test_unknown_task_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown task 'shape_vqa'; did you mean shapes_vqa"):
+    with pytest.raises(ValueError, match="got 'shape_vqa', an unknown task; did you mean shapes_vqa"):
         DepthDataModule(task="shape_vqa")
 
 
 @pytest.mark.parametrize("argument", ["batch_size", "train_batch_size", "num_samples", "train_images"])
 def test_counts_must_be_positive(argument):
-    with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"expected {argument} of at least 1, given 0"):
         DepthDataModule(**{argument: 0})
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from hub_fixtures import encode, png_of_size
 from PIL import Image
 
+from lit_depth.data import images
 from lit_depth.data.images import load_image
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 60), (30, 30, 200)
@@ -144,11 +147,76 @@ def test_an_animation_gives_its_first_frame():
     assert image.getpixel((0, 0)) == RED
 
 
-@pytest.mark.parametrize("size", [(1, 1), (20_000, 3), (3, 20_000), (20_000, 5_000)])
-def test_tiny_and_very_large_images_work_without_a_warning(size):
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1, 1), (1, 1)),
+        ((20_000, 3), (20_000, 3)),
+        ((3, 20_000), (3, 20_000)),
+        ((5_792, 5_793), (5_792, 5_793)),  # just within the limit
+        ((5_793, 5_793), (2_897, 2_897)),
+        ((20_000, 5_000), (10_000, 2_500)),
+    ],
+)
+def test_tiny_and_very_large_images_work_without_a_warning(size, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert load_image(encode(Image.new("1", size), "png")).size == size
+        assert load_image(encode(Image.new("1", size), "png")).size == expected
+
+
+def noise(mode: str, width: int = 61, height: int = 43) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 4)).astype(np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    if mode in ("I", "F"):
+        return Image.fromarray(values[..., 0].astype(np.int32 if mode == "I" else np.float32))
+    if mode == "P":
+        return Image.fromarray(values[..., :3], "RGB").quantize(64)
+    return Image.fromarray(values, "RGBA").convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "I", "F"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_huge_image_is_the_mean_of_its_pixels(monkeypatch, mode, orientation):
+    """Reduced in strips, it is what the whole image in RGB gives when it is reduced, in every mode."""
+    image = noise(mode)
+    stored = load_image(image)
+    image.getexif()[0x0112] = orientation
+    monkeypatch.setattr(images, "MAX_PIXELS", 61 * 43 // 8)  # by three: 21 x 15
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 500)
+    small = load_image(image)
+    assert small.mode == "RGB" and small.size == ((21, 15) if orientation == 1 else (15, 21))
+    # orientation 6 shows an image turned clockwise
+    back = small if orientation == 1 else small.transpose(Image.Transpose.ROTATE_90)
+    assert back.tobytes() == stored.reduce(3).tobytes()
+    means = np.asarray(stored, dtype=float)[:42, :60].reshape(14, 3, 20, 3, 3).mean(axis=(1, 3))
+    assert np.abs(np.asarray(back, dtype=float)[:14, :20] - means).max() < 1  # Pillow rounds 5/9 down
+
+
+def test_a_huge_jpeg_is_decoded_small(monkeypatch):
+    content = encode(noise("RGB", 640, 480), "jpeg")
+    monkeypatch.setattr(images, "MAX_PIXELS", 640 * 480 // 16)
+    opened = images._open(content)
+    assert opened.size == (160, 120)
+    assert load_image(content).size == (160, 120)
+
+
+@pytest.mark.slow
+def test_a_huge_image_takes_little_memory(tmp_path):
+    """One of 169 million pixels in 46 kB took 3.5 GB by the time that it was crops."""
+    path = tmp_path / "huge.png"
+    Image.new("1", (13_000, 13_000), 1).save(path)
+    code = (
+        "import resource, sys\n"
+        "from lit_depth.data.images import load_image\n"
+        "from lit_depth.models.molmo import MolmoImageProcessor\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before = peak()\n"
+        "MolmoImageProcessor()([load_image(sys.argv[1])])\n"
+        "print(peak() - before)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert float(run.stdout.split()[-1]) < 900  # MiB
 
 
 def test_a_tiny_and_a_large_image_pass_the_processor(processor):

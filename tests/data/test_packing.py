@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.packing import EvalCollator, PackedCollator, cell_token_indices, segment_mask
 from lit_depth.data.shapes import CELL_PIXELS, COLORS, EMPTY_COLOR, SHAPES, ShapesTrainingSet, ShapesVQA
 from lit_depth.data.task import BadSample, Sample, TrainingItem
@@ -179,7 +180,7 @@ def test_text_only_batches_have_no_image_tensors(processor):
 def test_bad_samples_cost_themselves_only(processor, samples):
     long = Sample("long", "long", None, "word " * 200, ("no",))
     unreadable = BadSample("unreadable", "OSError: truncated file")
-    collator = EvalCollator(processor, ShapesVQA(), max_prompt_tokens=100)
+    collator = EvalCollator(processor, ShapesVQA(), PromptLimit(100, "--data.max_prompt_tokens"))
     batch, alone = collator([long, *samples[:2], unreadable]), collator(samples[:2])
     assert batch["sample_ids"] == alone["sample_ids"]
     assert torch.equal(batch["input_ids"], alone["input_ids"])

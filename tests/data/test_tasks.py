@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hub_fixtures import DATASETS, write_dataset, write_rows
 
+import lit_depth.metrics
 from lit_depth.data import DepthDataModule, Sample, get_task
 from lit_depth.data.datamodule import EvalDataset
+from lit_depth.data.rows import PLACE, Place
 from lit_depth.data.sources import canonical_split
 from lit_depth.data.tasks import TASKS
 from lit_depth.data.tasks.mmmu import MMMU, SUBJECTS
 from lit_depth.data.tasks.science_qa_img import ScienceQAImage
+from lit_depth.metrics import clean_prediction
 
 SOFT = ("red", "Red", "dark red", "red", "blue", "red", "red", "red", "maroon", "red")
 # what the first question of the report split looks like: prompt, references, metric, longest answer
@@ -110,7 +115,40 @@ def test_conversations_written_for_training_become_plain_questions(folders, name
     samples = list(data(name, folders / name).eval_dataset("train"))
     assert len(samples) == 48 and len({sample.image_id for sample in samples}) == 24
     assert samples[0].question in ("What is the value in 0.0?", "How many cups are in 0.0?")
-    assert samples[0].references == (("0.5",) if name == "plot_qa" else ("3",))
+    assert samples[0].references == (("0.5", "0.5.") if name == "plot_qa" else ("3",))
+
+
+@pytest.mark.parametrize("name", ["figure_qa", "dv_qa", "tally_qa", "plot_qa", "chart_qa", "doc_qa", "coco_2014_vqa"])
+@pytest.mark.parametrize("answer", ["U.S.", "Soil.", "New  York", "3.", "St. Louis, Mo.", "No."])
+def test_what_the_dataset_answers_is_right(name, answer):
+    """Whatever is done to references is done to predictions too, or to neither."""
+    task = get_task(name)
+    if name == "figure_qa":
+        answer = "No."
+    layout = task.layouts[0]
+    stored = [answer] * 10 if name == "coco_2014_vqa" else answer
+    entry = {layout.question: "What?", layout.answer: stored}
+    row = {"image": b"x", layout.question: "What?", layout.answer: stored, layout.questions: [entry]}
+    sample = task.sample(
+        {**row, PLACE: Place("test", 0, 0, "image", replace(layout, question_id=None))}, "validation", 0
+    )
+    metric = getattr(lit_depth.metrics, task.metric)
+    assert metric.score(clean_prediction(answer), sample.references, ()) == 1.0
+    assert metric.score("something else", sample.references, ()) == 0.0
+
+
+@pytest.mark.parametrize("options", [["a", "", "c"], ["", "b"], ["a", "b", "", "", "e"]])
+def test_prompt_and_metric_give_an_option_the_same_letter(options):
+    """The dataset's letter counts empty options, so the prompt and the metric do."""
+    task = get_task("mmmu")
+    for index, letter in enumerate("ABCDE"[: len(options)]):
+        row = {"image_1": b"x", "question": "Which?", "options": str(options), "question_type": "multiple-choice"}
+        place = Place("validation", 0, 0, "image", replace(task.layouts[0], question_id=None))
+        sample = task.sample({**row, "answer": letter, PLACE: place}, "validation", 0)
+        assert f"\n{letter}: {options[index]}\n" in task.prompt(sample)
+        for other in "ABCDE"[: len(options)]:
+            score = lit_depth.metrics.MMMUAccuracy.score(other, sample.references, sample.options)
+            assert score == float(other == letter)
 
 
 @pytest.mark.parametrize("name", ["figure_qa", "dv_qa", "tally_qa", "st_qa"])

@@ -325,7 +325,7 @@ def test_a_form_is_recognised_by_every_statement():
             NotImplementedError,
             "decode_without_prompt=True",
         ),
-        ([True] * 8, {"granularity": "head"}, ValueError, "expected granularity to be one of"),
+        ([True] * 8, {"granularity": "head"}, ValueError, "expected granularity as 'block' or 'sublayer'"),
     ],
 )
 def test_mistakes_are_refused_before_the_context_is_entered(models, mask, options, error, message):

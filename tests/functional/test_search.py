@@ -644,7 +644,7 @@ def test_ablation_masks_are_false_where_removed() -> None:
         (6, {"epsilon": math.nan}, "epsilon of at least 0"),
         (6, {"delta": 0.0}, "delta between 0 and 1"),
         (6, {"delta": 1.0}, "delta between 0 and 1"),
-        (6, {"rank_by": "f1"}, "one of accuracy, reference_logprob, given 'f1'"),
+        (6, {"rank_by": "f1"}, "'accuracy' or 'reference_logprob', given 'f1'"),
         (6, {"clusters": ["a"]}, r"one cluster per sample \(8\), given 1"),
     ],
 )

@@ -84,7 +84,7 @@ def test_line_of_equal_times_is_flat() -> None:
         ([4, 4], [1.0, 2.0], r"given \[4.0\]"),
         ([4, 8], [1.0], "as many times as counts"),
         ([4, 8], [1.0, math.nan], "finite"),
-        ([4, math.inf], [1.0, 2.0], "finite"),
+        ([4, math.inf], [1.0, 2.0], "counts as a list of integers"),
     ],
 )
 def test_lines_that_cannot_be_fitted(counts: list, times: list, message: str) -> None:
@@ -245,7 +245,7 @@ def test_nothing_to_choose_from() -> None:
         ({"quality": math.nan}, "finite quality of mask 10"),
         ({"quality_ci": (0.6, 0.4)}, r"quality_ci of mask 10 as finite \(low, high\), given \(0.6, 0.4\)"),
         ({"drop_ci": (0.0, math.inf)}, "drop_ci of mask 10"),
-        ({"drop_ci": (0.0,)}, "drop_ci of mask 10"),
+        ({"drop_ci": (0.0,)}, "drop_ci as a list of 2 numbers"),
     ],
 )
 def test_candidates_of_bad_numbers(change: dict, message: str) -> None:

@@ -119,12 +119,12 @@ def test_one_corpus_for_many_sets_of_predictions(vectors) -> None:
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        ([], [], "non-empty sequence"),
-        (["a"], [[]], "non-empty sequence"),
-        (["a"], ["a dog"], "non-empty sequence"),
-        (["a"], "a", "non-empty sequence"),
+        ([], [], "expected references"),
+        (["a"], [[]], "expected references"),
+        (["a"], ["a dog"], "expected references"),
+        (["a"], "a", "expected references"),
         (["a"], [["a"], ["b"]], "each of 2 images, got 1"),
-        ("ab", [["a"], ["b"]], "each of 2 images"),
+        ("ab", [["a"], ["b"]], "expected predictions|each of 2 images"),
     ],
 )
 def test_refuses(predictions, references, message: str) -> None:
@@ -172,7 +172,7 @@ def test_metric_forward_reset_and_clone() -> None:
     assert metric.clone().compute() == metric.compute()
     metric.reset()
     with (
-        pytest.raises(ValueError, match="non-empty sequence"),
+        pytest.raises(ValueError, match="expected references"),
         pytest.warns(UserWarning, match="before the ``update``"),
     ):
         metric.compute()
@@ -183,7 +183,7 @@ def test_metric_forward_reset_and_clone() -> None:
 def test_metric_refuses() -> None:
     with pytest.raises(ValueError, match="got 2 predictions and 1 lists"):
         CIDErD().update(["a", "b"], [["a"]])
-    with pytest.raises(ValueError, match="non-empty sequence"):
+    with pytest.raises(ValueError, match="expected references"):
         CIDErD().update(["a"], ["a"])
 
 

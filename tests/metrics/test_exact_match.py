@@ -61,7 +61,7 @@ def test_exact_match_takes_the_best_reference(prediction: str, references: list[
 
 @pytest.mark.parametrize("references", [[], "yes"])
 def test_exact_match_refuses(references: list[str] | str) -> None:
-    with pytest.raises(ValueError, match="non-empty sequence"):
+    with pytest.raises(ValueError, match="expected references"):
         exact_match("yes", references)
 
 

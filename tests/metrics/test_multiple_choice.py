@@ -128,11 +128,11 @@ def test_score_takes_letters_as_references() -> None:
 
 @pytest.mark.parametrize("options", [[], (), "AB", ["x"] * 27])
 def test_refuses_options(options: list[str] | str) -> None:
-    with pytest.raises(ValueError, match="1 to 26 option texts"):
+    with pytest.raises(ValueError, match="expected options as a list"):
         multiple_choice_accuracy("A", options, "A")
 
 
 @pytest.mark.parametrize("answer", ["C", "b", "", "AB", "dog", 2, -1, None])
 def test_refuses_answers_that_are_no_option(answer: str | int | None) -> None:
-    with pytest.raises(ValueError, match="expected an answer out of A, B or its index"):
+    with pytest.raises(ValueError, match="expected (an )?answer"):
         multiple_choice_accuracy("A", ["dog", "cat"], answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 
 from lit_depth.data.shapes import ShapesVQA
 from lit_depth.data.task import Task
@@ -20,6 +21,7 @@ from lit_depth.data.tasks.science_qa_img import ScienceQAImage
 from lit_depth.data.tasks.st_qa import SceneTextVQA
 from lit_depth.data.tasks.tally_qa import TallyQA
 from lit_depth.data.tasks.text_vqa import TextVQA
+from lit_depth.functional.checks import checked
 
 TASKS: tuple[type[Task], ...] = (
     ShapesVQA,
@@ -42,17 +44,47 @@ TASKS: tuple[type[Task], ...] = (
 __all__ = ["TASKS", "get_task"]
 
 
+@checked
 def get_task(name: str) -> Task:
-    """Return the task of that name with its default arguments.
+    """Return the task of that name, or class path, with its default arguments.
 
-    >>> get_task("shapes_vqa").metric
-    'ExactMatch'
+    >>> get_task("shapes_vqa").metric, get_task("lit_depth.data.tasks.MMMU").name
+    ('ExactMatch', 'mmmu')
+
+    Args:
+        name: Name of a built-in task (or of its class), or ``package.module.Class`` of any.
 
     Raises:
         ValueError: If there is none; the message names the nearest ones.
     """
     names = {task.name: task for task in TASKS}
-    if name not in names:
+    kind = names.get(name) or {task.__name__: task for task in TASKS}.get(name)
+    if kind is None and "." in name:
+        kind = _class_at(name)
+    if kind is None:
         nearest = difflib.get_close_matches(name, names) or sorted(names)
-        raise ValueError(f"unknown task {name!r}; did you mean {' or '.join(nearest)}?")
-    return names[name]()
+        raise ValueError(
+            f"expected the name of a task or a class path such as package.module.Class, got {name!r}, an unknown task; "
+            f"did you mean {' or '.join(nearest)}?"
+        )
+    try:
+        return kind()
+    except (TypeError, AttributeError) as error:  # an argument without default, or a class that is only a base
+        raise ValueError(
+            f"expected a task that can be made without arguments, got {name!r}: {error}; give class_path and init_args"
+        ) from error
+
+
+def _class_at(path: str) -> type[Task]:
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    # whatever a module raises when it is imported
+    except Exception as error:
+        raise ValueError(
+            f"expected the class path of a task, got {path!r}: {type(error).__name__}: {error}; modules of the working "
+            "folder are found with PYTHONPATH=."
+        ) from error
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        raise ValueError(f"expected the class path of a lit_depth.data.Task, got {path!r}, which is none")
+    return kind

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lit_depth.data.hub import LETTERS, HubTask, styled_prompt
+from lit_depth.data.hub import HubTask, styled_prompt
 from lit_depth.data.rows import Layout, answer_texts
 from lit_depth.data.task import Sample
+from lit_depth.functional.choices import MAX_OPTIONS, option_letters
 
 _PER_SUBJECT = "MMMU/MMMU"
 SUBJECTS = (
@@ -88,15 +89,15 @@ class MMMU(HubTask):
         options = answer_texts(entry["options"], keep_empty=True)
         while options and not options[-1]:  # fills a list up; one in the middle has a letter of its own
             options = options[:-1]
-        if not 2 <= len(options) <= len(LETTERS):
-            raise ValueError(f"expected 2 to {len(LETTERS)} options, got {len(options)}")
+        if not 2 <= len(options) <= MAX_OPTIONS:
+            raise ValueError(f"expected 2 to {MAX_OPTIONS} options, got {len(options)}")
         return options
 
     def references(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
         answers, options = answer_texts(entry["answer"]), self.options(entry)
         if answers == ("?",):  # stands where the answer is withheld
             return ()
-        letters = LETTERS[: len(options)]
+        letters = option_letters(options) if options else ""
         if options and answers and (len(answers) > 1 or answers[0] not in set(letters)):
             raise ValueError(f"expected a letter from A to {letters[-1]} as the answer, got {entry['answer']!r}")
         return answers

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lit_depth.data.hub import LETTERS, HubTask
+from lit_depth.data.hub import HubTask
 from lit_depth.data.rows import Layout, answer_texts
+from lit_depth.functional.choices import MAX_OPTIONS, option_letters
 
 
 class ScienceQAImage(HubTask):
@@ -33,8 +34,8 @@ class ScienceQAImage(HubTask):
 
     def options(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
         options = answer_texts(entry["choices"], keep_empty=True)
-        if not 2 <= len(options) <= len(LETTERS):
-            raise ValueError(f"expected 2 to {len(LETTERS)} choices, got {len(options)}")
+        if not 2 <= len(options) <= MAX_OPTIONS:
+            raise ValueError(f"expected 2 to {MAX_OPTIONS} choices, got {len(options)}")
         return options
 
     def references(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -43,4 +44,4 @@ class ScienceQAImage(HubTask):
         index, options = int(entry["answer"]), self.options(entry)
         if not 0 <= index < len(options):
             raise ValueError(f"expected an answer from 0 to {len(options) - 1}, got {index}")
-        return (LETTERS[index],)
+        return (option_letters(options)[index],)

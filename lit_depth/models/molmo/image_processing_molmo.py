@@ -20,6 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ImagesKwargs
 
+from lit_depth.functional.checks import checked
 from lit_depth.models.molmo.tiling_molmo import ImageLayout, fit_within, image_layout, select_tiling
 
 MISSING_CROP = -1
@@ -108,6 +109,7 @@ class MolmoImageProcessor(BaseImageProcessor):
     model_input_names = ["images", "image_masks", "image_input_idx"]
     valid_kwargs = MolmoImagesKwargs
 
+    @checked
     def __init__(
         self,
         base_image_input_size: int | Sequence[int] = (336, 336),
@@ -136,39 +138,40 @@ class MolmoImageProcessor(BaseImageProcessor):
         self.do_normalize = do_normalize
         self.image_mean = list(OPENAI_CLIP_MEAN if image_mean is None else image_mean)
         self.image_std = list(OPENAI_CLIP_STD if image_std is None else image_std)
-        self._check_geometry()
+        misfit = self._misfit()
+        if misfit is not None:
+            raise ValueError(f"expected sizes that fit together: {misfit}")
 
-    def _check_geometry(self) -> None:
-        """Raise ValueError where crop, patch, margin and pooled sizes cannot be tiled without gaps."""
+    def _misfit(self) -> str | None:
+        """Why crop, patch, margin and pooled sizes cannot be tiled without gaps; None if they can."""
         base, patch = self.base_image_input_size, self.image_patch_size
         if len(base) != 2 or base[0] != base[1] or patch < 1 or base[0] < patch or base[0] % patch:
-            raise ValueError(
-                f"base_image_input_size must be square and a multiple of image_patch_size, got {base} and {patch}"
-            )
+            return f"base_image_input_size must be square and a multiple of image_patch_size, got {base} and {patch}"
         if len(self.overlap_margins) != 2 or min(self.overlap_margins) < 0 or self.overlap_margins[0] % 2:
-            raise ValueError(
+            return (
                 "overlap_margins must be two non-negative numbers of patches, the first even because features are "
                 f"pooled 2x2, got {self.overlap_margins}"
             )
         if self.max_crops < 1:
-            raise ValueError(f"max_crops must be at least 1, got {self.max_crops}")
+            return f"max_crops must be at least 1, got {self.max_crops}"
         window = self.crop_patches - sum(self.overlap_margins)
         if window < 1 or (self.max_crops > 1 and window % 2):
-            raise ValueError(
+            return (
                 "overlap_margins must leave a positive, even number of the crop's patches per side, got "
                 f"{self.overlap_margins} of {self.crop_patches}"
             )
         pooled, given = (self.crop_patches + 1) // 2, (self.image_token_length_h, self.image_token_length_w)
         if given != (pooled, pooled):
-            raise ValueError(
+            return (
                 f"image_token_length_h and image_token_length_w must be {pooled}, half of {self.crop_patches} patches "
                 f"per crop side, got {given[0]} and {given[1]}"
             )
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
-            raise ValueError(
+            return (
                 "image_mean and image_std must have 3 values, the latter positive, got "
                 f"{self.image_mean} and {self.image_std}"
             )
+        return None
 
     @property
     def crop_patches(self) -> int:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from lit_depth.functional.checks import checked
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor, MolmoImagesKwargs, rgb_pixels
 from lit_depth.models.molmo.tiling_molmo import IMAGE_TOKENS
 
@@ -93,6 +94,7 @@ class MolmoProcessor(ProcessorMixin):
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         return [*files, *self.image_processor.save_pretrained(save_directory)]
 
+    @checked
     def __call__(
         self,
         images: Any = None,
@@ -127,7 +129,7 @@ class MolmoProcessor(ProcessorMixin):
                 "expected padding_side 'left' or 'right' and return_tensors 'pt', got "
                 f"{padding_side!r} and {return_tensors!r}"
             )
-        texts = [text] if isinstance(text, str) else list(text or [])
+        texts = [text] if isinstance(text, str) else [] if text is None else list(text)
         rows = images if isinstance(images, (list, tuple)) else [images] * (1 if images is not None else len(texts))
         if not texts or len(texts) != len(rows):
             raise ValueError(

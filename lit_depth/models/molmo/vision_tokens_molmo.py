@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lit_depth.functional.checks import check_least, checked
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor
 from lit_depth.models.molmo.tiling_molmo import fit_within
 
@@ -21,6 +22,7 @@ class VisionToken(NamedTuple):
     """(left, top, right, bottom) in pixels of the original image; None where the token shows letterbox border only."""
 
 
+@checked
 def vision_tokens(
     image_processor: MolmoImageProcessor, height: int, width: int, first_position: int = 1
 ) -> list[VisionToken]:
@@ -44,6 +46,7 @@ def vision_tokens(
         >>> len(tokens), tokens[0], tokens[4]  # the picture fills the middle half of the square overview
         (48, VisionToken(position=2, crop=0, box=None), VisionToken(position=7, crop=0, box=(0.0, 0.0, 28.0, 28.0)))
     """
+    check_least(1, height=height, width=width)
     rows, cols = image_processor.tiling(height, width)
     base, window = image_processor.base_image_input_size[0], image_processor._window_px
     margin, pooled = image_processor._margin_px, 2 * image_processor.image_patch_size

@@ -1,0 +1,131 @@
+"""How the command line reads options: text as it stands, types in plain words, YAML within limits.
+
+jsonargparse reads every value as YAML first, so that ``--prompt null`` would be no prompt at all, and neither would
+``--prompt "# a"``; and it says what it expected in the terms of Python's ``typing``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import lightning
+import yaml
+from jsonargparse import ActionConfigFile, get_loader, set_loader
+from jsonargparse._typehints import ActionTypeHint  # it has no public name
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_depth import interrupts
+from lit_depth.functional.checks import members, plain_type, shorten
+from lit_depth.results.reading import check_yaml
+
+_LONGEST_MESSAGE = 600
+_LOADER = "yaml within limits"
+
+
+def _load(text: str) -> Any:
+    check_yaml(text)
+    return get_loader("yaml")(text)
+
+
+set_loader(_LOADER, _load, (yaml.YAMLError,))
+
+
+class Option(ActionTypeHint):
+    """An option with a type, which reads a text as text and says in plain words what it expected."""
+
+    def _check_type_(self, value: Any, **kwargs: Any) -> Any:
+        # in a YAML file null and true have been read by now: what is still a text was meant as one
+        if isinstance(value, str) and takes_text(self._typehint):
+            return value
+        argument = getattr(value, "key", None)  # of a class, given behind the class: --data.task.parity molmo
+        try:
+            read = super()._check_type_(value, **kwargs)
+        except (TypeError, OverflowError, RecursionError) as error:
+            option, given = f"--{self.dest}", shorten(value if argument is None else value.val)
+            if argument in (None, "class_path"):
+                cause = re.search(r"given class_path '[^']*':\s*(.+)", str(error))  # such as a missing module
+                given += f" ({cause[1]})" if cause else ""
+                raise TypeError(
+                    f"{option}: expected {plain_type(self._typehint, in_yaml=True)}, got {given}"
+                ) from error
+            raise TypeError(
+                f"{option}.{argument}: expected a class before its arguments, as in {option} package.module.Class "
+                f"{option}.{argument} {given}"
+            ) from error
+        for number in _numbers(read):
+            if not (abs(number) < 2**63 if isinstance(number, int) else math.isfinite(number)):
+                raise TypeError(f"--{self.dest}: expected a finite number of at most 64 bits, got {shorten(number)}")
+        return read
+
+
+class OptionParser(LightningArgumentParser):
+    """A parser of `Option` that says what is wrong in two lines; its base prints the usage of all options first."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"parser_mode": _LOADER, **kwargs})
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        return self._as_options(super().add_class_arguments(*args, **kwargs))
+
+    def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        return self._as_options(super().add_method_arguments(*args, **kwargs))
+
+    def _as_options(self, names: list[str]) -> list[str]:
+        for action in self._actions:
+            if type(action) is ActionTypeHint:
+                action.__class__ = Option
+        return names
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = re.sub(r"\s*- Parser key.*", "", message, flags=re.DOTALL)  # says it again
+        message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
+        if message.startswith("Unexpected config: "):
+            given = shorten(message.removeprefix("Unexpected config: "))
+            message = f"--config: expected options and their values, as in 'name: value', got {given}"
+        if not self.exit_on_error:  # the parser of a class's own arguments
+            message = re.sub("^--", "argument ", message)
+        interrupts.stop(f"error: {one_line(message)}\nsee lit-depth <command> --help")
+
+
+def new_parser(**kwargs: Any) -> LightningArgumentParser:
+    """What ``LightningCLI.init_parser`` makes, but of our own class (an argument from Lightning 2.6 on only)."""
+    kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
+    parser = OptionParser(**kwargs)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML or JSON file of options")
+    return parser
+
+
+def takes_text(hint: Any) -> bool:
+    """Whether an option takes any text (a path is one) and nothing else, null aside.
+
+    >>> takes_text(str | None), takes_text(str | int)
+    (True, False)
+    """
+    kinds = members(hint)
+    return str in kinds and all(kind in (str, type(None)) or _is_class(kind, os.PathLike) for kind in kinds)
+
+
+def _is_class(kind: Any, base: type) -> bool:
+    return isinstance(kind, type) and issubclass(kind, base)
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _numbers(each)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+def one_line(message: object) -> str:
+    """A message without line breaks, cut where it is endless.
+
+    >>> one_line("one\\n  two")
+    'one two'
+    """
+    text = " ".join(str(message).split())
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
