@@ -79,9 +79,7 @@ def identify(
 def model_arguments(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
     """Arguments that decide how the model answers."""
     named = {f"model.{key}": model.hparams[key] for key in _MODEL_ARGUMENTS}
-    # the longest answer is the task's, and stands with it, unless the module was made with its own
-    decoding = {**model.decoding_configuration(), "max_new_tokens": model.hparams["max_new_tokens"]}
-    return {**named, "trainer.precision": str(trainer.precision), "decoding": decoding}
+    return {**named, "trainer.precision": str(trainer.precision)}
 
 
 def model_identity(model: DepthModule, processor: Any = None) -> dict[str, Any]:
@@ -94,11 +92,14 @@ def model_identity(model: DepthModule, processor: Any = None) -> dict[str, Any]:
         processor: What prepares the model's inputs; None = the module's own.
     """
     files = checkpoint_files(model.hparams["checkpoint"], model.hparams["revision"])
+    decoding = model.decoding_configuration()
+    del decoding["max_new_tokens"]  # the task's
     return {
         **model_settings(model.model),
         "processor": processor_settings(model.processor if processor is None else processor),
         "files": dict(zip(files, file_digests(files.values()))),
         "weights": weights_digest(model.model),
+        "decoding": decoding,
     }
 
 

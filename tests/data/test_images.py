@@ -196,7 +196,7 @@ def test_a_huge_image_is_the_mean_of_its_pixels(monkeypatch, mode, orientation):
 def test_a_huge_jpeg_is_decoded_small(monkeypatch):
     content = encode(noise("RGB", 640, 480), "jpeg")
     monkeypatch.setattr(images, "MAX_PIXELS", 640 * 480 // 16)
-    opened = images._open(content)
+    opened = images._open(content, None)
     assert opened.size == (160, 120)
     assert load_image(content).size == (160, 120)
 

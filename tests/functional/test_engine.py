@@ -173,8 +173,14 @@ def test_the_engine_is_compared_once_and_again_for_inputs_of_another_kind(monkey
 def test_an_error_of_the_engine_is_told_and_one_of_the_model_is_raised(monkeypatch):
     model, inputs = ZOO["llama"]()
     masks = masks_for(model)
-    with pytest.raises(IndexError):  # comes again one mask after another
-        sweep_generate(model, {**inputs, "input_ids": inputs["input_ids"] + 1000}, masks, 1)
+
+    def broken(*_):
+        raise IndexError("of the model")
+
+    hook = model.register_forward_pre_hook(broken)
+    with pytest.raises(IndexError, match="of the model"):  # comes again one mask after another
+        sweep_generate(model, inputs, masks, 1)
+    hook.remove()
     assert model not in sweep_module._REFUSED
 
     def fail(*_):
