@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slower by
 
 import pytest
 
+from tests.helpers.comparison_result import comparison  # noqa: F401  (a fixture of several folders)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lit_depth.functional.checks import shorten
+from lit_depth.functional.arguments import shorten
 
 MAX_DEPTH = 100
 MAX_VALUES = 100_000

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.functional.checks import fits, plain_type, shorten
+from lit_depth.functional.arguments import fits, plain_type, shorten
 from lit_depth.results.locks import hold
 from lit_depth.results.reading import read_object
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lit_depth.results.store import atomic_path, write_parquet
-from lit_depth.results.token_page import COLUMNS, METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "masking_results"
+METRICS = ("l2_distance", "cosine_distance")
+COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "variant", *METRICS)
 _TEXTS = ("prompt", "token_masked", "variant")
 
 
@@ -23,7 +24,7 @@ def write_token_masking(folder: str | Path, frame: pd.DataFrame) -> list[Path]:
 
     Args:
         folder: Where to write.
-        frame: Rows with the columns of :data:`~lit_depth.results.token_page.COLUMNS` and, for several prompts,
+        frame: Rows with the columns of :data:`COLUMNS` and, for several prompts,
             ``prompt`` in front. NaN is an empty cell in the CSV file and null in JSON. Other values are written with
             as many digits as give back the same float32.
 

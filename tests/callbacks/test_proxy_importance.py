@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_depth.callbacks import AccuracyDropImportance, BlockMask, ProxyImportance
 from lit_depth.functional import proxy_importance
-from lit_depth.functional.importance import METHODS
+from lit_depth.functional.importance.proxies import METHODS
 
 NUM_BLOCKS = 3
 
@@ -240,7 +240,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 TWO_PROCESSES = """
 import sys
 import torch
-from test_proxy_importance import PlainModule, loader, trainer
+from tests.callbacks.test_proxy_importance import PlainModule, loader, trainer
 from torch.utils.data import DataLoader, Subset
 from lit_depth.callbacks import ProxyImportance
 
@@ -259,7 +259,7 @@ torch.save(callback.importance, f"{sys.argv[1]}/{torch.distributed.get_rank()}.p
 def test_two_processes_with_uneven_numbers_of_batches_give_the_scores_of_one(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
         check=True,

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from tiny_models import tiny_batch, tiny_model
 from torch.utils.data import DataLoader
 
 from lit_depth import DepthModule
@@ -22,6 +21,7 @@ from lit_depth.callbacks import BlockMask, TokenMaskImpact
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import run_token_masking, token_masking
 from lit_depth.models.loading import BUNDLED
+from tests.helpers.tiny_models import tiny_batch, tiny_model
 
 NUM_ROWS, BATCH = 8, 3
 
@@ -233,7 +233,7 @@ TWO_PROCESSES = """
 import json
 import sys
 import torch
-from test_token_mask_impact import Plain, rows, trainer
+from tests.callbacks.test_token_mask_impact import Plain, rows, trainer
 from torch.utils.data import DataLoader
 from lit_depth.callbacks import TokenMaskImpact
 
@@ -257,8 +257,7 @@ with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
 def test_two_processes_log_the_mean_over_the_rows_of_both(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent / "functional"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
         [sys.executable, str(script), str(tmp_path)],
         check=True,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lit_depth.results.schema import validate_comparison
+from lit_depth.studies.compare.schema import validate_comparison
 from lit_depth.results.store import write_json
 
 nbclient = pytest.importorskip("nbclient", reason="nbclient (extra 'dev') runs the notebooks")
@@ -16,8 +15,6 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat (extra 'dev') reads 
 pytest.importorskip("ipykernel", reason="ipykernel (extra 'dev') runs the notebooks")
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01_compare.ipynb"
-# the fixture of tests/results
-comparison = runpy.run_path(str(Path(__file__).parents[1] / "results" / "conftest.py"))["comparison"]
 
 
 def execute(results: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
