@@ -151,7 +151,7 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, capsys):
         (["--output_dir", "/proc/nowhere"], "cannot write to"),
         (["--data.task", "shapes_vqq"], "shapes_vqa"),
         (["--no_such_flag", "1"], "no_such_flag"),
-        (["--num_seeds", "three"], "num_seeds.*Expected.*int.*three"),
+        (["--num_seeds", "three"], "num_seeds: expected an integer, got 'three'"),
         (["--model.phase", "prefil"], "phase.*prefil"),
     ],
 )
