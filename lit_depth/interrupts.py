@@ -200,6 +200,7 @@ def guarded() -> Iterator[None]:
             signals.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+            _guard = _Guard()  # the next command has said nothing yet
         _guard.active = False
 
 
