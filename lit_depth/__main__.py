@@ -1,5 +1,7 @@
 """``lit-depth`` and ``python -m lit_depth``."""
 
+import sys
+
 from lit_depth import interrupts
 
 
@@ -7,6 +9,11 @@ def main() -> None:
     """Run one command. Signals are taken care of first: importing the rest takes seconds."""
     try:
         with interrupts.guarded():
+            if sys.argv[1:] in ([], ["-h"], ["--help"]):
+                from lit_depth.commands import overview
+
+                print(overview())
+                return
             from lit_depth.cli import main as run
 
             run()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,20 +15,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
 
-from lit_depth import interrupts
+from lit_depth import commands, interrupts
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.arguments import shorten
 from lit_depth.module import DepthModule
-from lit_depth.options import new_parser, one_line
+from lit_depth.options import join_lists, list_options, new_parser, one_line, underscored
 from lit_depth.results.store import check_name
 from lit_depth.studies.shared.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = interrupts.USER_ERROR
-STUDIES = ("compare", "consistency", "importance", "latency", "search", "select", "tokens")
-# existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
-FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--methods", "--data.tasks")
-REPEATED_LISTS = ("--active_block_indices",)
 
 
 class OwnSignals(Callback):
@@ -55,7 +48,7 @@ class DepthCLI(LightningCLI):
         super().__init__(*args, **kwargs)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # the base's is static
-        every = {**LightningCLI.subcommands(), **dict.fromkeys(STUDIES, {"model", "datamodule"})}
+        every = {**LightningCLI.subcommands(), **dict.fromkeys(commands.studies(), {"model", "datamodule"})}
         return {name: names for name, names in every.items() if name == self.command} or every
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -81,7 +74,7 @@ class DepthCLI(LightningCLI):
         except (TypeError, RuntimeError, KeyError, AttributeError, OverflowError, MisconfigurationException) as error:
             raise ValueError(f"--trainer: no Trainer can be made of these options: {one_line(error)}") from error
         launched = lambda: getattr(trainer.strategy.launcher, "procs", ())  # noqa: E731
-        interrupts.end_with_us(launched, resumable=self.subcommand in STUDIES)
+        interrupts.end_with_us(launched, resumable=self.subcommand in commands.studies())
         return trainer
 
 
@@ -93,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
-    arguments = join_lists([underscored(argument) for argument in arguments if argument != "--debug"])
+    arguments = [underscored(argument) for argument in arguments if argument != "--debug"]
+    command = arguments[0] if arguments else None
+    functions = {"": getattr(DepthTrainer, command)} if command in commands.studies() else {}
+    arguments = join_lists(arguments, *list_options({**functions, "data.": DepthDataModule.__init__}))
     _quiet()
     try:
         DepthCLI(
@@ -113,7 +109,7 @@ def _run(arguments: list[str]) -> None:
                 "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
             },
             args=arguments,
-            command=arguments[0] if arguments else None,
+            command=command,
         )
     except torch.OutOfMemoryError as error:
         if debug:
@@ -129,63 +125,6 @@ def _run(arguments: list[str]) -> None:
         if lost_connection(error):
             _stop("error: another process of this run has ended; its own message says why")
         _stop(f"internal error: {type(error).__name__}: {one_line(error)}; run again with --debug", error, code=1)
-
-
-def underscored(argument: str) -> str:
-    """An option with dashes inside its name as LightningCLI knows it.
-
-    >>> underscored("--budget-ms=20"), underscored("--name"), underscored("my-run")
-    ('--budget_ms=20', '--name', 'my-run')
-    """
-    name, sign, value = argument.partition("=")
-    return f"--{name[2:].replace('-', '_')}{sign}{value}" if name.startswith("--") else argument
-
-
-def join_lists(arguments: Sequence[str]) -> list[str]:
-    """Rewrite space-separated lists in the form that LightningCLI reads.
-
-    >>> join_lists(["compare", "--num_active_blocks", "4", "8", "--name", "x"])
-    ['compare', '--num_active_blocks', '["4", "8"]', '--name', 'x']
-    >>> join_lists(["--active_block_indices", "0", "5", "--active_block_indices", "1"])
-    ['--active_block_indices', '[[0, 5], [1]]']
-    >>> join_lists(["--skip", "0", "--skip=3"])
-    ['--skip', '["0", "3"]']
-    """
-    lists_with_sign = tuple(f"{option}=" for option in (*FLAT_LISTS, *REPEATED_LISTS))
-    arguments = [
-        part
-        for argument in arguments
-        for part in (argument.split("=", 1) if argument.startswith(lists_with_sign) else [argument])
-    ]
-    result: list[str] = []
-    repeated: dict[str, list[Any]] = {}
-    position = 0
-    while position < len(arguments):
-        option = arguments[position]
-        position += 1
-        start = position
-        if option in (*FLAT_LISTS, *REPEATED_LISTS):
-            while position < len(arguments) and not arguments[position].startswith("--"):
-                position += 1
-        values = list(arguments[start:position])
-        # already in LightningCLI's form: in brackets, or a word instead of a list
-        whole = ["null"], *([["all"]] if option == "--data.tasks" else [])
-        if not values or values in whole or values[0].startswith("["):
-            result += [option, " ".join(values)] if values else [option]
-        else:
-            if option not in repeated:
-                result += [option, option]  # its place; the second is replaced below
-            lists = repeated.setdefault(option, [])
-            lists += [[_index(option, value) for value in values]] if option in REPEATED_LISTS else values
-    for option, lists in repeated.items():
-        result[result.index(option) + 1] = json.dumps(lists)
-    return result
-
-
-def _index(option: str, value: str) -> int:
-    if not re.fullmatch("-?[0-9]{1,18}", value):
-        _stop(f"error: {option}: expected block indices such as 0 5 10, got {shorten(value)}")
-    return int(value)
 
 
 def _quiet() -> None:

@@ -6,11 +6,13 @@ jsonargparse reads every value as YAML first, so that ``--prompt null`` would be
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import os
 import re
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import lightning
 import yaml
@@ -97,6 +99,87 @@ def new_parser(**kwargs: Any) -> LightningArgumentParser:
     parser = OptionParser(**kwargs)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML or JSON file of options")
     return parser
+
+
+def underscored(argument: str) -> str:
+    """An option with dashes inside its name as LightningCLI knows it.
+
+    >>> underscored("--budget-ms=20"), underscored("--name"), underscored("my-run")
+    ('--budget_ms=20', '--name', 'my-run')
+    """
+    name, sign, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{sign}{value}" if name.startswith("--") else argument
+
+
+def list_options(functions: Mapping[str, Callable[..., Any]]) -> tuple[list[str], list[str]]:
+    """Options that take lists, by the signatures of functions: of values, and of lists of numbers.
+
+    Args:
+        functions: By what stands in front of their options, as in ``data.``.
+
+    >>> def function(keep: list[int] | None, indices: list[list[int]], name: str): ...
+    >>> list_options({"": function})
+    (['--keep'], ['--indices'])
+    """
+    flat, repeated = [], []
+    for prefix, function in functions.items():
+        for name, hint in get_type_hints(inspect.unwrap(function)).items():
+            for kind in (kind for kind in members(hint) if get_origin(kind) is list):
+                of_lists = any(get_origin(each) is list for each in get_args(kind))
+                (repeated if of_lists else flat).append(f"--{prefix}{name}")
+    return flat, repeated
+
+
+def join_lists(arguments: Sequence[str], flat: Sequence[str], repeated_lists: Sequence[str]) -> list[str]:
+    """Rewrite space-separated lists in the form that LightningCLI reads.
+
+    Args:
+        arguments: Of the command line.
+        flat: Options that take a list of values.
+        repeated_lists: Options that may be repeated, one list of numbers each.
+
+    >>> join_lists(["compare", "--keep", "4", "8", "--name", "x"], ["--keep"], [])
+    ['compare', '--keep', '["4", "8"]', '--name', 'x']
+    >>> join_lists(["--indices", "0", "5", "--indices", "1"], [], ["--indices"])
+    ['--indices', '[[0, 5], [1]]']
+    >>> join_lists(["--skip", "0", "--skip=3"], ["--skip"], [])
+    ['--skip', '["0", "3"]']
+    """
+    lists_with_sign = tuple(f"{option}=" for option in (*flat, *repeated_lists))
+    arguments = [
+        part
+        for argument in arguments
+        for part in (argument.split("=", 1) if argument.startswith(lists_with_sign) else [argument])
+    ]
+    result: list[str] = []
+    repeated: dict[str, list[Any]] = {}
+    position = 0
+    while position < len(arguments):
+        option = arguments[position]
+        position += 1
+        start = position
+        if option in (*flat, *repeated_lists):
+            while position < len(arguments) and not arguments[position].startswith("--"):
+                position += 1
+        values = list(arguments[start:position])
+        # already in LightningCLI's form: in brackets, or a word instead of a list
+        whole = ["null"], *([["all"]] if option == "--data.tasks" else [])
+        if not values or values in whole or values[0].startswith("["):
+            result += [option, " ".join(values)] if values else [option]
+        else:
+            if option not in repeated:
+                result += [option, option]  # its place; the second is replaced below
+            lists = repeated.setdefault(option, [])
+            lists += [[_index(option, value) for value in values]] if option in repeated_lists else values
+    for option, lists in repeated.items():
+        result[result.index(option) + 1] = json.dumps(lists)
+    return result
+
+
+def _index(option: str, value: str) -> int:
+    if not re.fullmatch("-?[0-9]{1,18}", value):
+        interrupts.stop(f"error: {option}: expected block indices such as 0 5 10, got {shorten(value)}")
+    return int(value)
 
 
 def takes_text(hint: Any) -> bool:

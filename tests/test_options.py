@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lit_depth import cli
+from lit_depth import commands
 from lit_depth.cli import DepthCLI
 from lit_depth.data import DepthDataModule, ShapesVQA
 from lit_depth.data.tasks.mmmu import MMMU
@@ -43,7 +43,7 @@ def make_parser(command: str) -> OptionParser:
 
 @pytest.fixture(scope="module")
 def parsers() -> dict[str, OptionParser]:
-    return {command: make_parser(command) for command in cli.STUDIES}
+    return {command: make_parser(command) for command in commands.studies()}
 
 
 def text_options(parser: OptionParser) -> list[str]:
@@ -55,7 +55,7 @@ LITERAL = ["null", "none", "~", "true", "1e3", "# x", "[1, 2", "{a: b}", "'quote
 LITERAL += ["9" * 5000, "!!python/name:os.system", "a: b", "[" * 300, "é", "%"]
 
 
-@pytest.mark.parametrize("command", cli.STUDIES)
+@pytest.mark.parametrize("command", commands.studies())
 def test_text_on_the_command_line_is_taken_literally(parsers, command):
     """Every option whose type is text, found by its type."""
     options = text_options(parsers[command])

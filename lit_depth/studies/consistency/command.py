@@ -6,12 +6,13 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.arguments import checked
 from lit_depth.functional.masking.skip import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.page import Section, write_report
@@ -34,21 +35,42 @@ from lit_depth.studies.shared.run_folder import check_shares, log_to, open_run
 RESULT = "consistency.json"
 
 
+@checked
 def consistency(
     trainer: Trainer,
     model: DepthModule,
     datamodule: DepthDataModule,
-    *,
-    splits: Sequence[str],
-    skip: Sequence[int] | None,
-    num_samples: int | None,
-    threshold: float,
-    confidence: float,
-    max_bad_samples: float,
-    output_dir: str,
-    name: str,
+    splits: list[Literal["train", "calibration", "validation"]] = ["calibration", "validation"],  # noqa: B006
+    skip: list[int] | None = None,
+    num_samples: int | None = None,
+    threshold: float = 0.9,
+    confidence: float = 0.95,
+    max_bad_samples: float = 0.01,
+    output_dir: str = "results",
+    name: str = "default",
 ) -> dict[str, Any]:
-    """Measure and compare; arguments and result as for `lit_depth.DepthTrainer.consistency`."""
+    """Do two splits, or two tasks, rank the blocks alike? Rank correlation of their importance, noise allowed for.
+
+    Args:
+        trainer: Runs the loops.
+        model: Holds the model.
+        datamodule: Gives the task, or the tasks.
+        splits: Two splits to compare within each task, or one on which every pair of tasks is compared.
+        skip: Blocks that are not measured, such as a first block that is known to be critical.
+        num_samples: Questions per task and split; null = as many as --data says.
+        threshold: Rank correlation that counts as consistent, between -1 and 1.
+        confidence: Coverage of all intervals, between 0 and 1.
+        max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
+        output_dir: Results go to ``<output_dir>/consistency/<name>/``.
+        name: Name of the run. A run of that name with the same arguments is continued where it was; with other
+            arguments it is refused.
+
+    Returns:
+        The content of ``consistency.json`` (empty on other processes than the first).
+
+    Raises:
+        ValueError: If an argument is out of range, or the two splits overlap.
+    """
     granularity: Granularity = model.hparams["granularity"]
     blocks = check_blocks(model.num_blocks, skip or ())
     units = units_of(blocks, granularity)

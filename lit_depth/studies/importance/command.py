@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import leave_one_out
+from lit_depth.functional.arguments import checked
 from lit_depth.functional.masking.skip import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.page import Section, write_report
@@ -44,21 +45,48 @@ AGREEMENT = (
 AGREEMENT_HEADERS = ("a", "b", "drop in", "spearman", "noise-free", "p", "agreement", "samples")
 
 
+@checked
 def importance(
     trainer: Trainer,
     model: DepthModule,
     datamodule: DepthDataModule,
-    *,
-    skip: Sequence[int] | None,
-    split: str,
-    num_samples: int | None,
-    methods: Sequence[str] | str | None,
-    confidence: float,
-    max_bad_samples: float,
-    output_dir: str,
-    name: str,
+    skip: list[int] | None = None,
+    split: Literal["train", "calibration", "validation"] = "calibration",
+    num_samples: int | None = None,
+    methods: list[str] | Literal["all"] | None = None,
+    confidence: float = 0.95,
+    max_bad_samples: float = 0.01,
+    output_dir: str = "results",
+    name: str = "default",
 ) -> dict[str, Any]:
-    """Measure the importance; arguments and result as for `lit_depth.DepthTrainer.importance`."""
+    """Measure the importance of every block: the drop in quality when it alone is skipped.
+
+    With ``--model.granularity sublayer``: of the attention and the MLP of every block.
+
+    Args:
+        trainer: Runs the loops.
+        model: Holds the model.
+        datamodule: Gives the task, or the tasks.
+        skip: Blocks that are not measured, such as a first block that is known to be critical.
+        split: Where to measure. Masks chosen by the result are to be judged on another one.
+        num_samples: Questions per task; null = as many as --data says for that split.
+        methods: Cheaper scores to report beside the drop: keys of `lit_depth.functional.importance.METHODS`, or
+            ``all``; null = none. Each is compared with the drop in order, in the least important blocks, in the
+            quality of the masks it chooses (on the validation split) and in cost. For one task and whole blocks.
+        confidence: Coverage of all intervals, between 0 and 1.
+        max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
+        output_dir: Results go to ``<output_dir>/importance/<name>/``.
+        name: Name of the run. A run of that name with the same arguments is continued where it was; with other
+            arguments it is refused.
+
+    Returns:
+        The content of ``importance.json`` (empty on other processes than the first). Beside it stands
+        ``layer_importance_scores.json``, ``{"0": drop, ...}``, which ``compare --importance`` takes.
+        Of sublayers its keys are ``"0.attn"``, ``"0.mlp"``, ..., and ``compare`` does not take it.
+
+    Raises:
+        ValueError: If an argument is out of range; of methods also if ``split`` overlaps the validation split.
+    """
     granularity: Granularity = model.hparams["granularity"]
     blocks = check_blocks(model.num_blocks, skip or ())
     units = units_of(blocks, granularity)

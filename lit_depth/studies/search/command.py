@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -31,11 +31,11 @@ from lit_depth.functional import (
     mask_id,
     score_ablations,
 )
+from lit_depth.functional.arguments import checked
 from lit_depth.functional.masking.policies import from_indices
 from lit_depth.functional.masking.skip import Granularity
 from lit_depth.functional.search.ablations import Removed, free_units
 from lit_depth.functional.search.beam import MAX_COMBINATIONS
-from lit_depth.functional.search.racing import RankBy
 from lit_depth.module import DepthModule
 from lit_depth.results.page import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
@@ -55,26 +55,61 @@ _ROUND = 64  # samples per round of racing, at first
 _MAX_PRINTED = 6
 
 
+@checked
 def search(
     trainer: Trainer,
     model: DepthModule,
     datamodule: DepthDataModule,
-    *,
-    beam_width: int,
-    max_blocks_to_remove: int,
-    keep: Sequence[int] | None,
-    rank_by: RankBy,
-    racing: bool,
-    epsilon: float,
-    delta: float,
-    exhaustive: bool,
-    baselines: bool,
-    confidence: float,
-    max_bad_samples: float,
-    output_dir: str,
-    name: str,
+    beam_width: int = 3,
+    max_blocks_to_remove: int = 4,
+    keep: list[int] | None = None,
+    rank_by: Literal["accuracy", "reference_logprob"] = "accuracy",
+    racing: bool = True,
+    epsilon: float = 0.02,
+    delta: float = 0.05,
+    exhaustive: bool = False,
+    baselines: bool = True,
+    confidence: float = 0.95,
+    max_bad_samples: float = 0.01,
+    output_dir: str = "results",
+    name: str = "default",
 ) -> dict[str, Any]:
-    """Search; arguments and result as for `lit_depth.DepthTrainer.search`."""
+    """Find the blocks that cost least when they are removed together, by beam search over ablations.
+
+    The beam is chosen on the calibration split; its members are reported on the validation split, beside greedy
+    search, the order of importance and contiguous spans, each with its drop and its interaction: the drop beyond
+    the sum of the drops of its blocks alone.
+
+    Args:
+        trainer: Runs the loops.
+        model: Holds the model.
+        datamodule: Gives the calibration and the validation split.
+        beam_width: Ablations that are kept, and extended by one more block, at each number of removed blocks.
+        max_blocks_to_remove: Largest number of removed blocks; with ``--model.granularity sublayer`` of their
+            attentions and MLPs, each counted by itself and named ``3.attn``, ``3.mlp``.
+        keep: Blocks that are never removed.
+        rank_by: What ranks ablations: ``accuracy`` (the task's metric), or ``reference_logprob``, as the mean
+            probability of the reference answer's tokens, which is far less noisy.
+        racing: Spend no more samples on an ablation that would hardly end as the best of its size; false = all
+            samples for each.
+        epsilon: Difference of the score, at least 0, that does not matter to racing: what it chooses among holds an
+            ablation that all samples would rank at most so far below the best. Half of it saves far less.
+        delta: Probability, between 0 and 1, that this fails for one of the sizes, and that one of the sets of tied
+            ablations lacks the truly best.
+        exhaustive: Evaluate every combination of up to that many blocks (at most 5,000) instead of a beam.
+        baselines: Run the baselines.
+        confidence: Coverage of all intervals, between 0 and 1.
+        max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
+        output_dir: Results go to ``<output_dir>/search/<name>/``.
+        name: Name of the run. A run of that name with the same arguments is continued where it was; with other
+            arguments it is refused.
+
+    Returns:
+        The content of ``search.json`` (empty on other processes than the first).
+
+    Raises:
+        ValueError: If an argument is out of range, or calibration and validation samples overlap.
+    """
     granularity: Granularity = model.hparams["granularity"]
     num_units, keep = model.num_units, sorted(keep or ())
     from_indices(model.num_blocks, keep or [0])  # refuse what is no block

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lit_depth.data import BadSample, DepthDataModule
-from lit_depth.functional.arguments import check_least
+from lit_depth.functional.arguments import check_least, checked
 from lit_depth.functional.token_masking.distances import span_masking, token_masking
 from lit_depth.functional.token_masking.prompt import name_tokens, token_kinds
 from lit_depth.module import DepthModule
@@ -40,24 +40,56 @@ from lit_depth.studies.tokens.report import (
 )
 
 
+@checked
 def tokens(
     trainer: Trainer,
     model: DepthModule,
     datamodule: DepthDataModule,
-    *,
-    prompt: str | None,
-    prompt_file: str | None,
-    prompts: str | None,
-    image: str | None,
-    num_samples: int | None,
-    num_output_tokens: int,
-    after_end: bool,
-    spans: bool,
-    device: str | None,
-    output_dir: str,
-    name: str,
+    prompt: str | None = None,
+    prompt_file: str | None = None,
+    prompts: str | None = None,
+    image: str | None = None,
+    num_samples: int | None = None,
+    num_output_tokens: int = 1,
+    after_end: bool = False,
+    spans: bool = False,
+    device: str | None = None,
+    output_dir: str = "results",
+    name: str = "default",
 ) -> dict[str, Any]:
-    """Measure; arguments and result as for `lit_depth.DepthTrainer.tokens`."""
+    """Hide one token at a time from one block's attention: how far does the block's residual update change?
+
+    Measured at the final position of the prompt, for every block: the update as a whole (Full), the attention's
+    output (Attn) and that of each head (Head_N), as L2 and cosine distance from the unmasked model.
+
+    Args:
+        trainer: Runs the loops.
+        model: Holds the model.
+        datamodule: Gives the questions where no prompt is given, from the validation split.
+        prompt: A question or text, which the model's processor wraps as it wraps every question.
+        prompt_file: UTF-8 file that is the prompt as a whole, special tokens included: nothing is wrapped around
+            it, and its last line feed counts.
+        prompts: YAML file of many prompts: a list of texts, or of {prompt: ..., image: ..., name: ...}; images are
+            looked up from the file's folder. Averages over them are written too.
+        image: Image file that goes with --prompt or --prompt_file.
+        num_samples: Questions of the task to take, instead of prompts; null = the first one.
+        num_output_tokens: 1 analyses the prompt; N also the prompt with each of the first N - 1 tokens that the
+            model generates behind it, up to an end token.
+        after_end: Go on after an end token.
+        spans: Also hide the image as a whole, and the text as a whole (but for the start and the final token).
+        device: Where to compute: cpu, cuda, cuda:1; null = the trainer's device.
+        output_dir: Results go to ``<output_dir>/tokens/<name>/``.
+        name: Name of the run. A run of that name with the same arguments is continued where it was; with other
+            arguments it is refused.
+
+    Returns:
+        The content of ``tokens.json``. Beside it stand ``masking_results.csv``, ``.json`` and ``.parquet`` with one
+        row per generation step, block, hidden token and variant, and one page per prompt.
+
+    Raises:
+        ValueError: If several sources of prompts are given, or a prompt is empty, too long for the model, or its
+            file or image cannot be read.
+    """
     check_least(1, num_samples=num_samples, num_output_tokens=num_output_tokens)
     if trainer.world_size > 1:
         raise ValueError(f"tokens is run by one process, got {trainer.world_size}: give --trainer.devices 1")

@@ -1,0 +1,41 @@
+"""Which commands there are, read from their sources: listing them imports nothing of theirs."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+_STUDIES = Path(__file__).with_name("studies")
+_LIGHTNING = {
+    "fit": "Train.",
+    "validate": "Evaluate on the validation split by Lightning's loop.",
+    "test": "Evaluate on the test split by Lightning's loop.",
+    "predict": "Answer questions by Lightning's loop.",
+}
+
+
+@cache
+def studies() -> dict[str, str]:
+    """Name of every measuring command, and the first line of what it says of itself.
+
+    >>> studies()["latency"]
+    'Measure vision, prefill and decode time for every number of active blocks.'
+    """
+    found = {}
+    for path in sorted(_STUDIES.glob("*/command.py")):
+        name = path.parent.name
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+        found[name] = (ast.get_docstring(function) or "").partition("\n")[0]
+    return found
+
+
+def overview() -> str:
+    """What ``lit-depth --help`` prints."""
+    every = {**studies(), **_LIGHTNING}
+    width = max(map(len, every))
+    lines = [f"  {name.ljust(width)}  {line}" for name, line in every.items()]
+    head = "usage: lit-depth <command> [options]\n\nWhich transformer blocks can be skipped, and at what cost?\n"
+    tail = "lit-depth <command> --help lists the options of a command; --debug shows tracebacks."
+    return "\n".join([head, "subcommands:", *lines, "", tail])

@@ -1,0 +1,123 @@
+"""What a command tells of its result: plain values, which the terminal, the page and every logger show alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lit_depth.results.table import Cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headers.
+
+    Args:
+        headers: One per column.
+        rows: One cell per header each, shown as by `lit_depth.results.table.format_table`.
+
+    Raises:
+        ValueError: If a row does not have one cell per header.
+    """
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.headers):
+                raise ValueError(
+                    f"expected {len(self.headers)} cells per row ({', '.join(self.headers)}), got {len(row)}: {row!r}"
+                )
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report, shown in the order of its fields; what is empty is left out.
+
+    Args:
+        heading: Title of the section, on the page.
+        text: Paragraphs, separated by blank lines.
+        table: Shown below the text.
+        figures: Names in :attr:`Report.figures`, on the page.
+        printed: Whether the terminal shows text and table too.
+    """
+
+    heading: str
+    text: str = ""
+    table: Table | None = None
+    figures: Sequence[str] = ()
+    printed: bool = True
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Numbers along an axis of their own, for loggers with a history.
+
+    Args:
+        step: Name of the axis.
+        rows: One per step: its value under the name of the axis, and those of all curves that have one there.
+    """
+
+    step: str
+    rows: Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Lines in one chart: ``xs[i]`` and ``ys[i]`` are the points of ``names[i]``."""
+
+    title: str
+    x_name: str
+    names: Sequence[str]
+    xs: Sequence[Sequence[float]]
+    ys: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """One bar for each row of a table in :attr:`Report.tables`; ``x`` and ``y`` are columns of it."""
+
+    title: str
+    table: str
+    x: str
+    y: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is told of one result.
+
+    Args:
+        title: Of the page.
+        headline: What was measured, and first of all what forbids a verdict; paragraphs, separated by blank lines.
+        sections: In the order in which terminal and page show them.
+        figures: Name of each PNG file, and what draws it.
+        files: Name and content of the JSON files beside the result.
+        written: Names of further files of the result that are there already.
+        tables: Name and full content of the tables that loggers keep.
+        scalars: Name and value of what loggers keep of the run as a whole.
+        curves: What loggers draw along an axis.
+        charts: Name and content of the charts that loggers draw.
+        kind: Under which kind of result loggers keep the files.
+        metadata: What loggers keep beside the files.
+    """
+
+    title: str
+    headline: str
+    sections: Sequence[Section]
+    kind: str
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
+    written: Sequence[str] = ()
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
+    curves: Curves | None = None
+    charts: Mapping[str, LineChart | BarChart] = field(default_factory=dict)
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)

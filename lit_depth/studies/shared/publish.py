@@ -1,0 +1,96 @@
+"""How a result is told: printed, drawn, written as a page, logged; its file is the last one written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+
+from lit_depth.results.page import write_page
+from lit_depth.results.report import Report
+from lit_depth.results.store import save_figure, write_json
+from lit_depth.results.table import format_table
+
+
+def publish(
+    trainer: Trainer,
+    report: Report,
+    folder: Path,
+    name: str,
+    result: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> None:
+    """Tell a result in every way at once, and write its file last: whoever sees it may rely on all the rest.
+
+    Args:
+        trainer: Its loggers get what the report keeps for loggers.
+        report: What is told.
+        folder: The run's folder.
+        name: Name of the result's JSON file.
+        result: Its content.
+        arguments: Of the run, for the page.
+
+    Raises:
+        ValueError: If a file cannot be written.
+    """
+    figures = draw(report, folder / "figures")
+    page = write_page(folder, report, figures, arguments)
+    for file, content in report.files.items():
+        write_json(folder / file, content)
+    for logger in trainer.loggers:
+        log_report(logger, report, folder, name, result)
+    write_json(folder / name, result)
+    written = [folder / name, *(folder / file for file in (*report.files, *report.written)), *figures.values(), page]
+    print("\n".join([as_text(report), "", "written:", *(f"  {path}" for path in written)]))
+
+
+def draw(report: Report, folder: Path) -> dict[str, Path]:
+    """Save the figures of a report; what an earlier run drew, and this one does not, is removed."""
+    for path in set(folder.glob("*.png")) - {folder / f"{name}.png" for name in report.figures}:
+        path.unlink()
+    for name, figure in report.figures.items():
+        save_figure(figure(), folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in report.figures}
+
+
+def as_text(report: Report) -> str:
+    """What the terminal shows of a report.
+
+    >>> from lit_depth.results.report import Section, Table
+    >>> sections = [Section("Quality", "By mask.", Table(["blocks", "quality"], [[4, 0.5]])), Section("x", printed=False)]
+    >>> print(as_text(Report("A title", "16 questions.", sections, kind="test")))
+    <BLANKLINE>
+    16 questions.
+    <BLANKLINE>
+    By mask.
+    <BLANKLINE>
+    blocks  quality
+    ------  -------
+         4    0.500
+    """
+    parts = [report.headline]
+    for section in report.sections:
+        if section.printed:
+            parts += [section.text] if section.text else []
+            parts += [format_table(section.table.rows, section.table.headers)] if section.table else []
+    return "\n" + "\n\n".join(part.strip() for part in parts if part.strip())
+
+
+def log_report(logger: Logger, report: Report, folder: Path, name: str, result: Mapping[str, Any]) -> None:
+    """Log to Weights & Biases all that a report keeps for loggers; to any other logger its numbers."""
+    if type(logger).__name__ == "WandbLogger":
+        from lit_depth.integrations import wandb
+
+        wandb.log_report(logger, report, folder, name, result)  # type: ignore[arg-type]
+        return
+    curves = () if report.curves is None else report.curves.rows
+    for row in curves:
+        step = int(row[report.curves.step])  # type: ignore[union-attr]
+        logger.log_metrics({key: value for key, value in row.items()}, step=step)
+    numbers = {key: float(value) for key, value in report.scalars.items() if isinstance(value, (int, float))}
+    if numbers:
+        logger.log_metrics(numbers)
+    logger.save()
