@@ -31,7 +31,7 @@ from lit_depth.functional import SearchResult, ablation_masks, mask_id
 from lit_depth.functional.statistics import paired_interval
 from lit_depth.studies.search.command import run_search
 from lit_depth.studies.search.score_cache import Cells
-from lit_depth.studies.shared.run_folder import evaluate
+from lit_depth.studies.shared.evaluate import evaluate
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "search.json"
 

@@ -121,7 +121,8 @@ def list_options(functions: Mapping[str, Callable[..., Any]]) -> tuple[list[str]
     >>> list_options({"": function})
     (['--keep'], ['--indices'])
     """
-    flat, repeated = [], []
+    flat: list[str] = []
+    repeated: list[str] = []
     for prefix, function in functions.items():
         for name, hint in get_type_hints(inspect.unwrap(function)).items():
             for kind in (kind for kind in members(hint) if get_origin(kind) is list):

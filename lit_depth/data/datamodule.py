@@ -49,7 +49,7 @@ class DepthDataModule(LightningDataModule):
         path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the
             task's own source; with several tasks a folder of such folders, each called as its task.
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
-            `lit_depth.studies.shared.run_folder.find_batch_size`).
+            `lit_depth.studies.shared.batch_size.find_batch_size`).
         train_batch_size: Images per training batch and process; each comes with all its questions.
         num_samples: Questions taken from the validation split (and any but calibration); null = all.
         calibration_samples: Questions taken from the calibration split; null = all.

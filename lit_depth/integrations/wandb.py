@@ -26,7 +26,7 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
     | ``charts`` | native charts under their names |
     | ``figures`` | the PNG files, as ``figures/<name>`` |
     | ``scalars`` | the run's summary |
-    | the result, ``files`` and ``written`` | an artifact: its name that of the result's file, its type the report's kind |
+    | the result, ``files`` and ``written`` | an artifact named as the result's file, of the report's kind |
 
     Args:
         logger: Its run is created if there is none yet, and stays open.

@@ -1,4 +1,4 @@
-"""The report is one page that needs nothing else and runs nothing that a model wrote."""
+"""A report is one page that needs nothing else and runs nothing that a model wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_depth.results.page import Section, write_report
+from lit_depth.results.page import write_page
+from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.store import save_figure
 
 EVIL = '<script>alert("x")</script> & </td><img src=http://a/b onerror=x>'
@@ -50,33 +51,39 @@ def figure(tmp_path: Path) -> Path:
     return tmp_path / "m5_quality.png"
 
 
-def test_report_holds_everything_and_links_nothing(tmp_path: Path, figure: Path) -> None:
-    rows = [["prefix", 8, 0.78125], ["importance", 8, None]]
-    section = Section("Quality", "One.\n\nTwo.", ["policy", "blocks", "quality"], rows, [figure], "a: 1")
-    path = write_report(tmp_path, "Comparison", [section, Section("Empty")])
-    assert path == tmp_path / "report.html"
-    html = path.read_text(encoding="utf-8")
+def write(folder: Path, section: Section, figures: dict[str, Path], title: str = "t", argument: str = "x") -> str:
+    path = write_page(folder, Report(title, title, [section], "test"), figures, {"name": argument})
+    assert path == folder / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_holds_everything_and_links_nothing(tmp_path: Path, figure: Path) -> None:
+    table = Table(["policy", "blocks", "quality"], [["prefix", 8, 0.78125], ["importance", 8, None]])
+    section = Section("Quality", "One.\n\nTwo.", table, ["m5_quality"], printed=False)
+    html = write(tmp_path, section, {"m5_quality": figure}, "Comparison", "mine")
     page = Page(html)
-    assert page.tags.count("p") == 2 and page.tags.count("tr") == 3 and page.tags.count("table") == 1
-    for text in ("Comparison", "Quality", "One.", "0.781", "importance", "a: 1", "Empty"):
+    assert page.tags.count("p") == 3 and page.tags.count("tr") == 3 and page.tags.count("table") == 1
+    for text in ("Comparison", "Quality", "One.", "0.781", "importance", '"name": "mine"', "m5_quality.png"):
         assert text in page.text
     prefix = "data:image/png;base64,"
     assert [base64.b64decode(link.removeprefix(prefix)) for link in page.links] == [figure.read_bytes()]
     assert not re.search(r"https?://|<link|@import|url\(", html)
+    assert html.count('class="number"') == 2 * 3  # head and cells of the columns that hold numbers
 
 
 def test_everything_is_escaped(tmp_path: Path) -> None:
-    plain = write_report(tmp_path / "a", "t", [Section("h", "p", ["c"], [["x"]], [], "code")])
-    evil = write_report(tmp_path / "b", EVIL, [Section(EVIL, EVIL, [EVIL], [[EVIL]], [], EVIL)])
-    page = Page(evil.read_text(encoding="utf-8"))
-    assert page.tags == Page(plain.read_text(encoding="utf-8")).tags
+    plain = write(tmp_path / "a", Section("h", "p", Table(["c"], [["x"]])), {})
+    evil = write(tmp_path / "b", Section(EVIL, EVIL, Table([EVIL], [[EVIL]])), {}, EVIL, EVIL)
+    page = Page(evil)
+    assert page.tags == Page(plain).tags
     assert "script" not in page.tags
-    assert page.text.count(EVIL) == 7  # title twice (head and page), heading, paragraph, header, cell, code
+    # head, page, headline, heading, paragraph, header, cell; in the arguments as JSON writes it
+    assert page.text.count(EVIL) == 7 and page.text.count("onerror=x") == 8
 
 
 def test_missing_or_wrong_figure_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     for name in ("text.png", "absent.png"):
         with pytest.raises(ValueError, match=f"PNG file .*{name}"):
-            write_report(tmp_path, "t", [Section("h", figures=[tmp_path / name])])
+            write(tmp_path, Section("h", figures=["f"]), {"f": tmp_path / name})
     assert not (tmp_path / "report.html").exists()

@@ -407,7 +407,7 @@ def test_batches_are_measured_once(module, tmp_path, monkeypatch):
         calls.append(datamodule)
         return 16
 
-    monkeypatch.setattr("lit_depth.studies.shared.run_folder.find_batch_size", find)
+    monkeypatch.setattr("lit_depth.studies.shared.batch_size.find_batch_size", find)
     auto = search(module, data(module, batch_size="auto"), tmp_path, name="auto")
     assert len(calls) == 2  # once for each split
     fixed = search(module, data(module, batch_size=16), tmp_path, name="fixed")

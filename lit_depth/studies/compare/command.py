@@ -22,8 +22,10 @@ from lit_depth.studies.compare.analysis import Scores, answer_questions, compare
 from lit_depth.studies.compare.figures import write_figures, write_task_figures
 from lit_depth.studies.compare.schema import validate_comparison
 from lit_depth.studies.importance.command import SCORES, measure_mean, read_importance, to_importance
+from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
+from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.mask_grid import PlannedMask, check_plan, plan_indices, plan_masks
-from lit_depth.studies.shared.run_folder import check_shares, check_whole_blocks, evaluate, log_to, open_run
+from lit_depth.studies.shared.run_folder import log_to, open_run
 from lit_depth.studies.shared.time_masks import clock_settings, summarize_masks, time_masks
 
 RESULT = "m5_mask_strategy_comparison.json"

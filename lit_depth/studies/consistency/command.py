@@ -30,7 +30,8 @@ from lit_depth.studies.importance.command import (
     units_of,
 )
 from lit_depth.studies.shared.block_ranks import describe_agreement
-from lit_depth.studies.shared.run_folder import check_shares, log_to, open_run
+from lit_depth.studies.shared.checks import check_shares
+from lit_depth.studies.shared.run_folder import log_to, open_run
 
 RESULT = "consistency.json"
 

@@ -29,8 +29,10 @@ from lit_depth.studies.importance.figures import write_importance_figures
 from lit_depth.studies.importance.measure_proxies import measure_proxies
 from lit_depth.studies.importance.methods import check_asked, compare_methods, method_lines, method_sections
 from lit_depth.studies.shared.block_ranks import describe_agreement, describe_blocks, describe_full, drops
+from lit_depth.studies.shared.checks import check_shares
+from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.identity import check_same_model
-from lit_depth.studies.shared.run_folder import check_shares, evaluate, log_to, open_run
+from lit_depth.studies.shared.run_folder import log_to, open_run
 
 RESULT = "importance.json"
 SCORES = "layer_importance_scores.json"

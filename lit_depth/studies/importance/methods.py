@@ -35,7 +35,8 @@ from lit_depth.results.table import format_p_value, format_table
 from lit_depth.studies.compare.analysis import Scores
 from lit_depth.studies.importance.measure_proxies import TOGETHER
 from lit_depth.studies.shared.block_ranks import describe_full, drops
-from lit_depth.studies.shared.run_folder import check_whole_blocks, evaluate
+from lit_depth.studies.shared.checks import check_whole_blocks
+from lit_depth.studies.shared.evaluate import evaluate
 
 # method -> measure of `Scores`; the first is what all others are held against
 DROPS = {"accuracy_drop": "quality", "reference_logprob_drop": "reference_logprob"}

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked
-from lit_depth.functional.latency.budget import fit_line
-from lit_depth.functional.statistics import paired_intervals
 from lit_depth.module import DepthModule
-from lit_depth.results.page import Section, write_report
-from lit_depth.results.store import write_json, write_parquet
-from lit_depth.results.table import format_table
-from lit_depth.studies.importance.command import read_importance, to_importance
-from lit_depth.studies.latency.figures import write_latency_figure
-from lit_depth.studies.shared.mask_grid import PlannedMask, check_plan, plan_indices, plan_masks
-from lit_depth.studies.shared.run_folder import check_shares, check_whole_blocks, log_to, open_run
-from lit_depth.studies.shared.time_masks import STAGES, clock_settings, summarize_masks, time_masks
 
-RESULT, DETAILS = "latency.json", "latency_details.json"
-HEADERS = ("policy", "blocks", "vision", "prefill", "decode/token", "total P50", "P95", "of full", "interval")
+RESULT = "latency.json"
 
 
 @checked
@@ -74,6 +58,16 @@ def latency(
     Raises:
         ValueError: If an argument is out of range, or several processes run.
     """
+    from lit_depth.results.store import write_parquet
+    from lit_depth.studies.importance.command import read_importance, to_importance
+    from lit_depth.studies.latency.analysis import describe, scripted
+    from lit_depth.studies.latency.report import report
+    from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
+    from lit_depth.studies.shared.mask_grid import check_plan, plan_indices, plan_masks
+    from lit_depth.studies.shared.publish import publish
+    from lit_depth.studies.shared.run_folder import open_run
+    from lit_depth.studies.shared.time_masks import clock_settings, time_masks
+
     check_whole_blocks(model, "latency")
     num_blocks = model.num_blocks
     keep = list(keep or ())
@@ -129,163 +123,8 @@ def latency(
             "device": arguments["device"],
             "batch_size": batch_size,
             "new_tokens": new_tokens,
-            **_describe(records, plan, masks, num_blocks, confidence),
+            **describe(records, plan, masks, num_blocks, confidence),
         }
-        _write(folder, result, records, identity)
-    log_to(trainer, "log_latency", result, folder)
-    print(_summary(result, folder))
+        write_parquet(folder / "records.parquet", records)
+        publish(trainer, report(result), folder, RESULT, scripted(result, records), identity)
     return result
-
-
-def _describe(
-    records: pd.DataFrame, plan: Sequence[PlannedMask], masks: Sequence[str], num_blocks: int, confidence: float
-) -> dict[str, Any]:
-    """Percentiles of every mask, its times relative to the full model's, and the line through all of them."""
-    summaries = summarize_masks(records)
-    times = {stage: records.pivot(index="mask", columns="sample", values=stage).astype(float) for stage in STAGES}
-    images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(times["total"].columns)
-    full = "1" * num_blocks
-    names: dict[str, list[str]] = {mask: [] for mask in masks}
-    for planned in plan:
-        names[planned.id].append(planned.policy)
-    peaks = records.groupby("mask")["peak_memory_bytes"].max()
-    tokens = records.groupby("mask")["num_output_tokens"].sum()
-    configurations = [
-        {
-            "mask_id": mask,
-            "policies": list(dict.fromkeys(names[mask])) or ["full"],
-            "num_active_blocks": mask.count("1"),
-            "active_block_indices": _indices(mask),
-            "latency_ms": summaries[mask],
-            "output_tokens_per_second": float(tokens[mask] / times["total"].loc[mask].sum() * 1000),
-            "peak_memory_bytes": int(peaks[mask]) if pd.notna(peaks[mask]) else None,  # of a GPU
-            "of_full": {
-                stage: _ratio(frame.loc[mask].to_numpy(), frame.loc[full].to_numpy(), list(images), confidence)
-                if mask != full
-                else {"ratio": 1.0, "ci": None}  # by definition, nothing is estimated
-                for stage, frame in times.items()
-                # no block is in the vision stage, and a single token takes no decode step
-                if stage != "vision" and (frame.loc[[mask, full]] > 0).all(axis=None)
-            },
-        }
-        for mask in masks
-    ]
-    fits = {}
-    for stage, frame in times.items():
-        medians = frame.loc[list(masks)].median(axis=1)
-        if len({mask.count("1") for mask in masks}) > 1 and medians.notna().all():
-            fits[stage] = fit_line([mask.count("1") for mask in masks], medians.tolist())._asdict()
-    return {
-        "num_blocks": num_blocks,
-        "num_requests": len(images),
-        "confidence": confidence,
-        "configurations": configurations,
-        "fits": fits,
-    }
-
-
-def _ratio(
-    mine: np.ndarray, full: np.ndarray, images: Sequence[str], confidence: float
-) -> dict[str, float | list[float] | None]:
-    """Geometric mean over requests of the time relative to the full model's on the same request."""
-    logs = np.log(mine / full)
-    if len(set(images)) < 2:
-        return {"ratio": float(np.exp(logs.mean())), "ci": None}
-    # a coarse clock may show the same ratio for every request; another one may then still take twice as long
-    (interval,) = paired_intervals(logs[None], images, confidence, score_range=None, scale=np.log(2))
-    return {
-        "ratio": float(np.exp(interval.estimate)),
-        "ci": [float(np.exp(interval.low)), float(np.exp(interval.high))],
-    }
-
-
-def _indices(mask: str) -> list[int]:
-    return [index for index, bit in enumerate(mask) if bit == "1"]
-
-
-def _scripted(result: dict[str, Any], records: pd.DataFrame) -> dict[str, Any]:
-    """The format that users have scripts for: ``summary`` and ``all_samples``, in milliseconds."""
-    shape = [
-        {
-            "num_active_blocks": entry["num_active_blocks"],
-            "num_total_blocks": result["num_blocks"],
-            "active_block_indices": entry["active_block_indices"],
-        }
-        for entry in result["configurations"]
-    ]
-    by_mask = {entry["mask_id"]: head for entry, head in zip(result["configurations"], shape)}
-    return {
-        "summary": [
-            {**head, "prefill": entry["latency_ms"]["prefill"], "decode": entry["latency_ms"]["decode"]}
-            for entry, head in zip(result["configurations"], shape)
-        ],
-        "all_samples": [
-            {
-                "sample_id": record["sample"],
-                **by_mask[record["mask"]],
-                "T_LLM_prefill": record["prefill"],
-                "T_LLM_decode": record["decode"],
-                "T_vision_total": record["vision"],
-                "T_total": record["total"],
-                "num_input_text_tokens": record["num_text_tokens"],
-                "num_vision_tokens": record["num_vision_tokens"],
-                "num_output_tokens": record["num_output_tokens"],
-            }
-            for record in records.to_dict("records")
-        ],
-    }
-
-
-def _write(folder: Path, result: dict[str, Any], records: pd.DataFrame, identity: dict[str, Any]) -> None:
-    figure = write_latency_figure(result, folder / "figures")
-    write_parquet(folder / "records.parquet", records)
-    sections = [
-        Section("Latency", text=_headline(result), headers=HEADERS, rows=_rows(result), figures=[figure]),
-        Section("Arguments", code=json.dumps(identity, indent=2, default=str)),
-    ]
-    write_report(folder, f"Latency against active blocks, {result['task']}", sections)
-    write_json(folder / DETAILS, result)
-    # last: whoever sees it may rely on all the rest
-    write_json(folder / RESULT, _scripted(result, records))
-
-
-def _rows(result: dict[str, Any]) -> list[list[Any]]:
-    rows = []
-    for entry in result["configurations"]:
-        times = entry["latency_ms"]
-        share = entry["of_full"]["total"]
-        per_token = times["decode_per_token"]
-        rows.append(
-            [
-                ", ".join(entry["policies"]),
-                entry["num_active_blocks"],
-                *(f"{times[stage]['P50']:.2f}" for stage in ("vision", "prefill")),
-                f"{per_token['P50']:.2f}" if per_token else None,
-                f"{times['total']['P50']:.2f}",
-                f"{times['total']['P95']:.2f}",
-                f"{share['ratio']:.3f}",
-                f"[{share['ci'][0]:.3f}, {share['ci'][1]:.3f}]" if share["ci"] else None,
-            ]
-        )
-    return rows
-
-
-def _headline(result: dict[str, Any]) -> str:
-    text = (
-        f"{result['num_requests']} requests of batch size {result['batch_size']} on {result['device']}, "
-        f"{result['new_tokens']} new tokens each; medians in milliseconds. 'of full' is the time relative to all "
-        f"{result['num_blocks']} blocks on the same request (geometric mean, {result['confidence']:.0%} interval)."
-    )
-    if "total" in result["fits"]:
-        line = result["fits"]["total"]
-        text += (
-            f" Total = {line['intercept']:.2f} ms + {line['slope']:.2f} ms per block (R squared {line['r2']:.3f}): "
-            "the first part no skipped block saves."
-        )
-    return text
-
-
-def _summary(result: dict[str, Any], folder: Path) -> str:
-    lines = ["", _headline(result), "", format_table(_rows(result), HEADERS), ""]
-    paths = [folder / RESULT, folder / DETAILS, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
-    return "\n".join([*lines, "written:", *(f"  {path}" for path in paths)])

@@ -46,7 +46,9 @@ from lit_depth.studies.importance.command import units_of
 from lit_depth.studies.search.figures import ablation_label, write_search_figures
 from lit_depth.studies.search.score_cache import Cells
 from lit_depth.studies.shared.block_ranks import describe_full
-from lit_depth.studies.shared.run_folder import check_shares, evaluate, log_to, open_run
+from lit_depth.studies.shared.checks import check_shares
+from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.run_folder import log_to, open_run
 
 RESULT = "search.json"
 HEADERS = ("removed", "which", "drop", "interval", "interaction", "interval", "found by")

@@ -16,7 +16,8 @@ from lit_depth.callbacks.mask_sweep import check_bad_samples
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import MaskScores, MaskTrie, mask_id
 from lit_depth.module import DepthModule
-from lit_depth.studies.shared.run_folder import settle_batch_size, sweep_samples
+from lit_depth.studies.shared.batch_size import settle_batch_size
+from lit_depth.studies.shared.evaluate import sweep_samples
 
 
 class Cells:

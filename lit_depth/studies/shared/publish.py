@@ -60,8 +60,8 @@ def as_text(report: Report) -> str:
     """What the terminal shows of a report.
 
     >>> from lit_depth.results.report import Section, Table
-    >>> sections = [Section("Quality", "By mask.", Table(["blocks", "quality"], [[4, 0.5]])), Section("x", printed=False)]
-    >>> print(as_text(Report("A title", "16 questions.", sections, kind="test")))
+    >>> quality = Section("Quality", "By mask.", Table(["blocks", "quality"], [[4, 0.5]]))
+    >>> print(as_text(Report("A title", "16 questions.", [quality, Section("Unprinted", "x", printed=False)], "test")))
     <BLANKLINE>
     16 questions.
     <BLANKLINE>

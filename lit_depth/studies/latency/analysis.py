@@ -1,0 +1,113 @@
+"""From times of masks on the same requests to percentiles, ratios to the full model, and lines over the depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lit_depth.functional.latency.budget import fit_line
+from lit_depth.functional.statistics import paired_intervals
+from lit_depth.studies.shared.mask_grid import PlannedMask
+from lit_depth.studies.shared.time_masks import STAGES, summarize_masks
+
+
+def describe(
+    records: pd.DataFrame, plan: Sequence[PlannedMask], masks: Sequence[str], num_blocks: int, confidence: float
+) -> dict[str, Any]:
+    """Percentiles of every mask, its times relative to the full model's, and the line through all of them."""
+    summaries = summarize_masks(records)
+    times = {stage: records.pivot(index="mask", columns="sample", values=stage).astype(float) for stage in STAGES}
+    images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(times["total"].columns)
+    full = "1" * num_blocks
+    names: dict[str, list[str]] = {mask: [] for mask in masks}
+    for planned in plan:
+        names[planned.id].append(planned.policy)
+    peaks = records.groupby("mask")["peak_memory_bytes"].max()
+    tokens = records.groupby("mask")["num_output_tokens"].sum()
+    configurations = [
+        {
+            "mask_id": mask,
+            "policies": list(dict.fromkeys(names[mask])) or ["full"],
+            "num_active_blocks": mask.count("1"),
+            "active_block_indices": _indices(mask),
+            "latency_ms": summaries[mask],
+            "output_tokens_per_second": float(tokens[mask] / times["total"].loc[mask].sum() * 1000),
+            "peak_memory_bytes": int(peaks[mask]) if pd.notna(peaks[mask]) else None,  # of a GPU
+            "of_full": {
+                stage: _ratio(frame.loc[mask].to_numpy(), frame.loc[full].to_numpy(), list(images), confidence)
+                if mask != full
+                else {"ratio": 1.0, "ci": None}  # by definition, nothing is estimated
+                for stage, frame in times.items()
+                # no block is in the vision stage, and a single token takes no decode step
+                if stage != "vision" and (frame.loc[[mask, full]] > 0).all(axis=None)
+            },
+        }
+        for mask in masks
+    ]
+    fits = {}
+    for stage, frame in times.items():
+        medians = frame.loc[list(masks)].median(axis=1)
+        if len({mask.count("1") for mask in masks}) > 1 and medians.notna().all():
+            fits[stage] = fit_line([mask.count("1") for mask in masks], medians.tolist())._asdict()
+    return {
+        "num_blocks": num_blocks,
+        "num_requests": len(images),
+        "confidence": confidence,
+        "configurations": configurations,
+        "fits": fits,
+    }
+
+
+def _ratio(
+    mine: np.ndarray, full: np.ndarray, images: Sequence[str], confidence: float
+) -> dict[str, float | list[float] | None]:
+    """Geometric mean over requests of the time relative to the full model's on the same request."""
+    logs = np.log(mine / full)
+    if len(set(images)) < 2:
+        return {"ratio": float(np.exp(logs.mean())), "ci": None}
+    # a coarse clock may show the same ratio for every request; another one may then still take twice as long
+    (interval,) = paired_intervals(logs[None], images, confidence, score_range=None, scale=np.log(2))
+    return {
+        "ratio": float(np.exp(interval.estimate)),
+        "ci": [float(np.exp(interval.low)), float(np.exp(interval.high))],
+    }
+
+
+def _indices(mask: str) -> list[int]:
+    return [index for index, bit in enumerate(mask) if bit == "1"]
+
+
+def scripted(result: dict[str, Any], records: pd.DataFrame) -> dict[str, Any]:
+    """The format that users have scripts for: ``summary`` and ``all_samples``, in milliseconds."""
+    shape = [
+        {
+            "num_active_blocks": entry["num_active_blocks"],
+            "num_total_blocks": result["num_blocks"],
+            "active_block_indices": entry["active_block_indices"],
+        }
+        for entry in result["configurations"]
+    ]
+    by_mask = {entry["mask_id"]: head for entry, head in zip(result["configurations"], shape)}
+    return {
+        "summary": [
+            {**head, "prefill": entry["latency_ms"]["prefill"], "decode": entry["latency_ms"]["decode"]}
+            for entry, head in zip(result["configurations"], shape)
+        ],
+        "all_samples": [
+            {
+                "sample_id": record["sample"],
+                **by_mask[record["mask"]],
+                "T_LLM_prefill": record["prefill"],
+                "T_LLM_decode": record["decode"],
+                "T_vision_total": record["vision"],
+                "T_total": record["total"],
+                "num_input_text_tokens": record["num_text_tokens"],
+                "num_vision_tokens": record["num_vision_tokens"],
+                "num_output_tokens": record["num_output_tokens"],
+            }
+            for record in records.to_dict("records")
+        ],
+    }

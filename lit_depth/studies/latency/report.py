@@ -1,0 +1,81 @@
+"""What ``lit-depth latency`` tells of its result."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from lit_depth.results.report import Report, Section, Table
+from lit_depth.studies.latency.figures import latency_figure
+
+DETAILS = "latency_details.json"
+HEADERS = ("policy", "blocks", "vision", "prefill", "decode/token", "total P50", "P95", "of full", "interval")
+
+
+def report(result: dict[str, Any]) -> Report:
+    """The report of the content of ``latency_details.json``."""
+    figure = "latency_vs_blocks"
+    return Report(
+        title=f"Latency against active blocks, {result['task']}",
+        headline=_headline(result),
+        sections=[Section("Latency", table=Table(HEADERS, _rows(result)), figures=[figure])],
+        kind="latency",
+        figures={figure: partial(latency_figure, result)},
+        files={DETAILS: result},
+        tables={"latency/configurations": _configurations(result)},
+        scalars={
+            f"latency/{stage}_ms_{key}": line[number]
+            for stage, line in result["fits"].items()
+            for key, number in (("per_block", "slope"), ("fixed", "intercept"))
+        },
+        metadata={"device": result["device"]},
+    )
+
+
+def _headline(result: dict[str, Any]) -> str:
+    text = (
+        f"{result['num_requests']} requests of batch size {result['batch_size']} on {result['device']}, "
+        f"{result['new_tokens']} new tokens each; medians in milliseconds. 'of full' is the time relative to all "
+        f"{result['num_blocks']} blocks on the same request (geometric mean, {result['confidence']:.0%} interval)."
+    )
+    if "total" in result["fits"]:
+        line = result["fits"]["total"]
+        text += (
+            f" Total = {line['intercept']:.2f} ms + {line['slope']:.2f} ms per block (R squared {line['r2']:.3f}): "
+            "the first part no skipped block saves."
+        )
+    return text
+
+
+def _rows(result: dict[str, Any]) -> list[list[Any]]:
+    rows = []
+    for entry in result["configurations"]:
+        times = entry["latency_ms"]
+        share = entry["of_full"]["total"]
+        per_token = times["decode_per_token"]
+        rows.append(
+            [
+                ", ".join(entry["policies"]),
+                entry["num_active_blocks"],
+                *(f"{times[stage]['P50']:.2f}" for stage in ("vision", "prefill")),
+                f"{per_token['P50']:.2f}" if per_token else None,
+                f"{times['total']['P50']:.2f}",
+                f"{times['total']['P95']:.2f}",
+                f"{share['ratio']:.3f}",
+                f"[{share['ci'][0]:.3f}, {share['ci'][1]:.3f}]" if share["ci"] else None,
+            ]
+        )
+    return rows
+
+
+def _configurations(result: dict[str, Any]) -> Table:
+    stages = list(result["configurations"][0]["latency_ms"])
+    rows = []
+    for entry in result["configurations"]:
+        times = [entry["latency_ms"][stage] for stage in stages]
+        medians = [None if time is None else time["P50"] for time in times]
+        shape = [", ".join(entry["policies"]), entry["num_active_blocks"], entry["mask_id"]]
+        rows.append([*shape, *medians, entry["of_full"]["total"]["ratio"]])
+    return Table(
+        ["policies", "num_active_blocks", "mask_id", *(f"{stage}_P50_ms" for stage in stages), "of_full"], rows
+    )
