@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -153,6 +153,17 @@ def leave_one_out(num_blocks: int) -> Tensor:
     if num_blocks < 2:
         raise ValueError(f"expected at least 2 blocks to leave one out, given {num_blocks}")
     return ~torch.eye(num_blocks, dtype=torch.bool)
+
+
+# what commands call a policy, in the order of their tables. A policy takes what its signature names, among
+# num_blocks, k, importance, seed (one mask each) and keep
+POLICIES: dict[str, Callable[..., Tensor]] = {
+    "prefix": prefix,
+    "importance": top_k,
+    "random": random,
+    "suffix": suffix,
+    "uniform": uniform,
+}
 
 
 def _fill(num_blocks: int, k: int, keep: Sequence[int], order: Iterable[int]) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lit_depth.functional import from_indices, mask_id
+from lit_depth.functional import check_mask, from_indices, mask_id
 from lit_depth.functional.arguments import check_range
-from lit_depth.functional.masking import policies as policies
+from lit_depth.functional.masking.policies import POLICIES
 
 MAX_SEEDS = 1000
-POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,40 @@ class PlannedMask:
         return int(self.mask.sum())
 
 
+def policy(name: str) -> Callable[..., Tensor]:
+    """A policy by its name, or a function of one's own by its dotted path.
+
+    >>> policy("lit_depth.functional.prefix") is policy("prefix")
+    True
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name in POLICIES:
+        return POLICIES[name]
+    module, _, function = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), function) if module else None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"policies: expected the dotted path of a function, got {name!r} ({error})") from error
+    if not callable(found):
+        raise ValueError(f"policies must be among {', '.join(POLICIES)}, or the path of a function, got {name}")
+    return found
+
+
+def needs_importance(names: Sequence[str]) -> bool:
+    """Whether one of these policies goes by the importance of blocks.
+
+    >>> needs_importance(["prefix", "uniform"]), needs_importance(["prefix", "importance"])
+    (False, True)
+    """
+    return any("importance" in _parameters(policy(name)) for name in names)
+
+
+def _parameters(function: Callable[..., Tensor]) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
 def plan_masks(
     names: Sequence[str],
     counts: Sequence[int],
@@ -44,27 +79,32 @@ def plan_masks(
     """Masks of every policy at every number of active blocks.
 
     Args:
-        names: Policies, see :data:`POLICIES`.
+        names: Policies, see `policy`.
         counts: Numbers of active blocks.
         num_blocks: Blocks of the model.
-        importance: One score per block, for the importance policy.
-        num_seeds: Masks that the random policy draws at each count.
+        importance: One score per block, for the policies that take it.
+        num_seeds: Masks at each count of a policy that draws.
         keep: Blocks that are active in every mask.
+
+    Raises:
+        ValueError: If a policy gives anything but a mask of so many blocks.
 
     >>> [(planned.policy, planned.id) for planned in plan_masks(["prefix", "suffix"], [1, 2], 3)]
     [('prefix', '100'), ('prefix', '110'), ('suffix', '001'), ('suffix', '011')]
     """
     plan = []
     for name in names:
+        function = policy(name)
+        wanted = _parameters(function)
+        given = {"num_blocks": num_blocks, "importance": importance, "keep": keep}
+        shared = {key: value for key, value in given.items() if key in wanted}
         for count in counts:
-            if name == "random":
-                seeds = range(num_seeds)
-                plan += [PlannedMask(name, policies.random(num_blocks, count, seed, keep=keep), seed) for seed in seeds]
-            elif name == "importance":
-                assert importance is not None
-                plan.append(PlannedMask(name, policies.top_k(importance, count, keep=keep)))
-            else:
-                plan.append(PlannedMask(name, getattr(policies, name)(num_blocks, count, keep=keep)))
+            for seed in range(num_seeds) if "seed" in wanted else [None]:
+                own = {"k": count} if seed is None else {"k": count, "seed": seed}
+                mask = check_mask(function(**shared, **own), num_blocks)
+                if int(mask.sum()) != count:
+                    raise ValueError(f"policies: expected {count} active blocks from {name}, got {int(mask.sum())}")
+                plan.append(PlannedMask(name, mask, seed))
     return plan
 
 
@@ -95,9 +135,10 @@ def check_plan(
 ) -> tuple[list[str], list[int]]:
     """Policies and numbers of active blocks that a command asks for, checked; None stands for all."""
     names = list(dict.fromkeys(POLICIES if policies is None else policies))
-    unknown = [name for name in names if name not in POLICIES]
-    if unknown or not names:
-        raise ValueError(f"policies must be among {', '.join(POLICIES)}, got {', '.join(unknown) or 'none'}")
+    if not names:
+        raise ValueError(f"policies must be among {', '.join(POLICIES)}, got none")
+    for name in names:
+        policy(name)
     # by default every number of blocks that leaves room for those that are always kept
     chosen = list(range(max(1, len(keep)), num_blocks + 1)) if counts is None else sorted(set(counts))
     wrong = [count for count in chosen if not 1 <= count <= num_blocks]
