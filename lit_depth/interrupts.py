@@ -69,7 +69,7 @@ class _Guard:
         if not self.said and (process or is_first_process() or other_node):
             who = f"process {process}: " if process else "" if is_first_process() else f"{platform.node()}: "
             _print(who + message + self.requeued)
-        self.said = True
+        self.said = self.active  # outside of a command every message is a new one
 
     def end_launched(self, seconds: float = 0.2) -> None:
         """End the processes that this one launched, and wait for them: none is left as a zombie."""
@@ -200,6 +200,7 @@ def guarded() -> Iterator[None]:
             signals.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+            _guard = _Guard()  # the next command has said nothing yet
         _guard.active = False
 
 

@@ -22,3 +22,13 @@ def golden_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"golden reference data not found at {path} (set LIT_DEPTH_GOLDEN)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """Leave the environment as it was: Lightning's launcher writes into it what a later process takes for orders."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(before)

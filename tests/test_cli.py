@@ -130,8 +130,8 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, capsys):
     folder = tmp_path / "compare" / "two"
     written = (folder / "records" / "shapes_vqa" / "validation").glob("rank*.jsonl")
     shards = [path.read_text().splitlines() for path in sorted(written)]
-    # full and two masks (importance of an untrained model is all ties); batches 0 and 2, and 1 and 3
-    assert [len(shard) for shard in shards] == [6 * 3, 5 * 3]
+    # behind the head: full and two masks (importance of an untrained model is all ties); batches 0 and 2, and 1 and 3
+    assert [len(shard) for shard in shards] == [1 + 6 * 3, 1 + 5 * 3]
     one, two = (json.loads((tmp_path / "compare" / name / RESULT).read_text()) for name in ("one", "two"))
     assert close(one, two)
 
@@ -151,7 +151,7 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, capsys):
         (["--output_dir", "/proc/nowhere"], "cannot write to"),
         (["--data.task", "shapes_vqq"], "shapes_vqa"),
         (["--no_such_flag", "1"], "no_such_flag"),
-        (["--num_seeds", "three"], "num_seeds.*Expected.*int.*three"),
+        (["--num_seeds", "three"], "num_seeds: expected an integer, got 'three'"),
         (["--model.phase", "prefil"], "phase.*prefil"),
     ],
 )

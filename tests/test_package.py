@@ -58,7 +58,7 @@ def test_unknown_name() -> None:
 
 def test_console_script() -> None:
     (script,) = (point for point in metadata.entry_points(group="console_scripts") if point.name == "lit-depth")
-    assert script.load() is importlib.import_module("lit_depth.cli").main
+    assert script.load() is importlib.import_module("lit_depth.__main__").main
 
 
 def test_version() -> None:

@@ -12,8 +12,6 @@ from typing import Any
 
 import yaml
 
-from lit_depth.functional.checks import shorten
-
 MAX_DEPTH = 100
 MAX_VALUES = 100_000
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -43,6 +41,9 @@ def read_object(path: str | Path) -> dict[str, Any]:
     """
     content = read_json(path)
     if not isinstance(content, dict):
+        # imported here: who only draws a result need not load torch
+        from lit_depth.functional.checks import shorten
+
         raise ValueError(f"expected a JSON object {{...}} in it, got {shorten(content)}")
     return content
 

@@ -18,7 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.functional.checks import fits, plain_type, shorten
 from lit_depth.results.locks import hold
 from lit_depth.results.reading import read_object
 
@@ -202,6 +201,9 @@ def read_of_run(path: Path, **kinds: type) -> dict[str, Any]:
     Raises:
         ValueError: If the file belongs to another run, cannot be read, or lacks an entry.
     """
+    # imported here: who only draws a result need not load torch
+    from lit_depth.functional.checks import fits, plain_type, shorten
+
     try:
         content = read_object(path)
         check_run(path, content.get("run"), run_of(path))

@@ -77,9 +77,9 @@ def test_any_policy_name_and_interval_can_be_drawn(comparison: dict[str, Any], t
     assert len(write_figures(comparison, tmp_path)) == 3
 
 
-def test_importing_results_does_not_import_matplotlib() -> None:
+def test_importing_results_imports_neither_matplotlib_nor_torch() -> None:
     names = "store, schema, figures, tables, report"
-    code = f"import sys; from lit_depth.results import {names}; assert 'matplotlib' not in sys.modules"
+    code = f"import sys; from lit_depth.results import {names}; assert not {{'matplotlib', 'torch'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -54,7 +54,7 @@ def test_a_damaged_file_of_a_run_says_what_to_do(earlier, small_checkpoint, tmp_
         return
     lines = lines_of(capsys)
     assert code == 2 and len(lines) <= 2 and str(path) in lines[0]
-    assert "delete" in lines[0] and "--name" in lines[0]
+    assert "delete" in lines[0].lower() and "--name" in lines[0]
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
