@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from lit_depth.functional import find_blocks, find_decoder, masked, uniform
-from lit_depth.functional.timing import time_generation
+from lit_depth.functional.latency.stage_timer import time_generation
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
 
 REPOSITORY = Path(__file__).resolve().parents[1]

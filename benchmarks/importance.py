@@ -32,8 +32,8 @@ from transformers import PreTrainedModel
 
 from lit_depth.callbacks import ProxyImportance
 from lit_depth.functional import ProxyScores
-from lit_depth.functional.importance import GRADIENT_METHODS, METHODS, STATE_METHODS
-from lit_depth.functional.scoring import keep_last, with_positions
+from lit_depth.functional.importance.proxies import GRADIENT_METHODS, METHODS, STATE_METHODS
+from lit_depth.functional.inputs import keep_last, with_positions
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "importance.json"
 BATCHES_PER_COMPUTE = 8

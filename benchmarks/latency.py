@@ -34,8 +34,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_decoder, from_mask_id, generate, masked, random
-from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.timing import StageTimer, time_generation
+from lit_depth.functional.latency.stage_timer import StageTimer, time_generation
+from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.module import model_inputs
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "latency.json"

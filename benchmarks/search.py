@@ -29,9 +29,9 @@ from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import SearchResult, ablation_masks, mask_id
 from lit_depth.functional.statistics import paired_interval
-from lit_depth.studies.cells import Cells
-from lit_depth.studies.run import evaluate
-from lit_depth.studies.search import run_search
+from lit_depth.studies.search.command import run_search
+from lit_depth.studies.search.score_cache import Cells
+from lit_depth.studies.shared.run_folder import evaluate
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "search.json"
 

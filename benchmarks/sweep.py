@@ -39,9 +39,9 @@ from transformers import GenerationConfig
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import MaskTrie, leave_one_out, masked, reference_logprob
-from lit_depth.functional.sweep import answer_masks
+from lit_depth.functional.engine.api import answer_masks
 from lit_depth.module import model_inputs
-from lit_depth.studies.plan import POLICIES, plan_masks
+from lit_depth.studies.shared.mask_grid import POLICIES, plan_masks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "sweep.json"

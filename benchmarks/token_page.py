@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 from environment import environment
 
-from lit_depth.results.token_page import COLUMNS, write_token_page
+from lit_depth.studies.tokens.token_page import COLUMNS, write_token_page
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "results"))
-from browser import Browser, missing_programs
+from tests.helpers.browser import Browser, missing_programs
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "token_page.json"
 NUM_BLOCKS, NUM_HEADS = 16, 16

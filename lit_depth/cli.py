@@ -19,11 +19,11 @@ from tqdm.auto import tqdm
 
 from lit_depth import interrupts
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.checks import shorten
+from lit_depth.functional.arguments import shorten
 from lit_depth.module import DepthModule
 from lit_depth.options import new_parser, one_line
 from lit_depth.results.store import check_name
-from lit_depth.studies.processes import lost_connection
+from lit_depth.studies.shared.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = interrupts.USER_ERROR

@@ -15,13 +15,13 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from lit_depth.functional import find_blocks, mask_id
-from lit_depth.functional.answering import IMAGE_INPUTS
-from lit_depth.functional.blocks import context_length
-from lit_depth.functional.checks import MAX_TOKENS, check_least, check_range, checked, shorten
-from lit_depth.functional.decoding import decoding_configuration, end_token_ids
-from lit_depth.functional.masking import Granularity, Phase, masked
-from lit_depth.functional.scoring import reference_logprob
-from lit_depth.functional.sweep import answer_masks
+from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
+from lit_depth.functional.engine.api import answer_masks
+from lit_depth.functional.engine.decode import IMAGE_INPUTS
+from lit_depth.functional.engine.decoding_configuration import decoding_configuration, end_token_ids
+from lit_depth.functional.inputs import reference_logprob
+from lit_depth.functional.masking.blocks import context_length
+from lit_depth.functional.masking.skip import Granularity, Phase, masked
 from lit_depth.models.loading import load_checkpoint, new_model
 
 

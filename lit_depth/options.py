@@ -19,7 +19,7 @@ from jsonargparse._typehints import ActionTypeHint  # it has no public name
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_depth import interrupts
-from lit_depth.functional.checks import members, plain_type, shorten
+from lit_depth.functional.arguments import members, plain_type, shorten
 from lit_depth.results.reading import check_yaml
 
 _LONGEST_MESSAGE = 600

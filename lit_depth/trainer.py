@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 from lit_depth.module import DepthModule
 
 
@@ -101,7 +101,7 @@ class DepthTrainer(Trainer):
             ValueError: If an argument is out of range, or calibration and validation samples overlap.
         """
         options = {key: value for key, value in locals().items() if key != "self"}
-        from lit_depth.studies.compare import compare
+        from lit_depth.studies.compare.command import compare
 
         return compare(self, **options)
 
@@ -129,8 +129,8 @@ class DepthTrainer(Trainer):
             skip: Blocks that are not measured, such as a first block that is known to be critical.
             split: Where to measure. Masks chosen by the result are to be judged on another one.
             num_samples: Questions per task; null = as many as --data says for that split.
-            methods: Cheaper scores to report beside the drop: names of `lit_depth.functional.importance.METHODS`, or
-                ``all``; null = none. Each is compared with the drop in order, in the least important blocks, in the
+            methods: Cheaper scores to report beside the drop: names of ``METHODS`` in `lit_depth.functional.importance.proxies`,
+                or ``all``; null = none. Each is compared with the drop in order, in the least important blocks, in the
                 quality of the masks it chooses (on the validation split) and in cost. For one task and whole blocks.
             confidence: Coverage of all intervals, between 0 and 1.
             max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
@@ -147,7 +147,7 @@ class DepthTrainer(Trainer):
             ValueError: If an argument is out of range; of methods also if ``split`` overlaps the validation split.
         """
         options = {key: value for key, value in locals().items() if key != "self"}
-        from lit_depth.studies.importance import importance
+        from lit_depth.studies.importance.command import importance
 
         return importance(self, **options)
 
@@ -187,7 +187,7 @@ class DepthTrainer(Trainer):
             ValueError: If an argument is out of range, or the two splits overlap.
         """
         options = {key: value for key, value in locals().items() if key != "self"}
-        from lit_depth.studies.consistency import consistency
+        from lit_depth.studies.consistency.command import consistency
 
         return consistency(self, **options)
 
@@ -236,7 +236,7 @@ class DepthTrainer(Trainer):
             ValueError: If an argument is out of range, or several processes run.
         """
         options = {key: value for key, value in locals().items() if key != "self"}
-        from lit_depth.studies.latency import latency
+        from lit_depth.studies.latency.command import latency
 
         return latency(self, **options)
 
@@ -306,7 +306,7 @@ class DepthTrainer(Trainer):
             ValueError: If an argument is out of range, or no mask meets the budget.
         """
         options = {key: value for key, value in locals().items() if key != "self"}
-        from lit_depth.studies.select import select
+        from lit_depth.studies.select.command import select
 
         return select(self, **options)
 
@@ -360,7 +360,7 @@ class DepthTrainer(Trainer):
                 file or image cannot be read.
         """
         options = {key: value for key, value in locals().items() if key != "self"}
-        from lit_depth.studies.tokens import tokens
+        from lit_depth.studies.tokens.command import tokens
 
         return tokens(self, **options)
 
@@ -419,7 +419,7 @@ class DepthTrainer(Trainer):
             ValueError: If an argument is out of range, or calibration and validation samples overlap.
         """
         options = {key: value for key, value in locals().items() if key != "self"}
-        from lit_depth.studies.search import search
+        from lit_depth.studies.search.command import search
 
         return search(self, **options)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pruning import pruned_copy
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -14,6 +13,7 @@ from lit_depth.functional import leave_one_out, mask_id, masked, random
 from lit_depth.metrics import exact_match
 from lit_depth.models.loading import BUNDLED
 from lit_depth.module import model_inputs
+from tests.helpers.pruning import pruned_copy
 
 if not (BUNDLED / "model.safetensors").exists():
     pytest.skip("no bundled checkpoint", allow_module_level=True)

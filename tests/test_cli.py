@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands import close
 from safetensors.torch import load_file, save_file
 
 from lit_depth.cli import main
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.models.loading import BUNDLED, new_model
-from lit_depth.results.schema import validate_comparison
+from lit_depth.studies.compare.schema import validate_comparison
+from tests.helpers.commands import close
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RESULT = "m5_mask_strategy_comparison.json"

@@ -9,17 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from commands import run
 from lightning.pytorch import Trainer
-from pruning import pruned_copy
-from tiny_models import tiny_batch, tiny_model
 from transformers import StaticCache
 
 from lit_depth import DepthModule
 from lit_depth.callbacks import LatencyTimer, MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import (
-    answering,
     generate,
     leave_one_out,
     masked,
@@ -30,11 +26,15 @@ from lit_depth.functional import (
     uniform,
 )
 from lit_depth.functional.compatibility import CACHE_NAME
-from lit_depth.functional.sweep import answer_masks, sweep_forward, sweep_generate
-from lit_depth.functional.timing import time_generation
+from lit_depth.functional.engine import decode as answering
+from lit_depth.functional.engine.api import answer_masks, sweep_forward, sweep_generate
+from lit_depth.functional.latency.stage_timer import time_generation
 from lit_depth.models.loading import load_bundled
 from lit_depth.module import model_inputs
 from lit_depth.results.token_tables import read_token_masking
+from tests.helpers.commands import run
+from tests.helpers.pruning import pruned_copy
+from tests.helpers.tiny_models import tiny_batch, tiny_model
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 NEW_TOKENS = 6

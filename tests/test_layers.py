@@ -101,21 +101,21 @@ def test_every_layer_is_known() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("lit_depth.functional.masking", "from lit_depth.models import loading"),
-        ("lit_depth.functional.masking", "import lightning.pytorch as pl"),
+        ("lit_depth.functional.masking.skip", "from lit_depth.models import loading"),
+        ("lit_depth.functional.masking.skip", "import lightning.pytorch as pl"),
         ("lit_depth.metrics.anls", "from lit_depth.data.task import Sample"),
         ("lit_depth.models.loading", "import lit_depth.results.store"),
-        ("lit_depth.results.figures", "def draw():\n    from lit_depth import metrics"),
+        ("lit_depth.studies.compare.figures", "def draw():\n    from lit_depth import metrics"),
         ("lit_depth.data.task", "from ..models import loading"),
         ("lit_depth.callbacks.mask_sweep", "from lit_depth import DepthModule"),
         ("lit_depth.callbacks.mask_sweep", "from lit_depth.integrations import wandb"),
         ("lit_depth.callbacks.mask_sweep", "def log():\n    import wandb"),
         (
             "lit_depth.module",
-            "if TYPE_CHECKING:\n    import lit_depth.studies.compare",
+            "if TYPE_CHECKING:\n    import lit_depth.studies.compare.command",
         ),
-        ("lit_depth.studies.compare", "from lit_depth.trainer import DepthTrainer"),
-        ("lit_depth.studies.compare", "from wandb.sdk import wandb_run"),
+        ("lit_depth.studies.compare.command", "from lit_depth.trainer import DepthTrainer"),
+        ("lit_depth.studies.compare.command", "from wandb.sdk import wandb_run"),
         ("lit_depth.trainer", "from .cli import main"),
     ],
 )
@@ -126,11 +126,14 @@ def test_a_wrong_import_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("lit_depth.functional.trie", "from lit_depth.functional import masking\nfrom . import blocks\nimport torch"),
+        (
+            "lit_depth.functional.engine.trie",
+            "from lit_depth.functional import masking\nfrom . import blocks\nimport torch",
+        ),
         ("lit_depth.callbacks.mask_sweep", "import lit_depth.metrics\nfrom ..results.store import read_records"),
-        ("lit_depth.studies.compare", "from lit_depth.integrations.wandb import log_comparison"),
-        ("lit_depth.studies.compare", "from lit_depth import DepthModule, __version__, load_bundled"),
-        ("lit_depth.integrations.wandb", "import wandb\nfrom lit_depth.results.schema import Comparison"),
+        ("lit_depth.studies.compare.command", "from lit_depth.integrations.wandb import log_comparison"),
+        ("lit_depth.studies.compare.command", "from lit_depth import DepthModule, __version__, load_bundled"),
+        ("lit_depth.integrations.wandb", "import wandb\nfrom lit_depth.studies.compare.schema import Comparison"),
         ("lit_depth.cli", "from lit_depth.trainer import DepthTrainer\nfrom lit_depth.data import DepthDataModule"),
     ],
 )

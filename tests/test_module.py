@@ -10,10 +10,10 @@ import torch
 
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.sweep import answer_masks
+from lit_depth.functional.engine.api import answer_masks
 from lit_depth.models.loading import BUNDLED
 from lit_depth.module import model_inputs
-from lit_depth.studies.identity import model_identity
+from lit_depth.studies.shared.identity import model_identity
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import re
 
 import pytest
-from commands import run
 
 from lit_depth import cli
 from lit_depth.cli import DepthCLI
@@ -15,6 +14,7 @@ from lit_depth.data.tasks.mmmu import MMMU
 from lit_depth.module import DepthModule
 from lit_depth.options import OptionParser, takes_text
 from lit_depth.trainer import DepthTrainer
+from tests.helpers.commands import run
 
 
 class ParsingCLI(DepthCLI):
@@ -82,7 +82,7 @@ def test_yaml_files_keep_the_meaning_of_yaml(parsers, tmp_path, written, read):
 
 def test_prompts_reach_the_command(monkeypatch):
     given = []
-    monkeypatch.setattr("lit_depth.studies.tokens.tokens", lambda trainer, *, prompt, **_: given.append(prompt))
+    monkeypatch.setattr("lit_depth.studies.tokens.command.tokens", lambda trainer, *, prompt, **_: given.append(prompt))
     for text in ("null", "none", "true", "1e3", "# x"):
         assert run(["tokens", "--prompt", text]) == 0
     assert given == ["null", "none", "true", "1e3", "# x"]
@@ -205,7 +205,7 @@ def test_what_nobody_expected_ends_with_code_1_and_one_line(monkeypatch, capsys)
     def fail(*args, **kwargs):
         raise RuntimeError("boom\nin two lines")
 
-    monkeypatch.setattr("lit_depth.studies.tokens.tokens", fail)
+    monkeypatch.setattr("lit_depth.studies.tokens.command.tokens", fail)
     assert run(["tokens"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         "internal error: RuntimeError: boom in two lines; run again with --debug"
@@ -234,7 +234,7 @@ def tasks_given(monkeypatch):
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     found = []
     monkeypatch.setattr(
-        "lit_depth.studies.importance.importance",
+        "lit_depth.studies.importance.command.importance",
         lambda trainer, *, datamodule, **_: found.extend(datamodule.tasks),
     )
     return found

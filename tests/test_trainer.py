@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from commands import run
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 
@@ -20,6 +19,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional.fingerprints import weights_digest
 from lit_depth.module import DepthModule
 from lit_depth.trainer import DepthTrainer
+from tests.helpers.commands import run
 
 SLURM = {
     "SLURM_NTASKS": "1",

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_depth.callbacks.modules import block_key, language_model
-from lit_depth.callbacks.scores import ScoreFn, gather_columns, report_left_out, score_masks
-from lit_depth.callbacks.scores import token_accuracy as token_accuracy  # others import it from here
+from lit_depth.callbacks.batch_scores import ScoreFn, gather_columns, report_left_out, score_masks
+from lit_depth.callbacks.batch_scores import token_accuracy as token_accuracy  # others import it from here
+from lit_depth.callbacks.user_module import block_key, language_model
 from lit_depth.functional import find_blocks, leave_one_out
-from lit_depth.functional.checks import check_least, checked
+from lit_depth.functional.arguments import check_least, checked
 
 
 class AccuracyDropImportance(Callback):
@@ -35,7 +35,7 @@ class AccuracyDropImportance(Callback):
 
     Args:
         score_fn: ``score_fn(pl_module, batch) -> [batch]``, higher is better. Default: the share of labelled tokens
-            that the module's Hugging Face model gets right, `lit_depth.callbacks.scores.token_accuracy`.
+            that the module's Hugging Face model gets right, `lit_depth.callbacks.batch_scores.token_accuracy`.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_batches: Batches with a score to use per loop and process; None = all.
 

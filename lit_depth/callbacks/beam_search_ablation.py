@@ -14,13 +14,13 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_depth.callbacks.modules import language_model
-from lit_depth.callbacks.scores import ScoreFn, gather_columns, report_left_out, score_masks
+from lit_depth.callbacks.batch_scores import ScoreFn, gather_columns, report_left_out, score_masks
+from lit_depth.callbacks.user_module import language_model
 from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks, mask_id
-from lit_depth.functional.ablations import free_units
-from lit_depth.functional.checks import check_least, check_share, checked
-from lit_depth.functional.masking import Granularity
-from lit_depth.functional.sublayers import check_halves
+from lit_depth.functional.arguments import check_least, check_share, checked
+from lit_depth.functional.masking.skip import Granularity
+from lit_depth.functional.masking.sublayers import check_halves
+from lit_depth.functional.search.ablations import free_units
 
 _ROUND = 64  # samples per round of racing
 
@@ -46,7 +46,7 @@ class BeamSearchAblation(Callback):
         max_removed: Largest number of removed blocks.
         keep: Blocks that are never removed.
         score_fn: ``score_fn(pl_module, batch) -> [batch]`` in [0, 1], higher is better. Default: the share of labelled
-            tokens that the module's Hugging Face model gets right, `lit_depth.callbacks.scores.token_accuracy`.
+            tokens that the module's Hugging Face model gets right, `lit_depth.callbacks.batch_scores.token_accuracy`.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_batches: Batches with a score to use per loop and process; None = all.
         granularity: What is removed: a ``block``, or with ``sublayer`` its attention (unit 2i of block i) or its MLP
@@ -188,7 +188,7 @@ class _Batch(NamedTuple):
 
 
 class _BatchScores:
-    """The `lit_depth.functional.search.Evaluate` over whole batches, each scored once under every mask asked for.
+    """The `lit_depth.functional.search.beam.Evaluate` over whole batches, each scored once under every mask asked for.
 
     To a search samples are alike, and known by the order in which it asks for them. So the first that it asks for with
     a number of removed blocks is the first sample of the first batch, and so on, in a random order of the batches that

@@ -6,11 +6,11 @@ from contextlib import ExitStack
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_depth.callbacks.modules import language_model
-from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.checks import checked
-from lit_depth.functional.masking import Phase, masked
-from lit_depth.functional.policies import from_indices
+from lit_depth.callbacks.user_module import language_model
+from lit_depth.functional.arguments import checked
+from lit_depth.functional.masking.blocks import find_blocks
+from lit_depth.functional.masking.policies import from_indices
+from lit_depth.functional.masking.skip import Phase, masked
 
 
 class BlockMask(Callback):

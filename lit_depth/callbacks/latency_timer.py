@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_depth.callbacks.modules import language_model
-from lit_depth.functional.checks import check_least, checked
-from lit_depth.functional.timing import StageTimer, summarize
+from lit_depth.callbacks.user_module import language_model
+from lit_depth.functional.arguments import check_least, checked
+from lit_depth.functional.latency.stage_timer import StageTimer, summarize
 
 STAGES = ("vision", "prefill", "decode", "decode_per_token", "total")
 
@@ -18,8 +18,8 @@ class LatencyTimer(Callback):
     """Measure every forward and ``generate`` of the Hugging Face model inside a module, in evaluation loops.
 
     The module need not cooperate: hooks on its model mark the stages' boundaries (see
-    `lit_depth.functional.timing.StageTimer`), by CUDA events on a GPU, which are read when a batch is over. Used in
-    validation, test and prediction; each process times itself. What other callbacks of this package run between two
+    `lit_depth.functional.latency.stage_timer.StageTimer`), by CUDA events on a GPU, which are read when a batch is over.
+    Used in validation, test and prediction; each process times itself. What other callbacks of this package run between two
     steps is not timed, and neither is a sanity check.
 
     After the loop :attr:`samples` holds one entry per request, with the indices of its ``batch`` and ``dataloader`` in

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 import lit_depth.metrics
 from lit_depth.functional import mask_id
-from lit_depth.functional.checks import check_range, checked
+from lit_depth.functional.arguments import check_range, checked
 from lit_depth.functional.fingerprints import weights_sample
-from lit_depth.functional.masking import stack_masks
+from lit_depth.functional.masking.skip import stack_masks
 from lit_depth.metrics import clean_prediction
 from lit_depth.results.records import RecordWriter, check_complete, read_records
 from lit_depth.results.store import run_of

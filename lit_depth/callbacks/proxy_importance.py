@@ -3,7 +3,8 @@
 Activation and relative magnitude, block influence (Men et al. 2024, *ShortGPT*), angular distance (Gromov et al. 2024,
 *The Unreasonable Ineffectiveness of the Deeper Layers*), gradient and Taylor scores (Molchanov et al. 2019, *Importance
 Estimation for Neural Network Pruning*; Michel et al. 2019, *Are Sixteen Heads Really Better than One?*) and attention
-entropy (Clark et al. 2019, *What Does BERT Look At?*). Formulas and units stand in `lit_depth.functional.importance`.
+entropy (Clark et al. 2019, *What Does BERT Look At?*). Formulas and units stand in
+`lit_depth.functional.importance.proxies`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_depth.callbacks.modules import accepted, block_key, inputs_and_labels, language_model, undisturbed
+from lit_depth.callbacks.user_module import accepted, block_key, inputs_and_labels, language_model, undisturbed
 from lit_depth.functional import find_blocks
-from lit_depth.functional.checks import check_least, checked
-from lit_depth.functional.importance import METHODS, ProxyScores, check_methods
-from lit_depth.functional.masking import unmasked
+from lit_depth.functional.arguments import check_least, checked
+from lit_depth.functional.importance.proxies import METHODS, ProxyScores, check_methods
+from lit_depth.functional.masking.skip import unmasked
 
 
 class ProxyImportance(Callback):
@@ -31,7 +32,7 @@ class ProxyImportance(Callback):
 
     | key | unit |
     |---|---|
-    | ``importance/taylor/block_07`` (one per method and block) | see `lit_depth.functional.importance` |
+    | ``importance/taylor/block_07`` (one per method and block) | see `lit_depth.functional.importance.proxies` |
 
     and keeps the same numbers in :attr:`importance`: method -> float64 ``[num_blocks]``. Scores belong to all samples
     of the loop together, whatever the batch size and the number of processes. Gradient methods keep one float32
@@ -40,7 +41,7 @@ class ProxyImportance(Callback):
     The scores are those of the whole model: a mask that `BlockMask` set around the loop is lifted meanwhile.
 
     Args:
-        methods: Some of `lit_depth.functional.importance.METHODS`; all by default, which needs labels.
+        methods: Some of `lit_depth.functional.importance.proxies.METHODS`; all by default, which needs labels.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         num_batches: Batches to use per loop (and process); None = all.
 
@@ -73,7 +74,7 @@ class ProxyImportance(Callback):
     def inputs_of(self, pl_module: LightningModule, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
         """Model inputs of a batch, and labels ``[batch, seq]`` (-100 = ignored) or None.
 
-        By default as `lit_depth.callbacks.modules.inputs_and_labels`.
+        By default as `lit_depth.callbacks.user_module.inputs_and_labels`.
         """
         return inputs_and_labels(pl_module, batch, "override inputs_of")
 

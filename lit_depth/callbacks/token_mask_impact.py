@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_depth.callbacks.modules import block_key, language_model, undisturbed
-from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.checks import check_least, checked
-from lit_depth.functional.masking import unmasked
-from lit_depth.functional.prompts import row_inputs
-from lit_depth.functional.tokens import token_masking
+from lit_depth.callbacks.user_module import block_key, language_model, undisturbed
+from lit_depth.functional.arguments import check_least, checked
+from lit_depth.functional.masking.blocks import find_blocks
+from lit_depth.functional.masking.skip import unmasked
+from lit_depth.functional.token_masking.distances import token_masking
+from lit_depth.functional.token_masking.prompt import row_inputs
 
 if TYPE_CHECKING:
     import pandas as pd

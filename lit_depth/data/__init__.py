@@ -1,10 +1,10 @@
 """Tasks, and the batches made of them."""
 
+from lit_depth.data.collate import EvalCollator, PackedCollator
 from lit_depth.data.datamodule import DepthDataModule
-from lit_depth.data.packing import EvalCollator, PackedCollator
-from lit_depth.data.shapes import ShapesVQA
 from lit_depth.data.task import BadSample, Sample, Task, TrainingItem
 from lit_depth.data.tasks import get_task
+from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 
 __all__ = [
     "BadSample",

@@ -18,14 +18,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
+from lit_depth.data.collate import EvalCollator, PackedCollator
 from lit_depth.data.images import ImageFolder, image_digest, load_image
 from lit_depth.data.lengths import PromptLimit
-from lit_depth.data.packing import EvalCollator, PackedCollator
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import BadSample, Sample, Task, check_split
 from lit_depth.data.tasks import TASKS, get_task
-from lit_depth.functional.blocks import context_length
-from lit_depth.functional.checks import check_least, check_range, checked
+from lit_depth.functional.arguments import check_least, check_range, checked
+from lit_depth.functional.masking.blocks import context_length
 
 if TYPE_CHECKING:
     import datasets
@@ -49,7 +49,7 @@ class DepthDataModule(LightningDataModule):
         path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the
             task's own source; with several tasks a folder of such folders, each called as its task.
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
-            `lit_depth.studies.run.find_batch_size`).
+            `lit_depth.studies.shared.run_folder.find_batch_size`).
         train_batch_size: Images per training batch and process; each comes with all its questions.
         num_samples: Questions taken from the validation split (and any but calibration); null = all.
         calibration_samples: Questions taken from the calibration split; null = all.

@@ -1,31 +1,10 @@
 """Plain torch and transformers: pure functions and small value types, no Lightning."""
 
-from lit_depth.functional.ablations import ablation_masks, contiguous_spans, importance_order, interaction
-from lit_depth.functional.blocks import find_blocks, find_decoder
-from lit_depth.functional.importance import ProxyScores, proxy_importance
-from lit_depth.functional.masking import check_mask, from_mask_id, mask_id, masked
-from lit_depth.functional.policies import (
-    from_indices,
-    leave_one_out,
-    prefix,
-    random,
-    suffix,
-    threshold,
-    top_k,
-    uniform,
-)
-from lit_depth.functional.prompts import run_token_masking
-from lit_depth.functional.racing import MaskScores
-from lit_depth.functional.scoring import reference_logprob
-from lit_depth.functional.search import (
-    Ablation,
-    SearchLevel,
-    SearchResult,
-    beam_search,
-    exhaustive_search,
-    score_ablations,
-)
-from lit_depth.functional.selection import (
+from lit_depth.functional.engine.api import generate, sweep_forward, sweep_generate
+from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.importance.proxies import ProxyScores, proxy_importance
+from lit_depth.functional.inputs import reference_logprob
+from lit_depth.functional.latency.budget import (
     Candidate,
     Line,
     depth_under_budget,
@@ -35,9 +14,30 @@ from lit_depth.functional.selection import (
     request_mask,
     select_for_budget,
 )
-from lit_depth.functional.sweep import generate, sweep_forward, sweep_generate
-from lit_depth.functional.tokens import span_masking, token_masking
-from lit_depth.functional.trie import MaskTrie
+from lit_depth.functional.masking.blocks import find_blocks, find_decoder
+from lit_depth.functional.masking.policies import (
+    from_indices,
+    leave_one_out,
+    prefix,
+    random,
+    suffix,
+    threshold,
+    top_k,
+    uniform,
+)
+from lit_depth.functional.masking.skip import check_mask, from_mask_id, mask_id, masked
+from lit_depth.functional.search.ablations import ablation_masks, contiguous_spans, importance_order, interaction
+from lit_depth.functional.search.beam import (
+    Ablation,
+    SearchLevel,
+    SearchResult,
+    beam_search,
+    exhaustive_search,
+    score_ablations,
+)
+from lit_depth.functional.search.racing import MaskScores
+from lit_depth.functional.token_masking.distances import span_masking, token_masking
+from lit_depth.functional.token_masking.prompt import run_token_masking
 
 __all__ = [
     "Ablation",

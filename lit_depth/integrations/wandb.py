@@ -10,10 +10,10 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_depth.results.figures import has_latency
-from lit_depth.results.schema import Comparison, Latency, Strategy
-from lit_depth.results.units import unit_name
+from lit_depth.results.unit_names import unit_name
 from lit_depth.results.verdicts import WITHHELD, differs, refusal
+from lit_depth.studies.compare.figures import has_latency
+from lit_depth.studies.compare.schema import Comparison, Latency, Strategy
 
 RESULT = "m5_mask_strategy_comparison.json"
 COLUMNS = (

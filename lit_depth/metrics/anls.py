@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 from lit_depth.metrics.base import SampleMetric, check_references
 
 THRESHOLD = 0.5

@@ -9,7 +9,7 @@ import torch
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 
 
 def check_references(references: Sequence[Any]) -> None:

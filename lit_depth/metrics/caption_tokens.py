@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 
 # Words whose period belongs to them wherever they stand; others ("ex.", "min.") lose it.
 _ABBREVIATION = (

@@ -12,7 +12,7 @@ import torch
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 from lit_depth.metrics.base import check_references
 from lit_depth.metrics.caption_tokens import tokenize_caption
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 from lit_depth.metrics.base import SampleMetric, check_references
 
 

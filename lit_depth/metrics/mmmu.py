@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 from lit_depth.functional.choices import option_letters
 from lit_depth.metrics.base import ChoiceMetric, check_references
 from lit_depth.metrics.text import clean_prediction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 
 
 @checked

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from lit_depth.functional.checks import check_least, checked
+from lit_depth.functional.arguments import check_least, checked
 from lit_depth.metrics.base import SampleMetric, check_references
 
 _NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4"}

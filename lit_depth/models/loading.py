@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"

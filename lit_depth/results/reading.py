@@ -42,7 +42,7 @@ def read_object(path: str | Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         # imported here: who only draws a result need not load torch
-        from lit_depth.functional.checks import shorten
+        from lit_depth.functional.arguments import shorten
 
         raise ValueError(f"expected a JSON object {{...}} in it, got {shorten(content)}")
     return content

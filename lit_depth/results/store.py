@@ -202,7 +202,7 @@ def read_of_run(path: Path, **kinds: type) -> dict[str, Any]:
         ValueError: If the file belongs to another run, cannot be read, or lacks an entry.
     """
     # imported here: who only draws a result need not load torch
-    from lit_depth.functional.checks import fits, plain_type, shorten
+    from lit_depth.functional.arguments import fits, plain_type, shorten
 
     try:
         content = read_object(path)

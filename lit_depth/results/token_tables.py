@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lit_depth.results.store import atomic_path, write_parquet
-from lit_depth.results.token_page import COLUMNS, METRICS
+from lit_depth.studies.tokens.token_page import COLUMNS, METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ def write_token_masking(folder: str | Path, frame: pd.DataFrame) -> list[Path]:
 
     Args:
         folder: Where to write.
-        frame: Rows with the columns of :data:`~lit_depth.results.token_page.COLUMNS` and, for several prompts,
+        frame: Rows with the columns of :data:`~lit_depth.studies.tokens.token_page.COLUMNS` and, for several prompts,
             ``prompt`` in front. NaN is an empty cell in the CSV file and null in JSON. Other values are written with
             as many digits as give back the same float32.
 

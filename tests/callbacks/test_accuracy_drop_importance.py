@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain_repository import NUM_BLOCKS, PlainModule, loader, run, trainer
-from pruning import pruned_copy
 from torch.utils.data import DataLoader
 
 from lit_depth.callbacks import AccuracyDropImportance, BlockMask
 from lit_depth.callbacks.accuracy_drop_importance import score_every_block, token_accuracy
 from lit_depth.functional import MaskTrie, leave_one_out
+from tests.helpers.plain_repository import NUM_BLOCKS, PlainModule, loader, run, trainer
+from tests.helpers.pruning import pruned_copy
 
 
 @pytest.mark.parametrize("loop", ["fit", "validate", "test"])
@@ -81,7 +81,7 @@ def test_one_pass_gives_the_scores_of_one_mask_after_another(monkeypatch):
     together = score_every_block(module, batch_of(module))
     assert torch.equal(score_every_block(module, batch_of(module), token_accuracy), together)
     # logits of few masks at once
-    monkeypatch.setattr("lit_depth.callbacks.scores._MAX_LOGITS_BYTES", 1)
+    monkeypatch.setattr("lit_depth.callbacks.batch_scores._MAX_LOGITS_BYTES", 1)
     assert torch.equal(score_every_block(module, batch_of(module)), together)
     assert together.std(dim=0).max() > 0  # the masks do differ
 
@@ -98,7 +98,7 @@ def test_one_pass_runs_every_distinct_prefix_once():
 def test_a_model_that_cannot_be_driven_is_scored_one_by_one(monkeypatch):
     module = PlainModule()
     together = score_every_block(module, batch_of(module))
-    monkeypatch.setattr("lit_depth.callbacks.scores.check_drivable", lambda *_: "it is odd")
+    monkeypatch.setattr("lit_depth.callbacks.batch_scores.check_drivable", lambda *_: "it is odd")
     with pytest.warns(UserWarning, match="one after another: LlamaForCausalLM: it is odd"):
         assert torch.equal(score_every_block(module, batch_of(module)), together)
 
@@ -106,7 +106,7 @@ def test_a_model_that_cannot_be_driven_is_scored_one_by_one(monkeypatch):
 TWO_PROCESSES = """
 import sys
 import torch
-from plain_repository import PlainModule, loader, trainer
+from tests.helpers.plain_repository import PlainModule, loader, trainer
 from torch.utils.data import DataLoader, Subset
 from lit_depth.callbacks import AccuracyDropImportance, BeamSearchAblation
 

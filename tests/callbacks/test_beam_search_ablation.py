@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain_repository import NUM_BLOCKS, PlainModule, loader, run, trainer
-from pruning import pruned_copy
 from torch.utils.data import DataLoader, Dataset
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-from zeroing import zeroed_copy
 
 from lit_depth.callbacks import AccuracyDropImportance, BeamSearchAblation
 from lit_depth.functional import ablation_masks
+from tests.helpers.plain_repository import NUM_BLOCKS, PlainModule, loader, run, trainer
+from tests.helpers.pruning import pruned_copy
+from tests.helpers.zeroing import zeroed_copy
 
 
 def accuracy(model) -> float:
@@ -164,7 +164,7 @@ def test_a_limit_of_batches():
 TWO_PROCESSES = """
 import pickle, sys
 import torch
-from plain_repository import PlainModule, loader, trainer
+from tests.helpers.plain_repository import PlainModule, loader, trainer
 from torch.utils.data import DataLoader, Subset
 from lit_depth.callbacks import BeamSearchAblation
 

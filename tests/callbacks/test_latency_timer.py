@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from tiny_models import tiny_batch, tiny_model
 from torch.utils.data import DataLoader
 
 from lit_depth.callbacks import BlockMask, LatencyTimer
-from lit_depth.functional.timing import StageTimer
+from lit_depth.functional.latency.stage_timer import StageTimer
+from tests.helpers.tiny_models import tiny_batch, tiny_model
 
 NEW_TOKENS = 3
 

@@ -17,7 +17,7 @@ import lit_depth.metrics
 from lit_depth import DepthModule, DepthTrainer
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
-from lit_depth.data.shapes import ShapesVQA
+from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.functional import mask_id, masked, prefix, random
 from lit_depth.module import model_inputs
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_depth.callbacks import AccuracyDropImportance, BlockMask, ProxyImportance
 from lit_depth.functional import proxy_importance
-from lit_depth.functional.importance import METHODS
+from lit_depth.functional.importance.proxies import METHODS
 
 NUM_BLOCKS = 3
 

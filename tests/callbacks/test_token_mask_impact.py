@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from tiny_models import tiny_batch, tiny_model
 from torch.utils.data import DataLoader
 
 from lit_depth import DepthModule
@@ -22,6 +21,7 @@ from lit_depth.callbacks import BlockMask, TokenMaskImpact
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import run_token_masking, token_masking
 from lit_depth.models.loading import BUNDLED
+from tests.helpers.tiny_models import tiny_batch, tiny_model
 
 NUM_ROWS, BATCH = 8, 3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from lit_depth.data.shapes_tokenizer import build_tokenizer
+from lit_depth.recipes.shapes_tokenizer import build_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)

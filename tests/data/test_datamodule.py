@@ -12,9 +12,9 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 
 from lit_depth.data.datamodule import DepthDataModule, choose_rows
-from lit_depth.data.shapes import ShapesVQA
 from lit_depth.data.task import BadSample, Sample, Task
 from lit_depth.data.tasks import TASKS, get_task
+from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 
 
 class RepeatedTask(Task):

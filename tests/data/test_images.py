@@ -7,11 +7,11 @@ import warnings
 
 import numpy as np
 import pytest
-from hub_fixtures import encode, png_of_size
 from PIL import Image
 
 from lit_depth.data import images
 from lit_depth.data.images import load_image
+from tests.helpers.hub_fixtures import encode, png_of_size
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 60), (30, 30, 200)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hub_fixtures import DATASETS, write_dataset, write_rows
 
 import lit_depth.metrics
 from lit_depth.data import DepthDataModule, Sample, get_task
@@ -16,6 +15,7 @@ from lit_depth.data.tasks import TASKS
 from lit_depth.data.tasks.mmmu import MMMU, SUBJECTS
 from lit_depth.data.tasks.science_qa_img import ScienceQAImage
 from lit_depth.metrics import clean_prediction
+from tests.helpers.hub_fixtures import DATASETS, write_dataset, write_rows
 
 SOFT = ("red", "Red", "dark red", "red", "blue", "red", "red", "red", "maroon", "red")
 # what the first question of the report split looks like: prompt, references, metric, longest answer

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_depth.results.figures import write_figures
-from lit_depth.results.importance_figures import write_importance_figures
-from lit_depth.results.schema import validate_comparison
 from lit_depth.results.store import write_json
+from lit_depth.studies.compare.figures import write_figures
+from lit_depth.studies.compare.schema import validate_comparison
+from lit_depth.studies.importance.figures import write_importance_figures
 
 RESULT = "m5_mask_strategy_comparison.json"
 # the fixture of tests/results
@@ -303,7 +303,7 @@ def test_consistency_and_latency_are_in_the_offline_run(tmp_path: Path, monkeypa
 
 def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lit_depth.integrations.wandb import log_tokens
-    from lit_depth.results.token_figures import write_token_figure
+    from lit_depth.studies.tokens.figures import write_token_figure
 
     def group(scale: float) -> dict[str, Any]:
         distances = {"l2_distance": [scale, 2 * scale], "cosine_distance": [None, 0.5]}

@@ -7,12 +7,12 @@ import json
 
 import pytest
 import torch
-from tiny_molmo import ADDED, FAMILIES, LENGTH, VOCABULARY, tiny_config, tiny_inputs, tiny_molmo
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig, DynamicCache, StaticCache
 
 from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.loading import BUNDLED
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
+from tests.helpers.tiny_molmo import ADDED, FAMILIES, LENGTH, VOCABULARY, tiny_config, tiny_inputs, tiny_molmo
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 GREEDY = {

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lit_depth.results.token_page import COLUMNS, METRICS
 from lit_depth.results.token_tables import read_token_masking, write_token_masking
+from lit_depth.studies.tokens.token_page import COLUMNS, METRICS
 
 # what readers take for missing, for numbers, for the end of a line or of the file
 TOKENS = ["NA", "null", "nan", "", "None", "1", "1.50", "TRUE", " ", "\n", "\r", "\r\n", "a\rb", '"', '""', ",", "\\"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from commands import run
+
+from tests.helpers.commands import run
 
 SPLITS = ["--num_samples", "22", "--data.batch_size", "8"]
 

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import run
+
+from tests.helpers.commands import run
 
 pytestmark = pytest.mark.slow
 SMALL = ["--data.num_samples", 6, "--data.calibration_samples", 6, "--data.batch_size", 3]

@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 
-import hub_fixtures
 import pytest
-from commands import run
 
 from lit_depth.metrics import cider_d
 from lit_depth.results.records import read_records
+from tests.helpers import hub_fixtures
+from tests.helpers.commands import run
 
 NAMES = sorted(hub_fixtures.DATASETS)
 # enough calibration and validation questions whichever half of a split's images they come from

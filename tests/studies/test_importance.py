@@ -13,13 +13,13 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from commands import run
 
 from lit_depth.data import DepthDataModule
 from lit_depth.data.datamodule import BatchShards
-from lit_depth.data.shapes import ShapesVQA
+from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.module import DepthModule
-from lit_depth.studies.run import find_batch_size
+from lit_depth.studies.shared.run_folder import find_batch_size
+from tests.helpers.commands import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EMPTY = datasets.Dataset.from_dict({"image": []})
@@ -160,7 +160,7 @@ def test_automatic_batch_size_is_found_once_and_kept(checkpoint, tmp_path, monke
     assert result == result_bytes(tmp_path, "fixed")
     # a run that goes on keeps its batches: what fits is not looked for again
     (records / "rank0.jsonl").write_bytes(b"".join((records / "rank0.jsonl").read_bytes().splitlines(True)[:30]))
-    monkeypatch.setattr("lit_depth.studies.run.find_batch_size", lambda *a: pytest.fail("measured again"))
+    monkeypatch.setattr("lit_depth.studies.shared.run_folder.find_batch_size", lambda *a: pytest.fail("measured again"))
     assert run(arguments) == 0
     assert result_bytes(tmp_path, "default") == result
     # and a finished one runs no model

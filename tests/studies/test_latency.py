@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from commands import run
 from scipy import stats
 
-from lit_depth.studies.latency import _ratio
-from lit_depth.studies.timing import clock_settings, cpu_name, visiting_order
+from lit_depth.studies.latency.command import _ratio
+from lit_depth.studies.shared.time_masks import clock_settings, cpu_name, visiting_order
+from tests.helpers.commands import run
 
 SMALL = ["--num_samples", "3", "--new_tokens", "4"]
 SUMMARY = {"P50", "P95", "P99", "mean", "std", "min", "max"}

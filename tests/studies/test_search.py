@@ -19,12 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import close, run
 from torch import Tensor
 
 from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
-from lit_depth.data.shapes import ShapesVQA
+from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.functional import (
     MaskScores,
     ablation_masks,
@@ -37,8 +36,9 @@ from lit_depth.functional import (
 from lit_depth.functional.statistics import mean_intervals, paired_interval
 from lit_depth.metrics import ExactMatch
 from lit_depth.module import MaskedPredictions, model_inputs
-from lit_depth.studies import search as study
-from lit_depth.studies.cells import Cells
+from lit_depth.studies.search import command as study
+from lit_depth.studies.search.score_cache import Cells
+from tests.helpers.commands import close, run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # four blocks that cost little, alone or together with one another, but for one pair
@@ -320,7 +320,7 @@ SCRIPT = """
 import os, signal, sys
 from lit_depth.cli import main
 from lit_depth.results.records import RecordWriter
-from lit_depth.studies import search
+from lit_depth.studies.search import command as search
 search._ROUND = 8
 left, write = [int(sys.argv[1])], RecordWriter.write
 def dying(self, record):
@@ -373,7 +373,7 @@ def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
         frame = pd.DataFrame(rows, columns=["mask", "sample", "image", "score", "reference_logprob"])
         return type("Sweep", (), {"records": frame, "bad_samples": {}})
 
-    monkeypatch.setattr("lit_depth.studies.cells.sweep_samples", sweep_samples)
+    monkeypatch.setattr("lit_depth.studies.search.score_cache.sweep_samples", sweep_samples)
     trainer = type("Trainer", (), {"world_size": 3})
     cells = Cells(trainer, module, data(module, calibration_samples=10), "calibration", tmp_path, 0.01)
     masks = ablation_masks(16, [(1,), (2,), (3,)])
@@ -407,7 +407,7 @@ def test_batches_are_measured_once(module, tmp_path, monkeypatch):
         calls.append(datamodule)
         return 16
 
-    monkeypatch.setattr("lit_depth.studies.run.find_batch_size", find)
+    monkeypatch.setattr("lit_depth.studies.shared.run_folder.find_batch_size", find)
     auto = search(module, data(module, batch_size="auto"), tmp_path, name="auto")
     assert len(calls) == 2  # once for each split
     fixed = search(module, data(module, batch_size=16), tmp_path, name="fixed")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from commands import run
 
-from lit_depth.studies import select as study
+from lit_depth.studies.select import command as study
+from tests.helpers.commands import run
 
 SMALL = ["--data.num_samples", "24", "--data.calibration_samples", "24", "--policies", "prefix", "uniform"]
 SMALL += [

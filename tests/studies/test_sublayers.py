@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
-from commands import run
-from zeroing import zeroed_copy
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import ablation_masks, leave_one_out
-from lit_depth.functional.scoring import reference_logprob
+from lit_depth.functional.inputs import reference_logprob
 from lit_depth.module import DepthModule, model_inputs
+from tests.helpers.commands import run
+from tests.helpers.zeroing import zeroed_copy
 
 # both halves of two of the 16 blocks
 FEW = ["--skip", *map(str, range(1, 15)), "--num_samples", "8", "--data.batch_size", "8"]

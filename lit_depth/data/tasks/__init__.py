@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 
-from lit_depth.data.shapes import ShapesVQA
 from lit_depth.data.task import Task
 from lit_depth.data.tasks.chart_qa import ChartQA
 from lit_depth.data.tasks.coco_2014_vqa import Coco2014VQA
@@ -18,10 +17,11 @@ from lit_depth.data.tasks.mmmu import MMMU
 from lit_depth.data.tasks.okvqa import OKVQA
 from lit_depth.data.tasks.plot_qa import PlotQA
 from lit_depth.data.tasks.science_qa_img import ScienceQAImage
+from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.data.tasks.st_qa import SceneTextVQA
 from lit_depth.data.tasks.tally_qa import TallyQA
 from lit_depth.data.tasks.text_vqa import TextVQA
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 
 TASKS: tuple[type[Task], ...] = (
     ShapesVQA,

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from lit_depth.functional.checks import checked
+from lit_depth.functional.arguments import checked
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor, MolmoImagesKwargs, rgb_pixels
 from lit_depth.models.molmo.tiling_molmo import IMAGE_TOKENS
 

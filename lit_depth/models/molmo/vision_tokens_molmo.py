@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lit_depth.functional.checks import check_least, checked
+from lit_depth.functional.arguments import check_least, checked
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor
 from lit_depth.models.molmo.tiling_molmo import fit_within
 

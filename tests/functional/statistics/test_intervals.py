@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from simulated import clustered, score_table
 
 from lit_depth.functional.statistics import (
     Interval,
@@ -21,6 +20,7 @@ from lit_depth.functional.statistics import (
     sign_flip_test,
     sign_flip_tests,
 )
+from tests.helpers.simulated import clustered, score_table
 
 Z = stats.norm.ppf(0.975)
 GRADED = [-1.0, -0.6, -0.3, 0.0, 0.0, 0.0, 0.3, 1.0]

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from simulated import clustered
 
 from lit_depth.functional.statistics import (
     holm,
@@ -18,6 +17,7 @@ from lit_depth.functional.statistics import (
     sign_flip_test,
     sign_flip_tests,
 )
+from tests.helpers.simulated import clustered
 
 p_values = st.lists(st.floats(0, 1), max_size=12)
 scores = st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), min_size=1, max_size=12)

@@ -1,0 +1,110 @@
+"""What the callbacks need of somebody else's LightningModule and of its batches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_depth.functional.inputs import IGNORE, with_answers
+from lit_depth.functional.latency.stage_timer import untimed
+from lit_depth.functional.masking.blocks import find_blocks
+from lit_depth.functional.model_state import evaluation_mode
+
+
+def language_model(pl_module: LightningModule, path: str | None = None) -> tuple[nn.Module, str]:
+    """The Hugging Face model that holds the blocks, whatever holds and wraps it, and the blocks' path from there.
+
+    Where several hold them, it is the outermost one on the way from the module to the blocks. A PEFT model that puts
+    learned prompts before the tokens counts as one: what is inside it would run without them. Blocks that no Hugging
+    Face model holds are those of the outermost module that has a ``forward``.
+
+    Args:
+        path: Dotted path of the blocks from ``pl_module``, where they cannot be found.
+
+    Raises:
+        ValueError: As `find_blocks`.
+    """
+    blocks = find_blocks(pl_module, path)
+    if path is None:
+        path = next(name for name, module in pl_module.named_modules() if module is blocks)
+    names = path.split(".")
+    holders = [
+        (pl_module.get_submodule(".".join(names[:depth])), ".".join(names[depth:])) for depth in range(len(names))
+    ]
+    models = [holder for holder in holders if isinstance(holder[0], PreTrainedModel) or _learns_prompts(holder[0])]
+    without = (nn.Module.forward, LightningModule.forward)
+    return next(iter(models or [holder for holder in holders if type(holder[0]).forward not in without] or holders))
+
+
+def _learns_prompts(module: nn.Module) -> bool:
+    return getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False) is True
+
+
+def inputs_and_labels(model: nn.Module, batch: Any, otherwise: str) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Model inputs of a batch, and labels ``[batch, seq]`` (-100 = ignored) or None.
+
+    The batch is a mapping whose tensors are all inputs of the model, ``labels`` aside. In evaluation batches of this
+    package, which have none, the reference answers (``answer_ids``) are what is labelled.
+
+    Args:
+        model: Holds the model that reads them.
+        batch: See above.
+        otherwise: What to do with batches of another kind, for the message.
+
+    Raises:
+        ValueError: The batch is no mapping.
+    """
+    if not isinstance(batch, Mapping):
+        raise ValueError(f"expected a batch that maps names to model inputs, given {type(batch).__name__}; {otherwise}")
+    inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    labels, answers = inputs.pop("labels", None), inputs.pop("answer_ids", None)
+    if labels is not None or answers is None:
+        return inputs, labels
+    prompt = torch.full_like(inputs["input_ids"], IGNORE)
+    # which token fills up the answers does not matter: nothing sees it
+    return with_answers(model, inputs, answers, pad=0), torch.cat([prompt, answers], dim=1)
+
+
+def accepted(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those inputs that the model's ``forward`` takes by name; all, where it takes any."""
+    parameters = inspect.signature(type(model).forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in inputs.items() if takes_any or name in parameters}
+
+
+def block_key(block_idx: int, num_blocks: int) -> str:
+    """Name of a block in logged keys, as wide for all blocks.
+
+    >>> block_key(7, 16), block_key(7, 120)
+    ('07', '007')
+    """
+    return f"{block_idx:0{max(2, len(str(num_blocks - 1)))}d}"
+
+
+@contextmanager
+def undisturbed(pl_module: LightningModule) -> Iterator[None]:
+    """For forwards beside the loop's own, of which the loop and its owner notice nothing.
+
+    Inside, every submodule is in evaluation mode, compiled ones run eagerly (nothing is compiled for this), and
+    `LatencyTimer` does not listen. Afterwards modes and random states are what they were.
+    """
+    with (
+        evaluation_mode(pl_module),
+        same_random_state(pl_module),
+        untimed(),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        yield
+
+
+def same_random_state(pl_module: LightningModule) -> AbstractContextManager[None]:
+    """The loop around a callback must draw the same random numbers as without it."""
+    return isolate_rng(include_cuda=pl_module.device.type == "cuda")

@@ -1,0 +1,1 @@
+"""Many masks in one pass, or one mask per row."""

@@ -1,0 +1,326 @@
+"""Answer one batch under many block masks in one pass, or under one mask per row.
+
+Equal to `masked` + plain greedy ``generate`` of each mask alone, token for token in float32 up to exact ties; several
+times cheaper, because vision and shared leading blocks run once and all masks decode together.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_depth.functional.arguments import (
+    MAX_TOKENS,
+    check_least,
+    check_range,
+    check_token_ids,
+    checked,
+    fits,
+    prompt_inputs,
+)
+from lit_depth.functional.engine.decode import (
+    OTHER_ANSWERS,
+    Request,
+    answer_in_chunks,
+    answer_one_by_one,
+    answer_rows,
+    call_width,
+)
+from lit_depth.functional.engine.decoding_configuration import CannotDriveError, check_generates
+from lit_depth.functional.engine.drivers import TrieDriver, driven
+from lit_depth.functional.engine.proof import kind_of, same_logits
+from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.inputs import check_answers
+from lit_depth.functional.masking.blocks import find_blocks
+from lit_depth.functional.masking.skip import Granularity, Phase, check_drivable, masked, stack_masks
+
+T = TypeVar("T")
+
+
+class SweepOutput(NamedTuple):
+    """Result of `sweep_forward` (M masks, B samples, K kept positions)."""
+
+    logits: Tensor  # [M, B, K, vocabulary]
+    hidden_states: Tensor  # [M, B, K, hidden], after the last block, before the final norm
+
+
+@checked
+@torch.no_grad()
+def sweep_forward(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
+    *,
+    logits_to_keep: int = 0,
+    blocks: str | nn.ModuleList | None = None,
+) -> SweepOutput:
+    """One forward of the model for all masks; one each, with one warning, where the engine cannot drive the model.
+
+    Args:
+        model: A Hugging Face decoder (text or vision-language).
+        inputs: Model inputs, each with one row per sample.
+        masks: Block masks, bool ``[masks, num_blocks]``.
+        logits_to_keep: Positions from the end to compute logits for; 0 = all.
+        blocks: The blocks, or their dotted path, where they cannot be found.
+
+    Raises:
+        ValueError: If a mask is malformed, or the model's blocks cannot be skipped (see `masked`).
+    """
+    module_list = blocks if isinstance(blocks, nn.ModuleList) else find_blocks(model, blocks)
+    masks = stack_masks(masks, len(module_list))
+    inputs = prompt_inputs(model, inputs)
+    check_least(0, logits_to_keep=logits_to_keep)
+    path = next((name for name, module in model.named_modules() if module is module_list), None)
+    arguments = (model, inputs, masks, module_list, path, logits_to_keep)
+    return _driven_or_not(
+        model, module_list, lambda: _forward_together(*arguments), lambda: _forward_one_by_one(*arguments)
+    )
+
+
+def _forward_together(
+    model: nn.Module, inputs: Mapping[str, Tensor], masks: Tensor, blocks: nn.ModuleList, path: str | None, keep: int
+) -> SweepOutput:
+    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep)
+    with driven(blocks, driver.make_forward):
+        logits, states = _logits_and_states(model, inputs, blocks)
+    found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))
+    kinds, kind = _COMPARED.setdefault(model, set()), kind_of(model, inputs, 0)
+    if kind not in kinds:
+        expected = _forward_one_by_one(model, inputs, masks[:1], blocks, path, keep).logits[0]
+        if found.logits[0].shape != expected.shape or not same_logits(model, found.logits[0], expected):
+            raise CannotDriveError(OTHER_ANSWERS)
+        kinds.add(kind)
+    return found
+
+
+def _forward_one_by_one(
+    model: nn.Module, inputs: Mapping[str, Tensor], masks: Tensor, blocks: nn.ModuleList, path: str | None, keep: int
+) -> SweepOutput:
+    found = []
+    for mask in masks:
+        with masked(model, mask, blocks=path):
+            found.append([each[:, -keep:] for each in _logits_and_states(model, inputs, blocks)])
+    return SweepOutput(*map(torch.stack, zip(*found)))
+
+
+def _logits_and_states(model: nn.Module, inputs: Mapping[str, Tensor], blocks: nn.ModuleList) -> tuple[Tensor, Tensor]:
+    states: list[Tensor] = []
+    hook = blocks[-1].register_forward_hook(
+        lambda _module, _args, output: states.append(output if isinstance(output, Tensor) else output[0])
+    )
+    try:
+        return model(**inputs, use_cache=False).logits, states[0]
+    finally:
+        hook.remove()
+
+
+@checked
+def sweep_generate(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
+    max_new_tokens: int,
+    *,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int = 0,
+    max_rows: int | None = None,
+    blocks: str | None = None,
+    granularity: Granularity = "block",
+) -> Tensor:
+    """Greedy answers of a batch under every mask.
+
+    Args:
+        model: A Hugging Face decoder (text or vision-language) with ``generate``.
+        inputs: Left-padded prompt: ``input_ids`` and ``attention_mask`` ``[batch, seq]`` and the model's image tensors.
+        masks: Block masks, bool ``[masks, num_blocks]``; for sublayers ``[masks, 2 * num_blocks]``.
+        max_new_tokens: Longest answer.
+        eos_token_id: Token (or tokens) that end an answer; None = never.
+        pad_token_id: Fills a row after its end.
+        max_rows: Most (mask, sample) rows at once; None = see `lit_depth.functional.engine.decode.affordable_bytes`.
+        blocks: Dotted path of the blocks where they cannot be found.
+        granularity: What one entry of a mask switches, see `masked`. Masks of sublayers are answered one after another.
+
+    Returns:
+        Long ``[masks, batch, max_new_tokens]``, on the CPU.
+
+    Raises:
+        ValueError: If a mask is malformed, the model's blocks cannot be skipped, or it has no ``generate``.
+    """
+    check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    return answer_masks(
+        model,
+        inputs,
+        masks,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        max_rows=max_rows,
+        blocks=blocks,
+        granularity=granularity,
+    )[0]
+
+
+@checked
+@torch.no_grad()
+def answer_masks(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Tensor | Sequence[Tensor | Sequence[bool]],
+    *,
+    max_new_tokens: int,
+    eos_token_id: int | Sequence[int] | None,
+    pad_token_id: int,
+    answer_ids: Tensor | None = None,
+    max_rows: int | None = None,
+    blocks: str | None = None,
+    granularity: Granularity = "block",
+    phase: Phase = "both",
+    decode_without_prompt: bool = False,
+    on_mask: Callable[[], Any] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """`sweep_generate`, and in the same pass the log-probability of a reference answer under every mask.
+
+    A model that the engine cannot drive is answered one mask after another, with one warning. When CUDA memory runs
+    out, fewer masks are taken at once, now and in later calls.
+
+    Args:
+        model: As for `sweep_generate`, like the arguments not named here.
+        answer_ids: Tokens of the reference answer ``[batch, answer]``, padded on the right with -100; None = score
+            nothing.
+        max_new_tokens: Longest answer; 0 = only score, which decodes nothing and keeps no keys and values.
+        phase: Forwards that the masks apply to, see `masked`, like ``decode_without_prompt``. The log-probability is
+            then that of an answer decoded on the prompt's cache. Where prefill and decode differ, one mask is answered
+            after another.
+        on_mask: Called after each finished mask, for progress.
+
+    Returns:
+        Generated tokens, long ``[masks, batch, max_new_tokens]``, and the mean log-probability of the reference answer,
+        float32 ``[masks, batch]`` (``[masks, 0]`` without one); both on the CPU.
+    """
+    module_list = find_blocks(model, blocks)
+    masks = stack_masks(masks, len(module_list), granularity)
+    inputs = prompt_inputs(model, inputs)
+    check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    check_least(1, max_rows=max_rows)
+    check_token_ids(model, pad_token_id=pad_token_id)
+    if answer_ids is not None:
+        check_answers(model, answer_ids, len(inputs["input_ids"]))
+    check_generates(model)
+    request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id, answer_ids)
+    if phase == "decode" or decode_without_prompt:
+        phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
+        return answer_one_by_one(model, request, masks, blocks, on_mask, granularity, **phases)
+    if granularity == "sublayer":
+        return answer_one_by_one(model, request, masks, blocks, on_mask, granularity)
+    return _driven_or_not(
+        model,
+        module_list,
+        lambda: answer_in_chunks(model, request, masks, max_rows, module_list, blocks, on_mask),
+        lambda: answer_one_by_one(model, request, masks, blocks, on_mask),
+        request.check_length(model),
+    )
+
+
+@checked
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Tensor,
+    max_new_tokens: int,
+    *,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int = 0,
+    blocks: str | None = None,
+) -> Tensor:
+    """Greedy answers of a batch in which every request has its own depth.
+
+    Args:
+        model: As for `sweep_generate`, like the arguments not named here.
+        masks: One block mask per request, bool ``[batch, num_blocks]``.
+
+    Returns:
+        Long ``[batch, max_new_tokens]``, on the CPU.
+
+    A model that the engine cannot drive is answered one mask after another, with one warning.
+
+    Raises:
+        ValueError: If the masks are malformed, or the model's blocks cannot be skipped.
+    """
+    module_list = find_blocks(model, blocks)
+    masks = stack_masks(masks, len(module_list))
+    inputs = prompt_inputs(model, inputs)
+    check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    check_token_ids(model, pad_token_id=pad_token_id)
+    batch = len(inputs["input_ids"])
+    if len(masks) != batch:
+        raise ValueError(f"expected one mask per request, given {len(masks)} masks for {batch} requests")
+    check_generates(model)
+    request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id)
+
+    def one_by_one() -> Tensor:
+        # all rows under each mask: which image belongs to which row is known to the model alone
+        distinct, of_row = masks.unique(dim=0, return_inverse=True)
+        tokens, _ = answer_one_by_one(model, request, distinct, blocks, lambda: None)
+        return tokens[of_row, torch.arange(batch)]
+
+    return _driven_or_not(
+        model,
+        module_list,
+        lambda: answer_rows(model, request, masks, module_list, blocks),
+        one_by_one,
+        request.check_length(model),
+    )
+
+
+# of each model, for as long as it lives: why the engine failed, whether that was said, and compared forwards
+_REFUSED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_COMPARED: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
+
+
+def _driven_or_not(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    together: Callable[[], T],
+    one_by_one: Callable[[], T],
+    reason: str | None = None,
+) -> T:
+    """What the engine gives, or where it cannot drive the model, what one mask after another gives, with one warning.
+
+    An error that has nothing to do with the engine comes again in the second attempt.
+
+    Args:
+        reason: Why not to try the engine; None = try.
+    """
+    error: str | None = None
+    reason = reason or check_drivable(model, blocks) or _REFUSED.get(model)
+    if reason is None:
+        try:
+            return together()
+        except torch.OutOfMemoryError:
+            raise
+        except CannotDriveError as cause:
+            reason = error = str(cause)
+        except Exception as cause:
+            reason = error = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    found = one_by_one()
+    if error is not None:
+        _REFUSED[model] = error
+    if model not in _WARNED:
+        _WARNED.add(model)
+        warnings.warn(f"{type(model).__name__} is answered one mask after another: {reason}", stacklevel=4)
+    return found
+
+
+def _end_tokens(model: nn.Module, eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    several: Any = [] if eos_token_id is None else [eos_token_id] if fits(eos_token_id, int) else eos_token_id
+    ids = tuple(int(each) for each in several)
+    for each in ids:
+        check_token_ids(model, eos_token_id=each)
+    return ids

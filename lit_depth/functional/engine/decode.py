@@ -1,0 +1,493 @@
+"""How a chunk of masks is answered: prefill through the trie, then all (mask, sample) rows decoded together.
+
+The steps below `lit_depth.functional.engine.api`, and its bookkeeping: chunks that fit the memory, block calls of a
+width that suits the machine, and one mask after another for models that the engine cannot drive.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+
+from lit_depth.functional.engine.decoding_configuration import (
+    CannotDriveError,
+    PreparedPrompt,
+    generating_model,
+    greedy_options,
+    inside_generate,
+)
+from lit_depth.functional.engine.drivers import Front, RowCache, RowDriver, TrieDriver, driven
+from lit_depth.functional.engine.proof import (
+    PROBE_TOKENS,
+    Steps,
+    kind_of,
+    plain_steps,
+    same_logits,
+    same_tokens,
+    turning_length,
+)
+from lit_depth.functional.engine.trie import MaskTrie, chunk_masks
+from lit_depth.functional.inputs import Way, answer_logprob, filled, read_on, reference_logprob, scoring_way
+from lit_depth.functional.masking.skip import Granularity, masked
+
+# needed with the prompt only; a later pass over the same batch reuses the embeddings that they went into
+IMAGE_INPUTS = (
+    "images",
+    "image_masks",
+    "image_input_idx",
+    "pixel_values",
+    "pixel_attention_mask",
+    "image_sizes",
+    "image_grid_thw",
+)
+# hidden states of one block call on a CPU
+_CALL_BYTES = 2**21
+# how many masks fitted the memory of a GPU, for as long as the model lives
+_MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+# kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
+# as the model lives
+_DRIVEN: weakref.WeakKeyDictionary[nn.Module, dict[Any, int]] = weakref.WeakKeyDictionary()
+OTHER_ANSWERS = "the engine does not give the answers that it gives one mask at a time"
+
+
+class Request(NamedTuple):
+    """What is asked of a batch.
+
+    Attributes:
+        inputs: The prompt, as the model takes it.
+        max_new_tokens: Longest answer; 0 = only score.
+        eos: Tokens that end an answer.
+        pad: Fills a row after its end.
+        answer_ids: Reference answers ``[batch, answer]``, padded on the right with -100; None = score nothing.
+    """
+
+    inputs: Mapping[str, Any]
+    max_new_tokens: int
+    eos: tuple[int, ...]
+    pad: int
+    answer_ids: Tensor | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of ``generate``, which makes at least one token."""
+        return greedy_options(max(1, self.max_new_tokens), self.eos, self.pad)
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of the longest reference answer."""
+        return 0 if self.answer_ids is None else self.answer_ids.shape[1]
+
+    def check_length(self, model: nn.Module) -> str | None:
+        """Why the engine cannot answer sequences as long as these; None if it can."""
+        length = self.inputs["input_ids"].shape[1] + max(self.max_new_tokens, self.answer_length)
+        turns = turning_length(model)
+        return f"its rotary positions turn at a length of {turns} tokens" if length > turns else None
+
+    def no_answers(self, num_masks: int) -> tuple[Tensor, Tensor]:
+        """Tokens ``[masks, batch, max_new_tokens]`` and log-probabilities ``[masks, batch]``, to be filled in."""
+        batch = len(self.inputs["input_ids"])
+        tokens = torch.full((num_masks, batch, self.max_new_tokens), self.pad)
+        return tokens, torch.zeros(num_masks, 0 if self.answer_ids is None else batch)
+
+
+def answer_in_chunks(
+    model: nn.Module,
+    request: Request,
+    masks: Tensor,
+    max_rows: int | None,
+    blocks: nn.ModuleList,
+    path: str | None,
+    on_mask: Callable[[], Any],
+) -> tuple[Tensor, Tensor]:
+    """`lit_depth.functional.engine.api.answer_masks` by the engine.
+
+    The first chunk of a model that was not seen before is compared with what the model gives under one of its masks.
+
+    Raises:
+        CannotDriveError: The engine cannot answer the first chunk, or gives other answers than the model.
+    """
+    tokens, logprobs = request.no_answers(len(masks))
+    front: Front | None = None
+    # a family's own `generate` may not do without the image
+    is_plain = type(generating_model(model)).generate is GenerationMixin.generate
+    waiting = plan_chunks(model, request, masks, max_rows)
+    check = _compare(model, request, masks[waiting[0][0]], path, "masks together")
+    while waiting:
+        chunk = waiting.pop(0)
+        try:
+            found = _answer_chunk(model, request, masks[chunk], blocks, path, front, check)
+        except torch.OutOfMemoryError:
+            if len(chunk) == 1:
+                raise
+            _MASKS_THAT_FIT[model] = fitted = max(1, len(chunk) // 2)
+            waiting = _shorten([chunk, *waiting], fitted)
+            continue
+        tokens[chunk], logprobs[chunk], front = found
+        if not is_plain:
+            front = None
+        check = None
+        for _ in chunk:
+            on_mask()
+    return tokens, logprobs
+
+
+def plan_chunks(model: nn.Module, request: Request, masks: Tensor, max_rows: int | None) -> list[list[int]]:
+    """Indices of the masks that are answered together."""
+    batch = len(request.inputs["input_ids"])
+    if max_rows is not None:
+        chunks = list(chunk_masks(masks, max(1, max_rows // batch)))
+    else:
+        row = partial(bytes_per_row, model, request.inputs, request.max_new_tokens, request.answer_ids)
+        costs = [batch * row(int(count)) for count in masks.sum(1)]
+        chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
+    return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
+
+
+def _shorten(chunks: Sequence[list[int]], longest: int) -> list[list[int]]:
+    return [chunk[start : start + longest] for chunk in chunks for start in range(0, len(chunk), longest)]
+
+
+class Comparison(NamedTuple):
+    """What the model itself does under one mask with a request of a kind that the engine has not answered yet."""
+
+    kind: Any
+    num_tokens: int
+    steps: Steps
+
+    def check(self, model: nn.Module, logits: Tensor, tokens: Tensor, request: Request) -> None:
+        """Compare the engine's logits ``[rows, vocabulary]`` at the prompts' ends and tokens ``[rows, tokens]``.
+
+        Raises:
+            CannotDriveError: They are others.
+        """
+        is_same = same_logits(model, logits, self.steps.logits[:, 0])
+        if not is_same or (request.max_new_tokens and not same_tokens(model, tokens, self.steps, request.eos)):
+            raise CannotDriveError(OTHER_ANSWERS)
+        _DRIVEN.setdefault(model, {})[self.kind] = self.num_tokens
+
+
+def _compare(model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str) -> Comparison | None:
+    """What to compare the engine with; None where a request of this kind was answered before."""
+    count = min(request.max_new_tokens, PROBE_TOKENS)
+    kind = how, kind_of(model, request.inputs, request.max_new_tokens)
+    if _DRIVEN.get(model, {}).get(kind, -1) >= count:
+        return None
+    with masked(model, mask, blocks=path):
+        return Comparison(kind, count, plain_steps(model, request.inputs, max(1, count), request.eos, request.pad))
+
+
+def _answer_chunk(
+    model: nn.Module,
+    request: Request,
+    masks: Tensor,
+    blocks: nn.ModuleList,
+    path: str | None,
+    front: Front | None,
+    check: Comparison | None,
+) -> tuple[Tensor, Tensor, Front | None]:
+    """Answers of some masks, and what a further chunk of the same batch can start from.
+
+    Args:
+        check: What the model does under the first of the masks; None = that the engine does so is known.
+    """
+    way: Way = "steps"
+    if request.answer_ids is not None:
+        with masked(model, masks[0], blocks=path):
+            way = scoring_way(model, request.inputs, request.answer_ids, request.pad)
+    inputs = request.inputs
+    if front is not None:
+        inputs = {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
+    answer = partial(_answer_prompt, model, request, masks, blocks, way, front, check)
+    return inside_generate(model, inputs, request.options, answer)
+
+
+def _answer_prompt(
+    model: nn.Module,
+    request: Request,
+    masks: Tensor,
+    blocks: nn.ModuleList,
+    way: Way,
+    front: Front | None,
+    check: Comparison | None,
+    prompt: PreparedPrompt,
+) -> tuple[Tensor, Tensor, Front | None]:
+    prompt.check_processors()
+    batch, new_tokens, answer_length = len(prompt.ids), request.max_new_tokens, request.answer_length
+    answers = None if request.answer_ids is None else filled(request.answer_ids, request.pad)
+    whole = answers is not None and way == "whole"
+    trie = MaskTrie(masks)
+    # scores alone, of prompt and answer in one forward, need no keys and values afterwards
+    is_read_on = new_tokens > 0 or (answers is not None and not whole)
+    cache = RowCache(len(blocks), prompt.length + max(new_tokens, answer_length)) if is_read_on else None
+    prompt = prompt.with_cache(cache)
+    asked = prompt.extended(answers) if whole and answers is not None else prompt
+    keep, length = (answer_length + 1, prompt.length + answer_length) if whole else (1, prompt.length)
+    width = call_width(model, request.inputs)
+    driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length))
+    with driven(blocks, driver.make_forward):
+        logits = asked.forward(keep=keep).logits
+    if cache is not None:
+        cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
+    deal = partial(_deal_out, prompt, masks, trie, cache)
+    rows = None
+    scored = torch.zeros(len(masks), 0)
+    if answers is not None and request.answer_ids is not None:
+        if not whole:
+            rows = deal(torch.arange(len(masks) * batch))
+            read = rows.read(blocks, answers.repeat(len(masks), 1), way)
+            logits = torch.cat([logits[:, -1:], *read], dim=1)
+        scored = answer_logprob(logits, request.answer_ids.repeat(len(masks), 1)).unflatten(0, (len(masks), batch))
+    of_one_mask = logits[:batch, 0].clone()
+    tokens, first, open_rows = _first_tokens(
+        prompt, logits, request, drafts=request.answer_ids if check is None else None
+    )
+    del logits
+    if len(open_rows):
+        rows = deal(open_rows) if rows is None else rows.keep(open_rows)
+        tokens[open_rows] = rows.decode(blocks, first, request)
+    if check is not None:
+        check.check(model, of_one_mask, tokens[:batch], request)
+    return tokens.unflatten(0, (len(masks), batch)), scored, driver.front
+
+
+def _first_tokens(
+    prompt: PreparedPrompt, logits: Tensor, request: Request, drafts: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers as far as logits ``[masks * batch, positions, vocabulary]`` tell them: see `_read_off`.
+
+    Args:
+        drafts: Reference answers ``[batch, answer]`` whose logits are the second and further ones; None = none.
+
+    Returns:
+        Tokens long ``[rows, max_new_tokens]`` and the indices of those rows that are still open, both on the CPU, with
+        the first tokens of these in between.
+    """
+    num_masks = len(logits) // len(prompt.ids)
+    if not request.max_new_tokens:
+        nothing = torch.zeros(0, dtype=torch.long)
+        return torch.zeros(len(logits), 0, dtype=torch.long), nothing, nothing
+    if prompt.processors or drafts is None:  # answers are no drafts of what penalties choose
+        samples = torch.arange(len(prompt.ids), device=prompt.ids.device).repeat(num_masks)
+        greedy, drafts = prompt.rows(samples).next_tokens(logits[:, 0])[:, None], None
+    else:
+        greedy, drafts = logits.argmax(-1), drafts.repeat(num_masks, 1)
+    tokens, open_rows = _read_off(greedy, drafts, request)
+    return tokens, greedy[open_rows.to(greedy.device), 0], open_rows
+
+
+def _deal_out(prompt: PreparedPrompt, masks: Tensor, trie: MaskTrie, cache: RowCache | None, chosen: Tensor) -> Rows:
+    """Give (mask, sample) rows, all or some, their prompt's keys and values, to go on with."""
+    assert cache is not None
+    of_mask, of_sample = chosen // len(prompt.ids), chosen % len(prompt.ids)
+    for block_idx, layer in enumerate(cache.layers):
+        places = trie.places[of_mask, block_idx]
+        layer.assign((places * len(prompt.ids) + of_sample)[places >= 0])  # type: ignore[union-attr]
+    device = prompt.ids.device
+    return Rows(prompt.for_decoding(of_sample.to(device)), RowDriver(masks[of_mask].to(device)), cache)
+
+
+def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.ModuleList, path: str | None) -> Tensor:
+    """`lit_depth.functional.engine.api.generate` by the engine: one mask per row.
+
+    Raises:
+        CannotDriveError: The engine cannot answer the batch, or gives other answers than the model.
+    """
+    check = _compare(model, request, masks[0], path, "one mask per row")
+
+    def answer(prompt: PreparedPrompt) -> Tensor:
+        prompt.check_processors()
+        cache = RowCache(len(blocks), prompt.length + request.max_new_tokens)
+        prompt = prompt.with_cache(cache)
+        driver = RowDriver(masks.to(prompt.ids.device), shape=(len(masks), prompt.length))
+        with driven(blocks, driver.make_forward):
+            logits = prompt.forward().logits[:, -1]
+        cache.advance(driver.ran, prompt.length)
+        rows = Rows(prompt.for_decoding(torch.arange(len(masks), device=logits.device)), driver, cache)
+        tokens = rows.decode(blocks, prompt.next_tokens(logits), request)
+        if check is not None:
+            of_row = Steps(*(part[:1] for part in check.steps))
+            check._replace(steps=of_row).check(model, logits[:1], tokens[:1], request)
+        return tokens
+
+    return inside_generate(model, request.inputs, request.options, answer)
+
+
+def _read_off(greedy: Tensor, answers: Tensor | None, request: Request) -> tuple[Tensor, Tensor]:
+    """What the prompt's own forward already says of the greedy answers, with the reference answers as a draft of them.
+
+    As long as a row's greedy tokens are those of its reference answer, the next greedy token is known without decoding
+    (as in speculative decoding, Leviathan et al. 2023, with a draft that costs nothing): a right answer is whole.
+
+    Args:
+        greedy: Best token at the prompt's last one, and at those of the answer, long ``[rows, answer + 1]``.
+        answers: ``[rows, answer]``, padded on the right with -100; None = no draft, one column.
+
+    Returns:
+        Tokens long ``[rows, max_new_tokens]``, true of all rows but those still open, and the indices of these, long
+        ``[open]``; both on the CPU.
+    """
+    max_new_tokens = request.max_new_tokens
+    known = torch.ones_like(greedy, dtype=torch.bool)
+    if answers is not None:
+        known[:, 1:] = (greedy[:, :-1] == answers).cumprod(1).bool()
+    greedy, known = greedy[:, :max_new_tokens].cpu(), known[:, :max_new_tokens].cpu()
+    ends = torch.isin(greedy, torch.tensor(request.eos, dtype=torch.long)) & known
+    ended = ends.cumsum(1) - ends.long() > 0
+    tokens = torch.full((len(greedy), max_new_tokens), request.pad)
+    tokens[:, : greedy.shape[1]] = greedy.masked_fill(~known | ended, request.pad)
+    return tokens, (~ends.any(1) & (known.sum(1) < max_new_tokens)).nonzero().flatten()
+
+
+class Rows:
+    """Rows on their way, each with its own blocks, on the cache that holds their prompts.
+
+    Args:
+        prompt: The tokens of each row so far, and what the model takes with them.
+        driver: Which blocks each row runs.
+        cache: Keys and values of the prompts.
+    """
+
+    def __init__(self, prompt: PreparedPrompt, driver: RowDriver, cache: RowCache) -> None:
+        self.prompt, self.driver, self.cache = prompt, driver, cache
+
+    def keep(self, kept: Tensor) -> Rows:
+        """Drop all rows but ``kept`` (indices)."""
+        kept = kept.to(self.prompt.ids.device)
+        self.driver.keep_rows(kept, self.cache)
+        self.prompt = self.prompt.rows(kept)
+        return self
+
+    def read(self, blocks: nn.ModuleList, answers: Tensor, way: Way) -> Iterator[Tensor]:
+        """Logits at the tokens ``[rows, answer]`` of given answers, piece by piece; the cache forgets them again."""
+        length = self.cache.extent.length
+        with driven(blocks, self.driver.make_forward):
+            for logits in read_on(self.prompt, answers, way):
+                yield logits
+                self.cache.advance(self.driver.ran, logits.shape[1])
+        self.cache.extent.length = length
+
+    def decode(self, blocks: nn.ModuleList, token: Tensor, request: Request) -> Tensor:
+        """Decode greedily from each row's first token; rows that ended leave. Long ``[rows, max_new_tokens]``."""
+        tokens = torch.full((len(token), request.max_new_tokens), request.pad)
+        eos = torch.tensor(request.eos, dtype=torch.long)
+        present = torch.arange(len(token))
+        alive = torch.ones(len(token), dtype=torch.bool)
+        with driven(blocks, self.driver.make_forward):
+            for step in range(request.max_new_tokens):
+                chosen = token.cpu()
+                tokens[present[alive], step] = chosen[alive]
+                alive &= ~torch.isin(chosen, eos)
+                if step == request.max_new_tokens - 1 or not alive.any():
+                    break
+                # a row that ended is carried along until dropping pays for the copy of the others' keys and values
+                if alive.float().mean() <= 0.75:
+                    kept = alive.nonzero().flatten()
+                    self.keep(kept)
+                    token = token[kept.to(token.device)]
+                    present, alive = present[alive], alive[alive]
+                self.prompt = self.prompt.extended(token[:, None])
+                logits = self.prompt.forward(num_new=1).logits[:, -1]
+                self.cache.advance(self.driver.ran, 1)
+                token = self.prompt.next_tokens(logits)
+                del logits  # not kept beside those of the next step
+        return tokens
+
+
+def answer_one_by_one(
+    model: nn.Module,
+    request: Request,
+    masks: Tensor,
+    path: str | None,
+    on_mask: Callable[[], Any],
+    granularity: Granularity = "block",
+    **phases: Any,
+) -> tuple[Tensor, Tensor]:
+    """``answer_masks`` of `lit_depth.functional.engine.api` by `masked` and ``generate``; ``phases`` as in `masked`."""
+    length = request.inputs["input_ids"].shape[1]
+    tokens, logprobs = request.no_answers(len(masks))
+    for index, mask in enumerate(masks):
+        with masked(model, mask, blocks=path, granularity=granularity, **phases):
+            if request.answer_ids is not None:
+                logprobs[index] = reference_logprob(
+                    model, request.inputs, request.answer_ids, pad_token_id=request.pad, in_phases=bool(phases)
+                )
+            if request.max_new_tokens:
+                found = model.generate(**request.inputs, **request.options)[:, length:]  # type: ignore[operator]
+                tokens[index, :, : found.shape[1]] = found.cpu()
+        on_mask()
+    return tokens, logprobs
+
+
+def call_width(model: nn.Module, inputs: Mapping[str, Tensor]) -> int | None:
+    """How many groups of masks share a block call; None = all.
+
+    On a CPU a call whose states leave the caches loses what sharing wins, while at batch 1 wide calls are what wins;
+    the best width was between 1 and 4 MiB of hidden states wherever it was measured. It follows from shapes alone,
+    because kernels round differently at other widths, and no result may depend on the clock. On a GPU wider is never
+    slower.
+    """
+    ids = inputs["input_ids"]
+    if ids.device.type != "cpu":
+        return None
+    hidden_size = model.config.get_text_config(decoder=True).hidden_size  # type: ignore[operator,union-attr]
+    return max(1, _CALL_BYTES // (ids.numel() * hidden_size * next(model.parameters()).element_size()))
+
+
+def bytes_per_row(
+    model: nn.Module, inputs: Mapping[str, Tensor], max_new_tokens: int, answer_ids: Tensor | None, num_active: int
+) -> int:
+    """Memory of one (mask, sample) row: keys and values of its active blocks, hidden states, logits.
+
+    Where all masks share a block call, also what an MLP holds at its widest: for every expert of a token (one in a
+    dense block) the input and output, and the gate, the up-projection and their product.
+    """
+    config = model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    answer_length = 0 if answer_ids is None else answer_ids.shape[1]
+    length = inputs["input_ids"].shape[1] + max(max_new_tokens, answer_length)
+    size = next(model.parameters()).element_size()
+    width = 4 * config.hidden_size
+    if max_new_tokens:
+        width += num_active * 2 * heads * head_dim
+    if call_width(model, inputs) is None:
+        inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None)
+        experts = getattr(config, "num_experts_per_tok", None) or 1
+        width += experts * (2 * config.hidden_size + 3 * (inner or 4 * config.hidden_size))
+    return length * width * size + (answer_length + 1) * config.vocab_size * 4
+
+
+def affordable_bytes(model: nn.Module, one_mask: int = 0) -> int:
+    """What the rows of one chunk may take, so that a sweep takes at most three times what one mask after another does.
+
+    On a GPU half of the free memory, and twice what one mask takes with the model. On a CPU a third of what is free,
+    and not much more than the model: block calls are narrow there, and larger chunks gain little.
+
+    Args:
+        one_mask: Bytes of the rows of one mask.
+    """
+    parameter = next(model.parameters())
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    if parameter.device.type == "cuda":
+        free = torch.cuda.mem_get_info(parameter.device)[0]
+        # what torch holds for reuse is free for us
+        free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
+        return min(free // 2, max(2**29, 2 * (weights + one_mask)))
+    return min(_available_host_memory() // 3, max(2**29, weights * 3 // 2))
+
+
+def _available_host_memory() -> int:
+    """Free memory with what the page cache would give back; 4 GiB where the system does not say."""
+    if os.path.exists("/proc/meminfo"):
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    return 4 * 2**30

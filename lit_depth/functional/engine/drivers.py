@@ -1,0 +1,373 @@
+"""Drive the blocks of a decoder inside its own forward: many masks at once, or one mask per row.
+
+The model around the blocks (embedding, vision tower, masks and positions, final norm, head) runs as it is. While a
+driver is attached, the ``forward`` of every block is the driver's, which decides on which rows the real one runs:
+
+- `TrieDriver` (prefill): all rows share their hidden state until masks diverge; a block runs once per distinct prefix.
+- `RowDriver` (decoding, and prefill with per-row masks): rows that keep a block are gathered, run and scattered back.
+
+Both write keys and values to a `RowCache`, whose entry of a block holds only the rows that run it.
+
+Forward hooks on the blocks themselves see a stand-in for the hidden states and cannot change them; those on the modules
+inside a block see the rows that it runs on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from lit_depth.functional.engine.decoding_configuration import CannotDriveError
+from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.masking.skip import unmasked
+from lit_depth.functional.masking.sublayers import HalfForward, find_halves
+
+Forward = Callable[..., Tensor]
+
+
+@dataclass
+class Extent:
+    """How many tokens the entries of one cache hold, and how many they have room for.
+
+    Entries share it in place of the cache itself: a cycle would keep all keys and values until Python looks for cycles.
+    """
+
+    length: int
+    capacity: int
+
+
+class RowLayer(CacheLayerMixin):
+    """Keys and values of one block, for the rows that run it: preallocated, so that growing copies nothing.
+
+    Shapes are ``[rows, heads, length, head_dim]``.
+    """
+
+    is_sliding = False
+
+    def __init__(self, extent: Extent) -> None:
+        super().__init__()
+        self.extent = extent
+        self.num_new = 0  # tokens that the last forward wrote
+        # prefill by groups: what each group's call produced, until `assign` deals it out to rows
+        self.parts: list[tuple[Tensor, Tensor]] | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, heads, _, _ = key_states.shape
+        self.keys = key_states.new_empty(rows, heads, self.extent.capacity, key_states.shape[-1])
+        self.values = value_states.new_empty(rows, heads, self.extent.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.num_new = key_states.shape[-2]
+        if self.parts is not None:
+            self.parts.append((key_states, value_states))
+            return key_states, value_states
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        start, stop = self.extent.length, self.extent.length + key_states.shape[-2]
+        self.keys[:, :, start:stop] = key_states
+        self.values[:, :, start:stop] = value_states
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def assign(self, sources: Tensor) -> None:
+        """Give each row its prompt's keys and values: row i takes row ``sources[i]`` of all parts in a line."""
+        assert self.parts is not None
+        parts, self.parts = self.parts, None
+        if not len(sources):
+            return
+        length = self.extent.length
+        self.lazy_initialization(*(states[:1].expand(len(sources), -1, -1, -1) for states in parts[0]))
+        assert self.keys is not None and self.values is not None
+        # rows one behind the other that come from such rows of one part are copied together: an index for every row
+        # would copy all of them twice
+        starts = torch.tensor([0, *(len(keys) for keys, _ in parts)]).cumsum(0)
+        part = torch.bucketize(sources, starts, right=True) - 1
+        breaks = ((sources.diff() != 1) | (part.diff() != 0)).nonzero().flatten() + 1
+        for row, stop in itertools.pairwise([0, *breaks.tolist(), len(sources)]):
+            keys, values = parts[int(part[row])]
+            taken = slice(int(sources[row] - starts[part[row]]), int(sources[stop - 1] - starts[part[row]]) + 1)
+            self.keys[row:stop, :, :length] = keys[taken, :, :length]
+            self.values[row:stop, :, :length] = values[taken, :, :length]
+
+    def keep_rows(self, kept: Tensor) -> None:
+        """Drop all rows but ``kept`` (indices among this entry's rows)."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.index_select(0, kept), self.values.index_select(0, kept)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.extent.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.extent.length
+
+    def get_max_length(self) -> int:
+        return self.extent.capacity
+
+
+class RowCache(Cache):
+    """One `RowLayer` per block; the length is kept once, because a block without rows has nothing to measure.
+
+    Args:
+        num_blocks: Blocks of the model.
+        capacity: Tokens per row that there is room for.
+    """
+
+    def __init__(self, num_blocks: int, capacity: int) -> None:
+        self.extent = Extent(0, capacity)
+        super().__init__(layers=[RowLayer(self.extent) for _ in range(num_blocks)])
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it holds a prompt; a block that no row runs has nothing to show."""
+        return self.extent.length > 0
+
+    def advance(self, ran: Sequence[bool], written: int, length: int | None = None) -> None:
+        """Note that a forward is over; the next one goes on at ``length`` (None = after what was written).
+
+        Raises:
+            CannotDriveError: Unless the blocks that ran wrote ``written`` tokens each, and no other did.
+        """
+        for block_idx, (layer, did_run) in enumerate(zip(self.layers, ran)):
+            num_new, layer.num_new = layer.num_new, 0  # type: ignore[union-attr]
+            if did_run and not num_new:
+                raise CannotDriveError(f"block {block_idx} keeps its state elsewhere than in keys and values")
+            if num_new != written * did_run:
+                raise CannotDriveError(f"block {block_idx} keeps keys and values of {num_new} tokens, not of {written}")
+        self.extent.length = self.extent.length + written if length is None else length
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.extent.length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.extent.length + query_length, 0
+
+
+@contextmanager
+def driven(blocks: nn.ModuleList, make_forward: Callable[[int, Forward], Forward]) -> Iterator[None]:
+    """Replace the blocks' instance ``forward`` by ``make_forward(block index, real forward)``; restore exactly.
+
+    A mask that the model is under (`masked`) is replaced, as an inner mask replaces it.
+    """
+    with unmasked(blocks):
+        for block_idx, block in enumerate(blocks):
+            block.__dict__["forward"] = make_forward(block_idx, block.forward)
+        yield
+
+
+class Front(NamedTuple):
+    """What the part of a model before its blocks made of a batch."""
+
+    embeddings: Tensor  # input of block 0, [batch, seq, hidden]
+    calls: list[list[Tensor]]  # tensors among the other arguments of every block
+
+
+class TrieDriver:
+    """Run a trie of masks through one forward of the decoder (see the module's docstring).
+
+    Hidden states travel beside the decoder, one tensor per group, so a group that passes a block by costs nothing. The
+    last block returns the states of all masks, mask after mask. Where a group meets its last block, only the positions
+    that are kept go through the MLP, if the block can be halved (`lit_depth.functional.masking.sublayers`): nobody reads
+    the others.
+
+    Args:
+        trie: The plan.
+        width: How many groups share a call; None = all.
+        cache: Filled with each group's keys and values; None = no cache.
+        keep: Positions from the end that the last block returns; 0 = all.
+        front: What an earlier pass over the same batch gave to the blocks; this one then needs no image tensors.
+        shape: ``(batch, seq)`` of the hidden states that are expected; None = any.
+    """
+
+    def __init__(
+        self,
+        trie: MaskTrie,
+        width: int | None,
+        cache: RowCache | None,
+        keep: int = 0,
+        front: Front | None = None,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
+        self.trie, self.width, self.keep, self.shape = trie, width, keep, shape
+        self.front = front
+        self.groups: list[Tensor] = []
+        self.calls: list[list[Tensor]] = []
+        self.compared: set[tuple[int, int]] = set()
+        # what the block before has handed on, beside the groups
+        self.handed: Tensor | None = None
+        if cache is not None:
+            for layer in cache.layers:
+                layer.parts = []  # type: ignore[union-attr]
+
+    def make_forward(self, block_idx: int, real: Forward) -> Forward:
+        """The ``forward`` of block ``block_idx``."""
+        level = self.trie.levels[block_idx]
+        last = block_idx == len(self.trie.levels) - 1
+        real_at_end = self._cut_before_mlp(real) if self.keep else real
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            self._check_call(block_idx, hidden_states, args, kwargs)
+            entering = [self.groups[group] for group in level.run]
+            outputs = self._run(entering[: level.num_continued], real, args, kwargs)
+            outputs += self._run(entering[level.num_continued :], real_at_end, args, kwargs)
+            self.groups = [
+                self.groups[parent] if place is None else outputs[place]
+                for place, parent in zip(level.sources, level.parents)
+            ]
+            if not last:
+                self.handed = hidden_states
+                return hidden_states
+            leaves = [self.groups[leaf] for leaf in self.trie.leaves]
+            self.groups = []  # the driver lives on while rows are decoded
+            if self.front is None:
+                assert self.handed is not None
+                self.front = Front(self.embeddings, self.calls)
+            return torch.cat([states[:, -self.keep :] for states in leaves])
+
+        return forward
+
+    def _check_call(self, block_idx: int, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a decoder that does more with hidden states than to hand them from block to block."""
+        if block_idx == 0:
+            _check_shape(hidden_states, self.shape)
+            self.embeddings = hidden_states if self.front is None else self.front.embeddings
+            self.groups, self.calls, self.handed = [self.embeddings], [], hidden_states
+        if len(self.calls) != block_idx or hidden_states is not self.handed:
+            raise CannotDriveError(f"block {block_idx} is not given what the block before it returned")
+        self.calls.append(list(_tensors((args, kwargs))))
+        if self.front is not None and not _same_tensors(self.calls[-1], self.front.calls[block_idx], self.compared):
+            raise CannotDriveError("its attention masks or positions depend on the image tensors")
+
+    def _cut_before_mlp(self, real: Forward) -> Forward:
+        """``real``, but its MLP runs on the kept positions alone; ``real`` itself where the block cannot be halved."""
+        block = getattr(real, "__self__", None)
+        # a forward on the instance is somebody else's; checkpointing wraps the whole block
+        if not isinstance(block, nn.Module) or "forward" in block.__dict__ or block.training:
+            return real
+        if find_halves(type(block).forward)[0] is None:
+            return real
+        attend, apply_mlp = (HalfForward(None, block, keep_attention) for keep_attention in (True, False))
+        return lambda hidden_states, *args, **kwargs: apply_mlp(
+            # some MLPs take views of what they are given
+            attend(hidden_states, *args, **kwargs)[:, -self.keep :].contiguous()
+        )
+
+    def _run(self, groups: list[Tensor], real: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        outputs: list[Tensor] = []
+        for start in range(0, len(groups), self.width or max(1, len(groups))):
+            members = groups[start : start + self.width] if self.width else groups
+            count = len(members)
+            if count == 1:
+                output = real(members[0], *args, **kwargs)
+            else:
+                repeat = partial(_repeat, count=count)
+                repeated = _map_rows((args, kwargs), len(members[0]), repeat)
+                output = real(torch.cat(members), *repeated[0], **repeated[1])
+            if not isinstance(output, Tensor):
+                raise CannotDriveError(f"a block returned {type(output).__name__} instead of a tensor")
+            outputs += output.chunk(count) if count > 1 else [output]
+        return outputs
+
+
+class RowDriver:
+    """Run every block on the rows whose mask keeps it.
+
+    Args:
+        masks: Bool ``[rows, num_blocks]``.
+        shape: ``(rows, seq)`` of the hidden states that are expected at first; None = any.
+    """
+
+    def __init__(self, masks: Tensor, shape: tuple[int, int] | None = None) -> None:
+        self.masks, self.shape = masks, shape
+        self._index()
+
+    def _index(self) -> None:
+        every = self.masks.all(dim=0).tolist()
+        self.rows = [None if all_rows else column.nonzero().flatten() for all_rows, column in zip(every, self.masks.T)]
+
+    @property
+    def ran(self) -> list[bool]:
+        """Which blocks run on any row."""
+        return [rows is None or len(rows) > 0 for rows in self.rows]
+
+    def keep_rows(self, kept: Tensor, cache: RowCache) -> None:
+        """Drop all rows but ``kept`` (indices among the present rows), here and in the cache."""
+        chosen = torch.zeros(len(self.masks), dtype=torch.bool, device=self.masks.device)
+        chosen[kept] = True
+        for layer, rows in zip(cache.layers, self.rows):
+            layer.keep_rows(kept if rows is None else chosen[rows].nonzero().flatten())  # type: ignore[union-attr]
+        self.masks = self.masks[kept]
+        self._index()
+
+    def make_forward(self, block_idx: int, real: Forward) -> Forward:
+        """The ``forward`` of block ``block_idx``."""
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            rows = self.rows[block_idx]
+            if block_idx == 0:
+                _check_shape(hidden_states, self.shape)
+                self.shape = None
+            if rows is None:
+                return real(hidden_states, *args, **kwargs)
+            if not len(rows):
+                return hidden_states
+            selected = _map_rows((args, kwargs), len(hidden_states), lambda values: values.index_select(0, rows))
+            output = real(hidden_states.index_select(0, rows), *selected[0], **selected[1])
+            return hidden_states.index_copy(0, rows, output)
+
+        return forward
+
+
+def _repeat(rows: Tensor, count: int) -> Tensor:
+    return rows.repeat(count, *[1] * (rows.ndim - 1))
+
+
+def _check_shape(hidden_states: Tensor, expected: tuple[int, int] | None) -> None:
+    found = hidden_states.shape[0], hidden_states.shape[1]
+    if expected is not None and found != expected:
+        # an image, or a soft prompt, that the model puts in front of the tokens
+        raise CannotDriveError(
+            f"its blocks see {found[0]} rows of {found[1]} tokens, given {expected[0]} of {expected[1]}"
+        )
+
+
+def _map_rows(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``change`` to every tensor with a row per sample; a leading dimension of 1 broadcasts and stays."""
+    shape: Sequence[int] = getattr(value, "shape", ())
+    if len(shape) and shape[0] not in ((1, batch) if isinstance(value, Tensor) else (1,)):
+        raise CannotDriveError(f"a block is called with a {type(value).__name__} of {list(shape)} for {batch} rows")
+    if isinstance(value, Tensor):
+        return value if value.ndim == 0 or value.shape[0] == 1 else change(value)
+    if isinstance(value, tuple | list):
+        mapped = [_map_rows(item, batch, change) for item in value]
+        return tuple(mapped) if isinstance(value, tuple) else mapped
+    if isinstance(value, dict):
+        return {name: _map_rows(item, batch, change) for name, item in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors inside tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _same_tensors(some: list[Tensor], others: list[Tensor], compared: set[tuple[int, int]]) -> bool:
+    """Whether tensors are equal, pair by pair; blocks share theirs, and no pair is compared twice."""
+    for pair in zip(some, others):
+        key = (id(pair[0]), id(pair[1]))
+        if key not in compared and not torch.equal(*pair):
+            return False
+        compared.add(key)
+    return len(some) == len(others)

@@ -1,0 +1,137 @@
+"""Plan the distinct block forwards that a set of block masks needs.
+
+Masks that agree on their first i bits have the same hidden state after block i - 1, so block i has to run once per
+distinct prefix that keeps it, not once per mask. The plan is a trie over the masks' bits, held level by level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_depth.functional.arguments import checked
+from lit_depth.functional.masking.skip import stack_masks
+
+
+class Level(NamedTuple):
+    """What happens at one block. The groups that enter it are numbered as the level before left them.
+
+    Attributes:
+        run: Entering groups that the block runs on, those that no later block runs on behind the others.
+        num_continued: How many of them a later block runs on.
+        sources: For each group that leaves: its place in ``run`` (it was run), or None (it passes by).
+        parents: For each group that leaves: the entering group it comes from.
+    """
+
+    run: list[int]
+    num_continued: int
+    sources: list[int | None]
+    parents: list[int]
+
+
+class MaskTrie:
+    """The distinct block forwards of a set of masks.
+
+    Args:
+        masks: Bool ``[masks, num_blocks]``, or a sequence of bool ``[num_blocks]``; repeated masks share everything.
+
+    Attributes:
+        masks: Bool ``[masks, num_blocks]``, in the order given.
+        levels: One `Level` per block.
+        leaves: For each mask the group that holds its final hidden state.
+        places: Long ``[masks, num_blocks]``: for each mask the place in a level's ``run`` of its own forward, -1 where
+            the mask skips the block.
+
+    Raises:
+        ValueError: If there is no mask, or one is malformed (see `lit_depth.functional.check_mask`).
+
+    Example:
+        >>> from lit_depth.functional import leave_one_out, prefix
+        >>> full = torch.ones(1, 16, dtype=torch.bool)
+        >>> trie = MaskTrie(torch.cat([full, leave_one_out(16)]))
+        >>> trie.block_forwards, trie.sequential_block_forwards
+        (136, 256)
+        >>> trie = MaskTrie([prefix(16, k) for k in range(1, 17)])
+        >>> trie.block_forwards, trie.sequential_block_forwards
+        (16, 136)
+    """
+
+    @checked
+    def __init__(self, masks: Tensor | Sequence[Tensor | Sequence[bool]]) -> None:
+        self.masks = stack_masks(masks)
+        bits = self.masks.tolist()
+        groups = [0] * len(bits)  # of each mask, at the current level
+        self.levels: list[Level] = []
+        self.places = torch.full(self.masks.shape, -1)
+        for block_idx in range(self.masks.shape[1]):
+            entering = {group for group, mask in zip(groups, bits) if mask[block_idx]}
+            continued = {group for group, mask in zip(groups, bits) if mask[block_idx] and any(mask[block_idx + 1 :])}
+            run = [*sorted(continued), *sorted(entering - continued)]
+            place = {group: index for index, group in enumerate(run)}
+            for index, (group, mask) in enumerate(zip(groups, bits)):
+                if mask[block_idx]:
+                    self.places[index, block_idx] = place[group]
+            # groups that ran come first, groups that pass by are appended
+            children = sorted({(not mask[block_idx], group) for group, mask in zip(groups, bits)})
+            number = {child: index for index, child in enumerate(children)}
+            groups = [number[not mask[block_idx], group] for group, mask in zip(groups, bits)]
+            self.levels.append(
+                Level(
+                    run=run,
+                    num_continued=len(continued),
+                    sources=[None if passes else place[group] for passes, group in children],
+                    parents=[group for _, group in children],
+                )
+            )
+        self.leaves = groups
+
+    @property
+    def block_forwards(self) -> int:
+        """Block forwards that the plan performs, each over the whole batch."""
+        return sum(len(level.run) for level in self.levels)
+
+    @property
+    def sequential_block_forwards(self) -> int:
+        """Block forwards of one mask after another."""
+        return int(self.masks.sum())
+
+    @property
+    def max_groups(self) -> int:
+        """Largest number of hidden states alive between two blocks."""
+        return max(len(level.parents) for level in self.levels)
+
+
+def chunk_masks(masks: Tensor, budget: float, costs: Sequence[float] | None = None) -> Iterator[list[int]]:
+    """Split masks into chunks of neighbouring branches, which share the longest prefixes.
+
+    Args:
+        masks: Bool ``[masks, num_blocks]``.
+        budget: Largest cost of a chunk, at least 1; a mask that alone costs more is a chunk of its own.
+        costs: Cost of each mask; None = 1 each, so that the budget is a number of masks.
+
+    Yields:
+        Indices into ``masks``.
+
+    Example:
+        >>> masks = torch.tensor([[True, True], [False, True], [True, False]])
+        >>> list(chunk_masks(masks, 2))
+        [[0, 2], [1]]
+        >>> list(chunk_masks(masks, 2, costs=[2.0, 1.0, 1.0]))
+        [[0], [2, 1]]
+    """
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1, given {budget}")
+    chunk: list[int] = []
+    spent = 0.0
+    for index in sorted(range(len(masks)), key=lambda index: masks[index].tolist(), reverse=True):
+        cost = 1.0 if costs is None else costs[index]
+        if chunk and spent + cost > budget:
+            yield chunk
+            chunk, spent = [], 0.0
+        chunk.append(index)
+        spent += cost
+    if chunk:
+        yield chunk

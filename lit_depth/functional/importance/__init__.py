@@ -1,0 +1,1 @@
+"""Cheap scores of block importance, from one forward and one backward."""

@@ -1,0 +1,194 @@
+"""Log-probability of a reference answer, as decoding would give it, and the inputs of a forward of one's own."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_depth.functional.arguments import check_token_ids, checked, prompt_inputs
+from lit_depth.functional.engine.decoding_configuration import (
+    PreparedPrompt,
+    check_generates,
+    generating_model,
+    greedy_options,
+    inside_generate,
+)
+from lit_depth.functional.engine.proof import PROBE_TOKENS, kind_of, same_logits, turning_length
+
+IGNORE = -100
+
+# how an answer is read: with its prompt in one forward; at once on the prompt's KV cache; token by token on that cache
+Way = Literal["whole", "chunk", "steps"]
+
+# of each model, for as long as it lives: the way that was proven for inputs of these names, and for how many tokens
+_PROVEN: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[int, Way]]] = weakref.WeakKeyDictionary()
+
+
+@checked
+@torch.no_grad()
+def reference_logprob(
+    model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, *, pad_token_id: int, in_phases: bool = False
+) -> Tensor:
+    """Mean log-probability of each row's reference answer given its prompt, as decoding would give it.
+
+    Args:
+        model: A Hugging Face decoder (text or vision-language) with ``generate``.
+        inputs: Left-padded prompt, see `sweep_generate`.
+        answer_ids: ``[batch, answer]``, padded on the right with -100; every row has at least one token.
+        pad_token_id: Stands in for the padding of the answers.
+        in_phases: Read the answer on the prompt's KV cache in any case: for masks that apply to prefill or decode
+            alone.
+
+    Returns:
+        float32 ``[batch]``, on the CPU.
+
+    Raises:
+        ValueError: If the model has no ``generate``.
+    """
+    inputs = prompt_inputs(model, inputs)
+    check_answers(model, answer_ids, len(inputs["input_ids"]))
+    check_token_ids(model, pad_token_id=pad_token_id)
+    check_generates(model)
+    way = scoring_way(model, inputs, answer_ids, pad_token_id, in_phases)
+    return answer_logprob(
+        _answer_logits(model, inputs, filled(answer_ids, pad_token_id), pad_token_id, way), answer_ids
+    )
+
+
+def scoring_way(
+    model: nn.Module, inputs: Mapping[str, Any], answer_ids: Tensor, pad: int, in_phases: bool = False
+) -> Way:
+    """The cheapest way to read answers that gives what decoding gives, which reads them token by token.
+
+    It is measured on the first answers to prompts of a kind, on some tokens of each: some families see what follows
+    while they read a prompt, or place and mark an answer in ways of their own.
+    """
+    if inputs["input_ids"].shape[1] + answer_ids.shape[1] > turning_length(model):
+        return "steps"
+    known, key = _PROVEN.setdefault(model, {}), (kind_of(model, inputs, answer_ids.shape[1]), in_phases)
+    count = min(answer_ids.shape[1], PROBE_TOKENS)
+    proven, way = known.get(key, (0, "steps"))
+    if proven < count:
+        ways: tuple[Way, ...] = ("chunk",) if in_phases else ("whole", "chunk")
+        probe = answer_ids[:, :count]
+        expected = _answer_logits(model, inputs, filled(probe, pad), pad, "steps")
+        way = next((way for way in ways if _is_like_decoding(model, inputs, probe, pad, way, expected)), "steps")
+        known[key] = count, way
+    return way
+
+
+def check_answers(model: nn.Module, answer_ids: Tensor, batch: int) -> None:
+    """Check the tokens of reference answers, one row per prompt.
+
+    Raises:
+        ValueError: A shape other than ``[batch, answer]``, a row without a token or with one behind its padding, or an
+            id that the model does not know.
+    """
+    shape, real = list(answer_ids.shape), answer_ids != IGNORE
+    if len(shape) != 2 or shape[0] != batch or answer_ids.is_floating_point():
+        raise ValueError(f"expected answer_ids, integers [{batch}, answer], given {answer_ids.dtype} {shape}")
+    if not shape[1] or not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
+        raise ValueError("expected answer_ids with at least one token in every row, padded on the right with -100")
+    check_token_ids(model, answer_ids=answer_ids[real])
+
+
+def _is_like_decoding(
+    model: nn.Module, inputs: Mapping[str, Any], answer_ids: Tensor, pad: int, way: Way, expected: Tensor
+) -> bool:
+    try:
+        found = _answer_logits(model, inputs, filled(answer_ids, pad), pad, way)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a family that does not take answers so; token by token is what its `generate` does
+        return False
+    read = answer_ids != IGNORE
+    return same_logits(model, found[:, :-1][read], expected[:, :-1][read])
+
+
+def _answer_logits(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, pad: int, way: Way) -> Tensor:
+    """Logits ``[batch, answer + 1, vocabulary]`` at the prompt's last token and at those of an answer."""
+    num_tokens = tokens.shape[1]
+
+    def read(prompt: PreparedPrompt) -> Tensor:
+        if way == "whole":
+            outputs = prompt.extended(tokens).with_cache(None).forward(keep=num_tokens + 1)
+            return outputs.logits[:, -num_tokens - 1 :]
+        outputs = prompt.forward()
+        return torch.cat([outputs.logits[:, -1:], *read_on(prompt, tokens, way, outputs)], dim=1)
+
+    return inside_generate(model, inputs, greedy_options(max(1, num_tokens), (), pad), read)
+
+
+def read_on(prompt: PreparedPrompt, tokens: Tensor, way: Way, outputs: Any = None) -> Iterator[Tensor]:
+    """Logits at the tokens ``[rows, answer]`` of an answer, piece by piece, on the cache that holds its prompt.
+
+    Args:
+        outputs: Those of the prompt's forward, see `PreparedPrompt.extended`.
+    """
+    for piece in tokens.split(tokens.shape[1] if way == "chunk" else 1, dim=1):
+        size = piece.shape[1]
+        prompt = prompt.extended(piece, outputs)
+        found = prompt.forward(size, keep=size)
+        outputs = None if outputs is None else found
+        yield found.logits[:, -size:]
+
+
+def filled(answer_ids: Tensor, pad: int) -> Tensor:
+    """Answers with a token in place of their padding; behind them, it changes nothing that is read."""
+    return answer_ids.masked_fill(answer_ids == IGNORE, pad)
+
+
+def answer_logprob(logits: Tensor, answer_ids: Tensor) -> Tensor:
+    """Mean log-probability from logits ``[rows, answer + 1, vocabulary]``, the first at the prompt's last token."""
+    real = answer_ids != IGNORE
+    targets = filled(answer_ids, 0).unsqueeze(-1)
+    # float32 before the softmax: bfloat16 has too few digits for sums of log-probabilities
+    logprobs = logits[:, :-1].float().log_softmax(-1).gather(-1, targets).squeeze(-1)
+    return (logprobs.masked_fill(~real, 0.0).sum(1) / real.sum(1)).cpu()
+
+
+def with_answers(model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, pad: int) -> dict[str, Tensor]:
+    """The prompt with the reference answer behind it, for a forward of one's own.
+
+    What else has an entry per token goes on as it does while the model generates.
+    """
+    owner, real = generating_model(model), answer_ids != IGNORE
+    others = {name: value for name, value in inputs.items() if name not in ("input_ids", "position_ids")}
+    if owner is not None:
+        for _ in range(answer_ids.shape[1]):
+            others = owner._update_model_kwargs_for_generation({}, {**others})
+    return {
+        **others,
+        "input_ids": torch.cat([inputs["input_ids"], filled(answer_ids, pad)], dim=1),
+        "attention_mask": torch.cat([inputs["attention_mask"], real.to(inputs["attention_mask"].dtype)], dim=1),
+    }
+
+
+def with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the positions that ``generate`` would derive from the attention mask: padding does not count."""
+    # multi-axis rotary positions are the model's own business
+    if (
+        "position_ids" in inputs
+        or not _takes(model, "position_ids")
+        or any(hasattr(module, "get_rope_index") for module in model.modules())
+    ):
+        return dict(inputs)
+    positions = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+    return {**inputs, "position_ids": positions[:, -inputs["input_ids"].shape[1] :]}
+
+
+def keep_last(model: nn.Module, positions: int) -> dict[str, int]:
+    """Ask for the last logits only, where the model knows how."""
+    return {"logits_to_keep": positions} if _takes(model, "logits_to_keep") else {}
+
+
+def _takes(model: nn.Module, argument: str) -> bool:
+    """Whether the forward of the model, or of the one that a wrapper such as PEFT's holds, has an argument."""
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+    return argument in inspect.signature(type(inner).forward).parameters

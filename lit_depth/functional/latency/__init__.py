@@ -1,0 +1,1 @@
+"""Times of a generation, stage by stage, and what a latency budget affords."""

@@ -1,0 +1,1 @@
+"""Which blocks run: found, chosen by policies, skipped with their KV cache."""

@@ -1,0 +1,1 @@
+"""Which units cost least when they are removed together."""

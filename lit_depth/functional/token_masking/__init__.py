@@ -1,0 +1,1 @@
+"""What each token of a prompt does for the final position of every block."""

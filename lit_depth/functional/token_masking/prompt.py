@@ -1,0 +1,227 @@
+"""One prompt alone, without padding: encoded by a processor or tokenizer, or taken out of a batch; what its tokens are.
+
+A processor is told from a tokenizer by its ``tokenizer``; nothing else about it is assumed but how transformers' own
+are called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_depth.functional.arguments import checked, shorten
+from lit_depth.functional.engine.decode import IMAGE_INPUTS
+from lit_depth.functional.engine.decoding_configuration import end_token_ids
+from lit_depth.functional.token_masking.distances import token_masking
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+
+
+@checked
+def run_token_masking(
+    model: nn.Module,
+    processor: Any,
+    prompt: str,
+    *,
+    image: Any = None,
+    raw: bool = False,
+    num_output_tokens: int = 1,
+    after_end: bool = False,
+    blocks: str | None = None,
+) -> pd.DataFrame:
+    """Hide every token of a prompt in turn, block by block, and measure the change: see `token_masking`.
+
+    Args:
+        model: A Hugging Face decoder (text or vision-language) in evaluation mode.
+        processor: Its processor, or its tokenizer.
+        prompt: See `encode_prompt`.
+        image: See `encode_prompt`.
+        raw: See `encode_prompt`.
+        num_output_tokens: 1 analyses the prompt; N analyses it again after each of the first N - 1 tokens that the
+            model generates.
+        after_end: Go on after an end token (of the model's generation_config, or the tokenizer's).
+        blocks: Dotted path of the decoder blocks, where they cannot be found.
+
+    Returns:
+        As `token_masking`, with the text of every token, ``token_masked``, in place of its id. Of its ``attrs``,
+        ``input_ids`` are the prompt's tokens and ``generated_text`` is what the model generates, N tokens at most.
+
+    Raises:
+        ValueError: As `encode_prompt` and `token_masking`.
+
+    Example:
+        >>> from lit_depth import load_bundled
+        >>> frame = run_token_masking(*load_bundled(), "Is there a red cross?")
+        >>> frame.loc[0, ["token_masked", "variant"]].tolist()
+        ['<|endoftext|>', 'Full']
+    """
+    inputs = encode_prompt(processor, prompt, image, raw=raw)
+    device = next(model.parameters()).device
+    on_device = {name: value.to(device) for name, value in inputs.items()}
+    ends = end_token_ids(model, _tokenizer(processor))
+    frame = token_masking(model, on_device, num_output_tokens, after_end=after_end, end_tokens=ends, blocks=blocks)
+    frame = name_tokens(frame, processor)
+    frame.attrs["input_ids"] = inputs["input_ids"][0].tolist()
+    return frame
+
+
+@checked
+def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool = False) -> dict[str, Tensor]:
+    """The model's inputs for one prompt.
+
+    Args:
+        processor: A processor, or the tokenizer of a text model. Special tokens in the prompt's text count as such.
+        prompt: The text. A Molmo processor wraps it as `` User: {prompt} Assistant:``.
+        image: One image as the processor takes it, such as a PIL image; None for text alone.
+        raw: The prompt is complete as it is: no wrapping, and no second start token where it begins with one.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` ``[1, seq]``, and whatever tensors the processor adds for the image.
+
+    Raises:
+        ValueError: If the prompt is empty or blank, or an image is given to a tokenizer.
+    """
+    if not callable(processor) or not hasattr(_tokenizer(processor), "decode"):
+        raise ValueError(f"expected a processor or a tokenizer of transformers, given {shorten(processor)}")
+    if not prompt.strip():
+        raise ValueError(f"expected a prompt with text, given an empty one ({prompt!r})")
+    start = start_token(processor)
+    if raw and start is not None:
+        rest = prompt.removeprefix(_tokenizer(processor).decode([start]))
+        inputs = _encode(processor, rest, image, raw)
+        # otherwise nobody puts a start token in front
+        if inputs["input_ids"][0, :1].tolist() == [start]:
+            return inputs
+    return _encode(processor, prompt, image, raw)
+
+
+def _encode(processor: Any, text: str, image: Any, raw: bool) -> dict[str, Tensor]:
+    if not hasattr(processor, "tokenizer"):
+        if image is not None:
+            raise ValueError(f"expected a processor that takes images, given the tokenizer {type(processor).__name__}")
+        encoded = processor(text, return_tensors="pt")
+        return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
+    known = inspect.signature(type(processor).__call__).parameters
+    options = {"apply_prompt_format": False} if raw and "apply_prompt_format" in known else {}
+    encoded = processor(images=image, text=text, return_tensors="pt", **options)
+    return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+
+
+def _tokenizer(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", processor)
+
+
+def start_token(processor: Any) -> int | None:
+    """Id that stands in front of every prompt (Molmo's processor has one where its tokenizer has none)."""
+    own = getattr(processor, "bos_token_id", None)
+    return getattr(_tokenizer(processor), "bos_token_id", None) if own is None else own
+
+
+def token_text(processor: Any, token_id: int) -> str:
+    """A token as text; a special token is its name, and half of a character is shown as ``\\ufffd``."""
+    return _tokenizer(processor).decode([int(token_id)])
+
+
+@checked
+def name_tokens(frame: pd.DataFrame, processor: Any) -> pd.DataFrame:
+    """Put ``token_masked``, a text, in place of ``token_id``; ``attrs["generated_text"]`` is what was generated."""
+    texts = {token_id: token_text(processor, token_id) for token_id in frame["token_id"].unique()}
+    named = frame.rename(columns={"token_id": "token_masked"})
+    named["token_masked"] = frame["token_id"].map(texts).astype(object)
+    generated, following = frame.attrs["generated_ids"], frame.attrs["next_id"]
+    named.attrs = dict(frame.attrs)
+    named.attrs["generated_text"] = _tokenizer(processor).decode(
+        [*generated, *([] if following is None else [following])]
+    )
+    return named
+
+
+@checked
+def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) -> list[str]:
+    """What each token of a prompt is: ``start``, ``vision`` or ``text``.
+
+    ``vision`` is every token that an image puts into the prompt, Molmo's border and column tokens included. The start
+    token is a kind of its own because many heads rest on it, whatever the prompt says.
+
+    Args:
+        processor: Processor or tokenizer.
+        token_ids: The prompt's tokens.
+        config: The model's configuration, which names the image token of some models.
+
+    Example:
+        >>> from lit_depth import load_bundled
+        >>> processor = load_bundled()[1]
+        >>> patch, colon = processor.tokenizer.convert_tokens_to_ids(["<im_patch>", ":"])
+        >>> token_kinds(processor, [processor.bos_token_id, patch, colon])
+        ['start', 'vision', 'text']
+    """
+    start = start_token(processor)
+    images = set(getattr(processor, "image_token_id_of_kind", ()))
+    for holder in (processor, config):
+        images |= {getattr(holder, name, None) for name in ("image_token_id", "image_token_index")}
+    return [
+        "start" if position == 0 and token_id == start else "vision" if token_id in images else "text"
+        for position, token_id in enumerate(token_ids)
+    ]
+
+
+@checked
+def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
+    """One row of a padded batch as the processor would have given it alone: no padding, no crops that it lacks.
+
+    Args:
+        batch: Inputs of a model with a batch axis in front; other entries are left out. ``attention_mask`` is 0 at the
+            padding, on whichever side.
+        row: Which one.
+
+    Returns:
+        The inputs of this row, with a batch axis of 1.
+
+    Raises:
+        ValueError: If there are no ``input_ids`` ``[batch, seq]``, the attention mask has another shape, or an image
+            input does not have one entry per row.
+
+    Example:
+        >>> batch = {"input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]), "attention_mask": torch.tensor([[0, 1, 1]] * 2)}
+        >>> row_inputs(batch, 0)
+        {'input_ids': tensor([[5, 6]]), 'attention_mask': tensor([[1, 1]])}
+    """
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.ndim != 2:
+        raise ValueError(f"expected batches with input_ids [batch, seq], given the entries {sorted(map(str, batch))}")
+    mask = batch.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    if mask.shape != ids.shape:
+        raise ValueError(f"expected an attention_mask {list(ids.shape)}, given {list(mask.shape)}")
+    kept = mask[row].bool()
+    found = {name: batch[name] for name in TEXT_INPUTS if isinstance(batch.get(name), Tensor)}
+    # position ids may have axes in front
+    inputs = {name: value[..., row : row + 1, :][..., kept] for name, value in found.items()}
+    images = {name: batch[name] for name in IMAGE_INPUTS if isinstance(batch.get(name), Tensor)}
+    for name, value in images.items():
+        if len(value) != len(ids):
+            raise ValueError(
+                f"expected {name} with one entry per row, given {len(value)} for {len(ids)} rows: use batches of one"
+            )
+        inputs[name] = value[row : row + 1]
+    index = inputs.get("image_input_idx")
+    if index is not None:
+        # crops that the row lacks come last and are -1 throughout
+        crops = int((index != -1).any(-1).sum())
+        for name in ("images", "image_masks", "image_input_idx"):
+            if name in inputs and crops:
+                inputs[name] = inputs[name][:, :crops]
+            else:
+                inputs.pop(name, None)
+    if "image_input_idx" in inputs:
+        places = kept.long().cumsum(0) - 1  # of each padded position in the row alone
+        index = inputs["image_input_idx"]
+        inputs["image_input_idx"] = torch.where(index >= 0, places[index.clamp(min=0)].to(index.dtype), index)
+    return inputs

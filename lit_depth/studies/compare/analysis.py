@@ -1,0 +1,274 @@
+"""From per-sample scores under many masks to the comparison of policies: intervals and tests."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from lit_depth.functional.statistics import (
+    FamilyRow,
+    Interval,
+    mean_intervals,
+    paired_comparisons,
+    paired_intervals,
+)
+from lit_depth.results.verdicts import differs
+from lit_depth.studies.shared.constant_answer import ConstantAnswer
+from lit_depth.studies.shared.mask_grid import PlannedMask
+
+Measure = Literal["quality", "reference_logprob"]
+
+
+class Scores(NamedTuple):
+    """Per-sample results of every mask on the same samples (M masks, N samples)."""
+
+    mask_ids: list[str]
+    quality: NDArray[np.float64]  # [M, N]
+    reference_logprob: NDArray[np.float64]  # [M, N]
+    images: list[str]  # [N], the clusters of the statistics
+    sizes: tuple[int, ...] = ()  # samples of each task, where several are pooled
+    max_scores: tuple[float, ...] = (1.0,)  # largest possible quality, the smallest being 0; of each task
+    samples: tuple[str, ...] = ()  # [N] ids, of one task as read from its records
+    num_distinct_answers: tuple[int, ...] = ()  # [M]; of several tasks the most on any
+    constant: ConstantAnswer | None = None
+
+    @classmethod
+    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Scores:
+        """Pivot complete records (see `lit_depth.results.store.check_complete`)."""
+        quality = records.pivot(index="mask", columns="sample", values="score")
+        logprob = records.pivot(index="mask", columns="sample", values="reference_logprob")
+        images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(quality.columns)
+        values = quality.to_numpy(float), logprob.to_numpy(float)
+        distinct: tuple[int, ...] = ()
+        if "prediction" in records:
+            distinct = tuple(records.groupby("mask")["prediction"].nunique(dropna=False).reindex(quality.index))
+        return cls(
+            list(quality.index),
+            *values,
+            list(images),
+            max_scores=(max_score,),
+            samples=tuple(quality.columns),
+            num_distinct_answers=tuple(map(int, distinct)),
+        )
+
+    @classmethod
+    def pooled(cls, tasks: Sequence[Scores]) -> Scores:
+        """Several tasks as one: scores are weighted so that the mean over all samples is the mean over tasks.
+
+        Raises:
+            ValueError: If the tasks were not evaluated under the same masks.
+        """
+        if any(each.mask_ids != tasks[0].mask_ids for each in tasks):
+            raise ValueError("the mean over tasks needs the same masks on every task")
+        sizes = tuple(len(each.images) for each in tasks)
+        weights = [sum(sizes) / (len(sizes) * size) for size in sizes]
+        known = [each.constant for each in tasks if each.constant is not None]
+        return cls(
+            tasks[0].mask_ids,
+            np.concatenate([weight * each.quality for weight, each in zip(weights, tasks)], axis=1),
+            np.concatenate([weight * each.reference_logprob for weight, each in zip(weights, tasks)], axis=1),
+            [f"{task}/{image}" for task, each in enumerate(tasks) for image in each.images],
+            sizes,
+            tuple(each.max_scores[0] for each in tasks),
+            num_distinct_answers=tuple(map(max, zip(*(each.num_distinct_answers for each in tasks)))),
+            constant=ConstantAnswer(
+                tuple(found for each in known for found in each.found),
+                np.concatenate([weight * each.scores for weight, each in zip(weights, known)]),
+            )
+            if len(known) == len(tasks)
+            else None,
+        )
+
+    def intervals(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
+    ) -> list[Interval]:
+        """Mean of each row of per-sample differences ``[rows, N]``, with an interval clustered by image.
+
+        Args:
+            values: Differences of scores, or sums of several such differences.
+            confidence: Coverage of each interval.
+            measure: What the values were computed from; its range is that of the scores.
+            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
+        """
+        return paired_intervals(**self._samples(values, measure, terms), confidence=confidence)
+
+    def compare(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
+    ) -> list[FamilyRow]:
+        """`intervals` with tests, of each row alone and of all rows as one family."""
+        return paired_comparisons(**self._samples(values, measure, terms), confidence=confidence)
+
+    def mean_intervals(
+        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality"
+    ) -> list[Interval]:
+        """Mean of each row of per-sample scores ``[rows, N]``, with an interval clustered by image."""
+        samples = self._samples(values, measure, 1)
+        return mean_intervals(samples.pop("differences"), **samples, confidence=confidence)
+
+    def _samples(self, values: NDArray[np.float64], measure: Measure, terms: ArrayLike) -> dict[str, Any]:
+        """Arguments of the statistics: what `pooled` weighted as it was, and the task of each sample."""
+        sizes = np.array(self.sizes or (len(self.images),))
+        tasks = np.repeat(np.arange(len(sizes)), sizes)
+        score_range = None
+        if measure == "quality":
+            score_range = np.reshape(terms, (-1, 1)) * np.array(self.max_scores)[tasks]
+        return {
+            "differences": values * (len(sizes) * sizes / sizes.sum())[tasks],
+            "clusters": self.images,
+            "score_range": score_range,
+            # the tasks are given, not drawn: only samples within a task vary
+            "tasks": tasks if self.sizes else None,
+        }
+
+    def rows(self, ids: Sequence[str]) -> NDArray[np.float64]:
+        """Quality of some masks, ``[len(ids), N]``."""
+        position = {name: row for row, name in enumerate(self.mask_ids)}
+        return self.quality[[position[name] for name in ids]]
+
+    def distinct_answers(self, name: str) -> int | None:
+        """Number of different answers that a mask gave; None where answers are not known."""
+        return self.num_distinct_answers[self.mask_ids.index(name)] if self.num_distinct_answers else None
+
+    def mean_logprob(self, ids: Sequence[str]) -> float:
+        """Mean reference log-probability over some masks and all samples."""
+        position = {name: row for row, name in enumerate(self.mask_ids)}
+        return float(self.reference_logprob[[position[name] for name in ids]].mean())
+
+
+def describe_masks(
+    plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], num_blocks: int, confidence: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The ``full`` and ``strategies`` entries of the result.
+
+    Drops from the full model are one family: all masks, and the means of policies that have several at one count.
+    """
+    full_id, grouped = "1" * num_blocks, _grouped(plan)
+    ids = [name for name in dict.fromkeys(planned.id for planned in plan) if name != full_id]
+    several = {key: group for key, group in grouped.items() if len({planned.id for planned in group}) > 1}
+    means = [scores.rows([planned.id for planned in group]).mean(axis=0) for group in several.values()]
+    full, *described = _describe_rows(np.stack([*scores.rows([full_id, *ids]), *means]), scores, confidence)
+    of_mask = {full_id: full, **dict(zip(ids, described))}
+    of_mean = dict(zip(several, described[len(ids) :]))
+
+    def entry(name: str, seed: int | None) -> dict[str, Any]:
+        return {
+            "mask_id": name,
+            "seed": seed,
+            "active_block_indices": [index for index, bit in enumerate(name) if bit == "1"],
+            **of_mask[name],
+            "num_distinct_answers": scores.distinct_answers(name),
+            "reference_logprob": scores.mean_logprob([name]),
+            "latency_ms": latency.get(name),
+        }
+
+    strategies = [
+        {
+            "policy": name,
+            "num_active_blocks": count,
+            "num_total_blocks": num_blocks,
+            **(of_mean[name, count] if (name, count) in of_mean else of_mask[group[0].id]),
+            "reference_logprob": scores.mean_logprob([planned.id for planned in group]),
+            "latency_ms": _mean_latency([latency[planned.id] for planned in group if planned.id in latency]),
+            "masks": [entry(planned.id, planned.seed) for planned in group],
+        }
+        for (name, count), group in grouped.items()
+    ]
+    return entry(full_id, None), strategies
+
+
+def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float) -> list[dict[str, Any]]:
+    """Quality of each row, and its drop from the first, which is the full model's; the others are one family."""
+    drops = rows[0] - rows
+    # that the full model loses nothing against itself is a definition, not a test
+    family = [None, *(scores.compare(drops[1:], confidence) if len(rows) > 1 else ())]
+    own = scores.intervals(drops[:1], confidence)
+    return [
+        {
+            "quality": quality.estimate,
+            "quality_ci": [quality.low, quality.high],
+            **(family_entry(found, "drop") if found else interval_entry(own[0], "drop")),
+            "drop_p_holm": found and found.p_holm,
+        }
+        for quality, found in zip(scores.mean_intervals(rows, confidence), family)
+    ]
+
+
+def interval_entry(interval: Interval, key: str) -> dict[str, Any]:
+    """A difference that belongs to no family."""
+    return {key: interval.estimate, f"{key}_ci": [interval.low, interval.high], f"{key}_simultaneous_ci": None}
+
+
+def family_entry(found: FamilyRow, key: str) -> dict[str, Any]:
+    """A difference with the interval of its own, and the one that goes with ``found.p_holm``."""
+    together = [found.simultaneous.low, found.simultaneous.high]
+    return {**interval_entry(found.interval, key), f"{key}_simultaneous_ci": together}
+
+
+def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: float) -> list[dict[str, Any]]:
+    """Every pair of policies at every number of active blocks where their masks differ, and over all of these.
+
+    The tests are sign-flip permutations clustered by image. Holm's correction, and simultaneous intervals that agree
+    with it, are over the numbers of blocks of one pair, and for the means over them over all pairs.
+    """
+    grouped = _grouped(plan)
+    names = list(dict.fromkeys(name for name, _ in grouped))
+    result: list[dict[str, Any]] = []
+    means = {}
+    for a, b in itertools.combinations(names, 2):
+        counts = [count for name, count in grouped if name == a and (b, count) in grouped]
+        counts = [k for k in counts if {p.id for p in grouped[a, k]} != {p.id for p in grouped[b, k]}]
+        if not counts:
+            continue
+        differences = {
+            k: scores.rows([p.id for p in grouped[a, k]]).mean(axis=0)
+            - scores.rows([p.id for p in grouped[b, k]]).mean(axis=0)
+            for k in counts
+        }
+        for count, found in zip(counts, scores.compare(np.stack(list(differences.values())), confidence)):
+            result.append(_comparison_entry(a, b, count, found, confidence))
+        means[a, b] = np.mean(list(differences.values()), axis=0)
+        result.append({"a": a, "b": b, "num_active_blocks": None})
+    overall = [entry for entry in result if entry["num_active_blocks"] is None]
+    if overall:
+        for entry, found in zip(overall, scores.compare(np.stack(list(means.values())), confidence)):
+            entry |= _comparison_entry(entry["a"], entry["b"], None, found, confidence)
+    return result
+
+
+def _comparison_entry(a: str, b: str, count: int | None, found: FamilyRow, confidence: float) -> dict[str, Any]:
+    better = "a" if found.interval.estimate > 0 else "b"
+    return {
+        "a": a,
+        "b": b,
+        "num_active_blocks": count,
+        "difference": found.interval.estimate,
+        "ci": [found.interval.low, found.interval.high],
+        "simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
+        "p_value": found.p_value,
+        "p_holm": found.p_holm,
+        "verdict": better if differs(found.p_holm, confidence) else "tie",
+    }
+
+
+def _grouped(plan: Sequence[PlannedMask]) -> dict[tuple[str, int], list[PlannedMask]]:
+    grouped: dict[tuple[str, int], list[PlannedMask]] = {}
+    for planned in plan:
+        grouped.setdefault((planned.policy, planned.count), []).append(planned)
+    return grouped
+
+
+def _mean_latency(entries: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, Any] | None:
+    """Average each number over the masks of one strategy."""
+    if not entries:
+        return None
+    result: dict[str, Any] = {}
+    for stage in entries[0]:
+        names = entries[0][stage]
+        columns = {name: [entry[stage][name] for entry in entries] for name in names}
+        result[stage] = {name: None if None in column else float(np.mean(column)) for name, column in columns.items()}  # type: ignore[arg-type]
+    return result

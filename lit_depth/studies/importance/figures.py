@@ -1,0 +1,143 @@
+"""Bars of block importance, and ranks by task or method, drawn from the result of ``lit-depth importance``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_depth.results.store import save_figure
+from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label
+from lit_depth.studies.compare.figures import bar_lengths, plain_axes, withheld_title
+from lit_depth.studies.consistency.figures import agreement_figure, is_sure, matrix_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLOR, _UNSURE = "#0072B2", "#9CC7E4"
+_PANELS = {"quality": "Drop in quality ({metric})", "reference_logprob": "Drop in reference log-probability (nats)"}
+
+
+def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
+    """Draw and save one bar chart per task; where there are several also their mean, and what they share.
+
+    Returns:
+        Paths written: ``block_importance.png`` for one task, else ``block_importance_<task>.png``,
+        ``block_importance_macro.png``, ``block_importance_by_task.png`` (heatmap) and
+        ``block_importance_agreement.png`` (rank correlation of all pairs of tasks). Of several methods also
+        ``block_importance_methods.png``.
+    """
+    tasks = result["tasks"]
+    confidence = result["confidence"]
+    charts: dict[str, Figure] = {}
+    for task in tasks:
+        name = "block_importance.png" if len(tasks) == 1 else f"block_importance_{task['task']}.png"
+        title = f"{task['task']}, {task['num_samples']} samples, {result['split']} split"
+        charts[name] = importance_figure(task["blocks"], title, task["metric"], confidence, task)
+    if result["macro"]:
+        metric = " / ".join(dict.fromkeys(task["metric"] for task in tasks))
+        title = f"mean over {len(tasks)} tasks, {result['split']} split"
+        charts["block_importance_macro.png"] = importance_figure(result["macro"], title, metric, confidence, result)
+        title = f"Drop in quality, {result['split']} split"
+        charts["block_importance_by_task.png"] = _heatmap(tasks, title, confidence)
+        names = [task["task"] for task in tasks]
+        charts["block_importance_agreement.png"] = agreement_figure(result["agreement"], names)
+    if "methods" in result:
+        title = f"Rank of each block by method, {tasks[0]['task']}, {result['split']} split"
+        charts["block_importance_methods.png"] = methods_figure(result["methods"]["entries"], title)
+    paths = [Path(folder) / name for name in charts]
+    for path, figure in zip(paths, charts.values()):
+        save_figure(figure, path)
+    return paths
+
+
+def _heatmap(tasks: list[dict[str, Any]], title: str, confidence: float) -> Figure:
+    """Drops by task (rows) and block (columns); pale where the task's own family of tests shows no difference."""
+    values = [[entry["quality"]["drop"] for entry in task["blocks"]] for task in tasks]
+    # one block may cost far more than all others, which should still be told apart
+    highest = sorted(abs(value) for row in values for value in row)
+    limit = highest[int(0.9 * (len(highest) - 1))] or highest[-1] or 1.0
+    units = tasks[0]["blocks"]
+    columns = [str(unit_name(entry)) for entry in units]
+    names = [f"{task['task']} ({task['metric']})" for task in tasks]
+    sure = [[is_sure(entry["quality"], task, confidence) for entry in task["blocks"]] for task in tasks]
+    title = f"{title}; pale: no difference shown (Holm)"
+    return matrix_figure(values, names, columns, title, limit, f"Skipped {units_noun(units)}", sure)
+
+
+def methods_figure(methods: list[dict[str, Any]], title: str) -> Figure:
+    """Ranks of the blocks (columns) by method (rows), 1 = most important and brightest.
+
+    Args:
+        methods: Entries with ``method``, ``ranks`` (block -> rank), and ``spearman`` with the first entry, or None.
+        title: What was measured.
+    """
+    from matplotlib.figure import Figure
+
+    blocks = list(methods[0]["ranks"])
+    size = max(8, 0.42 * len(blocks) + 4), 0.4 * len(methods) + 1.8
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    ranks = [[entry["ranks"][block] for block in blocks] for entry in methods]
+    image = axes.imshow(ranks, cmap="viridis_r", vmin=1, vmax=max(2, len(blocks)), aspect="auto")
+    for row, cells in enumerate(ranks):
+        for column, rank in enumerate(cells):
+            color = "white" if rank > 0.45 * len(blocks) else "black"
+            axes.text(column, row, str(rank), ha="center", va="center", fontsize=8, color=color)
+    names = [entry["method"].replace("_", " ") for entry in methods]
+    values = ["" if entry["spearman"] is None else f" ({entry['spearman']:+.2f})" for entry in methods]
+    axes.set_yticks(range(len(methods)), [name + value for name, value in zip(names, values)])
+    axes.set_xticks(range(len(blocks)), blocks)
+    axes.set_xlabel("Block")
+    axes.set_title(f"{title}\n1 = most important; in brackets: Spearman with the first row", loc="left", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label="Rank")
+    bar.ax.invert_yaxis()
+    bar.set_ticks([1, len(blocks)])
+    return figure
+
+
+def importance_figure(
+    blocks: list[dict[str, Any]], title: str, metric: str, confidence: float, measured: Mapping[str, Any]
+) -> Figure:
+    """Bars with intervals: what skipping each block or half costs, in quality and in reference log-probability.
+
+    The intervals are simultaneous over the bars of a panel. A bar is pale where its interval contains zero, and
+    everywhere if the full model was not shown to beat the best constant answer. A dotted line shows where a mask would
+    be as good as that.
+
+    Args:
+        blocks: Entries as in `lit_depth.results.unit_names`, with ``quality`` and ``reference_logprob``, which have
+            ``drop``, ``drop_simultaneous_ci`` and ``p_holm``.
+        title: What was measured.
+        metric: Name of the quality.
+        confidence: Coverage of the intervals.
+        measured: ``full`` and ``baseline`` of the same samples, see `lit_depth.results.verdicts`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(8, 0.28 * len(blocks) + 2), 6.5), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True)
+    places = unit_places(blocks)
+    for axes, (measure, label) in zip(panels, _PANELS.items()):
+        plain_axes(axes)
+        values = [entry[measure]["drop"] for entry in blocks]
+        limits = [entry[measure]["drop_simultaneous_ci"] for entry in blocks]
+        colors = [_COLOR if is_sure(entry[measure], measured, confidence) else _UNSURE for entry in blocks]
+        axes.bar(places, values, color=colors, width=0.75)
+        axes.errorbar(
+            places, values, yerr=bar_lengths(values, limits), fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3
+        )
+        axes.axhline(0, color="#333333", linewidth=0.8)
+        axes.set_ylabel(label.format(metric=metric))
+    baseline = measured.get("baseline")
+    if baseline is not None:
+        height = measured["full"]["quality"] - baseline["quality"]
+        label = f"no better than the {constant_label(baseline)}"
+        panels[0].axhline(height, color="#B00020", linestyle=":", linewidth=1.5, label=label)
+        panels[0].legend(frameon=False, fontsize=9)
+    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: 0 is within"
+    panels[0].set_title(withheld_title(title, measured), loc="left", fontsize=11)
+    panels[1].set_xlabel(f"Skipped {units_noun(blocks)}")
+    label_units(panels[1], blocks)
+    return figure

@@ -1,0 +1,355 @@
+"""The part of ``lit-depth importance --methods``: do cheaper scores find the blocks that the accuracy drop finds?
+
+Every method is asked for the same blocks on the same samples, and compared with the accuracy drop:
+
+| question | answer |
+|---|---|
+| same order? | Spearman's correlation, with the interval of `rank_agreement_with` |
+| same blocks to skip? | share of the k least important blocks that both name, for every k up to half of the blocks |
+| as good masks? | quality on the *validation* split of the masks that keep the best 3/4 and 1/2 of the blocks |
+| how expensive? | time of one batch over that of one plain forward of the same batch |
+
+The interval of the correlation covers the noise of the accuracy drop (other images would give another one), not that of
+the method's own scores, which count as given. ``reference_logprob_drop`` comes of the very answers that the accuracy
+drop comes of and shares a part of its noise: where its correlation rests on few samples, it may look too high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import mask_id, top_k
+from lit_depth.functional.importance.proxies import METHODS, check_methods
+from lit_depth.functional.statistics import FamilyRow
+from lit_depth.functional.statistics.agreement import rank_agreement_with
+from lit_depth.module import DepthModule
+from lit_depth.results.page import Section
+from lit_depth.results.table import format_p_value, format_table
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, differs, mark, refusal
+from lit_depth.studies.compare.analysis import Scores, family_entry, interval_entry
+from lit_depth.studies.importance.measure_proxies import TOGETHER
+from lit_depth.studies.shared.block_ranks import describe_full, drops
+from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.run_folder import check_whole_blocks, evaluate
+
+# method -> measure of `Scores`; the first is what all others are held against
+DROPS = {"accuracy_drop": "quality", "reference_logprob_drop": "reference_logprob"}
+# what counts as more important, where it is not simply the higher score; see `lit_depth.functional.importance.proxies`
+DIRECTIONS = {"taylor_signed": "lower", "attention_entropy": "higher (a convention: none is agreed)"}
+EXPLAIN = (
+    "Every method against the accuracy drop. spearman: rank correlation as measured; noise-free: {confidence:.0%} "
+    "interval of the one with a drop measured without noise (the method's own scores count as exact). least {k}: share "
+    "of the {k} least important blocks that both name, by chance {chance:.2f}. forwards: time of one batch of "
+    "{batch_size} samples over that of a plain forward ({forward_ms:.0f} ms); all proxies in one pass cost "
+    "{together:.1f}. A lower taylor_signed counts as more important, of all others a higher score; attention_entropy "
+    "has no agreed direction."
+)
+EXPLAIN_MASKS = (
+    "Masks of the most important blocks by each method, on {num_samples} samples of the validation split (full model "
+    "{full:.3f}); 'difference' is to the accuracy drop's mask of that size, with {confidence:.0%} {simultaneous}; "
+    "p-values are corrected over all masks that differ. " + LEGEND
+)
+
+
+def check_asked(
+    methods: Sequence[str] | str | None,
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    split: str,
+    blocks: Sequence[int],
+) -> list[str]:
+    """Proxy methods to measure, none for None; refuse what they cannot be compared on.
+
+    Raises:
+        ValueError: Unknown methods, sublayers, several tasks or processes, the validation split or one that overlaps
+            it, or so many blocks in ``skip`` that the smaller masks cannot keep them.
+    """
+    if methods is None:
+        return []
+    # the command line makes a list of a single word
+    names = list(METHODS if methods in ("all", ["all"]) else check_methods(methods))
+    check_whole_blocks(model, "--methods")
+    if len(datamodule.tasks) > 1:
+        raise ValueError(f"--methods takes one task at a time, got {[task.name for task in datamodule.tasks]}")
+    if trainer.world_size > 1:
+        raise ValueError(f"--methods runs in one process, got {trainer.world_size}: give --trainer.devices 1")
+    if split == "validation":
+        raise ValueError("--methods judges masks on the validation split: measure on another one, --split calibration")
+    unmeasured, smallest = model.num_blocks - len(blocks), min(mask_sizes(model.num_blocks))
+    if unmeasured > smallest:
+        raise ValueError(
+            f"--methods chooses masks of {smallest} active blocks, which cannot hold the {unmeasured} that --skip names"
+        )
+    datamodule.check_disjoint(split, "validation")
+    return names
+
+
+def mask_sizes(num_blocks: int) -> list[int]:
+    """Numbers of active blocks of the masks that each method chooses.
+
+    >>> mask_sizes(16), mask_sizes(2)
+    ([12, 8], [1])
+    """
+    return list(dict.fromkeys(max(1, num_blocks * share // 4) for share in (3, 2)))
+
+
+def compare_methods(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    proxies: Mapping[str, Any],
+    measured: Scores,
+    blocks: Sequence[int],
+    folder: Path,
+    confidence: float,
+    max_bad_samples: float,
+) -> dict[str, Any]:
+    """The result's ``methods`` entry: every method against the accuracy drop, its masks on the validation split.
+
+    Args:
+        proxies: From `measure_proxies`.
+        measured: Scores of the full model and every leave-one-out mask.
+        blocks: The measured blocks; all others stay active in every mask.
+    """
+    num_blocks = model.num_blocks
+    sizes = mask_sizes(num_blocks)
+    raw = {method: drops(measured, blocks, num_blocks, key).mean(axis=1) for method, key in DROPS.items()}
+    raw |= {method: np.array(values)[list(blocks)] for method, values in proxies["scores"].items()}
+    important = {method: -values if DIRECTIONS.get(method) == "lower" else values for method, values in raw.items()}
+    chosen = {
+        method: [mask_of(values.tolist(), blocks, num_blocks, size) for size in sizes]
+        for method, values in important.items()
+    }
+    masks = [torch.ones(num_blocks, dtype=torch.bool), *(mask for each in chosen.values() for mask in each)]
+    text = f"masks of every method, {datamodule.task.name}, validation split"
+    validation, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
+    reference = drops(measured, blocks, num_blocks, "quality")
+    entries: list[dict[str, Any]] = [
+        {
+            "method": method,
+            "direction": DIRECTIONS.get(method, "higher"),
+            "scores": dict(zip(map(str, blocks), values.tolist())),
+            "ranks": dict(zip(map(str, blocks), ranks_of(important[method].tolist()))),
+            **_correlation(important[method], reference, measured.images, method, confidence),
+            "overlap": overlaps(important["accuracy_drop"].tolist(), important[method].tolist()),
+            "forwards": proxies["forwards"][method],
+        }
+        for method, values in raw.items()
+    ]
+    baseline = describe_baseline(validation, "1" * num_blocks, confidence)
+    ids = {method: [mask_id(mask) for mask in each] for method, each in chosen.items()}
+    for entry, masks_of_method in zip(entries, _describe_masks(ids, sizes, validation, confidence)):
+        entry["masks"] = masks_of_method
+        if baseline and not baseline["beaten"]:
+            for each in masks_of_method:
+                each["verdict"] = WITHHELD
+    return {
+        "num_active_blocks": sizes,
+        "confidence": confidence,
+        "forward_seconds": proxies["forward_seconds"],
+        "batch_size": proxies["batch_size"],
+        "proxies_together_forwards": proxies["forwards"][TOGETHER],
+        "validation": {
+            "num_samples": len(validation.images),
+            "num_images": len(set(validation.images)),
+            "num_bad_samples": len(sweep.bad_samples),
+            "full": describe_full(validation, num_blocks, confidence),
+            "baseline": baseline,
+        },
+        "entries": entries,
+    }
+
+
+def mask_of(scores: Sequence[float], blocks: Sequence[int], num_blocks: int, num_active_blocks: int) -> torch.Tensor:
+    """Mask of the most important blocks, those that were not measured among them.
+
+    >>> mask_of([0.1, 0.5, 0.2], blocks=[1, 2, 3], num_blocks=4, num_active_blocks=2).tolist()
+    [True, False, True, False]
+    """
+    score_of = dict(zip(blocks, scores))
+    keep = [block_idx for block_idx in range(num_blocks) if block_idx not in score_of]
+    return top_k([score_of.get(block_idx, 0.0) for block_idx in range(num_blocks)], num_active_blocks, keep=keep)
+
+
+def ranks_of(scores: Sequence[float]) -> list[int]:
+    """1 = highest; equal scores share the better rank.
+
+    >>> ranks_of([0.5, 2.0, 0.5])
+    [2, 1, 2]
+    """
+    return [1 + sum(other > score for other in scores) for score in scores]
+
+
+def overlaps(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """Share of the k least important blocks that two lists of scores have in common, for k up to half of the blocks.
+
+    Of equally important blocks the later one goes first, as in `top_k`: these are the blocks that its masks skip.
+
+    >>> overlaps([4.0, 3.0, 2.0, 1.0], [2.0, 4.0, 1.0, 3.0])
+    {'1': 0.0, '2': 0.5}
+    """
+    order = [sorted(range(len(scores)), key=lambda index: (scores[index], -index)) for scores in (first, second)]
+    return {str(k): len(set(order[0][:k]) & set(order[1][:k])) / k for k in range(1, len(first) // 2 + 1)}
+
+
+def _correlation(
+    important: NDArray[np.float64],
+    reference: NDArray[np.float64],
+    images: Sequence[str],
+    method: str,
+    confidence: float,
+) -> dict[str, Any]:
+    """All null for the accuracy drop itself, and where there is no order or too little to judge it by."""
+    nothing: dict[str, Any] = dict.fromkeys(("spearman", "spearman_ci", "p_value"))
+    flat = np.ptp(important) == 0 or np.ptp(reference.mean(axis=1)) == 0
+    if method == "accuracy_drop" or flat or len(important) < 4 or len(set(images)) < 4:
+        return nothing
+    found, p_value = rank_agreement_with(important, reference, images, confidence=confidence)
+    return {"spearman": found.estimate, "spearman_ci": [found.low, found.high], "p_value": p_value}
+
+
+def _describe_masks(
+    ids: Mapping[str, Sequence[str]], sizes: Sequence[int], scores: Scores, confidence: float
+) -> list[list[dict[str, Any]]]:
+    """Per method one entry per size: quality with its interval, and the difference to the accuracy drop's mask."""
+    baseline = scores.rows(ids["accuracy_drop"])
+    masks = {name: values for each in ids.values() for name, values in zip(each, scores.rows(each) - baseline)}
+    # a mask that several methods choose is one test, and the accuracy drop's own is none
+    names = [name for name in masks if name not in ids["accuracy_drop"]]
+    tests = dict(zip(names, scores.compare(np.stack([masks[name] for name in names]), confidence))) if names else {}
+    (same,) = scores.intervals(np.zeros_like(baseline[:1]), confidence)
+    result = []
+    for each in ids.values():
+        values = scores.rows(each)
+        quality = scores.mean_intervals(values, confidence)
+        entries: list[dict[str, Any]] = []
+        for index, (name, size) in enumerate(zip(each, sizes)):
+            found = tests.get(name)
+            entries.append(
+                {
+                    "num_active_blocks": size,
+                    "mask_id": name,
+                    "quality": quality[index].estimate,
+                    "quality_ci": [quality[index].low, quality[index].high],
+                    "num_distinct_answers": scores.distinct_answers(name),
+                    **(family_entry(found, "difference") if found else interval_entry(same, "difference")),
+                    "p_value": found and found.p_value,
+                    "p_holm": found and found.p_holm,
+                    "verdict": _verdict(found, confidence),
+                }
+            )
+        result.append(entries)
+    return result
+
+
+def _verdict(found: FamilyRow | None, confidence: float) -> str:
+    """Of a mask against the accuracy drop's of its size."""
+    if found is None:
+        return "same mask"
+    if not differs(found.p_holm, confidence):
+        return "tie"
+    return "better" if found.interval.estimate > 0 else "worse"
+
+
+def refusal_of_methods(methods: Mapping[str, Any]) -> str | None:
+    """Why the masks of the methods are not compared."""
+    return refusal(methods["validation"], "the validation split")
+
+
+def method_sections(methods: Mapping[str, Any]) -> list[Section]:
+    """The report's part."""
+    return [
+        Section("Methods", text=_explain(methods), headers=_headers(methods), rows=_rows(methods)),
+        Section("Masks of every method", text=_explain_masks(methods), headers=_MASK_HEADERS, rows=_mask_rows(methods)),
+    ]
+
+
+def method_lines(methods: Mapping[str, Any]) -> list[str]:
+    """The printed part."""
+    table, masks = format_table(_rows(methods), _headers(methods)), format_table(_mask_rows(methods), _MASK_HEADERS)
+    return [_explain(methods), "", table, "", _explain_masks(methods), "", masks, ""]
+
+
+_MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)", "verdict")
+
+
+def _least(methods: Mapping[str, Any]) -> int:
+    """The k of the table: a quarter of the measured blocks."""
+    return max(1, len(methods["entries"][0]["scores"]) // 4)
+
+
+def _explain(methods: Mapping[str, Any]) -> str:
+    k = _least(methods)
+    return EXPLAIN.format(
+        confidence=methods["confidence"],
+        k=k,
+        chance=k / len(methods["entries"][0]["scores"]),
+        batch_size=methods["batch_size"],
+        forward_ms=1000 * methods["forward_seconds"],
+        together=methods["proxies_together_forwards"],
+    )
+
+
+def _explain_masks(methods: Mapping[str, Any]) -> str:
+    validation = methods["validation"]
+    told = EXPLAIN_MASKS.format(
+        num_samples=validation["num_samples"],
+        full=validation["full"]["quality"],
+        confidence=methods["confidence"],
+        simultaneous=SIMULTANEOUS,
+    )
+    return " ".join(filter(None, [refusal_of_methods(methods), told])) + describe_constant(validation)
+
+
+def _headers(methods: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("method", "spearman", "noise-free", "p", f"least {_least(methods)}", "forwards")
+
+
+def _rows(methods: Mapping[str, Any]) -> list[list[Any]]:
+    k = str(_least(methods))
+    return [
+        [
+            entry["method"],
+            entry["spearman"],
+            None if entry["method"] == "accuracy_drop" else _limits(entry["spearman_ci"]) or "not estimable",
+            None if entry["p_value"] is None else format_p_value(entry["p_value"]),
+            entry["overlap"].get(k),
+            entry["forwards"],
+        ]
+        for entry in methods["entries"]
+    ]
+
+
+def _mask_rows(methods: Mapping[str, Any]) -> list[list[Any]]:
+    rows = []
+    for index in range(len(methods["num_active_blocks"])):
+        for entry in methods["entries"]:
+            mask = entry["masks"][index]
+            same = mask["p_holm"] is None
+            sign = mark(mask["quality"], mask["num_distinct_answers"], methods["validation"]["baseline"])
+            rows.append(
+                [
+                    entry["method"],
+                    mask["num_active_blocks"],
+                    f"{mask['quality']:.3f}{sign}",
+                    "[{:.3f}, {:.3f}]".format(*mask["quality_ci"]),
+                    None if same else f"{mask['difference']:+.3f}",
+                    None if same else _limits(mask["difference_simultaneous_ci"]),
+                    None if same else format_p_value(mask["p_holm"]),
+                    mask["verdict"],
+                ]
+            )
+    return rows
+
+
+def _limits(limits: Sequence[float] | None) -> str | None:
+    return None if limits is None else f"[{limits[0]:+.3f}, {limits[1]:+.3f}]"

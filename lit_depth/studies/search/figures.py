@@ -1,0 +1,204 @@
+"""The beam of ``lit-depth search`` as a tree, and what removing more blocks costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_depth.results.store import save_figure
+from lit_depth.results.verdicts import SIMULTANEOUS, mark
+from lit_depth.studies.compare.figures import (
+    _COLORS,
+    _MARKERS,
+    bar_lengths,
+    draw_constant,
+    hollow,
+    legend,
+    plain_axes,
+    withheld_title,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
+    from matplotlib.figure import Figure
+
+_Places = dict[tuple[int, ...], tuple[float, float]]  # x and y of each ablation
+
+# ablations of a level that are drawn, the best ones
+_MAX_SHOWN = 60
+_PALE, _GREY, _DARK = "#e4e4e4", "#b5b5b5", "#222222"
+_FINDERS = ("search", "greedy", "importance order", "span")
+
+
+def ablation_label(removed: Sequence[int], units: Sequence[str]) -> str:
+    """
+    >>> ablation_label([1, 2], ["0.attn", "0.mlp", "1.attn", "1.mlp"])
+    '-0.mlp -1.attn'
+    """
+    return " ".join(f"-{units[unit]}" for unit in removed)
+
+
+def write_search_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
+    """Draw and save ``search_tree.png`` and ``drop_vs_removed.png``; returns their paths."""
+    figures = {"search_tree.png": tree_figure(result), "drop_vs_removed.png": drop_figure(result)}
+    paths = [Path(folder) / name for name in figures]
+    for path, figure in zip(paths, figures.values()):
+        save_figure(figure, path)
+    return paths
+
+
+def tree_figure(result: dict[str, Any]) -> Figure:
+    """Every ablation that was looked at, one column per number of removed blocks, beside the one that it extends.
+
+    Colour is the drop on the calibration split. Those that racing dropped are small and grey: their means are over
+    fewer samples.
+    """
+    from matplotlib.figure import Figure
+
+    levels = [level["ablations"][:_MAX_SHOWN] for level in result["levels"]]
+    places = _places(result["levels"], levels)
+    beam = {(), *(tuple(removed) for level in result["levels"] for removed in level["beam"])}
+    tallest = max(map(len, levels))
+    size = max(7.0, 2.2 + 2.6 * len(levels)), max(4.0, 0.15 * tallest + 1.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    ablations = [ablation for shown in levels for ablation in shown]
+    _draw_edges(axes, ablations, places, beam)
+    colored = _draw_nodes(axes, ablations, places, beam, result["calibration"]["full"]["score"])
+    best = {tuple(level["beam"][0]) for level in result["levels"]}
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    for removed in sorted(beam - {()}):
+        axes.annotate(
+            ablation_label(removed, result["units"]),
+            places[removed],
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            weight="bold" if removed in best else "normal",
+            bbox=box,
+            zorder=5,
+        )
+    names = ["nothing removed", *(f"{level['num_removed']} removed" for level in result["levels"])]
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.2, len(levels) + 0.75)
+    axes.set_yticks([])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="x", length=0)
+    axes.set_title(_tree_title(result, levels), loc="left", fontsize=11)
+    of = "accuracy" if result["rank_by"] == "accuracy" else "reference probability"
+    figure.colorbar(colored, ax=axes, label=f"Drop in {of} (calibration)", shrink=0.6, extend="max")
+    return figure
+
+
+def _draw_edges(axes: Axes, ablations: Sequence[dict[str, Any]], places: _Places, beam: set[tuple[int, ...]]) -> None:
+    """A pale line to each ablation from the highest of its parents; a dark one between members of the beams."""
+    for ablation in ablations:
+        child = tuple(ablation["removed"])
+        parents = [tuple(parent) for parent in ablation["parents"] if tuple(parent) in places]
+        for parent in sorted(parents, key=lambda parent: -places[parent][1])[:1]:
+            axes.plot(*zip(places[parent], places[child]), color=_PALE, linewidth=0.6, zorder=1)
+        for parent in parents:
+            if child in beam and parent in beam:
+                axes.plot(*zip(places[parent], places[child]), color=_DARK, linewidth=1.6, zorder=2)
+
+
+def _draw_nodes(
+    axes: Axes, ablations: Sequence[dict[str, Any]], places: _Places, beam: set[tuple[int, ...]], full: float
+) -> PathCollection:
+    early, kept = ([a for a in ablations if (a["dropped_on"] is None) == stayed] for stayed in (False, True))
+    axes.scatter(*_columns(early, places), s=9, color=_GREY, zorder=3)
+    drops = [full - ablation["score"] for ablation in kept]
+    is_member = [tuple(ablation["removed"]) in beam for ablation in kept]
+    colored = axes.scatter(
+        *_columns(kept, places),
+        c=drops,
+        s=[90 if member else 26 for member in is_member],
+        edgecolors=[_DARK if member else "none" for member in is_member],
+        cmap="viridis_r",
+        vmin=min(drops),
+        # a few ablations cost far more than all others, which should still be told apart
+        vmax=max(sorted(drops)[int(0.9 * (len(drops) - 1))], min(drops) + 1e-9),
+        zorder=4,
+    )
+    axes.scatter(*places[()], s=90, color="white", edgecolors=_DARK, zorder=4)
+    return colored
+
+
+def _columns(ablations: Sequence[dict[str, Any]], places: _Places) -> tuple[list[float], list[float]]:
+    points = [places[tuple(ablation["removed"])] for ablation in ablations]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _tree_title(result: dict[str, Any], levels: Sequence[Sequence[Any]]) -> str:
+    kind = "Exhaustive search" if result["exhaustive"] else f"Beam of {result['beam_width']}"
+    title = f"{kind}, {result['task']}, {result['calibration']['num_samples']} calibration samples"
+    remarks = ["labels: removed blocks, the best in bold"]
+    if result["racing"]:
+        remarks.append("grey: dropped by racing")
+    if any(len(shown) < len(level["ablations"]) for level, shown in zip(result["levels"], levels)):
+        remarks.append(f"the best {_MAX_SHOWN} of each size")
+    return withheld_title(f"{title}\n{'; '.join(remarks)}", result["report"])
+
+
+def _places(levels: Sequence[dict[str, Any]], shown: Sequence[Sequence[dict[str, Any]]]) -> _Places:
+    """Where each ablation is drawn: below one another by the place of the first of its parents, the best first."""
+    places: _Places = {(): (0.0, 0.0)}
+    beam: list[tuple[int, ...]] = [()]
+    for column, (level, ablations) in enumerate(zip(levels, shown), 1):
+        height = {removed: places[removed][1] for removed in beam}
+        below = [-max((height.get(tuple(p), -1.0) for p in each["parents"]), default=-1.0) for each in ablations]
+        # stable: of one parent the best stays first
+        ordered = [ablations[index] for index in sorted(range(len(below)), key=below.__getitem__)]
+        for index, ablation in enumerate(ordered):
+            y = 1 - 2 * (index + 0.5) / len(ordered)
+            places[tuple(ablation["removed"])] = (float(column), y)
+        beam = [tuple(removed) for removed in level["beam"]]
+    return places
+
+
+def drop_figure(result: dict[str, Any]) -> Figure:
+    """Drop on the report split against the number of removed blocks: the search and its baselines, with intervals.
+
+    The intervals are simultaneous over all ablations that were reported. A hollow marker answers no better than the
+    best constant answer, whose line is dotted.
+    """
+    from matplotlib.figure import Figure
+
+    report = result["report"]
+    baseline = report["baseline"]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    plain_axes(axes)
+    finders = [name for name in _FINDERS if any(name in entry["found_by"] for entry in result["ablations"])]
+    for index, name in enumerate(finders):
+        entries = [entry for entry in result["ablations"] if name in entry["found_by"]]
+        drops = [entry["drop"] for entry in entries]
+        offset = 0.07 * (index - (len(finders) - 1) / 2)  # so that intervals at one number can be told apart
+        axes.errorbar(
+            [len(entry["removed"]) + offset for entry in entries],
+            drops,
+            yerr=bar_lengths(drops, [entry["drop_simultaneous_ci"] for entry in entries]),
+            color=_COLORS[index],
+            marker=_MARKERS[index],
+            markersize=6,
+            linewidth=1.8,
+            elinewidth=1.2,
+            capsize=3,
+            label=name,
+        )
+        marks = [bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)) for entry in entries]
+        places = [len(entry["removed"]) + offset for entry in entries]
+        hollow(axes, places, drops, marks, _COLORS[index], _MARKERS[index])
+    draw_constant(axes, baseline, report["full"]["quality"])
+    axes.axhline(0, color="#555555", linestyle="--", linewidth=1.5, label="nothing removed")
+    axes.set_xticks([level["num_removed"] for level in result["levels"]])
+    kind = "blocks" if len(result["units"]) == result["num_blocks"] else "sublayers"
+    axes.set_xlabel(f"Removed {kind} (of {len(result['units'])})")
+    axes.set_ylabel(f"Drop in quality ({result['metric']})")
+    title = f"{result['task']}, {report['num_samples']} validation samples"
+    axes.set_title(withheld_title(title, report), loc="left", fontsize=11)
+    legend(figure, axes, f"bars: {result['confidence']:.0%} {SIMULTANEOUS}")
+    return figure

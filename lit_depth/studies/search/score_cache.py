@@ -1,0 +1,114 @@
+"""What a search asks its scores of: cells (mask, sample) of one split, each evaluated once, whoever asks again."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import Trainer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lit_depth.callbacks.mask_sweep import check_bad_samples
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import MaskScores, MaskTrie, mask_id
+from lit_depth.module import DepthModule
+from lit_depth.studies.shared.run_folder import settle_batch_size, sweep_samples
+
+
+class Cells:
+    """Scores of masks on samples of a split, from memory or from Lightning's predict loop.
+
+    Cells that are missing are evaluated in rounds, each with records in a folder of its own. What is asked for, and so
+    the rounds, follow from the scores alone: a run that was killed finds its rounds again, in the last of which some
+    records may be missing, and every process of a distributed run, all of which see all scores, asks for the same.
+
+    Args:
+        folder: Folder for the rounds: ``round_0001``, ...
+        max_bad_samples: Share of the split's samples, 0 to 1, that may be bad.
+
+    Attributes:
+        num_samples: Samples of the split; their positions are 0..num_samples-1.
+        clusters: Image of each sample.
+        bad_samples: Reason by name of each sample that could not be evaluated.
+        describe: Given masks and positions, the text beside the progress bar.
+        seconds_per_cell: In the latest round that had not begun before this run; None before the first.
+        evaluations: Cells evaluated, by this run or the one that it continues.
+        block_forwards: Forwards of one block on the prompt of one sample that these take in one pass of the engine; of
+            half a block where masks switch sublayers, which share nothing.
+        sequential_block_forwards: The same, of one mask after another.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: DepthModule,
+        datamodule: DepthDataModule,
+        split: str,
+        folder: Path,
+        max_bad_samples: float,
+    ) -> None:
+        self.trainer, self.model, self.split, self.folder = trainer, model, split, folder
+        self.max_bad_samples = max_bad_samples
+        ids = datamodule.eval_dataset(split).recorded_ids()
+        self.num_samples, self.clusters = len(ids), [image for _, image in ids]
+        self._position = {sample: position for position, (sample, _) in enumerate(ids)}
+        self.bad_samples: dict[str, str] = {}
+        self._is_bad = np.zeros(len(ids), dtype=bool)
+        # of each mask id: [accuracy and reference log-probability, samples]
+        self._scores: dict[str, NDArray[np.float64]] = {}
+        self.describe: Callable[[Tensor, Sequence[int]], str] = lambda masks, positions: "search"
+        self.seconds_per_cell: float | None = None
+        self.evaluations = self.block_forwards = self.sequential_block_forwards = 0
+        self._num_rounds = 0
+        self.datamodule = copy.copy(datamodule)
+        if ids and datamodule.batch_size == "auto":  # once, not in every round
+            self.datamodule.batch_size = settle_batch_size(trainer, model, datamodule, split, folder)
+
+    def __call__(self, masks: Tensor, positions: Sequence[int]) -> MaskScores:
+        """Scores ``[masks, positions]``; NaN where a sample is bad.
+
+        Raises:
+            ValueError: If more samples are bad than allowed, or records are missing.
+        """
+        names, places = [mask_id(mask) for mask in masks], np.array(positions, dtype=np.int64)
+        text = self.describe(masks, positions)
+        groups: dict[tuple[int, ...], list[int]] = {}  # masks that lack the same samples share a pass
+        for row, name in enumerate(names):
+            scores = self._scores.setdefault(name, np.full((2, self.num_samples), np.nan))
+            missing = places[np.isnan(scores[0, places]) & ~self._is_bad[places]]
+            if len(missing):
+                groups.setdefault(tuple(missing.tolist()), []).append(row)
+        for missing, rows in groups.items():
+            self._evaluate(masks[rows], missing, text)
+        found = np.stack([self._scores[name][:, places] for name in names], axis=1)
+        found[:, :, self._is_bad[places]] = np.nan
+        return MaskScores(*found)
+
+    def _evaluate(self, masks: Tensor, positions: tuple[int, ...], text: str) -> None:
+        self._num_rounds += 1
+        folder = self.folder / f"round_{self._num_rounds:04d}"
+        is_new, start = not folder.exists(), time.perf_counter()
+        sweep = sweep_samples(
+            self.trainer, self.model, self.datamodule, self.split, list(masks), folder, text, 1.0, positions
+        )
+        if is_new:
+            self.seconds_per_cell = (time.perf_counter() - start) / (len(masks) * len(positions))
+        for name, reason in sweep.bad_samples.items():
+            self.bad_samples[name] = reason
+            self._is_bad[self._position[name]] = True
+        check_bad_samples(self.bad_samples, self.num_samples, self.max_bad_samples)
+        assert sweep.records is not None
+        for kind, column in enumerate(("score", "reference_logprob")):
+            table = sweep.records.pivot(index="mask", columns="sample", values=column)
+            places = [self._position[sample] for sample in table.columns]
+            for name, row in zip(table.index, table.to_numpy(float)):
+                self._scores[name][kind, places] = row
+        trie = MaskTrie(masks)
+        shares = self.model.hparams["granularity"] == "block"
+        self.evaluations += len(masks) * len(positions)
+        self.block_forwards += (trie.block_forwards if shares else trie.sequential_block_forwards) * len(positions)
+        self.sequential_block_forwards += trie.sequential_block_forwards * len(positions)

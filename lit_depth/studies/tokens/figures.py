@@ -1,0 +1,97 @@
+"""How far hiding tokens changes each block, drawn from the result of ``lit-depth tokens``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_depth.results.store import save_figure
+from lit_depth.studies.compare.figures import plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LABELS = {"l2_distance": "L2 distance", "cosine_distance": "Cosine distance"}
+_LOOKS = {
+    "vision": ("vision token", "#0072B2", "o"),
+    "text": ("text token", "#D55E00", "s"),
+    "start": ("start token", "#009E73", "^"),
+    "generated": ("generated token", "#E69F00", "v"),
+    "final": ("final token", "#CC79A7", "D"),
+    "image": ("the image", "#0072B2", "o"),
+}
+# values that differ by more than this are told apart on a logarithmic axis only
+_LINEAR_RANGE = 20
+
+
+def write_token_figure(result: dict[str, Any], folder: str | Path) -> Path | None:
+    """Draw and save ``tokens_by_layer.png``; None where no distance is defined (prompts of one token)."""
+    if not any(_curves(result[group], metric) for group in ("averages", "spans") for metric in LABELS):
+        return None
+    path = Path(folder) / "tokens_by_layer.png"
+    save_figure(token_figure(result), path)
+    return path
+
+
+def token_figure(result: dict[str, Any]) -> Figure:
+    """Mean ``Full`` distance of each block, left L2 and right cosine, one line per kind of token.
+
+    Below, where spans were measured: the same with all tokens of a span hidden together.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [("averages", "one hidden, mean")] + ([("spans", "hidden as a whole")] if result["spans"] else [])
+    figure = Figure(figsize=(10, 1 + 3.6 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(LABELS), squeeze=False)
+    for axes_of_row, (group, remark) in zip(panels, rows):
+        for axes, (metric, label) in zip(axes_of_row, LABELS.items()):
+            _draw(axes, result[group], metric)
+            axes.set_ylabel(f"{label} ({remark})")
+        axes_of_row[0].legend(frameon=False, fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel(f"Block (of {result['num_blocks']})")
+    prompts, steps = len(result["prompts"]), result["num_output_tokens"]
+    title = "Change of the residual update at the final position when tokens are hidden from a block"
+    remark = f"mean over {prompts} prompt{'s' * (prompts > 1)}, {steps} generation step{'s' * (steps > 1)}"
+    figure.suptitle(f"{title}\n{remark}", x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _curves(averages: dict[str, Any], metric: str) -> dict[str, list[float]]:
+    """Values by block of every kind that has some; NaN where undefined."""
+    found = {}
+    for kind, variants in averages.items():
+        values = variants["Full"][metric]
+        if any(value is not None for value in values):
+            found[kind] = [float("nan") if value is None else value for value in values]
+    return found
+
+
+def _draw(axes: Axes, averages: dict[str, Any], metric: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    plain_axes(axes)
+    curves = _curves(averages, metric)
+    for kind, values in curves.items():
+        label, color, marker = _LOOKS[kind]
+        label = "the text" if kind == "text" and "image" in averages else label
+        # one token of each prompt only: noisier than a mean over many
+        faint = kind in ("start", "final")
+        width, size, alpha = (1.0, 3, 0.6) if faint else (1.8, 5, 1.0)
+        axes.plot(
+            range(len(values)),
+            values,
+            color=color,
+            marker=marker,
+            markersize=size,
+            linewidth=width,
+            alpha=alpha,
+            label=label,
+        )
+    defined = [value for values in curves.values() for value in values if value == value]
+    if defined and min(defined) > 0 and max(defined) > _LINEAR_RANGE * min(defined):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,134 @@
+"""Prompts of ``lit-depth tokens``: given on the command line, read from files, or taken from a task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+from torch import Tensor
+
+from lit_depth.data import BadSample, DepthDataModule
+from lit_depth.data.images import load_image
+from lit_depth.data.lengths import HUGE, fewest_tokens
+from lit_depth.functional.arguments import shorten
+from lit_depth.functional.masking.blocks import context_length
+from lit_depth.functional.token_masking.distances import check_prompt
+from lit_depth.functional.token_masking.prompt import encode_prompt
+from lit_depth.module import DepthModule
+from lit_depth.results.reading import load_yaml
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_FORMS = "text, or {prompt: ..., image: ..., name: ...} of which only prompt is required"
+
+
+class Prompt(NamedTuple):
+    """One prompt before it is encoded; ``raw``: complete as it is, nothing is wrapped around it."""
+
+    name: str
+    text: str
+    image: Image | None  # upright RGB
+    image_id: str | None  # file, or id in the task
+    raw: bool = False
+
+
+def with_image(name: str, text: str, path: str | Path | None, raw: bool = False) -> Prompt:
+    """A prompt with the picture of an image file, or without one."""
+    if path is None:
+        return Prompt(name, text, None, None, raw)
+    try:
+        return Prompt(name, text, load_image(Path(path)), str(path), raw)
+    except ValueError as error:
+        raise ValueError(f"image {path}: {error}") from error
+
+
+def read_text(option: str, path: str) -> str:
+    """A UTF-8 file as it is, line ends included, without a byte order mark."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{option}: expected UTF-8 text, {path} has the byte {error.object[error.start]:#04x} at {error.start}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option}: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_prompts(path: str) -> list[Prompt]:
+    """Prompts of a YAML file; paths of images count from its folder."""
+    try:
+        entries = load_yaml(read_text("prompts", path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"prompts: {path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"prompts: expected a list of prompts in {path}, given {shorten(entries)}")
+    found = []
+    for index, entry in enumerate(entries):
+        fields = {"prompt": entry} if isinstance(entry, str) else entry
+        if (
+            not isinstance(fields, dict)
+            or "prompt" not in fields
+            or not fields.keys() <= {"prompt", "image", "name"}
+            or not all(isinstance(value, str) for value in fields.values())
+        ):
+            raise ValueError(f"prompts: expected {_FORMS}; entry {index} of {path} is {shorten(entry)}")
+        image = None if "image" not in fields else Path(path).parent / fields["image"]
+        found.append(with_image(fields.get("name", f"prompt {index}"), fields["prompt"], image))
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"prompts: expected distinct names in {path}, given {shorten(names)}")
+    return found
+
+
+def prompts_of_task(
+    model: DepthModule, datamodule: DepthDataModule, num_samples: int, options: dict[str, Any]
+) -> tuple[list[Prompt], list[BadSample]]:
+    """Questions of the validation split, and those that cannot be read or do not fit the model's context."""
+    if len(datamodule.tasks) > 1:
+        raise ValueError(f"tokens takes its questions from one task, got {[task.name for task in datamodule.tasks]}")
+    datamodule.take("validation", num_samples)
+    dataset = datamodule.eval_dataset("validation")
+    found, bad = [], []
+    for sample in (dataset[position] for position in range(len(dataset))):
+        if isinstance(sample, BadSample):
+            bad.append(sample)
+            continue
+        prompt = Prompt(sample.id, datamodule.task.prompt(sample), sample.image, sample.image_id)
+        try:
+            encode(model, prompt, options)
+        except ValueError as error:
+            bad.append(BadSample(sample.id, str(error)))
+            continue
+        found.append(prompt)
+    if not found:
+        reason = f" ({bad[0].id}: {bad[0].reason})" if bad else ""
+        raise ValueError(f"validation split of {datamodule.task.name}: no question can be analysed{reason}")
+    return found, bad
+
+
+def encode(model: DepthModule, prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The model's inputs for one prompt; a prompt that it cannot take is named."""
+    context = context_length(model.model)
+    if context is not None and len(prompt.text) > HUGE:
+        fewest = fewest_tokens(model.tokenizer, prompt.text)
+        if fewest > context:  # which takes seconds to find out by tokenising it
+            raise ValueError(
+                f"{prompt.name}: expected at most {context} tokens (the model's context), given at least {fewest}"
+            )
+    try:
+        inputs = encode_prompt(model.processor, prompt.text, prompt.image, raw=prompt.raw)
+        check_prompt(model.model, inputs, **options)
+    except ValueError as error:
+        raise ValueError(f"{prompt.name}: {error}") from error
+    return inputs
+
+
+def fingerprint(image: Image | None) -> str | None:
+    """Size and hash of a picture's pixels: the same path may hold another one the next time."""
+    if image is None:
+        return None
+    return f"{image.width} x {image.height}, {hashlib.sha256(image.tobytes()).hexdigest()[:16]}"

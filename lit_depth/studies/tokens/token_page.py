@@ -1,0 +1,201 @@
+"""The page of a token masking study: tokens x blocks as a heat map, and the impact painted onto the image.
+
+One HTML file from the template beside this module. It opens offline with the data inside, or empty, and reads a CSV or
+JSON file that is dropped onto it. The values travel as little-endian float32, base64, in the order
+[step][variant][layer][position]: a million rows open in seconds, where JSON records would take minutes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_depth.results.page import STYLE
+from lit_depth.results.store import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = ("l2_distance", "cosine_distance")
+COLUMNS = ("generation_step", "layer", "token_masked", "token_position", "variant", *METRICS)
+_TEMPLATE = Path(__file__).with_name("token_page.html")
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class CropImage:
+    """A picture of the prompt and where its vision tokens lie.
+
+    Args:
+        png: The upright picture as a PNG file; any resolution.
+        width: Width that the boxes refer to, in pixels.
+        height: Height that the boxes refer to, in pixels.
+        tokens: (position in the sequence, crop, box) of each vision token, as
+            :func:`lit_depth.models.molmo.vision_tokens` gives them: crop 0 is the overview, a box is
+            (left, top, right, bottom) in pixels, None for a token that shows nothing of the picture.
+
+    Raises:
+        ValueError: If the bytes are no PNG file, the size is not positive, or a box is empty or outside the picture.
+    """
+
+    png: bytes
+    width: int
+    height: int
+    tokens: Sequence[tuple[int, int, Box | None]]
+
+    def __post_init__(self) -> None:
+        if not self.png.startswith(b"\x89PNG"):
+            raise ValueError(f"expected the bytes of a PNG file, given {self.png[:8]!r}...")
+        if min(self.width, self.height) < 1:
+            raise ValueError(f"expected a positive width and height, given {self.width} x {self.height}")
+        for position, _, box in self.tokens:
+            if box is not None and not (0 <= box[0] < box[2] <= self.width and 0 <= box[1] < box[3] <= self.height):
+                raise ValueError(
+                    f"expected boxes (left, top, right, bottom) within {self.width} x {self.height} pixels, given "
+                    f"{tuple(box)} at position {position}"
+                )
+
+
+def write_token_page(
+    path: str | Path, frame: pd.DataFrame | None, *, title: str, images: Sequence[CropImage] = ()
+) -> Path:
+    """Write the page atomically. All text is escaped or set as text: tokens can be shown as they are.
+
+    Args:
+        path: The HTML file.
+        frame: Rows with the columns :data:`COLUMNS`, in any order; further columns are ignored. NaN is an undefined
+            distance (the token was the only visible one). None: a page that waits for a file.
+        title: Title of the page.
+        images: Pictures of the prompt, for the second view.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        ValueError: If columns are missing, there is no row, a step, layer or position is no whole number from 0 on, a
+            (step, layer, position, variant) occurs twice, a position has two texts in one step, an image is given
+            without rows, or the file cannot be written.
+
+    Example:
+        >>> import tempfile, pandas as pd
+        >>> rows = [(0, layer, "cat", 0, "Full", 0.5, 0.1) for layer in range(2)]
+        >>> path = Path(tempfile.mkdtemp()) / "tokens.html"
+        >>> write_token_page(path, pd.DataFrame(rows, columns=COLUMNS), title="One token").name
+        'tokens.html'
+    """
+    if frame is None and images:
+        raise ValueError("expected rows with the images, given images alone")
+    meta, values = (None, dict.fromkeys(METRICS, "")) if frame is None else _pack(frame)
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
+    parts = {
+        "title": escape(title),
+        "style": STYLE,
+        # nothing but the page's own script runs, and nothing is fetched, whatever a token says
+        "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{_digest(script)}'",
+        "table": _json(meta),
+        "images": _json([_plain_image(image) for image in images]),
+        **values,
+    }
+    # one pass over the template: what is filled in is not looked at again
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    write_text(path, page)
+    return Path(path)
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _json(value: Any) -> str:
+    """ASCII JSON that can stand in a script element, where ``</script>`` or ``<!--`` would end or change it."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c")
+
+
+def _plain_image(image: CropImage) -> dict[str, Any]:
+    tokens = [
+        (int(position), int(crop), box and [round(float(x), 2) for x in box]) for position, crop, box in image.tokens
+    ]
+    png = base64.b64encode(image.png).decode()
+    return {"png": f"data:image/png;base64,{png}", "width": image.width, "height": image.height, "tokens": tokens}
+
+
+def _pack(frame: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
+    """Axes and texts as JSON values, and per metric the values as base64."""
+    missing = [name for name in COLUMNS if name not in frame.columns]
+    if missing:
+        raise ValueError(f"expected the columns {', '.join(COLUMNS)}, given a table without {', '.join(missing)}")
+    if frame.empty:
+        raise ValueError("expected at least one row, given an empty table")
+    steps, step = np.unique(_whole_numbers(frame, "generation_step"), return_inverse=True)
+    layers, layer = np.unique(_whole_numbers(frame, "layer"), return_inverse=True)
+    variants, variant = _variants(frame)
+    position = _whole_numbers(frame, "token_position")
+    texts = frame["token_masked"].astype(str).to_numpy(dtype=object)
+
+    positions, tokens, index, total = [], [], np.empty(len(frame), np.int64), 0
+    for number in range(len(steps)):
+        rows = np.flatnonzero(step == number)
+        here, first, column = np.unique(position[rows], return_index=True, return_inverse=True)
+        index[rows] = total + (variant[rows] * len(layers) + layer[rows]) * len(here) + column
+        total += len(variants) * len(layers) * len(here)
+        names = texts[rows[first]]
+        if len(differing := rows[names[column] != texts[rows]]):
+            row = differing[0]
+            raise ValueError(
+                f"expected one text per step and position, given {texts[row]!r} and another one at step "
+                f"{steps[number]}, position {position[row]}: several prompts in one table?"
+            )
+        positions.append(here.tolist())
+        tokens.append(names.tolist())
+
+    taken, counts = np.unique(index, return_counts=True)
+    if len(taken) < len(index):
+        where = frame.iloc[int(np.flatnonzero(index == taken[counts.argmax()])[0])]
+        raise ValueError(
+            "expected one row per step, layer, position and variant, given several for step "
+            f"{where['generation_step']}, layer {where['layer']}, position {where['token_position']}, "
+            f"{where['variant']}: several prompts in one table?"
+        )
+    values = {}
+    for metric in METRICS:
+        dense = np.full(total, np.nan, "<f4")
+        dense[index] = frame[metric].to_numpy(dtype=np.float32, na_value=np.nan)
+        values[metric] = base64.b64encode(dense.tobytes()).decode()
+    meta = {"steps": steps.tolist(), "layers": layers.tolist(), "variants": variants}
+    return {**meta, "positions": positions, "tokens": tokens, "num_rows": len(frame)}, values
+
+
+def _whole_numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
+    try:
+        numbers = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError):
+        numbers = np.array([np.nan])
+    if not (numbers >= 0).all() or (numbers % 1).any():
+        raise ValueError(f"expected whole numbers from 0 on in {name}, given {frame[name].unique()[:5].tolist()}")
+    return numbers.astype(np.int64)
+
+
+def _variants(frame: pd.DataFrame) -> tuple[list[str], np.ndarray]:
+    """Names with the whole block first and heads by number, and the index of each row's."""
+    codes, names = frame["variant"].astype(str).factorize()
+    known = {"Full": -2, "Attn": -1}
+    heads = [re.fullmatch(r"Head_(\d+)", name) for name in names]
+    if wrong := [name for name, head in zip(names, heads) if name not in known and head is None]:
+        raise ValueError(f"expected the variants Full, Attn and Head_0, Head_1, ..., given {wrong[:5]}")
+    keys = [known[name] if head is None else int(head[1]) for name, head in zip(names, heads)]
+    order = np.argsort(keys)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return [str(names[i]) for i in order], rank[codes]

@@ -1,0 +1,446 @@
+"""The engine against one mask at a time: masked generate, and generate of physically pruned copies."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
+from lit_depth.functional.engine import api as sweep_module
+from lit_depth.functional.engine import decode as answering
+from lit_depth.functional.engine.api import answer_masks, generate, sweep_forward, sweep_generate
+from lit_depth.functional.engine.drivers import RowLayer
+from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.inputs import reference_logprob
+from lit_depth.models.loading import load_bundled
+from lit_depth.module import model_inputs
+from lit_depth.studies.shared.mask_grid import POLICIES, plan_masks
+from tests.helpers.pruning import pruned_copy
+from tests.helpers.tiny_models import FAMILIES, tiny_batch, tiny_model
+
+NEW_TOKENS = 6
+DRIVEN = [family for family in FAMILIES if family != "falcon"]
+FULL = torch.ones(4, dtype=torch.bool)
+SETS = {
+    "leave one out": torch.stack([FULL, *leave_one_out(4)]),
+    "prefix": torch.stack([prefix(4, k) for k in range(1, 5)]),
+    "random": torch.stack([random(4, k, seed=k) for k in (1, 2, 2, 3)]),
+}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: tiny_model(family) for family in FAMILIES}
+
+
+def plain(model, inputs, mask, eos=None, new_tokens=NEW_TOKENS) -> torch.Tensor:
+    """What the user would do without the engine, padded to a fixed length."""
+    with masked(model, mask):
+        tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, eos_token_id=eos, pad_token_id=0)[
+            :, inputs["input_ids"].shape[1] :
+        ]
+    return torch.nn.functional.pad(tokens, (0, new_tokens - tokens.shape[1]))
+
+
+def rows_run(model) -> tuple[list[int], list]:
+    """Count rows that go through attention, as a hook on every block's norm sees them."""
+    counted: list[int] = []
+    norms = [next(m for name, m in block.named_modules() if "norm" in name) for block in find_blocks(model)]
+    hooks = [norm.register_forward_hook(lambda _m, args, _o: counted.append(len(args[0]))) for norm in norms]
+    return counted, hooks
+
+
+def get_to_know(model, inputs, answer_ids=None) -> None:
+    """The engine compares itself with a model that it has not seen: forwards that are not to be counted."""
+    full = torch.ones(1, len(find_blocks(model)), dtype=torch.bool)
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    answer_masks(model, inputs, full, answer_ids=answer_ids, **options)
+    sweep_forward(model, inputs, full, logits_to_keep=1)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("family", DRIVEN)
+def test_answers_equal_masked_generate(models, family, batch):
+    model = models[family]
+    inputs = {name: value[-batch:] for name, value in tiny_batch(model).items()}
+    masks = torch.cat(list(SETS.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens = sweep_generate(model, inputs, masks, NEW_TOKENS)
+    assert tokens.shape == (len(masks), batch, NEW_TOKENS)
+    for mask, answer in zip(masks, tokens):
+        assert torch.equal(answer, plain(model, inputs, mask)), mask.tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe"])
+def test_answers_equal_pruned_copies(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    tokens = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS)
+    for mask, answer in zip(SETS["leave one out"], tokens):
+        pruned = pruned_copy(model, mask)
+        assert torch.equal(answer, plain(pruned, inputs, torch.ones(int(mask.sum()), dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("family", DRIVEN)
+@torch.no_grad()
+def test_forward_equals_masked_forward(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.cat(list(SETS.values()))
+    output = sweep_forward(model, inputs, masks)
+    real = inputs["attention_mask"].bool()
+    for mask, logits in zip(masks, output.logits):
+        with masked(model, mask):
+            expected = model(**inputs, use_cache=False).logits
+        torch.testing.assert_close(logits[real], expected[real], atol=1e-5, rtol=0)
+    last = sweep_forward(model, inputs, masks, logits_to_keep=2).logits
+    torch.testing.assert_close(last, output.logits[:, :, -2:], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe"])
+def test_block_forwards_performed_equal_the_plan(models, family, kind):
+    model, inputs = models[family], tiny_batch(models[family])
+    get_to_know(model, inputs)
+    counted, hooks = rows_run(model)
+    sweep_forward(model, inputs, SETS[kind])
+    for hook in hooks:
+        hook.remove()
+    assert sum(counted) == MaskTrie(SETS[kind]).block_forwards * len(inputs["input_ids"])
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("family", ["llama", "olmoe", "olmo2", "gemma2"])
+def test_where_masks_end_only_kept_positions_go_through_the_mlp(models, family, kind):
+    """Positions that the MLPs see; Gemma's blocks cannot be halved and run whole."""
+    model, inputs, masks = models[family], tiny_batch(models[family]), SETS[kind]
+    rows, length = inputs["input_ids"].shape
+    get_to_know(model, inputs)
+    positions: list[int] = []
+    hooks = [
+        block.mlp.register_forward_hook(lambda _m, args, _o: positions.append(args[0].shape[:2].numel()))
+        for block in find_blocks(model)
+    ]
+    sweep_forward(model, inputs, masks, logits_to_keep=3)
+    for hook in hooks:
+        hook.remove()
+    prefixes = {tuple(mask[: i + 1]) for mask in masks.tolist() for i in range(4) if mask[i]}
+    read_on = {tuple(mask[: i + 1]) for mask in masks.tolist() for i in range(4) if mask[i] and any(mask[i + 1 :])}
+    cut = 0 if family == "gemma2" else (length - 3) * len(prefixes - read_on)
+    assert sum(positions) == rows * (length * len(prefixes) - cut)
+
+
+def sets_of_16_blocks() -> dict[str, torch.Tensor]:
+    full = torch.ones(1, 16, dtype=torch.bool)
+    some = {
+        "leave one out": torch.cat([full, leave_one_out(16)]),
+        "prefix": torch.stack([prefix(16, k) for k in range(1, 17)]),
+        "random": torch.stack([random(16, k, seed=seed) for k in range(2, 16, 3) for seed in range(2)]),
+    }
+    order = [1.0 / (1 + (7 * i) % 16) for i in range(16)]
+    compare = plan_masks(POLICIES, range(1, 17), 16, order, num_seeds=2)
+    return some | {"compare": torch.stack(list({planned.id: planned.mask for planned in compare}.values()))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("family", ["bundled", "llama", "qwen3", "olmoe"])
+def test_every_mask_set_at_every_batch_size(family, batch):
+    """16 blocks, left padding: answers of the engine and of each mask alone, forwards as planned, vision once."""
+    if family == "bundled":
+        model, processor = load_bundled()
+        data = DepthDataModule(processor, batch_size=batch, num_samples=batch)
+        inputs = model_inputs(next(iter(data.eval_dataloader())))
+        tower = model.model.vision_tower
+    else:
+        model = tiny_model(family, num_blocks=16, initializer_range=0.15)
+        inputs, tower = tiny_batch(model, rows=batch), None
+    new_tokens, calls = 4, []
+    get_to_know(model, inputs)
+    for masks in sets_of_16_blocks().values():
+        hook = tower.register_forward_hook(lambda *_: calls.append(1)) if tower else None
+        tokens = sweep_generate(model, inputs, masks, new_tokens)
+        if hook:
+            hook.remove()
+            assert len(calls) == 1
+            calls.clear()
+        for mask, answer in zip(masks, tokens):
+            assert torch.equal(answer, plain(model, inputs, mask, new_tokens=new_tokens)), mask.tolist()
+        counted, hooks = rows_run(model)
+        sweep_forward(model, inputs, masks, logits_to_keep=1)
+        for hook in hooks:
+            hook.remove()
+        assert sum(counted) == MaskTrie(masks).block_forwards * batch
+
+
+def test_vision_runs_once_whatever_the_chunks(models):
+    model = models["llava"]
+    inputs = tiny_batch(model)
+    get_to_know(model, inputs)
+    calls = []
+    hook = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    whole = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS)
+    chunked = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS, max_rows=2 * len(inputs["input_ids"]))
+    hook.remove()
+    assert len(calls) == 2 and torch.equal(whole, chunked)
+
+
+def test_no_keys_and_values_outlive_their_chunk(models, monkeypatch):
+    model, masks = models["llama"], SETS["leave one out"]
+    inputs = tiny_batch(model)
+    states: list[weakref.ref] = []
+    others_alive = []
+    update = RowLayer.update
+
+    class Watched(answering.RowCache):
+        def __init__(self, *arguments):
+            others_alive.append(sum(each() is not None for each in states))
+            super().__init__(*arguments)
+
+    def watched_update(layer, *arguments, **kwargs):
+        found = update(layer, *arguments, **kwargs)
+        states.extend(weakref.ref(each) for each in (*found, layer.keys, layer.values) if each is not None)
+        return found
+
+    monkeypatch.setattr(answering, "RowCache", Watched)
+    monkeypatch.setattr(RowLayer, "update", watched_update)
+    was_enabled = gc.isenabled()
+    gc.disable()  # what only the search for cycles would free is not free
+    try:
+        sweep_generate(model, inputs, masks, NEW_TOKENS, max_rows=2 * len(inputs["input_ids"]))
+        left = sum(each() is not None for each in states)
+    finally:
+        if was_enabled:
+            gc.enable()
+    assert states and others_alive == [0, 0, 0] and left == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2"])
+def test_rows_that_end_stop_and_are_padded(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.cat(list(SETS.values()))
+    free = sweep_generate(model, inputs, masks, NEW_TOKENS)
+    values, counts = free[:, :, :3].flatten().unique(return_counts=True)
+    eos = int(values[counts.argmax()])  # ends many rows, at different steps
+    tokens = sweep_generate(model, inputs, masks, NEW_TOKENS, eos_token_id=eos)
+    assert (tokens == eos).any() and not torch.equal(tokens, free)
+    for mask, answer in zip(masks, tokens):
+        assert torch.equal(answer, plain(model, inputs, mask, eos=eos))
+
+
+@pytest.mark.parametrize("family", DRIVEN)
+def test_one_mask_per_row(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.stack([from_mask_id(text) for text in ("0111", "1111", "1000", "0101")])
+    tokens = generate(model, inputs, masks, NEW_TOKENS)
+    for row, mask in enumerate(masks):
+        assert torch.equal(tokens[row], plain(model, inputs, mask)[row])
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe", "mistral", "falcon"])
+def test_reference_logprobs_of_the_same_pass(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    answers = torch.tensor([[5, 6, 7], [8, -100, -100], [9, 10, -100], [11, 12, 13]])
+    masks = SETS["leave one out"]
+    tokens, scores = answer_masks(
+        model, inputs, masks, max_new_tokens=3, eos_token_id=None, pad_token_id=0, answer_ids=answers
+    )
+    for mask, answer, ours in zip(masks, tokens, scores):
+        assert torch.equal(answer, plain(model, inputs, mask, new_tokens=3))
+        with masked(model, mask):
+            torch.testing.assert_close(
+                ours, reference_logprob(model, inputs, answers, pad_token_id=0), atol=1e-5, rtol=0
+            )
+            for row in range(4):  # by definition: one row alone, no padding, sum over its own tokens
+                real = inputs["attention_mask"][row].bool()
+                target = answers[row][answers[row] != -100]
+                ids = torch.cat([inputs["input_ids"][row][real], target])[None]
+                logits = model(input_ids=ids).logits[0, -len(target) - 1 : -1].log_softmax(-1)
+                expected = logits.gather(1, target[:, None]).mean()
+                torch.testing.assert_close(ours[row], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eos", [None, "frequent"])
+@pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2", "qwen3"])
+def test_answers_are_the_same_whatever_reference_is_their_draft(models, family, eos):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.cat(list(SETS.values()))
+    if eos:
+        values, counts = sweep_generate(model, inputs, masks, 3).flatten().unique(return_counts=True)
+        eos = int(values[counts.argmax()])
+    expected = torch.stack([plain(model, inputs, mask, eos) for mask in masks])
+    right = expected[0]  # of the full model; right for some other masks, partly or not at all for others
+    wrong = (right + 1) % model.config.get_text_config().vocab_size
+    drafts = {
+        "right": right,
+        "right and longer than the answer may be": torch.cat([right, right], dim=1),
+        "right beginning": right[:, :2],
+        "wrong in the middle": torch.cat([right[:, :2], wrong[:, 2:3], right[:, 3:]], dim=1),
+        "wrong": wrong,
+        "one row each": torch.stack([right[0], wrong[1], right[2], torch.tensor([*right[3, :3], -100, -100, -100])]),
+    }
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": eos, "pad_token_id": 0}
+    for name, draft in drafts.items():
+        tokens, _ = answer_masks(model, inputs, masks, answer_ids=draft, **options)
+        assert torch.equal(tokens, expected), name
+
+
+def test_right_answers_need_no_decoding(models):
+    model, inputs = models["olmoe"], tiny_batch(models["olmoe"])
+    passes = []
+    right = plain(model, inputs, FULL)
+    get_to_know(model, inputs, right)
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    tokens, _ = answer_masks(model, inputs, FULL[None], answer_ids=right, **options)
+    assert torch.equal(tokens[0], right) and len(passes) == 1
+    right[2, 0] += 1  # one wrong answer is decoded alone
+    counted, hooks = rows_run(model)
+    answer_masks(model, inputs, FULL[None], answer_ids=right, **options)
+    for each in [hook, *hooks]:
+        each.remove()
+    assert len(passes) == 1 + NEW_TOKENS and sum(counted) == 4 * (len(right) + NEW_TOKENS - 1)
+
+
+def test_a_model_that_cannot_be_driven_falls_back_with_one_warning(models):
+    model, inputs = models["falcon"], tiny_batch(models["falcon"])
+    sweep_module._WARNED.discard(model)
+    with pytest.warns(UserWarning, match="Falcon.*one mask after another.*tuples") as caught:
+        tokens = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS)
+        sweep_generate(model, inputs, SETS["prefix"], 1)
+    assert len([w for w in caught if "one mask after another" in str(w.message)]) == 1
+    for mask, answer in zip(SETS["leave one out"], tokens):
+        assert torch.equal(answer, plain(model, inputs, mask))
+
+
+def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
+    model = tiny_model("llama")
+    inputs, masks = tiny_batch(model), torch.cat(list(SETS.values()))
+    expected = sweep_generate(model, inputs, masks, NEW_TOKENS)
+    real, sizes, done = answering._answer_chunk, [], []
+
+    def limited(model, inputs, masks, *rest):
+        sizes.append(len(masks))
+        if len(masks) > 3:
+            raise torch.OutOfMemoryError("injected")
+        return real(model, inputs, masks, *rest)
+
+    monkeypatch.setattr(answering, "_answer_chunk", limited)
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    tokens, _ = answer_masks(model, inputs, masks, **options, on_mask=lambda: done.append(1))
+    assert torch.equal(tokens, expected) and len(done) == len(masks)
+    assert sizes[:3] == [13, 6, 3]
+    sizes.clear()
+    answer_masks(model, inputs, masks, **options)
+    assert max(sizes) == 3  # what worked is remembered
+    monkeypatch.setattr(answering, "_answer_chunk", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
+    with pytest.raises(torch.OutOfMemoryError):
+        answer_masks(model, inputs, masks[:1], **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe", "llava", "falcon"])
+def test_scores_alone_decode_nothing(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    answers = torch.tensor([[5, 6, 7], [8, -100, -100], [9, 10, -100], [11, 12, 13]])
+    options = {"eos_token_id": None, "pad_token_id": 0, "answer_ids": answers}
+    masks, passes = SETS["leave one out"], []
+    _, expected = answer_masks(model, inputs, masks, max_new_tokens=2, **options)
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    tokens, scores = answer_masks(model, inputs, masks, max_new_tokens=0, **options)
+    hook.remove()
+    assert tokens.shape == (len(masks), 4, 0)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert len(passes) == (len(masks) if family == "falcon" else 1)
+
+
+def test_the_model_is_left_as_it_was(models):
+    model, inputs = models["llama"], tiny_batch(models["llama"])
+    blocks = find_blocks(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sweep_generate(model, inputs, SETS["random"], 2)
+    hook = blocks[1].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sweep_forward(model, inputs, SETS["random"])
+    hook.remove()
+    assert all("forward" not in block.__dict__ for block in blocks)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("bits", "granularity"), [("0110", "block"), ("0111", "block"), ("10101010", "sublayer")], ids=str
+)
+def test_the_masks_of_a_sweep_replace_the_one_around_it(models, bits, granularity):
+    model, inputs = models["llama"], tiny_batch(models["llama"])
+    masks = SETS["leave one out"]
+    expected = sweep_generate(model, inputs, masks, NEW_TOKENS), generate(model, inputs, masks[:4], NEW_TOKENS)
+    logits = sweep_forward(model, inputs, masks, logits_to_keep=1).logits
+    with masked(model, [bit == "1" for bit in bits], granularity=granularity):
+        under_it = plain_tokens(model, inputs)
+        assert torch.equal(sweep_generate(model, inputs, masks, NEW_TOKENS), expected[0])
+        assert torch.equal(generate(model, inputs, masks[:4], NEW_TOKENS), expected[1])
+        assert torch.equal(sweep_forward(model, inputs, masks, logits_to_keep=1).logits, logits)
+        assert torch.equal(plain_tokens(model, inputs), under_it)
+
+
+def plain_tokens(model, inputs) -> torch.Tensor:
+    return model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+
+
+def test_bad_masks_are_refused(models):
+    model, inputs = models["llama"], tiny_batch(models["llama"])
+    with pytest.raises(ValueError, match="4 blocks, given 3"):
+        sweep_generate(model, inputs, torch.ones(2, 3, dtype=torch.bool), 1)
+    with pytest.raises(ValueError, match="at least one mask"):
+        sweep_generate(model, inputs, [], 1)
+    with pytest.raises(ValueError, match="one mask per request, given 2 masks for 4"):
+        generate(model, inputs, torch.ones(2, 4, dtype=torch.bool), 1)
+
+
+class PeakBytes(TorchDispatchMode):
+    """Most bytes that tensors made inside the context held at once; those that were there before do not count."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.alive = {each.untyped_storage()._cdata: 0 for each in (*model.parameters(), *model.buffers())}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.alive:
+                storage = tensor.untyped_storage()
+                self.alive[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self.forget, storage._cdata)
+        return result
+
+    def forget(self, key) -> None:
+        self.now -= self.alive.pop(key, 0)
+
+
+@pytest.mark.parametrize("new_tokens", [0, 4])
+@pytest.mark.parametrize("family", ["llama", "olmoe"])
+def test_chunks_are_planned_for_the_memory_that_they_take(monkeypatch, family, new_tokens):
+    """As on a GPU: all masks share a block call, whose widest states count."""
+    own = {
+        "llama": {"intermediate_size": 344, "head_dim": 32},
+        "olmoe": {"intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 4},
+    }
+    sizes = {"hidden_size": 128, "num_key_value_heads": 4, "max_position_embeddings": 512, **own[family]}
+    model = tiny_model(family, num_blocks=8, **sizes)
+    monkeypatch.setattr(answering, "call_width", lambda *_: None)
+    inputs, masks = tiny_batch(model, length=200), torch.cat([torch.ones(1, 8, dtype=torch.bool), leave_one_out(8)])
+    answers = torch.full((4, 3), 5)
+    planned = sum(4 * answering.bytes_per_row(model, inputs, new_tokens, answers, int(n)) for n in masks.sum(1))
+    with PeakBytes(model) as memory:
+        options = {"max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0, "answer_ids": answers}
+        answer_masks(model, inputs, masks, **options, max_rows=10**6)
+    assert 0.5 * planned < memory.peak < 1.1 * planned

@@ -1,0 +1,98 @@
+"""Reading an answer and decoding it are one thing, in every family: neither depends on what the other was given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lit_depth.functional import find_blocks, leave_one_out, masked, reference_logprob
+from lit_depth.functional import inputs as scoring
+from lit_depth.functional.engine.api import answer_masks
+from lit_depth.functional.inputs import scoring_way, with_answers
+from tests.helpers.model_zoo import ZOO, forced_logprob, plain_answers
+
+ANSWERS = (
+    torch.tensor([[5, 6, 7, 8], [20, -100, -100, -100], [9, 30, -100, -100]]),
+    torch.tensor([[20, 21, 22], [41, 5, 6], [7, 7, 33]]),
+)
+# those that a fast run looks at: seen in both directions, windows, types of tokens, positions that turn with length
+FAST = ("llama", "paligemma", "paligemma, no types", "gemma3", "gptj, types", "phi3, long", "deepseek_v32", "blip2")
+pytestmark = pytest.mark.filterwarnings("ignore:.*one mask after another")
+
+
+def every_family():
+    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=name) for name in ZOO]
+
+
+@pytest.mark.parametrize("name", every_family())
+def test_answers_do_not_depend_on_references_nor_references_on_how_they_are_read(name):
+    model, inputs = ZOO[name]()
+    rows, num_blocks = len(inputs["input_ids"]), len(find_blocks(model))
+    masks = torch.cat([torch.ones(1, num_blocks, dtype=torch.bool), leave_one_out(num_blocks)[1:2]])
+    options = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": 0}
+    expected = []
+    for mask in masks:
+        with masked(model, mask):
+            scores = [forced_logprob(model, inputs, answers[:rows]) for answers in ANSWERS]
+            expected.append((plain_answers(model, inputs, 3), scores))
+    for number, answers in enumerate(ANSWERS):
+        tokens, found = answer_masks(model, inputs, masks, answer_ids=answers[:rows], **options)
+        _, alone = answer_masks(model, inputs, masks, answer_ids=answers[:rows], **options | {"max_new_tokens": 0})
+        for mask, row, score, scored, (right, scores) in zip(masks, tokens, found, alone, expected):
+            assert torch.equal(row, right)
+            torch.testing.assert_close(score, scores[number], atol=1e-4, rtol=0)
+            torch.testing.assert_close(scored, scores[number], atol=1e-4, rtol=0)
+            with masked(model, mask):
+                plain = reference_logprob(model, inputs, answers[:rows], pad_token_id=0)
+            torch.testing.assert_close(plain, scores[number], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["paligemma", "gemma3", "phi3, long"])
+def test_scores_in_one_phase_are_those_of_decoding(name):
+    model, inputs = ZOO[name]()
+    skipped = torch.tensor([True, False, True])
+    with masked(model, skipped, phase="decode"):
+        expected = forced_logprob(model, inputs, ANSWERS[0])
+    _, found = answer_masks(
+        model, inputs, skipped[None], max_new_tokens=0, eos_token_id=None, pad_token_id=0, answer_ids=ANSWERS[0],
+        phase="decode",
+    )  # fmt: skip
+    torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=0)
+
+
+def test_one_forward_is_shared_where_that_is_the_same_and_only_there():
+    """Llama reads prompt and answer at once; so does PaliGemma, as long as the answer is marked as what it is."""
+    model, inputs = ZOO["llama"]()
+    assert scoring_way(model, inputs, ANSWERS[1], 0) == "whole"
+    model, inputs = ZOO["phi3, long"]()
+    assert scoring_way(model, inputs, ANSWERS[1], 0) == "steps"
+    model, inputs = ZOO["paligemma"]()
+    assert scoring_way(model, inputs, ANSWERS[1], 0) == "whole"
+
+    def as_a_prompt(outputs, arguments):
+        types = torch.nn.functional.pad(arguments["token_type_ids"], (0, 1))
+        return real(outputs, arguments) | {"token_type_ids": types}
+
+    scoring._PROVEN.pop(model)
+    real = model._update_model_kwargs_for_generation
+    model._update_model_kwargs_for_generation = as_a_prompt
+    assert scoring_way(model, inputs, ANSWERS[1], 0) == "chunk"
+
+
+def test_a_longer_answer_is_measured_again(monkeypatch):
+    model, inputs = ZOO["llama"]()
+    measured = []
+    real = scoring._is_like_decoding
+    monkeypatch.setattr(scoring, "_is_like_decoding", lambda *given: measured.append(given[2].shape[1]) or real(*given))
+    for answers in (ANSWERS[1][:, :1], ANSWERS[1], ANSWERS[1], ANSWERS[1][:, :2], ANSWERS[0].clamp(min=1).repeat(1, 3)):
+        scoring_way(model, inputs, answers, 0)
+    assert measured == [1, 3, 4]
+
+
+def test_answers_behind_a_prompt_go_on_as_generated_tokens_do():
+    model, inputs = ZOO["paligemma"]()
+    longer = with_answers(model, inputs, ANSWERS[0], pad=0)
+    assert longer["token_type_ids"][:, -4:].eq(1).all() and longer["token_type_ids"][:, :-4].eq(0).all()
+    assert longer["attention_mask"][:, -4:].tolist() == [[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]
+    assert longer["input_ids"][:, -4:].tolist() == [[5, 6, 7, 8], [20, 0, 0, 0], [9, 30, 0, 0]]
+    assert longer["pixel_values"] is inputs["pixel_values"]

@@ -1,0 +1,88 @@
+"""The figures show what the result says, and need neither a display nor pyplot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from lit_depth.studies.compare.figures import (
+    latency_figure,
+    quality_figure,
+    tradeoff_figure,
+    write_figures,
+)
+
+
+def test_figures_are_written_under_their_names(comparison: dict[str, Any], tmp_path: Path) -> None:
+    paths = write_figures(comparison, tmp_path)
+    names = {"m5_quality_vs_blocks.png", "m5_latency_vs_blocks.png", "m5_quality_latency_tradeoff.png"}
+    assert {path.name for path in paths} == names == {path.name for path in tmp_path.iterdir()}
+    for path in paths:
+        pixels = imread(path)
+        assert pixels.shape[1] >= 1000 and np.ptp(pixels) > 0.5
+
+
+def test_quality_lines_hold_the_numbers(comparison: dict[str, Any]) -> None:
+    figure = quality_figure(comparison)
+    axes = figure.axes[0]
+    drawn = [container.lines[0] for container in axes.containers]
+    by_policy: dict[str, list[float]] = {}
+    for strategy in comparison["strategies"]:
+        by_policy.setdefault(strategy["policy"], []).append(strategy["quality"])
+    assert [line.get_ydata().tolist() for line in drawn] == list(by_policy.values())
+    assert [tick for tick in axes.get_xticks()] == [4, 6, 8, 10]
+
+
+def test_latency_pools_masks_and_adds_the_full_model(comparison: dict[str, Any]) -> None:
+    request, token = latency_figure(comparison).axes
+    assert [len(request.lines), len(token.lines)] == [3, 1]
+    assert token.lines[0].get_xdata().tolist() == [4, 6, 8, 10, 16]
+    medians = [
+        mask["latency_ms"]["decode_per_token"]["P50"]
+        for strategy in comparison["strategies"]
+        for mask in strategy["masks"]
+        if strategy["num_active_blocks"] == 4
+    ]
+    assert token.lines[0].get_ydata()[0] == pytest.approx(np.mean(medians))
+    assert request.get_ylim()[0] == token.get_ylim()[0] == 0
+
+
+def test_without_latency_only_quality_is_drawn(comparison: dict[str, Any], tmp_path: Path) -> None:
+    for strategy in comparison["strategies"]:
+        strategy["latency_ms"] = None
+    assert [path.name for path in write_figures(comparison, tmp_path)] == ["m5_quality_vs_blocks.png"]
+    with pytest.raises(ValueError, match="latency"):
+        tradeoff_figure(comparison)
+
+
+def test_latency_of_strategies_as_a_whole_is_enough(comparison: dict[str, Any]) -> None:
+    comparison["full"]["latency_ms"] = None
+    for strategy in comparison["strategies"]:
+        for mask in strategy["masks"]:
+            mask["latency_ms"] = None
+    assert latency_figure(comparison).axes[1].lines[0].get_xdata().tolist() == [4, 6, 8, 10]
+    tradeoff_figure(comparison)
+
+
+def test_any_policy_name_and_interval_can_be_drawn(comparison: dict[str, Any], tmp_path: Path) -> None:
+    for index, strategy in enumerate(comparison["strategies"]):
+        strategy["policy"] = f"rule {index}"
+        strategy["quality_ci"] = [strategy["quality"] + 0.01] * 2  # need not contain the estimate
+    assert len(write_figures(comparison, tmp_path)) == 3
+
+
+def test_importing_results_imports_neither_matplotlib_nor_torch() -> None:
+    names = "store, schema, figures, tables, report"
+    code = f"import sys; from lit_depth.results import {names}; assert not {{'matplotlib', 'torch'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_drawing_leaves_pyplot_alone(comparison: dict[str, Any], tmp_path: Path) -> None:
+    write_figures(comparison, tmp_path)
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
