@@ -28,14 +28,17 @@ from numpy.typing import NDArray
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import mask_id, top_k
 from lit_depth.functional.importance.proxies import METHODS, check_methods
+from lit_depth.functional.statistics import FamilyRow
 from lit_depth.functional.statistics.agreement import rank_agreement_with
 from lit_depth.module import DepthModule
-from lit_depth.results.page import Section
+from lit_depth.results.old_page import Section
 from lit_depth.results.table import format_p_value, format_table
-from lit_depth.studies.compare.analysis import Scores
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, differs, mark, refusal
+from lit_depth.studies.compare.analysis import Scores, family_entry, interval_entry
 from lit_depth.studies.importance.measure_proxies import TOGETHER
 from lit_depth.studies.shared.block_ranks import describe_full, drops
 from lit_depth.studies.shared.checks import check_whole_blocks
+from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
 
 # method -> measure of `Scores`; the first is what all others are held against
@@ -52,8 +55,8 @@ EXPLAIN = (
 )
 EXPLAIN_MASKS = (
     "Masks of the most important blocks by each method, on {num_samples} samples of the validation split (full model "
-    "{full:.3f}); 'difference' is to the accuracy drop's mask of that size, p-values are corrected over all masks that "
-    "differ."
+    "{full:.3f}); 'difference' is to the accuracy drop's mask of that size, with {confidence:.0%} {simultaneous}; "
+    "p-values are corrected over all masks that differ. " + LEGEND
 )
 
 
@@ -143,9 +146,13 @@ def compare_methods(
         }
         for method, values in raw.items()
     ]
+    baseline = describe_baseline(validation, "1" * num_blocks, confidence)
     ids = {method: [mask_id(mask) for mask in each] for method, each in chosen.items()}
     for entry, masks_of_method in zip(entries, _describe_masks(ids, sizes, validation, confidence)):
         entry["masks"] = masks_of_method
+        if baseline and not baseline["beaten"]:
+            for each in masks_of_method:
+                each["verdict"] = WITHHELD
     return {
         "num_active_blocks": sizes,
         "confidence": confidence,
@@ -157,6 +164,7 @@ def compare_methods(
             "num_images": len(set(validation.images)),
             "num_bad_samples": len(sweep.bad_samples),
             "full": describe_full(validation, num_blocks, confidence),
+            "baseline": baseline,
         },
         "entries": entries,
     }
@@ -219,29 +227,43 @@ def _describe_masks(
     # a mask that several methods choose is one test, and the accuracy drop's own is none
     names = [name for name in masks if name not in ids["accuracy_drop"]]
     tests = dict(zip(names, scores.compare(np.stack([masks[name] for name in names]), confidence))) if names else {}
+    (same,) = scores.intervals(np.zeros_like(baseline[:1]), confidence)
     result = []
     for each in ids.values():
         values = scores.rows(each)
         quality = scores.mean_intervals(values, confidence)
-        differences = scores.intervals(values - baseline, confidence)
         entries: list[dict[str, Any]] = []
         for index, (name, size) in enumerate(zip(each, sizes)):
-            entry = {
-                "num_active_blocks": size,
-                "mask_id": name,
-                "quality": quality[index].estimate,
-                "quality_ci": [quality[index].low, quality[index].high],
-                "difference": differences[index].estimate,
-                "difference_ci": [differences[index].low, differences[index].high],
-            }
-            entry |= dict.fromkeys(("difference_simultaneous_ci", "p_value", "p_holm"))
-            if name in tests:
-                _, p_value, p_holm, together = tests[name]
-                simultaneous = [together.low, together.high]
-                entry |= {"difference_simultaneous_ci": simultaneous, "p_value": p_value, "p_holm": p_holm}
-            entries.append(entry)
+            found = tests.get(name)
+            entries.append(
+                {
+                    "num_active_blocks": size,
+                    "mask_id": name,
+                    "quality": quality[index].estimate,
+                    "quality_ci": [quality[index].low, quality[index].high],
+                    "num_distinct_answers": scores.distinct_answers(name),
+                    **(family_entry(found, "difference") if found else interval_entry(same, "difference")),
+                    "p_value": found and found.p_value,
+                    "p_holm": found and found.p_holm,
+                    "verdict": _verdict(found, confidence),
+                }
+            )
         result.append(entries)
     return result
+
+
+def _verdict(found: FamilyRow | None, confidence: float) -> str:
+    """Of a mask against the accuracy drop's of its size."""
+    if found is None:
+        return "same mask"
+    if not differs(found.p_holm, confidence):
+        return "tie"
+    return "better" if found.interval.estimate > 0 else "worse"
+
+
+def refusal_of_methods(methods: Mapping[str, Any]) -> str | None:
+    """Why the masks of the methods are not compared."""
+    return refusal(methods["validation"], "the validation split")
 
 
 def method_sections(methods: Mapping[str, Any]) -> list[Section]:
@@ -258,7 +280,7 @@ def method_lines(methods: Mapping[str, Any]) -> list[str]:
     return [_explain(methods), "", table, "", _explain_masks(methods), "", masks, ""]
 
 
-_MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)")
+_MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)", "verdict")
 
 
 def _least(methods: Mapping[str, Any]) -> int:
@@ -280,7 +302,13 @@ def _explain(methods: Mapping[str, Any]) -> str:
 
 def _explain_masks(methods: Mapping[str, Any]) -> str:
     validation = methods["validation"]
-    return EXPLAIN_MASKS.format(num_samples=validation["num_samples"], full=validation["full"]["quality"])
+    told = EXPLAIN_MASKS.format(
+        num_samples=validation["num_samples"],
+        full=validation["full"]["quality"],
+        confidence=methods["confidence"],
+        simultaneous=SIMULTANEOUS,
+    )
+    return " ".join(filter(None, [refusal_of_methods(methods), told])) + describe_constant(validation)
 
 
 def _headers(methods: Mapping[str, Any]) -> tuple[str, ...]:
@@ -308,15 +336,17 @@ def _mask_rows(methods: Mapping[str, Any]) -> list[list[Any]]:
         for entry in methods["entries"]:
             mask = entry["masks"][index]
             same = mask["p_holm"] is None
+            sign = mark(mask["quality"], mask["num_distinct_answers"], methods["validation"]["baseline"])
             rows.append(
                 [
                     entry["method"],
                     mask["num_active_blocks"],
-                    mask["quality"],
-                    _limits(mask["quality_ci"]),
-                    "same mask" if same else f"{mask['difference']:+.3f}",
-                    None if same else _limits(mask["difference_ci"]),
+                    f"{mask['quality']:.3f}{sign}",
+                    "[{:.3f}, {:.3f}]".format(*mask["quality_ci"]),
+                    None if same else f"{mask['difference']:+.3f}",
+                    None if same else _limits(mask["difference_simultaneous_ci"]),
                     None if same else format_p_value(mask["p_holm"]),
+                    mask["verdict"],
                 ]
             )
     return rows

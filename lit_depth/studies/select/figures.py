@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.store import save_figure
-from lit_depth.studies.compare.figures import plain_axes
+from lit_depth.results.verdicts import mark
+from lit_depth.studies.compare.figures import draw_constant, hollow, plain_axes, withheld_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,9 +34,13 @@ def selection_figure(result: dict[str, Any]) -> Figure:
         [max(0.0, each["quality"] - each["quality_ci"][0]) for each in shown],
         [max(0.0, each["quality_ci"][1] - each["quality"]) for each in shown],
     ]
-    label = f"best mask of each depth, {result['confidence']:.0%} interval"
+    label = f"best mask of each depth, {result['confidence']:.0%} interval of its own quality"
     heights = [each["quality"] for each in shown]
     axes.errorbar(times, heights, yerr=bars, fmt="o", color="#888888", markersize=5, elinewidth=1, label=label)
+    baseline = result.get("baseline")
+    marks = [bool(mark(each["quality"], each.get("num_distinct_answers"), baseline)) for each in shown]
+    hollow(axes, times, heights, marks, "#888888", "o", size=5)
+    draw_constant(axes, baseline)
     points = sorted((times[i], heights[i]) for i, entry in enumerate(entries) if entry["mask_id"] in result["frontier"])
     axes.plot(
         *zip(*points), "-o", color="#0072B2", markersize=5, linewidth=1.5, label="frontier, by the questions chosen on"
@@ -51,5 +56,7 @@ def selection_figure(result: dict[str, Any]) -> Figure:
     axes.set_xlabel(f"Budget that {share:.0%} of the requests stay within{free} (ms); numbers: active blocks")
     axes.set_ylabel(f"Quality ({result['metric']})")
     axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=8, loc="lower right")
-    axes.set_title(f"{result['task']}, {result['new_tokens']} new tokens, {result['device']}", loc="left", fontsize=11)
+    requests = [entry["latency_ms"]["num_requests"] for entry in entries if entry["latency_ms"]["num_requests"]]
+    title = f"{result['task']}, {result['new_tokens']} new tokens, {min(requests, default=0)} requests per mask"
+    axes.set_title(withheld_title(f"{title}, {result['device']}", result), loc="left", fontsize=11)
     return figure

@@ -15,6 +15,7 @@ from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.module import DepthModule
 from lit_depth.studies.compare.analysis import Scores
 from lit_depth.studies.shared.batch_size import settle_batch_size
+from lit_depth.studies.shared.constant_answer import constant_scores
 
 
 def evaluate(
@@ -34,7 +35,8 @@ def evaluate(
         description: Text before the progress bar.
 
     Returns:
-        Scores of all masks on the same samples (of all processes), and the callback that collected them.
+        Scores of all masks on the same samples (of all processes), with the best constant answer on these, and the
+        callback that collected them.
 
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
@@ -45,7 +47,8 @@ def evaluate(
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
         raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
-    return Scores.from_records(sweep.records, sweep.metric.max_score), sweep
+    scores = Scores.from_records(sweep.records, sweep.metric.max_score)
+    return scores._replace(constant=constant_scores(datamodule, split, scores.samples)), sweep
 
 
 def sweep_samples(

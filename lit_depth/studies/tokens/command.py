@@ -20,7 +20,8 @@ from lit_depth.functional.token_masking.prompt import name_tokens, token_kinds
 from lit_depth.module import DepthModule
 from lit_depth.results.store import read_of_run, write_of_run, write_parquet
 from lit_depth.results.token_tables import read_token_masking
-from lit_depth.studies.shared.run_folder import log_to, open_run
+from lit_depth.studies.shared.old_log import log_to
+from lit_depth.studies.shared.run_folder import open_run
 from lit_depth.studies.tokens.prompts import (
     Prompt,
     encode,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lit_depth.models.molmo import MolmoImageProcessor, vision_tokens
-from lit_depth.results.page import Section, write_report
+from lit_depth.results.old_page import Section, write_report
 from lit_depth.results.store import write_json
 from lit_depth.results.table import format_table
 from lit_depth.results.token_tables import METRICS, write_csv, write_token_masking
