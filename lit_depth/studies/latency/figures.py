@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.store import save_figure
 from lit_depth.studies.compare.figures import STAGES, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def write_latency_figure(result: dict[str, Any], folder: str | Path) -> Path:
-    """Draw and save ``latency_vs_blocks.png``; returns its path."""
-    path = Path(folder) / "latency_vs_blocks.png"
-    save_figure(latency_figure(result), path)
-    return path
 
 
 def latency_figure(result: dict[str, Any]) -> Figure:

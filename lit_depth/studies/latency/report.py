@@ -6,15 +6,25 @@ from functools import partial
 from typing import Any
 
 from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.table import Cell, format_p_value
+from lit_depth.results.verdicts import SIMULTANEOUS
 from lit_depth.studies.latency.figures import latency_figure
 
 DETAILS = "latency_details.json"
-HEADERS = ("policy", "blocks", "vision", "prefill", "decode/token", "total P50", "P95", "of full", "interval")
+HEADERS = (
+    *("policy", "blocks", "vision", "prefill", "decode/token", "total P50", "P95"),
+    *("of full", "interval", "p (Holm)"),
+)
 
 
 def report(result: dict[str, Any]) -> Report:
     """The report of the content of ``latency_details.json``."""
     figure = "latency_vs_blocks"
+    lines = {
+        f"latency/{stage}_ms_{key}": line[number]
+        for stage, line in result["fits"].items()
+        for key, number in (("per_block", "slope"), ("fixed", "intercept"))
+    }
     return Report(
         title=f"Latency against active blocks, {result['task']}",
         headline=_headline(result),
@@ -23,11 +33,7 @@ def report(result: dict[str, Any]) -> Report:
         figures={figure: partial(latency_figure, result)},
         files={DETAILS: result},
         tables={"latency/configurations": _configurations(result)},
-        scalars={
-            f"latency/{stage}_ms_{key}": line[number]
-            for stage, line in result["fits"].items()
-            for key, number in (("per_block", "slope"), ("fixed", "intercept"))
-        },
+        scalars={"latency/num_requests": result["num_requests"], **lines},
         metadata={"device": result["device"]},
     )
 
@@ -36,18 +42,20 @@ def _headline(result: dict[str, Any]) -> str:
     text = (
         f"{result['num_requests']} requests of batch size {result['batch_size']} on {result['device']}, "
         f"{result['new_tokens']} new tokens each; medians in milliseconds. 'of full' is the time relative to all "
-        f"{result['num_blocks']} blocks on the same request (geometric mean, {result['confidence']:.0%} interval)."
+        f"{result['num_blocks']} blocks on the same request (geometric mean, {result['confidence']:.0%} "
+        f"{SIMULTANEOUS})."
     )
     if "total" in result["fits"]:
         line = result["fits"]["total"]
+        fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
         text += (
-            f" Total = {line['intercept']:.2f} ms + {line['slope']:.2f} ms per block (R squared {line['r2']:.3f}): "
-            "the first part no skipped block saves."
+            f" Total = {line['intercept']:.2f} ms + {line['slope']:.2f} ms per block{fit}: the first part no skipped "
+            "block saves."
         )
     return text
 
 
-def _rows(result: dict[str, Any]) -> list[list[Any]]:
+def _rows(result: dict[str, Any]) -> list[list[Cell]]:
     rows = []
     for entry in result["configurations"]:
         times = entry["latency_ms"]
@@ -62,7 +70,8 @@ def _rows(result: dict[str, Any]) -> list[list[Any]]:
                 f"{times['total']['P50']:.2f}",
                 f"{times['total']['P95']:.2f}",
                 f"{share['ratio']:.3f}",
-                f"[{share['ci'][0]:.3f}, {share['ci'][1]:.3f}]" if share["ci"] else None,
+                "[{:.3f}, {:.3f}]".format(*share["simultaneous_ci"]) if share["simultaneous_ci"] else None,
+                None if share["p_holm"] is None else format_p_value(share["p_holm"]),
             ]
         )
     return rows
@@ -76,6 +85,5 @@ def _configurations(result: dict[str, Any]) -> Table:
         medians = [None if time is None else time["P50"] for time in times]
         shape = [", ".join(entry["policies"]), entry["num_active_blocks"], entry["mask_id"]]
         rows.append([*shape, *medians, entry["of_full"]["total"]["ratio"]])
-    return Table(
-        ["policies", "num_active_blocks", "mask_id", *(f"{stage}_P50_ms" for stage in stages), "of_full"], rows
-    )
+    medians_of = [f"{stage}_P50_ms" for stage in stages]
+    return Table(["policies", "num_active_blocks", "mask_id", *medians_of, "of_full"], rows)

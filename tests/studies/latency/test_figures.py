@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lit_depth.studies.latency.figures import latency_figure, write_latency_figure
+from lit_depth.results.store import save_figure
+from lit_depth.studies.latency.figures import latency_figure
 
 COUNTS = (16, 4, 8)
 
@@ -59,5 +60,5 @@ def test_lines_are_the_fits_and_the_ideal() -> None:
 def test_a_single_token_leaves_the_decode_panel_empty_without_a_warning(tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = write_latency_figure(result(decodes=False), tmp_path)
-    assert path.stat().st_size > 0
+        save_figure(latency_figure(result(decodes=False)), tmp_path / "latency.png")
+    assert (tmp_path / "latency.png").stat().st_size > 0
