@@ -45,7 +45,6 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 from lit_depth.functional import find_blocks, from_indices, masked
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.loading import load_bundled
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -81,11 +80,11 @@ def prefill(model: PreTrainedModel, tokens: Tensor) -> Forward:
 def decode_step(model: PreTrainedModel, tokens: Tensor) -> Forward:
     """A forward of one token on a cache of the prompt, which is cut back to the prompt after each call."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    model(tokens, use_cache=True, **{CACHE_NAME: cache})
+    model(tokens, use_cache=True, cache=cache)
     next_token = tokens[:, :1]
 
     def step() -> Tensor:
-        logits = model(next_token, use_cache=True, **{CACHE_NAME: cache}).logits
+        logits = model(next_token, use_cache=True, cache=cache).logits
         cache.crop(-1)
         return logits
 
@@ -106,7 +105,7 @@ def compiled_prefill(model: PreTrainedModel, tokens: Tensor) -> Forward:
 def compiled_decode_step(model: PreTrainedModel, tokens: Tensor) -> Forward:
     """A compiled forward of one token behind the prompt; the static cache is as long for every call."""
     run, cache = _compiled(model), _static_cache(model, tokens)
-    model(tokens, use_cache=True, **{CACHE_NAME: cache})
+    model(tokens, use_cache=True, cache=cache)
     next_token = tokens[:, :1]
     return lambda: run(next_token, cache)
 
@@ -119,7 +118,7 @@ def _compiled(model: PreTrainedModel) -> Callable[[Tensor, StaticCache], Tensor]
     """
 
     def run(tokens: Tensor, cache: StaticCache) -> Tensor:
-        return model(tokens, use_cache=True, **{CACHE_NAME: cache}, logits_to_keep=1).logits
+        return model(tokens, use_cache=True, cache=cache, logits_to_keep=1).logits
 
     own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
     return torch.compile(own)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import ablation_masks, leave_one_out
+from lit_depth.functional import ablation_masks, leave_one_out, mask_id
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.module import DepthModule, model_inputs
 from tests.helpers.commands import run
@@ -126,14 +126,14 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
 def test_masks_of_the_module_have_two_entries_per_block(checkpoint):
     module = DepthModule(str(checkpoint), granularity="sublayer")
     assert (module.num_blocks, module.num_units) == (16, 32)
-    with pytest.raises(ValueError, match="expected masks of 32 sublayers, got one of 16"):
-        module.request_masks({"1" * 16: torch.ones(16, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="expected a mask of 32 sublayers, given 16"):
+        module.request_masks([torch.ones(16, dtype=torch.bool)])
     masks = leave_one_out(32)[:2]
-    module.request_masks({"attention": masks[0], "mlp": masks[1]})
+    module.request_masks(masks)
     data = DepthDataModule(module.processor, num_samples=4, batch_size=4)
     (batch,) = data.eval_dataloader("validation")
     answered = module.predict_step(batch)
-    assert answered.mask_ids == ["attention", "mlp"]
+    assert answered.mask_ids == [mask_id(mask) for mask in masks]
     for mask, scores in zip(masks, answered.reference_logprobs):
         reference = zeroed_copy(module.model, mask)
         inputs = model_inputs(batch)

@@ -31,7 +31,7 @@ import numpy as np
 from torch import Tensor
 
 from lit_depth.functional.arguments import check_least, check_share, checked
-from lit_depth.functional.masking.skip import mask_id
+from lit_depth.functional.masks import MaskSet
 from lit_depth.functional.search.ablations import Removed, ablation_masks, free_units
 from lit_depth.functional.search.racing import (
     Evaluate,
@@ -239,10 +239,10 @@ def exhaustive_search(
     found = as_scores(evaluate(masks, range(num_samples)))
     accuracy, logprob, bad = found.as_arrays()
     accuracy = np.where(bad, np.nan, accuracy)
-    rows = {mask_id(mask): row for row, mask in enumerate(masks)}
+    rows = {name: row for row, name in enumerate(MaskSet.of(masks).ids)}
 
     def recall(masks: Tensor, positions: Sequence[int]) -> MaskScores:
-        asked = [rows[mask_id(mask)] for mask in masks]
+        asked = [rows[name] for name in MaskSet.of(masks).ids]
         cells = np.ix_(np.array(asked), np.array(positions, dtype=np.int64))
         return MaskScores(accuracy[cells], None if found.reference_logprob is None else logprob[cells])
 

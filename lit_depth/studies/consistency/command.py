@@ -12,7 +12,7 @@ import pandas as pd
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.masking.skip import Granularity
+from lit_depth.functional.masks import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.page import Section, write_report
 from lit_depth.results.store import write_json, write_parquet

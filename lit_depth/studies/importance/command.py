@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import leave_one_out
-from lit_depth.functional.masking.skip import Granularity
+from lit_depth.functional.masks import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.page import Section, write_report
 from lit_depth.results.reading import read_object

@@ -32,7 +32,7 @@ from lit_depth.functional import (
     score_ablations,
 )
 from lit_depth.functional.masking.policies import from_indices
-from lit_depth.functional.masking.skip import Granularity
+from lit_depth.functional.masks import Granularity
 from lit_depth.functional.search.ablations import Removed, free_units
 from lit_depth.functional.search.beam import MAX_COMBINATIONS
 from lit_depth.functional.search.racing import RankBy

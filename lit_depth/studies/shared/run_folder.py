@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.engine.decode import affordable_bytes, bytes_per_row
+from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.store import (

@@ -8,15 +8,13 @@ import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
 from lit_depth.functional.engine import api as sweep_module
 from lit_depth.functional.engine import decode as answering
 from lit_depth.functional.engine.api import answer_masks, generate, sweep_forward, sweep_generate
-from lit_depth.functional.engine.drivers import RowLayer
+from lit_depth.functional.engine.row_cache import RowLayer
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.models.loading import load_bundled
@@ -401,46 +399,3 @@ def test_bad_masks_are_refused(models):
         sweep_generate(model, inputs, [], 1)
     with pytest.raises(ValueError, match="one mask per request, given 2 masks for 4"):
         generate(model, inputs, torch.ones(2, 4, dtype=torch.bool), 1)
-
-
-class PeakBytes(TorchDispatchMode):
-    """Most bytes that tensors made inside the context held at once; those that were there before do not count."""
-
-    def __init__(self, model) -> None:
-        super().__init__()
-        self.alive = {each.untyped_storage()._cdata: 0 for each in (*model.parameters(), *model.buffers())}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.alive:
-                storage = tensor.untyped_storage()
-                self.alive[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.forget, storage._cdata)
-        return result
-
-    def forget(self, key) -> None:
-        self.now -= self.alive.pop(key, 0)
-
-
-@pytest.mark.parametrize("new_tokens", [0, 4])
-@pytest.mark.parametrize("family", ["llama", "olmoe"])
-def test_chunks_are_planned_for_the_memory_that_they_take(monkeypatch, family, new_tokens):
-    """As on a GPU: all masks share a block call, whose widest states count."""
-    own = {
-        "llama": {"intermediate_size": 344, "head_dim": 32},
-        "olmoe": {"intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 4},
-    }
-    sizes = {"hidden_size": 128, "num_key_value_heads": 4, "max_position_embeddings": 512, **own[family]}
-    model = tiny_model(family, num_blocks=8, **sizes)
-    monkeypatch.setattr(answering, "call_width", lambda *_: None)
-    inputs, masks = tiny_batch(model, length=200), torch.cat([torch.ones(1, 8, dtype=torch.bool), leave_one_out(8)])
-    answers = torch.full((4, 3), 5)
-    planned = sum(4 * answering.bytes_per_row(model, inputs, new_tokens, answers, int(n)) for n in masks.sum(1))
-    with PeakBytes(model) as memory:
-        options = {"max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0, "answer_ids": answers}
-        answer_masks(model, inputs, masks, **options, max_rows=10**6)
-    assert 0.5 * planned < memory.peak < 1.1 * planned

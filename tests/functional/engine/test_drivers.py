@@ -13,7 +13,7 @@ from lit_depth.functional.engine import decode as answering
 from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.engine.drivers import CannotDriveError, Front, TrieDriver, driven
 from lit_depth.functional.engine.trie import MaskTrie
-from lit_depth.functional.masking.skip import check_drivable
+from lit_depth.functional.masking.support import check_drivable
 from tests.helpers.model_zoo import ROWS, ZOO, forced_logprob, plain_answers
 from tests.helpers.wrappers import LowRank, SoftPrompt, Wrapper
 
