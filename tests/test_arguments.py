@@ -76,6 +76,8 @@ RIGHT: dict[Any, dict[str, Any]] = {
     F.threshold: dict(importance=[0.1, 0.2, 0.3], fraction=0.5, keep=[0]),
     F.from_indices: dict(num_blocks=4, indices=[1], keep=[0]),
     F.leave_one_out: dict(num_blocks=4),
+    F.MaskSet.of: dict(masks=MASKS, num_units=3, granularity="block"),
+    F.MaskSet.full: dict(num_units=3),
     F.MaskTrie: dict(masks=MASKS),
     F.sweep_forward: dict(SWEPT, logits_to_keep=1),
     F.sweep_generate: dict(SWEPT, max_new_tokens=2, eos_token_id=[2], pad_token_id=0, max_rows=4, granularity="block"),
@@ -182,7 +184,7 @@ REFUSED = [
     (F.generate, dict(SWEPT, max_new_tokens=0), "max_new_tokens from 1"),
     (F.sweep_forward, dict(SWEPT, inputs={"input_ids": [[1, 2]]}), "inputs that are tensors, given .* as input_ids"),
     (F.sweep_forward, dict(SWEPT, inputs={"attention_mask": IDS}), "inputs with input_ids"),
-    (F.sweep_forward, dict(SWEPT, masks=MASKS[0]), r"masks of shape \[masks, num_blocks\]"),
+    (F.sweep_forward, dict(SWEPT, masks=MASKS[None]), r"masks of shape \[masks, num_blocks\]"),
     (F.reference_logprob, dict(model=MODEL, inputs=INPUTS, answer_ids=IDS[:1], pad_token_id=0), "answer_ids, integers"),
     (
         F.reference_logprob,
@@ -234,9 +236,9 @@ def test_missing_and_unknown_names_are_pythons_own():
 
 
 def test_no_public_function_is_forgotten():
-    """Value types (named tuples) take what they are given; Metric classes are tested through their update."""
+    """Value types take what they are given (a `MaskSet` once it is made); Metric classes are tested through update."""
     public = {getattr(package, name) for package in (F, M, C) for name in package.__all__}
-    values = {each for each in public if isinstance(each, type) and issubclass(each, tuple)}
+    values = {each for each in public if isinstance(each, type) and issubclass(each, tuple)} | {F.MaskSet}
     metrics = {each for each in public if isinstance(each, type) and hasattr(each, "higher_is_better")}
     assert public - values - metrics - set(RIGHT) == set()
     assert all(inspect.signature(function) for function in RIGHT)

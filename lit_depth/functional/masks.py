@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from torch import Tensor
 from lit_depth.functional.arguments import MAX_UNITS, check_range, checked
 
 Granularity = Literal["block", "sublayer"]
-# whatever a `MaskSet` is made of
-Masks = Union["MaskSet", Tensor, Sequence[Tensor | Sequence[bool]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +37,12 @@ class MaskSet:
     granularity: Granularity = "block"
 
     @classmethod
+    @checked
     def of(
-        cls, masks: Masks | str | Sequence[str], num_units: int | None = None, granularity: Granularity | None = None
+        cls,
+        masks: Masks | Sequence[bool] | str | Sequence[str],
+        num_units: int | None = None,
+        granularity: Granularity | None = None,
     ) -> MaskSet:
         """Check masks; this is the only place that does.
 
@@ -72,8 +74,10 @@ class MaskSet:
         return cls(bits, granularity)
 
     @classmethod
+    @checked
     def full(cls, num_units: int, granularity: Granularity = "block") -> MaskSet:
         """The one mask under which all units run."""
+        check_range(1, 2 * MAX_UNITS, num_units=num_units)
         return cls(torch.ones(1, num_units, dtype=torch.bool), granularity)
 
     @staticmethod
@@ -132,7 +136,11 @@ class MaskSet:
         return self.bits[index]
 
 
-def _rows(masks: Masks | str | Sequence[str]) -> list[Tensor]:
+# whatever public functions make a `MaskSet` of
+Masks = MaskSet | Tensor | Sequence[Tensor | Sequence[bool]]
+
+
+def _rows(masks: Masks | Sequence[bool] | str | Sequence[str]) -> list[Tensor]:
     if isinstance(masks, Tensor):
         if masks.ndim not in (1, 2):
             raise ValueError(f"expected masks of shape [masks, num_blocks], given {list(masks.shape)}")

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from lit_depth.functional.masks import full_id
 from lit_depth.functional.statistics import (
     FamilyRow,
     Interval,
@@ -118,8 +119,8 @@ def describe_masks(
     plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], num_blocks: int, confidence: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The ``full`` and ``strategies`` entries of the result."""
-    full_id, grouped = "1" * num_blocks, _grouped(plan)
-    ids = list(dict.fromkeys([full_id, *(planned.id for planned in plan)]))
+    full, grouped = full_id(num_blocks), _grouped(plan)
+    ids = list(dict.fromkeys([full, *(planned.id for planned in plan)]))
     means = [scores.rows([planned.id for planned in group]).mean(axis=0) for group in grouped.values()]
     # all rows at once: where tests are sampled, they share the random signs
     described = _describe_rows(np.stack([*scores.rows(ids), *means]), scores, confidence)
@@ -147,7 +148,7 @@ def describe_masks(
         }
         for ((name, count), group), numbers in zip(grouped.items(), of_strategy)
     ]
-    return entry(full_id, None), strategies
+    return entry(full, None), strategies
 
 
 def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float) -> list[dict[str, Any]]:

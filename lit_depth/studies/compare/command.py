@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range
+from lit_depth.functional.masks import full_id
 from lit_depth.module import DepthModule
 from lit_depth.results.page import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
@@ -93,7 +94,7 @@ def compare(
         device = trainer.strategy.root_device
         # one mask of each policy and count: which of equally many blocks run hardly matters to the clock
         first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
-        timed = sorted({"1" * num_blocks, *first.values()})
+        timed = sorted({full_id(num_blocks), *first.values()})
         latency = _latency(trainer, folder, model, datamodule, timed, latency_repeats, latency_new_tokens, clock)
         shared = {
             "num_blocks": num_blocks,

@@ -26,7 +26,7 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import mask_id, top_k
+from lit_depth.functional import MaskSet, top_k
 from lit_depth.functional.importance.proxies import METHODS, check_methods
 from lit_depth.functional.statistics.agreement import rank_agreement_with
 from lit_depth.module import DepthModule
@@ -142,7 +142,7 @@ def compare_methods(
         }
         for method, values in raw.items()
     ]
-    ids = {method: [mask_id(mask) for mask in each] for method, each in chosen.items()}
+    ids = {method: list(MaskSet.of(each).ids) for method, each in chosen.items()}
     for entry, masks_of_method in zip(entries, _describe_masks(ids, sizes, validation, confidence)):
         entry["masks"] = masks_of_method
     return {

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range
 from lit_depth.functional.latency.budget import fit_line
+from lit_depth.functional.masks import full_id
 from lit_depth.functional.statistics import paired_intervals
 from lit_depth.module import DepthModule
 from lit_depth.results.page import Section, write_report
@@ -83,7 +84,7 @@ def latency(
     }
     run = open_run(trainer, model, datamodule, ["validation"], arguments, output_dir, "latency", name)
     with run as (folder, identity):
-        full = "1" * num_blocks
+        full = full_id(num_blocks)
         masks = list(dict.fromkeys([full, *(planned.id for planned in plan)]))
         records = time_masks(
             trainer,
@@ -118,7 +119,7 @@ def _describe(
     summaries = summarize_masks(records)
     times = {stage: records.pivot(index="mask", columns="sample", values=stage).astype(float) for stage in STAGES}
     images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(times["total"].columns)
-    full = "1" * num_blocks
+    full = full_id(num_blocks)
     names: dict[str, list[str]] = {mask: [] for mask in masks}
     for planned in plan:
         names[planned.id].append(planned.policy)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_depth.functional import leave_one_out, mask_id
-from lit_depth.functional.masks import Granularity
+from lit_depth.functional.masks import Granularity, full_id
 from lit_depth.functional.statistics import pairwise_sign_flip_tests
 from lit_depth.functional.statistics.agreement import rank_agreement
 from lit_depth.studies.compare.analysis import Measure, Scores
@@ -27,7 +27,7 @@ def drops(scores: Scores, blocks: Sequence[int], num_blocks: int, measure: str) 
     skipped = leave_one_out(num_blocks)
     values = getattr(scores, measure)
     row = {name: index for index, name in enumerate(scores.mask_ids)}
-    full = values[row["1" * num_blocks]]
+    full = values[row[full_id(num_blocks)]]
     return full - values[[row[mask_id(skipped[block_idx])] for block_idx in blocks]]
 
 
@@ -99,7 +99,7 @@ def describe_agreement(
 
 def describe_full(scores: Scores, num_blocks: int, confidence: float) -> dict[str, Any]:
     """Mean quality and reference log-probability of the full model, with intervals."""
-    row = scores.mask_ids.index("1" * num_blocks)
+    row = scores.mask_ids.index(full_id(num_blocks))
     result: dict[str, Any] = {}
     for measure in MEASURES:
         (interval,) = scores.mean_intervals(getattr(scores, measure)[[row]], confidence, measure)

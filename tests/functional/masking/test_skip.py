@@ -14,7 +14,7 @@ from transformers.models.gemma3n.modeling_gemma3n import Gemma3nForCausalLM
 from transformers.models.qwen3_vl import Qwen3VLTextConfig, Qwen3VLTextModel
 from transformers.models.t5 import T5Config, T5ForConditionalGeneration
 
-from lit_depth.functional import check_mask, find_blocks, from_mask_id, leave_one_out, mask_id, masked, random
+from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, mask_id, masked, random
 from tests.helpers.masking_laws import NEW_TOKENS, CountOperations, assert_restored, generate, snapshot
 from tests.helpers.pruning import pruned_copy
 from tests.helpers.tiny_models import FAMILIES, WINDOW, placeholders, tiny_batch, tiny_model
@@ -409,16 +409,3 @@ def test_coupled_models_are_refused(models):
     find_blocks(crossed)[2].self_attn.layer_idx = 1
     with pytest.raises(ValueError, match="block 2 uses cache entry 1"):
         masked(crossed, [True, False, True, True])
-
-
-@pytest.mark.parametrize("text", ["1", "1101", "0001"])
-def test_mask_id_round_trip(text):
-    mask = from_mask_id(text)
-    assert mask.dtype == torch.bool and mask_id(mask) == text == mask_id(mask.tolist())
-    assert torch.equal(check_mask(mask, len(text)), mask)
-
-
-@pytest.mark.parametrize("text", ["", "000", "10a", "1 0"])
-def test_bad_mask_ids(text):
-    with pytest.raises(ValueError, match="expected"):
-        from_mask_id(text)
