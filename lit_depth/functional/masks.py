@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -136,18 +136,18 @@ class MaskSet:
         return self.bits[index]
 
 
-# whatever public functions make a `MaskSet` of
-Masks = MaskSet | Tensor | Sequence[Tensor | Sequence[bool]]
+# whatever a `MaskSet` is made of
+Masks = MaskSet | Tensor | str | Sequence[Tensor | Sequence[bool] | bool | str]
 
 
-def _rows(masks: Masks | Sequence[bool] | str | Sequence[str]) -> list[Tensor]:
+def _rows(masks: Masks) -> list[Tensor]:
     if isinstance(masks, Tensor):
         if masks.ndim not in (1, 2):
             raise ValueError(f"expected masks of shape [masks, num_blocks], given {list(masks.shape)}")
         return [masks] if masks.ndim == 1 else list(masks)
-    rows: list[Tensor | Sequence[bool] | str] = [masks] if isinstance(masks, str) else list(masks)
-    is_one_mask = bool(rows) and not isinstance(rows[0], str) and not hasattr(rows[0], "__len__")
-    return [_row(row) for row in ([rows] if is_one_mask else rows)]  # type: ignore[arg-type]
+    rows: Any = [masks] if isinstance(masks, str) else list(masks)
+    is_one_mask = bool(rows) and not hasattr(rows[0], "__len__")
+    return [_row(row) for row in ([rows] if is_one_mask else rows)]
 
 
 def _row(mask: Tensor | Sequence[bool] | str) -> Tensor:
