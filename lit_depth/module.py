@@ -50,8 +50,8 @@ class DepthModule(LightningModule):
         max_new_tokens: Longest answer in tokens; null = what the task asks for.
         max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
             about the memory of the weights once more.
-        granularity: What one entry of a mask switches: a ``block``, or with ``sublayer`` its attention (entry 2i of
-            block i) or its MLP (entry 2i + 1). Masks of sublayers are answered one after another.
+        granularity: What one unit of a mask switches: a ``block``, or with ``sublayer`` its attention (unit 2i of
+            block i) or its MLP (unit 2i + 1). Masks of sublayers are answered one after another.
         phase: Forwards that a mask applies to: ``both``, ``decode`` (the prompt runs through all blocks) or
             ``prefill`` (as ``both``, because a skipped prompt leaves nothing to decode on, unless
             ``decode_without_prompt``). Masks of ``decode`` are answered one after another.
@@ -114,7 +114,7 @@ class DepthModule(LightningModule):
                 f"expected max_new_tokens below the model's context of {context} tokens, given {max_new_tokens}"
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
-        # what the entries of a mask stand for
+        # what a mask switches
         self.num_units = units_of(self.num_blocks, granularity)
         if phase != "both" or decode_without_prompt or granularity != "block":
             self.masked(MaskSet.full(self.num_units)[0])  # refuse what cannot be masked so

@@ -58,19 +58,19 @@ class MaskSet:
         """
         if isinstance(masks, MaskSet):
             if granularity not in (None, masks.granularity):
-                raise ValueError(f"expected masks of {granularity}s, given masks of {masks.granularity}s")
+                raise ValueError(f"expected masks of {granularity}s, got masks of {masks.granularity}s")
             _check_form(masks[0], num_units or masks.num_units, masks.granularity)
             return masks
         rows, granularity = _rows(masks), granularity or "block"
         if not rows:
-            raise ValueError("expected at least one mask, given none")
+            raise ValueError("expected at least one mask, got none")
         num_units = rows[0].numel() if num_units is None else num_units
         check_range(1, 2 * MAX_UNITS, num_units=num_units)
         for row in rows:
             _check_form(row, num_units, granularity)
         bits = torch.stack([row.detach().cpu() for row in rows])
         if not bits.any(dim=1).all():
-            raise ValueError(f"expected at least one active {granularity}, given a mask that skips all {num_units}")
+            raise ValueError(f"expected at least one active {granularity}, got a mask that skips all {num_units}")
         return cls(bits, granularity)
 
     @classmethod
@@ -143,7 +143,7 @@ Masks = MaskSet | Tensor | str | Sequence[Tensor | Sequence[bool] | bool | str]
 def _rows(masks: Masks) -> list[Tensor]:
     if isinstance(masks, Tensor):
         if masks.ndim not in (1, 2):
-            raise ValueError(f"expected masks of shape [masks, num_blocks], given {list(masks.shape)}")
+            raise ValueError(f"expected masks of shape [masks, num_blocks], got {list(masks.shape)}")
         return [masks] if masks.ndim == 1 else list(masks)
     rows: Any = [masks] if isinstance(masks, str) else list(masks)
     is_one_mask = bool(rows) and not hasattr(rows[0], "__len__")
@@ -155,20 +155,20 @@ def _row(mask: Tensor | Sequence[bool] | str) -> Tensor:
         return mask
     if isinstance(mask, str):
         if not mask or set(mask) - set("01"):
-            raise ValueError(f"expected a mask id of the characters 0 and 1, such as '1101', given {mask!r}")
+            raise ValueError(f"expected a mask id of the characters 0 and 1, such as '1101', got {mask!r}")
         mask = [bit == "1" for bit in mask]
     return torch.tensor(list(mask), dtype=torch.bool)
 
 
 def _check_form(mask: Tensor, num_units: int, granularity: Granularity) -> None:
     if mask.dtype != torch.bool:
-        raise ValueError(f"expected a mask of dtype torch.bool, given {mask.dtype}")
+        raise ValueError(f"expected a mask of dtype torch.bool, got {mask.dtype}")
     if mask.ndim != 1:
-        raise ValueError(f"expected a mask of shape [{num_units}], given {list(mask.shape)}")
+        raise ValueError(f"expected a mask of shape [{num_units}], got {list(mask.shape)}")
     if len(mask) != num_units:
         is_other = granularity == "block" and len(mask) == 2 * num_units
         hint = "; masks of sublayers need granularity='sublayer', where it can be given" if is_other else ""
-        raise ValueError(f"expected a mask of {num_units} {granularity}s, given {len(mask)}{hint}")
+        raise ValueError(f"expected a mask of {num_units} {granularity}s, got {len(mask)}{hint}")
 
 
 @checked

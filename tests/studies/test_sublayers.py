@@ -106,12 +106,12 @@ def test_search_over_sublayers(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search", "--keep", "16"], "between 0 and 15, given 16"),
+        (["search", "--keep", "16"], "between 0 and 15, got 16"),
         (["search", "--max_blocks_to_remove", "32"], "between 1 and 31 of 32 units"),
         (["compare"], "compare takes whole blocks only"),
         (["latency"], "latency takes whole blocks only"),
         (["select"], "select takes whole blocks only"),
-        (["importance", "--model.phase", "decode"], "given 'sublayer' with phase='decode'"),
+        (["importance", "--model.phase", "decode"], "got 'sublayer' with phase='decode'"),
         (["importance", "--skip", "16"], "0..15, got [16]"),
         (["consistency", "--skip", *map(str, range(15))], "at least 4 sublayers, got 2"),
     ],
@@ -126,7 +126,7 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
 def test_masks_of_the_module_have_two_entries_per_block(checkpoint):
     module = DepthModule(str(checkpoint), granularity="sublayer")
     assert (module.num_blocks, module.num_units) == (16, 32)
-    with pytest.raises(ValueError, match="expected a mask of 32 sublayers, given 16"):
+    with pytest.raises(ValueError, match="expected a mask of 32 sublayers, got 16"):
         module.request_masks([torch.ones(16, dtype=torch.bool)])
     masks = leave_one_out(32)[:2]
     module.request_masks(masks)

@@ -145,7 +145,7 @@ def sweep_generate(
         pad_token_id: Fills a row after its end.
         max_rows: Most (mask, sample) rows at once; None = see `lit_depth.functional.engine.decode.affordable_bytes`.
         blocks: Dotted path of the blocks where they cannot be found.
-        granularity: What one entry of a mask switches, see `masked`. Masks of sublayers are answered one after another.
+        granularity: What one unit of a mask switches, see `masked`. Masks of sublayers are answered one after another.
 
     Returns:
         Long ``[masks, batch, max_new_tokens]``, on the CPU.
@@ -261,7 +261,7 @@ def generate(
     check_token_ids(model, pad_token_id=pad_token_id)
     batch = len(inputs["input_ids"])
     if len(masks) != batch:
-        raise ValueError(f"expected one mask per request, given {len(masks)} masks for {batch} requests")
+        raise ValueError(f"expected one mask per request, got {len(masks)} masks for {batch} requests")
     check_generates(model)
     request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id)
 

@@ -144,7 +144,7 @@ def end_token_ids(model: nn.Module, tokenizer: Any = None) -> list[int]:
 def check_generates(model: nn.Module) -> None:
     """Raise ValueError unless the model has ``generate``."""
     if not callable(getattr(model, "generate", None)):
-        raise ValueError(f"expected a model with generate, given {type(model).__name__}")
+        raise ValueError(f"expected a model with generate, got {type(model).__name__}")
 
 
 def generating_model(model: nn.Module) -> Any:

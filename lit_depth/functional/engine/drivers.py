@@ -6,7 +6,7 @@ driver is attached, the ``forward`` of every block is the driver's, which decide
 - `TrieDriver` (prefill): all rows share their hidden state until masks diverge; a block runs once per distinct prefix.
 - `RowDriver` (decoding, and prefill with per-row masks): rows that keep a block are gathered, run and scattered back.
 
-Both write keys and values to a `RowCache`, whose entry of a block holds only the rows that run it.
+Both write keys and values to a `RowCache`, whose layer of a block holds only the rows that run it.
 
 Forward hooks on the blocks themselves see a stand-in for the hidden states and cannot change them; those on the modules
 inside a block see the rows that it runs on.

@@ -16,9 +16,9 @@ from lit_depth.functional.engine.decoding_configuration import CannotDriveError
 
 @dataclass
 class Extent:
-    """How many tokens the entries of one cache hold, and how many they have room for.
+    """How many tokens the layers of one cache hold, and how many they have room for.
 
-    Entries share it in place of the cache itself: a cycle would keep all keys and values until Python looks for cycles.
+    Layers share it in place of the cache itself: a cycle would keep all keys and values until Python looks for cycles.
     """
 
     length: int
@@ -80,7 +80,7 @@ class RowLayer(CacheLayerMixin):
             self.values[row:stop, :, :length] = values[taken, :, :length]
 
     def keep_rows(self, kept: Tensor) -> None:
-        """Drop all rows but ``kept`` (indices among this entry's rows)."""
+        """Drop all rows but ``kept`` (indices among this layer's rows)."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.index_select(0, kept), self.values.index_select(0, kept)
 

@@ -117,7 +117,7 @@ def chunk_masks(masks: MaskSet, budget: float, costs: Sequence[float] | None = N
         [[0], [2, 1]]
     """
     if budget < 1:
-        raise ValueError(f"budget must be at least 1, given {budget}")
+        raise ValueError(f"expected a budget of at least 1, got {budget}")
     chunk: list[int] = []
     spent = 0.0
     for index in sorted(range(len(masks)), key=masks.ids.__getitem__, reverse=True):

@@ -48,7 +48,7 @@ class PhasedForward(Identity):
 
 
 class SkipInDecode(PhasedForward):
-    """The identity once the cache has given the block's entry up."""
+    """The identity once the cache has given the block's layer up."""
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         cache = find_cache(args, kwargs)
@@ -62,45 +62,45 @@ class SkipInPrefill(PhasedForward):
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         cache = find_cache(args, kwargs)
-        entry = None if cache is None else cache.layers[self.block_idx]
-        if not isinstance(entry, DecodedLayer) or not entry.prompt_length:
+        layer = None if cache is None else cache.layers[self.block_idx]
+        if not isinstance(layer, DecodedLayer) or not layer.prompt_length:
             return super().__call__(hidden_states)
         arguments = dict(zip(self.arguments, args)) | kwargs
         biased = [name for name in ("alibi", "position_bias") if arguments.get(name) is not None]
         if biased:
             raise ValueError(f"cannot decode without the prompt: block {self.block_idx} takes {', '.join(biased)}")
-        arguments["attention_mask"] = decoded_columns(arguments.get("attention_mask"), entry, hidden_states.shape[1])
-        entry.is_open = True
+        arguments["attention_mask"] = decoded_columns(arguments.get("attention_mask"), layer, hidden_states.shape[1])
+        layer.is_open = True
         try:
             return self.real(hidden_states, **arguments)
         finally:
-            entry.is_open = False
+            layer.is_open = False
 
 
-def decoded_columns(attention_mask: object, entry: DecodedLayer, num_new: int) -> Tensor | None:
-    """Cut an attention mask, made for the whole sequence, to the keys that ``entry`` holds.
+def decoded_columns(attention_mask: object, layer: DecodedLayer, num_new: int) -> Tensor | None:
+    """Cut an attention mask, made for the whole sequence, to the keys that ``layer`` holds.
 
     Args:
         attention_mask: ``[..., keys]``, bool, additive, or of zeros and ones; None = every key is visible.
-        num_new: tokens of this forward, which the entry is about to be given.
+        num_new: tokens of this forward, which the layer is about to be given.
     """
-    if attention_mask is None and not entry.is_compileable:
+    if attention_mask is None and not layer.is_compileable:
         return None
     if not isinstance(attention_mask, Tensor):
         given = "none for a static cache" if attention_mask is None else type(attention_mask).__name__
-        raise ValueError(f"cannot decode without the prompt: expected a tensor as attention mask, given {given}")
-    length, offset = entry.entry.get_mask_sizes(num_new)
-    num_columns, num_seen = attention_mask.shape[-1], entry.prompt_length + entry.num_tokens + num_new
-    # columns are positions: they end with the newest token where entries grow or slide, begin at 0 where there is room
+        raise ValueError(f"cannot decode without the prompt: expected a tensor as attention mask, got {given}")
+    length, offset = layer.layer.get_mask_sizes(num_new)
+    num_columns, num_seen = attention_mask.shape[-1], layer.prompt_length + layer.num_tokens + num_new
+    # columns are positions: they end with the newest token where layers grow or slide, begin at 0 where there is room
     first_position = max(0, num_seen - num_columns)
-    start = entry.prompt_length + offset - first_position
+    start = layer.prompt_length + offset - first_position
     if start < 0:
         raise ValueError(
             f"cannot decode without the prompt: the attention mask begins at position {first_position}, but a skipped "
-            f"block needs it from {entry.prompt_length + offset} on; keep a block that attends as far back active"
+            f"block needs it from {layer.prompt_length + offset} on; keep a block that attends as far back active"
         )
     columns = attention_mask[..., start : start + length]
-    # room of a static entry beyond the positions that the mask speaks of
+    # room of a static layer beyond the positions that the mask speaks of
     hidden = torch.finfo(columns.dtype).min if columns.is_floating_point() else 0
     missing = length - columns.shape[-1]
     return nn.functional.pad(columns, (0, missing), value=hidden) if missing else columns

@@ -1,9 +1,9 @@
-"""KV-cache entries under a block mask: who owns one, who has none, and when that changes.
+"""KV-cache layers under a block mask: who owns one, who has none, and when that changes.
 
-transformers reads the sequence length and the attention-mask sizes from the first entry that is not a `DummyLayer`. So
-an entry that does not hold every token of the sequence has to be one: it is then never asked for its length.
+transformers reads the sequence length and the attention-mask sizes from the first layer that is not a `DummyLayer`. So
+a layer that does not hold every token of the sequence has to be one: it is then never asked for its length.
 
-A `Claim` arranges the entries of a cache before block 0 of every forward, when the cache still holds exactly what the
+A `Claim` arranges the layers of a cache before block 0 of every forward, when the cache still holds exactly what the
 earlier forwards wrote: that is what tells a prefill (nothing) from a decode step (something).
 """
 
@@ -21,7 +21,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-Entry = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
+CacheLayer = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
 
 
 def find_cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cache | None:
@@ -30,11 +30,11 @@ def find_cache(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cache | None:
 
 
 class Placeholder(DummyLayer):
-    """Cache entry that does not hold every token of the sequence; the classes below say which ones it holds."""
+    """Cache layer that does not hold every token of the sequence; the classes below say which ones it holds."""
 
 
 class SkippedLayer(Placeholder):
-    """Cache entry of a skipped block: stores nothing, and refuses the block if it runs after all."""
+    """Cache layer of a skipped block: stores nothing, and refuses the block if it runs after all."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Raise ValueError; like its base, accept None so that caches can be rebuilt across processes."""
@@ -47,7 +47,7 @@ class SkippedLayer(Placeholder):
 
 
 class Claim:
-    """Before every forward: skipped blocks own no entry.
+    """Before every forward: skipped blocks own no layer.
 
     Args:
         active: One bool per block, True = the block runs.
@@ -60,12 +60,12 @@ class Claim:
     def __call__(self, cache: Cache) -> None:
         # a cache that has been through this is not looked over again at every decode step
         if getattr(cache, "_lit_depth_claim", None) is not self:
-            claim_entries(cache, self.active)
+            claim_layers(cache, self.active)
             cache._lit_depth_claim = self  # type: ignore[attr-defined]
 
 
-def claim_entries(cache: Cache, owned: Sequence[bool]) -> None:
-    """Make ``cache`` hold entries for the owned blocks only: placeholders go where ``owned`` is False.
+def claim_layers(cache: Cache, owned: Sequence[bool]) -> None:
+    """Make ``cache`` hold layers for the owned blocks only: placeholders go where ``owned`` is False.
 
     Nothing happens when the cache already has this pattern. All checks come before the first change.
 
@@ -77,8 +77,8 @@ def claim_entries(cache: Cache, owned: Sequence[bool]) -> None:
     refuse_placeholders(layers, owned)
     missing = [
         block_idx
-        for block_idx, (is_owned, entry) in enumerate(zip(owned, layers))
-        if not is_owned and not _stores_nothing(entry)
+        for block_idx, (is_owned, layer) in enumerate(zip(owned, layers))
+        if not is_owned and not _stores_nothing(layer)
     ]
     if not missing:
         return
@@ -93,29 +93,29 @@ def claim_entries(cache: Cache, owned: Sequence[bool]) -> None:
 
 def check_size(cache: Cache, num_blocks: int) -> None:
     if isinstance(cache, EncoderDecoderCache):
-        raise ValueError("expected the cache of a decoder-only model, given an EncoderDecoderCache")
+        raise ValueError("expected the cache of a decoder-only model, got an EncoderDecoderCache")
     layers = cache.layers
     if cache.layer_class_to_replicate is not None:
-        # a cache that grows on first use: let it grow now, so that every block finds its own entry
+        # a cache that grows on first use: let it grow now, so that every block finds its own layer
         layers.extend(cache.layer_class_to_replicate() for _ in range(num_blocks - len(layers)))
     if len(layers) < num_blocks:
-        raise ValueError(f"expected a KV cache with an entry for each of {num_blocks} blocks, given {len(layers)}")
+        raise ValueError(f"expected a KV cache with a layer for each of {num_blocks} blocks, got {len(layers)}")
 
 
-def refuse_placeholders(entries: Sequence[Entry], owned: Sequence[bool]) -> None:
-    for block_idx, (is_owned, entry) in enumerate(zip(owned, entries)):
-        if is_owned and isinstance(entry, Placeholder):
+def refuse_placeholders(layers: Sequence[CacheLayer], owned: Sequence[bool]) -> None:
+    for block_idx, (is_owned, layer) in enumerate(zip(owned, layers)):
+        if is_owned and isinstance(layer, Placeholder):
             raise ValueError(
                 f"block {block_idx} is active, but this KV cache was made under a mask that skips it; make a new cache"
             )
 
 
-def _stores_nothing(entry: Entry) -> bool:
-    return isinstance(entry, SkippedLayer) or (isinstance(entry, DummyLayer) and not isinstance(entry, Placeholder))
+def _stores_nothing(layer: CacheLayer) -> bool:
+    return isinstance(layer, SkippedLayer) or (isinstance(layer, DummyLayer) and not isinstance(layer, Placeholder))
 
 
-def is_filled(entry: Entry) -> bool:
-    if isinstance(entry, CacheLayerMixin):
-        # the length of a static entry is a tensor on the device; it is read only while placeholders are still missing
-        return entry.is_initialized and int(entry.get_seq_length()) > 0
-    return isinstance(entry, LinearAttentionCacheLayerMixin) and any(entry.has_previous_state.values())
+def is_filled(layer: CacheLayer) -> bool:
+    if isinstance(layer, CacheLayerMixin):
+        # the length of a static layer is a tensor on the device; it is read only while placeholders are still missing
+        return layer.is_initialized and int(layer.get_seq_length()) > 0
+    return isinstance(layer, LinearAttentionCacheLayerMixin) and any(layer.has_previous_state.values())

@@ -4,13 +4,13 @@ How a block is skipped: its *instance* ``forward`` is replaced by the identity. 
 ``hidden_states`` keep num_blocks + 1 entries, while attentions and router logits hold the active blocks only.
 
 How the KV cache stays right: one forward pre-hook on block 0 sees the cache before anything is written to it, whoever
-made it (``generate``, the caller, or the decoder itself), and puts a placeholder that stores nothing at the entry of
-every skipped block. transformers reads the sequence length and the attention-mask sizes from the first entry that is
-not a placeholder, so skipping block 0 needs no further care. The entries are in
+made it (``generate``, the caller, or the decoder itself), and puts a placeholder that stores nothing at the layer of
+every skipped block. transformers reads the sequence length and the attention-mask sizes from the first layer that is
+not a placeholder, so skipping block 0 needs no further care. These cache layers are in
 `lit_depth.functional.masking.kv_cache`.
 
 Half a block (``granularity="sublayer"``): its instance ``forward`` is replaced by that of the other half, in
-`lit_depth.functional.masking.sublayers`; whether its attention runs decides about the cache entry.
+`lit_depth.functional.masking.sublayers`; whether its attention runs decides about the cache layer.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def masked(
       which is the same as ``"both"``. ``decode_without_prompt`` runs it nevertheless: in this block a decoded token
       then attends to the decoded tokens alone, itself included, at their true positions.
 
-    Sublayers (``granularity="sublayer"``): entry 2i of the mask is the attention of block i, entry 2i + 1 its MLP. A
+    Sublayers (``granularity="sublayer"``): unit 2i of the mask is the attention of block i, unit 2i + 1 its MLP. A
     skipped half adds nothing to the residual stream and does not run, nor does its norm: hooks on their modules do not
     fire. A block without its attention owns no KV cache, one without its MLP keeps it; without both it is skipped.
 
@@ -84,7 +84,7 @@ def masked(
         model: any module that holds a Hugging Face decoder, see :func:`~lit_depth.functional.find_blocks`.
         mask: bool ``[num_blocks]``, True = the block runs; for sublayers ``[2 * num_blocks]``.
         blocks: dotted path of the block list where it cannot be found unambiguously.
-        granularity: what one entry of the mask switches: a ``"block"``, or with ``"sublayer"`` its attention or MLP.
+        granularity: what one unit of the mask switches: a ``"block"``, or with ``"sublayer"`` its attention or MLP.
         phase: the forwards that the mask applies to, see above.
         decode_without_prompt: with ``phase="prefill"``: run the skipped blocks in decode steps.
 
@@ -105,7 +105,7 @@ def masked(
     >>> sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=3)
     >>> model = LlamaForCausalLM(LlamaConfig(**sizes))
     >>> def without_keys(cache):
-    ...     return [entry.keys is None for entry in cache.layers]
+    ...     return [layer.keys is None for layer in cache.layers]
     >>> with masked(model, [False, True, True]):
     ...     cache = model(torch.tensor([[1, 2]]), use_cache=True).cache
     >>> without_keys(cache), cache.get_seq_length()
@@ -123,10 +123,10 @@ def masked(
     ([True, False, False], 3)
     """
     if decode_without_prompt and phase != "prefill":
-        raise ValueError(f"expected decode_without_prompt with phase='prefill' only, given phase={phase!r}")
+        raise ValueError(f"expected decode_without_prompt with phase='prefill' only, got phase={phase!r}")
     if granularity == "sublayer" and (phase == "decode" or decode_without_prompt):
         raise NotImplementedError(
-            "expected granularity='block' where prefill and decode differ, given 'sublayer' with "
+            "expected granularity='block' where prefill and decode differ, got 'sublayer' with "
             f"phase={phase!r}, decode_without_prompt={decode_without_prompt}"
         )
     module_list = find_blocks(model, blocks)
@@ -139,7 +139,7 @@ def masked(
         check_halves(module_list)
         halves = list(zip(active[::2], active[1::2]))
         if not any(attends for attends, _ in halves):
-            raise ValueError("expected at least one active attention, given a sublayer mask of MLPs only")
+            raise ValueError("expected at least one active attention, got a sublayer mask of MLPs only")
     # without the prompt's keys and values there is nothing to decode on, so the block is skipped in both
     is_same = phase == "both" or (phase == "prefill" and not decode_without_prompt)
     return _masked(model, module_list, halves, "both" if is_same or all(active) else phase)

@@ -134,7 +134,7 @@ def _statements(function: Callable[..., Any]) -> list[str]:
     function = inspect.unwrap(function)
     definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     if not isinstance(definition, ast.FunctionDef):
-        raise TypeError(f"expected a function, given {type(definition).__name__}")
+        raise TypeError(f"expected a function, got {type(definition).__name__}")
     parameters = list(inspect.signature(function).parameters.values())[1:]  # after self
     everything = {f"**{p.name}" if p.kind is p.VAR_KEYWORD else f"{p.name}={p.name}" for p in parameters}
     for node in ast.walk(definition):

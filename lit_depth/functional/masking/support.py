@@ -18,7 +18,7 @@ def check_skippable(decoder: nn.Module | None, blocks: nn.ModuleList) -> None:
     config = getattr(decoder, "config", None)
     name = type(decoder if decoder is not None else blocks[0]).__name__
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"expected a decoder-only model, given the encoder-decoder {name}")
+        raise ValueError(f"expected a decoder-only model, got the encoder-decoder {name}")
     sharing = getattr(config, "kv_sharing_modes", None) or ()
     reason = None
     if getattr(config, "num_kv_shared_layers", None) or any("reuse" in str(mode) for mode in sharing):
@@ -41,7 +41,7 @@ def _coupling(block_idx: int, block: nn.Module) -> str | None:
     for module in block.modules():
         layer_idx = module.__dict__.get("layer_idx")
         if isinstance(layer_idx, int) and layer_idx != block_idx:
-            return f"block {block_idx} uses cache entry {layer_idx}"
+            return f"block {block_idx} uses cache layer {layer_idx}"
     return None
 
 

@@ -12,7 +12,7 @@ import torch
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
 from lit_depth.functional.engine import api as sweep_module
-from lit_depth.functional.engine import decode as answering
+from lit_depth.functional.engine import decode as decode_module
 from lit_depth.functional.engine.api import answer_masks, generate, sweep_forward, sweep_generate
 from lit_depth.functional.engine.row_cache import RowLayer
 from lit_depth.functional.engine.trie import MaskTrie
@@ -196,7 +196,7 @@ def test_no_keys_and_values_outlive_their_chunk(models, monkeypatch):
     others_alive = []
     update = RowLayer.update
 
-    class Watched(answering.RowCache):
+    class Watched(decode_module.RowCache):
         def __init__(self, *arguments):
             others_alive.append(sum(each() is not None for each in states))
             super().__init__(*arguments)
@@ -206,7 +206,7 @@ def test_no_keys_and_values_outlive_their_chunk(models, monkeypatch):
         states.extend(weakref.ref(each) for each in (*found, layer.keys, layer.values) if each is not None)
         return found
 
-    monkeypatch.setattr(answering, "RowCache", Watched)
+    monkeypatch.setattr(decode_module, "RowCache", Watched)
     monkeypatch.setattr(RowLayer, "update", watched_update)
     was_enabled = gc.isenabled()
     gc.disable()  # what only the search for cycles would free is not free
@@ -322,7 +322,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
     model = tiny_model("llama")
     inputs, masks = tiny_batch(model), torch.cat(list(SETS.values()))
     expected = sweep_generate(model, inputs, masks, NEW_TOKENS)
-    real, sizes, done = answering._answer_chunk, [], []
+    real, sizes, done = decode_module._answer_chunk, [], []
 
     def limited(model, inputs, masks, *rest):
         sizes.append(len(masks))
@@ -330,7 +330,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
             raise torch.OutOfMemoryError("injected")
         return real(model, inputs, masks, *rest)
 
-    monkeypatch.setattr(answering, "_answer_chunk", limited)
+    monkeypatch.setattr(decode_module, "_answer_chunk", limited)
     options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
     tokens, _ = answer_masks(model, inputs, masks, **options, on_mask=lambda: done.append(1))
     assert torch.equal(tokens, expected) and len(done) == len(masks)
@@ -338,7 +338,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
     sizes.clear()
     answer_masks(model, inputs, masks, **options)
     assert max(sizes) == 3  # what worked is remembered
-    monkeypatch.setattr(answering, "_answer_chunk", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
+    monkeypatch.setattr(decode_module, "_answer_chunk", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
     with pytest.raises(torch.OutOfMemoryError):
         answer_masks(model, inputs, masks[:1], **options)
 
@@ -393,9 +393,9 @@ def plain_tokens(model, inputs) -> torch.Tensor:
 
 def test_bad_masks_are_refused(models):
     model, inputs = models["llama"], tiny_batch(models["llama"])
-    with pytest.raises(ValueError, match="4 blocks, given 3"):
+    with pytest.raises(ValueError, match="4 blocks, got 3"):
         sweep_generate(model, inputs, torch.ones(2, 3, dtype=torch.bool), 1)
     with pytest.raises(ValueError, match="at least one mask"):
         sweep_generate(model, inputs, [], 1)
-    with pytest.raises(ValueError, match="one mask per request, given 2 masks for 4"):
+    with pytest.raises(ValueError, match="one mask per request, got 2 masks for 4"):
         generate(model, inputs, torch.ones(2, 4, dtype=torch.bool), 1)

@@ -75,5 +75,5 @@ def test_bad_arguments():
         MaskTrie([])
     with pytest.raises(ValueError, match="at least one active block"):
         MaskTrie(torch.zeros(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="at least 1, given 0"):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
         list(chunk_masks(MaskSet.full(2), 0))

@@ -458,7 +458,7 @@ def test_the_model_is_given_back_exactly(family, failure, monkeypatch):
     else:
         with pytest.raises(ValueError if failure == "labels" else Stop):
             scores.update(batch)
-        with pytest.raises(ValueError, match="given none"):
+        with pytest.raises(ValueError, match="got none"):
             scores.compute()  # the batch was not counted
     assert same(before, fingerprint(model))
 
@@ -574,7 +574,7 @@ def test_entropy_of_known_distributions():
 
 @pytest.mark.parametrize("methods", [["tailor"], [], "taylor"])
 def test_unknown_methods_are_refused(methods):
-    with pytest.raises(ValueError, match="expected methods .*given"):
+    with pytest.raises(ValueError, match="expected methods .*got"):
         ProxyScores(build("llama"), methods)
 
 
@@ -583,7 +583,7 @@ def test_unknown_methods_are_refused(methods):
     [
         (lambda batch: batch.pop("labels"), "need labels"),
         (lambda batch: batch.pop("input_ids"), "expected inputs with input_ids"),
-        (lambda batch: batch.update(labels=batch["labels"][:2]), r"expected labels of the shape .* given \[2, 8\]"),
+        (lambda batch: batch.update(labels=batch["labels"][:2]), r"expected labels of the shape .* got \[2, 8\]"),
         (lambda batch: batch.update(attention_mask=torch.ones(4, 1, 8, 8)), "expected an attention_mask of the shape"),
     ],
 )

@@ -161,7 +161,7 @@ def test_masked_cache_is_refused_by_the_whole_model_and_unmasked_cache_by_a_mask
 def test_cache_of_the_wrong_size_is_refused(models):
     model = models["llama"]
     cache = DynamicCache(config=tiny_model("llama", num_blocks=3).config)
-    with masked(model, from_mask_id("0111")), pytest.raises(ValueError, match="each of 4 blocks, given 3"):
+    with masked(model, from_mask_id("0111")), pytest.raises(ValueError, match="each of 4 blocks, got 3"):
         model(**tiny_batch(model), past_key_values=cache)
 
 
@@ -365,11 +365,11 @@ def test_wrapped_model(models):
 @pytest.mark.parametrize(
     "mask,message",
     [
-        ([True, True, True], "4 blocks, given 3"),
-        (torch.ones(4), "dtype torch.bool, given torch.float32"),
-        ([1, 0, 1, 1], r"bools, given \[1, 0, 1, 1\]"),
-        (torch.ones(1, 2, 4, dtype=torch.bool), r"shape \[4\], given \[1, 2, 4\]"),
-        (torch.ones(2, 3, dtype=torch.bool), r"shape \[4\], given \[2, 3\]"),
+        ([True, True, True], "4 blocks, got 3"),
+        (torch.ones(4), "dtype torch.bool, got torch.float32"),
+        ([1, 0, 1, 1], r"bools, got \[1, 0, 1, 1\]"),
+        (torch.ones(1, 2, 4, dtype=torch.bool), r"shape \[4\], got \[1, 2, 4\]"),
+        (torch.ones(2, 3, dtype=torch.bool), r"shape \[4\], got \[2, 3\]"),
         (torch.tensor(True), "shape"),
         ([False] * 4, "at least one active block"),
     ],
@@ -407,5 +407,5 @@ def test_coupled_models_are_refused(models):
         masked(encoder_decoder, [True, False])
     crossed = copy.deepcopy(models["llama"])
     find_blocks(crossed)[2].self_attn.layer_idx = 1
-    with pytest.raises(ValueError, match="block 2 uses cache entry 1"):
+    with pytest.raises(ValueError, match="block 2 uses cache layer 1"):
         masked(crossed, [True, False, True, True])

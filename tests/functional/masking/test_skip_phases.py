@@ -206,7 +206,7 @@ def test_a_block_gives_its_entry_up_at_the_first_decode_step(models, kind):
             assert placeholders(cache) == [True, False, True, False]
             assert int(cache.get_seq_length()) == length
     if kind != "static":
-        assert cache.layers[0].entry.keys is None
+        assert cache.layers[0].layer.keys is None
 
 
 @pytest.mark.parametrize("kind", CACHES)
@@ -412,7 +412,7 @@ def test_alibi_is_refused_without_the_prompt():
 
 @pytest.mark.parametrize("phase", ["both", "decode"])
 def test_decoding_without_the_prompt_needs_the_prefill_phase(models, phase):
-    with pytest.raises(ValueError, match=f"phase='prefill' only, given phase='{phase}'"):
+    with pytest.raises(ValueError, match=f"phase='prefill' only, got phase='{phase}'"):
         masked(models["llama"], [False, True, True, True], phase=phase, decode_without_prompt=True)
 
 
