@@ -4,9 +4,10 @@ Exact, and linear in the number of tokens. Hiding key j from a head with attenti
 output at the last query to ``(o - a_j v_j) / (1 - a_j)``, for all j at once. Only the final position is asked for,
 so the rest of the block (output projection, norms, MLP with its experts routed anew) runs on one row per hidden token.
 
-The blocks' own code does the computing: a recorder stands in for transformers' attention function (`lit_depth.functional.token_masking.capture`).
-During the unmasked forward it notes what the last query sees; then each block is called again with its own input at
-the final position, one row per hidden token, and the recorder answers with other head outputs (`final_position`).
+The blocks' own code does the computing: a recorder stands in for transformers' attention function
+(`lit_depth.functional.token_masking.capture`). During the unmasked forward it notes what the last query sees; then each
+block is called again with its own input at the final position, one row per hidden token, and the recorder answers with
+other head outputs (`lit_depth.functional.token_masking.replay`).
 """
 
 from __future__ import annotations

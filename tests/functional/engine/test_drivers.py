@@ -13,8 +13,7 @@ from lit_depth.functional.engine import decode as decode_module
 from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.engine.drivers import CannotDriveError, Front, TrieDriver, driven
 from lit_depth.functional.engine.trie import MaskTrie
-from lit_depth.functional.masking.support import check_drivable
-from tests.helpers.model_zoo import ROWS, ZOO, forced_logprob, plain_answers
+from tests.helpers.model_zoo import ZOO, forced_logprob, plain_answers
 from tests.helpers.wrappers import LowRank, SoftPrompt, Wrapper
 
 NEW_TOKENS = 4
@@ -243,10 +242,3 @@ def test_a_later_chunk_must_be_called_as_the_first_was():
     with driven(blocks, TrieDriver(MaskTrie(masks), None, None, front=front).make_forward):
         with pytest.raises(CannotDriveError, match="depend on the image"):
             model(**other, use_cache=False)
-
-
-def test_the_reason_is_known_beforehand_where_the_form_of_a_model_tells():
-    for name in ("falcon", "bloom", "mamba", "qwen2_vl"):
-        model, _ = ZOO[name]()
-        assert NOT_DRIVEN[name] in check_drivable(model, find_blocks(model))
-    assert len(ANSWERS) == ROWS
