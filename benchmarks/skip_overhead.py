@@ -12,9 +12,9 @@ with its control. Compilation is not timed. Which of two models is compiled firs
 each is in half of the rounds.
 
 What the ratios consist of: transformers' loop lists and calls every block, the skipped ones too, at some five
-microseconds each, and a decoder that makes its own cache makes a layer for every block, at some eight microseconds. None
-of it grows with the model: it shows in the two models whose blocks take a millisecond or less, most in their prefill,
-and is below the resolution in the wide one.
+microseconds each, and a decoder that makes its own cache makes a layer for every block, at some eight. None of it grows
+with the model: it shows in the two models whose blocks take a millisecond or less, most in their prefill, and is below
+the resolution in the wide one.
 
 Forwards alternate as ABBA or BAAB, by seeded coin toss; each such quadruple gives one ratio (A1 + A2) / (B1 + B2), so
 that drift of the machine cancels. The models share one set of weights, because where weights lie in memory changes
