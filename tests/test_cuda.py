@@ -25,7 +25,6 @@ from lit_depth.functional import (
     token_masking,
     uniform,
 )
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.engine import decode as answering
 from lit_depth.functional.engine.api import answer_masks, sweep_forward, sweep_generate
 from lit_depth.functional.latency.stage_timer import time_generation
@@ -174,8 +173,8 @@ def test_a_new_mask_does_not_run_compiled_code_of_the_old():
         for side in (compiled, pruned):
             cache = StaticCache(config=side.config, max_cache_len=16)
             with masked(model, mask):
-                logits.append(side(inputs, **{CACHE_NAME: cache}, use_cache=True).logits)
-                logits.append(side(inputs[:, :1], **{CACHE_NAME: cache}, use_cache=True).logits)
+                logits.append(side(inputs, cache=cache, use_cache=True).logits)
+                logits.append(side(inputs[:, :1], cache=cache, use_cache=True).logits)
         torch.testing.assert_close(logits[0], logits[2], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(logits[1], logits[3], atol=1e-4, rtol=1e-4)
     torch._dynamo.reset()

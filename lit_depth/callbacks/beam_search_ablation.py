@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lit_depth.callbacks.batch_scores import ScoreFn, gather_columns, report_left_out, score_masks
 from lit_depth.callbacks.user_module import language_model
-from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks, mask_id
+from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks
 from lit_depth.functional.arguments import check_least, check_share, checked
-from lit_depth.functional.masking.skip import Granularity
 from lit_depth.functional.masking.sublayers import check_halves
+from lit_depth.functional.masks import Granularity, MaskSet, units_of
 from lit_depth.functional.search.ablations import free_units
 
 _ROUND = 64  # samples per round of racing
@@ -116,7 +116,7 @@ class BeamSearchAblation(Callback):
         module_list = find_blocks(*language_model(pl_module, self.blocks))
         if self.granularity == "sublayer":
             check_halves(module_list)
-        self._num_units = len(module_list) * (1 if self.granularity == "block" else 2)
+        self._num_units = units_of(len(module_list), self.granularity)
         free_units(self._num_units, self.max_removed, self.keep)
 
     def on_validation_batch_end(
@@ -130,9 +130,9 @@ class BeamSearchAblation(Callback):
     ) -> None:
         if trainer.sanity_checking or (self.max_batches is not None and len(self._batches) >= self.max_batches):
             return
-        full = torch.ones(1, self._num_units, dtype=torch.bool)
+        full = MaskSet.full(self._num_units, self.granularity)
         with trainer.precision_plugin.forward_context():
-            scores = score_masks(pl_module, batch, full, self.score_fn, self.blocks, self.granularity)[0]
+            scores = score_masks(pl_module, batch, full, self.score_fn, self.blocks)[0]
         has_score = ~scores.isnan()
         self._num_left_out += int((~has_score).sum())
         if has_score.any():
@@ -224,7 +224,7 @@ class _BatchScores:
 
     def __call__(self, masks: Tensor, positions: Sequence[int]) -> MaskScores:
         """Scores ``[masks, positions]``; a collective of all processes, which ask for the same."""
-        names = [mask_id(mask) for mask in masks]
+        names = MaskSet.of(masks).ids
         size = int((~masks[0]).sum())
         if size not in self.levels:
             self.levels[size] = self.generator.permutation(len(self.dealt)), {}
@@ -246,7 +246,7 @@ class _BatchScores:
                 found[row, columns] = self.scores[index, name][within[columns]]
         return MaskScores(found)
 
-    def _score(self, lacking: dict[int, list[int]], masks: Tensor, names: list[str]) -> None:
+    def _score(self, lacking: dict[int, list[int]], masks: Tensor, names: Sequence[str]) -> None:
         """Score batches under the masks that they lack: each process its own, then all get them all."""
         mine = [self._score_batch(index, masks[rows]).flatten() for index, rows in lacking.items() if index in self.own]
         flat = gather_columns(self.pl_module, torch.cat([torch.zeros(0), *mine])[None]).flatten().double().numpy()

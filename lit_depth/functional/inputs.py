@@ -92,7 +92,7 @@ def check_answers(model: nn.Module, answer_ids: Tensor, batch: int) -> None:
     """
     shape, real = list(answer_ids.shape), answer_ids != IGNORE
     if len(shape) != 2 or shape[0] != batch or answer_ids.is_floating_point():
-        raise ValueError(f"expected answer_ids, integers [{batch}, answer], given {answer_ids.dtype} {shape}")
+        raise ValueError(f"expected answer_ids, integers [{batch}, answer], got {answer_ids.dtype} {shape}")
     if not shape[1] or not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
         raise ValueError("expected answer_ids with at least one token in every row, padded on the right with -100")
     check_token_ids(model, answer_ids=answer_ids[real])

@@ -126,7 +126,7 @@ def test_a_failing_step_leaves_no_hook_behind():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="expected warmup_batches of at least 0, given -1"):
+    with pytest.raises(ValueError, match="expected warmup_batches of at least 0, got -1"):
         LatencyTimer(warmup_batches=-1)
 
     class Nothing(LightningModule):

@@ -178,7 +178,7 @@ def test_records_outside_of_a_run_belong_to_their_weights(module, tmp_path):
 
 
 def test_masks_of_another_model_are_refused(module, tmp_path):
-    with pytest.raises(ValueError, match="16 blocks, got one of 4"):
+    with pytest.raises(ValueError, match="16 blocks, got 4"):
         sweep(module, tmp_path, masks=[torch.ones(4, dtype=torch.bool)])
 
 

@@ -230,7 +230,7 @@ def test_a_batch_of_bad_samples_alone_is_passed_over():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"methods": ["tailor"]}, "tailor"), ({"num_batches": 0}, "num_batches of at least 1, given 0")],
+    [({"methods": ["tailor"]}, "tailor"), ({"num_batches": 0}, "num_batches of at least 1, got 0")],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -211,7 +211,7 @@ def test_one_token_rows_have_no_mean():
 
 def test_bad_arguments_and_batches_are_named():
     for options in ({"num_samples": 0}, {"num_output_tokens": 0}):
-        with pytest.raises(ValueError, match=f"expected {next(iter(options))} of at least 1, given 0"):
+        with pytest.raises(ValueError, match=f"expected {next(iter(options))} of at least 1, got 0"):
             TokenMaskImpact(**options)
 
     class Silent(Plain):
@@ -220,7 +220,7 @@ def test_bad_arguments_and_batches_are_named():
 
     with pytest.raises(ValueError, match="mappings with input_ids, given Tensor"):
         trainer(TokenMaskImpact()).predict(Silent(), DataLoader(torch.zeros(2, 1)))
-    with pytest.raises(ValueError, match=r"input_ids \[batch, seq\], given the entries \['x'\]"):
+    with pytest.raises(ValueError, match=r"input_ids \[batch, seq\], got the entries \['x'\]"):
         trainer(TokenMaskImpact()).predict(Silent(), DataLoader([{"x": torch.zeros(1)}]))
     with pytest.raises(ValueError, match="no module at 'language.model.layer'"):
         trainer(TokenMaskImpact(blocks="language.model.layer")).predict(Silent(), loader())

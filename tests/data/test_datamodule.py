@@ -84,7 +84,7 @@ def test_unknown_task_names_the_nearest():
 
 @pytest.mark.parametrize("argument", ["batch_size", "train_batch_size", "num_samples", "train_images"])
 def test_counts_must_be_positive(argument):
-    with pytest.raises(ValueError, match=f"expected {argument} of at least 1, given 0"):
+    with pytest.raises(ValueError, match=f"expected {argument} of at least 1, got 0"):
         DepthDataModule(**{argument: 0})
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
 
 from lit_depth.functional import find_blocks, masked
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.loading import load_bundled
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
 
@@ -207,7 +206,7 @@ def test_a_cache_goes_by_either_name_and_outputs_have_the_usual_order():
             else:
                 model(ids[:, :4], **{name: cache})
             assert cache.get_seq_length() == 4, name
-            assert torch.equal(model.generate(**inputs, **options, **{CACHE_NAME: cache}), expected), name
+            assert torch.equal(model.generate(**inputs, **options, cache=cache), expected), name
         with pytest.raises(ValueError, match="give the cache once"):
             model(ids, cache=cache, past_key_values=cache)
         assert torch.equal(whole[0], whole.logits) and torch.equal(model.model(**inputs)[0], whole.last_hidden_state)

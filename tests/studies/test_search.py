@@ -62,15 +62,15 @@ class Simulated(DepthModule):
     answered = 0
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
-        masks = self.requested_masks or {}
+        masks = self.requested_masks
         if not masks or not batch["sample_ids"]:
-            return MaskedPredictions([], list(masks), [[] for _ in masks], torch.zeros(len(masks), 0))
-        scores = [[simulated(s, removed_by(mask)) for s in batch["sample_ids"]] for mask in masks.values()]
+            return MaskedPredictions([], [], [], torch.zeros(0, 0))
+        scores = [[simulated(s, removed_by(mask)) for s in batch["sample_ids"]] for mask in masks]
         references = [sample.references[0] for sample in batch["samples"]]
         texts = [[ref if right else "wrong" for ref, (right, _) in zip(references, row)] for row in scores]
         self.answered += len(masks) * len(references)
         logprobs = torch.tensor([[logprob for _, logprob in row] for row in scores], dtype=torch.float64)
-        return MaskedPredictions(list(batch["sample_ids"]), list(masks), texts, logprobs)
+        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 
 
 def removed_by(mask: Tensor) -> tuple[int, ...]:
@@ -419,12 +419,12 @@ def test_batches_are_measured_once(module, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--beam_width", "0"], "beam_width must be at least 1, got 0"),
-        (["--max_blocks_to_remove", "16"], r"between 1 and 15 of 16 units \(one has to stay\), given 16"),
+        (["--max_blocks_to_remove", "16"], r"between 1 and 15 of 16 units \(one has to stay\), got 16"),
         (["--max_blocks_to_remove", "17"], "max_blocks_to_remove, keep: expected to remove between 1 and 15 of 16"),
         (["--max_blocks_to_remove", "0"], "between 1 and 15 of 16"),
         (["--keep", *map(str, range(16))], "expected a unit that may be removed"),
-        (["--keep", *map(str, range(13))], "between 1 and 3 of 16 units, of which 13 are kept, given 4"),
-        (["--keep", "16"], "between 0 and 15, given 16"),
+        (["--keep", *map(str, range(13))], "between 1 and 3 of 16 units, of which 13 are kept, got 4"),
+        (["--keep", "16"], "between 0 and 15, got 16"),
         (["--epsilon", "-1"], "epsilon must be at least 0 and delta between 0 and 1, got -1.0 and 0.05"),
         (["--delta", "1"], "delta between 0 and 1"),
         (["--confidence", "2"], "between 0 and 1, got 2.0"),

@@ -124,7 +124,7 @@ def test_the_minimum_is_that_of_the_last_measurement(checkpoint, tmp_path, capsy
     assert run([*command, "--budget-ms", "13"]) == 0
     kept = [*command, "--name", "kept", "--keep", "0", "1", "2", "--budget-ms", "11.5"]
     assert run(kept) == 2
-    assert "at least 13.0 ms, which 3 of 16 blocks take by estimate, given 11.5 ms" in capsys.readouterr().err
+    assert "at least 13.0 ms, which 3 of 16 blocks take by estimate, got 11.5 ms" in capsys.readouterr().err
 
 
 @pytest.mark.slow

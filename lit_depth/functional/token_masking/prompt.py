@@ -89,9 +89,9 @@ def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool =
         ValueError: If the prompt is empty or blank, or an image is given to a tokenizer.
     """
     if not callable(processor) or not hasattr(_tokenizer(processor), "decode"):
-        raise ValueError(f"expected a processor or a tokenizer of transformers, given {shorten(processor)}")
+        raise ValueError(f"expected a processor or a tokenizer of transformers, got {shorten(processor)}")
     if not prompt.strip():
-        raise ValueError(f"expected a prompt with text, given an empty one ({prompt!r})")
+        raise ValueError(f"expected a prompt with text, got an empty one ({prompt!r})")
     start = start_token(processor)
     if raw and start is not None:
         rest = prompt.removeprefix(_tokenizer(processor).decode([start]))
@@ -105,7 +105,7 @@ def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool =
 def _encode(processor: Any, text: str, image: Any, raw: bool) -> dict[str, Tensor]:
     if not hasattr(processor, "tokenizer"):
         if image is not None:
-            raise ValueError(f"expected a processor that takes images, given the tokenizer {type(processor).__name__}")
+            raise ValueError(f"expected a processor that takes images, got the tokenizer {type(processor).__name__}")
         encoded = processor(text, return_tensors="pt")
         return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
     known = inspect.signature(type(processor).__call__).parameters
@@ -195,11 +195,11 @@ def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
     """
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
-        raise ValueError(f"expected batches with input_ids [batch, seq], given the entries {sorted(map(str, batch))}")
+        raise ValueError(f"expected batches with input_ids [batch, seq], got the entries {sorted(map(str, batch))}")
     mask = batch.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     if mask.shape != ids.shape:
-        raise ValueError(f"expected an attention_mask {list(ids.shape)}, given {list(mask.shape)}")
+        raise ValueError(f"expected an attention_mask {list(ids.shape)}, got {list(mask.shape)}")
     kept = mask[row].bool()
     found = {name: batch[name] for name in TEXT_INPUTS if isinstance(batch.get(name), Tensor)}
     # position ids may have axes in front
@@ -208,7 +208,7 @@ def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
     for name, value in images.items():
         if len(value) != len(ids):
             raise ValueError(
-                f"expected {name} with one entry per row, given {len(value)} for {len(ids)} rows: use batches of one"
+                f"expected {name} with one entry per row, got {len(value)} for {len(ids)} rows: use batches of one"
             )
         inputs[name] = value[row : row + 1]
     index = inputs.get("image_input_idx")

@@ -22,7 +22,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
 from transformers.utils.generic import can_return_tuple
 
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.conversion_molmo import DENSE_HEAD, register_conversions
 
@@ -38,8 +37,6 @@ class MolmoModelOutput(BaseModelOutputWithPast):
 @dataclass
 class MolmoOutput(CausalLMOutputWithPast):
     """Outputs of `MolmoForConditionalGeneration`; what was not asked for is None.
-
-    The cache is called as transformers calls it: ``cache`` from version 5.24 on, ``past_key_values`` before.
 
     Attributes:
         loss: Mean cross entropy over labelled tokens, a scalar.
@@ -355,7 +352,7 @@ class MolmoModel(MolmoPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{CACHE_NAME: cache},
+            cache=cache,
             use_cache=use_cache,
             return_dict=True,
             **kwargs,
@@ -411,7 +408,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             input_ids: ``[B, S]``.
             attention_mask: ``[B, S]`` (1 = real token), or ``[B, 1, S, S]`` bool or additive.
             position_ids: ``[B, S]``; derived from a 2-D attention mask by default.
-            past_key_values: Cache to continue, under the name that transformers gave it before 5.24.
+            past_key_values: Cache to continue, under its old name.
             inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
             images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. With the prompt, not while decoding; in
                 a later turn on the same cache those of all turns, or the new ones alone.

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import checked
-from lit_depth.functional.masking.skip import Granularity
+from lit_depth.functional.masks import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.old_page import Section, write_report
 from lit_depth.results.store import write_json, write_parquet

@@ -21,6 +21,7 @@ from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import (
     Ablation,
+    MaskSet,
     SearchLevel,
     SearchResult,
     ablation_masks,
@@ -28,12 +29,11 @@ from lit_depth.functional import (
     contiguous_spans,
     exhaustive_search,
     importance_order,
-    mask_id,
     score_ablations,
 )
 from lit_depth.functional.arguments import checked
 from lit_depth.functional.masking.policies import from_indices
-from lit_depth.functional.masking.skip import Granularity
+from lit_depth.functional.masks import Granularity, full_id
 from lit_depth.functional.search.ablations import Removed, free_units
 from lit_depth.functional.search.beam import MAX_COMBINATIONS
 from lit_depth.module import DepthModule
@@ -391,9 +391,9 @@ def _describe_ablations(
     All drops are one family, and all interactions another.
     """
     removed = [each for each in reported if each]
-    names = [mask_id(mask) for mask in ablation_masks(num_units, removed)]
+    names = MaskSet.of(ablation_masks(num_units, removed)).ids
     quality = scores.rows(names)
-    drop = scores.rows(["1" * num_units]) - quality
+    drop = scores.rows([full_id(num_units)]) - quality
     single = {each[0]: row for each, row in zip(removed, drop) if len(each) == 1}
     extra = np.stack([row - sum(single[unit] for unit in each) for each, row in zip(removed, drop)])
     joint = [index for index, each in enumerate(removed) if len(each) > 1]

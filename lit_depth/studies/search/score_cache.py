@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_depth.callbacks.mask_sweep import check_bad_samples
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import MaskScores, MaskTrie, mask_id
+from lit_depth.functional import MaskScores, MaskSet, MaskTrie
 from lit_depth.module import DepthModule
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.evaluate import sweep_samples
@@ -75,7 +75,7 @@ class Cells:
         Raises:
             ValueError: If more samples are bad than allowed, or records are missing.
         """
-        names, places = [mask_id(mask) for mask in masks], np.array(positions, dtype=np.int64)
+        names, places = MaskSet.of(masks).ids, np.array(positions, dtype=np.int64)
         text = self.describe(masks, positions)
         groups: dict[tuple[int, ...], list[int]] = {}  # masks that lack the same samples share a pass
         for row, name in enumerate(names):

@@ -11,7 +11,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, masked, prefix
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.latency.stage_timer import StageTimer, summarize, time_generation
 from lit_depth.functional.masking.blocks import find_decoder
 from lit_depth.models.loading import load_bundled
@@ -115,9 +114,9 @@ def test_a_loop_by_hand_on_the_cache_that_the_model_makes():
     tokens = torch.arange(1, 5).view(2, 2)
     with torch.no_grad(), StageTimer(model) as timer:
         for _ in range(2):
-            cache = model(tokens, use_cache=True)[CACHE_NAME]
+            cache = model(tokens, use_cache=True).cache
             for _ in range(2):
-                model(tokens[:, :1], **{CACHE_NAME: cache})
+                model(tokens[:, :1], cache=cache)
     assert [len(request["decode_steps"]) for request in timer.requests()] == [2, 2]
 
 

@@ -314,8 +314,8 @@ def test_a_form_is_recognised_by_every_statement():
 @pytest.mark.parametrize(
     ("mask", "options", "error", "message"),
     [
-        ([True] * 4, SUBLAYERS, ValueError, "a mask of 8 sublayers, given 4"),
-        ([True] * 8, {}, ValueError, "a mask of 4 blocks, given 8; .*granularity='sublayer'"),
+        ([True] * 4, SUBLAYERS, ValueError, "a mask of 8 sublayers, got 4"),
+        ([True] * 8, {}, ValueError, "a mask of 4 blocks, got 8; .*granularity='sublayer'"),
         ([False] * 8, SUBLAYERS, ValueError, "at least one active sublayer, .* all 8"),
         ([False, True] * 4, SUBLAYERS, ValueError, "at least one active attention"),
         ([True] * 8, SUBLAYERS | {"phase": "decode"}, NotImplementedError, "'sublayer' with phase='decode'"),
@@ -389,5 +389,5 @@ def test_one_pass_and_per_row_masks_take_whole_blocks(models):
     batch = tiny_batch(model)
     masks = torch.ones(4, 8, dtype=torch.bool)
     for call in (lambda: sweep_forward(model, batch, masks), lambda: generate_rows(model, batch, masks, 2)):
-        with pytest.raises(ValueError, match="a mask of 4 blocks, given 8; masks of sublayers"):
+        with pytest.raises(ValueError, match="a mask of 4 blocks, got 8; masks of sublayers"):
             call()

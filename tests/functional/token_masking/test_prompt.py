@@ -87,12 +87,12 @@ def test_a_tokenizer_gets_the_text_as_it_is(adds_start, raw):
 def test_blank_prompts_are_refused(bundled, text):
     for processor in (bundled[1], word_tokenizer(True)):
         for raw in (True, False):
-            with pytest.raises(ValueError, match="expected a prompt with text, given an empty one"):
+            with pytest.raises(ValueError, match="expected a prompt with text, got an empty one"):
                 encode_prompt(processor, text, raw=raw)
 
 
 def test_a_tokenizer_takes_no_image():
-    with pytest.raises(ValueError, match="expected a processor that takes images, given the tokenizer"):
+    with pytest.raises(ValueError, match="expected a processor that takes images, got the tokenizer"):
         encode_prompt(word_tokenizer(True), "cat", picture(3, 3))
 
 
@@ -130,8 +130,8 @@ def test_a_row_of_other_models():
     [
         ({"input_ids": None}, r"input_ids \[batch, seq\]"),
         ({"input_ids": torch.ones(8, dtype=torch.long)}, r"input_ids \[batch, seq\]"),
-        ({"attention_mask": torch.ones(4, 1, 8, 8)}, r"attention_mask \[4, 8\], given \[4, 1, 8, 8\]"),
-        ({"pixel_values": torch.ones(40, 6)}, "pixel_values with one entry per row, given 40 for 4 rows"),
+        ({"attention_mask": torch.ones(4, 1, 8, 8)}, r"attention_mask \[4, 8\], got \[4, 1, 8, 8\]"),
+        ({"pixel_values": torch.ones(40, 6)}, "pixel_values with one entry per row, got 40 for 4 rows"),
     ],
 )
 def test_batches_that_have_no_single_rows(change, message):

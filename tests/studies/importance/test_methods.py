@@ -178,7 +178,7 @@ def test_skipped_blocks_stay_active_in_every_mask(checkpoint, tmp_path, monkeypa
     ("arguments", "message"),
     [
         (["--methods", "tailor"], "expected methods among activation_magnitude"),
-        (["--methods", "all", "taylor"], "given 'all'"),
+        (["--methods", "all", "taylor"], "got 'all'"),
         (["--methods", "all", "--split", "validation"], "measure on another one"),
         (["--methods", "all", "--model.granularity", "sublayer"], "whole blocks only"),
         (["--methods", "all", "--skip", *range(9)], "cannot hold the 9 that --skip names"),

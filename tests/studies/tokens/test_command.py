@@ -323,12 +323,12 @@ def files(tmp_path, picture):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": ""}, "expected a prompt with text, given an empty one"),
-        ({"prompt": "  "}, "expected a prompt with text, given an empty one"),
-        ({"prompt": "red " * 600}, "expected at most 512 tokens (the model's context), given a prompt of"),
+        ({"prompt": ""}, "expected a prompt with text, got an empty one"),
+        ({"prompt": "  "}, "expected a prompt with text, got an empty one"),
+        ({"prompt": "red " * 600}, "expected at most 512 tokens (the model's context), got a prompt of"),
         ({"prompt": "a", "num_output_tokens": 600}, "expected at most 512 tokens (the model's context)"),
-        ({"prompt": "a", "num_output_tokens": 0}, "num_output_tokens of at least 1, given 0"),
-        ({"num_samples": 0}, "num_samples of at least 1, given 0"),
+        ({"prompt": "a", "num_output_tokens": 0}, "num_output_tokens of at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples of at least 1, got 0"),
         ({"prompt": "a", "prompt_file": "@empty.txt"}, "expected one of --prompt, --prompt_file"),
         ({"prompt": "a", "num_samples": 2}, "given --prompt and --num_samples"),
         ({"prompts": "@blank.yaml", "image": "@picture.png"}, "--image needs --prompt or --prompt_file"),
@@ -341,8 +341,8 @@ def files(tmp_path, picture):
         ({"prompt_file": "@"}, "cannot be read: Is a directory"),
         ({"prompt_file": "@latin.txt"}, "expected UTF-8 text, "),
         ({"prompt_file": "@latin.txt"}, "has the byte 0xf6 at 2"),
-        ({"prompt_file": "@empty.txt"}, "given an empty one"),
-        ({"prompt_file": "@blank.txt"}, "given an empty one"),
+        ({"prompt_file": "@empty.txt"}, "got an empty one"),
+        ({"prompt_file": "@blank.txt"}, "got an empty one"),
         ({"prompts": "@mapping.yaml"}, "expected a list of prompts"),
         ({"prompts": "@nothing.yaml"}, "expected a list of prompts"),
         ({"prompts": "@broken.yaml"}, "is no YAML"),
@@ -371,7 +371,7 @@ def test_mistakes_are_named_in_one_line_before_anything_is_written(module, files
 def test_mistakes_with_a_text_model(text_module, tmp_path, picture):
     for options, message in (
         ({"prompt": "cat", "image": picture}, "expected a processor that takes images"),
-        ({"prompt": "cat cat cat", "num_output_tokens": 5}, "at most 6 tokens .*given a prompt of 3 and 4 to generate"),
+        ({"prompt": "cat cat cat", "num_output_tokens": 5}, "at most 6 tokens .*got a prompt of 3 and 4 to generate"),
         ({"prompt": "cat", "spans": True}, "--spans needs an image"),
         ({}, "no question can be analysed"),
     ):
@@ -399,7 +399,7 @@ def test_wrong_flags_are_named_without_the_whole_usage(checkpoint, capsys, argum
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", ""], "expected a prompt with text, given an empty one"),
+        (["--prompt", ""], "expected a prompt with text, got an empty one"),
         (["--prompt", "a", "--image", "nowhere.png"], "does not exist"),
         (["--prompt-file", __file__, "--prompt", "a"], "given --prompt and --prompt_file"),
         (["--device", "cuda:99"], "device: expected cpu, cuda or cuda:1"),
