@@ -48,6 +48,8 @@ class DepthDataModule(LightningDataModule):
             that has a folder there.
         path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the
             task's own source; with several tasks a folder of such folders, each called as its task.
+        metric: What the answers are scored by, in place of the task's own: a name in `lit_depth.metrics`, or the class
+            path of a :class:`torchmetrics.Metric` of your own (see `lit_depth.metrics.base.resolve`).
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
             `lit_depth.studies.shared.run_folder.find_batch_size`).
         train_batch_size: Images per training batch and process; each comes with all its questions.
@@ -67,6 +69,7 @@ class DepthDataModule(LightningDataModule):
         task: str | Task = "shapes_vqa",
         tasks: list[str | Task] | Literal["all"] | None = None,
         path: str | None = None,
+        metric: str | None = None,
         batch_size: int | Literal["auto"] = 32,
         train_batch_size: int = 32,
         num_samples: int | None = 256,
@@ -98,6 +101,10 @@ class DepthDataModule(LightningDataModule):
         known = [entry.name for entry in self.tasks]
         if not known or len(set(known)) < len(known):
             raise ValueError(f"expected at least one of tasks, each with a name of its own, given {known}")
+        if metric is not None:
+            self.tasks = list(map(copy.copy, self.tasks))  # a task that was given stays as it is
+            for entry in self.tasks:
+                entry.metric = metric
         self.task = self.tasks[0]
         self.path = path
         self.batch_size = batch_size

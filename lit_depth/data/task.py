@@ -83,7 +83,7 @@ class Task:
 
     Attributes:
         name: The name that the command line knows it by.
-        metric: Class name in `lit_depth.metrics`.
+        metric: Name in `lit_depth.metrics`, or class path of a :class:`torchmetrics.Metric`.
         max_new_tokens: Longest answer, in tokens.
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.

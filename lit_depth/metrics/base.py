@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lit_depth.functional.arguments import checked
+from lit_depth.functional.class_paths import object_at
 
 
 def check_references(references: Sequence[Any]) -> None:
@@ -20,6 +21,42 @@ def check_references(references: Sequence[Any]) -> None:
     """
     if isinstance(references, str) or not len(references):
         raise ValueError(f"expected references, a list of at least one accepted answer, given {references!r}")
+
+
+@checked
+def resolve(name: str) -> type[Metric]:
+    """The metric of that name in `lit_depth.metrics`, or at that class path.
+
+    >>> resolve("ExactMatch") is resolve("lit_depth.metrics.ExactMatch")
+    True
+
+    Args:
+        name: Name, or ``package.module.Class`` of a :class:`torchmetrics.Metric` of your own: its ``score(prediction,
+            references, options)`` rates one answer (see `SampleMetric`), or its ``corpus(references)`` makes an object
+            whose ``score(predictions)`` rates those of all samples together (see `CIDErD`). ``max_score`` is the
+            largest score of a sample, 1 unless it says otherwise.
+
+    Raises:
+        ValueError: If there is none, or it has neither.
+    """
+    path = name if "." in name else f"lit_depth.metrics.{name}"
+    kind = object_at(path, "a metric, or the name of one in lit_depth.metrics such as ExactMatch")
+    is_metric = isinstance(kind, type) and issubclass(kind, Metric)
+    if not is_metric or not (hasattr(kind, "score") or hasattr(kind, "corpus")):
+        raise ValueError(f"expected a torchmetrics.Metric with score or corpus, got {name!r}: see SampleMetric")
+    return kind
+
+
+def new_metric(name: str) -> Any:
+    """A metric of that name or class path, see `resolve`.
+
+    Raises:
+        ValueError: If there is none, or it cannot be made without arguments.
+    """
+    try:
+        return resolve(name)()
+    except TypeError as error:
+        raise ValueError(f"expected a metric that can be made without arguments, got {name!r}: {error}") from error
 
 
 class SampleMetric(Metric):

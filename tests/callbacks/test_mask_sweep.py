@@ -272,3 +272,10 @@ def test_answers_without_a_choice_are_counted(module, tmp_path, monkeypatch):
     assert found.parse_failed == found.records.groupby("mask")["parse_failed"].mean().to_dict()
     assert set(found.parse_failed) == set(map(mask_id, MASKS))
     assert sweep(module, tmp_path / "other").parse_failed == {}
+
+
+@pytest.mark.parametrize("metric", ["Length", "Lengths"])
+def test_a_metric_of_the_users_own(module, tmp_path, metric):
+    records = sweep(module, tmp_path, masks=MASKS[:2], metric=f"tests.helpers.own_metrics.{metric}").records
+    assert records["score"].tolist() == [len(prediction) % 7 for prediction in records["prediction"]]
+    assert records["score"].nunique() > 1

@@ -248,3 +248,10 @@ def test_unreadable_samples_are_known_by_their_place():
     recorded = dataset.recorded_ids()
     assert recorded[3] == ("shapes_vqa/validation/3", "shapes_vqa/validation/3") and dataset[3].id == recorded[3][0]
     assert [pair for place, pair in enumerate(recorded) if place != 3] == dataset.ids()
+
+
+def test_another_metric_for_every_task_leaves_the_given_tasks_alone():
+    task = ShapesVQA(num_images=2)
+    data = DepthDataModule(tasks=[task, "okvqa"], metric="my_package.MyMetric")
+    assert {each.task.metric for each in data.for_each_task()} == {"my_package.MyMetric"}
+    assert task.metric == "ExactMatch" and get_task("okvqa").metric == "VQAAccuracy"

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_depth import metrics
-from lit_depth.metrics.base import SampleMetric
+from lit_depth.metrics.base import SampleMetric, new_metric, resolve
+from tests.helpers import own_metrics
 
 TEN = ["cat"] * 3 + ["dog"] * 7
 # metric, then (prediction, references, options, score) by hand
@@ -78,3 +79,26 @@ def test_a_choice_metric_survives_forward_and_clone() -> None:
     assert metric(["?"], [["A"]], [["dog", "cat"]]) == 0.0
     assert metric(["A"], [["A"]], [["dog", "cat"]]) == 1.0
     assert metric.clone().compute() == 0.5 and metric.clone().parse_failed == 1
+
+
+def test_a_metric_is_found_by_its_name_or_class_path() -> None:
+    for name, _ in SAMPLES:
+        assert resolve(name) is resolve(f"lit_depth.metrics.{name}") is getattr(metrics, name)
+    assert resolve("CIDErD") is metrics.CIDErD
+    assert resolve("tests.helpers.own_metrics.Length") is own_metrics.Length
+    assert new_metric("tests.helpers.own_metrics.Length").score("abc", ["x"]) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Accuracy", "expected the class path of a metric, or the name of one in lit_depth.metrics such as ExactMatch"),
+        ("no_such.Metric", "ModuleNotFoundError: No module named 'no_such'"),
+        ("clean_prediction", "expected a torchmetrics.Metric with score or corpus, got 'clean_prediction'"),
+        ("tests.helpers.own_metrics.Scoreless", "expected a torchmetrics.Metric with score or corpus"),
+        ("tests.helpers.own_metrics.Needy", "expected a metric that can be made without arguments"),
+    ],
+)
+def test_what_is_no_metric_is_named(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        new_metric(name)
