@@ -8,8 +8,13 @@ from typing import Any
 from torchmetrics import Metric
 
 
-class Length(Metric):
-    """Scores an answer by its number of characters modulo seven; nothing of the package's own shells."""
+def remainder(prediction: str) -> float:
+    """0.0 to 6.0, without meaning."""
+    return float(sum(map(ord, prediction)) % 7)
+
+
+class Remainder(Metric):
+    """Scores an answer by the sum of its characters modulo seven; nothing of the package's own shells."""
 
     max_score = 6.0
 
@@ -20,10 +25,10 @@ class Length(Metric):
         raise NotImplementedError
 
     def score(self, prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
-        return float(len(prediction) % 7)
+        return remainder(prediction)
 
 
-class Lengths(Length):
+class Remainders(Remainder):
     """The same as a metric of all samples together."""
 
     score = None  # type: ignore[assignment]
@@ -34,10 +39,10 @@ class Lengths(Length):
 
         def score(self, predictions: Sequence[str]) -> list[float]:
             assert len(predictions) == self.count
-            return [float(len(prediction) % 7) for prediction in predictions]
+            return [remainder(prediction) for prediction in predictions]
 
 
-class Needy(Length):
+class Needy(Remainder):
     """Cannot be made without arguments."""
 
     def __init__(self, what: str) -> None:

@@ -85,17 +85,20 @@ def test_a_metric_is_found_by_its_name_or_class_path() -> None:
     for name, _ in SAMPLES:
         assert resolve(name) is resolve(f"lit_depth.metrics.{name}") is getattr(metrics, name)
     assert resolve("CIDErD") is metrics.CIDErD
-    assert resolve("tests.helpers.own_metrics.Length") is own_metrics.Length
-    assert new_metric("tests.helpers.own_metrics.Length").score("abc", ["x"]) == 3.0
+    assert resolve("tests.helpers.own_metrics.Remainder") is own_metrics.Remainder
+    assert new_metric("tests.helpers.own_metrics.Remainder").score("abc", ["x"]) == 294 % 7
+    assert [new_metric(name).max_score for name in ("ANLS", "CIDErD")] == [1.0, 10.0]
+    assert new_metric("tests.helpers.own_metrics.Remainder").max_score == 6.0
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Accuracy", "expected the class path of a metric, or the name of one in lit_depth.metrics such as ExactMatch"),
+        ("Accuracy", "expected the name of a metric in lit_depth.metrics, such as ExactMatch, .* given 'Accuracy'"),
         ("no_such.Metric", "ModuleNotFoundError: No module named 'no_such'"),
-        ("clean_prediction", "expected a torchmetrics.Metric with score or corpus, got 'clean_prediction'"),
-        ("tests.helpers.own_metrics.Scoreless", "expected a torchmetrics.Metric with score or corpus"),
+        ("clean_prediction", "torchmetrics.Metric with score or corpus, given 'clean_prediction'"),
+        ("ReferenceCorpus", "torchmetrics.Metric with score or corpus"),
+        ("tests.helpers.own_metrics.Scoreless", "torchmetrics.Metric with score or corpus"),
         ("tests.helpers.own_metrics.Needy", "expected a metric that can be made without arguments"),
     ],
 )

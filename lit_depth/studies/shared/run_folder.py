@@ -139,7 +139,7 @@ def evaluate(
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
         raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
-    return Scores.from_records(sweep.records, getattr(sweep.metric, "max_score", 1.0)), sweep
+    return Scores.from_records(sweep.records, sweep.metric.max_score), sweep
 
 
 def sweep_samples(
