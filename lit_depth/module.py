@@ -17,13 +17,13 @@ from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
 from lit_depth.functional.engine.api import answer_masks
-from lit_depth.functional.engine.decode import IMAGE_INPUTS
 from lit_depth.functional.engine.decoding_configuration import decoding_configuration, end_token_ids
-from lit_depth.functional.inputs import reference_logprob
+from lit_depth.functional.inputs import TEXT_INPUTS, is_image_input, reference_logprob
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.models.loading import load_checkpoint, new_model
+from lit_depth.models.prompting import prompter_for
 
 
 class MaskedPredictions(NamedTuple):
@@ -43,7 +43,7 @@ class DepthModule(LightningModule):
         revision: Branch, tag or commit on the hub.
         dtype: Number format of the weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; null = the model's default.
-        trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
+        trust_remote_code: Run code that comes with the checkpoint.
         from_scratch: Initialise the weights at random instead of loading them; ``checkpoint`` then needs only
             ``config.json`` and the processor's files. For training.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
@@ -108,6 +108,7 @@ class DepthModule(LightningModule):
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
             )
+        self.prompter = prompter_for(self.model, self.processor)
         context = context_length(self.model)
         if max_new_tokens is not None and context is not None and max_new_tokens >= context:
             raise ValueError(
@@ -127,7 +128,7 @@ class DepthModule(LightningModule):
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer; a text model's processor is its tokenizer."""
-        return getattr(self.processor, "tokenizer", self.processor)
+        return self.prompter.tokenizer
 
     @property
     def pad_token_id(self) -> int:
@@ -269,5 +270,5 @@ def check_batch(batch: Any) -> None:
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a batch that are inputs of the model, not labels or bookkeeping."""
-    text = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
-    return {name: batch[name] for name in (*text, *IMAGE_INPUTS) if name in batch}
+    wanted = (name for name in batch if name in TEXT_INPUTS or is_image_input(name))
+    return {name: batch[name] for name in wanted if isinstance(batch[name], Tensor)}

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
-import lit_depth.metrics
 from lit_depth.functional.arguments import check_range, checked
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.functional.masks import Masks, MaskSet
 from lit_depth.metrics import clean_prediction
+from lit_depth.metrics.base import new_metric
 from lit_depth.results.records import RecordWriter, check_complete, read_records
 from lit_depth.results.store import run_of
 
@@ -39,8 +39,9 @@ class MaskSweep(Callback):
         masks: Block masks, each bool ``[num_blocks]`` or a list of bools; repeated ones are evaluated once.
         folder: Folder of the append-only record files, one per process. What earlier runs recorded there is not
             evaluated again, whatever their number of processes.
-        metric: Class name in `lit_depth.metrics`. Its ``score`` rates one answer; a metric of a whole corpus (CIDEr-D)
-            has a ``corpus`` instead, and scores each mask after the loop against the same references.
+        metric: Name in `lit_depth.metrics`, or class path of one of your own, see `lit_depth.metrics.base.resolve`. Its
+            ``score`` rates one answer; a metric of a whole corpus (CIDEr-D) has a ``corpus`` instead, and scores each
+            mask after the loop against the same references.
         max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
@@ -63,13 +64,9 @@ class MaskSweep(Callback):
         description: str = "masks",
     ) -> None:
         check_range(0, 1, max_bad_samples=max_bad_samples)
-        if not hasattr(lit_depth.metrics, metric):
-            raise ValueError(
-                f"expected the name of a metric in lit_depth.metrics, such as ExactMatch, given {metric!r}"
-            )
         self.masks = MaskSet.of(masks).unique()
         self.folder = Path(folder)
-        self.metric = getattr(lit_depth.metrics, metric)
+        self.metric = new_metric(metric)
         self._corpus = getattr(self.metric, "corpus", None)
         self.max_bad_samples = max_bad_samples
         self.description = description

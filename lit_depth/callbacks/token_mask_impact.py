@@ -14,7 +14,7 @@ from lit_depth.functional.arguments import check_least, checked
 from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.functional.masking.skip import unmasked
 from lit_depth.functional.token_masking.distances import token_masking
-from lit_depth.functional.token_masking.prompt import row_inputs
+from lit_depth.models.prompting import Prompter, prompter_class
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,7 @@ class TokenMaskImpact(Callback):
     """Run `lit_depth.functional.token_masking` on rows of the batches of a validation, test or prediction loop.
 
     The module need not cooperate: the model inputs are taken from its batches (``input_ids``, ``attention_mask``, and
-    image tensors of Molmo or with one entry per row), padding is removed, and each row is analysed alone, at its last
+    image tensors with one entry per row), padding is removed, and each row is analysed alone, at its last
     token. Training mode, random state and whatever the module logs stay as they are. A mask of `BlockMask` does not
     apply to the analysis.
 
@@ -79,7 +79,7 @@ rows of all processes |
         if not isinstance(batch, Mapping):
             raise ValueError(f"expected batches that are mappings with input_ids, given {type(batch).__name__}")
         model, path = language_model(pl_module, self.blocks)
-        row = 0
+        row, row_inputs = 0, (prompter_class(model) or Prompter).row_inputs
         # weights of 16 bits are raised for the analysis, which inference mode would not allow
         with undisturbed(pl_module), torch.inference_mode(False), unmasked(find_blocks(model, path)):
             while len(self._frames) < self.num_samples:

@@ -22,6 +22,7 @@ from lit_depth.functional.engine.decoding_configuration import (
 from lit_depth.functional.engine.proof import PROBE_TOKENS, kind_of, same_logits, turning_length
 
 IGNORE = -100
+TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 
 # how an answer is read: with its prompt in one forward; at once on the prompt's KV cache; token by token on that cache
 Way = Literal["whole", "chunk", "steps"]
@@ -181,6 +182,21 @@ def with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
         return dict(inputs)
     positions = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
     return {**inputs, "position_ids": positions[:, -inputs["input_ids"].shape[1] :]}
+
+
+def is_image_input(name: str) -> bool:
+    """Whether an input of a vision-language model holds images or tells about them, by the names that models give it.
+
+    >>> list(filter(is_image_input, ["input_ids", "pixel_values", "image_grid_thw", "images"]))
+    ['pixel_values', 'image_grid_thw', 'images']
+    """
+    return name.startswith(("image", "pixel"))
+
+
+def count_image_tokens(config: Any, input_ids: Tensor) -> Tensor:
+    """Image tokens of each row, long ``[batch]``: those that the model's configuration names; 0 if it names none."""
+    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    return (input_ids == (-1 if token is None else token)).sum(1)
 
 
 def keep_last(model: nn.Module, positions: int) -> dict[str, int]:

@@ -169,9 +169,9 @@ def test_a_mask_around_the_loop_is_replaced_not_combined_with():
 @pytest.mark.skipif(not (BUNDLED / "model.safetensors").exists(), reason="no bundled checkpoint")
 def test_batches_of_this_package_with_images_and_a_bad_sample():
     module, callback = DepthModule(), TokenMaskImpact(num_samples=3)
-    data = DepthDataModule(module.processor, num_samples=4, batch_size=2)
+    data = DepthDataModule(module.prompter, num_samples=4, batch_size=2)
     dataset = data.eval_dataset("validation")
-    questions = [(dataset[i].image, data.task.prompt(dataset[i])) for i in range(4)]
+    questions = [(dataset[i].image, module.prompter.text(dataset[i])) for i in range(4)]
     batches = list(data.eval_dataloader("validation"))
     empty = {"samples": [], "sample_ids": [], "bad_samples": ["unreadable"]}
     trainer(callback).validate(module, DataLoader([empty, *batches], batch_size=None), verbose=False)

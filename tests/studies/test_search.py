@@ -91,7 +91,7 @@ class Broken(ShapesVQA):
 
 def data(module: DepthModule, task: ShapesVQA | None = None, **options: Any) -> DepthDataModule:
     sizes = {"batch_size": 32, "num_samples": 40, "calibration_samples": 200} | options
-    return DepthDataModule(module.processor, task or ShapesVQA(num_images=60), **sizes)
+    return DepthDataModule(module.prompter, task or ShapesVQA(num_images=60), **sizes)
 
 
 def search(module: DepthModule, datamodule: DepthDataModule, folder: Path, **options: Any) -> dict[str, Any]:
@@ -279,7 +279,7 @@ def test_kept_blocks_stay_and_may_leave_no_span(module, tmp_path):
 def brute_force(folder: Path, num_samples: int, most: int) -> dict[tuple[int, ...], tuple[list[float], list[float]]]:
     """Every combination of blocks, one after another, by `masked` and transformers' own generate."""
     module = DepthModule(str(folder))
-    (batch,) = DepthDataModule(module.processor, calibration_samples=num_samples).eval_dataloader("calibration")
+    (batch,) = DepthDataModule(module.prompter, calibration_samples=num_samples).eval_dataloader("calibration")
     inputs, pad, found = model_inputs(batch), module.pad_token_id, {}
     options = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": 0, "pad_token_id": pad}
     for size in range(1, most + 1):
@@ -371,7 +371,7 @@ def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
         names = [datamodule.eval_dataset(split).recorded_ids()[p] for p in positions]
         rows = [(mask_id(m), s, i, *simulated(s, removed_by(m))) for m in masks for s, i in names]
         frame = pd.DataFrame(rows, columns=["mask", "sample", "image", "score", "reference_logprob"])
-        return type("Sweep", (), {"records": frame, "bad_samples": {}})
+        return type("Sweep", (), {"records": frame, "bad_samples": {}, "metric": ExactMatch})
 
     monkeypatch.setattr("lit_depth.studies.search.score_cache.sweep_samples", sweep_samples)
     trainer = type("Trainer", (), {"world_size": 3})

@@ -41,7 +41,7 @@ def test_importance_of_sublayers(checkpoint, tmp_path, capsys):
         assert (folder / name).stat().st_size > 0
     # against copies in which the half adds zeros
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=8)
+    data = DepthDataModule(module.prompter, batch_size=8)
     data.take("calibration", 8)
     (batch,) = data.eval_dataloader("calibration")
     copies = [zeroed_copy(module.model, mask) for mask in leave_one_out(32)[[0, 1, 30, 31]]]
@@ -88,7 +88,7 @@ def test_search_over_sublayers(checkpoint, tmp_path, capsys):
         assert (folder / name).stat().st_size > 0
     # against copies in which the halves add zeros
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=8, calibration_samples=8)
+    data = DepthDataModule(module.prompter, batch_size=8, calibration_samples=8)
     (batch,) = data.eval_dataloader("calibration")
     inputs, options = (model_inputs(batch), batch["answer_ids"]), {"pad_token_id": module.pad_token_id}
     assert [len(level["ablations"]) for level in result["levels"]] == [4, 6]
@@ -130,7 +130,7 @@ def test_masks_of_the_module_have_two_entries_per_block(checkpoint):
         module.request_masks([torch.ones(16, dtype=torch.bool)])
     masks = leave_one_out(32)[:2]
     module.request_masks(masks)
-    data = DepthDataModule(module.processor, num_samples=4, batch_size=4)
+    data = DepthDataModule(module.prompter, num_samples=4, batch_size=4)
     (batch,) = data.eval_dataloader("validation")
     answered = module.predict_step(batch)
     assert answered.mask_ids == [mask_id(mask) for mask in masks]

@@ -35,20 +35,18 @@ from lit_depth.functional.engine.proof import (
 )
 from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.trie import MaskTrie, chunk_masks
-from lit_depth.functional.inputs import Way, answer_logprob, filled, read_on, reference_logprob, scoring_way
+from lit_depth.functional.inputs import (
+    Way,
+    answer_logprob,
+    filled,
+    is_image_input,
+    read_on,
+    reference_logprob,
+    scoring_way,
+)
 from lit_depth.functional.masking.skip import masked
 from lit_depth.functional.masks import MaskSet
 
-# needed with the prompt only; a later pass over the same batch reuses the embeddings that they went into
-IMAGE_INPUTS = (
-    "images",
-    "image_masks",
-    "image_input_idx",
-    "pixel_values",
-    "pixel_attention_mask",
-    "image_sizes",
-    "image_grid_thw",
-)
 # how many masks fitted the memory of a GPU, for as long as the model lives
 _MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 # kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
@@ -202,8 +200,8 @@ def _answer_chunk(
         with masked(model, masks[0], blocks=path):
             way = scoring_way(model, request.inputs, request.answer_ids, request.pad)
     inputs = request.inputs
-    if front is not None:
-        inputs = {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
+    if front is not None:  # images are needed with the prompt only: the front has the embeddings that they went into
+        inputs = {name: value for name, value in inputs.items() if not is_image_input(name)}
     answer = partial(_answer_prompt, model, request, masks, blocks, way, front, check)
     return inside_generate(model, inputs, request.options, answer)
 

@@ -10,6 +10,7 @@ SwiGLU projects to the text width, and the result is *added* to the embeddings o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from transformers.utils.generic import can_return_tuple
 
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.conversion_molmo import DENSE_HEAD, register_conversions
+from lit_depth.models.molmo.prompting_molmo import MolmoPrompter
+from lit_depth.models.molmo.vision_tokens_molmo import count_vision_tokens
 
 
 @dataclass
@@ -367,6 +370,8 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
     cannot be generated.
     """
 
+    prompter_class = MolmoPrompter
+
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__(config)
         self.model = MolmoModel(config)
@@ -384,6 +389,10 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
     def get_image_features(self, images: Tensor, image_masks: Tensor | None = None) -> Tensor:
         """See `MolmoModel.get_image_features`."""
         return self.model.get_image_features(images, image_masks)
+
+    def num_vision_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Image features of each row that reach its text, long ``[batch]``."""
+        return count_vision_tokens(inputs)
 
     @can_return_tuple
     def forward(

@@ -16,7 +16,6 @@ import pandas as pd
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-import lit_depth.metrics
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import (
@@ -36,6 +35,7 @@ from lit_depth.functional.masking.policies import from_indices
 from lit_depth.functional.masks import Granularity, full_id
 from lit_depth.functional.search.ablations import Removed, free_units
 from lit_depth.functional.search.beam import MAX_COMBINATIONS
+from lit_depth.metrics.base import resolve
 from lit_depth.module import DepthModule
 from lit_depth.results.old_page import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
@@ -216,7 +216,7 @@ def _check_task(datamodule: DepthDataModule) -> None:
     if len(datamodule.tasks) > 1:
         raise ValueError(f"search takes one task at a time, got {[task.name for task in datamodule.tasks]}")
     metric = datamodule.task.metric
-    if getattr(getattr(lit_depth.metrics, metric), "corpus", None) is not None:
+    if getattr(resolve(metric), "corpus", None) is not None:
         raise ValueError(
             f"search needs a score of each sample by itself; {metric} of {datamodule.task.name} belongs to all samples "
             "together. Give another --data.task"

@@ -103,11 +103,12 @@ class Cells:
             self._is_bad[self._position[name]] = True
         check_bad_samples(self.bad_samples, self.num_samples, self.max_bad_samples)
         assert sweep.records is not None
-        for kind, column in enumerate(("score", "reference_logprob")):
+        # a search asks for qualities from 0 to 1
+        for kind, (column, largest) in enumerate({"score": sweep.metric.max_score, "reference_logprob": 1.0}.items()):
             table = sweep.records.pivot(index="mask", columns="sample", values=column)
             places = [self._position[sample] for sample in table.columns]
             for name, row in zip(table.index, table.to_numpy(float)):
-                self._scores[name][kind, places] = row
+                self._scores[name][kind, places] = row / largest
         trie = MaskTrie(masks)
         shares = self.model.hparams["granularity"] == "block"
         self.evaluations += len(masks) * len(positions)

@@ -136,7 +136,7 @@ def tokens(
             "spans": span_averages(measured),
             "bad_samples": [{"id": each.id, "reason": each.reason} for each in bad],
         }
-        paths = write_results(folder, result, measured, model.processor, identity)
+        paths = write_results(folder, result, measured, model.prompter, identity)
     log_to(trainer, "log_tokens", result, folder)
     print(summary_text(result, paths))
     return result

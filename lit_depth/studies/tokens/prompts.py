@@ -16,7 +16,6 @@ from lit_depth.data.lengths import HUGE, fewest_tokens
 from lit_depth.functional.arguments import shorten
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.token_masking.distances import check_prompt
-from lit_depth.functional.token_masking.prompt import encode_prompt
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import load_yaml
 
@@ -97,7 +96,7 @@ def prompts_of_task(
         if isinstance(sample, BadSample):
             bad.append(sample)
             continue
-        prompt = Prompt(sample.id, datamodule.task.prompt(sample), sample.image, sample.image_id)
+        prompt = Prompt(sample.id, model.prompter.text(sample), sample.image, sample.image_id)
         try:
             encode(model, prompt, options)
         except ValueError as error:
@@ -120,7 +119,7 @@ def encode(model: DepthModule, prompt: Prompt, options: Mapping[str, Any]) -> di
                 f"{prompt.name}: expected at most {context} tokens (the model's context), given at least {fewest}"
             )
     try:
-        inputs = encode_prompt(model.processor, prompt.text, prompt.image, raw=prompt.raw)
+        inputs = model.prompter.encode_prompt(prompt.text, prompt.image, raw=prompt.raw)
         check_prompt(model.model, inputs, **options)
     except ValueError as error:
         raise ValueError(f"{prompt.name}: {error}") from error

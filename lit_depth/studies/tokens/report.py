@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from lit_depth.models.molmo import MolmoImageProcessor, vision_tokens
+from lit_depth.models.prompting import Prompter
 from lit_depth.results.old_page import Section, write_report
 from lit_depth.results.store import write_json
 from lit_depth.results.table import format_table
@@ -131,7 +131,7 @@ def describe_prompt(measured: Measured, num_prompts: int, index: int) -> dict[st
 
 
 def write_results(
-    folder: Path, result: dict[str, Any], measured: Sequence[Measured], processor: Any, identity: dict[str, Any]
+    folder: Path, result: dict[str, Any], measured: Sequence[Measured], prompter: Prompter, identity: dict[str, Any]
 ) -> list[Path]:
     """Write tables, pages, figure and report into the run's folder, the result last; all their paths."""
     tables = [each.tokens for each in measured]
@@ -145,7 +145,7 @@ def write_results(
         write_csv(paths[-1], pd.concat([frame for _, frame in spans], ignore_index=True))
     for each, entry in zip(measured, result["prompts"]):
         title = f"Token masking: {shorten(entry['text'])}"
-        images = _page_images(each.prompt.image, processor)
+        images = _page_images(each.prompt.image, prompter)
         paths.append(write_token_page(folder / entry["page"], each.tokens, title=title, images=images))
     figure = write_token_figure(result, folder / "figures")
     figures = [] if figure is None else [figure]
@@ -167,16 +167,16 @@ def _named(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return named
 
 
-def _page_images(image: Image | None, processor: Any) -> list[CropImage]:
-    """The picture and where its tokens lie, for processors that tell."""
-    parts = getattr(processor, "image_processor", None)
-    if image is None or not isinstance(parts, MolmoImageProcessor):
+def _page_images(image: Image | None, prompter: Prompter) -> list[CropImage]:
+    """The picture and where its tokens lie, for families that tell."""
+    places = [] if image is None else prompter.image_places(image)
+    if image is None or not places:
         return []
     shown = image.copy()
     shown.thumbnail((_PAGE_PIXELS, _PAGE_PIXELS))
     file = io.BytesIO()
     shown.save(file, format="png")
-    return [CropImage(file.getvalue(), image.width, image.height, vision_tokens(parts, image.height, image.width))]
+    return [CropImage(file.getvalue(), image.width, image.height, places)]
 
 
 PROMPT_HEADERS = ("prompt", "tokens", "of the image", "generates", "page")

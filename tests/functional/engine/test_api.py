@@ -14,6 +14,7 @@ from lit_depth.functional.engine.api import answer_masks, generate, sweep_forwar
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.models.loading import load_bundled
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from lit_depth.studies.shared.mask_grid import POLICIES, plan_masks
 from tests.helpers.pruning import pruned_copy
@@ -149,7 +150,7 @@ def test_every_mask_set_at_every_batch_size(family, batch):
     """16 blocks, left padding: answers of the engine and of each mask alone, forwards as planned, vision once."""
     if family == "bundled":
         model, processor = load_bundled()
-        data = DepthDataModule(processor, batch_size=batch, num_samples=batch)
+        data = DepthDataModule(prompter_for(model, processor), batch_size=batch, num_samples=batch)
         inputs = model_inputs(next(iter(data.eval_dataloader())))
         tower = model.model.vision_tower
     else:

@@ -14,6 +14,7 @@ from lit_depth.functional import find_blocks, masked, prefix
 from lit_depth.functional.latency.stage_timer import StageTimer, summarize, time_generation
 from lit_depth.functional.masking.blocks import find_decoder
 from lit_depth.models.loading import load_bundled
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from tests.helpers.tiny_models import tiny_batch, tiny_model
 
@@ -21,7 +22,9 @@ from tests.helpers.tiny_models import tiny_batch, tiny_model
 @pytest.fixture(scope="module")
 def molmo():
     model, processor = load_bundled()
-    batch = next(iter(DepthDataModule(processor, batch_size=8, num_samples=8).eval_dataloader("validation")))
+    batch = next(
+        iter(DepthDataModule(prompter_for(model, processor), batch_size=8, num_samples=8).eval_dataloader("validation"))
+    )
     return model, model_inputs(batch)
 
 

@@ -30,6 +30,7 @@ from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.masking.sublayers import find_halves
 from lit_depth.models.loading import load_bundled
 from lit_depth.models.molmo import MolmoForConditionalGeneration
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from tests.helpers.masking_laws import CountOperations, assert_restored, generate, snapshot
 from tests.helpers.tiny_models import FAMILIES, placeholders, tiny_batch, tiny_model
@@ -91,7 +92,7 @@ def test_molmo_with_images(golden_dir, family):
 @torch.no_grad()
 def test_the_bundled_checkpoint():
     model, processor = load_bundled()
-    data = DepthDataModule(processor=processor, num_samples=4, batch_size=4)
+    data = DepthDataModule(prompter_for(model, processor), num_samples=4, batch_size=4)
     inputs = model_inputs(next(iter(data.eval_dataloader("validation"))))
     assert not inputs["attention_mask"].all()
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}

@@ -18,6 +18,7 @@ from lit_depth.functional import find_blocks, masked, prefix, span_masking, toke
 from lit_depth.functional.token_masking import distances as tokens_module
 from lit_depth.functional.token_masking.distances import _distances, _hide_each
 from lit_depth.models.loading import BUNDLED, load_bundled
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from tests.helpers.model_zoo import ZOO, plain_answers
 from tests.helpers.tiny_models import FAMILIES, IMAGE_TOKEN, VOCABULARY, tiny_model
@@ -50,7 +51,9 @@ def molmo():
     if not (BUNDLED / "model.safetensors").exists():
         pytest.skip("no bundled checkpoint")
     model, processor = load_bundled()
-    batch = next(iter(DepthDataModule(processor, batch_size=1, num_samples=1).eval_dataloader("validation")))
+    batch = next(
+        iter(DepthDataModule(prompter_for(model, processor), batch_size=1, num_samples=1).eval_dataloader("validation"))
+    )
     return model.float(), model_inputs(batch)
 
 

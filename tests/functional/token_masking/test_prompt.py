@@ -99,19 +99,7 @@ def test_a_tokenizer_takes_no_image():
 # ---- rows of a batch
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_row_of_a_batch_is_what_the_processor_gives_for_it_alone(bundled, side):
-    _, processor = bundled
-    images = [picture(84, 56), None, picture(300, 40), picture(5, 5)]
-    texts = ["Is there a red cross?", "What?", "How many red squares are there in the whole picture?", "Why"]
-    batch = dict(processor(images=images, text=texts, padding_side=side))
-    assert (batch["image_input_idx"][3] == -1).any() and (batch["attention_mask"] == 0).any()  # or nothing is shown
-    batch["labels"] = batch["input_ids"]
-    for row, (image, text) in enumerate(zip(images, texts)):
-        assert_same_inputs(row_inputs(batch, row), encode_prompt(processor, text, image))
-
-
-def test_a_row_of_other_models():
+def test_a_row_of_a_batch():
     model = tiny_model("llava")
     batch = tiny_batch(model)
     batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)

@@ -88,15 +88,15 @@ def test_without_arguments_the_first_question_of_the_task_is_analysed(checkpoint
     assert run(["tokens", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *on_cpu]) == 0
     out, folder = capsys.readouterr().out, tmp_path / "tokens" / "default"
     model, processor = module.model, module.processor
-    data = DepthDataModule(processor, num_samples=1)
+    data = DepthDataModule(module.prompter, num_samples=1)
     (sample,) = data.eval_dataset("validation")
-    expected = run_token_masking(model, processor, data.task.prompt(sample), image=sample.image)
+    expected = run_token_masking(model, processor, module.prompter.text(sample), image=sample.image)
     for found in tables(folder):
         assert list(found.columns) == list(COLUMNS)
         assert_same_table(found, expected)
     result = read(tmp_path)
     (entry,) = result["prompts"]
-    assert (entry["name"], entry["text"], entry["image"]) == (sample.id, data.task.prompt(sample), sample.image_id)
+    assert (entry["name"], entry["text"], entry["image"]) == (sample.id, module.prompter.text(sample), sample.image_id)
     assert entry["generated_text"] == expected.attrs["generated_text"] and repr(entry["generated_text"]) in out
     assert entry["num_tokens"] == expected["token_position"].max() + 1
     assert entry["num_vision_tokens"] == processor.image_processor.num_image_tokens(*sample.image.size[::-1])
@@ -204,9 +204,9 @@ def test_several_questions_of_the_task(module, tmp_path):
 
 
 def test_questions_that_do_not_fit_cost_themselves_only(module, tmp_path, capsys, monkeypatch):
-    task = type(DepthDataModule().task)
-    prompt, too_long = task.prompt, DepthDataModule(num_samples=1).eval_dataset("validation")[0].id
-    monkeypatch.setattr(task, "prompt", lambda self, s: prompt(self, s) + (" red" * 600 if s.id == too_long else ""))
+    family = type(module.prompter)
+    text, too_long = family.text, DepthDataModule(num_samples=1).eval_dataset("validation")[0].id
+    monkeypatch.setattr(family, "text", lambda self, s: text(self, s) + (" red" * 600 if s.id == too_long else ""))
     result = analyse(module, tmp_path, num_samples=3)
     (bad,) = result["bad_samples"]
     assert bad["id"] == too_long and "at most 512 tokens" in bad["reason"] and len(result["prompts"]) == 2
