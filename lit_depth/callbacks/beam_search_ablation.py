@@ -191,9 +191,8 @@ class _BatchScores:
     ) -> None:
         self.pl_module, self.score = pl_module, score
         counts = gather_columns(pl_module, torch.tensor([[len(batches)]])).flatten().tolist()
-        all_sizes = iter(
-            gather_columns(pl_module, torch.tensor([[batch.size for batch in batches]])).flatten().tolist()
-        )
+        sizes = torch.tensor([[batch.size for batch in batches]], dtype=torch.long)  # without a batch too
+        all_sizes = iter(gather_columns(pl_module, sizes).flatten().tolist())
         owners = [(rank, number) for rank, count in enumerate(counts) for number in range(count)]
         # of all processes: (rank, number there, size)
         self.dealt = [(*owner, next(all_sizes)) for owner in owners]
