@@ -121,6 +121,7 @@ class DepthModule(LightningModule):
             self.masked(MaskSet.full(self.num_units)[0])  # refuse what cannot be masked so
         # set by whoever knows the task (a study), where the user left it open
         self.max_new_tokens: int = max_new_tokens or 16
+        self._new_tokens_before = self.max_new_tokens
         # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
         self.requested_masks: MaskSet | None = None
         self.on_mask: Callable[[], None] = lambda: None
@@ -181,9 +182,14 @@ class DepthModule(LightningModule):
         self.model.train()  # loaded in evaluation mode, which Lightning would keep
 
     def on_predict_start(self) -> None:
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(datamodule, "task"):
-            self.use_task(datamodule.task.max_new_tokens)
+        self._new_tokens_before = self.max_new_tokens
+        # of the batches: the trainer may know a datamodule of an earlier loop
+        task = getattr(getattr(self.trainer.predict_dataloaders, "dataset", None), "task", None)
+        if task is not None:
+            self.use_task(task.max_new_tokens)
+
+    def on_predict_end(self) -> None:
+        self.max_new_tokens = self._new_tokens_before
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
         """Answer an evaluation batch under every requested mask (the full model where nobody asked)."""

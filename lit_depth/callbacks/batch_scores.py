@@ -52,8 +52,6 @@ def score_masks(
             if the default score cannot read the batch.
     """
     masks = MaskSet.of(masks, granularity=granularity)
-    if isinstance(batch, Mapping) and "input_ids" not in batch and batch.get("bad_samples"):
-        return torch.zeros(len(masks), 0)  # no sample of the batch could be read
     with undisturbed(pl_module):
         if score_fn is not None:
             scores = _score_one_by_one(pl_module, batch, masks, score_fn, blocks)
@@ -100,7 +98,7 @@ def gather_columns(pl_module: LightningModule, scores: Tensor) -> Tensor:
     all_gather: Callable[[Tensor], Any] = pl_module.all_gather  # a tensor in, a tensor out
     count = torch.tensor([scores.shape[1]], device=pl_module.device)
     counts = all_gather(count).flatten().tolist()
-    padded = torch.zeros(scores.shape[0], max(counts), device=pl_module.device)
+    padded = torch.zeros(scores.shape[0], max(counts), dtype=scores.dtype, device=pl_module.device)
     padded[:, : scores.shape[1]] = scores.to(pl_module.device)
     gathered = all_gather(padded)
     return torch.cat([rows[:, :n] for rows, n in zip(gathered, counts)], dim=1).cpu()

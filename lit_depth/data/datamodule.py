@@ -137,7 +137,7 @@ class DepthDataModule(LightningDataModule):
         """Shuffled batches of images with all their questions, as ``train_collator`` makes them."""
         self._refuse_several_tasks()
         images = self.task.training_set(self.train_images, self.seed)
-        collator = object_at(self.train_collator, "a collator")(self._find_prompter())
+        collator = object_at(self.train_collator, "a collator")(self._attached().prompter)
         return self._loader(images, self.train_batch_size, collator, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
@@ -164,13 +164,13 @@ class DepthDataModule(LightningDataModule):
             datamodule.task, datamodule.tasks = task, [task]
         return each
 
-    def take(self, split: str, num_samples: int) -> None:
-        """Take this many questions from a split (from the others than calibration together) instead of those given."""
+    def take(self, split: str, num_samples: int) -> DepthDataModule:
+        """A datamodule that takes so many questions from a split; one number holds for all splits but calibration."""
         check_least(1, num_samples=num_samples)
-        if check_split(split) == "calibration":
-            self.calibration_samples = num_samples
-        else:
-            self.num_samples = num_samples
+        taken = copy.copy(self)
+        name = "calibration_samples" if check_split(split) == "calibration" else "num_samples"
+        setattr(taken, name, num_samples)
+        return taken
 
     def eval_dataloader(
         self,
@@ -189,7 +189,8 @@ class DepthDataModule(LightningDataModule):
                 the number of processes, so padding and results are too, and no sample is repeated; a process for which
                 no batch is left gets an empty one.
         """
-        collator = EvalCollator(self._find_prompter(), self._prompt_limit())
+        attached = self._attached()
+        collator = EvalCollator(attached.prompter, attached._prompt_limit())
         dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
         if positions is not None:
             dataset = dataset.take(positions)
@@ -266,15 +267,17 @@ class DepthDataModule(LightningDataModule):
         origin = f"the model's context of {self.context:,} less {answer:,} new tokens; --data.max_prompt_tokens"
         return PromptLimit(self.context - answer, origin, self.context)
 
-    def _find_prompter(self) -> Any:
-        module = getattr(self.trainer, "lightning_module", None)
+    def _attached(self) -> DepthDataModule:
+        """What `attach` makes of this datamodule for the module that the trainer runs, if it was attached to none."""
+        module, attached = getattr(self.trainer, "lightning_module", None), self
         if module is not None and self.context is None:
-            self.attach(module)
-        if self.prompter is None:
+            attached = copy.copy(self)
+            attached.attach(module)
+        if attached.prompter is None:
             raise ValueError(
                 "DepthDataModule needs a prompter, expected one as its argument or in the module that the trainer runs"
             )
-        return self.prompter
+        return attached
 
     def _loader(
         self, dataset: Dataset, batch_size: int, collator: Any, shuffle: bool = False, sampler: Any = None

@@ -139,7 +139,9 @@ def test_the_module_notices_nothing():
         weights = [parameter.detach().clone() for parameter in module.parameters()]
         results.append((dict(engine.callback_metrics), weights, module.seen, torch.rand(1)))
     (metrics, weights, seen, drawn), (other_metrics, other_weights, other_seen, other_drawn) = results
-    assert metrics == other_metrics and set(metrics) == {"train_loss", "val_loss", "val_noise"}
+    assert set(metrics) == {"train_loss", "val_loss", "val_noise"}
+    assert {name: other_metrics.pop(name) for name in metrics} == metrics
+    assert {name: float(value) for name, value in other_metrics.items()} == pytest.approx(callbacks[0].summary)
     assert all(torch.equal(a, b) for a, b in zip(weights, other_weights)) and torch.equal(drawn, other_drawn)
     assert seen == other_seen and set(seen) == {(False, True)}
     (callback,) = callbacks

@@ -122,7 +122,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     C.BlockMask: dict(active_block_indices=[0], blocks="a", phase="both", decode_without_prompt=False),
     C.MaskSweep: dict(masks=[[True]], folder="/x", metric="ANLS", max_bad_samples=0.1, description="x"),
     C.AccuracyDropImportance: dict(score_fn=None, blocks="a", max_batches=1),
-    C.ProxyImportance: dict(methods=["taylor"], blocks="a", num_batches=1),
+    C.ProxyImportance: dict(methods=["taylor"], blocks="a", max_batches=1),
     C.BeamSearchAblation: dict(beam_width=2, max_removed=2, keep=[0], max_batches=1, granularity="block", racing=True)
     | dict(epsilon=0.1, delta=0.1, seed=0, blocks="x", score_fn=None),
     C.LatencyTimer: dict(warmup_batches=1, blocks="x"),

@@ -41,8 +41,7 @@ def test_importance_of_sublayers(checkpoint, tmp_path, capsys):
         assert (folder / name).stat().st_size > 0
     # against copies in which the half adds zeros
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.prompter, batch_size=8)
-    data.take("calibration", 8)
+    data = DepthDataModule(module.prompter, batch_size=8).take("calibration", 8)
     (batch,) = data.eval_dataloader("calibration")
     copies = [zeroed_copy(module.model, mask) for mask in leave_one_out(32)[[0, 1, 30, 31]]]
     inputs, options = (model_inputs(batch), batch["answer_ids"]), {"pad_token_id": module.pad_token_id}

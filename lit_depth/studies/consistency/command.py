@@ -90,7 +90,7 @@ def consistency(
         raise ValueError("with one split, two or more tasks are compared: give --data.tasks a b, or --splits a b")
     if num_samples is not None:
         for split in splits:
-            datamodule.take(split, num_samples)
+            datamodule = datamodule.take(split, num_samples)
     arguments = {"blocks": blocks, "splits": splits, "threshold": threshold, "confidence": confidence}
     with open_run(trainer, model, datamodule, splits, arguments, output_dir, "consistency", name) as (folder, identity):
         measured = {}

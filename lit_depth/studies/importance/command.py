@@ -116,7 +116,7 @@ def importance(
     units = units_of(blocks, granularity)
     check_shares(confidence, max_bad_samples)
     if num_samples is not None:
-        datamodule.take(split, num_samples)
+        datamodule = datamodule.take(split, num_samples)
     asked = check_asked(methods, trainer, model, datamodule, split, blocks)
     splits = [split, "validation"] if asked else [split]
     arguments = {"blocks": blocks, "split": split, "confidence": confidence} | ({"methods": asked} if asked else {})

@@ -136,8 +136,7 @@ def select(
     scores = None
     if importance is not None:
         scores = to_importance(read_importance(importance, model, datamodule), num_blocks, importance, keep)
-    model.use_task(datamodule.task.max_new_tokens)
-    new_tokens = new_tokens or model.max_new_tokens
+    new_tokens = new_tokens or model.hparams["max_new_tokens"] or datamodule.task.max_new_tokens
     device = trainer.strategy.root_device
     clock = clock_settings(device)
     same = model_arguments(trainer, model)

@@ -112,7 +112,8 @@ def tokens(
         chosen = read_prompts(prompts)
     else:
         splits = ["validation"]
-        chosen, bad = prompts_of_task(model, datamodule, num_samples or 1, options)
+        datamodule = datamodule.take("validation", num_samples or 1)
+        chosen, bad = prompts_of_task(model, datamodule, options)
     inputs = [encode(model, each, options) for each in chosen]
     kinds = [token_kinds(model.processor, each["input_ids"][0].tolist(), model.model.config) for each in inputs]
     if spans and not any(map(_spans, kinds)):

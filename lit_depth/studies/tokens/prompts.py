@@ -84,12 +84,11 @@ def read_prompts(path: str) -> list[Prompt]:
 
 
 def prompts_of_task(
-    model: DepthModule, datamodule: DepthDataModule, num_samples: int, options: dict[str, Any]
+    model: DepthModule, datamodule: DepthDataModule, options: dict[str, Any]
 ) -> tuple[list[Prompt], list[BadSample]]:
     """Questions of the validation split, and those that cannot be read or do not fit the model's context."""
     if len(datamodule.tasks) > 1:
         raise ValueError(f"tokens takes its questions from one task, got {[task.name for task in datamodule.tasks]}")
-    datamodule.take("validation", num_samples)
     dataset = datamodule.eval_dataset("validation")
     found, bad = [], []
     for sample in (dataset[position] for position in range(len(dataset))):
