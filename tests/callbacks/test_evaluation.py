@@ -119,7 +119,7 @@ def test_latency_and_token_impact_stand_where_all_values_do(loop):
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="expected max_batches of at least 1, given 0"):
+    with pytest.raises(ValueError, match="expected max_batches of at least 1, got 0"):
         Counts(max_batches=0)
 
     class Nothing(LightningModule):

@@ -72,7 +72,7 @@ def test_answers_are_those_of_each_mask_alone(module, tmp_path):
         for mask in MASKS:
             with masked(module.model, mask):
                 tokens = module.model.generate(
-                    **inputs, max_new_tokens=16, do_sample=False, eos_token_id=0, pad_token_id=1
+                    **inputs, max_new_tokens=ShapesVQA.max_new_tokens, do_sample=False, eos_token_id=0, pad_token_id=1
                 )
             texts = module.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for sample, text in zip(batch["samples"], texts):

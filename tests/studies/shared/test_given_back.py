@@ -120,7 +120,7 @@ class Moves(torch.nn.Module):
 
 
 def test_what_is_changed_inside_is_given_back(module):
-    datamodule, owner = data(), Moves(module.processor)
+    datamodule, owner = data(), Moves(module.prompter)
     before = [public(datamodule), public(owner)]
     with pytest.raises(KeyboardInterrupt), given_back(owner, datamodule):
         datamodule.attach(owner)
@@ -161,7 +161,7 @@ def test_a_task_is_that_of_the_batches_and_is_given_back(module):
     trainer = DepthTrainer(callbacks=[asks], limit_predict_batches=1, **OPTIONS)
     trainer.predict(module, datamodule=data(task=LongAnswers()))
     assert asks.asked == 7 and module.max_new_tokens == before
-    loader = data(processor=module.processor).eval_dataloader()
+    loader = data(prompter=module.prompter).eval_dataloader()
     trainer.predict(module, loader)
     assert asks.asked == ShapesVQA.max_new_tokens != 7 and module.max_new_tokens == before
 
@@ -173,6 +173,6 @@ def test_a_datamodule_serves_one_module_after_another(module):
     seen = []
     for other in (module, DepthModule()):
         trainer.validate(other, datamodule=datamodule, verbose=False)
-        seen.append(trainer.val_dataloaders.collate_fn.processor is other.processor)
+        seen.append(trainer.val_dataloaders.collate_fn.prompter is other.prompter)
         assert public(datamodule) == {**before, "trainer": trainer}
     assert seen == [True, True]
