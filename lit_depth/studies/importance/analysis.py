@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_depth.functional.masking.skip import Granularity
-from lit_depth.studies.compare.analysis import Scores
 from lit_depth.studies.shared.block_ranks import (
     describe_agreement,
     describe_blocks,
@@ -16,6 +15,7 @@ from lit_depth.studies.shared.block_ranks import (
 )
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.importance_scores import Measured, task_entry
+from lit_depth.studies.shared.scores import Scores
 
 # rank correlation from which two orders of the blocks count as the same
 THRESHOLD = 0.9

@@ -32,12 +32,12 @@ from lit_depth.functional.statistics import FamilyRow
 from lit_depth.functional.statistics.agreement import rank_agreement_with
 from lit_depth.module import DepthModule
 from lit_depth.results.verdicts import WITHHELD, differs
-from lit_depth.studies.compare.analysis import Scores, family_entry, interval_entry
 from lit_depth.studies.importance.measure_proxies import TOGETHER
 from lit_depth.studies.shared.block_ranks import describe_full, drops
 from lit_depth.studies.shared.checks import check_whole_blocks
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
 
 # method -> measure of `Scores`; the first is what all others are held against
 DROPS = {"accuracy_drop": "quality", "reference_logprob_drop": "reference_logprob"}

@@ -20,12 +20,12 @@ from lit_depth.functional.masking.skip import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import read_object
 from lit_depth.results.unit_names import unit_name
-from lit_depth.studies.compare.analysis import Scores
 from lit_depth.studies.compare.answers import list_counts
 from lit_depth.studies.shared.block_ranks import describe_blocks, describe_full, tied_at_cut
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.identity import check_same_model
+from lit_depth.studies.shared.scores import Scores
 
 if TYPE_CHECKING:
     import pandas as pd
