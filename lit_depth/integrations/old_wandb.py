@@ -10,8 +10,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_depth.results.unit_names import unit_name
-from lit_depth.results.verdicts import WITHHELD, differs, refusal
+from lit_depth.results.verdicts import refusal
 from lit_depth.studies.compare.figures import has_latency
 from lit_depth.studies.compare.schema import Comparison, Latency, Strategy
 
@@ -35,26 +34,6 @@ COLUMNS = (
     "decode_per_token_P50_ms",
     "total_P50_ms",
 )
-IMPORTANCE_COLUMNS = (
-    "block",
-    "drop",
-    "drop_ci_low",
-    "drop_ci_high",
-    "drop_simultaneous_ci_low",
-    "drop_simultaneous_ci_high",
-    "p_holm",
-    "verdict",
-    "reference_logprob_drop",
-    "reference_logprob_drop_ci_low",
-    "reference_logprob_drop_ci_high",
-    "reference_logprob_drop_simultaneous_ci_low",
-    "reference_logprob_drop_simultaneous_ci_high",
-    "reference_logprob_p_holm",
-    "reference_logprob_verdict",
-    "rank",
-    "reference_logprob_rank",
-)
-CONSISTENCY_COLUMNS = ("a", "b", "measure", "spearman", "noise_free_low", "noise_free_high", "p_value", "verdict")
 SEARCH_COLUMNS = (
     "removed",
     "num_removed",
@@ -136,127 +115,6 @@ blocks |
         result.stem, type="comparison", metadata={key: comparison[key] for key in ("task", "metric", "num_samples")}
     )
     artifact.add_file(str(result))
-    run.log_artifact(artifact)
-
-
-@rank_zero_only
-def log_importance(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
-    """Log block importance to a logger's run, online or offline.
-
-    | key | what |
-    |---|---|
-    | ``importance/<task>`` | one row per block or half, see :data:`IMPORTANCE_COLUMNS`; ``macro`` = mean over tasks |
-    | ``charts/importance/<task>`` | the drop in quality as a bar per block or half |
-    | ``figures/block_importance...`` | the PNG figures in ``folder`` |
-    | summary ``full/quality/<task>``, ``full/num_distinct_answers/<task>`` | the model with all its blocks |
-    | summary ``baseline/answer/<task>``, ``.../quality/...``, ``.../beaten/...`` | the best constant answer |
-    | summary ``withheld`` | why there are no findings; empty where there are |
-
-    The JSON file becomes the artifact ``importance`` of type ``importance``.
-
-    Args:
-        logger: Its run is created if there is none yet, and stays open.
-        result: Content of ``importance.json``.
-        folder: Folder of the result.
-    """
-    folder, run = Path(folder), logger.experiment
-    groups = {task["task"]: (task["blocks"], refusal(task) is not None) for task in result["tasks"]}
-    if result["macro"]:
-        groups["macro"] = result["macro"], refusal(result) is not None
-    row: dict[str, Any] = {}
-    for name, (blocks, refused) in groups.items():
-        data = [_importance_row(entry, result["confidence"], refused) for entry in blocks]
-        table = wandb.Table(columns=list(IMPORTANCE_COLUMNS), data=data)
-        row[f"importance/{name}"] = table
-        row[f"charts/importance/{name}"] = wandb.plot.bar(table, "block", "drop", title=f"Importance, {name}")
-    figures = sorted((folder / "figures").glob("block_importance*.png"))
-    run.log(row | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
-    run.summary.update(_withheld([(task["task"], task) for task in result["tasks"]]))
-    for task in result["tasks"]:
-        name = task["task"]
-        run.summary.update({f"full/quality/{name}": task["full"]["quality"], **_baseline(task, f"/{name}")})
-    artifact = wandb.Artifact("importance", type="importance", metadata={"split": result["split"]})
-    artifact.add_file(str(folder / "importance.json"))
-    run.log_artifact(artifact)
-
-
-@rank_zero_only
-def log_consistency(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
-    """Log the agreement of block importance between splits or tasks to a logger's run, online or offline.
-
-    | key | what |
-    |---|---|
-    | ``consistency/pairs`` | one row per pair and measure, see :data:`CONSISTENCY_COLUMNS` |
-    | ``figures/consistency...`` | the PNG figures in ``folder`` |
-    | summary ``spearman/<a> - <b>``, ``verdict/<a> - <b>`` | of the drops in quality |
-    | summary ``withheld``, ``baseline/...`` | as for importance |
-
-    The JSON file becomes the artifact ``consistency`` of type ``consistency``.
-
-    Args:
-        logger: Its run is created if there is none yet, and stays open.
-        result: Content of ``consistency.json``.
-        folder: Folder of the result.
-    """
-    folder, run = Path(folder), logger.experiment
-    rows = []
-    for pair in result["pairs"]:
-        for measure in ("quality", "reference_logprob"):
-            entry = pair[measure]
-            limits = entry["ci"] or (None, None)
-            rows.append([pair["a"], pair["b"], measure, entry["spearman"], *limits, entry["p_value"], entry["verdict"]])
-    figures = sorted((folder / "figures").glob("consistency*.png"))
-    table = wandb.Table(columns=list(CONSISTENCY_COLUMNS), data=rows)
-    run.log({"consistency/pairs": table, **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
-    run.summary.update(_withheld([(each["name"], each) for each in result["measurements"]]))
-    for each in result["measurements"]:
-        run.summary.update(_baseline(each, f"/{each['name']}"))
-    for pair in result["pairs"]:
-        names, entry = f"{pair['a']} - {pair['b']}", pair["quality"]
-        run.summary.update({f"spearman/{names}": entry["spearman"], f"verdict/{names}": entry["verdict"]})
-    artifact = wandb.Artifact("consistency", type="consistency", metadata={"splits": result["splits"]})
-    artifact.add_file(str(folder / "consistency.json"))
-    run.log_artifact(artifact)
-
-
-@rank_zero_only
-def log_latency(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
-    """Log latency against active blocks to a logger's run, online or offline.
-
-    | key | what |
-    |---|---|
-    | ``latency/configurations`` | one row per mask: medians of all stages in milliseconds, share of the full model |
-    | ``figures/latency_vs_blocks`` | the figure in ``folder`` |
-    | summary ``latency/<stage>_ms_per_block``, ``latency/<stage>_ms_fixed`` | the fitted lines |
-    | summary ``latency/num_requests`` | requests that every time rests on |
-
-    The two JSON files become the artifact ``latency`` of type ``latency``.
-
-    Args:
-        logger: Its run is created if there is none yet, and stays open.
-        result: Content of ``latency_details.json``.
-        folder: Folder of the result.
-    """
-    folder, run = Path(folder), logger.experiment
-    stages = list(result["configurations"][0]["latency_ms"])
-    rows = []
-    for entry in result["configurations"]:
-        times = [entry["latency_ms"][stage] for stage in stages]
-        medians = [None if time is None else time["P50"] for time in times]
-        head = [", ".join(entry["policies"]), entry["num_active_blocks"], entry["mask_id"]]
-        rows.append([*head, *medians, entry["of_full"]["total"]["ratio"]])
-    columns: list[str | int] = ["policies", _STEP, "mask_id", *(f"{stage}_P50_ms" for stage in stages), "of_full"]
-    figures = sorted((folder / "figures").glob("latency*.png"))
-    images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
-    run.log({"latency/configurations": wandb.Table(columns=columns, data=rows), **images})
-    run.summary["latency/num_requests"] = result["num_requests"]
-    for stage, line in result["fits"].items():
-        run.summary.update(
-            {f"latency/{stage}_ms_per_block": line["slope"], f"latency/{stage}_ms_fixed": line["intercept"]}
-        )
-    artifact = wandb.Artifact("latency", type="latency", metadata={"device": result["device"]})
-    for name in ("latency.json", "latency_details.json"):
-        artifact.add_file(str(folder / name))
     run.log_artifact(artifact)
 
 
@@ -392,15 +250,6 @@ def log_search(logger: WandbLogger, result: dict[str, Any], folder: str | Path) 
     artifact = wandb.Artifact("search", type="search", metadata={"rank_by": result["rank_by"]})
     artifact.add_file(str(folder / "search.json"))
     run.log_artifact(artifact)
-
-
-def _importance_row(entry: dict[str, Any], confidence: float, refused: bool) -> list[Any]:
-    row: list[Any] = [unit_name(entry)]
-    for measure in ("quality", "reference_logprob"):
-        drop = entry[measure]
-        verdict = WITHHELD if refused else "differs" if differs(drop["p_holm"], confidence) else "tie"
-        row += [drop["drop"], *drop["drop_ci"], *drop["drop_simultaneous_ci"], drop["p_holm"], verdict]
-    return [*row, *(None if refused else entry[measure].get("rank") for measure in ("quality", "reference_logprob"))]
 
 
 def _by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:

@@ -101,7 +101,7 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
 @pytest.mark.slow
 def test_several_tasks_and_their_mean(checkpoint, tmp_path):
     tasks = tmp_path / "tasks.yaml"
-    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: commands.SecondShapes}]\n")
+    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: tests.helpers.commands.SecondShapes}]\n")
     common = ["importance", "--config", tasks, "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
     assert run([*common, *SMALL]) == 0
     folder = tmp_path / "importance" / "default"

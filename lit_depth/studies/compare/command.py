@@ -23,7 +23,10 @@ from lit_depth.studies.compare.analysis import compare_policies, describe_masks
 from lit_depth.studies.compare.answers import answer_questions, withhold
 from lit_depth.studies.compare.figures import write_figures, write_task_figures
 from lit_depth.studies.compare.schema import validate_comparison
-from lit_depth.studies.importance.command import (
+from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
+from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.importance_scores import (
     COMPARISON,
     IMPORTANCE_KEYS,
     SCORES,
@@ -34,9 +37,6 @@ from lit_depth.studies.importance.command import (
     tie_sentences,
     to_importance,
 )
-from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
-from lit_depth.studies.shared.constant_answer import describe_baseline
-from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.mask_grid import PlannedMask, check_plan, plan_indices, plan_masks
 from lit_depth.studies.shared.old_log import log_to
 from lit_depth.studies.shared.run_folder import open_run

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.store import save_figure
 from lit_depth.results.style import bar_lengths, plain_axes
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, differs, refusal
@@ -21,24 +20,21 @@ _MAX_PAIR_FIGURES = 10
 PALE = 0.35  # opacity of what is no difference
 
 
-def write_consistency_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Draw and save the figures of ``lit-depth consistency``.
+def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+    """Names of all figures of a result, and what draws each.
 
     Returns:
-        Paths written: ``consistency_<a>_<b>.png`` for each of at most 10 pairs, and ``consistency_matrix.png`` of
-        several tasks.
+        ``consistency_<a>_<b>`` for each of at most 10 pairs, and ``consistency_matrix`` of several tasks.
     """
     measured = {entry["name"]: entry for entry in result["measurements"]}
-    figures = {}
+    figures: dict[str, Callable[[], Figure]] = {}
     for pair in result["pairs"] if len(result["pairs"]) <= _MAX_PAIR_FIGURES else ():
         name = f"{pair['a']} {pair['b']}".replace(",", "").replace(" ", "_")
-        figures[f"consistency_{name}.png"] = pair_figure(pair, measured[pair["a"]], measured[pair["b"]], result)
+        sides = measured[pair["a"]], measured[pair["b"]]
+        figures[f"consistency_{name}"] = partial(pair_figure, pair, *sides, result)
     if len(result["splits"]) == 1:
-        figures["consistency_matrix.png"] = agreement_figure(result["pairs"], list(measured))
-    paths = [Path(folder) / name for name in figures]
-    for path, figure in zip(paths, figures.values()):
-        save_figure(figure, path)
-    return paths
+        figures["consistency_matrix"] = partial(agreement_figure, result["pairs"], list(measured))
+    return figures
 
 
 def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], result: dict[str, Any]) -> Figure:

@@ -24,8 +24,14 @@ from transformers import (
 )
 
 from lit_depth.functional import ProxyScores, find_blocks, masked, proxy_importance
-from lit_depth.functional.importance.proxies import GRADIENT_METHODS, METHODS, STATE_METHODS
-from lit_depth.functional.importance.recorder import attention_entropy, compare_states
+from lit_depth.functional.importance.methods import (
+    GRADIENT_METHODS,
+    METHODS,
+    STATE_METHODS,
+    TABLE,
+    angular_distance,
+    attention_entropy,
+)
 from lit_depth.models.molmo import MolmoForConditionalGeneration
 from tests.helpers.model_zoo import ZOO
 from tests.helpers.tiny_models import tiny_batch, tiny_model
@@ -93,7 +99,7 @@ def test_golden_angle_across_two_blocks(golden):
         hook.remove()
     rows, last = torch.arange(2), batch["attention_mask"].sum(1) - 1  # padded on the right
     found = [
-        compare_states(entered[i][rows, last], left[i + 1][rows, last])["angular_distance"].mean().item()
+        angular_distance(entered[i][rows, last].double(), left[i + 1][rows, last].double()).mean().item()
         for i in range(len(blocks) - 1)
     ]
     assert found == pytest.approx(expected["angular_distance_last_token_n2"], rel=1e-5)
@@ -250,15 +256,16 @@ def test_a_counted_token_without_a_state_decides_nothing_alone(family):
 
 def test_states_of_zeros_have_stated_values():
     zero, x, y = torch.zeros(3), torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.0, 2.0, 0.0])
-    values = compare_states(torch.stack([zero, zero, x, x, x]), torch.stack([zero, y, zero, x, -x]))
+    before, after = torch.stack([zero, zero, x, x, x]).double(), torch.stack([zero, y, zero, x, -x]).double()
     expected = {
         "activation_magnitude": [0, 2, 0, 5, 5],
         "relative_magnitude": [0, 1, 1, 0, 2],
         "block_influence": [0, 1, 1, 0, 2],
         "angular_distance": [0, 0.5, 0.5, 0, 1],
     }
-    for method, value in values.items():
-        torch.testing.assert_close(value, torch.tensor(expected[method], dtype=torch.float64), rtol=0, atol=1e-7)
+    for method, values in expected.items():
+        found = TABLE[method].function(before, after)
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
 def broken_block(model: PreTrainedModel) -> None:

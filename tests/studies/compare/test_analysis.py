@@ -16,8 +16,8 @@ from lit_depth.functional.statistics import holm
 from lit_depth.studies.compare.analysis import compare_policies, describe_masks
 from lit_depth.studies.compare.answers import answer_questions, list_counts
 from lit_depth.studies.compare.schema import validate_comparison
-from lit_depth.studies.importance.command import to_importance
 from lit_depth.studies.shared.block_ranks import describe_blocks
+from lit_depth.studies.shared.importance_scores import to_importance
 from lit_depth.studies.shared.mask_grid import POLICIES, PlannedMask, plan_indices, plan_masks
 from lit_depth.studies.shared.scores import Scores
 

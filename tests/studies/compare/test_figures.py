@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lit_depth.studies.compare.figures import (
-    latency_figure,
-    quality_figure,
-    tradeoff_figure,
-    write_figures,
-)
+from lit_depth.studies.compare.figures import latency_figure, quality_figure, tradeoff_figure, write_figures
 
 
 def test_figures_are_written_under_their_names(comparison: dict[str, Any], tmp_path: Path) -> None:

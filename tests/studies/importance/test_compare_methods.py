@@ -12,15 +12,16 @@ import pytest
 import torch
 from scipy import stats
 
+from lit_depth.callbacks import ProxyImportance
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import from_mask_id, proxy_importance, top_k
 from lit_depth.functional.importance.proxies import METHODS, ProxyScores
 from lit_depth.metrics import ExactMatch
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.records import read_records
+from lit_depth.studies.importance import compare_methods as study
 from lit_depth.studies.importance import measure_proxies as proxies
-from lit_depth.studies.importance import methods as study
-from lit_depth.studies.importance.methods import mask_of, overlaps, ranks_of
+from lit_depth.studies.importance.compare_methods import mask_of, overlaps, ranks_of
 from lit_depth.trainer import DepthTrainer
 from tests.helpers.commands import run
 
@@ -147,6 +148,7 @@ def test_started_again_it_only_renders(finished, monkeypatch, capsys):
     for name in ("lit_depth.module.answer_masks", "lit_depth.studies.importance.measure_proxies.answer_masks"):
         monkeypatch.setattr(name, lambda *a, **k: pytest.fail("the model ran"))
     monkeypatch.setattr(ProxyScores, "update", lambda *a, **k: pytest.fail("the model ran"))
+    monkeypatch.setattr(ExactMatch, "score", staticmethod(graded))  # of the constant answer, which is not kept
     assert run(command) == 0
     assert (folder / "importance.json").read_bytes() == before
     assert (folder / "figures" / "block_importance_methods.png").stat().st_size > 0
@@ -173,6 +175,31 @@ def test_skipped_blocks_stay_active_in_every_mask(checkpoint, tmp_path, monkeypa
     assert all(entry["spearman"] is None for entry in entries)
 
 
+def change(before, after):
+    """A method of somebody's own: the norm of what a block adds."""
+    return (after - before).norm(dim=-1)
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_stands_beside_those_of_the_table(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(proxies, "_time_passes", lambda passes: dict.fromkeys(passes, 2.0))
+    own = f"{__name__}.change"
+    command = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
+    command += ["--num_samples", 4, "--data.num_samples", 4]
+    assert run([*command, "--methods", own, "block_influence"]) == 0
+    result = json.loads((tmp_path / "importance" / "default" / "importance.json").read_text())
+    assert [entry["method"] for entry in result["methods"]["entries"]] == [*study.DROPS, own, "block_influence"]
+    module = DepthModule(str(checkpoint))
+    data = DepthDataModule(module.processor, batch_size=4, calibration_samples=4)
+    (batch,) = data.eval_dataloader("calibration")
+    inputs, labels = ProxyImportance().inputs_of(module, batch)
+    expected = proxy_importance(module.model, [{**inputs, "labels": labels}], [own])
+    mine = entry_of(result, own)
+    assert list(mine["scores"].values()) == pytest.approx(expected[own].tolist(), rel=1e-5)
+    assert mine["direction"] == "higher" and mine["forwards"] == 1.0
+    assert own in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -187,7 +214,7 @@ def test_skipped_blocks_stay_active_in_every_mask(checkpoint, tmp_path, monkeypa
 )
 def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, message):
     tasks = tmp_path / "tasks.yaml"
-    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: commands.SecondShapes}]\n")
+    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: tests.helpers.commands.SecondShapes}]\n")
     arguments = [tasks if argument == "two tasks" else argument for argument in arguments]
     assert run(["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *arguments]) == 2
     err = capsys.readouterr().err
