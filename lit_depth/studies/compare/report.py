@@ -46,7 +46,7 @@ def report(comparison: Comparison) -> Report:
         headline="\n\n".join([*_refusals(comparison), _headline(comparison)]),
         sections=[
             *_answers(comparison),
-            *([Section("Ties that the importance policy used", "\n\n".join(ties))] if ties else []),
+            *([Section("Ties that the importance policy used", "\n".join(ties))] if ties else []),
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
         ],
