@@ -14,7 +14,9 @@ from lit_depth.studies.shared.importance_scores import Measured, task_entry
 def check_comparable(splits: Sequence[str], num_tasks: int, num_units: int, granularity: str, threshold: float) -> None:
     """Raise ValueError where there is nothing to compare, or too little."""
     if num_units < 4:
-        raise ValueError(f"expected at least 4 {granularity}s for a rank correlation, got {num_units}; skip fewer")
+        raise ValueError(
+            f"expected at least 4 {granularity}s, got {num_units}; skip fewer, a rank correlation needs them"
+        )
     if not -1 < threshold < 1:
         raise ValueError(f"expected a threshold between -1 and 1, got {threshold}")
     if len(splits) not in (1, 2) or len(set(splits)) < len(splits):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.style import bar_lengths, plain_axes, withheld_title
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
-from lit_depth.results.verdicts import SIMULTANEOUS, constant_label
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
 from lit_depth.studies.consistency.figures import agreement_figure, is_sure, matrix_figure
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         figures[AGREEMENT] = partial(agreement_figure, result["agreement"], [task["task"] for task in tasks])
     if "methods" in result:
         title = f"Rank of each block by method, {tasks[0]['task']}, {split} split"
+        title = withheld_title(title, tasks[0])
         figures[METHODS] = partial(methods_figure, result["methods"]["entries"], title)
     return figures
 
@@ -137,7 +138,8 @@ def importance_figure(
         label = f"no better than the {constant_label(baseline)}"
         panels[0].axhline(height, color="#B00020", linestyle=":", linewidth=1.5, label=label)
         panels[0].legend(frameon=False, fontsize=9)
-    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: 0 is within"
+    pale = "0 is within" if refusal(measured) is None else "no verdict"
+    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: {pale}"
     panels[0].set_title(withheld_title(title, measured), loc="left", fontsize=11)
     panels[1].set_xlabel(f"Skipped {units_noun(blocks)}")
     label_units(panels[1], blocks)

@@ -56,6 +56,8 @@ def report(result: dict[str, Any]) -> Report:
     tasks, mean = result["tasks"], _mean(result)
     measured = {task["task"]: task for task in tasks} | ({"macro": mean} if mean else {})
     refused = [reason for entry in measured.values() if (reason := refusal(entry, entry["task"]))]
+    if "methods" in result and (reason := refusal(result["methods"]["validation"], "the validation split")):
+        refused.append(reason)
     sections = [_section(task, task["task"], [task_figure(task, tasks)], several=mean is not None) for task in tasks]
     if mean:
         sections += [
@@ -173,13 +175,12 @@ def _method_sections(methods: Mapping[str, Any]) -> list[Section]:
         confidence=methods["confidence"],
         simultaneous=SIMULTANEOUS,
     )
-    refused = refusal(validation, "the validation split")
     headers = ("method", "spearman", "noise-free", "p", f"least {k}", "forwards")
     return [
         Section("Methods", explained, Table(headers, _method_rows(entries, str(k))), [METHODS]),
         Section(
             "Masks of every method",
-            " ".join(filter(None, [refused, masks])) + describe_constant(validation),
+            masks + describe_constant(validation),
             Table(MASK_HEADERS, _mask_rows(methods)),
         ),
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_depth.results.report import Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.verdicts import SIMULTANEOUS, describe_constant
+from lit_depth.results.verdicts import SIMULTANEOUS, describe_constant, refusal
 
 AGREEMENT = (
     "Rank correlation (Spearman) between two orders of the blocks as measured; the interval of the correlation that "
@@ -21,12 +21,13 @@ def headline(task: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What was measured and how well the full model did, in a sentence or two."""
     full = task["full"]
     split = task.get("split") or result["split"]
+    ranks = " Rank 1 costs most; 'may be' are the ranks that the samples leave open." if not refusal(task) else ""
     trained = " Released checkpoints were trained on these very questions." if task["in_training_mixture"] else ""
     return (
         f"{task['metric']} on {task['task']} ({split} split), {task['num_samples']} samples of "
         f"{task['num_images']} images ({task['num_bad_samples']} bad), {result['confidence']:.0%} {SIMULTANEOUS} by "
-        f"image. Full model {full['quality']:.3f} {format_interval(full['quality_ci'], '')}.{describe_constant(task)} "
-        f"Rank 1 costs most; 'may be' are the ranks that the samples leave open.{trained}"
+        f"image. Full model {full['quality']:.3f} {format_interval(full['quality_ci'], '')}.{describe_constant(task)}"
+        f"{ranks}{trained}"
     )
 
 

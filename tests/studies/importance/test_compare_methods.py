@@ -6,7 +6,6 @@ import json
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -22,7 +21,6 @@ from lit_depth.results.records import read_records
 from lit_depth.studies.importance import compare_methods as study
 from lit_depth.studies.importance import measure_proxies as proxies
 from lit_depth.studies.importance.compare_methods import mask_of, overlaps, ranks_of
-from lit_depth.trainer import DepthTrainer
 from tests.helpers.commands import run
 
 SAMPLES, NUM_BLOCKS = 8, 16
@@ -58,13 +56,6 @@ def records_of(folder: Path, split: str) -> pd.DataFrame:
 def importance_of(entry) -> list[float]:
     sign = -1 if entry["method"] == "taylor_signed" else 1
     return [sign * entry["scores"][str(block_idx)] for block_idx in range(NUM_BLOCKS)]
-
-
-def measure(checkpoint, folder, names, batch_size):
-    module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=batch_size, calibration_samples=5)
-    trainer = DepthTrainer(accelerator="cpu", logger=False)
-    return proxies.measure_proxies(trainer, module, data, "calibration", names, range(NUM_BLOCKS), folder)
 
 
 @pytest.mark.slow
@@ -238,37 +229,9 @@ def test_several_processes_are_refused(checkpoint):
         study.check_asked("all", Two(), module, data, "calibration", range(NUM_BLOCKS))  # type: ignore[arg-type]
 
 
-def test_automatic_batches_shrink_until_a_backward_fits(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(proxies, "_time_passes", lambda passes: dict.fromkeys(passes, 2.0))
-    update, seen = ProxyScores.update, []
-
-    def narrow(self, inputs, labels=None):
-        seen.append(len(inputs["input_ids"]))
-        if seen[-1] > 2:
-            raise torch.OutOfMemoryError("too wide")
-        update(self, inputs, labels)
-
-    monkeypatch.setattr(ProxyScores, "update", narrow)
-    found = measure(checkpoint, tmp_path, ["taylor"], "auto")
-    assert seen == [5, 5, 5, 4, 2, 2, 1]
-    assert found["forwards"]["taylor"] == 1.0 and len(found["scores"]["taylor"]) == NUM_BLOCKS
-    # a batch size that was asked for is kept
-    with pytest.raises(torch.OutOfMemoryError):
-        measure(checkpoint, tmp_path / "fixed", ["taylor"], 4)
-
-
 def test_ranks_overlaps_and_masks_take_ties_alike():
     scores = [1.0, 0.0, 0.0, 0.0, 2.0, 0.0]
     assert ranks_of(scores) == [2, 3, 3, 3, 1, 3]
     # of equal blocks the later goes first, as in the masks
     assert mask_of(scores, range(6), 6, 4).tolist() == [True, True, True, False, True, False]
     assert overlaps(scores, [5.0, 4.0, 3.0, 1.0, 2.0, 0.0]) == {"1": 1.0, "2": 1.0, "3": 2 / 3}
-
-
-def test_a_missing_entropy_is_named(checkpoint, tmp_path, monkeypatch):
-    found = dict.fromkeys(["taylor", "attention_entropy"], torch.ones(NUM_BLOCKS))
-    found["attention_entropy"] = torch.tensor([1.0, np.nan] * 8)
-    monkeypatch.setattr(ProxyScores, "compute", lambda self: found)
-    with pytest.raises(ValueError, match=r"attention_entropy has no score for blocks \[1, 3, 5, 7, 9, 11, 13, 15\]"):
-        measure(checkpoint, tmp_path, ["attention_entropy"], 8)
-    assert not list(tmp_path.iterdir())
