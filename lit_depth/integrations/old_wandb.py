@@ -11,29 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_depth.results.verdicts import refusal
-from lit_depth.studies.compare.figures import has_latency
-from lit_depth.studies.compare.schema import Comparison, Latency, Strategy
 
-RESULT = "m5_mask_strategy_comparison.json"
-COLUMNS = (
-    "policy",
-    "num_active_blocks",
-    "num_masks",
-    "quality",
-    "quality_ci_low",
-    "quality_ci_high",
-    "drop",
-    "drop_ci_low",
-    "drop_ci_high",
-    "drop_simultaneous_ci_low",
-    "drop_simultaneous_ci_high",
-    "drop_p_holm",
-    "reference_logprob",
-    "vision_P50_ms",
-    "prefill_P50_ms",
-    "decode_per_token_P50_ms",
-    "total_P50_ms",
-)
 SEARCH_COLUMNS = (
     "removed",
     "num_removed",
@@ -53,69 +31,6 @@ SEARCH_COLUMNS = (
     "interaction_p_holm",
 )
 _STEP = "num_active_blocks"
-_QUALITY_FIGURES = ("m5_quality_vs_blocks",)
-_LATENCY_FIGURES = ("m5_latency_vs_blocks", "m5_quality_latency_tradeoff")
-
-
-@rank_zero_only
-def log_comparison(logger: WandbLogger, comparison: Comparison, folder: str | Path) -> None:
-    """Log a comparison of policies to a logger's run, online or offline.
-
-    | key | what |
-    |---|---|
-    | ``quality/<policy>`` | curve of quality against ``num_active_blocks``, one history row per number of blocks |
-    | ``latency_ms/total/<policy>`` | curve of the median total time per request in milliseconds, where measured |
-    | ``charts/quality_vs_blocks``, ``charts/latency_vs_blocks``, ``charts/quality_latency_tradeoff`` | all policies \
-in one chart; the last has latency in milliseconds on its x axis |
-    | ``compare/strategies`` | table with one row per policy and number of blocks, see :data:`COLUMNS` |
-    | ``figures/m5_...`` | the PNG figures in ``folder`` |
-    | summary ``answers/<question>``, ``answers/<question>_text`` | the four answers |
-    | summary ``full/quality``, ``full/num_distinct_answers``, ``full/latency_ms/total`` | the model with all its \
-blocks |
-    | summary ``baseline/answer``, ``baseline/quality``, ``baseline/beaten`` | the best constant answer |
-    | summary ``latency/num_requests`` | requests that every time rests on |
-    | summary ``withheld`` | why there are no verdicts; empty where there are |
-    | ``figures/m5_quality_vs_blocks_<task>``, summary ``full/quality/<task>`` | each of several tasks |
-
-    The JSON file itself becomes the artifact ``m5_mask_strategy_comparison`` of type ``comparison``. Nothing is
-    averaged or rounded here: every number is one of the JSON's.
-
-    Args:
-        logger: Its run is created if there is none yet, and stays open.
-        comparison: A valid comparison result.
-        folder: Folder of the result: the JSON file, and the figures in ``figures/`` (those that exist are logged).
-
-    Raises:
-        ValueError: If the folder has no ``m5_mask_strategy_comparison.json``.
-    """
-    folder = Path(folder)
-    result = folder / RESULT
-    if not result.is_file():
-        raise ValueError(f"expected the result {RESULT} in {folder}, found no such file")
-    run = logger.experiment
-    policies = _by_policy(comparison)
-    # hidden: as an axis it needs no panel of its own
-    run.define_metric(_STEP, hidden=True)
-    for policy in policies:
-        # exact names, because the logger has claimed "*" for trainer/global_step
-        run.define_metric(f"quality/{policy}", step_metric=_STEP)
-        run.define_metric(f"latency_ms/total/{policy}", step_metric=_STEP)
-    for row in _curve_rows(comparison):
-        run.log(row)
-    table = wandb.Table(columns=list(COLUMNS), data=[_table_row(strategy) for strategy in comparison["strategies"]])
-    run.log({"compare/strategies": table, **_charts(policies, comparison), **_images(comparison, folder / "figures")})
-    run.summary.update(_summary(comparison))
-    for task in comparison.get("tasks", ()):  # type: ignore[attr-defined]
-        figure = folder / "figures" / f"m5_quality_vs_blocks_{task['task']}.png"
-        if figure.is_file():
-            run.log({f"figures/{figure.stem}": wandb.Image(str(figure))})
-        run.summary[f"full/quality/{task['task']}"] = task["full"]["quality"]
-        run.summary.update(_baseline(task, f"/{task['task']}"))
-    artifact = wandb.Artifact(
-        result.stem, type="comparison", metadata={key: comparison[key] for key in ("task", "metric", "num_samples")}
-    )
-    artifact.add_file(str(result))
-    run.log_artifact(artifact)
 
 
 @rank_zero_only
@@ -250,88 +165,6 @@ def log_search(logger: WandbLogger, result: dict[str, Any], folder: str | Path) 
     artifact = wandb.Artifact("search", type="search", metadata={"rank_by": result["rank_by"]})
     artifact.add_file(str(folder / "search.json"))
     run.log_artifact(artifact)
-
-
-def _by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
-    """Strategies of each policy by number of blocks."""
-    grouped: dict[str, list[Strategy]] = {strategy["policy"]: [] for strategy in comparison["strategies"]}
-    for strategy in sorted(comparison["strategies"], key=lambda strategy: strategy["num_active_blocks"]):
-        grouped[strategy["policy"]].append(strategy)
-    return grouped
-
-
-def _curve_rows(comparison: Comparison) -> list[dict[str, float]]:
-    """One history row per number of active blocks, with a point of every curve that has one there."""
-    rows: dict[int, dict[str, float]] = {}
-    for strategy in sorted(comparison["strategies"], key=lambda strategy: strategy["num_active_blocks"]):
-        count = strategy["num_active_blocks"]
-        row = rows.setdefault(count, {_STEP: count})
-        row[f"quality/{strategy['policy']}"] = strategy["quality"]
-        if strategy["latency_ms"] is not None:
-            row[f"latency_ms/total/{strategy['policy']}"] = strategy["latency_ms"]["total"]["P50"]
-    return list(rows.values())
-
-
-def _table_row(strategy: Strategy) -> list[Any]:
-    return [
-        strategy["policy"],
-        strategy["num_active_blocks"],
-        len(strategy["masks"]),
-        strategy["quality"],
-        *strategy["quality_ci"],
-        strategy["drop"],
-        *strategy["drop_ci"],
-        *(strategy.get("drop_simultaneous_ci") or (None, None)),
-        strategy.get("drop_p_holm"),
-        strategy["reference_logprob"],
-        *_medians(strategy["latency_ms"]),
-    ]
-
-
-def _medians(latency: Latency | None) -> Sequence[float | None]:
-    if latency is None:
-        return [None] * 4
-    return [latency[stage]["P50"] for stage in ("vision", "prefill", "decode_per_token", "total")]
-
-
-def _charts(policies: dict[str, list[Strategy]], comparison: Comparison) -> dict[str, Any]:
-    """The figures as native charts, one line per policy."""
-    names = list(policies)
-    blocks = [[strategy["num_active_blocks"] for strategy in strategies] for strategies in policies.values()]
-    quality = [[strategy["quality"] for strategy in strategies] for strategies in policies.values()]
-    metric, axis = comparison["metric"], f"active blocks (of {comparison['num_blocks']})"
-    charts = {
-        "charts/quality_vs_blocks": wandb.plot.line_series(
-            blocks, quality, keys=names, title=f"Quality ({metric}) against active blocks", xname=axis
-        )
-    }
-    if has_latency(comparison):
-        totals = [[_medians(strategy["latency_ms"])[-1] for strategy in strategies] for strategies in policies.values()]
-        charts["charts/latency_vs_blocks"] = wandb.plot.line_series(
-            blocks, totals, keys=names, title="Median total time per request (ms) against active blocks", xname=axis
-        )
-        charts["charts/quality_latency_tradeoff"] = wandb.plot.line_series(
-            totals, quality, keys=names, title=f"Quality ({metric}) against time", xname="median total time (ms)"
-        )
-    return charts
-
-
-def _images(comparison: Comparison, folder: Path) -> dict[str, wandb.Image]:
-    # by name, not by listing: an earlier run with latency may have left its figures
-    names = [*_QUALITY_FIGURES, *(_LATENCY_FIGURES if has_latency(comparison) else ())]
-    return {f"figures/{name}": wandb.Image(str(path)) for name in names if (path := folder / f"{name}.png").is_file()}
-
-
-def _summary(comparison: Comparison) -> dict[str, Any]:
-    full = comparison["full"]
-    summary: dict[str, Any] = {"full/quality": full["quality"]}
-    if full["latency_ms"] is not None:
-        summary["full/latency_ms/total"] = full["latency_ms"]["total"]["P50"]
-        summary["latency/num_requests"] = comparison.get("latency_requests")
-    for question, answer in comparison["answers"].items():
-        if answer is not None:
-            summary |= {f"answers/{question}": answer["answer"], f"answers/{question}_text": answer["text"]}  # type: ignore[index]
-    return {**_withheld([(comparison["task"], comparison)]), **summary, **_baseline(comparison)}
 
 
 def _withheld(measured: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:

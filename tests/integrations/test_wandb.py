@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import struct
 import subprocess
@@ -17,10 +15,6 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_depth.results.store import write_json
-from lit_depth.studies.compare.figures import write_figures
-from lit_depth.studies.compare.schema import validate_comparison
-
-RESULT = "m5_mask_strategy_comparison.json"
 
 
 def transaction_log(path: Path) -> Iterator[bytes]:
@@ -126,88 +120,9 @@ def is_written(path: Path) -> bool:
     return "exit" in kinds
 
 
-def log(comparison: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
-    from lit_depth.integrations.wandb import log_comparison
-
-    result = folder / "result"
-    write_json(result / RESULT, validate_comparison(comparison))
-    write_figures(comparison, result / "figures")  # type: ignore[arg-type]
-    return offline_run(lambda logger: log_comparison(logger, comparison, result), folder, monkeypatch)  # type: ignore[arg-type]
-
-
 def read_table(logged: Logged, reference: dict[str, Any]) -> list[dict[str, Any]]:
     content = json.loads((logged.files / reference["path"]).read_text())
     return [dict(zip(content["columns"], row)) for row in content["data"]]
-
-
-def test_everything_is_in_the_offline_run(
-    comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for index, answer in enumerate(comparison["answers"].values()):
-        answer["text"] = f"text {index}"
-    comparison["strategies"] = comparison["strategies"][::-1]  # curves must go by blocks, not by order of appearance
-    logged = log(comparison, tmp_path, monkeypatch)
-    strategies = comparison["strategies"]
-    (media,) = [row for row in logged.history if "compare/strategies" in row]
-
-    # native curves: every number of the JSON, once, along the number of blocks
-    curves = {"quality": lambda s: s["quality"], "latency_ms/total": lambda s: s["latency_ms"]["total"]["P50"]}
-    for policy in ("prefix", "importance", "random"):
-        for name, value in curves.items():
-            key = f"{name}/{policy}"
-            drawn = [(row["num_active_blocks"], row[key]) for row in logged.history if key in row]
-            mine = {s["num_active_blocks"]: value(s) for s in strategies if s["policy"] == policy}
-            assert drawn == sorted(mine.items())
-            assert logged.metrics[key] == "num_active_blocks"
-    assert len(logged.history) == len({s["num_active_blocks"] for s in strategies}) + 1
-
-    # table
-    rows = read_table(logged, media["compare/strategies"])
-    assert [(row["policy"], row["num_active_blocks"]) for row in rows] == [
-        (s["policy"], s["num_active_blocks"]) for s in strategies
-    ]
-    for row, strategy in zip(rows, strategies):
-        assert [row["quality_ci_low"], row["quality_ci_high"]] == pytest.approx(strategy["quality_ci"], rel=1e-12)
-        assert [row["drop_ci_low"], row["drop_ci_high"]] == pytest.approx(strategy["drop_ci"], rel=1e-12)
-        for key in ("quality", "drop", "reference_logprob"):
-            assert row[key] == pytest.approx(strategy[key], rel=1e-12)
-        for stage in ("vision", "prefill", "decode_per_token", "total"):
-            assert row[f"{stage}_P50_ms"] == pytest.approx(strategy["latency_ms"][stage]["P50"], rel=1e-12)
-
-    # charts: the points of each figure
-    points = {
-        "charts/quality_vs_blocks": lambda s: (s["policy"], s["num_active_blocks"], s["quality"]),
-        "charts/latency_vs_blocks": lambda s: (s["policy"], s["num_active_blocks"], s["latency_ms"]["total"]["P50"]),
-        "charts/quality_latency_tradeoff": lambda s: (s["policy"], s["latency_ms"]["total"]["P50"], s["quality"]),
-    }
-    for key, point in points.items():
-        chart = read_table(logged, media[f"{key}_table"])
-        drawn = sorted((row["lineKey"], row["step"], row["lineVal"]) for row in chart)
-        assert drawn == sorted(map(point, strategies))
-        assert logged.charts[key]["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
-        assert f'"{key}_table"' in json.dumps(logged.charts[key])
-
-    # figures, as the very files
-    for name in ("m5_quality_vs_blocks", "m5_latency_vs_blocks", "m5_quality_latency_tradeoff"):
-        image = logged.files / media[f"figures/{name}"]["path"]
-        assert image.read_bytes() == (tmp_path / "result" / "figures" / f"{name}.png").read_bytes()
-
-    # artifact: the very JSON
-    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "comparison"]
-    assert artifact.name == "m5_mask_strategy_comparison"
-    (entry,) = artifact.manifest.contents
-    content = (tmp_path / "result" / RESULT).read_bytes()
-    assert entry.path == RESULT
-    assert Path(entry.local_path).read_bytes() == content
-    assert base64.b64decode(entry.digest) == hashlib.md5(content).digest()
-
-    # answers and the full model
-    assert logged.summary["withheld"] == ""
-    for question, answer in comparison["answers"].items():
-        assert logged.summary[f"answers/{question}"] == answer["answer"]
-        assert logged.summary[f"answers/{question}_text"] == answer["text"]
-    assert logged.summary["full/quality"] == comparison["full"]["quality"]
-    assert logged.summary["full/latency_ms/total"] == comparison["full"]["latency_ms"]["total"]["P50"]
 
 
 def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,30 +191,6 @@ def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Monk
     expected = {"search/removed_1": "2", "search/drop_1": 0.01, "search/evaluations": 800, "search/saved": 200}
     assert {key: logged.summary[key] for key in expected} == expected
     assert [artifact.type for artifact in logged.artifacts if artifact.type == "search"] == ["search"]
-
-
-def test_without_latency_only_quality_is_logged(
-    comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_figures(comparison, tmp_path / "result" / "figures")  # type: ignore[arg-type] # left by an earlier run
-    for entry in (comparison["full"], *comparison["strategies"]):
-        entry["latency_ms"] = None
-    logged = log(comparison, tmp_path, monkeypatch)
-    keys = {key for row in logged.history for key in row}
-    assert not [key for key in keys if "latency" in key]
-    assert {key for key in keys if key.startswith("figures/")} == {"figures/m5_quality_vs_blocks"}
-    (media,) = [row for row in logged.history if "compare/strategies" in row]
-    assert {row["total_P50_ms"] for row in read_table(logged, media["compare/strategies"])} == {None}
-    assert "full/latency_ms/total" not in logged.summary
-
-
-def test_a_missing_result_is_named_before_anything_is_logged(comparison: dict[str, Any], tmp_path: Path) -> None:
-    from lit_depth.integrations.wandb import log_comparison
-
-    logger = WandbLogger(offline=True, save_dir=tmp_path)
-    with pytest.raises(ValueError, match=RESULT):
-        log_comparison(logger, comparison, tmp_path)  # type: ignore[arg-type]
-    assert logger.version is None  # no run was created
 
 
 def test_importing_integrations_does_not_import_wandb() -> None:

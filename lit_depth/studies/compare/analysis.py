@@ -10,9 +10,81 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_depth.functional.statistics import FamilyRow
-from lit_depth.results.verdicts import differs
+from lit_depth.results.verdicts import differs, refusal
+from lit_depth.studies.compare.answers import answer_questions, withhold
+from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.importance_scores import Measured
 from lit_depth.studies.shared.mask_grid import PlannedMask
 from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
+
+
+def describe(
+    measured: Sequence[Measured],
+    plan: Sequence[PlannedMask],
+    latency: Mapping[str, Any],
+    shared: dict[str, Any],
+    num_blocks: int,
+    confidence: float,
+) -> dict[str, Any]:
+    """The result: that of the one task, or the mean over several, with each task's own under ``tasks``.
+
+    Args:
+        measured: Answers under the planned masks and the full one.
+        latency: Percentiles of the masks that were timed.
+        shared: What is the same of every task.
+    """
+    tasks = [
+        _task_entry(each) | shared | _describe_policies(plan, each.scores, latency, num_blocks, confidence)
+        for each in measured
+    ]
+    if len(tasks) == 1:
+        return tasks[0]
+    pooled = Scores.pooled([each.scores for each in measured])
+    return _over_tasks(tasks) | shared | _describe_policies(plan, pooled, latency, num_blocks, confidence)
+
+
+def _task_entry(measured: Measured) -> dict[str, Any]:
+    task, _, scores, sweep = measured
+    entry = {
+        "command": "compare",
+        "task": task.name,
+        "metric": task.metric,
+        "in_training_mixture": task.in_training_mixture,
+        "num_samples": len(scores.images),
+        "num_bad_samples": len(sweep.bad_samples),
+        "bad_samples": sweep.bad_samples,
+    }
+    return entry | ({"parse_failed": sweep.parse_failed} if sweep.parse_failed else {})
+
+
+def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a result says of its tasks together; every task's own result is kept under ``tasks``."""
+    return {
+        "command": "compare",
+        "task": f"mean of {', '.join(task['task'] for task in tasks)}",
+        "metric": " / ".join(dict.fromkeys(task["metric"] for task in tasks)),
+        "num_samples": sum(task["num_samples"] for task in tasks),
+        "num_bad_samples": sum(task["num_bad_samples"] for task in tasks),
+        "bad_samples": {
+            f"{task['task']}/{sample}": reason for task in tasks for sample, reason in task["bad_samples"].items()
+        },
+        "tasks": list(tasks),
+    }
+
+
+def _describe_policies(
+    plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], num_blocks: int, confidence: float
+) -> dict[str, Any]:
+    """Every policy, their comparisons and the answers; no verdict where a constant answer does as well."""
+    full, strategies = describe_masks(plan, scores, latency, num_blocks, confidence)
+    comparisons = compare_policies(plan, scores, confidence)
+    answers = answer_questions(comparisons, strategies, confidence)
+    baseline = describe_baseline(scores, full["mask_id"], confidence)
+    result = {"full": full, "baseline": baseline, "strategies": strategies}
+    reason = refusal(result)
+    if reason is not None:
+        comparisons, answers = withhold(comparisons, answers, reason)
+    return result | {"comparisons": comparisons, "answers": answers}
 
 
 def describe_masks(

@@ -5,11 +5,10 @@ matplotlib is imported inside the functions and used without pyplot: no global s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lit_depth.results.store import save_figure
 from lit_depth.results.style import (
     COLORS,
     GREY,
@@ -33,33 +32,18 @@ _KNOWN_POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
 _MAX_TICKS = 16
 
 
-def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Draw and save the figures of a comparison.
-
-    Args:
-        comparison: A valid comparison result.
-        folder: Where the PNG files go.
-
-    Returns:
-        Paths written: ``m5_quality_vs_blocks.png`` and, if latency was measured for all strategies,
-        ``m5_latency_vs_blocks.png`` and ``m5_quality_latency_tradeoff.png``.
-    """
-    figures = {"m5_quality_vs_blocks.png": quality_figure(comparison)}
+def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
+    """The figures by name: quality; times, if all strategies have some; the quality of each of several tasks."""
+    figures = {"m5_quality_vs_blocks": partial(quality_figure, comparison)}
     if has_latency(comparison):
-        figures["m5_latency_vs_blocks.png"] = latency_figure(comparison)
-        figures["m5_quality_latency_tradeoff.png"] = tradeoff_figure(comparison)
-    paths = [Path(folder) / name for name in figures]
-    for path, figure in zip(paths, figures.values()):
-        save_figure(figure, path)
-    return paths
+        figures["m5_latency_vs_blocks"] = partial(latency_figure, comparison)
+        figures["m5_quality_latency_tradeoff"] = partial(tradeoff_figure, comparison)
+    return {**figures, **{task_figure(task): partial(quality_figure, task) for task in comparison.get("tasks", ())}}
 
 
-def write_task_figures(comparisons: Sequence[Comparison], folder: str | Path) -> list[Path]:
-    """Draw and save ``m5_quality_vs_blocks_<task>.png`` for each of several tasks; returns their paths."""
-    paths = [Path(folder) / f"m5_quality_vs_blocks_{comparison['task']}.png" for comparison in comparisons]
-    for path, comparison in zip(paths, comparisons):
-        save_figure(quality_figure(comparison), path)
-    return paths
+def task_figure(task: Comparison) -> str:
+    """Name of the figure of one of several tasks."""
+    return f"m5_quality_vs_blocks_{task['task']}"
 
 
 def has_latency(comparison: Comparison) -> bool:
