@@ -13,8 +13,9 @@ from scipy import stats
 
 from lit_depth.functional.masking import policies as policies
 from lit_depth.functional.statistics import holm
+from lit_depth.results.unit_names import list_counts
 from lit_depth.studies.compare.analysis import compare_policies, describe_masks
-from lit_depth.studies.compare.answers import answer_questions, list_counts
+from lit_depth.studies.compare.answers import answer_questions
 from lit_depth.studies.compare.schema import validate_comparison
 from lit_depth.studies.shared.block_ranks import describe_blocks
 from lit_depth.studies.shared.importance_scores import to_importance
