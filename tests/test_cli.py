@@ -1,12 +1,8 @@
-"""The command line as a user meets it: a small real run, and every mistake ends with code 2 and a readable line."""
+"""The command line as a user meets it: every mistake ends with code 2 and a readable line."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +14,8 @@ from lit_depth.cli import main
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.models.loading import new_model
-from lit_depth.studies.compare.schema import validate_comparison
-from tests.helpers.commands import close
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RESULT = "m5_mask_strategy_comparison.json"
 SMALL = [
     "--data.num_samples",
     "12",
@@ -54,86 +47,6 @@ def run(arguments, capsys) -> tuple[int, str, str]:
         code = int(stop.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "lists",
-    [["--num_active_blocks", "4", "16"], ["--num_active_blocks", "[4,16]"]],
-    ids=["as existing scripts", "as LightningCLI"],
-)
-def test_compare_writes_what_it_promises(checkpoint, tmp_path, capsys, lists):
-    arguments = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--name", "x", *SMALL, *lists]
-    code, out, _ = run([*arguments, "--num_seeds", "2"], capsys)
-    assert code == 0
-    folder = tmp_path / "compare" / "x"
-    result = validate_comparison(json.loads((folder / RESULT).read_text()))
-    assert {s["num_active_blocks"] for s in result["strategies"]} == {4, 16} and len(result["strategies"]) == 10
-    assert result["num_samples"] == 12 and result["importance"]["num_samples"] == 8
-    figures = {"m5_quality_vs_blocks.png", "m5_latency_vs_blocks.png", "m5_quality_latency_tradeoff.png"}
-    assert {path.name for path in (folder / "figures").iterdir()} == figures
-    assert all((folder / name).stat().st_size > 0 for name in ("report.html", "manifest.json", "records.parquet"))
-    scores = json.loads((folder / "layer_importance_scores.json").read_text())
-    assert list(scores) == [str(block_idx) for block_idx in range(16)]
-    assert all(str(folder / "figures" / name) in out for name in figures) and "Is depth a scalar?" in out
-    assert [path.name for path in folder.rglob(".*")] == [".lock"]  # no temporary file left behind
-
-
-@pytest.mark.slow
-def test_compare_takes_index_lists_and_an_importance_file(checkpoint, tmp_path, capsys):
-    common = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
-    lists = ["--active_block_indices", "0", "5", "10", "--active_block_indices", "1"]
-    code, _, _ = run([*common, "--name", "lists", *lists], capsys)
-    assert code == 0
-    result = json.loads((tmp_path / "compare" / "lists" / RESULT).read_text())
-    assert [s["masks"][0]["active_block_indices"] for s in result["strategies"]] == [[0, 5, 10], [1]]
-    scores = tmp_path / "scores.json"
-    scores.write_text(json.dumps({str(i): float(i) for i in range(16)}))
-    options = ["--importance", scores, "--policies", "importance", "--num_active_blocks", "3", "--latency_repeats", "0"]
-    code, _, _ = run([*common, "--name", "file", *options], capsys)
-    assert code == 0
-    result = json.loads((tmp_path / "compare" / "file" / RESULT).read_text())
-    assert result["strategies"][0]["masks"][0]["active_block_indices"] == [13, 14, 15]
-
-
-@pytest.mark.slow
-def test_a_run_is_finished_once_and_not_mixed_with_another(checkpoint, tmp_path, capsys):
-    options = ["--policies", "prefix", "--num_active_blocks", "2", "--latency_repeats", "0"]
-    common = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL, *options]
-    folder = tmp_path / "compare" / "default"
-    assert run(common, capsys)[0] == 0
-    first, records = (folder / RESULT).read_bytes(), sorted(folder.rglob("*.jsonl"))
-    lines = [path.read_bytes() for path in records]
-    assert run(common, capsys)[0] == 0
-    assert (folder / RESULT).read_bytes() == first and [path.read_bytes() for path in records] == lines
-    (folder / RESULT).unlink()  # killed in the middle: some records are there, the result is not
-    records[0].write_bytes(b"".join(lines[0].splitlines(keepends=True)[:7]))
-    assert run(common, capsys)[0] == 0
-    assert close(json.loads((folder / RESULT).read_text()), json.loads(first))
-    code, _, err = run([*common, "--num_seeds", "3", "--data.num_samples", "11"], capsys)
-    assert code == 2 and "holds a run with another num_seeds: there 5, now 3" in err and "--name" in err
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, capsys):
-    """11 samples over 2 processes: uneven shards, none repeated, merged through the records."""
-    options = ["--policies", "prefix", "importance", "--num_active_blocks", "2", "9", "--latency_repeats", "0"]
-    common = ["compare", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL, *options]
-    common += ["--data.num_samples", "11", "--data.batch_size", "3"]
-    assert run([*common, "--name", "one"], capsys)[0] == 0
-    distributed = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    command = [sys.executable, "-m", "lit_depth", *common, "--name", "two", *distributed]
-    process = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    folder = tmp_path / "compare" / "two"
-    written = (folder / "records" / "shapes_vqa" / "validation").glob("rank*.jsonl")
-    shards = [path.read_text().splitlines() for path in sorted(written)]
-    # behind the head: full and two masks (importance of an untrained model is all ties); batches 0 and 2, and 1 and 3
-    assert [len(shard) for shard in shards] == [1 + 6 * 3, 1 + 5 * 3]
-    one, two = (json.loads((tmp_path / "compare" / name / RESULT).read_text()) for name in ("one", "two"))
-    assert close(one, two)
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_a_wrong_import_is_found(module: str, source: str) -> None:
             "from lit_depth.functional import masking\nfrom . import blocks\nimport torch",
         ),
         ("lit_depth.callbacks.mask_sweep", "import lit_depth.metrics\nfrom ..results.store import read_records"),
-        ("lit_depth.studies.compare.command", "from lit_depth.integrations.wandb import log_comparison"),
+        ("lit_depth.studies.compare.command", "from lit_depth.integrations.wandb import log_report"),
         ("lit_depth.studies.compare.command", "from lit_depth import DepthModule, __version__, load_bundled"),
         ("lit_depth.integrations.wandb", "import wandb\nfrom lit_depth.results.report import Report"),
         ("lit_depth.cli", "from lit_depth.trainer import DepthTrainer\nfrom lit_depth.data import DepthDataModule"),

@@ -6,6 +6,7 @@ An entry of a result has ``block``, and for half a block also ``sublayer``: ``at
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,3 +60,21 @@ def unit_names(units: Sequence[int], granularity: str) -> list[str]:
     if granularity == "block":
         return [str(unit) for unit in units]
     return [f"{unit // 2}.{('attn', 'mlp')[unit % 2]}" for unit in units]
+
+
+def list_counts(counts: Sequence[int]) -> str:
+    """Numbers of blocks in words; three or more in a row are abbreviated.
+
+    >>> list_counts([4, 8, 12]), list_counts([1, 2, 3, 4, 8, 9]), list_counts([3]), list_counts([])
+    ('4, 8 and 12', '1 to 4, 8 and 9', '3', 'none')
+    """
+    if not counts:
+        return "none"
+    runs: list[list[int]] = [[counts[0]]]
+    for before, count in pairwise(counts):
+        if count == before + 1:
+            runs[-1].append(count)
+        else:
+            runs.append([count])
+    *most, last = [str(part) for run in runs for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
+    return f"{', '.join(most)} and {last}" if most else last

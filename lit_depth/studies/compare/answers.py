@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import pandas as pd
 
 from lit_depth.functional.statistics import holm
+from lit_depth.results.unit_names import list_counts
 from lit_depth.results.verdicts import WITHHELD, differs
 
 Entries = Sequence[dict[str, Any]]
@@ -192,32 +192,6 @@ def variance_explained(frame: pd.DataFrame) -> float | None:
         return None
     within = frame["quality"] - frame.groupby("num_active_blocks")["quality"].transform("mean")
     return 1.0 - float((within**2).sum()) / total
-
-
-def list_counts(counts: Sequence[int]) -> str:
-    """Numbers of blocks in words; three or more in a row are abbreviated.
-
-    >>> list_counts([4, 8, 12]), list_counts([1, 2, 3, 4, 8, 9]), list_counts([])
-    ('4, 8 and 12', '1 to 4, 8 and 9', 'none')
-    """
-    if not counts:
-        return "none"
-    runs: list[list[int]] = [[counts[0]]]
-    for before, count in pairwise(counts):
-        if count == before + 1:
-            runs[-1].append(count)
-        else:
-            runs.append([count])
-    return list_all([part for run in runs for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)])
-
-
-def list_all(items: Sequence[int | str]) -> str:
-    """
-    >>> list_all([3, 5, 7]), list_all([3])
-    ('3, 5 and 7', '3')
-    """
-    *most, last = map(str, items)
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _p(value: float) -> str:

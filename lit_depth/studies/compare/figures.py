@@ -60,10 +60,10 @@ def quality_figure(comparison: Comparison) -> Figure:
     dashed line of the full model free exactly where the two differ. A hollow marker answers no better than a constant.
     """
     figure, axes = _figure(comparison)
-    by_policy = _by_policy(comparison)
+    policies = by_policy(comparison)
     # Side by side, so that intervals at one number of blocks can be told apart.
-    offsets = [0.09 * (i - (len(by_policy) - 1) / 2) for i in range(len(by_policy))]
-    for offset, (policy, strategies) in zip(offsets, by_policy.items()):
+    offsets = [0.09 * (i - (len(policies) - 1) / 2) for i in range(len(policies))]
+    for offset, (policy, strategies) in zip(offsets, policies.items()):
         color, marker = _look(policy, comparison)
         blocks = [strategy["num_active_blocks"] for strategy in strategies]
         quality = [strategy["quality"] for strategy in strategies]
@@ -169,9 +169,9 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     _times_by_count(comparison)
     figure, axes = _figure(comparison)
     points: list[tuple[float, float, int]] = []
-    for policy, strategies in _by_policy(comparison).items():
+    for policy, strategies in by_policy(comparison).items():
         color, marker = _look(policy, comparison)
-        mine = [(_total(s["latency_ms"]), s["quality"], s["num_active_blocks"]) for s in strategies]
+        mine = [(total_ms(s["latency_ms"]), s["quality"], s["num_active_blocks"]) for s in strategies]
         quality = [point[1] for point in mine]
         bars = bar_lengths(quality, [_limits(strategy, comparison) for strategy in strategies])
         times = [point[0] for point in mine]
@@ -181,7 +181,7 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
         points += mine
     full = comparison["full"]
     if full["latency_ms"] is not None:
-        points.append((_total(full["latency_ms"]), full["quality"], comparison["num_blocks"]))
+        points.append((total_ms(full["latency_ms"]), full["quality"], comparison["num_blocks"]))
         label = f"all {comparison['num_blocks']} blocks"
         axes.plot(*points[-1][:2], "*", color="black", markersize=14, markeredgecolor="white", label=label)
     draw_constant(axes, comparison.get("baseline"))
@@ -243,18 +243,17 @@ def _requests(comparison: Comparison) -> str:
     return "" if count is None else f"times: {count} request{'s' if count > 1 else ''} per mask; "
 
 
-def _by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
+def by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
     """Strategies of each policy in the order of first appearance, by number of blocks."""
-    grouped: dict[str, list[Strategy]] = {}
+    grouped: dict[str, list[Strategy]] = {strategy["policy"]: [] for strategy in comparison["strategies"]}
     for strategy in sorted(comparison["strategies"], key=lambda strategy: strategy["num_active_blocks"]):
-        grouped.setdefault(strategy["policy"], []).append(strategy)
-    order = [strategy["policy"] for strategy in comparison["strategies"]]
-    return {policy: grouped[policy] for policy in dict.fromkeys(order)}
+        grouped[strategy["policy"]].append(strategy)
+    return grouped
 
 
 def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
     """Colour and marker: fixed for known policies, so that figures of several runs can be compared."""
-    others = [name for name in _by_policy(comparison) if name not in _KNOWN_POLICIES]
+    others = [name for name in by_policy(comparison) if name not in _KNOWN_POLICIES]
     index = [*_KNOWN_POLICIES, *others].index(policy) % len(COLORS)
     return COLORS[index], MARKERS[index]
 
@@ -275,6 +274,7 @@ def _times_by_count(comparison: Comparison) -> dict[int, list[Latency]]:
     return dict(sorted(times.items()))
 
 
-def _total(latency: Latency | None) -> float:
+def total_ms(latency: Latency | None) -> float:
+    """Median total time of one request, where every strategy has one."""
     assert latency is not None  # has_latency
     return latency["total"]["P50"]

@@ -16,7 +16,7 @@ from lit_depth.results.verdicts import (
     refusal,
     withheld_scalar,
 )
-from lit_depth.studies.compare.figures import comparison_figures, has_latency, task_figure
+from lit_depth.studies.compare.figures import by_policy, comparison_figures, has_latency, task_figure, total_ms
 from lit_depth.studies.compare.schema import Comparison, Latency, Strategy
 from lit_depth.studies.shared.importance_scores import tie_sentences
 
@@ -153,14 +153,10 @@ def _scalars(comparison: Comparison) -> dict[str, Scalar]:
     return scalars
 
 
-def _by_blocks(comparison: Comparison) -> list[Strategy]:
-    return sorted(comparison["strategies"], key=lambda strategy: strategy["num_active_blocks"])
-
-
 def _curves(comparison: Comparison) -> Curves:
     """One point of every policy at each number of active blocks where it has one."""
     rows: dict[int, dict[str, float]] = {}
-    for strategy in _by_blocks(comparison):
+    for strategy in sorted(comparison["strategies"], key=lambda strategy: strategy["num_active_blocks"]):
         count = strategy["num_active_blocks"]
         row = rows.setdefault(count, {_STEP: count})
         row[f"quality/{strategy['policy']}"] = strategy["quality"]
@@ -171,19 +167,13 @@ def _curves(comparison: Comparison) -> Curves:
 
 def _charts(comparison: Comparison) -> dict[str, LineChart]:
     """The figures as native charts, one line per policy."""
-    policies: dict[str, list[Strategy]] = {each["policy"]: [] for each in comparison["strategies"]}
-    for strategy in _by_blocks(comparison):
-        policies[strategy["policy"]].append(strategy)
-    blocks = [[each["num_active_blocks"] for each in strategies] for strategies in policies.values()]
-    quality = [[each["quality"] for each in strategies] for strategies in policies.values()]
+    names, strategies = zip(*by_policy(comparison).items())
+    blocks = [[each["num_active_blocks"] for each in line] for line in strategies]
+    quality = [[each["quality"] for each in line] for line in strategies]
     axis, title = f"active blocks (of {comparison['num_blocks']})", f"Quality ({comparison['metric']})"
-    names = list(policies)
     charts = {"charts/quality_vs_blocks": LineChart(f"{title} against active blocks", axis, names, blocks, quality)}
     if has_latency(comparison):
-        times = [
-            [each["latency_ms"]["total"]["P50"] for each in strategies if each["latency_ms"] is not None]
-            for strategies in policies.values()
-        ]
+        times = [[total_ms(each["latency_ms"]) for each in line] for line in strategies]
         against_blocks = "Median total time per request (ms) against active blocks"
         charts["charts/latency_vs_blocks"] = LineChart(against_blocks, axis, names, blocks, times)
         charts["charts/quality_latency_tradeoff"] = LineChart(

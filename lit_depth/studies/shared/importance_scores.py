@@ -19,8 +19,7 @@ from lit_depth.functional import leave_one_out
 from lit_depth.functional.masks import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import read_object
-from lit_depth.results.unit_names import unit_name
-from lit_depth.studies.compare.answers import list_counts
+from lit_depth.results.unit_names import list_counts, unit_name
 from lit_depth.studies.shared.block_ranks import describe_blocks, describe_full, tied_at_cut
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate

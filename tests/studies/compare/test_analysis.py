@@ -13,8 +13,9 @@ from scipy import stats
 
 from lit_depth.functional.masking import policies as policies
 from lit_depth.functional.statistics import holm
+from lit_depth.results.unit_names import list_counts
 from lit_depth.studies.compare.analysis import compare_policies, describe_masks
-from lit_depth.studies.compare.answers import answer_questions, list_counts
+from lit_depth.studies.compare.answers import answer_questions
 from lit_depth.studies.compare.schema import validate_comparison
 from lit_depth.studies.shared.block_ranks import describe_blocks
 from lit_depth.studies.shared.importance_scores import to_importance
@@ -143,26 +144,6 @@ def test_a_mask_given_twice_is_reported_twice() -> None:
         ("blocks 1", "010000"),
         ("blocks 0 5 (2)", "100001"),
     ]
-
-
-# scores
-
-
-def test_records_in_any_order_give_the_same_scores() -> None:
-    scores = simulate(WEIGHTS, num_samples=9, per_image=4)
-    records = pd.DataFrame(
-        {"mask": mask, "sample": f"s{n}", "image": image, "score": quality, "reference_logprob": logprob}
-        for mask, row, logprobs in zip(scores.mask_ids, scores.quality, scores.reference_logprob)
-        for n, (image, quality, logprob) in enumerate(zip(scores.images, row, logprobs))
-    )
-    for frame in (records, records.sample(frac=1.0, random_state=0)):
-        read = Scores.from_records(frame)
-        assert (read.mask_ids, read.images) == (sorted(scores.mask_ids), scores.images)
-        np.testing.assert_array_equal(read.rows(scores.mask_ids), scores.quality)
-        asked = [FULL, "100000", FULL]  # a mask that is drawn twice counts twice
-        np.testing.assert_array_equal(read.rows(asked), scores.rows(asked))
-        rows = [scores.reference_logprob[scores.mask_ids.index(mask)] for mask in asked]
-        assert read.mean_logprob(asked) == pytest.approx(np.mean(rows))
 
 
 # strategies

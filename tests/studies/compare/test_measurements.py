@@ -1,0 +1,62 @@
+"""What a comparison rests on: where its scores come from, which ties decided, what was timed already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_depth import DepthModule, DepthTrainer
+from lit_depth.data import DepthDataModule
+from lit_depth.data.tasks.shapes_vqa import ShapesVQA
+from lit_depth.studies.compare.arguments import CompareArguments
+from lit_depth.studies.compare.measurements import NOT_USED, given_importance, measure_times, used_ties
+from lit_depth.studies.shared.mask_grid import plan_masks
+from lit_depth.studies.shared.time_masks import clock_settings
+
+SCORES = [0.9, 0.5, 0.4, 0.1]
+TIED = {"0": [], "1": [2], "2": [1, 3], "3": [2]}
+
+
+def test_ties_are_named_where_they_decided() -> None:
+    plan = plan_masks(["importance", "prefix"], [1, 2, 3], 4, SCORES)
+    assert used_ties(plan, SCORES, TIED, []) == [
+        {"num_active_blocks": 2, "blocks": [1, 2], "kept": [1]},
+        {"num_active_blocks": 3, "blocks": [2, 3], "kept": [2]},
+    ]
+    assert used_ties(plan, SCORES, None, []) is None  # not known
+    assert used_ties(plan, None, None, []) == []  # no scores were used
+    assert used_ties(plan_masks(["prefix"], [2], 4), SCORES, TIED, []) == []
+
+
+def test_a_file_is_read_only_where_policies_need_it(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({str(block): score for block, score in enumerate(SCORES)}))
+    unused: Any = None
+    for asked, file in ((["prefix"], str(path)), (["importance"], None), (["importance"], "")):
+        assert given_importance(file, CompareArguments(4, asked), unused, unused) == (None, NOT_USED)
+
+
+@pytest.mark.slow
+def test_what_was_timed_in_this_way_is_not_timed_again(checkpoint, tmp_path):
+    model = DepthModule(str(checkpoint))
+    data = DepthDataModule(model.processor, ShapesVQA(num_images=10), num_samples=4, calibration_samples=4)
+    plan = plan_masks(["random"], [2, 16], 16, num_seeds=3)
+    trainer = DepthTrainer(logger=False, enable_progress_bar=False)
+    clock = clock_settings(torch.device("cpu"))
+
+    def times(**options: int) -> tuple[dict[str, dict[str, Any]], int | None]:
+        arguments = CompareArguments(16, ["random"], [2, 16], **options)
+        return measure_times(trainer, model, data, plan, tmp_path, arguments, clock)
+
+    assert times(latency_repeats=0) == ({}, None) and not list(tmp_path.iterdir())
+    first, requests = times(latency_repeats=2, latency_new_tokens=2)
+    # the full model, and one of the three masks of two blocks
+    assert requests == 2 and set(first) == {"1" * 16, plan[0].id}
+    again, _ = times(latency_repeats=2, latency_new_tokens=2)
+    assert again == first and len(list(tmp_path.rglob("*.jsonl"))) == 1
+    times(latency_repeats=1, latency_new_tokens=3)
+    assert len(list(tmp_path.rglob("*.jsonl"))) == 2
