@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from lit_depth.callbacks import ProxyImportance
 from lit_depth.functional import ProxyScores
-from lit_depth.functional.importance.proxies import GRADIENT_METHODS, METHODS, STATE_METHODS
+from lit_depth.functional.importance.methods import GRADIENT_METHODS, METHODS, STATE_METHODS
 from lit_depth.functional.inputs import keep_last, with_positions
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "importance.json"

@@ -107,7 +107,7 @@ def test_every_layer_is_known() -> None:
         ("lit_depth.functional.masking.skip", "import lightning.pytorch as pl"),
         ("lit_depth.metrics.anls", "from lit_depth.data.task import Sample"),
         ("lit_depth.models.loading", "import lit_depth.results.store"),
-        ("lit_depth.studies.compare.figures", "def draw():\n    from lit_depth import metrics"),
+        ("lit_depth.results.style", "def draw():\n    from lit_depth import metrics"),
         ("lit_depth.data.task", "from ..models import loading"),
         ("lit_depth.callbacks.mask_sweep", "from lit_depth import DepthModule"),
         ("lit_depth.callbacks.mask_sweep", "from lit_depth.integrations import wandb"),
@@ -135,7 +135,7 @@ def test_a_wrong_import_is_found(module: str, source: str) -> None:
         ("lit_depth.callbacks.mask_sweep", "import lit_depth.metrics\nfrom ..results.store import read_records"),
         ("lit_depth.studies.compare.command", "from lit_depth.integrations.wandb import log_comparison"),
         ("lit_depth.studies.compare.command", "from lit_depth import DepthModule, __version__, load_bundled"),
-        ("lit_depth.integrations.wandb", "import wandb\nfrom lit_depth.studies.compare.schema import Comparison"),
+        ("lit_depth.integrations.wandb", "import wandb\nfrom lit_depth.results.report import Report"),
         ("lit_depth.cli", "from lit_depth.trainer import DepthTrainer\nfrom lit_depth.data import DepthDataModule"),
     ],
 )

@@ -120,4 +120,4 @@ class Report:
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     curves: Curves | None = None
     charts: Mapping[str, LineChart | BarChart] = field(default_factory=dict)
-    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    metadata: Mapping[str, Scalar | Sequence[str]] = field(default_factory=dict)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import struct
 import subprocess
@@ -17,11 +15,6 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_depth.results.store import write_json
-from lit_depth.studies.compare.figures import write_figures
-from lit_depth.studies.compare.schema import validate_comparison
-from lit_depth.studies.importance.figures import write_importance_figures
-
-RESULT = "m5_mask_strategy_comparison.json"
 
 
 def transaction_log(path: Path) -> Iterator[bytes]:
@@ -127,175 +120,9 @@ def is_written(path: Path) -> bool:
     return "exit" in kinds
 
 
-def log(comparison: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
-    from lit_depth.integrations.wandb import log_comparison
-
-    result = folder / "result"
-    write_json(result / RESULT, validate_comparison(comparison))
-    write_figures(comparison, result / "figures")  # type: ignore[arg-type]
-    return offline_run(lambda logger: log_comparison(logger, comparison, result), folder, monkeypatch)  # type: ignore[arg-type]
-
-
 def read_table(logged: Logged, reference: dict[str, Any]) -> list[dict[str, Any]]:
     content = json.loads((logged.files / reference["path"]).read_text())
     return [dict(zip(content["columns"], row)) for row in content["data"]]
-
-
-def test_everything_is_in_the_offline_run(
-    comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for index, answer in enumerate(comparison["answers"].values()):
-        answer["text"] = f"text {index}"
-    comparison["strategies"] = comparison["strategies"][::-1]  # curves must go by blocks, not by order of appearance
-    logged = log(comparison, tmp_path, monkeypatch)
-    strategies = comparison["strategies"]
-    (media,) = [row for row in logged.history if "compare/strategies" in row]
-
-    # native curves: every number of the JSON, once, along the number of blocks
-    curves = {"quality": lambda s: s["quality"], "latency_ms/total": lambda s: s["latency_ms"]["total"]["P50"]}
-    for policy in ("prefix", "importance", "random"):
-        for name, value in curves.items():
-            key = f"{name}/{policy}"
-            drawn = [(row["num_active_blocks"], row[key]) for row in logged.history if key in row]
-            mine = {s["num_active_blocks"]: value(s) for s in strategies if s["policy"] == policy}
-            assert drawn == sorted(mine.items())
-            assert logged.metrics[key] == "num_active_blocks"
-    assert len(logged.history) == len({s["num_active_blocks"] for s in strategies}) + 1
-
-    # table
-    rows = read_table(logged, media["compare/strategies"])
-    assert [(row["policy"], row["num_active_blocks"]) for row in rows] == [
-        (s["policy"], s["num_active_blocks"]) for s in strategies
-    ]
-    for row, strategy in zip(rows, strategies):
-        assert [row["quality_ci_low"], row["quality_ci_high"]] == pytest.approx(strategy["quality_ci"], rel=1e-12)
-        assert [row["drop_ci_low"], row["drop_ci_high"]] == pytest.approx(strategy["drop_ci"], rel=1e-12)
-        for key in ("quality", "drop", "reference_logprob"):
-            assert row[key] == pytest.approx(strategy[key], rel=1e-12)
-        for stage in ("vision", "prefill", "decode_per_token", "total"):
-            assert row[f"{stage}_P50_ms"] == pytest.approx(strategy["latency_ms"][stage]["P50"], rel=1e-12)
-
-    # charts: the points of each figure
-    points = {
-        "charts/quality_vs_blocks": lambda s: (s["policy"], s["num_active_blocks"], s["quality"]),
-        "charts/latency_vs_blocks": lambda s: (s["policy"], s["num_active_blocks"], s["latency_ms"]["total"]["P50"]),
-        "charts/quality_latency_tradeoff": lambda s: (s["policy"], s["latency_ms"]["total"]["P50"], s["quality"]),
-    }
-    for key, point in points.items():
-        chart = read_table(logged, media[f"{key}_table"])
-        drawn = sorted((row["lineKey"], row["step"], row["lineVal"]) for row in chart)
-        assert drawn == sorted(map(point, strategies))
-        assert logged.charts[key]["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
-        assert f'"{key}_table"' in json.dumps(logged.charts[key])
-
-    # figures, as the very files
-    for name in ("m5_quality_vs_blocks", "m5_latency_vs_blocks", "m5_quality_latency_tradeoff"):
-        image = logged.files / media[f"figures/{name}"]["path"]
-        assert image.read_bytes() == (tmp_path / "result" / "figures" / f"{name}.png").read_bytes()
-
-    # artifact: the very JSON
-    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "comparison"]
-    assert artifact.name == "m5_mask_strategy_comparison"
-    (entry,) = artifact.manifest.contents
-    content = (tmp_path / "result" / RESULT).read_bytes()
-    assert entry.path == RESULT
-    assert Path(entry.local_path).read_bytes() == content
-    assert base64.b64decode(entry.digest) == hashlib.md5(content).digest()
-
-    # answers and the full model
-    assert logged.summary["withheld"] == ""
-    for question, answer in comparison["answers"].items():
-        assert logged.summary[f"answers/{question}"] == answer["answer"]
-        assert logged.summary[f"answers/{question}_text"] == answer["text"]
-    assert logged.summary["full/quality"] == comparison["full"]["quality"]
-    assert logged.summary["full/latency_ms/total"] == comparison["full"]["latency_ms"]["total"]["P50"]
-
-
-def test_importance_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_depth.integrations.wandb import log_importance
-
-    def block(index: int) -> dict[str, Any]:
-        drop = {"drop": 0.1 * index, "drop_ci": [0.1 * index - 0.05, 0.1 * index + 0.07], "rank": 4 - index}
-        drop |= {"drop_simultaneous_ci": [0.1 * index - 0.15, 0.1 * index + 0.17], "p_holm": 0.06 - 0.02 * index}
-        return {"block": index, "quality": drop, "reference_logprob": {**drop, "drop": 0.3 * index}}
-
-    baseline = {"answer": "yes", "quality": 0.25, "difference": 0.5, "difference_ci": [0.3, 0.7], "beaten": True}
-    full = {"quality": 0.75, "num_distinct_answers": 6}
-    tasks = [{"task": name, "metric": "ExactMatch", "num_samples": 9, "full": full} for name in "ab"]
-    tasks[0]["baseline"], tasks[1]["baseline"] = baseline, {**baseline, "beaten": False}
-    for task in tasks:
-        task["blocks"] = [block(index) for index in range(4)]
-    result = {
-        "tasks": tasks,
-        "macro": tasks[0]["blocks"],
-        "full": full,
-        "baseline": baseline,
-        "split": "calibration",
-        "confidence": 0.95,
-    }
-    result["agreement"] = [{"a": "a", "b": "b", "quality": {"spearman": 0.5}}]
-    folder = tmp_path / "result"
-    write_json(folder / "importance.json", result)
-    figures = write_importance_figures(result, folder / "figures")
-    logged = offline_run(lambda logger: log_importance(logger, result, folder), tmp_path, monkeypatch)
-
-    (media,) = logged.history
-    for name in ("a", "b", "macro"):
-        rows = read_table(logged, media[f"importance/{name}"])
-        assert [row["block"] for row in rows] == [0, 1, 2, 3]
-        for row in rows:
-            entry = block(row["block"])
-            assert row["drop"] == pytest.approx(entry["quality"]["drop"])
-            assert [row["drop_ci_low"], row["drop_ci_high"]] == pytest.approx(entry["quality"]["drop_ci"])
-            assert row["reference_logprob_drop"] == pytest.approx(entry["reference_logprob"]["drop"])
-            together = [row["drop_simultaneous_ci_low"], row["drop_simultaneous_ci_high"]]
-            assert together == pytest.approx(entry["quality"]["drop_simultaneous_ci"])
-            # task b: the full model does not beat the constant answer
-            assert row["rank"] == (None if name == "b" else entry["quality"]["rank"])
-            expected = "withheld" if name == "b" else "differs" if row["p_holm"] < 0.05 else "tie"
-            assert row["verdict"] == row["reference_logprob_verdict"] == expected
-        assert logged.charts[f"charts/importance/{name}"]["panel_config"]["panelDefId"] == "wandb/bar/v0"
-    for path in figures:
-        assert (logged.files / media[f"figures/{path.stem}"]["path"]).read_bytes() == path.read_bytes()
-    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "importance"]
-    (entry,) = artifact.manifest.contents
-    assert Path(entry.local_path).read_bytes() == (folder / "importance.json").read_bytes()
-    assert logged.summary["full/quality/a"] == 0.75
-    assert logged.summary["withheld"].startswith("No verdict on b: the full model (0.750)")
-    expected = {"baseline/answer": "yes", "baseline/quality": 0.25, "full/num_distinct_answers": 6}
-    for name in "ab":
-        assert {key: logged.summary[f"{key}/{name}"] for key in expected} == expected
-        assert logged.summary[f"baseline/beaten/{name}"] is (name == "a")
-
-
-def test_consistency_and_latency_are_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_depth.integrations.wandb import log_consistency, log_latency
-
-    known = {"spearman": 0.8, "p_value": 0.01, "ci": [0.5, 0.97], "verdict": "not shown"}
-    unknown = dict.fromkeys(("spearman", "p_value", "ci")) | {"verdict": "not shown"}
-    result = {"splits": ["validation"], "pairs": [{"a": "x", "b": "y", "quality": known, "reference_logprob": unknown}]}
-    baseline = {"answer": "no", "quality": 0.5, "difference": 0.0, "difference_ci": [-0.1, 0.1], "beaten": False}
-    full = {"quality": 0.5, "num_distinct_answers": 1}
-    result["measurements"] = [{"name": "x", "full": full, "baseline": baseline}]
-    write_json(tmp_path / "result" / "consistency.json", result)
-    logged = offline_run(lambda logger: log_consistency(logger, result, tmp_path / "result"), tmp_path, monkeypatch)
-    rows = read_table(logged, logged.history[0]["consistency/pairs"])
-    assert [row["spearman"] for row in rows] == [0.8, None] and rows[0]["noise_free_high"] == 0.97
-    assert logged.summary["spearman/x - y"] == 0.8 and logged.summary["verdict/x - y"] == "not shown"
-    assert [artifact.type for artifact in logged.artifacts if artifact.type == "consistency"] == ["consistency"]
-    assert logged.summary["withheld"].startswith("No verdict on x") and logged.summary["baseline/answer/x"] == "no"
-
-    times = {"total": {"P50": 40.0}, "decode_per_token": None}
-    entry = {"policies": ["prefix"], "num_active_blocks": 4, "mask_id": "1111", "latency_ms": times}
-    entry["of_full"] = {"total": {"ratio": 0.5}}
-    fits = {"total": {"slope": 2.0, "intercept": 9.0, "r2": 0.99}}
-    result = {"device": "some device", "num_requests": 3, "configurations": [entry], "fits": fits}
-    for name in ("latency.json", "latency_details.json"):
-        write_json(tmp_path / "times" / name, result)
-    logged = offline_run(lambda logger: log_latency(logger, result, tmp_path / "times"), tmp_path / "2", monkeypatch)
-    (row,) = read_table(logged, logged.history[0]["latency/configurations"])
-    assert (row["total_P50_ms"], row["decode_per_token_P50_ms"], row["of_full"]) == (40.0, None, 0.5)
-    assert logged.summary["latency/total_ms_per_block"] == 2.0 and logged.summary["latency/total_ms_fixed"] == 9.0
 
 
 def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,30 +191,6 @@ def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Monk
     expected = {"search/removed_1": "2", "search/drop_1": 0.01, "search/evaluations": 800, "search/saved": 200}
     assert {key: logged.summary[key] for key in expected} == expected
     assert [artifact.type for artifact in logged.artifacts if artifact.type == "search"] == ["search"]
-
-
-def test_without_latency_only_quality_is_logged(
-    comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_figures(comparison, tmp_path / "result" / "figures")  # type: ignore[arg-type] # left by an earlier run
-    for entry in (comparison["full"], *comparison["strategies"]):
-        entry["latency_ms"] = None
-    logged = log(comparison, tmp_path, monkeypatch)
-    keys = {key for row in logged.history for key in row}
-    assert not [key for key in keys if "latency" in key]
-    assert {key for key in keys if key.startswith("figures/")} == {"figures/m5_quality_vs_blocks"}
-    (media,) = [row for row in logged.history if "compare/strategies" in row]
-    assert {row["total_P50_ms"] for row in read_table(logged, media["compare/strategies"])} == {None}
-    assert "full/latency_ms/total" not in logged.summary
-
-
-def test_a_missing_result_is_named_before_anything_is_logged(comparison: dict[str, Any], tmp_path: Path) -> None:
-    from lit_depth.integrations.wandb import log_comparison
-
-    logger = WandbLogger(offline=True, save_dir=tmp_path)
-    with pytest.raises(ValueError, match=RESULT):
-        log_comparison(logger, comparison, tmp_path)  # type: ignore[arg-type]
-    assert logger.version is None  # no run was created
 
 
 def test_importing_integrations_does_not_import_wandb() -> None:

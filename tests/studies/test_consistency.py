@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from lit_depth.studies.consistency.report import report
 from tests.helpers.commands import run
+from tests.helpers.wandb_run import logged_report, read_table
 
 SPLITS = ["--num_samples", "22", "--data.batch_size", "8"]
 
@@ -23,12 +25,15 @@ def test_two_splits_of_the_built_in_task(checkpoint, tmp_path, capsys):
     (pair,) = result["pairs"]
     assert (pair["a"], pair["b"]) == ("shapes_vqa, calibration", "shapes_vqa, validation")
     # the untrained model answers nothing right: its accuracy gives no order, its log-probabilities do
-    assert pair["quality"] == dict.fromkeys(pair["quality"]) | {"verdict": "not shown"}
+    assert pair["quality"] == dict.fromkeys(pair["quality"]) | {"verdict": "withheld"}
+    # nor does it beat a constant answer: its numbers stay, and no verdict is given
+    assert pair["reference_logprob"]["verdict"] == "withheld"
+    assert out.strip().startswith("No verdict on shapes_vqa (calibration split): the full model (")
     low, high = pair["reference_logprob"]["ci"]
     assert -1 <= low <= high <= 1 and 0 <= pair["reference_logprob"]["p_value"] <= 1
     for name in ("figures/consistency_shapes_vqa_calibration_shapes_vqa_validation.png", "report.html"):
         assert (folder / name).stat().st_size > 0
-    assert "Spearman" in out and "no order" in out and "not estimable" in out
+    assert "Spearman" in out and "not estimable" in out and "not shown." not in out
     # the same command again measures nothing and says the same; other arguments are refused
     before = (folder / "consistency.json").read_bytes()
     assert run([*common, "--skip", "0"]) == 0
@@ -40,7 +45,7 @@ def test_two_splits_of_the_built_in_task(checkpoint, tmp_path, capsys):
 @pytest.mark.slow
 def test_several_tasks_on_one_split(checkpoint, tmp_path):
     tasks = tmp_path / "tasks.yaml"
-    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: commands.SecondShapes}]\n")
+    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: tests.helpers.commands.SecondShapes}]\n")
     common = ["consistency", "--config", tasks, "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SPLITS]
     assert run([*common, "--splits", "calibration"]) == 0
     folder = tmp_path / "consistency" / "default"
@@ -71,3 +76,33 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
     assert run(["consistency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err and not list(tmp_path.rglob("consistency.json"))
+
+
+def test_everything_is_in_the_offline_run(tmp_path, monkeypatch):
+    known = {"spearman": 0.8, "p_value": 0.01, "ci": [0.5, 0.97], "verdict": "not shown", "samples_needed": None}
+    unknown = dict.fromkeys(("spearman", "p_value", "ci", "samples_needed")) | {"verdict": "not shown"}
+    baseline = {"answer": "no", "quality": 0.5, "difference": 0.0, "difference_ci": [-0.1, 0.1], "beaten": False}
+    baseline |= {"quality_ci": [0.4, 0.6], "num_candidates": 2, "split": "calibration"}
+    measured = {"full": {"quality": 0.5, "quality_ci": [0.4, 0.6], "num_distinct_answers": 1}, "baseline": baseline}
+    measured |= {"split": "validation", "metric": "ExactMatch", "num_samples": 9, "num_images": 9, "num_bad_samples": 0}
+    drop = {"drop": 0.1, "drop_simultaneous_ci": [0.0, 0.2], "p_holm": 0.3, "rank": 1, "rank_ci": [1, 2]}
+    measured |= {"in_training_mixture": False, "blocks": [{"block": 0, "quality": drop, "reference_logprob": drop}]}
+    result = {
+        "splits": ["validation"],
+        "threshold": 0.9,
+        "confidence": 0.95,
+        "measurements": [{"name": name, "task": name, **measured} for name in "xy"],
+        "pairs": [{"a": "x", "b": "y", "quality": known, "reference_logprob": unknown}],
+    }
+    told = report(result)
+    assert told.headline.startswith("No verdict on x (validation split)")
+    assert "No number of samples up to 1024 times these is likely to show 0.9." in told.sections[0].text
+    logged = logged_report(told, "consistency.json", result, tmp_path, monkeypatch)
+    (media,) = logged.history
+    rows = read_table(logged, media["consistency/pairs"])
+    assert [row["spearman"] for row in rows] == [0.8, None] and rows[0]["noise_free_high"] == 0.97
+    assert {"figures/consistency_x_y", "figures/consistency_matrix"} <= media.keys()
+    assert logged.summary["spearman/x - y"] == 0.8 and logged.summary["verdict/x - y"] == "not shown"
+    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "consistency"]
+    assert [entry.path for entry in artifact.manifest.contents] == ["consistency.json"]
+    assert logged.summary["withheld"].startswith("No verdict on x") and logged.summary["baseline/answer/x"] == "no"

@@ -64,7 +64,14 @@ def test_writes_what_it_promises(checkpoint, tmp_path, capsys):
     assert result["macro"] is None and result["split"] == "calibration"
     for name in ("figures/block_importance.png", "report.html", "manifest.json", "records.parquet"):
         assert (folder / name).stat().st_size > 0
-    assert "least important by reference log-probability: blocks" in out and "rank" in out
+    # the untrained model beats no constant answer: that comes first, and no rank is told as a finding
+    assert out.strip().startswith("No verdict on shapes_vqa: the full model (")
+    assert "least important" not in out and not task["baseline"]["beaten"]
+    ranks = [line.split()[-2:] for line in out.splitlines() if line.split()[:1] and line.split()[0] in measured]
+    assert ranks == [["-", "-"]] * len(measured)
+    page = (folder / "report.html").read_text()
+    assert page.index("<p>No verdict on shapes_vqa: ") < page.index("<h2>")
+    assert [entry["num_distinct_answers"] > 0 for entry in (task["full"], *task["blocks"])] == [True] * 15
     # the same command again measures nothing, and says the same
     records = (folder / "records" / "shapes_vqa" / "calibration" / "rank0.jsonl").stat().st_mtime_ns
     before = result_bytes(tmp_path, "default")
@@ -102,7 +109,7 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
 @pytest.mark.slow
 def test_several_tasks_and_their_mean(checkpoint, tmp_path):
     tasks = tmp_path / "tasks.yaml"
-    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: commands.SecondShapes}]\n")
+    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: tests.helpers.commands.SecondShapes}]\n")
     common = ["importance", "--config", tasks, "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
     assert run([*common, *SMALL]) == 0
     folder = tmp_path / "importance" / "default"

@@ -19,8 +19,8 @@ auxiliary loss of a router; w is one weight of the block and g = dL/dw.
 
 Norms are Euclidean, p are the attention weights of one query (keys that it cannot see have p = 0). A state of zeros,
 such as the embedding of a padding token, has no direction: where x = y = 0 all distances are 0, where one of them is 0
-the cosine is 0 and relative magnitude 1 (`lit_depth.functional.importance.recorder.compare_states`). States, losses and
-gradients that are NaN or infinite are an error, never a score.
+the cosine is 0 and relative magnitude 1. States, losses and gradients that are NaN or infinite are an error, never a
+score.
 
 Higher is taken as more important, with two exceptions: L is expected to grow by *minus* ``taylor_signed`` when the
 weights become zero, and entropy has no agreed direction (high = the block spreads its attention).
@@ -35,7 +35,7 @@ other units than blocks, and Molchanov et al. square what is here an absolute va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -43,13 +43,19 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.arguments import check_token_ids, checked, prompt_inputs
-from lit_depth.functional.importance.recorder import ENTROPY, STATE_METHODS, BlockRecorder, at_least_float32
+from lit_depth.functional.importance.methods import (
+    GRADIENT_METHODS,
+    METHODS,
+    Kind,
+    Method,
+    at_least_float32,
+    check_methods,
+    find_method,
+)
+from lit_depth.functional.importance.recorder import BlockRecorder, check_values
 from lit_depth.functional.inputs import IGNORE, keep_last, with_positions
 from lit_depth.functional.masking.blocks import find_blocks, find_decoder
 from lit_depth.functional.model_state import eager_attention, evaluation_mode, only_these_require_grad
-
-GRADIENT_METHODS = ("gradient", "taylor", "taylor_signed")
-METHODS = (*STATE_METHODS, *GRADIENT_METHODS, ENTROPY)
 
 
 @checked
@@ -101,7 +107,8 @@ class ProxyScores:
 
     Args:
         model: A Hugging Face decoder (text or vision-language).
-        methods: Some of :data:`METHODS`.
+        methods: Some of :data:`METHODS`, or functions of one's own by their dotted paths, see
+            `lit_depth.functional.importance.methods.find_method`.
         blocks: The blocks, or their dotted path, where they cannot be found.
 
     Raises:
@@ -121,6 +128,7 @@ class ProxyScores:
         self, model: nn.Module, methods: Sequence[str] = METHODS, blocks: str | nn.ModuleList | None = None
     ) -> None:
         self.methods = check_methods(methods)
+        self._table = [find_method(name) for name in self.methods]
         self.model = model
         self.blocks = blocks if isinstance(blocks, nn.ModuleList) else find_blocks(model, blocks)
         self.decoder = find_decoder(model, self.blocks)
@@ -132,15 +140,18 @@ class ProxyScores:
         self._num_labels = 0
         # method -> [sum, number of tokens or rows] x blocks
         self._totals = {
-            method: torch.zeros(2, len(self.blocks), dtype=torch.float64)
-            for method in (*STATE_METHODS, ENTROPY)
-            if method in self.methods
+            method.name: torch.zeros(2, len(self.blocks), dtype=torch.float64)
+            for method in self._table
+            if method.kind != "gradient"
         }
 
     @property
     def needs_labels(self) -> bool:
         """Whether a gradient method was asked for."""
-        return not set(self.methods).isdisjoint(GRADIENT_METHODS)
+        return bool(self._of_kind("gradient"))
+
+    def _of_kind(self, kind: Kind) -> list[Method]:
+        return [method for method in self._table if method.kind == kind]
 
     @checked
     def update(self, inputs: Mapping[str, Tensor], labels: Tensor | None = None) -> None:
@@ -164,9 +175,9 @@ class ProxyScores:
             labels = given_labels if labels is None else _outside_inference_mode(labels)
             inputs = prompt_inputs(self.model, inputs)
             stack.enter_context(evaluation_mode(self.model))
-            if ENTROPY in self.methods:
+            if self._of_kind("attention"):
                 stack.enter_context(eager_attention(self.decoder))
-            recorder = stack.enter_context(BlockRecorder(self.blocks, inputs["attention_mask"], self.methods))
+            recorder = stack.enter_context(BlockRecorder(self.blocks, inputs["attention_mask"], self._table))
             targets, keep = None, 1
             if self.needs_labels:
                 targets = _from_first_label(labels, inputs["attention_mask"])
@@ -246,44 +257,28 @@ class ProxyScores:
             raise ValueError("expected labelled tokens for gradient methods, got none (labels are -100 throughout)")
         scores = {method: total[0] / total[1] for method, total in self._totals.items()}
         if self.needs_labels:
-            rows = [self._gradient_scores(block_idx, block) for block_idx, block in enumerate(self.blocks)]
-            scores |= {method: torch.stack(column) for method, column in zip(GRADIENT_METHODS, zip(*rows))}
+            by_block = [self._gradient_scores(block_idx, block) for block_idx, block in enumerate(self.blocks)]
+            scores |= {name: torch.stack([each[name] for each in by_block]) for name in by_block[0]}
         elif not any(self._totals[method][1].any() for method in self.methods):
             raise ValueError("expected at least one batch with a token that is not padding, got none")
         return {method: scores[method] for method in self.methods}
 
-    def _gradient_scores(self, block_idx: int, block: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of one block in the order of :data:`GRADIENT_METHODS`."""
-        sums = torch.zeros(3, dtype=torch.float64)
+    def _gradient_scores(self, block_idx: int, block: nn.Module) -> dict[str, Tensor]:
+        """Scores of one block by the gradient methods that were asked for."""
+        methods = self._of_kind("gradient")
+        sums = {method.name: torch.zeros((), dtype=torch.float64) for method in methods}
         for name, weight in block.named_parameters():
-            if weight in self._gradients:
-                sums += _gradient_sums(self._gradients[weight], weight)
-                if not sums.isfinite().all():
-                    raise ValueError(
-                        f"expected finite gradients, got NaN or infinite ones for {name} of block {block_idx}; numbers "
-                        "of 16 bits overflow: load the model in float32"
-                    )
-        gradient_sum, taylor, signed = sums / self._num_labels
-        return gradient_sum, taylor, signed
-
-
-@checked
-def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
-    """Return ``methods`` as a tuple without repetitions.
-
-    Raises:
-        ValueError: If one is unknown or none is given.
-
-    >>> check_methods(["taylor"])
-    ('taylor',)
-    """
-    known = f"expected methods among {', '.join(METHODS)}"
-    if not len(methods):
-        raise ValueError(f"{known}, as a list with at least one, got {methods!r}")
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown:
-        raise ValueError(f"{known}, got {', '.join(map(repr, unknown))}")
-    return tuple(dict.fromkeys(methods))
+            if weight not in self._gradients:
+                continue
+            for gradient, piece in _pieces(self._gradients[weight], weight):
+                for method in methods:
+                    sums[method.name] += check_values(method, method.function(gradient, piece), ()).cpu()
+            if not all(each.isfinite() for each in sums.values()):
+                raise ValueError(
+                    f"expected finite gradients, got NaN or infinite ones for {name} of block {block_idx}; numbers "
+                    "of 16 bits overflow: load the model in float32"
+                )
+        return {name: each / self._num_labels for name, each in sums.items()}
 
 
 def _from_first_label(labels: Tensor | None, attention_mask: Tensor) -> Tensor:
@@ -302,16 +297,12 @@ def _from_first_label(labels: Tensor | None, attention_mask: Tensor) -> Tensor:
     return labels[:, int(counting[0]) if len(counting) else shape[1] - 1 :]
 
 
-def _gradient_sums(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Sums of abs(g), abs(w g) and w g over one weight tensor, float64 ``[3]`` on the CPU."""
+def _pieces(gradient: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of a gradient and of its weight tensor, ``[n]`` each."""
     # products of a whole tensor would be written to memory and read again: on a CPU small pieces are 15 times as fast,
     # and what float32 loses in the sum of one piece is nothing beside its rounding of the gradient
     size = 2**15 if gradient.device.type == "cpu" else 2**26
-    sums = torch.zeros(3, dtype=torch.float64)
-    for g, w in zip(gradient.flatten().split(size), weight.flatten().split(size)):
-        product = g * w
-        sums += torch.stack([g.abs().sum(), product.abs().sum(), product.sum()]).cpu()
-    return sums
+    return zip(gradient.flatten().split(size), weight.flatten().split(size))
 
 
 def _check_weights(model: nn.Module, blocks: nn.ModuleList) -> None:

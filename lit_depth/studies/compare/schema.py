@@ -157,10 +157,11 @@ class Baseline(TypedDict):
 
 
 class Further(TypedDict, total=False):
-    """What results of earlier versions lack."""
+    """What results of earlier versions lack, and of several tasks the result of each."""
 
     baseline: Baseline | None
     latency_requests: int | None
+    tasks: list[Comparison]
 
 
 class Comparison(Further):
@@ -193,15 +194,21 @@ def validate_comparison(obj: Any) -> Comparison:
         ValueError: Naming the first wrong field, such as ``strategies[2].masks[0].quality``.
     """
     _check(obj, Comparison, "")
+    _check_masks(obj, "")
+    for i, task in enumerate(obj.get("tasks", ())):
+        _check_masks(task, f"tasks[{i}].")
+    return obj
+
+
+def _check_masks(obj: Comparison, place: str) -> None:
     num_blocks = obj["num_blocks"]
-    _check_mask(obj["full"], num_blocks, num_blocks, "full")
+    _check_mask(obj["full"], num_blocks, num_blocks, f"{place}full")
     for i, strategy in enumerate(obj["strategies"]):
-        where = f"strategies[{i}]"
+        where = f"{place}strategies[{i}]"
         _expect(strategy["num_total_blocks"] == num_blocks, f"{where}.num_total_blocks", num_blocks, strategy)
         _expect(len(strategy["masks"]) > 0, f"{where}.masks", "at least one mask", strategy)
         for j, mask in enumerate(strategy["masks"]):
             _check_mask(mask, num_blocks, strategy["num_active_blocks"], f"{where}.masks[{j}]")
-    return obj
 
 
 def _check_mask(mask: MaskResult, num_blocks: int, num_active: int, where: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.store import save_figure
+from lit_depth.results.style import bar_lengths, plain_axes
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, differs, refusal
-from lit_depth.studies.compare.figures import bar_lengths, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,34 +20,33 @@ _MAX_PAIR_FIGURES = 10
 PALE = 0.35  # opacity of what is no difference
 
 
-def write_consistency_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Draw and save the figures of ``lit-depth consistency``.
+def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+    """Names of all figures of a result, and what draws each.
 
     Returns:
-        Paths written: ``consistency_<a>_<b>.png`` for each of at most 10 pairs, and ``consistency_matrix.png`` of
-        several tasks.
+        ``consistency_<a>_<b>`` for each of at most 10 pairs, and ``consistency_matrix`` of several tasks.
     """
     measured = {entry["name"]: entry for entry in result["measurements"]}
-    figures = {}
+    figures: dict[str, Callable[[], Figure]] = {}
     for pair in result["pairs"] if len(result["pairs"]) <= _MAX_PAIR_FIGURES else ():
         name = f"{pair['a']} {pair['b']}".replace(",", "").replace(" ", "_")
-        figures[f"consistency_{name}.png"] = pair_figure(pair, measured[pair["a"]], measured[pair["b"]], result)
+        sides = measured[pair["a"]], measured[pair["b"]]
+        figures[f"consistency_{name}"] = partial(pair_figure, pair, *sides, result)
     if len(result["splits"]) == 1:
-        figures["consistency_matrix.png"] = agreement_figure(result["pairs"], list(measured))
-    paths = [Path(folder) / name for name in figures]
-    for path, figure in zip(paths, figures.values()):
-        save_figure(figure, path)
-    return paths
+        figures["consistency_matrix"] = partial(agreement_figure, result["pairs"], list(measured))
+    return figures
 
 
 def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], result: dict[str, Any]) -> Figure:
     """Two measurements of the same blocks: drops side by side, and ranks against each other; for both measures."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     blocks, places = a["blocks"], unit_places(a["blocks"])
     figure = Figure(figsize=(max(10, 0.3 * len(blocks) + 5), 7), layout="constrained")
     width = max(2, len(blocks) // 7)
+    legend: dict[str, Patch] = {}
     panels = figure.subplots(2, 2, width_ratios=[width, 1 + width // 3])
     for (bars, scatter), (measure, label) in zip(panels, _LABELS.items()):
         values = [[entry[measure]["drop"] for entry in side["blocks"]] for side in (a, b)]
@@ -57,7 +55,8 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
         for shift, color, side, mine, errors in zip((-0.2, 0.2), _COLORS, (a, b), values, lengths):
             offsets = [place + shift for place in places]
             label_of_side = f"{side['name']} ({side['num_samples']} samples)"
-            drawn = bars.bar(offsets, mine, width=0.38, color=color, label=label_of_side)
+            drawn = bars.bar(offsets, mine, width=0.38, color=color)
+            legend[label_of_side] = Patch(color=color)  # not one of the bars, which may be pale
             for bar, entry in zip(drawn, side["blocks"]):
                 bar.set_alpha(1.0 if is_sure(entry[measure], side, result["confidence"]) else PALE)
             bars.errorbar(offsets, mine, yerr=errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
@@ -86,9 +85,10 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
     refused = [side["name"] for side in (a, b) if refusal(side)]
     title = f"bars: {result['confidence']:.0%} {SIMULTANEOUS} by image, and of ranks all that may be; pale: 0 is within"
     if refused:
-        title = f"No verdict: a constant answer does as well on {' and '.join(refused)}\n{title}"
-    panels[0][0].set_title(title, loc="left", fontsize=10)
-    panels[0][0].legend(frameon=False, fontsize=9)
+        title += ", or no verdict"
+        title = f"No verdict: not shown to beat a constant answer on {' and on '.join(refused)}\n{title}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    panels[0][0].legend(legend.values(), legend.keys(), frameon=False, fontsize=9)
     return figure
 
 
@@ -114,10 +114,15 @@ def is_sure(entry: Mapping[str, Any], measured: Mapping[str, Any], confidence: f
 def agreement_figure(pairs: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     """Rank correlation of the drops in quality between all tasks."""
     values: list[list[float | None]] = [[1.0 if a == b else None for b in names] for a in names]
+    sure = [[True for _ in names] for _ in names]
     for pair in pairs:
         a, b = names.index(pair["a"]), names.index(pair["b"])
         values[a][b] = values[b][a] = pair["quality"]["spearman"]
-    return matrix_figure(values, names, names, "Rank correlation of block importance between tasks", 1.0)
+        sure[a][b] = sure[b][a] = pair["quality"]["verdict"] != WITHHELD
+    title = "Rank correlation of block importance between tasks"
+    if not all(map(all, sure)):
+        title += "\npale: no verdict, not shown to beat a constant answer on one of the two"
+    return matrix_figure(values, names, names, title, 1.0, sure=sure)
 
 
 def matrix_figure(

@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.store import save_figure
+from lit_depth.results.style import bar_lengths, plain_axes, withheld_title
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
-from lit_depth.results.verdicts import SIMULTANEOUS, constant_label
-from lit_depth.studies.compare.figures import bar_lengths, plain_axes, withheld_title
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
 from lit_depth.studies.consistency.figures import agreement_figure, is_sure, matrix_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MEAN, BY_TASK, AGREEMENT, METHODS = (
+    f"block_importance_{what}" for what in ("macro", "by_task", "agreement", "methods")
+)
 _COLOR, _UNSURE = "#0072B2", "#9CC7E4"
 _PANELS = {"quality": "Drop in quality ({metric})", "reference_logprob": "Drop in reference log-probability (nats)"}
 
 
-def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Draw and save one bar chart per task; where there are several also their mean, and what they share.
+def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+    """Names of all figures of a result, and what draws each.
 
     Returns:
-        Paths written: ``block_importance.png`` for one task, else ``block_importance_<task>.png``,
-        ``block_importance_macro.png``, ``block_importance_by_task.png`` (heatmap) and
-        ``block_importance_agreement.png`` (rank correlation of all pairs of tasks). Of several methods also
-        ``block_importance_methods.png``.
+        ``block_importance`` for one task, else ``block_importance_<task>`` for each, ``block_importance_macro`` (their
+        mean), ``block_importance_by_task`` (heatmap) and ``block_importance_agreement`` (rank correlation of all pairs
+        of tasks). Of several methods also ``block_importance_methods``.
     """
-    tasks = result["tasks"]
-    confidence = result["confidence"]
-    charts: dict[str, Figure] = {}
+    tasks, split, confidence = result["tasks"], result["split"], result["confidence"]
+    figures: dict[str, Callable[[], Figure]] = {}
     for task in tasks:
-        name = "block_importance.png" if len(tasks) == 1 else f"block_importance_{task['task']}.png"
-        title = f"{task['task']}, {task['num_samples']} samples, {result['split']} split"
-        charts[name] = importance_figure(task["blocks"], title, task["metric"], confidence, task)
+        title = f"{task['task']}, {task['num_samples']} samples, {split} split"
+        figures[task_figure(task, tasks)] = partial(
+            importance_figure, task["blocks"], title, task["metric"], confidence, task
+        )
     if result["macro"]:
         metric = " / ".join(dict.fromkeys(task["metric"] for task in tasks))
-        title = f"mean over {len(tasks)} tasks, {result['split']} split"
-        charts["block_importance_macro.png"] = importance_figure(result["macro"], title, metric, confidence, result)
-        title = f"Drop in quality, {result['split']} split"
-        charts["block_importance_by_task.png"] = _heatmap(tasks, title, confidence)
-        names = [task["task"] for task in tasks]
-        charts["block_importance_agreement.png"] = agreement_figure(result["agreement"], names)
+        title = f"mean over {len(tasks)} tasks, {split} split"
+        figures[MEAN] = partial(importance_figure, result["macro"], title, metric, confidence, result)
+        figures[BY_TASK] = partial(heatmap, tasks, f"Drop in quality, {split} split", confidence)
+        figures[AGREEMENT] = partial(agreement_figure, result["agreement"], [task["task"] for task in tasks])
     if "methods" in result:
-        title = f"Rank of each block by method, {tasks[0]['task']}, {result['split']} split"
-        charts["block_importance_methods.png"] = methods_figure(result["methods"]["entries"], title)
-    paths = [Path(folder) / name for name in charts]
-    for path, figure in zip(paths, charts.values()):
-        save_figure(figure, path)
-    return paths
+        title = f"Rank of each block by method, {tasks[0]['task']}, {split} split"
+        title = withheld_title(title, tasks[0])
+        figures[METHODS] = partial(methods_figure, result["methods"]["entries"], title)
+    return figures
 
 
-def _heatmap(tasks: list[dict[str, Any]], title: str, confidence: float) -> Figure:
+def task_figure(task: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Name of a task's figure, among these tasks."""
+    return "block_importance" if len(tasks) == 1 else f"block_importance_{task['task']}"
+
+
+def heatmap(tasks: Sequence[dict[str, Any]], title: str, confidence: float) -> Figure:
     """Drops by task (rows) and block (columns); pale where the task's own family of tests shows no difference."""
     values = [[entry["quality"]["drop"] for entry in task["blocks"]] for task in tasks]
     # one block may cost far more than all others, which should still be told apart
@@ -136,7 +138,8 @@ def importance_figure(
         label = f"no better than the {constant_label(baseline)}"
         panels[0].axhline(height, color="#B00020", linestyle=":", linewidth=1.5, label=label)
         panels[0].legend(frameon=False, fontsize=9)
-    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: 0 is within"
+    pale = "0 is within" if refusal(measured) is None else "no verdict"
+    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: {pale}"
     panels[0].set_title(withheld_title(title, measured), loc="left", fontsize=11)
     panels[1].set_xlabel(f"Skipped {units_noun(blocks)}")
     label_units(panels[1], blocks)

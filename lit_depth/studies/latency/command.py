@@ -59,10 +59,10 @@ def latency(
         ValueError: If an argument is out of range, or several processes run.
     """
     from lit_depth.results.store import write_parquet
-    from lit_depth.studies.importance.command import read_importance, to_importance
     from lit_depth.studies.latency.analysis import describe, scripted
     from lit_depth.studies.latency.report import report
     from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
+    from lit_depth.studies.shared.importance_scores import read_importance, to_importance
     from lit_depth.studies.shared.mask_grid import check_plan, needs_importance, plan_indices, plan_masks
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run

@@ -42,16 +42,16 @@ from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.table import format_p_value, format_table
 from lit_depth.results.unit_names import unit_names
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal
-from lit_depth.studies.compare.analysis import Scores, family_entry
-from lit_depth.studies.importance.command import units_of
 from lit_depth.studies.search.figures import ablation_label, write_search_figures
 from lit_depth.studies.search.score_cache import Cells
 from lit_depth.studies.shared.block_ranks import describe_full
 from lit_depth.studies.shared.checks import check_shares
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.importance_scores import units_of
 from lit_depth.studies.shared.old_log import log_to
 from lit_depth.studies.shared.run_folder import open_run
+from lit_depth.studies.shared.scores import Scores, family_entry
 
 RESULT = "search.json"
 HEADERS = (

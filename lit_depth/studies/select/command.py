@@ -29,17 +29,18 @@ from lit_depth.functional.latency.budget import (
 )
 from lit_depth.module import DepthModule
 from lit_depth.results.verdicts import refusal
-from lit_depth.studies.compare.analysis import Scores, describe_masks
-from lit_depth.studies.importance.command import measure_mean, read_importance, to_importance
+from lit_depth.studies.compare.analysis import describe_masks
 from lit_depth.studies.select.earlier_results import Option, quality_by_mask, read_comparison, read_latency
 from lit_depth.studies.select.report import summarize_selection, write_selection
 from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.identity import check_same_model, model_arguments
+from lit_depth.studies.shared.importance_scores import measure_mean, read_importance, to_importance
 from lit_depth.studies.shared.mask_grid import PlannedMask, check_plan, plan_masks
 from lit_depth.studies.shared.old_log import log_to
 from lit_depth.studies.shared.run_folder import open_run
+from lit_depth.studies.shared.scores import Scores
 from lit_depth.studies.shared.time_masks import clock_settings, time_masks
 
 SHARE = 0.95  # of the requests that have to stay within the budget

@@ -12,8 +12,8 @@ from lit_depth.functional import leave_one_out, mask_id
 from lit_depth.functional.masks import Granularity
 from lit_depth.functional.statistics import pairwise_sign_flip_tests
 from lit_depth.functional.statistics.agreement import rank_agreement
-from lit_depth.results.verdicts import differs
-from lit_depth.studies.compare.analysis import Measure, Scores, family_entry
+from lit_depth.results.verdicts import WITHHELD, differs, refusal
+from lit_depth.studies.shared.scores import Measure, Scores, family_entry
 
 Floats = NDArray[np.float64]
 # fields of `Scores` and keys of the result
@@ -101,6 +101,15 @@ def describe_agreement(
                 entry["verdict"] = "not consistent"
         entries[measure] = entry
     return entries
+
+
+def withhold_agreement(pairs: Sequence[dict[str, Any]], measurements: Sequence[Mapping[str, Any]]) -> None:
+    """Take the verdict from every pair of which one side was measured on a task that the model does not do."""
+    refused = {entry.get("name", entry["task"]) for entry in measurements if refusal(entry)}
+    for pair in pairs:
+        if {pair["a"], pair["b"]} & refused:
+            for name in MEASURES:
+                pair[name]["verdict"] = WITHHELD
 
 
 def describe_full(scores: Scores, num_blocks: int, confidence: float) -> dict[str, Any]:

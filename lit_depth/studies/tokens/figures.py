@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.store import save_figure
-from lit_depth.studies.compare.figures import plain_axes
+from lit_depth.results.style import plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,8 +24,13 @@ from transformers import (
 )
 
 from lit_depth.functional import ProxyScores, find_blocks, masked, proxy_importance
-from lit_depth.functional.importance.proxies import GRADIENT_METHODS, METHODS, STATE_METHODS
-from lit_depth.functional.importance.recorder import compare_states
+from lit_depth.functional.importance.methods import (
+    GRADIENT_METHODS,
+    METHODS,
+    STATE_METHODS,
+    TABLE,
+    angular_distance,
+)
 from lit_depth.models.molmo import MolmoForConditionalGeneration
 from tests.helpers.model_zoo import ZOO
 from tests.helpers.tiny_models import tiny_batch, tiny_model
@@ -93,7 +98,7 @@ def test_golden_angle_across_two_blocks(golden):
         hook.remove()
     rows, last = torch.arange(2), batch["attention_mask"].sum(1) - 1  # padded on the right
     found = [
-        compare_states(entered[i][rows, last], left[i + 1][rows, last])["angular_distance"].mean().item()
+        angular_distance(entered[i][rows, last].double(), left[i + 1][rows, last].double()).mean().item()
         for i in range(len(blocks) - 1)
     ]
     assert found == pytest.approx(expected["angular_distance_last_token_n2"], rel=1e-5)
@@ -246,6 +251,20 @@ def test_a_counted_token_without_a_state_decides_nothing_alone(family):
     ids = torch.tensor([[0, 5, 6, 0, 7], [0, 0, 9, 10, 0], [3, 4, 5, 6, 8]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     check_reference(model, batch)
+
+
+def test_states_of_zeros_have_stated_values():
+    zero, x, y = torch.zeros(3), torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.0, 2.0, 0.0])
+    before, after = torch.stack([zero, zero, x, x, x]).double(), torch.stack([zero, y, zero, x, -x]).double()
+    expected = {
+        "activation_magnitude": [0, 2, 0, 5, 5],
+        "relative_magnitude": [0, 1, 1, 0, 2],
+        "block_influence": [0, 1, 1, 0, 2],
+        "angular_distance": [0, 0.5, 0.5, 0, 1],
+    }
+    for method, values in expected.items():
+        found = TABLE[method].function(before, after)
+        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
 def broken_block(model: PreTrainedModel) -> None:

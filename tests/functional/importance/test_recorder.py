@@ -1,67 +1,70 @@
-"""What a recorder of blocks notes during a forward."""
+"""What is seen of blocks during one forward: sums over the tokens that are not padding."""
 
 from __future__ import annotations
 
-import copy
-import math
-
 import pytest
 import torch
+from torch import nn
 
-from lit_depth.functional import ProxyScores, find_blocks
-from lit_depth.functional.importance.recorder import BlockRecorder, attention_entropy, compare_states
-from tests.helpers.tiny_models import tiny_batch, tiny_model
+from lit_depth.functional.importance.methods import TABLE
+from lit_depth.functional.importance.recorder import BlockRecorder
 
-
-def test_states_of_zeros_have_stated_values():
-    zero, x, y = torch.zeros(3), torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.0, 2.0, 0.0])
-    values = compare_states(torch.stack([zero, zero, x, x, x]), torch.stack([zero, y, zero, x, -x]))
-    expected = {
-        "activation_magnitude": [0, 2, 0, 5, 5],
-        "relative_magnitude": [0, 1, 1, 0, 2],
-        "block_influence": [0, 1, 1, 0, 2],
-        "angular_distance": [0, 0.5, 0.5, 0, 1],
-    }
-    for method, value in values.items():
-        torch.testing.assert_close(value, torch.tensor(expected[method], dtype=torch.float64), rtol=0, atol=1e-7)
+MASK = torch.tensor([[0, 1, 1], [1, 1, 1]])
 
 
-def test_entropy_of_known_distributions():
-    weights = torch.zeros(2, 7)
-    weights[0], weights[1, 3] = 1 / 7, 1.0
-    torch.testing.assert_close(attention_entropy(weights), torch.tensor([math.log(7), 0.0], dtype=torch.float64))
-    assert attention_entropy(torch.zeros(3, 7)).tolist() == [0.0] * 3  # queries that see no key
-    random = torch.rand(50, 7).softmax(-1)
-    expected = torch.distributions.Categorical(probs=random.double()).entropy()
-    torch.testing.assert_close(attention_entropy(random), expected, rtol=1e-6, atol=0)
+class Scale(nn.Module):
+    """A block that multiplies; it gives attention weights that are even."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.attention = factor, Even()
+
+    def forward(self, hidden_states):
+        self.attention(hidden_states)
+        return hidden_states * self.factor
 
 
-def test_blocks_that_do_not_run_are_named():
-    model = tiny_model("llama")
-    other = copy.deepcopy(find_blocks(model))
-    with pytest.raises(ValueError, match=r"blocks \[0, 1, 2, 3\] fired none"):
-        ProxyScores(model, ["block_influence"], other).update(tiny_batch(model))
+class Even(nn.Module):
+    def forward(self, hidden_states):
+        batch, length = hidden_states.shape[:2]
+        return hidden_states, torch.full((batch, 2, length, length), 1 / length)
 
 
-def test_sums_are_over_the_tokens_that_are_not_padding():
-    """Against the hidden states that the model itself returns."""
-    model, methods = tiny_model("llama"), ["activation_magnitude", "block_influence"]
-    batch = tiny_batch(model)
-    with BlockRecorder(find_blocks(model), batch["attention_mask"], methods) as recorder, torch.no_grad():
-        model.model(**batch, use_cache=False)
-    # the last hidden state that the model returns is normed; so is no other one
-    states = model.model(**batch, use_cache=False, output_hidden_states=True).hidden_states[:-1]
-    real = batch["attention_mask"].bool()
-    totals = recorder.totals()
-    assert all(totals[method][1].eq(real.sum()).all() for method in methods)
-    for block_idx, (before, after) in enumerate(zip(states, states[1:])):
-        expected = compare_states(before[real], after[real])
-        for method in methods:
-            torch.testing.assert_close(totals[method][0, block_idx], expected[method].sum(), rtol=1e-5, atol=1e-6)
+def watched(names: list[str], states: torch.Tensor, factors=(2.0, -1.0)) -> BlockRecorder:
+    blocks = nn.ModuleList(Scale(factor) for factor in factors)
+    with BlockRecorder(blocks, MASK, [TABLE[name] for name in names]) as watch:
+        for block in blocks:
+            states = block(states)
+    assert not any(block._forward_hooks or block.attention._forward_hooks for block in blocks)
+    return watch
 
 
-def test_hooks_are_removed():
-    model = tiny_model("llama")
-    with pytest.raises(ZeroDivisionError), BlockRecorder(find_blocks(model), torch.ones(1, 2), ["block_influence"]):
-        raise ZeroDivisionError
-    assert not any(module._forward_hooks for module in model.modules())
+def test_sums_are_over_tokens_and_rows_that_are_no_padding():
+    states = torch.ones(2, 3, 4)
+    states[0, 0] = torch.nan  # padding
+    names = ["activation_magnitude", "angular_distance", "angular_distance_last_token", "attention_entropy"]
+    watch = watched(names, states)
+    watch.check(None)
+    totals = watch.totals()
+    assert list(totals) == names
+    # five tokens, two rows; norms of 2 x (2, 2, 2, 2), and half a turn in the second block
+    assert totals["activation_magnitude"].tolist() == [[20.0, 20.0], [5.0, 5.0]]
+    assert totals["angular_distance"].tolist() == [[0.0, 5.0], [5.0, 5.0]]
+    assert totals["angular_distance_last_token"].tolist() == [[0.0, 2.0], [2.0, 2.0]]
+    torch.testing.assert_close(totals["attention_entropy"][0], 5 * torch.tensor([3.0, 3.0]).double().log())
+
+
+def test_what_is_not_finite_names_its_first_block():
+    with pytest.raises(ValueError, match="finite hidden states, got NaN or infinite ones first from block 1"):
+        watched(["block_influence"], torch.ones(2, 3, 4), factors=(1.0, torch.inf, 1.0)).check(None)
+
+
+def test_a_block_that_did_not_run_and_another_shape_are_named():
+    blocks = nn.ModuleList([Scale(1.0), Scale(1.0)])
+    with BlockRecorder(blocks, MASK, [TABLE["block_influence"]]) as watch:
+        blocks[0](torch.ones(2, 3, 4))
+        with pytest.raises(ValueError, match="block 1 sees tokens of shape"):
+            blocks[1](torch.ones(2, 5, 4))
+    watch = BlockRecorder(blocks, MASK, [])
+    with pytest.raises(ValueError, match=r"blocks \[0, 1\] fired none"):
+        watch.check(None)

@@ -13,12 +13,13 @@ from scipy import stats
 
 from lit_depth.functional.masking import policies as policies
 from lit_depth.functional.statistics import holm
-from lit_depth.studies.compare.analysis import Scores, compare_policies, describe_masks
+from lit_depth.studies.compare.analysis import compare_policies, describe_masks
 from lit_depth.studies.compare.answers import answer_questions, list_counts
 from lit_depth.studies.compare.schema import validate_comparison
-from lit_depth.studies.importance.command import to_importance
 from lit_depth.studies.shared.block_ranks import describe_blocks
+from lit_depth.studies.shared.importance_scores import to_importance
 from lit_depth.studies.shared.mask_grid import POLICIES, PlannedMask, plan_indices, plan_masks
+from lit_depth.studies.shared.scores import Scores
 
 NUM_BLOCKS = 6
 COUNTS = [2, 3, 4, 6]
@@ -467,31 +468,3 @@ def test_what_was_not_run_is_not_answered(names: list[str]) -> None:
         assert answers[question] is None
     for question in ("choice_of_blocks_matters", "depth_is_a_scalar"):
         assert (answers[question] is None) == (len(names) == 1)
-
-
-# importance from a file
-
-
-def test_importance_file_is_read_in_block_order() -> None:
-    scores = {str(block_idx): block_idx / 10 for block_idx in reversed(range(12))}
-    assert to_importance(scores, 12, "file.json") == [block_idx / 10 for block_idx in range(12)]
-    chosen = policies.top_k(to_importance(scores, 12, "file.json"), 2)
-    assert chosen.nonzero().flatten().tolist() == [10, 11]
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ({"0": 1.0}, r"blocks 0\.\.1, got \['0'\]"),
-        ({"0": 1.0, "1": 1.0, "2": 1.0}, r"blocks 0\.\.1"),
-        ({"0": 1.0, 1: 1.0}, r"blocks 0\.\.1"),
-        ([1.0, 2.0], "got list"),
-        ({"0": 1.0, "1": None}, "got None for block 1"),
-        ({"0": "high", "1": 1.0}, "got 'high' for block 0"),
-        ({"0": float("nan"), "1": 1.0}, "got nan for block 0"),
-        ({"0": True, "1": 1.0}, "got True for block 0"),
-    ],
-)
-def test_wrong_importance_files_are_refused(scores: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"file.json: expected .*{message}"):
-        to_importance(scores, 2, "file.json")

@@ -11,16 +11,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lit_depth.studies.compare.figures import (
-    latency_figure,
-    quality_figure,
-    tradeoff_figure,
-    write_figures,
-)
+from lit_depth.studies.compare.figures import comparison_figures, latency_figure, quality_figure, tradeoff_figure
+from lit_depth.studies.compare.report import report
+from lit_depth.studies.shared.publish import draw
 
 
 def test_figures_are_written_under_their_names(comparison: dict[str, Any], tmp_path: Path) -> None:
-    paths = write_figures(comparison, tmp_path)
+    paths = draw(report(comparison), tmp_path).values()  # type: ignore[arg-type]
     names = {"m5_quality_vs_blocks.png", "m5_latency_vs_blocks.png", "m5_quality_latency_tradeoff.png"}
     assert {path.name for path in paths} == names == {path.name for path in tmp_path.iterdir()}
     for path in paths:
@@ -56,7 +53,7 @@ def test_latency_pools_masks_and_adds_the_full_model(comparison: dict[str, Any])
 def test_without_latency_only_quality_is_drawn(comparison: dict[str, Any], tmp_path: Path) -> None:
     for strategy in comparison["strategies"]:
         strategy["latency_ms"] = None
-    assert [path.name for path in write_figures(comparison, tmp_path)] == ["m5_quality_vs_blocks.png"]
+    assert list(comparison_figures(comparison)) == ["m5_quality_vs_blocks"]
     with pytest.raises(ValueError, match="latency"):
         tradeoff_figure(comparison)
 
@@ -74,17 +71,17 @@ def test_any_policy_name_and_interval_can_be_drawn(comparison: dict[str, Any], t
     for index, strategy in enumerate(comparison["strategies"]):
         strategy["policy"] = f"rule {index}"
         strategy["quality_ci"] = [strategy["quality"] + 0.01] * 2  # need not contain the estimate
-    assert len(write_figures(comparison, tmp_path)) == 3
+    assert len(draw(report(comparison), tmp_path)) == 3
 
 
 def test_importing_results_imports_neither_matplotlib_nor_torch() -> None:
     code = """import sys
-from lit_depth.results import page, store, table
+from lit_depth.results import page, store, style, table
 from lit_depth.studies.compare import figures, schema
 assert not {'matplotlib', 'torch'} & set(sys.modules)"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_drawing_leaves_pyplot_alone(comparison: dict[str, Any], tmp_path: Path) -> None:
-    write_figures(comparison, tmp_path)
+    draw(report(comparison), tmp_path)
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()

@@ -18,10 +18,10 @@ from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.models.loading import BUNDLED
 from lit_depth.module import DepthModule
 from lit_depth.results import store
-from lit_depth.studies.importance.command import read_importance
 from lit_depth.studies.shared import identity as identity
 from lit_depth.studies.shared import run_folder as studies_run
 from lit_depth.studies.shared.identity import check_same_model, differences, model_identity, run_id
+from lit_depth.studies.shared.importance_scores import read_importance
 from lit_depth.studies.shared.run_folder import open_run
 from lit_depth.trainer import DepthTrainer
 from tests.helpers.commands import run

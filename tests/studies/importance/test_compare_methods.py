@@ -6,22 +6,21 @@ import json
 import zlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
+from lit_depth.callbacks import ProxyImportance
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import from_mask_id, proxy_importance, top_k
 from lit_depth.functional.importance.proxies import METHODS, ProxyScores
 from lit_depth.metrics import ExactMatch
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.records import read_records
+from lit_depth.studies.importance import compare_methods as study
 from lit_depth.studies.importance import measure_proxies as proxies
-from lit_depth.studies.importance import methods as study
-from lit_depth.studies.importance.methods import mask_of, overlaps, ranks_of
-from lit_depth.trainer import DepthTrainer
+from lit_depth.studies.importance.compare_methods import mask_of, overlaps, ranks_of
 from tests.helpers.commands import run
 
 SAMPLES, NUM_BLOCKS = 8, 16
@@ -57,13 +56,6 @@ def records_of(folder: Path, split: str) -> pd.DataFrame:
 def importance_of(entry) -> list[float]:
     sign = -1 if entry["method"] == "taylor_signed" else 1
     return [sign * entry["scores"][str(block_idx)] for block_idx in range(NUM_BLOCKS)]
-
-
-def measure(checkpoint, folder, names, batch_size):
-    module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.prompter, batch_size=batch_size, calibration_samples=5)
-    trainer = DepthTrainer(accelerator="cpu", logger=False)
-    return proxies.measure_proxies(trainer, module, data, "calibration", names, range(NUM_BLOCKS), folder)
 
 
 @pytest.mark.slow
@@ -147,6 +139,7 @@ def test_started_again_it_only_renders(finished, monkeypatch, capsys):
     for name in ("lit_depth.module.answer_masks", "lit_depth.studies.importance.measure_proxies.answer_masks"):
         monkeypatch.setattr(name, lambda *a, **k: pytest.fail("the model ran"))
     monkeypatch.setattr(ProxyScores, "update", lambda *a, **k: pytest.fail("the model ran"))
+    monkeypatch.setattr(ExactMatch, "score", staticmethod(graded))  # of the constant answer, which is not kept
     assert run(command) == 0
     assert (folder / "importance.json").read_bytes() == before
     assert (folder / "figures" / "block_importance_methods.png").stat().st_size > 0
@@ -173,6 +166,31 @@ def test_skipped_blocks_stay_active_in_every_mask(checkpoint, tmp_path, monkeypa
     assert all(entry["spearman"] is None for entry in entries)
 
 
+def change(before, after):
+    """A method of somebody's own: the norm of what a block adds."""
+    return (after - before).norm(dim=-1)
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_stands_beside_those_of_the_table(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(proxies, "_time_passes", lambda passes: dict.fromkeys(passes, 2.0))
+    own = f"{__name__}.change"
+    command = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
+    command += ["--num_samples", 4, "--data.num_samples", 4]
+    assert run([*command, "--methods", own, "block_influence"]) == 0
+    result = json.loads((tmp_path / "importance" / "default" / "importance.json").read_text())
+    assert [entry["method"] for entry in result["methods"]["entries"]] == [*study.DROPS, own, "block_influence"]
+    module = DepthModule(str(checkpoint))
+    data = DepthDataModule(module.processor, batch_size=4, calibration_samples=4)
+    (batch,) = data.eval_dataloader("calibration")
+    inputs, labels = ProxyImportance().inputs_of(module, batch)
+    expected = proxy_importance(module.model, [{**inputs, "labels": labels}], [own])
+    mine = entry_of(result, own)
+    assert list(mine["scores"].values()) == pytest.approx(expected[own].tolist(), rel=1e-5)
+    assert mine["direction"] == "higher" and mine["forwards"] == 1.0
+    assert own in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -187,7 +205,7 @@ def test_skipped_blocks_stay_active_in_every_mask(checkpoint, tmp_path, monkeypa
 )
 def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, message):
     tasks = tmp_path / "tasks.yaml"
-    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: commands.SecondShapes}]\n")
+    tasks.write_text("data:\n  tasks: [shapes_vqa, {class_path: tests.helpers.commands.SecondShapes}]\n")
     arguments = [tasks if argument == "two tasks" else argument for argument in arguments]
     assert run(["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *arguments]) == 2
     err = capsys.readouterr().err
@@ -211,37 +229,9 @@ def test_several_processes_are_refused(checkpoint):
         study.check_asked("all", Two(), module, data, "calibration", range(NUM_BLOCKS))  # type: ignore[arg-type]
 
 
-def test_automatic_batches_shrink_until_a_backward_fits(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(proxies, "_time_passes", lambda passes: dict.fromkeys(passes, 2.0))
-    update, seen = ProxyScores.update, []
-
-    def narrow(self, inputs, labels=None):
-        seen.append(len(inputs["input_ids"]))
-        if seen[-1] > 2:
-            raise torch.OutOfMemoryError("too wide")
-        update(self, inputs, labels)
-
-    monkeypatch.setattr(ProxyScores, "update", narrow)
-    found = measure(checkpoint, tmp_path, ["taylor"], "auto")
-    assert seen == [5, 5, 5, 4, 2, 2, 1]
-    assert found["forwards"]["taylor"] == 1.0 and len(found["scores"]["taylor"]) == NUM_BLOCKS
-    # a batch size that was asked for is kept
-    with pytest.raises(torch.OutOfMemoryError):
-        measure(checkpoint, tmp_path / "fixed", ["taylor"], 4)
-
-
 def test_ranks_overlaps_and_masks_take_ties_alike():
     scores = [1.0, 0.0, 0.0, 0.0, 2.0, 0.0]
     assert ranks_of(scores) == [2, 3, 3, 3, 1, 3]
     # of equal blocks the later goes first, as in the masks
     assert mask_of(scores, range(6), 6, 4).tolist() == [True, True, True, False, True, False]
     assert overlaps(scores, [5.0, 4.0, 3.0, 1.0, 2.0, 0.0]) == {"1": 1.0, "2": 1.0, "3": 2 / 3}
-
-
-def test_a_missing_entropy_is_named(checkpoint, tmp_path, monkeypatch):
-    found = dict.fromkeys(["taylor", "attention_entropy"], torch.ones(NUM_BLOCKS))
-    found["attention_entropy"] = torch.tensor([1.0, np.nan] * 8)
-    monkeypatch.setattr(ProxyScores, "compute", lambda self: found)
-    with pytest.raises(ValueError, match=r"attention_entropy has no score for blocks \[1, 3, 5, 7, 9, 11, 13, 15\]"):
-        measure(checkpoint, tmp_path, ["attention_entropy"], 8)
-    assert not list(tmp_path.iterdir())

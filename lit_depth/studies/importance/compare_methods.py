@@ -27,37 +27,20 @@ from numpy.typing import NDArray
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import mask_id, top_k
-from lit_depth.functional.importance.proxies import METHODS, check_methods
+from lit_depth.functional.importance.methods import METHODS, check_methods, find_method
 from lit_depth.functional.statistics import FamilyRow
 from lit_depth.functional.statistics.agreement import rank_agreement_with
 from lit_depth.module import DepthModule
-from lit_depth.results.old_page import Section
-from lit_depth.results.table import format_p_value, format_table
-from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, differs, mark, refusal
-from lit_depth.studies.compare.analysis import Scores, family_entry, interval_entry
+from lit_depth.results.verdicts import WITHHELD, differs
 from lit_depth.studies.importance.measure_proxies import TOGETHER
 from lit_depth.studies.shared.block_ranks import describe_full, drops
 from lit_depth.studies.shared.checks import check_whole_blocks
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
 
 # method -> measure of `Scores`; the first is what all others are held against
 DROPS = {"accuracy_drop": "quality", "reference_logprob_drop": "reference_logprob"}
-# what counts as more important, where it is not simply the higher score; see `lit_depth.functional.importance.proxies`
-DIRECTIONS = {"taylor_signed": "lower", "attention_entropy": "higher (a convention: none is agreed)"}
-EXPLAIN = (
-    "Every method against the accuracy drop. spearman: rank correlation as measured; noise-free: {confidence:.0%} "
-    "interval of the one with a drop measured without noise (the method's own scores count as exact). least {k}: share "
-    "of the {k} least important blocks that both name, by chance {chance:.2f}. forwards: time of one batch of "
-    "{batch_size} samples over that of a plain forward ({forward_ms:.0f} ms); all proxies in one pass cost "
-    "{together:.1f}. A lower taylor_signed counts as more important, of all others a higher score; attention_entropy "
-    "has no agreed direction."
-)
-EXPLAIN_MASKS = (
-    "Masks of the most important blocks by each method, on {num_samples} samples of the validation split (full model "
-    "{full:.3f}); 'difference' is to the accuracy drop's mask of that size, with {confidence:.0%} {simultaneous}; "
-    "p-values are corrected over all masks that differ. " + LEGEND
-)
 
 
 def check_asked(
@@ -125,7 +108,8 @@ def compare_methods(
     sizes = mask_sizes(num_blocks)
     raw = {method: drops(measured, blocks, num_blocks, key).mean(axis=1) for method, key in DROPS.items()}
     raw |= {method: np.array(values)[list(blocks)] for method, values in proxies["scores"].items()}
-    important = {method: -values if DIRECTIONS.get(method) == "lower" else values for method, values in raw.items()}
+    directions = {method: "higher" if method in DROPS else find_method(method).direction for method in raw}
+    important = {method: -values if directions[method] == "lower" else values for method, values in raw.items()}
     chosen = {
         method: [mask_of(values.tolist(), blocks, num_blocks, size) for size in sizes]
         for method, values in important.items()
@@ -137,7 +121,7 @@ def compare_methods(
     entries: list[dict[str, Any]] = [
         {
             "method": method,
-            "direction": DIRECTIONS.get(method, "higher"),
+            "direction": directions[method],
             "scores": dict(zip(map(str, blocks), values.tolist())),
             "ranks": dict(zip(map(str, blocks), ranks_of(important[method].tolist()))),
             **_correlation(important[method], reference, measured.images, method, confidence),
@@ -259,98 +243,3 @@ def _verdict(found: FamilyRow | None, confidence: float) -> str:
     if not differs(found.p_holm, confidence):
         return "tie"
     return "better" if found.interval.estimate > 0 else "worse"
-
-
-def refusal_of_methods(methods: Mapping[str, Any]) -> str | None:
-    """Why the masks of the methods are not compared."""
-    return refusal(methods["validation"], "the validation split")
-
-
-def method_sections(methods: Mapping[str, Any]) -> list[Section]:
-    """The report's part."""
-    return [
-        Section("Methods", text=_explain(methods), headers=_headers(methods), rows=_rows(methods)),
-        Section("Masks of every method", text=_explain_masks(methods), headers=_MASK_HEADERS, rows=_mask_rows(methods)),
-    ]
-
-
-def method_lines(methods: Mapping[str, Any]) -> list[str]:
-    """The printed part."""
-    table, masks = format_table(_rows(methods), _headers(methods)), format_table(_mask_rows(methods), _MASK_HEADERS)
-    return [_explain(methods), "", table, "", _explain_masks(methods), "", masks, ""]
-
-
-_MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)", "verdict")
-
-
-def _least(methods: Mapping[str, Any]) -> int:
-    """The k of the table: a quarter of the measured blocks."""
-    return max(1, len(methods["entries"][0]["scores"]) // 4)
-
-
-def _explain(methods: Mapping[str, Any]) -> str:
-    k = _least(methods)
-    return EXPLAIN.format(
-        confidence=methods["confidence"],
-        k=k,
-        chance=k / len(methods["entries"][0]["scores"]),
-        batch_size=methods["batch_size"],
-        forward_ms=1000 * methods["forward_seconds"],
-        together=methods["proxies_together_forwards"],
-    )
-
-
-def _explain_masks(methods: Mapping[str, Any]) -> str:
-    validation = methods["validation"]
-    told = EXPLAIN_MASKS.format(
-        num_samples=validation["num_samples"],
-        full=validation["full"]["quality"],
-        confidence=methods["confidence"],
-        simultaneous=SIMULTANEOUS,
-    )
-    return " ".join(filter(None, [refusal_of_methods(methods), told])) + describe_constant(validation)
-
-
-def _headers(methods: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("method", "spearman", "noise-free", "p", f"least {_least(methods)}", "forwards")
-
-
-def _rows(methods: Mapping[str, Any]) -> list[list[Any]]:
-    k = str(_least(methods))
-    return [
-        [
-            entry["method"],
-            entry["spearman"],
-            None if entry["method"] == "accuracy_drop" else _limits(entry["spearman_ci"]) or "not estimable",
-            None if entry["p_value"] is None else format_p_value(entry["p_value"]),
-            entry["overlap"].get(k),
-            entry["forwards"],
-        ]
-        for entry in methods["entries"]
-    ]
-
-
-def _mask_rows(methods: Mapping[str, Any]) -> list[list[Any]]:
-    rows = []
-    for index in range(len(methods["num_active_blocks"])):
-        for entry in methods["entries"]:
-            mask = entry["masks"][index]
-            same = mask["p_holm"] is None
-            sign = mark(mask["quality"], mask["num_distinct_answers"], methods["validation"]["baseline"])
-            rows.append(
-                [
-                    entry["method"],
-                    mask["num_active_blocks"],
-                    f"{mask['quality']:.3f}{sign}",
-                    "[{:.3f}, {:.3f}]".format(*mask["quality_ci"]),
-                    None if same else f"{mask['difference']:+.3f}",
-                    None if same else _limits(mask["difference_simultaneous_ci"]),
-                    None if same else format_p_value(mask["p_holm"]),
-                    mask["verdict"],
-                ]
-            )
-    return rows
-
-
-def _limits(limits: Sequence[float] | None) -> str | None:
-    return None if limits is None else f"[{limits[0]:+.3f}, {limits[1]:+.3f}]"

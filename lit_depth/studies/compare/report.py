@@ -1,0 +1,192 @@
+"""What ``lit-depth compare`` tells of its result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table
+from lit_depth.results.style import Stage
+from lit_depth.results.table import Cell, format_interval
+from lit_depth.results.verdicts import (
+    LEGEND,
+    WITHHELD,
+    baseline_scalars,
+    describe_constant,
+    mark_strategy,
+    refusal,
+    withheld_scalar,
+)
+from lit_depth.studies.compare.figures import comparison_figures, has_latency, task_figure
+from lit_depth.studies.compare.schema import Comparison, Latency, Strategy
+from lit_depth.studies.shared.importance_scores import tie_sentences
+
+QUESTIONS = {
+    "importance_beats_prefix": "Does importance beat prefix?",
+    "random_worse_than_prefix": "Is random worse than prefix?",
+    "choice_of_blocks_matters": "How much does the choice of blocks matter at equal count?",
+    "depth_is_a_scalar": "Is depth a scalar?",
+}
+STAGES: tuple[Stage, ...] = ("vision", "prefill", "decode_per_token", "total")
+# of the table that loggers keep
+COLUMNS = (
+    *("policy", "num_active_blocks", "num_masks", "quality", "quality_ci_low", "quality_ci_high"),
+    *("drop", "drop_ci_low", "drop_ci_high", "drop_simultaneous_ci_low", "drop_simultaneous_ci_high", "drop_p_holm"),
+    *("reference_logprob", *(f"{stage}_P50_ms" for stage in STAGES)),
+)
+_STEP = "num_active_blocks"
+
+
+def report(comparison: Comparison) -> Report:
+    """The report of the content of ``m5_mask_strategy_comparison.json``."""
+    figures, tasks = comparison_figures(comparison), comparison.get("tasks", [])
+    own = [name for name in figures if name not in map(task_figure, tasks)]
+    ties = tie_sentences(comparison["importance"])
+    return Report(
+        title=f"Depth-mask policies on {comparison['task']}",
+        headline="\n\n".join([*_refusals(comparison), _headline(comparison)]),
+        sections=[
+            *_answers(comparison),
+            *([Section("Ties that the importance policy used", "\n".join(ties))] if ties else []),
+            Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
+            *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
+        ],
+        kind="comparison",
+        figures=figures,
+        tables={"compare/strategies": Table(COLUMNS, [_strategy_row(each) for each in comparison["strategies"]])},
+        scalars=_scalars(comparison),
+        curves=_curves(comparison),
+        charts=_charts(comparison),
+        metadata={
+            "task": comparison["task"],
+            "metric": comparison["metric"],
+            "num_samples": comparison["num_samples"],
+        },
+    )
+
+
+def _refusals(comparison: Comparison) -> list[str]:
+    """Why there are no verdicts, on the result's samples and on each of its tasks."""
+    each = [refusal(entry, entry["task"]) for entry in (comparison, *comparison.get("tasks", ()))]
+    return [reason for reason in each if reason]
+
+
+def _headline(comparison: Comparison) -> str:
+    full = comparison["full"]
+    return (
+        f"{comparison['metric']} on {comparison['task']}, {comparison['num_samples']} samples "
+        f"({comparison['num_bad_samples']} bad), {comparison['confidence']:.0%} intervals by image; full model "
+        f"{full['quality']:.3f} {format_interval(full['quality_ci'], sign='')}.{describe_constant(comparison)}"
+    )
+
+
+def _answers(comparison: Comparison) -> list[Section]:
+    """The answers that were asked for; what is withheld says why only once, in the headline."""
+    given: dict[str, Any] = dict(comparison["answers"])
+    lines = [
+        f"{question} {answer['answer'].upper()}." + ("" if answer["answer"] == WITHHELD else f" {answer['text']}")
+        for key, question in QUESTIONS.items()
+        if (answer := given[key])
+    ]
+    return [Section("Answers", "\n\n".join(lines or ["No question was asked."]))]
+
+
+def _remarks(comparison: Comparison) -> str:
+    count = comparison.get("latency_requests")
+    if count is None:
+        return LEGEND
+    requests = f"{count} request{'s' if count > 1 else ''}"
+    return f"{LEGEND}\n\nTimes are medians of {requests} of batch size 1 under each mask."
+
+
+def _quality_table(comparison: Comparison) -> Table:
+    """Quality per policy and count, one row per count."""
+    by_key = {(each["policy"], each["num_active_blocks"]): each for each in comparison["strategies"]}
+    names = list(dict.fromkeys(policy for policy, _ in by_key))
+    rows: list[list[Cell]] = []
+    for count in sorted({count for _, count in by_key}):
+        here = [by_key.get((name, count)) for name in names]
+        times = [each["latency_ms"]["total"]["P50"] for each in here if each and each["latency_ms"]]
+        cells = [each and _quality_cell(each, comparison) for each in here]
+        rows.append([count, *cells, f"{sum(times) / len(times):.1f}" if times else None])
+    return Table(["blocks", *names, "total ms"], rows)
+
+
+def _quality_cell(strategy: Strategy, comparison: Comparison) -> str:
+    low, high = strategy["quality_ci"]
+    sign = mark_strategy(strategy, comparison.get("baseline"))
+    return f"{strategy['quality']:.3f} [{low:.2f}, {high:.2f}]{sign}"
+
+
+def _strategy_row(strategy: Strategy) -> list[Cell]:
+    return [
+        *(strategy["policy"], strategy["num_active_blocks"], len(strategy["masks"])),
+        *(strategy["quality"], *strategy["quality_ci"]),
+        *(strategy["drop"], *strategy["drop_ci"]),
+        *(strategy.get("drop_simultaneous_ci") or (None, None)),
+        strategy.get("drop_p_holm"),
+        strategy["reference_logprob"],
+        *_medians(strategy["latency_ms"]),
+    ]
+
+
+def _medians(latency: Latency | None) -> list[float | None]:
+    return [None] * len(STAGES) if latency is None else [latency[stage]["P50"] for stage in STAGES]
+
+
+def _scalars(comparison: Comparison) -> dict[str, Scalar]:
+    full = comparison["full"]
+    scalars: dict[str, Scalar] = {
+        **withheld_scalar({comparison["task"]: comparison}),
+        "full/quality": full["quality"],
+        **baseline_scalars(comparison),
+    }
+    if full["latency_ms"] is not None:
+        scalars["full/latency_ms/total"] = full["latency_ms"]["total"]["P50"]
+        scalars["latency/num_requests"] = comparison.get("latency_requests")
+    answers: dict[str, Any] = dict(comparison["answers"])
+    for question, answer in answers.items():
+        if answer is not None:
+            scalars |= {f"answers/{question}": answer["answer"], f"answers/{question}_text": answer["text"]}
+    for task in comparison.get("tasks", ()):
+        name = task["task"]
+        scalars |= {f"full/quality/{name}": task["full"]["quality"], **baseline_scalars(task, f"/{name}")}
+    return scalars
+
+
+def _by_blocks(comparison: Comparison) -> list[Strategy]:
+    return sorted(comparison["strategies"], key=lambda strategy: strategy["num_active_blocks"])
+
+
+def _curves(comparison: Comparison) -> Curves:
+    """One point of every policy at each number of active blocks where it has one."""
+    rows: dict[int, dict[str, float]] = {}
+    for strategy in _by_blocks(comparison):
+        count = strategy["num_active_blocks"]
+        row = rows.setdefault(count, {_STEP: count})
+        row[f"quality/{strategy['policy']}"] = strategy["quality"]
+        if strategy["latency_ms"] is not None:
+            row[f"latency_ms/total/{strategy['policy']}"] = strategy["latency_ms"]["total"]["P50"]
+    return Curves(_STEP, list(rows.values()))
+
+
+def _charts(comparison: Comparison) -> dict[str, LineChart]:
+    """The figures as native charts, one line per policy."""
+    policies: dict[str, list[Strategy]] = {each["policy"]: [] for each in comparison["strategies"]}
+    for strategy in _by_blocks(comparison):
+        policies[strategy["policy"]].append(strategy)
+    blocks = [[each["num_active_blocks"] for each in strategies] for strategies in policies.values()]
+    quality = [[each["quality"] for each in strategies] for strategies in policies.values()]
+    axis, title = f"active blocks (of {comparison['num_blocks']})", f"Quality ({comparison['metric']})"
+    names = list(policies)
+    charts = {"charts/quality_vs_blocks": LineChart(f"{title} against active blocks", axis, names, blocks, quality)}
+    if has_latency(comparison):
+        times = [
+            [each["latency_ms"]["total"]["P50"] for each in strategies if each["latency_ms"] is not None]
+            for strategies in policies.values()
+        ]
+        against_blocks = "Median total time per request (ms) against active blocks"
+        charts["charts/latency_vs_blocks"] = LineChart(against_blocks, axis, names, blocks, times)
+        charts["charts/quality_latency_tradeoff"] = LineChart(
+            f"{title} against time", "median total time (ms)", names, times, quality
+        )
+    return charts

@@ -1,0 +1,62 @@
+"""From two measurements of the same blocks to how closely they agree."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lit_depth.functional.masks import Granularity
+from lit_depth.studies.shared.block_ranks import describe_agreement, withhold_agreement
+from lit_depth.studies.shared.importance_scores import Measured, task_entry
+
+
+def check_comparable(splits: Sequence[str], num_tasks: int, num_units: int, granularity: str, threshold: float) -> None:
+    """Raise ValueError where there is nothing to compare, or too little."""
+    if num_units < 4:
+        raise ValueError(
+            f"expected at least 4 {granularity}s, got {num_units}; skip fewer, a rank correlation needs them"
+        )
+    if not -1 < threshold < 1:
+        raise ValueError(f"expected a threshold between -1 and 1, got {threshold}")
+    if len(splits) not in (1, 2) or len(set(splits)) < len(splits):
+        raise ValueError(f"splits: expected one or two different ones, got {splits}")
+    if len(splits) == 1 and num_tasks < 2:
+        raise ValueError("expected two or more tasks with one split, got one; give --data.tasks a b, or --splits a b")
+
+
+def describe(
+    measured: Sequence[Measured],
+    splits: Sequence[str],
+    units: Sequence[int],
+    num_units: int,
+    granularity: Granularity,
+    threshold: float,
+    confidence: float,
+) -> dict[str, Any]:
+    """Every measurement, and the agreement of both splits of each task, or of every pair of tasks.
+
+    Args:
+        measured: Each task on each split, task by task.
+        splits: The two splits to compare within each task, or one.
+        units: Indices in a mask of what was measured.
+        num_units: Length of a mask.
+        granularity: What the units are.
+        threshold: Rank correlation that counts as consistent.
+        confidence: Coverage of all intervals.
+    """
+    by_name: Mapping[str, Measured] = {
+        each.task.name if len(splits) == 1 else f"{each.task.name}, {each.split}": each for each in measured
+    }
+    names = list(by_name)
+    entries = [
+        {"name": name, "split": each.split} | task_entry(each, units, num_units, confidence, granularity)
+        for name, each in by_name.items()
+    ]
+    pairs = [
+        {"a": a, "b": b}
+        | describe_agreement(by_name[a].scores, by_name[b].scores, units, num_units, threshold, confidence)
+        for a, b in (zip(names[::2], names[1::2]) if len(splits) == 2 else itertools.combinations(names, 2))
+    ]
+    withhold_agreement(pairs, entries)
+    return {"measurements": entries, "pairs": pairs}

@@ -1,0 +1,71 @@
+"""What ``lit-depth consistency`` tells of its result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_depth.results.report import Report, Scalar, Table
+from lit_depth.results.table import Cell
+from lit_depth.results.verdicts import WITHHELD, baseline_scalars, refusal, withheld_scalar
+from lit_depth.studies.consistency.figures import consistency_figures
+from lit_depth.studies.shared.importance_tables import agreement_section, headline
+
+COLUMNS = ("a", "b", "measure", "spearman", "noise_free_low", "noise_free_high", "p_value", "verdict")
+
+
+def report(result: dict[str, Any]) -> Report:
+    """The report of the content of ``consistency.json``."""
+    figures = consistency_figures(result)
+    measured = result["measurements"]
+    refused = [reason for entry in measured if (reason := refusal(entry, f"{entry['task']} ({entry['split']} split)"))]
+    scalars: dict[str, Scalar] = {**withheld_scalar({entry["name"]: entry for entry in measured})}
+    for entry in measured:
+        scalars |= baseline_scalars(entry, f"/{entry['name']}")
+    for pair in result["pairs"]:
+        scalars |= {f"{key}/{pair['a']} - {pair['b']}": pair["quality"][key] for key in ("spearman", "verdict")}
+    return Report(
+        title="Consistency of block importance",
+        headline="\n\n".join([*refused, *(headline(entry, result) for entry in measured)]),
+        sections=[
+            agreement_section("Agreement", result["pairs"], result["threshold"], list(figures), _verdicts(result))
+        ],
+        kind="consistency",
+        figures=figures,
+        tables={"consistency/pairs": Table(COLUMNS, _pairs(result))},
+        scalars=scalars,
+        metadata={"splits": result["splits"]},
+    )
+
+
+def _verdicts(result: dict[str, Any]) -> str:
+    """The verdicts in words, one sentence per pair and measure."""
+    threshold, sentences = result["threshold"], []
+    for pair in result["pairs"]:
+        for key, label in (("quality", "quality"), ("reference_logprob", "reference log-probability")):
+            entry = pair[key]
+            text = f"{pair['a']} against {pair['b']}, by {label}: {entry['verdict']}"
+            if entry["verdict"] == WITHHELD:
+                sentences.append(f"{text}.")
+                continue
+            if entry["spearman"] is None:
+                sentences.append(f"{text}; on one side all blocks cost the same, or images are too few: no order.")
+                continue
+            low, high = entry["ci"]
+            text += f" (Spearman {entry['spearman']:.3f}, free of noise in [{low:.3f}, {high:.3f}])."
+            needed = entry["samples_needed"]
+            if entry["verdict"] == "not shown" and needed:
+                text += f" At least about {needed[0]} and {needed[1]} samples are needed to show {threshold:g}."
+            elif entry["verdict"] == "not shown":
+                text += f" No number of samples up to 1024 times these is likely to show {threshold:g}."
+            sentences.append(text)
+    return "\n\n".join(sentences)
+
+
+def _pairs(result: dict[str, Any]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for pair in result["pairs"]:
+        for measure in ("quality", "reference_logprob"):
+            entry = pair[measure]
+            limits = entry["ci"] or (None, None)
+            rows.append([pair["a"], pair["b"], measure, entry["spearman"], *limits, entry["p_value"], entry["verdict"]])
+    return rows

@@ -1,0 +1,218 @@
+"""What ``lit-depth importance`` tells of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lit_depth.results.report import BarChart, Report, Scalar, Section, Table
+from lit_depth.results.table import Cell, format_interval, format_p_value
+from lit_depth.results.unit_names import unit_name, units_noun
+from lit_depth.results.verdicts import (
+    LEGEND,
+    SIMULTANEOUS,
+    WITHHELD,
+    baseline_scalars,
+    describe_constant,
+    differs,
+    mark,
+    refusal,
+    withheld_scalar,
+)
+from lit_depth.studies.importance.analysis import THRESHOLD
+from lit_depth.studies.importance.figures import AGREEMENT, BY_TASK, MEAN, METHODS, importance_figures, task_figure
+from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
+from lit_depth.studies.shared.importance_tables import agreement_section, headline
+
+MEASURES = {"quality": "", "reference_logprob": "reference_logprob_"}
+HEADERS = (
+    *("drop", "interval", "p (Holm)", "rank", "may be"),
+    *("log-prob drop", "interval", "p (Holm)", "rank", "may be"),
+)
+MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)", "verdict")
+_LIMITS = ("drop", "drop_ci_low", "drop_ci_high", "drop_simultaneous_ci_low", "drop_simultaneous_ci_high")
+# of the tables that loggers keep
+COLUMNS = (
+    "block",
+    *(f"{prefix}{column}" for prefix in MEASURES.values() for column in (*_LIMITS, "p_holm", "verdict")),
+    *(f"{prefix}rank" for prefix in MEASURES.values()),
+)
+EXPLAIN = (
+    "Every method against the accuracy drop. spearman: rank correlation as measured; noise-free: {confidence:.0%} "
+    "interval of the one with a drop measured without noise (the method's own scores count as exact). least {k}: share "
+    "of the {k} least important blocks that both name, by chance {chance:.2f}. forwards: time of one batch of "
+    "{batch_size} samples over that of a plain forward ({forward_ms:.0f} ms); all proxies in one pass cost "
+    "{together:.1f}. A higher score counts as more important{but}; attention_entropy has no agreed direction."
+)
+EXPLAIN_MASKS = (
+    "Masks of the most important blocks by each method, on {num_samples} samples of the validation split (full model "
+    "{full:.3f}); 'difference' is to the accuracy drop's mask of that size, with {confidence:.0%} {simultaneous}; "
+    "p-values are corrected over all masks that differ. " + LEGEND
+)
+
+
+def report(result: dict[str, Any]) -> Report:
+    """The report of the content of ``importance.json``."""
+    tasks, mean = result["tasks"], _mean(result)
+    measured = {task["task"]: task for task in tasks} | ({"macro": mean} if mean else {})
+    refused = [reason for entry in measured.values() if (reason := refusal(entry, entry["task"]))]
+    if "methods" in result and (reason := refusal(result["methods"]["validation"], "the validation split")):
+        refused.append(reason)
+    sections = [_section(task, task["task"], [task_figure(task, tasks)], several=mean is not None) for task in tasks]
+    if mean:
+        sections += [
+            _section(mean, "Mean over tasks", [MEAN, BY_TASK], several=True, constant=describe_constant(mean)),
+            agreement_section("Agreement between tasks", result["agreement"], THRESHOLD, [AGREEMENT]),
+        ]
+    if "methods" in result:
+        sections += _method_sections(result["methods"])
+    scalars: dict[str, Scalar] = {**withheld_scalar({task["task"]: task for task in tasks})}
+    for task in tasks:
+        name = task["task"]
+        scalars |= {f"full/quality/{name}": task["full"]["quality"], **baseline_scalars(task, f"/{name}")}
+    by_task = {f"layer_importance_scores_{task['task']}.json": plain_scores(task["blocks"]) for task in tasks}
+    return Report(
+        title="Importance of transformer blocks",
+        headline="\n\n".join([*refused, *(headline(task, result) for task in tasks)]),
+        sections=sections,
+        kind="importance",
+        figures=importance_figures(result),
+        files={SCORES: plain_scores((mean or tasks[0])["blocks"])} | (by_task if mean else {}),
+        tables={f"importance/{name}": _logged(entry, result["confidence"]) for name, entry in measured.items()},
+        scalars=scalars,
+        charts={
+            f"charts/importance/{name}": BarChart(f"Importance, {name}", f"importance/{name}", "block", "drop")
+            for name in measured
+        },
+        metadata={"split": result["split"]},
+    )
+
+
+def _mean(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The mean over several tasks as if it were one."""
+    if not result["macro"]:
+        return None
+    metric = " / ".join(dict.fromkeys(task["metric"] for task in result["tasks"]))
+    known = {key: result[key] for key in ("full", "baseline")}
+    return {"task": "the mean over tasks", "metric": metric, "blocks": result["macro"], **known}
+
+
+def _section(
+    task: Mapping[str, Any], heading: str, figures: Sequence[str], several: bool, constant: str = ""
+) -> Section:
+    rows = _rows(task)
+    lines = [f"{heading}.{constant}"] if several else []  # the terminal shows no headings
+    if any(str(row[1]).endswith("*") for row in rows):
+        lines.append(LEGEND)
+    return Section(
+        heading,
+        "\n\n".join([*lines, *_findings(task)]),
+        Table((units_noun(task["blocks"]), *HEADERS), rows),
+        figures,
+    )
+
+
+def _findings(task: Mapping[str, Any]) -> list[str]:
+    """The least important blocks, by either measure."""
+    blocks, lines = task["blocks"], []
+    for measure, label in (("quality", task["metric"]), ("reference_logprob", "reference log-probability")):
+        cheap = [str(unit_name(entry)) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
+        tied = " (tied)" if len(cheap) > 1 else ""
+        lines.append(f"least important by {label}: {units_noun(blocks)}s {', '.join(cheap)}{tied}")
+    return [] if refusal(task) else lines
+
+
+def _rows(task: Mapping[str, Any]) -> list[list[Cell]]:
+    """One row per block; where the model does not do the task, ranks would be no findings and are left out."""
+    rows: list[list[Cell]] = []
+    for entry in task["blocks"]:
+        kept = task["full"]["quality"] - entry["quality"]["drop"]
+        signs = {"quality": mark(kept, entry["num_distinct_answers"], task["baseline"])}
+        row: list[Cell] = [unit_name(entry)]
+        for measure in MEASURES:
+            found = entry[measure]
+            ranks = [None, None] if refusal(task) else [found["rank"], _span(found["rank_ci"])]
+            drop, limits = f"{found['drop']:+.3f}{signs.get(measure, '')}", found["drop_simultaneous_ci"]
+            row += [drop, format_interval(limits), format_p_value(found["p_holm"]), *ranks]
+        rows.append(row)
+    return rows
+
+
+def _span(ranks: Sequence[int]) -> str:
+    return str(ranks[0]) if ranks[0] == ranks[1] else f"{ranks[0]}-{ranks[1]}"
+
+
+def _logged(task: Mapping[str, Any], confidence: float) -> Table:
+    """One row per block or half, without rounding."""
+    rows, refused = [], refusal(task) is not None
+    for entry in task["blocks"]:
+        row: list[Cell] = [unit_name(entry)]
+        for measure in MEASURES:
+            drop = entry[measure]
+            verdict = WITHHELD if refused else "differs" if differs(drop["p_holm"], confidence) else "tie"
+            row += [drop["drop"], *drop["drop_ci"], *drop["drop_simultaneous_ci"], drop["p_holm"], verdict]
+        rows.append([*row, *(None if refused else entry[measure].get("rank") for measure in MEASURES)])
+    return Table(COLUMNS, rows)
+
+
+def _method_sections(methods: Mapping[str, Any]) -> list[Section]:
+    entries, validation = methods["entries"], methods["validation"]
+    num_blocks = len(entries[0]["scores"])
+    k = max(1, num_blocks // 4)
+    lower = ", ".join(entry["method"] for entry in entries if entry["direction"] == "lower")
+    explained = EXPLAIN.format(
+        confidence=methods["confidence"],
+        k=k,
+        chance=k / num_blocks,
+        batch_size=methods["batch_size"],
+        forward_ms=1000 * methods["forward_seconds"],
+        together=methods["proxies_together_forwards"],
+        but=f", of {lower} a lower one" if lower else "",
+    )
+    masks = EXPLAIN_MASKS.format(
+        num_samples=validation["num_samples"],
+        full=validation["full"]["quality"],
+        confidence=methods["confidence"],
+        simultaneous=SIMULTANEOUS,
+    )
+    headers = ("method", "spearman", "noise-free", "p", f"least {k}", "forwards")
+    return [
+        Section("Methods", explained, Table(headers, _method_rows(entries, str(k))), [METHODS]),
+        Section(
+            "Masks of every method",
+            masks + describe_constant(validation),
+            Table(MASK_HEADERS, _mask_rows(methods)),
+        ),
+    ]
+
+
+def _method_rows(entries: Sequence[Mapping[str, Any]], k: str) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for entry in entries:
+        limits, p_value = entry["spearman_ci"], entry["p_value"]
+        unknown = None if entry["method"] == "accuracy_drop" else "not estimable"
+        rows.append(
+            [
+                entry["method"],
+                entry["spearman"],
+                format_interval(limits) or unknown,
+                None if p_value is None else format_p_value(p_value),
+                entry["overlap"].get(k),
+                entry["forwards"],
+            ]
+        )
+    return rows
+
+
+def _mask_rows(methods: Mapping[str, Any]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for masks in zip(*(entry["masks"] for entry in methods["entries"])):
+        for entry, mask in zip(methods["entries"], masks):
+            sign = mark(mask["quality"], mask["num_distinct_answers"], methods["validation"]["baseline"])
+            difference: list[Cell] = [None, None, None]  # it is the accuracy drop's mask itself
+            if mask["p_holm"] is not None:
+                limits = format_interval(mask["difference_simultaneous_ci"])
+                difference = [f"{mask['difference']:+.3f}", limits, format_p_value(mask["p_holm"])]
+            quality = [f"{mask['quality']:.3f}{sign}", format_interval(mask["quality_ci"], "")]
+            rows.append([entry["method"], mask["num_active_blocks"], *quality, *difference, mask["verdict"]])
+    return rows

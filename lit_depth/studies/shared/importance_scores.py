@@ -1,0 +1,280 @@
+"""Importance of blocks as commands use it: measured by skipping each block alone, or read from a file.
+
+The file is ``{"0": 0.6, "1": 0.03, ...}``, as ``lit-depth importance`` writes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.pytorch import Trainer
+
+from lit_depth.callbacks import MaskSweep
+from lit_depth.data import DepthDataModule, Task
+from lit_depth.functional import leave_one_out
+from lit_depth.functional.masks import Granularity
+from lit_depth.module import DepthModule
+from lit_depth.results.reading import read_object
+from lit_depth.results.unit_names import unit_name
+from lit_depth.studies.compare.answers import list_counts
+from lit_depth.studies.shared.block_ranks import describe_blocks, describe_full, tied_at_cut
+from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.identity import check_same_model
+from lit_depth.studies.shared.scores import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESULT = "importance.json"
+COMPARISON = "m5_mask_strategy_comparison.json"
+SCORES = "layer_importance_scores.json"
+# keys of a comparison's ``importance`` entry, and what they hold of each block
+IMPORTANCE_KEYS = {
+    "scores": "drop",
+    "intervals": "drop_ci",
+    "simultaneous_intervals": "drop_simultaneous_ci",
+    "p_holm": "p_holm",
+    "tied_with": "tied_with",
+}
+
+
+class Measured(NamedTuple):
+    """The full model and every leave-one-out mask of some units, on the samples of one split of one task."""
+
+    task: Task
+    split: str
+    scores: Scores
+    sweep: MaskSweep
+
+
+def check_blocks(num_blocks: int, skip: Sequence[int]) -> list[int]:
+    """Blocks to measure: all but those in ``skip``."""
+    wrong = [block_idx for block_idx in skip if not 0 <= block_idx < num_blocks]
+    if wrong:
+        raise ValueError(f"skip: expected block indices in 0..{num_blocks - 1}, got {wrong}")
+    blocks = [block_idx for block_idx in range(num_blocks) if block_idx not in skip]
+    if not blocks or num_blocks < 2:
+        raise ValueError(f"there is no block to measure: the model has {num_blocks}, skip names {sorted(set(skip))}")
+    return blocks
+
+
+def units_of(blocks: Sequence[int], granularity: Granularity) -> list[int]:
+    """Indices in a mask of what is measured of these blocks.
+
+    >>> units_of([0, 2], "block"), units_of([0, 2], "sublayer")
+    ([0, 2], [0, 1, 4, 5])
+    """
+    if granularity == "block":
+        return list(blocks)
+    return [2 * block_idx + half for block_idx in blocks for half in (0, 1)]
+
+
+def measure(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    split: str,
+    units: Sequence[int],
+    folder: Path,
+    max_bad_samples: float,
+) -> Measured:
+    """Evaluate the full model and every leave-one-out mask of ``units``, on the samples of one split."""
+    masks = [torch.ones(model.num_units, dtype=torch.bool), *leave_one_out(model.num_units)[list(units)]]
+    text = f"importance, {datamodule.task.name}, {split} split"
+    scores, sweep = evaluate(trainer, model, datamodule, split, masks, folder, text, max_bad_samples)
+    return Measured(datamodule.task, split, scores, sweep)
+
+
+def records_of(measured: Iterable[Measured], *columns: str) -> pd.DataFrame:
+    """Records of all measurements, with ``columns`` (``task``, ``split``) that tell them apart."""
+    import pandas as pd
+
+    frames = []
+    for each in measured:
+        names = {"task": each.task.name, "split": each.split}
+        if each.sweep.records is not None:
+            frames.append(each.sweep.records.assign(**{column: names[column] for column in columns}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def task_entry(
+    measured: Measured, units: Sequence[int], num_units: int, confidence: float, granularity: Granularity
+) -> dict[str, Any]:
+    """What is known of one task: its samples, the full model, every unit; of choices also how many are none."""
+    task, _, scores, sweep = measured
+    entry = {
+        "task": task.name,
+        "metric": task.metric,
+        "in_training_mixture": task.in_training_mixture,
+        "num_samples": len(scores.images),
+        "num_images": len(set(scores.images)),
+        "num_bad_samples": len(sweep.bad_samples),
+        "bad_samples": sweep.bad_samples,
+        "full": describe_full(scores, num_units, confidence),
+        "baseline": describe_baseline(scores, "1" * num_units, confidence),
+        "blocks": describe_blocks(scores, units, num_units, confidence, granularity),
+    }
+    return entry | ({"parse_failed": sweep.parse_failed} if sweep.parse_failed else {})
+
+
+def measure_mean(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    folder: Path,
+    confidence: float,
+    max_bad_samples: float,
+) -> tuple[list[float], dict[str, Any]]:
+    """Accuracy drop of every block on the calibration split: the scores, and the result's ``importance`` entry.
+
+    Of several tasks it is their mean, so that every task is evaluated under the same masks.
+    """
+    blocks = range(model.num_blocks)
+    found = [
+        measure(trainer, model, each, "calibration", blocks, folder, max_bad_samples).scores
+        for each in datamodule.for_each_task()
+    ]
+    scores = found[0] if len(found) == 1 else Scores.pooled(found)
+    entries = describe_blocks(scores, blocks, model.num_blocks, confidence)
+    drop = {str(entry["block"]): entry["quality"] for entry in entries}
+    return [each["drop"] for each in drop.values()], {
+        "source": "accuracy drop on the calibration split" + ("" if len(found) == 1 else ", mean over tasks"),
+        "num_samples": len(scores.images),
+        **{key: {block: each[name] for block, each in drop.items()} for key, name in IMPORTANCE_KEYS.items()},
+    }
+
+
+def plain_scores(blocks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Content of a ``{"0": 0.6, ...}`` file, from the entries of `describe_blocks`."""
+    return {str(unit_name(entry, ".")): entry["quality"]["drop"] for entry in blocks}
+
+
+def read_importance(path: str, model: DepthModule, datamodule: DepthDataModule) -> dict[str, Any]:
+    """The content of a ``{"0": 0.6, ...}`` file; refuse one of another model, or of what this run reports on."""
+    try:
+        scores = read_object(path)
+    except ValueError as error:
+        raise ValueError(
+            f'importance: expected a JSON file like {{"0": 0.6, "1": 0.03, ...}}: {path}: {error}'
+        ) from error
+    # what `lit-depth importance` writes beside it
+    details = Path(path).with_name(RESULT)
+    if details.is_file():
+        try:
+            run = read_object(details)
+            split, measured = run["split"], {entry["task"] for entry in run["tasks"]}
+        except (ValueError, KeyError, TypeError) as error:
+            reason = f"no entry {error}" if isinstance(error, KeyError) else error
+            raise ValueError(
+                f"importance: {details}, which says what the scores beside it were measured on, is damaged ({reason}): "
+                f"measure again, or move {Path(path).name} elsewhere"
+            ) from error
+        shared = {task.name for task in datamodule.tasks} & measured
+        if split == "validation" and shared:
+            raise ValueError(
+                f"importance: {path} was measured on the validation split of {min(shared)}, which compare reports on: "
+                "masks chosen by it would look better than they are. Measure it with --split calibration"
+            )
+    check_same_model(path, "importance", model, {})
+    return scores
+
+
+def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, keep: Sequence[int] = ()) -> list[float]:
+    """Scores of a ``{"0": 0.6, ...}`` file as a list, checked.
+
+    Args:
+        keep: Blocks that stay active whatever their score; these may be missing, and count as most important.
+
+    >>> to_importance({"1": 0.5, "0": 2}, 2, "file.json")
+    [2.0, 0.5]
+    >>> to_importance({"1": 0.5}, 2, "file.json", keep=[0])
+    [0.5, 0.5]
+
+    Raises:
+        ValueError: If a block is missing, unknown, or has no finite number.
+    """
+    expected = {str(block_idx) for block_idx in range(num_blocks)}
+    known = isinstance(scores, Mapping) and bool(scores) and not set(scores) - expected
+    missing = sorted(int(b) for b in expected - set(scores) if int(b) not in keep) if known else []
+    if not known or missing:
+        given = sorted(scores, key=str)[:5] if isinstance(scores, Mapping) else type(scores).__name__
+        raise ValueError(
+            f"{source}: expected one score for each of the blocks 0..{num_blocks - 1}, got {given}"
+            + (f"; without one, give --keep for blocks {missing}" if missing else "")
+        )
+    for block_idx, value in scores.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{source}: expected a finite score, got {value!r} for block {block_idx}")
+    return [float(scores.get(str(block_idx), max(scores.values()))) for block_idx in range(num_blocks)]
+
+
+def read_ties(path: str) -> dict[int, list[int]] | None:
+    """Which blocks of a ``{"0": 0.6, ...}`` file are tied, by the result that stands beside it.
+
+    Returns:
+        Of each measured block the blocks that it is tied with; None where the file stands alone, or was changed.
+    """
+    try:
+        scores, folder = read_object(path), Path(path).parent
+        if (folder / RESULT).is_file():
+            run = read_object(folder / RESULT)
+            blocks = run["macro"] or run["tasks"][0]["blocks"]
+            found = {str(entry["block"]): entry["quality"]["tied_with"] for entry in blocks}
+            measured = plain_scores(blocks)
+        else:
+            entry = read_object(folder / COMPARISON)["importance"]
+            found, measured = entry["tied_with"], entry["scores"]
+        ties = {int(block): [int(other) for other in others] for block, others in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return ties if measured == scores else None
+
+
+def name_ties(
+    masks: Mapping[int, Sequence[int]],
+    scores: Sequence[float],
+    tied_with: Mapping[int, Sequence[int]],
+    keep: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Where the importance policy decided among blocks that the samples cannot tell apart.
+
+    Args:
+        masks: Its active blocks by their number.
+        scores: Importance of each block.
+        tied_with: Blocks that each block is tied with.
+        keep: Blocks that were active whatever their score.
+
+    Returns:
+        Entries as `lit_depth.studies.compare.schema.Tie`, one for each number of active blocks with ties across the
+        cut.
+    """
+    free = {b: [other for other in others if other not in keep] for b, others in tied_with.items() if b not in keep}
+    found = []
+    for count, kept in masks.items():
+        blocks = tied_at_cut(scores, free, kept)
+        if blocks:
+            found.append({"num_active_blocks": count, "blocks": blocks, "kept": [b for b in blocks if b in set(kept)]})
+    return found
+
+
+def tie_sentences(entry: Mapping[str, Any]) -> list[str]:
+    """What the importance policy decided by chance: one sentence per number of active blocks.
+
+    >>> tie_sentences({"ties": [{"num_active_blocks": 8, "blocks": [3, 5, 7], "kept": [5, 7]}]})
+    ['At 8 blocks the order of blocks 3, 5 and 7 is noise; 5 and 7 were kept.']
+    """
+    if entry.get("ties") is None:
+        return [f"Which blocks are tied in importance is not known: {entry['source']} stands alone, without tests."]
+    sentences = []
+    for tie in entry["ties"]:
+        count, were = tie["num_active_blocks"], "were" if len(tie["kept"]) > 1 else "was"
+        sentences.append(
+            f"At {count} block{'s' if count > 1 else ''} the order of blocks {list_counts(tie['blocks'])} is noise; "
+            f"{list_counts(tie['kept'])} {were} kept."
+        )
+    return sentences

@@ -1,0 +1,125 @@
+"""The table of importance methods, and functions of one's own by their paths, against plain loops."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from lit_depth.functional import find_blocks, proxy_importance
+from lit_depth.functional.importance.methods import (
+    METHODS,
+    SIGNATURES,
+    TABLE,
+    Method,
+    check_methods,
+    find_method,
+    taylor,
+)
+from tests.helpers.tiny_models import tiny_batch, tiny_model
+
+
+def change(before, after):
+    """Norm of what a block adds."""
+    return (after - before).norm(dim=-1)
+
+
+def sharpness(weights):
+    """The largest weight of every query."""
+    return weights.amax(-1)
+
+
+def squares(gradient, weight):
+    return (gradient * gradient).sum()
+
+
+def other(x, y):
+    return x
+
+
+def all_at_once(before, after):
+    return (after - before).norm()
+
+
+small_change = Method("small_change", "last_state", "lower", change)
+NOT_A_FUNCTION = 3
+
+
+def own(name: str) -> str:
+    return f"{__name__}.{name}"
+
+
+def test_every_method_takes_what_its_kind_says():
+    assert tuple(TABLE) == METHODS == check_methods(METHODS)
+    for name, method in TABLE.items():
+        assert method.name == name and tuple(inspect.signature(method.function).parameters) == SIGNATURES[method.kind]
+    assert {name for name, method in TABLE.items() if method.direction == "lower"} == {"taylor_signed"}
+
+
+def test_a_function_of_ones_own_is_of_the_kind_whose_parameters_it_has():
+    assert find_method(own("change")) == Method(own("change"), "states", "higher", change)
+    assert (find_method(own("sharpness")).kind, find_method(own("squares")).kind) == ("attention", "gradient")
+    mine = find_method(own("small_change"))
+    assert (mine.name, mine.kind, mine.direction) == (own("small_change"), "last_state", "lower")
+    assert find_method("taylor").function is taylor
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tailor", "expected methods among .*given 'tailor'"),
+        (own("absent"), "expected the dotted path of a function, given"),
+        ("no_such_package.method", "expected the dotted path of a function, given"),
+        (own("other"), r"one of \(before, after\), \(weights\), \(gradient, weight\), given .* of \(x, y\)"),
+        (own("NOT_A_FUNCTION"), "expected a function of one of"),
+    ],
+)
+def test_what_is_no_method_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        check_methods([name])
+
+
+def test_scores_of_ones_own_in_plain_loops():
+    """Beside a method of the table, which stays what it is."""
+    model = tiny_model("llama")
+    model.config._attn_implementation = "eager"
+    batch = tiny_batch(model, rows=3)
+    batch["labels"] = batch["input_ids"].clone()
+    names = ["taylor", *map(own, ("change", "small_change", "sharpness", "squares"))]
+    scores = proxy_importance(model, [batch], names)
+    assert list(scores) == names
+    torch.testing.assert_close(scores["taylor"], proxy_importance(model, [batch], ["taylor"])["taylor"])
+
+    real = batch["attention_mask"].bool()
+    blocks, kept = find_blocks(model), {}
+    hooks = [
+        block.register_forward_hook(lambda _, args, output, i=i: kept.update({i: (args[0], output)}))
+        for i, block in enumerate(blocks)
+    ]
+    labels = batch.pop("labels").masked_fill(~(real & real.roll(1, dims=1)), -100)
+    positions = (real.cumsum(1) - 1).clamp_min(0)
+    output = model(**batch, position_ids=positions, output_attentions=True, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    logits, targets = output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").backward()
+    num_labels = int((labels[:, 1:] != -100).sum())
+    for i, block in enumerate(blocks):
+        before, after = kept[i]
+        added = (after - before).norm(dim=-1)
+        last = [row.nonzero().max() for row in real]
+        expected = {
+            "change": added[real].mean(),
+            "small_change": torch.stack([added[row, position] for row, position in enumerate(last)]).mean(),
+            "sharpness": output.attentions[i].amax(-1).mean(1)[real].mean(),
+            "squares": sum((weight.grad**2).sum() for weight in block.parameters()) / num_labels,
+        }
+        for name, value in expected.items():
+            assert scores[own(name)][i].item() == pytest.approx(value.item(), rel=1e-4), (name, i)
+
+
+def test_a_function_that_gives_other_than_one_number_each_is_refused():
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match=r"all_at_once: expected a tensor of shape \[\d+\], got \[\]"):
+        proxy_importance(model, [tiny_batch(model, rows=2)], [own("all_at_once")])
