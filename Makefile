@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 BENCHMARKS := $(filter-out benchmarks/gpu_% benchmarks/environment.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test lint house bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -26,6 +26,9 @@ lint: venv ## lint, check the formatting, check the types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+house: venv ## print what is unusually large or doubly named
+	$(BIN)/python -m tests.helpers.house
 
 bench: venv ## run the benchmarks that need no GPU; results in benchmarks/results
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done

@@ -50,7 +50,9 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     def hints() -> dict[str, Any]:
         parameters = signature.parameters.values()
         annotations = {each.name: each.annotation for each in parameters if each.kind not in (2, 4)}  # *args, **kwargs
-        return {name: _resolve(hint, function) for name, hint in annotations.items() if hint is not inspect._empty}
+        return {
+            name: _resolve(hint, function) for name, hint in annotations.items() if hint is not inspect.Parameter.empty
+        }
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -54,6 +54,11 @@ def eager_attention(decoder: PreTrainedModel | None) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
+def attention_of(model: PreTrainedModel) -> str | None:
+    """How the model computes attention, such as ``sdpa``."""
+    return model.config._attn_implementation
+
+
 def _tree(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
     """A config and all below it, outer ones first: setting one sets those below it."""
     yield config

@@ -103,7 +103,7 @@ def private_attributes(text: str, own: set[str]) -> set[str]:
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
-        and not node.attr.startswith("__")
+        and not node.attr.startswith(("__", "_lit_depth"))  # what we set on objects of others is ours
         and not _is_own(node.value)
         and node.attr not in own
     }
@@ -111,6 +111,38 @@ def private_attributes(text: str, own: set[str]) -> set[str]:
 
 def _is_own(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def two_signatures(commands: Mapping[str, str], trainer: str) -> list[str]:
+    """Commands whose function is not ``<name>(trainer, model, datamodule, ...)``, or not the trainer's method itself.
+
+    Args:
+        commands: Name of each command, and the source of its ``command.py``.
+        trainer: Source of ``trainer.py``.
+    """
+    (methods,) = (node.body for node in ast.parse(trainer).body if getattr(node, "name", "") == "DepthTrainer")
+    taken = {ast.unparse(node) for node in methods if isinstance(node, ast.Assign)}
+    found = []
+    for name, text in commands.items():
+        functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == name]
+        first = [each.arg for each in functions[0].args.args[:3]] if functions else []
+        if first != ["trainer", "model", "datamodule"]:
+            found.append(f"expected a function {name}(trainer, model, datamodule, ...), got {name}({', '.join(first)})")
+        if f"{name} = {name}" not in taken:
+            found.append(f"expected {name} = {name} in DepthTrainer")
+    return found
+
+
+def mask_checks(text: str) -> list[str]:
+    """Lines that check a mask: calls of ``check_mask``, and comparisons of a mask's dtype."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        is_call = (
+            isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "check_mask"
+        )
+        if is_call or (isinstance(node, ast.Compare) and "mask" in (words := ast.unparse(node)) and ".dtype" in words):
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+    return found
 
 
 def defined_names(texts: Mapping[str, str]) -> set[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_depth.functional.importance.methods import Method, double
+from lit_depth.functional.model_state import attention_of
 
 
 class BlockRecorder:
@@ -106,7 +107,7 @@ class BlockRecorder:
             if broken:
                 raise ValueError(f"expected finite {what}, got NaN or infinite ones first from block {min(broken)}")
         if self.of_attention and not self.finite["attention weights"]:
-            used = None if decoder is None else decoder.config._attn_implementation
+            used = None if decoder is None else attention_of(decoder)
             names = ", ".join(method.name for method in self.of_attention)
             raise ValueError(
                 f"{names} needs attention weights, which only eager attention returns, and "

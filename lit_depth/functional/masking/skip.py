@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.arguments import checked
@@ -130,7 +129,7 @@ def masked(
             f"phase={phase!r}, decode_without_prompt={decode_without_prompt}"
         )
     module_list = find_blocks(model, blocks)
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.dtype == torch.bool and mask.shape[1] == len(module_list):
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == len(module_list):
         raise NotImplementedError("per-row masks [batch, num_blocks] are not supported yet; pass one mask [num_blocks]")
     active = check_mask(mask, len(module_list), granularity).tolist()
     check_skippable(find_decoder(model, module_list), module_list)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,30 +16,11 @@ from numpy.typing import NDArray
 from lit_depth.data import DepthDataModule, Sample
 from lit_depth.metrics import clean_prediction
 from lit_depth.metrics.base import new_metric
-
-if TYPE_CHECKING:
-    from lit_depth.studies.shared.scores import Scores
+from lit_depth.studies.shared.scores import ConstantAnswer, FoundAnswer, Scores
 
 MAX_CANDIDATES = 50
 # of a larger calibration split, evenly spread: more samples would hardly change the choice, and take minutes
 MAX_SAMPLES = 5_000
-
-
-class FoundAnswer(NamedTuple):
-    """The constant answer of one task, and where it was found."""
-
-    text: str
-    split: str
-    num_samples: int
-    num_candidates: int
-    reason: str | None = None  # why it was found on the questions that are reported on
-
-
-class ConstantAnswer(NamedTuple):
-    """What is known of the constant answer on the samples of a split; of several tasks one answer for each."""
-
-    found: tuple[FoundAnswer, ...]
-    scores: NDArray[np.float64]  # [num_samples]
 
 
 def score_constant(answer: str, samples: Sequence[Sample], metric: Any) -> NDArray[np.float64]:

@@ -16,9 +16,25 @@ from lit_depth.functional.statistics import (
     paired_comparisons,
     paired_intervals,
 )
-from lit_depth.studies.shared.constant_answer import ConstantAnswer
 
 Measure = Literal["quality", "reference_logprob"]
+
+
+class FoundAnswer(NamedTuple):
+    """The constant answer of one task, and where it was found."""
+
+    text: str
+    split: str
+    num_samples: int
+    num_candidates: int
+    reason: str | None = None  # why it was found on the questions that are reported on
+
+
+class ConstantAnswer(NamedTuple):
+    """What is known of the constant answer on the samples of a split; of several tasks one answer for each."""
+
+    found: tuple[FoundAnswer, ...]
+    scores: NDArray[np.float64]  # [num_samples]
 
 
 class Scores(NamedTuple):
