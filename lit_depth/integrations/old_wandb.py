@@ -55,24 +55,6 @@ IMPORTANCE_COLUMNS = (
     "reference_logprob_rank",
 )
 CONSISTENCY_COLUMNS = ("a", "b", "measure", "spearman", "noise_free_low", "noise_free_high", "p_value", "verdict")
-SEARCH_COLUMNS = (
-    "removed",
-    "num_removed",
-    "found_by",
-    "quality",
-    "drop",
-    "drop_ci_low",
-    "drop_ci_high",
-    "drop_simultaneous_ci_low",
-    "drop_simultaneous_ci_high",
-    "drop_p_holm",
-    "interaction",
-    "interaction_ci_low",
-    "interaction_ci_high",
-    "interaction_simultaneous_ci_low",
-    "interaction_simultaneous_ci_high",
-    "interaction_p_holm",
-)
 _STEP = "num_active_blocks"
 _QUALITY_FIGURES = ("m5_quality_vs_blocks",)
 _LATENCY_FIGURES = ("m5_latency_vs_blocks", "m5_quality_latency_tradeoff")
@@ -345,52 +327,6 @@ def log_tokens(logger: WandbLogger, result: dict[str, Any], folder: str | Path) 
     pages = [entry["page"] for entry in result["prompts"]]
     for name in ("tokens.json", "masking_results.csv", "masking_results.parquet", *pages):
         artifact.add_file(str(folder / name))
-    run.log_artifact(artifact)
-
-
-@rank_zero_only
-def log_search(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
-    """Log a search over ablations to a logger's run, online or offline.
-
-    | key | what |
-    |---|---|
-    | ``search/ablations`` | one row per ablation that was reported, see :data:`SEARCH_COLUMNS` |
-    | ``figures/search_tree``, ``figures/drop_vs_removed`` | the figures in ``folder`` |
-    | summary ``search/removed_<k>``, ``search/drop_<k>`` | the best k blocks to remove, and their drop (report split) |
-    | summary ``withheld``, ``baseline/...`` | as for a comparison |
-    | summary ``search/evaluations``, ``search/saved`` | cells (mask, sample) asked for, and saved by racing |
-
-    The JSON file becomes the artifact ``search`` of type ``search``.
-
-    Args:
-        logger: Its run is created if there is none yet, and stays open.
-        result: Content of ``search.json``.
-        folder: Folder of the result.
-    """
-    folder, run = Path(folder), logger.experiment
-    rows = []
-    for entry in result["ablations"]:
-        removed, size = " ".join(result["units"][unit] for unit in entry["removed"]), len(entry["removed"])
-        numbers = [
-            number
-            for key in ("drop", "interaction")
-            for number in (
-                entry[key],
-                *(entry[f"{key}_ci"] or (None, None)),
-                *(entry[f"{key}_simultaneous_ci"] or (None, None)),
-                entry[f"{key}_p_holm"],
-            )
-        ]
-        rows.append([removed, size, ", ".join(entry["found_by"]), entry["quality"], *numbers])
-        if "search" in entry["found_by"]:
-            run.summary.update({f"search/removed_{size}": removed, f"search/drop_{size}": entry["drop"]})
-    figures = [folder / "figures" / f"{name}.png" for name in ("search_tree", "drop_vs_removed")]
-    images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures if path.is_file()}
-    run.log({"search/ablations": wandb.Table(columns=list(SEARCH_COLUMNS), data=rows), **images})
-    run.summary.update({**_withheld([(result["task"], result["report"])]), **_baseline(result["report"])})
-    run.summary.update({f"search/{key}": result["totals"][key] for key in ("evaluations", "saved")})
-    artifact = wandb.Artifact("search", type="search", metadata={"rank_by": result["rank_by"]})
-    artifact.add_file(str(folder / "search.json"))
     run.log_artifact(artifact)
 
 

@@ -74,6 +74,20 @@ def describe_constant(entry: Mapping[str, Any]) -> str:
     )
 
 
+def withheld_scalar(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What loggers keep first: why there are no verdicts, of each part of a result by its name; empty = there are."""
+    return {"withheld": " ".join(reason for name, entry in measured.items() if (reason := refusal(entry, name)))}
+
+
+def baseline_scalars(entry: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
+    """What loggers keep of the best constant answer, and the number of distinct answers of the full model."""
+    baseline = entry.get("baseline")
+    if baseline is None:
+        return {}
+    found = {f"baseline/{key}{suffix}": baseline[key] for key in ("answer", "quality", "beaten")}
+    return found | {f"full/num_distinct_answers{suffix}": entry["full"].get("num_distinct_answers")}
+
+
 def count_answers(number: int) -> str:
     """
     >>> count_answers(1), count_answers(7)

@@ -334,38 +334,6 @@ def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest
     assert {entry.path for entry in artifact.manifest.contents} == files
 
 
-def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_depth.integrations.wandb import log_search
-
-    alone = {"removed": [2], "found_by": ["search"], "quality": 0.9, "drop": 0.01, "drop_ci": [-0.01, 0.02]}
-    alone |= {"drop_simultaneous_ci": [-0.03, 0.05], "drop_p_holm": 0.4}
-    pair = {
-        **alone,
-        "removed": [0, 2],
-        "found_by": ["beam 2", "greedy"],
-        "interaction": 0.3,
-        "interaction_ci": [0.2, 0.4],
-        "interaction_simultaneous_ci": [0.1, 0.5],
-        "interaction_p_holm": 0.01,
-    }
-    nothing = dict.fromkeys(key for key in pair if key.startswith("interaction"))
-    result = {"ablations": [alone | nothing, pair], "rank_by": "accuracy", "task": "shapes_vqa"}
-    baseline = {"answer": "no", "quality": 0.5, "difference": 0.4, "difference_ci": [0.3, 0.5], "beaten": True}
-    result["report"] = {"full": {"quality": 0.9}, "baseline": baseline}
-    result |= {"totals": {"evaluations": 800, "saved": 200}, "units": ["0", "1", "2"]}
-    write_json(tmp_path / "result" / "search.json", result)
-    logged = offline_run(lambda logger: log_search(logger, result, tmp_path / "result"), tmp_path, monkeypatch)
-    first, second = read_table(logged, logged.history[0]["search/ablations"])
-    assert (first["removed"], first["drop_ci_high"], first["interaction"]) == ("2", 0.02, None)
-    assert (second["removed"], second["num_removed"], second["found_by"]) == ("0 2", 2, "beam 2, greedy")
-    assert second["interaction_ci_low"] == 0.2 and second["interaction_simultaneous_ci_high"] == 0.5
-    assert (first["drop_p_holm"], second["interaction_p_holm"]) == (0.4, 0.01)
-    assert logged.summary["withheld"] == "" and logged.summary["baseline/quality"] == 0.5
-    expected = {"search/removed_1": "2", "search/drop_1": 0.01, "search/evaluations": 800, "search/saved": 200}
-    assert {key: logged.summary[key] for key in expected} == expected
-    assert [artifact.type for artifact in logged.artifacts if artifact.type == "search"] == ["search"]
-
-
 def test_without_latency_only_quality_is_logged(
     comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

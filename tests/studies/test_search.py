@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from lit_depth import DepthModule, DepthTrainer
@@ -36,8 +37,9 @@ from lit_depth.functional import (
 from lit_depth.functional.statistics import mean_intervals, paired_interval
 from lit_depth.metrics import ExactMatch
 from lit_depth.module import MaskedPredictions, model_inputs
-from lit_depth.studies.search import command as study
-from lit_depth.studies.search.score_cache import Cells
+from lit_depth.studies.search.arguments import SearchArguments
+from lit_depth.studies.search.finders import Progress
+from lit_depth.studies.search.score_cache import ScoreCache
 from tests.helpers.commands import close, run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -110,7 +112,8 @@ def module(checkpoint) -> Simulated:
 def figures(request, monkeypatch) -> None:
     """Drawn only where a test looks at the files: it takes as long as all else here."""
     if request.node.name != "test_what_is_reported_comes_from_the_report_split":
-        monkeypatch.setattr(study, "write_search_figures", lambda result, folder: [])
+        for name in ("tree_figure", "drop_figure"):
+            monkeypatch.setattr(f"lit_depth.studies.search.report.{name}", lambda result: Figure())
 
 
 class Direct:
@@ -119,10 +122,10 @@ class Direct:
     def __init__(self, datamodule: DepthDataModule, bad: tuple[int, ...] = ()) -> None:
         names = datamodule.eval_dataset("calibration").recorded_ids()
         self.names, self.images, self.bad = [n for n, _ in names], [i for _, i in names], bad
-        self.cells: set[tuple[str, int]] = set()
+        self.asked: set[tuple[str, int]] = set()
 
     def __call__(self, masks, positions) -> MaskScores:
-        self.cells |= {(mask_id(mask), position) for mask in masks for position in positions}
+        self.asked |= {(mask_id(mask), position) for mask in masks for position in positions}
         scores = np.array([[simulated(self.names[p], removed_by(mask)) for p in positions] for mask in masks])
         scores[:, [p in self.bad for p in positions]] = np.nan
         return MaskScores(scores[..., 0], np.round(scores[..., 1], 6))
@@ -161,12 +164,12 @@ def test_the_command_finds_what_follows_from_the_scores(module, tmp_path, capsys
     order = sorted(expected.levels[0].ablations, key=lambda a: (a.score, a.removed))
     ordered = [entry["removed"] for entry in result["baselines"]["importance_order"]]
     assert ordered == [tuple(sorted(a.removed[0] for a in order[-size:])) for size in (1, 2)]
-    # no cell was evaluated twice
-    direct.cells.update((mask_id(mask), p) for mask in ablation_masks(16, [(), *ordered]) for p in range(200))
-    assert result["totals"]["evaluations_with_baselines"] == len(direct.cells)
+    # no pair was evaluated twice
+    direct.asked.update((mask_id(mask), p) for mask in ablation_masks(16, [(), *ordered]) for p in range(200))
+    assert result["totals"]["evaluations_with_baselines"] == len(direct.asked)
     lines = [line for path in (tmp_path / "search").glob("**/calibration/*/*.jsonl") for line in path.open()]
     lines = [line for line in lines if not line.startswith('{"run"')]  # the head of every file
-    assert len(lines) == len(direct.cells)
+    assert len(lines) == len(direct.asked)
     out = capsys.readouterr().out
     assert f"racing saved {expected.saved} (" in out and "tied with the best" in out
 
@@ -320,8 +323,8 @@ SCRIPT = """
 import os, signal, sys
 from lit_depth.cli import main
 from lit_depth.results.records import RecordWriter
-from lit_depth.studies.search import command as search
-search._ROUND = 8
+from lit_depth.studies.search import finders
+finders._ROUND = 8
 left, write = [int(sys.argv[1])], RecordWriter.write
 def dying(self, record):
     left[0] -= 1
@@ -363,7 +366,7 @@ def test_one_process_two_processes_and_two_kills_give_the_same_bytes(small_check
 
 
 def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
-    """Each asks for the cells that are missing, whatever the number of processes."""
+    """Each asks for the scores that are missing, whatever the number of processes."""
     asked = []
 
     def sweep_samples(trainer, model, datamodule, split, masks, records, description, max_bad_samples, positions):
@@ -375,27 +378,29 @@ def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
 
     monkeypatch.setattr("lit_depth.studies.search.score_cache.sweep_samples", sweep_samples)
     trainer = type("Trainer", (), {"world_size": 3})
-    cells = Cells(trainer, module, data(module, calibration_samples=10), "calibration", tmp_path, 0.01)
+    cache = ScoreCache(trainer, module, data(module, calibration_samples=10), "calibration", tmp_path, 0.01)
     masks = ablation_masks(16, [(1,), (2,), (3,)])
-    first = cells(masks[:2], [4, 9])
-    again = cells(masks, [0, 9, 4])
+    first = cache(masks[:2], [4, 9])
+    again = cache(masks, [0, 9, 4])
     assert asked == [("round_0001", [4, 9]), ("round_0002", [0]), ("round_0003", [0, 9, 4])]
     assert first.accuracy.tolist() == again.accuracy[:2, [2, 1]].tolist()
-    assert cells.evaluations == 2 * 2 + 2 * 1 + 1 * 3
-    assert cells(masks, [4, 0]).reference_logprob.tolist() == again.reference_logprob[:, [2, 0]].tolist()
+    assert cache.evaluations == 2 * 2 + 2 * 1 + 1 * 3
+    assert cache(masks, [4, 0]).reference_logprob.tolist() == again.reference_logprob[:, [2, 0]].tolist()
     assert len(asked) == 3
 
 
 def test_time_left_is_that_of_the_full_search(module, tmp_path):
-    cells = Cells(None, module, data(module, calibration_samples=100), "calibration", tmp_path, 0.01)
-    progress = study._Progress(cells, 16, {"beam_width": 3, "max_blocks_to_remove": 3})
+    cache = ScoreCache(None, module, data(module, calibration_samples=100), "calibration", tmp_path, 0.01)
+    asked = {"rank_by": "accuracy", "racing": True, "epsilon": 0.02, "delta": 0.05, "exhaustive": False}
+    asked |= {"keep": [], "baselines": True, "confidence": 0.95}
+    progress = Progress(cache, SearchArguments(beam_width=3, max_blocks_to_remove=3, num_units=16, **asked))
     masks = ablation_masks(16, [(block,) for block in range(16)])
     assert progress(masks, range(60)) == "level 1 of 3, round 1"
-    cells.seconds_per_cell = 0.1
+    cache.seconds_per_score = 0.1
     # 4 masks on 40 samples, then 3 * 15 and 3 * 14 on 100
     assert progress(masks[:4], range(40)) == "level 1 of 3, round 2, at most 15 min left"
     pairs = ablation_masks(16, [(0, 1)])
-    cells.seconds_per_cell = 0.01
+    cache.seconds_per_score = 0.01
     assert progress(pairs, range(100)) == "level 2 of 3, round 1, at most 43 s left"
 
 
