@@ -19,17 +19,13 @@ def format_p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def format_interval(limits: Sequence[float] | None, sign: str = "+") -> str | None:
-    """Lower and upper end with three decimals; None stays None.
+def format_interval(limits: Sequence[float], sign: str = "+") -> str:
+    """Both limits with three decimals.
 
-    Args:
-        limits: (low, high).
-        sign: ``+`` = with the sign, as of differences; empty = without, as of shares.
-
-    >>> format_interval([-0.1, 0.25]), format_interval((0.5, 0.75), sign="")
-    ('[-0.100, +0.250]', '[0.500, 0.750]')
+    >>> format_interval([-0.5, 0.25]), format_interval([0.5, 1], sign="")
+    ('[-0.500, +0.250]', '[0.500, 1.000]')
     """
-    return None if limits is None else f"[{limits[0]:{sign}.3f}, {limits[1]:{sign}.3f}]"
+    return f"[{limits[0]:{sign}.3f}, {limits[1]:{sign}.3f}]"
 
 
 def format_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str]) -> str:

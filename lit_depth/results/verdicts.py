@@ -7,7 +7,7 @@ not beat the best constant answer, no verdict is given at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WITHHELD = "withheld"
@@ -74,18 +74,24 @@ def describe_constant(entry: Mapping[str, Any]) -> str:
     )
 
 
-def withheld_scalar(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What loggers keep first: why there are no verdicts, of each part of a result by its name; empty = there are."""
-    return {"withheld": " ".join(reason for name, entry in measured.items() if (reason := refusal(entry, name)))}
+def verdict_scalars(measured: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """What loggers keep of the constant answers: ``withheld`` (why there are no verdicts; or empty), ``baseline/...``.
 
+    Args:
+        measured: Of each part of a result its name in a sentence, the end of its keys (such as ``/<task>``), and the
+            part, as for `refusal`.
 
-def baseline_scalars(entry: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
-    """What loggers keep of the best constant answer, and the number of distinct answers of the full model."""
-    baseline = entry.get("baseline")
-    if baseline is None:
-        return {}
-    found = {f"baseline/{key}{suffix}": baseline[key] for key in ("answer", "quality", "beaten")}
-    return found | {f"full/num_distinct_answers{suffix}": entry["full"].get("num_distinct_answers")}
+    >>> verdict_scalars([("a", "/a", {"full": {"num_distinct_answers": 3}, "baseline": None})])
+    {'withheld': ''}
+    """
+    found: dict[str, Any] = {
+        "withheld": " ".join(reason for name, _, entry in measured if (reason := refusal(entry, name)))
+    }
+    for _, suffix, entry in measured:
+        if (baseline := entry.get("baseline")) is not None:
+            found |= {f"baseline/{key}{suffix}": baseline[key] for key in ("answer", "quality", "beaten")}
+            found[f"full/num_distinct_answers{suffix}"] = entry["full"].get("num_distinct_answers")
+    return found
 
 
 def count_answers(number: int) -> str:

@@ -12,11 +12,10 @@ from lit_depth.results.verdicts import (
     LEGEND,
     SIMULTANEOUS,
     WITHHELD,
-    baseline_scalars,
     describe_constant,
     mark,
     refusal,
-    withheld_scalar,
+    verdict_scalars,
 )
 from lit_depth.studies.search.figures import ablation_label, drop_figure, tree_figure
 
@@ -147,7 +146,7 @@ def _ablation_row(result: Mapping[str, Any], entry: Mapping[str, Any]) -> list[C
 
 
 def _scalars(result: Mapping[str, Any]) -> dict[str, Any]:
-    scalars = {**withheld_scalar({result["task"]: result["report"]}), **baseline_scalars(result["report"])}
+    scalars = verdict_scalars([(result["task"], "", result["report"])])
     for entry in result["ablations"]:
         if "search" in entry["found_by"]:
             size = len(entry["removed"])
