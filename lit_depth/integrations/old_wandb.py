@@ -243,49 +243,6 @@ def log_latency(logger: WandbLogger, result: dict[str, Any], folder: str | Path)
 
 
 @rank_zero_only
-def log_selection(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
-    """Log the masks under a latency budget to a logger's run, online or offline.
-
-    | key | what |
-    |---|---|
-    | ``select/candidates`` | one row per mask: the budget it needs in milliseconds, and its expected quality |
-    | ``figures/quality_vs_budget`` | the figure in ``folder`` |
-    | summary ``select/mask_id``, ``select/budget_ms``, ``select/share_within_budget``, ``select/quality`` | choice |
-    | summary ``withheld``, ``baseline/...`` | as for a comparison; where a verdict is withheld, there is no choice |
-
-    The JSON file becomes the artifact ``selection`` of type ``selection``.
-
-    Args:
-        logger: Its run is created if there is none yet, and stays open.
-        result: Content of ``selection.json``.
-        folder: Folder of the result.
-    """
-    folder, run = Path(folder), logger.experiment
-    rows = []
-    for entry in result["candidates"]:
-        quality = (entry["expected"] or entry["chosen_by"] or {}).get("quality")
-        rows.append([entry["mask_id"], entry["num_active_blocks"], entry["latency_ms"]["bound"], quality])
-    columns: list[str | int] = ["mask_id", _STEP, "budget_ms", "quality"]
-    figures = sorted((folder / "figures").glob("quality_vs_budget.png"))
-    images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
-    run.log({"select/candidates": wandb.Table(columns=columns, data=rows), **images})
-    run.summary.update({**_withheld([(result["task"], result)]), **_baseline(result)})
-    if (selected := result["selected"]) is not None:
-        quality = (selected["expected"] or selected["chosen_by"] or {}).get("quality")
-        run.summary.update(
-            {
-                "select/mask_id": selected["mask_id"],
-                "select/budget_ms": result["budget_ms"],
-                "select/share_within_budget": selected["measured_again"]["share_within_budget"],
-                "select/quality": quality,
-            }
-        )
-    artifact = wandb.Artifact("selection", type="selection", metadata={"device": result["device"]})
-    artifact.add_file(str(folder / "selection.json"))
-    run.log_artifact(artifact)
-
-
-@rank_zero_only
 def log_tokens(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
     """Log the impact of hidden tokens to a logger's run, online or offline.
 

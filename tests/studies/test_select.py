@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lit_depth.studies.select import command as study
+from lit_depth.studies.select import measurements as study
 from tests.helpers.commands import run
 
 SMALL = ["--data.num_samples", "24", "--data.calibration_samples", "24", "--policies", "prefix", "uniform"]
@@ -188,11 +188,11 @@ def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget-ms", "0"], "budget_ms must be positive and finite, got 0"),
-        (["--budget-ms=-3"], "budget_ms must be positive and finite, got -3"),
-        (["--complexity", "simple"], "complexity needs --budget_ms"),
+        (["--budget-ms", "0"], "expected a positive and finite budget_ms, got 0"),
+        (["--budget-ms=-3"], "expected a positive and finite budget_ms, got -3"),
+        (["--complexity", "simple"], "expected --budget_ms with the complexity, got 'simple' alone"),
         (["--num_requests", "0"], "expected num_requests of at least 1, given 0"),
-        (["--margin", "1"], "margin must be at least 0 and below 1, got 1"),
+        (["--margin", "1"], "expected a margin of at least 0 and below 1, got 1"),
         (["--num_checks", "0"], "expected num_checks of at least 1, given 0"),
         (["--new_tokens", "0"], "expected new_tokens from 1 to 1048576, given 0"),
         (["--estimate_depth", "true"], "estimate_depth needs --importance"),
