@@ -69,7 +69,7 @@ def _drop_limits(measured: Mapping[str, Any]) -> list[float]:
 
 
 def _measured(result: Mapping[str, Any]) -> list[str]:
-    """What was timed, and what the times rest on."""
+    """What was timed, and what the times rest on; the constant answer."""
     share = result["share_within_budget"]
     lines = [
         f"Requests of batch size 1 with {result['new_tokens']} new tokens on {result['device']}; times in ms. "
@@ -89,10 +89,9 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
     if result["line"]:
         line = result["line"]
         fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
-        lines.append(f"It is {line['intercept']:.2f} + {line['slope']:.2f} per block{fit}.")
-    if result["frontier"]:
-        lines.append(f"{describe_constant(result)} {LEGEND}".strip())
-    return lines
+        lines.append(f"'budget from' is {line['intercept']:.2f} + {line['slope']:.2f} per block{fit}.")
+    constant = [f"{describe_constant(result)} {LEGEND}".strip()] if result["frontier"] else []
+    return [" ".join(lines), *constant]
 
 
 def _choice(result: Mapping[str, Any]) -> list[str]:
