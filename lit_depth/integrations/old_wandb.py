@@ -242,51 +242,6 @@ def log_latency(logger: WandbLogger, result: dict[str, Any], folder: str | Path)
     run.log_artifact(artifact)
 
 
-@rank_zero_only
-def log_tokens(logger: WandbLogger, result: dict[str, Any], folder: str | Path) -> None:
-    """Log the impact of hidden tokens to a logger's run, online or offline.
-
-    | key | what |
-    |---|---|
-    | ``tokens/by_block`` | one row per kind of token (or span, hidden as a whole), block and variant: mean distances |
-    | ``tokens/prompts`` | one row per prompt: its text, its number of tokens, what the model generates |
-    | ``figures/tokens_by_layer`` | the figure in ``folder`` |
-
-    The tables and pages become the artifact ``tokens`` of type ``tokens``.
-
-    Args:
-        logger: Its run is created if there is none yet, and stays open.
-        result: Content of ``tokens.json``.
-        folder: Folder of the result.
-    """
-    folder, run = Path(folder), logger.experiment
-    rows = [
-        [kind, group == "spans", variant, block_idx, *distances]
-        for group in ("averages", "spans")
-        for kind, variants in result[group].items()
-        for variant in ("Full", "Attn")
-        for block_idx, distances in enumerate(
-            zip(variants[variant]["l2_distance"], variants[variant]["cosine_distance"])
-        )
-    ]
-    columns: list[str | int] = ["kind", "as_a_whole", "variant", "block", "l2_distance", "cosine_distance"]
-    keys: list[str | int] = ["name", "text", "image", "num_tokens", "num_vision_tokens", "generated_text"]
-    prompts = [[entry[key] for key in keys] for entry in result["prompts"]]
-    figures = sorted((folder / "figures").glob("tokens_by_layer.png"))
-    run.log(
-        {
-            "tokens/by_block": wandb.Table(columns=columns, data=rows),
-            "tokens/prompts": wandb.Table(columns=keys, data=prompts),
-            **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures},
-        }
-    )
-    artifact = wandb.Artifact("tokens", type="tokens", metadata={"num_output_tokens": result["num_output_tokens"]})
-    pages = [entry["page"] for entry in result["prompts"]]
-    for name in ("tokens.json", "masking_results.csv", "masking_results.parquet", *pages):
-        artifact.add_file(str(folder / name))
-    run.log_artifact(artifact)
-
-
 def _importance_row(entry: dict[str, Any], confidence: float, refused: bool) -> list[Any]:
     row: list[Any] = [unit_name(entry)]
     for measure in ("quality", "reference_logprob"):

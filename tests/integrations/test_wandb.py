@@ -298,42 +298,6 @@ def test_consistency_and_latency_are_in_the_offline_run(tmp_path: Path, monkeypa
     assert logged.summary["latency/total_ms_per_block"] == 2.0 and logged.summary["latency/total_ms_fixed"] == 9.0
 
 
-def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_depth.integrations.wandb import log_tokens
-    from lit_depth.studies.tokens.figures import write_token_figure
-
-    def group(scale: float) -> dict[str, Any]:
-        distances = {"l2_distance": [scale, 2 * scale], "cosine_distance": [None, 0.5]}
-        return {"Full": distances, "Attn": {**distances, "l2_distance": [3 * scale, None]}, "num_prompts": 2}
-
-    prompt = {"name": "a", "text": "What?", "image": None, "num_tokens": 9, "num_vision_tokens": 0}
-    pages = [{**prompt, "generated_text": " no", "page": f"tokens_{index}.html", "layers": []} for index in range(2)]
-    result = {"prompts": pages, "averages": {"text": group(1.0), "final": group(4.0)}, "spans": {"text": group(9.0)}}
-    result |= {"num_blocks": 2, "num_output_tokens": 3}
-    folder = tmp_path / "result"
-    write_json(folder / "tokens.json", result)
-    for name in ("masking_results.csv", "masking_results.parquet", "tokens_0.html", "tokens_1.html"):
-        (folder / name).write_text(name)
-    figure = write_token_figure(result, folder / "figures")
-    logged = offline_run(lambda logger: log_tokens(logger, result, folder), tmp_path, monkeypatch)
-
-    (media,) = logged.history
-    rows = [tuple(row.values()) for row in read_table(logged, media["tokens/by_block"])]
-    assert len(rows) == 3 * 2 * 2 and rows[:4] == [
-        ("text", False, "Full", 0, 1.0, None),
-        ("text", False, "Full", 1, 2.0, 0.5),
-        ("text", False, "Attn", 0, 3.0, None),
-        ("text", False, "Attn", 1, None, 0.5),
-    ]
-    assert rows[-4] == ("text", True, "Full", 0, 9.0, None)
-    assert [row["generated_text"] for row in read_table(logged, media["tokens/prompts"])] == [" no", " no"]
-    assert figure is not None
-    assert (logged.files / media["figures/tokens_by_layer"]["path"]).read_bytes() == figure.read_bytes()
-    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "tokens"]
-    files = {"tokens.json", "masking_results.csv", "masking_results.parquet", "tokens_0.html", "tokens_1.html"}
-    assert {entry.path for entry in artifact.manifest.contents} == files
-
-
 def test_without_latency_only_quality_is_logged(
     comparison: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

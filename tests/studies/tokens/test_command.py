@@ -20,7 +20,7 @@ from lit_depth.functional import run_token_masking, span_masking
 from lit_depth.functional.token_masking.prompt import encode_prompt
 from lit_depth.module import DepthModule
 from lit_depth.results.token_tables import COLUMNS, METRICS, read_token_masking
-from lit_depth.studies.tokens import command as study
+from lit_depth.studies.tokens import measurements as study
 from lit_depth.trainer import DepthTrainer
 from tests.helpers.commands import run
 
