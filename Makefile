@@ -1,4 +1,4 @@
-# Every target works on a fresh machine with nothing but Python 3.10 or newer: the environment comes first.
+# Every target works on a fresh machine with nothing but Python 3.11 or newer: the environment comes first.
 #     make test PYTHON=python3.12    another interpreter for a new environment
 #     make test WORKERS=8            more test processes
 PYTHON ?= python3
@@ -36,9 +36,9 @@ clean: ## remove the environment and all caches, keep results
 
 # An environment that works is brought up to date in place; one that is absent or broken is made anew.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	@set -e; if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
-	    if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
-	        echo "expected Python 3.10 or newer, given $(PYTHON) ($$($(PYTHON) --version 2>&1 || true));" \
+	@set -e; if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "expected Python 3.11 or newer, given $(PYTHON) ($$($(PYTHON) --version 2>&1 || true));" \
 	            "name another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; \
 	    fi; \
 	    if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \

@@ -45,12 +45,12 @@ NUM_CHECKS = 40
 
 
 def batch_of(module: DepthModule, size: int) -> dict[str, Tensor]:
-    data = DepthDataModule(module.processor, batch_size=size, num_samples=size)
+    data = DepthDataModule(module.prompter, batch_size=size, num_samples=size)
     return model_inputs(next(iter(data.eval_dataloader("validation"))))
 
 
 def single_requests(module: DepthModule, count: int) -> list[dict[str, Tensor]]:
-    data = DepthDataModule(module.processor, batch_size=1, num_samples=count)
+    data = DepthDataModule(module.prompter, batch_size=1, num_samples=count)
     return [model_inputs(batch) for batch in data.eval_dataloader("validation")]
 
 

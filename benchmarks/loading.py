@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from lit_depth.data import DepthDataModule
 from lit_depth.models.loading import load_bundled
-from lit_depth.models.molmo import MolmoImageProcessor, MolmoProcessor
+from lit_depth.models.molmo import MolmoImageProcessor, MolmoProcessor, MolmoPrompter
 from lit_depth.models.molmo.tiling_molmo import fit_within
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "loading.json"
@@ -129,7 +129,7 @@ def workers(repeats: int, num_images: int = 64) -> dict[str, Any]:
         loaders = {}
         for count in (1, 2):
             data = DepthDataModule(
-                processor, "text_vqa", path=folder, batch_size=4, num_samples=None, num_workers=count
+                MolmoPrompter(processor), "text_vqa", path=folder, batch_size=4, num_samples=None, num_workers=count
             )
             loaders[count] = data.eval_dataloader("validation")
             len(list(loaders[count]))  # starts the workers, which stay

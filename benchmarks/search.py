@@ -96,7 +96,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     module = DepthModule("bundled")
     sizes = {"num_samples": arguments.samples, "calibration_samples": arguments.samples}
-    data = DepthDataModule(module.processor, batch_size=arguments.batch_size, **sizes)
+    data = DepthDataModule(module.prompter, batch_size=arguments.batch_size, **sizes)
     module.use_task(data.task.max_new_tokens)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
     trainer = DepthTrainer(accelerator="cpu", **quiet)
@@ -116,7 +116,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        warm = DepthDataModule(module.processor, batch_size=arguments.batch_size, calibration_samples=64)
+        warm = DepthDataModule(module.prompter, batch_size=arguments.batch_size, calibration_samples=64)
         search(trainer, module, warm, {**options, "racing": False, "max_blocks_to_remove": 1}, folder / "warm")
         found = {}
         for side, is_racing in (("without_racing", False), ("with_racing", True)):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import MaskTrie, leave_one_out, masked, reference_logprob
 from lit_depth.functional.engine.api import answer_masks
+from lit_depth.models.loading import BUNDLED
 from lit_depth.module import model_inputs
 from lit_depth.studies.shared.mask_grid import POLICIES, plan_masks
 
@@ -57,10 +59,8 @@ def wide() -> DepthModule:
     """A MolmoE of random weights whose blocks are wide enough to be bound by arithmetic."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        source = REPOSITORY / "configs" / "molmoe_shapes"
-        for path in source.iterdir():
-            (Path(folder) / path.name).write_bytes(path.read_bytes())
-        config = json.loads((source / "config.json").read_text())
+        shutil.copytree(BUNDLED, folder, dirs_exist_ok=True)
+        config = json.loads((BUNDLED / "config.json").read_text())
         config |= {"d_model": 512, "n_heads": 8, "n_kv_heads": 8, "moe_num_experts": 16, "mlp_hidden_size": 512}
         (Path(folder) / "config.json").write_text(json.dumps(config))
         module = DepthModule(folder, from_scratch=True)
@@ -87,7 +87,7 @@ def mask_sets(num_blocks: int) -> dict[str, Tensor]:
 
 
 def batches(module: DepthModule, batch_size: int, count: int = 1) -> list[dict[str, Any]]:
-    data = DepthDataModule(module.processor, batch_size=batch_size, num_samples=batch_size * count)
+    data = DepthDataModule(module.prompter, batch_size=batch_size, num_samples=batch_size * count)
     return list(data.eval_dataloader("validation"))
 
 

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
-from lit_depth.functional import find_blocks, mask_id
+from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
 from lit_depth.functional.engine.api import answer_masks
-from lit_depth.functional.engine.decode import IMAGE_INPUTS
 from lit_depth.functional.engine.decoding_configuration import decoding_configuration, end_token_ids
-from lit_depth.functional.inputs import reference_logprob
+from lit_depth.functional.inputs import TEXT_INPUTS, is_image_input, reference_logprob
 from lit_depth.functional.masking.blocks import context_length
-from lit_depth.functional.masking.skip import Granularity, Phase, masked
+from lit_depth.functional.masking.skip import Phase, masked
+from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.models.loading import load_checkpoint, new_model
+from lit_depth.models.prompting import prompter_for
 
 
 class MaskedPredictions(NamedTuple):
@@ -42,15 +43,15 @@ class DepthModule(LightningModule):
         revision: Branch, tag or commit on the hub.
         dtype: Number format of the weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; null = the model's default.
-        trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
+        trust_remote_code: Run code that comes with the checkpoint.
         from_scratch: Initialise the weights at random instead of loading them; ``checkpoint`` then needs only
             ``config.json`` and the processor's files. For training.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_new_tokens: Longest answer in tokens; null = what the task asks for.
         max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
             about the memory of the weights once more.
-        granularity: What one entry of a mask switches: a ``block``, or with ``sublayer`` its attention (entry 2i of
-            block i) or its MLP (entry 2i + 1). Masks of sublayers are answered one after another.
+        granularity: What one unit of a mask switches: a ``block``, or with ``sublayer`` its attention (unit 2i of
+            block i) or its MLP (unit 2i + 1). Masks of sublayers are answered one after another.
         phase: Forwards that a mask applies to: ``both``, ``decode`` (the prompt runs through all blocks) or
             ``prefill`` (as ``both``, because a skipped prompt leaves nothing to decode on, unless
             ``decode_without_prompt``). Masks of ``decode`` are answered one after another.
@@ -107,26 +108,28 @@ class DepthModule(LightningModule):
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
             )
+        self.prompter = prompter_for(self.model, self.processor)
         context = context_length(self.model)
         if max_new_tokens is not None and context is not None and max_new_tokens >= context:
             raise ValueError(
                 f"expected max_new_tokens below the model's context of {context} tokens, given {max_new_tokens}"
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
-        # what the entries of a mask stand for
-        self.num_units = self.num_blocks * (1 if granularity == "block" else 2)
+        # what a mask switches
+        self.num_units = units_of(self.num_blocks, granularity)
         if phase != "both" or decode_without_prompt or granularity != "block":
-            self.masked(torch.ones(self.num_units, dtype=torch.bool))  # refuse what cannot be masked so
+            self.masked(MaskSet.full(self.num_units)[0])  # refuse what cannot be masked so
         # set by whoever knows the task (a study), where the user left it open
         self.max_new_tokens: int = max_new_tokens or 16
+        self._new_tokens_before = self.max_new_tokens
         # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
-        self.requested_masks: dict[str, Tensor] | None = None
+        self.requested_masks: MaskSet | None = None
         self.on_mask: Callable[[], None] = lambda: None
 
     @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer; a text model's processor is its tokenizer."""
-        return getattr(self.processor, "tokenizer", self.processor)
+        return self.prompter.tokenizer
 
     @property
     def pad_token_id(self) -> int:
@@ -160,14 +163,11 @@ class DepthModule(LightningModule):
         self.max_new_tokens = self.hparams["max_new_tokens"] or max_new_tokens
 
     @checked
-    def request_masks(self, masks: Mapping[str, Tensor]) -> None:
-        """Ask `predict_step` to answer under these masks too (mask id -> bool ``[num_units]``)."""
-        for mask in masks.values():
-            mask_id(mask)  # refuses what is none
-            if len(mask) != self.num_units:
-                units = f"{self.hparams['granularity']}s"
-                raise ValueError(f"expected masks of {self.num_units} {units}, got one of {len(mask)}")
-        self.requested_masks = {**(self.requested_masks or {}), **masks}
+    def request_masks(self, masks: Masks) -> None:
+        """Ask `predict_step` to answer under these masks too (see `MaskSet.of`); of an empty `MaskSet`, under none."""
+        if not isinstance(masks, MaskSet) or len(masks):
+            masks = MaskSet.of(masks, self.num_units, self.hparams["granularity"])
+        self.requested_masks = masks if self.requested_masks is None else self.requested_masks.union(masks)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what Lightning loads unasked in an evaluation under SLURM: another model may have left it there."""
@@ -182,23 +182,28 @@ class DepthModule(LightningModule):
         self.model.train()  # loaded in evaluation mode, which Lightning would keep
 
     def on_predict_start(self) -> None:
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(datamodule, "task"):
-            self.use_task(datamodule.task.max_new_tokens)
+        self._new_tokens_before = self.max_new_tokens
+        # of the batches: the trainer may know a datamodule of an earlier loop
+        task = getattr(getattr(self.trainer.predict_dataloaders, "dataset", None), "task", None)
+        if task is not None:
+            self.use_task(task.max_new_tokens)
+
+    def on_predict_end(self) -> None:
+        self.max_new_tokens = self._new_tokens_before
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
         """Answer an evaluation batch under every requested mask (the full model where nobody asked)."""
         check_batch(batch)
         masks = self.requested_masks
         if masks is None:
-            masks = {"1" * self.num_units: torch.ones(self.num_units, dtype=torch.bool)}
-        if not masks or not batch["sample_ids"]:  # all done already, or every sample of the batch was bad
-            return MaskedPredictions([], list(masks), [[] for _ in masks], torch.zeros(len(masks), 0))
+            masks = MaskSet.full(self.num_units, self.hparams["granularity"])
+        if not len(masks) or not batch["sample_ids"]:  # all done already, or every sample of the batch was bad
+            return MaskedPredictions([], list(masks.ids), [[] for _ in masks], torch.zeros(len(masks), 0))
         tokenizer = self.tokenizer
         tokens, logprobs = answer_masks(
             self.model,
             model_inputs(batch),
-            list(masks.values()),
+            masks,
             answer_ids=batch["answer_ids"],
             max_new_tokens=self.max_new_tokens,
             eos_token_id=self.end_token_ids,
@@ -211,7 +216,7 @@ class DepthModule(LightningModule):
             on_mask=self.on_mask,
         )
         texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in tokens]
-        return MaskedPredictions(list(batch["sample_ids"]), list(masks), texts, logprobs)
+        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Tensor:
         """Cross entropy on answer and end tokens, plus the experts' load-balancing loss of each block that ran."""
@@ -271,5 +276,5 @@ def check_batch(batch: Any) -> None:
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a batch that are inputs of the model, not labels or bookkeeping."""
-    text = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
-    return {name: batch[name] for name in (*text, *IMAGE_INPUTS) if name in batch}
+    wanted = (name for name in batch if name in TEXT_INPUTS or is_image_input(name))
+    return {name: batch[name] for name in wanted if isinstance(batch[name], Tensor)}

@@ -34,3 +34,28 @@ def same_environment():
     for name in set(os.environ) - set(before) - {"PYTEST_CURRENT_TEST"}:
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """The processor of the bundled checkpoint's geometry, built from the real parts."""
+    from lit_depth.models.molmo import MolmoImageProcessor, MolmoProcessor
+    from lit_depth.recipes.shapes_tokenizer import build_tokenizer
+
+    image_processor = MolmoImageProcessor(
+        base_image_input_size=(56, 56),
+        image_patch_size=7,
+        overlap_margins=(2, 2),
+        max_crops=4,
+        image_token_length_h=4,
+        image_token_length_w=4,
+    )
+    return MolmoProcessor(image_processor, build_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def prompter(processor):
+    """What puts samples to a model with that processor."""
+    from lit_depth.models.molmo import MolmoPrompter
+
+    return MolmoPrompter(processor)

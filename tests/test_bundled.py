@@ -12,6 +12,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional import leave_one_out, mask_id, masked, random
 from lit_depth.metrics import exact_match
 from lit_depth.models.loading import BUNDLED
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from tests.helpers.pruning import pruned_copy
 
@@ -30,7 +31,7 @@ def bundled():
 @pytest.fixture(scope="module")
 def batch(bundled):
     """Four left-padded questions about images of different numbers of crops."""
-    data = DepthDataModule(processor=bundled[1], num_samples=64, batch_size=64)
+    data = DepthDataModule(prompter_for(*bundled), num_samples=64, batch_size=64)
     prepared = next(iter(data.eval_dataloader("validation")))
     lengths = prepared["attention_mask"].sum(1)
     rows = [int(lengths.argmin()), int(lengths.argmax()), 0, 1]
@@ -73,7 +74,7 @@ def test_masked_generate_equals_pruned_copy_equals_recomputation(bundled, batch,
 def test_accuracy_is_that_of_the_card(bundled):
     """All 2,000 validation questions, answered by transformers' own generate."""
     model, processor = bundled
-    data = DepthDataModule(processor=processor, num_samples=None, batch_size=100)
+    data = DepthDataModule(prompter_for(model, processor), num_samples=None, batch_size=100)
     scores = []
     for prepared in data.eval_dataloader("validation"):
         tokens = model.generate(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from lit_depth.cli import main
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks import TASKS, get_task
-from lit_depth.models.loading import BUNDLED, new_model
+from lit_depth.models.loading import new_model
 from lit_depth.studies.compare.schema import validate_comparison
 from tests.helpers.commands import close
 
@@ -40,7 +40,7 @@ def checkpoint(tmp_path_factory) -> Path:
     """An untrained model in the released layout."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    model, processor = new_model(str(CONFIGS / "molmoe_shapes"))
+    model, processor = new_model("bundled")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
@@ -225,11 +225,3 @@ def test_every_yaml_of_a_dataset_fits_its_task_behind_that_of_a_command(path, ca
 
 def test_every_dataset_has_a_yaml():
     assert {path.stem for path in (CONFIGS / "data").glob("*.yaml")} == {task.name for task in TASKS} - {"shapes_vqa"}
-
-
-@pytest.mark.skipif(not (BUNDLED / "model.safetensors").exists(), reason="no bundled checkpoint yet")
-def test_the_configuration_to_train_from_is_that_of_the_bundled_checkpoint():
-    for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
-        ours, theirs = (json.loads((folder / name).read_text()) for folder in (CONFIGS / "molmoe_shapes", BUNDLED))
-        ours.pop("transformers_version", None), theirs.pop("transformers_version", None)
-        assert ours == theirs

@@ -25,11 +25,11 @@ from lit_depth.functional import (
     token_masking,
     uniform,
 )
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.engine import decode as answering
 from lit_depth.functional.engine.api import answer_masks, sweep_forward, sweep_generate
 from lit_depth.functional.latency.stage_timer import time_generation
 from lit_depth.models.loading import load_bundled
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from lit_depth.results.token_tables import read_token_masking
 from tests.helpers.commands import run
@@ -58,7 +58,9 @@ def plain(model, inputs, mask) -> torch.Tensor:
 def molmo():
     """The bundled model and a batch of eight, on the CPU, with the reference answers."""
     model, processor = load_bundled()
-    batch = next(iter(DepthDataModule(processor, batch_size=8, num_samples=8).eval_dataloader("validation")))
+    batch = next(
+        iter(DepthDataModule(prompter_for(model, processor), batch_size=8, num_samples=8).eval_dataloader("validation"))
+    )
     return model, model_inputs(batch), batch["answer_ids"]
 
 
@@ -174,8 +176,8 @@ def test_a_new_mask_does_not_run_compiled_code_of_the_old():
         for side in (compiled, pruned):
             cache = StaticCache(config=side.config, max_cache_len=16)
             with masked(model, mask):
-                logits.append(side(inputs, **{CACHE_NAME: cache}, use_cache=True).logits)
-                logits.append(side(inputs[:, :1], **{CACHE_NAME: cache}, use_cache=True).logits)
+                logits.append(side(inputs, cache=cache, use_cache=True).logits)
+                logits.append(side(inputs[:, :1], cache=cache, use_cache=True).logits)
         torch.testing.assert_close(logits[0], logits[2], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(logits[1], logits[3], atol=1e-4, rtol=1e-4)
     torch._dynamo.reset()
@@ -196,7 +198,7 @@ def test_token_masking_and_proxies_are_those_of_the_cpu():
 
 def test_callbacks_in_a_trainer_on_the_gpu(tmp_path):
     module = DepthModule("bundled")
-    data = DepthDataModule(module.processor, batch_size=4, num_samples=12)
+    data = DepthDataModule(module.prompter, batch_size=4, num_samples=12)
     timer = LatencyTimer()
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     Trainer(accelerator="gpu", devices=1, callbacks=[timer], **options).predict(module, data)

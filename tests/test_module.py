@@ -22,7 +22,7 @@ def module() -> DepthModule:
 
 
 def first_batch(module, size=4):
-    return next(iter(DepthDataModule(module.processor, batch_size=size, num_samples=size).eval_dataloader()))
+    return next(iter(DepthDataModule(module.prompter, batch_size=size, num_samples=size).eval_dataloader()))
 
 
 def test_an_answer_ends_with_an_end_token_of_the_model_or_the_tokenizer(module):

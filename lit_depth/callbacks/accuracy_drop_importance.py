@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 
 from lit_depth.callbacks.batch_scores import ScoreFn, gather_columns, report_left_out, score_masks
 from lit_depth.callbacks.batch_scores import token_accuracy as token_accuracy  # others import it from here
-from lit_depth.callbacks.user_module import block_key, language_model
+from lit_depth.callbacks.evaluation import EvaluationCallback
+from lit_depth.callbacks.user_module import block_values, language_model
 from lit_depth.functional import find_blocks, leave_one_out
-from lit_depth.functional.arguments import check_least, checked
+from lit_depth.functional.arguments import checked
 
 
-class AccuracyDropImportance(Callback):
+class AccuracyDropImportance(EvaluationCallback):
     """importance(block) = quality(full model) - quality(that block skipped), measured while validating or testing.
 
     After each batch of the loop the batch is scored again under ``num_blocks + 1`` masks, without touching the module's
@@ -53,60 +53,38 @@ class AccuracyDropImportance(Callback):
         8
     """
 
-    log: Callable[..., None]  # Lightning gives every callback the module's method
-
     @checked
     def __init__(
         self, score_fn: ScoreFn | None = None, blocks: str | None = None, max_batches: int | None = None
     ) -> None:
-        check_least(1, max_batches=max_batches)
+        super().__init__(blocks, max_batches)
         self.score_fn = score_fn
-        self.blocks = blocks
-        self.max_batches = max_batches
         self.importance: Tensor | None = None
         self.full: float | None = None
         self.scores: Tensor | None = None
         self._batches: list[Tensor] = []
-        self._used = 0
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        num_blocks = len(find_blocks(*language_model(pl_module, self.blocks)))
+    def start(self, pl_module: LightningModule, model: nn.Module, path: str) -> None:
         # without columns: a process that gets no batch takes part in the gathering too
-        self._batches, self._used = [torch.zeros(1 + num_blocks, 0)], 0
+        self._batches = [torch.zeros(1 + self.num_blocks, 0)]
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if trainer.sanity_checking or (self.max_batches is not None and self._used >= self.max_batches):
-            return
+    def measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> bool:
         with trainer.precision_plugin.forward_context():
             scores = score_every_block(pl_module, batch, self.score_fn, self.blocks)
         self._batches.append(scores)
-        self._used += not scores.isnan().all()
+        return not scores.isnan().all()
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         self.scores = gather_columns(pl_module, torch.cat(self._batches, dim=1))
         num_rows = self.scores.shape[1]
         report_left_out(int(self.scores[0].isnan().sum()), num_rows)
         if num_rows == 0:
-            return
+            return {}
         means = self.scores.nanmean(dim=1)
         self.full, self.importance = float(means[0]), means[0] - means[1:]
-        self.log("importance/full", self.full)
-        for block_idx, value in enumerate(self.importance):
-            self.log(f"importance/block_{block_key(block_idx, len(self.importance))}", float(value))
-
-    on_test_start = on_validation_start
-    on_test_batch_end = on_validation_batch_end
-    on_test_epoch_end = on_validation_epoch_end
+        return {"importance/full": self.full, **block_values("importance/block_{}", self.importance)}
 
 
 def score_every_block(

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from lit_depth.callbacks.user_module import accepted, inputs_and_labels, language_model, same_random_state, undisturbed
 from lit_depth.functional import find_blocks, masked, sweep_forward
-from lit_depth.functional.engine.drivers import CannotDriveError
+from lit_depth.functional.engine.decoding_configuration import CannotDriveError
 from lit_depth.functional.engine.trie import chunk_masks
 from lit_depth.functional.inputs import IGNORE, keep_last
-from lit_depth.functional.masking.skip import Granularity, check_drivable
+from lit_depth.functional.masking.support import check_drivable
+from lit_depth.functional.masks import Granularity, Masks, MaskSet
 
 ScoreFn = Callable[[LightningModule, Any], Tensor]
 # of the logits of several masks at once
@@ -29,17 +30,17 @@ _PASS_A_SCORE = "pass score_fn(pl_module, batch) -> [batch]"
 def score_masks(
     pl_module: LightningModule,
     batch: Any,
-    masks: Tensor,
+    masks: Masks,
     score_fn: ScoreFn | None = None,
     blocks: str | None = None,
-    granularity: Granularity = "block",
+    granularity: Granularity | None = None,
 ) -> Tensor:
     """Scores of one batch under block masks; training mode and random state stay as they are.
 
     A mask that `BlockMask` set around the loop is replaced, not combined with.
 
     Args:
-        masks: Bool ``[masks, num_blocks]``, with ``granularity="sublayer"`` twice as wide.
+        masks: See `MaskSet.of`, like ``granularity``.
         score_fn: ``score_fn(pl_module, batch) -> [batch]``; None = `token_accuracy`, in one pass if the model allows
             it, else mask after mask, with a warning.
 
@@ -50,15 +51,14 @@ def score_masks(
         ValueError: If ``score_fn`` does not return one finite score for every labelled row, or logits are not finite;
             if the default score cannot read the batch.
     """
-    if isinstance(batch, Mapping) and "input_ids" not in batch and batch.get("bad_samples"):
-        return torch.zeros(len(masks), 0)  # no sample of the batch could be read
+    masks = MaskSet.of(masks, granularity=granularity)
     with undisturbed(pl_module):
         if score_fn is not None:
-            scores = _score_one_by_one(pl_module, batch, masks, score_fn, blocks, granularity)
-            _check_finite(scores, _labelled(batch), masks, granularity, "scores of score_fn")
+            scores = _score_one_by_one(pl_module, batch, masks, score_fn, blocks)
+            _check_finite(scores, _labelled(batch), masks, "scores of score_fn")
         else:
-            scores = _token_accuracies(pl_module, batch, masks, blocks, granularity)
-            _check_finite(scores, _labelled(batch), masks, granularity, "logits at labelled tokens")
+            scores = _token_accuracies(pl_module, batch, masks, blocks)
+            _check_finite(scores, _labelled(batch), masks, "logits at labelled tokens")
     return scores
 
 
@@ -98,7 +98,7 @@ def gather_columns(pl_module: LightningModule, scores: Tensor) -> Tensor:
     all_gather: Callable[[Tensor], Any] = pl_module.all_gather  # a tensor in, a tensor out
     count = torch.tensor([scores.shape[1]], device=pl_module.device)
     counts = all_gather(count).flatten().tolist()
-    padded = torch.zeros(scores.shape[0], max(counts), device=pl_module.device)
+    padded = torch.zeros(scores.shape[0], max(counts), dtype=scores.dtype, device=pl_module.device)
     padded[:, : scores.shape[1]] = scores.to(pl_module.device)
     gathered = all_gather(padded)
     return torch.cat([rows[:, :n] for rows, n in zip(gathered, counts)], dim=1).cpu()
@@ -155,22 +155,20 @@ def _read(pl_module: LightningModule, batch: Any, blocks: str | None) -> _Questi
     return _Question(model, find_blocks(model, path), accepted(model, inputs), labels[:, first:])
 
 
-def _token_accuracies(
-    pl_module: LightningModule, batch: Any, masks: Tensor, blocks: str | None, granularity: Granularity
-) -> Tensor:
+def _token_accuracies(pl_module: LightningModule, batch: Any, masks: MaskSet, blocks: str | None) -> Tensor:
     question = _read(pl_module, batch, blocks)
     if question.labels.shape[1] < 2:  # no row is labelled
         return torch.full((len(masks), len(question.labels)), torch.nan)
-    if granularity == "block":
+    if masks.granularity == "block":
         try:
             return _score_together(question, masks)
         except CannotDriveError as error:
             name = type(question.model).__name__
             warnings.warn(f"masks are scored one after another: {name}: {error}", stacklevel=4)
-    return _score_one_by_one(pl_module, batch, masks, lambda *_: question.score(), blocks, granularity)
+    return _score_one_by_one(pl_module, batch, masks, lambda *_: question.score(), blocks)
 
 
-def _score_together(question: _Question, masks: Tensor) -> Tensor:
+def _score_together(question: _Question, masks: MaskSet) -> Tensor:
     model, blocks, inputs, labels = question
     if not isinstance(model, PreTrainedModel):
         raise CannotDriveError("it is not a model of transformers")
@@ -182,7 +180,9 @@ def _score_together(question: _Question, masks: Tensor) -> Tensor:
     scores = torch.zeros(len(masks), len(labels))
     for chunk in chunk_masks(masks, at_once):
         try:
-            logits = sweep_forward(model, inputs, masks[chunk], logits_to_keep=labels.shape[1], blocks=blocks).logits
+            logits = sweep_forward(
+                model, inputs, masks.take(chunk), logits_to_keep=labels.shape[1], blocks=blocks
+            ).logits
         except (torch.OutOfMemoryError, ValueError):  # the latter is about the inputs
             raise
         except Exception as error:  # what is not the engine's fault is raised again by the model alone
@@ -198,17 +198,16 @@ def _score_together(question: _Question, masks: Tensor) -> Tensor:
 def _score_one_by_one(
     pl_module: LightningModule,
     batch: Any,
-    masks: Tensor,
+    masks: MaskSet,
     score_fn: ScoreFn,
     blocks: str | None,
-    granularity: Granularity,
 ) -> Tensor:
     labelled = _labelled(batch)
     shape = None if labelled is None else labelled.shape
     model, path = language_model(pl_module, blocks)
     rows: list[Tensor] = []
     for mask in masks:
-        with same_random_state(pl_module), masked(model, mask, blocks=path, granularity=granularity):
+        with same_random_state(pl_module), masked(model, mask, blocks=path, granularity=masks.granularity):
             scores = score_fn(pl_module, batch)
         if not isinstance(scores, Tensor) or scores.ndim != 1 or scores.shape != (shape or scores.shape):
             given = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -228,7 +227,7 @@ def _labelled(batch: Any) -> Tensor | None:
     return (tokens != IGNORE).any(1).cpu() if isinstance(tokens, Tensor) and tokens.ndim == 2 else None
 
 
-def _check_finite(scores: Tensor, labelled: Tensor | None, masks: Tensor, granularity: str, what: str) -> None:
+def _check_finite(scores: Tensor, labelled: Tensor | None, masks: MaskSet, what: str) -> None:
     """Raise ValueError if scores ``[masks, rows]`` are not finite, but of unlabelled rows that are NaN throughout."""
     wrong = ~scores.isfinite()
     if labelled is not None:
@@ -236,6 +235,5 @@ def _check_finite(scores: Tensor, labelled: Tensor | None, masks: Tensor, granul
     if not wrong.any():
         return
     first = int(wrong.any(1).nonzero()[0])
-    indices = " ".join(map(str, (~masks[first]).nonzero().flatten().tolist()))
-    skipped = f"{granularity} {indices}" if indices else f"no {granularity}"
-    raise ValueError(f"expected finite {what}, got {int(wrong[first].sum())} NaN or infinite, {skipped} skipped")
+    count, label = int(wrong[first].sum()), masks.labels[first]
+    raise ValueError(f"expected finite {what}, got {count} NaN or infinite, {label}")

@@ -9,23 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_depth.callbacks.batch_scores import ScoreFn, gather_columns, report_left_out, score_masks
-from lit_depth.callbacks.user_module import language_model
-from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks, mask_id
+from lit_depth.callbacks.evaluation import EvaluationCallback
+from lit_depth.functional import MaskScores, SearchResult, beam_search, find_blocks
 from lit_depth.functional.arguments import check_least, check_share, checked
-from lit_depth.functional.masking.skip import Granularity
 from lit_depth.functional.masking.sublayers import check_halves
+from lit_depth.functional.masks import Granularity, MaskSet, units_of
 from lit_depth.functional.search.ablations import free_units
 
 _ROUND = 64  # samples per round of racing
 
 
-class BeamSearchAblation(Callback):
+class BeamSearchAblation(EvaluationCallback):
     """Search for the blocks that cost least when they are removed together, at the end of validation or testing.
 
     During the loop batches are kept on the CPU; after it `lit_depth.functional.beam_search` scores them again under
@@ -72,8 +72,6 @@ class BeamSearchAblation(Callback):
         2
     """
 
-    log: Callable[..., None]  # Lightning gives every callback the module's method
-
     @checked
     def __init__(
         self,
@@ -89,15 +87,14 @@ class BeamSearchAblation(Callback):
         delta: float = 0.05,
         seed: int = 0,
     ) -> None:
-        check_least(1, beam_width=beam_width, max_removed=max_removed, max_batches=max_batches)
+        super().__init__(blocks, max_batches)
+        check_least(1, beam_width=beam_width, max_removed=max_removed)
         check_least(0, epsilon=epsilon, seed=seed)
         check_share(delta=delta)
         self.beam_width = beam_width
         self.max_removed = max_removed
         self.keep = list(keep)
         self.score_fn = score_fn
-        self.blocks = blocks
-        self.max_batches = max_batches
         self.granularity = granularity
         self.racing = racing
         self.epsilon = epsilon
@@ -110,47 +107,38 @@ class BeamSearchAblation(Callback):
         self._num_left_out = 0
         self._num_units = 0
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def start(self, pl_module: LightningModule, model: nn.Module, path: str) -> None:
         self._batches, self._full, self._num_left_out = [], [], 0
         # fail before the loop, not after it
-        module_list = find_blocks(*language_model(pl_module, self.blocks))
         if self.granularity == "sublayer":
-            check_halves(module_list)
-        self._num_units = len(module_list) * (1 if self.granularity == "block" else 2)
+            check_halves(find_blocks(model, path))
+        self._num_units = units_of(self.num_blocks, self.granularity)
         free_units(self._num_units, self.max_removed, self.keep)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if trainer.sanity_checking or (self.max_batches is not None and len(self._batches) >= self.max_batches):
-            return
-        full = torch.ones(1, self._num_units, dtype=torch.bool)
+    def measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> bool:
+        full = MaskSet.full(self._num_units, self.granularity)
         with trainer.precision_plugin.forward_context():
-            scores = score_masks(pl_module, batch, full, self.score_fn, self.blocks, self.granularity)[0]
+            scores = score_masks(pl_module, batch, full, self.score_fn, self.blocks)[0]
         has_score = ~scores.isnan()
         self._num_left_out += int((~has_score).sum())
-        if has_score.any():
-            self._full.append(scores[has_score])
-            # a loader may fill the same tensors again
-            kept = apply_to_collection(move_data_to_device(batch, "cpu"), Tensor, torch.clone)
-            self._batches.append(_Batch(kept, dataloader_idx, has_score))
+        if not has_score.any():
+            return False
+        self._full.append(scores[has_score])
+        # a loader may fill the same tensors again
+        kept = apply_to_collection(move_data_to_device(batch, "cpu"), Tensor, torch.clone)
+        self._batches.append(_Batch(kept, dataloader_idx, has_score))
+        return True
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         batches, self._batches = self._batches, []
-        if trainer.sanity_checking:
-            return
         score = partial(score_masks, score_fn=self.score_fn, blocks=self.blocks, granularity=self.granularity)
         scores = _BatchScores(pl_module, batches, score, self.seed)
         num_left_out = int(gather_columns(pl_module, torch.tensor([[self._num_left_out]])).sum())
         report_left_out(num_left_out, num_left_out + scores.num_samples)
         if not scores.num_samples:
-            return
+            return {}
         self.full = float(gather_columns(pl_module, torch.cat([torch.zeros(0), *self._full])[None]).mean())
         with trainer.precision_plugin.forward_context():
             self.result = beam_search(
@@ -166,13 +154,8 @@ class BeamSearchAblation(Callback):
                 batch=_ROUND,
                 seed=self.seed,
             )
-        self.log("ablation/full_score", self.full)
-        for size, level in enumerate(self.result.levels, 1):
-            self.log(f"ablation/removed_{size}_score", level.best.score)
-
-    on_test_start = on_validation_start
-    on_test_batch_end = on_validation_batch_end
-    on_test_epoch_end = on_validation_epoch_end
+        removed = {f"ablation/removed_{size}_score": each.best.score for size, each in enumerate(self.result.levels, 1)}
+        return {"ablation/full_score": self.full, **removed}
 
 
 class _Batch(NamedTuple):
@@ -207,10 +190,9 @@ class _BatchScores:
         seed: int,
     ) -> None:
         self.pl_module, self.score = pl_module, score
-        counts = gather_columns(pl_module, torch.tensor([[len(batches)]])).flatten().long().tolist()
-        all_sizes = iter(
-            gather_columns(pl_module, torch.tensor([[batch.size for batch in batches]])).flatten().long().tolist()
-        )
+        counts = gather_columns(pl_module, torch.tensor([[len(batches)]])).flatten().tolist()
+        sizes = torch.tensor([[batch.size for batch in batches]], dtype=torch.long)  # without a batch too
+        all_sizes = iter(gather_columns(pl_module, sizes).flatten().tolist())
         owners = [(rank, number) for rank, count in enumerate(counts) for number in range(count)]
         # of all processes: (rank, number there, size)
         self.dealt = [(*owner, next(all_sizes)) for owner in owners]
@@ -224,7 +206,7 @@ class _BatchScores:
 
     def __call__(self, masks: Tensor, positions: Sequence[int]) -> MaskScores:
         """Scores ``[masks, positions]``; a collective of all processes, which ask for the same."""
-        names = [mask_id(mask) for mask in masks]
+        names = MaskSet.of(masks).ids
         size = int((~masks[0]).sum())
         if size not in self.levels:
             self.levels[size] = self.generator.permutation(len(self.dealt)), {}
@@ -246,7 +228,7 @@ class _BatchScores:
                 found[row, columns] = self.scores[index, name][within[columns]]
         return MaskScores(found)
 
-    def _score(self, lacking: dict[int, list[int]], masks: Tensor, names: list[str]) -> None:
+    def _score(self, lacking: dict[int, list[int]], masks: Tensor, names: Sequence[str]) -> None:
         """Score batches under the masks that they lack: each process its own, then all get them all."""
         mine = [self._score_batch(index, masks[rows]).flatten() for index, rows in lacking.items() if index in self.own]
         flat = gather_columns(self.pl_module, torch.cat([torch.zeros(0), *mine])[None]).flatten().double().numpy()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
-from lit_depth.callbacks.user_module import language_model
+from lit_depth.callbacks.evaluation import AnyLoopCallback
 from lit_depth.functional.arguments import check_least, checked
 from lit_depth.functional.latency.stage_timer import StageTimer, summarize
 
 STAGES = ("vision", "prefill", "decode", "decode_per_token", "total")
 
 
-class LatencyTimer(Callback):
+class LatencyTimer(AnyLoopCallback):
     """Measure every forward and ``generate`` of the Hugging Face model inside a module, in evaluation loops.
 
     The module need not cooperate: hooks on its model mark the stages' boundaries (see
@@ -24,7 +25,7 @@ class LatencyTimer(Callback):
 
     After the loop :attr:`samples` holds one entry per request, with the indices of its ``batch`` and ``dataloader`` in
     front, and :attr:`summary` their percentiles (see `describe`).
-    Loggers get, of what was measured:
+    It logs, of what was measured:
 
     ===================================== ============================================================================
     ``latency/<stage>_<statistic>_ms``    milliseconds of a request; stages ``vision``, ``prefill``, ``decode``,
@@ -47,40 +48,41 @@ class LatencyTimer(Callback):
 
     @checked
     def __init__(self, warmup_batches: int = 1, blocks: str | None = None) -> None:
-        super().__init__()
+        super().__init__(blocks)
         check_least(0, warmup_batches=warmup_batches)
         self.warmup_batches = warmup_batches
-        self.blocks = blocks
         self.samples: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {}
         self._seen = 0
         self._timer: StageTimer | None = None  # of the running loop
 
-    def _start(self, pl_module: LightningModule) -> None:
+    def start(self, pl_module: LightningModule, model: nn.Module, path: str) -> None:
         self.samples, self.summary, self._seen = [], {}, 0
         # once: to find the model takes longer than to time it
-        self._timer = StageTimer(*language_model(pl_module, self.blocks))
+        self._timer = StageTimer(model, path)
         if next(pl_module.parameters()).device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    def _batch_start(self) -> None:
-        if self._timer is not None:
-            self._timer.__enter__()
+    def before_batch(self) -> None:
+        # in a sanity check too: a compiled model goes on without hooks that it has not seen
+        assert self._timer is not None
+        self._timer.__enter__()
 
-    def _batch_end(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
-        if self._timer is None:
-            return
+    def after_batch(self) -> None:
+        assert self._timer is not None
         self._timer.__exit__(None, None, None)
-        if trainer.sanity_checking:  # entered nevertheless: a compiled model goes on without hooks that it has not seen
-            return
+
+    def measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> bool:
+        assert self._timer is not None
         self._seen += 1
         if self._seen > self.warmup_batches:
             place = {"batch": batch_idx, "dataloader": dataloader_idx}
             self.samples += [{**place, **request} for request in self._timer.requests()]
+        return True
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         self.summary, self._timer = describe(self.samples), None
         if next(pl_module.parameters()).device.type == "cuda":
             self.summary["peak_memory_bytes"] = torch.cuda.max_memory_allocated(pl_module.device)
@@ -92,44 +94,8 @@ class LatencyTimer(Callback):
         }
         for name in ("output_tokens_per_second", "peak_memory_bytes"):
             if self.samples and name in self.summary:
-                flat[f"latency/{name}"] = self.summary[name]
-        if flat:
-            for logger in trainer.loggers:
-                logger.log_metrics(flat, step=trainer.global_step)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(pl_module)
-
-    on_test_start = on_validation_start
-    on_predict_start = on_validation_start
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._batch_start()
-
-    on_test_batch_start = on_validation_batch_start
-    on_predict_batch_start = on_validation_batch_start
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._batch_end(trainer, batch_idx, dataloader_idx)
-
-    on_test_batch_end = on_validation_batch_end
-    on_predict_batch_end = on_validation_batch_end
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    on_test_end = on_validation_end
-    on_predict_end = on_validation_end
+                flat[f"latency/{name}"] = float(self.summary[name])
+        return flat
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._timer is not None:

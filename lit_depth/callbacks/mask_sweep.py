@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from tqdm.auto import tqdm
 
-import lit_depth.metrics
-from lit_depth.functional import mask_id
 from lit_depth.functional.arguments import check_range, checked
 from lit_depth.functional.fingerprints import weights_sample
-from lit_depth.functional.masking.skip import stack_masks
+from lit_depth.functional.masks import Masks, MaskSet
 from lit_depth.metrics import clean_prediction
+from lit_depth.metrics.base import new_metric
 from lit_depth.results.records import RecordWriter, check_complete, read_records
 from lit_depth.results.store import run_of
 
@@ -41,8 +39,9 @@ class MaskSweep(Callback):
         masks: Block masks, each bool ``[num_blocks]`` or a list of bools; repeated ones are evaluated once.
         folder: Folder of the append-only record files, one per process. What earlier runs recorded there is not
             evaluated again, whatever their number of processes.
-        metric: Class name in `lit_depth.metrics`. Its ``score`` rates one answer; a metric of a whole corpus (CIDEr-D)
-            has a ``corpus`` instead, and scores each mask after the loop against the same references.
+        metric: Name in `lit_depth.metrics`, or class path of one of your own, see `lit_depth.metrics.base.resolve`. Its
+            ``score`` rates one answer; a metric of a whole corpus (CIDEr-D) has a ``corpus`` instead, and scores each
+            mask after the loop against the same references.
         max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
@@ -58,20 +57,16 @@ class MaskSweep(Callback):
     @checked
     def __init__(
         self,
-        masks: Sequence[Tensor | Sequence[bool]],
+        masks: Masks,
         folder: str | Path,
         metric: str = "ExactMatch",
         max_bad_samples: float = 0.01,
         description: str = "masks",
     ) -> None:
         check_range(0, 1, max_bad_samples=max_bad_samples)
-        if not hasattr(lit_depth.metrics, metric):
-            raise ValueError(
-                f"expected the name of a metric in lit_depth.metrics, such as ExactMatch, given {metric!r}"
-            )
-        self.masks = {mask_id(mask): mask for mask in stack_masks(masks)}
+        self.masks = MaskSet.of(masks).unique()
         self.folder = Path(folder)
-        self.metric = getattr(lit_depth.metrics, metric)
+        self.metric = new_metric(metric)
         self._corpus = getattr(self.metric, "corpus", None)
         self.max_bad_samples = max_bad_samples
         self.description = description
@@ -86,6 +81,8 @@ class MaskSweep(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_weights(pl_module)
+        # plain tensors do not say what a unit is, the module does
+        self.masks = MaskSet(self.masks.bits, pl_module.hparams.get("granularity", self.masks.granularity))
         # outside of a run's folder records belong to the weights that made them
         self._run = run_of(self.folder / "rank0.jsonl") or self.weights
         self._done = _recorded(self.folder, self._run)
@@ -113,8 +110,8 @@ class MaskSweep(Callback):
         self._record_bad_samples(batch)
         # a batch that was interrupted is answered as a whole once more: a resumed run repeats the very computation,
         # down to the last bit of its log-probabilities
-        done = all((name, sample) in self._done for name in self.masks for sample in batch["sample_ids"])
-        wanted = {} if done else self.masks
+        done = all((name, sample) in self._done for name in self.masks.ids for sample in batch["sample_ids"])
+        wanted = self.masks.take([]) if done else self.masks
         self._progress.update(len(self.masks) - len(wanted))
         pl_module.request_masks(wanted)  # type: ignore[operator]
 
@@ -134,7 +131,7 @@ class MaskSweep(Callback):
                     kept = {"mask": REFERENCES, "sample": sample.id, "references": sample.references}
                     self._writer.write(kept)
         for mask, texts, logprobs in zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist()):
-            if mask not in self.masks:  # asked for by another callback
+            if mask not in self.masks.ids:  # asked for by another callback
                 continue
             for sample, text, logprob in zip(batch["samples"], texts, logprobs):
                 if not math.isfinite(logprob):
@@ -164,7 +161,7 @@ class MaskSweep(Callback):
     def read(self) -> None:
         """Set :attr:`records` and :attr:`bad_samples` from what the folder holds."""
         frame = read_records(sorted(self.folder.glob("rank*.jsonl")), run=self._run)
-        self.records = frame[frame["mask"].isin(list(self.masks))].reset_index(drop=True)
+        self.records = frame[frame["mask"].isin(self.masks.ids)].reset_index(drop=True)
         # a sample that an earlier run could not read, and this one could, is not bad any more
         bad = frame[(frame["mask"] == BAD) & ~frame["sample"].isin(self.records["sample"])]
         self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
@@ -189,7 +186,7 @@ class MaskSweep(Callback):
     def check_complete(self, num_samples: int) -> None:
         """Raise ValueError unless every mask has a record of each of the same ``num_samples`` samples."""
         assert self.records is not None
-        check_complete(self.records, list(self.masks), num_samples)
+        check_complete(self.records, list(self.masks.ids), num_samples)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.records is None:  # what comes after the loop every process finds

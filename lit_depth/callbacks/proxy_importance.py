@@ -9,20 +9,21 @@ entropy (Clark et al. 2019, *What Does BERT Look At?*). Formulas and units stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
 
-from lit_depth.callbacks.user_module import accepted, block_key, inputs_and_labels, language_model, undisturbed
+from lit_depth.callbacks.evaluation import EvaluationCallback
+from lit_depth.callbacks.user_module import accepted, block_values, inputs_and_labels, undisturbed
 from lit_depth.functional import find_blocks
-from lit_depth.functional.arguments import check_least, checked
+from lit_depth.functional.arguments import checked
 from lit_depth.functional.importance.proxies import METHODS, ProxyScores, check_methods
 from lit_depth.functional.masking.skip import unmasked
 
 
-class ProxyImportance(Callback):
+class ProxyImportance(EvaluationCallback):
     """Proxy scores of every block, measured while validating or testing: cheap stand-ins for skipping it.
 
     After each batch of the loop the model inside the module sees the batch once more: one forward, and one backward if
@@ -43,33 +44,28 @@ class ProxyImportance(Callback):
     Args:
         methods: Some of `lit_depth.functional.importance.proxies.METHODS`; all by default, which needs labels.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
-        num_batches: Batches to use per loop (and process); None = all.
+        max_batches: Batches to use per loop and process; None = all.
 
     Raises:
-        ValueError: Unknown methods, or a ``num_batches`` below 1. When the loop starts: no blocks, or gradient methods
+        ValueError: Unknown methods, or a ``max_batches`` below 1. When the loop starts: no blocks, or gradient methods
             for a quantised model. In the loop: no labels for gradient methods, no attention weights for the entropy.
 
     To read other batches than mappings of model inputs with ``labels``, override `inputs_of`.
 
     Example:
-        >>> callback = ProxyImportance(["block_influence", "taylor"], num_batches=8)
+        >>> callback = ProxyImportance(["block_influence", "taylor"], max_batches=8)
         >>> callback.methods
         ('block_influence', 'taylor')
     """
 
-    log: Callable[..., None]  # Lightning gives every callback the module's method
-
     @checked
     def __init__(
-        self, methods: Sequence[str] = METHODS, blocks: str | None = None, num_batches: int | None = None
+        self, methods: Sequence[str] = METHODS, blocks: str | None = None, max_batches: int | None = None
     ) -> None:
-        check_least(1, num_batches=num_batches)
+        super().__init__(blocks, max_batches)
         self.methods = check_methods(methods)
-        self.blocks = blocks
-        self.num_batches = num_batches
         self.importance: dict[str, Tensor] | None = None
         self._scores: ProxyScores | None = None
-        self._seen = 0
 
     def inputs_of(self, pl_module: LightningModule, batch: Any) -> tuple[dict[str, Tensor], Tensor | None]:
         """Model inputs of a batch, and labels ``[batch, seq]`` (-100 = ignored) or None.
@@ -78,43 +74,30 @@ class ProxyImportance(Callback):
         """
         return inputs_and_labels(pl_module, batch, "override inputs_of")
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        model, path = language_model(pl_module, self.blocks)
-        self._scores, self._seen = ProxyScores(model, self.methods, find_blocks(model, path)), 0
+    def start(self, pl_module: LightningModule, model: nn.Module, path: str) -> None:
+        self._scores = ProxyScores(model, self.methods, find_blocks(model, path))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if trainer.sanity_checking or (self.num_batches is not None and self._seen >= self.num_batches):
-            return
-        assert self._scores is not None
-        self._seen += 1
-        inputs, labels = self.inputs_of(pl_module, batch)
-        if not inputs:  # every sample of the batch was bad
-            return
+    def measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> bool:
         scores = self._scores
+        assert scores is not None
+        inputs, labels = self.inputs_of(pl_module, batch)
+        if not inputs:
+            return False
         with undisturbed(pl_module), trainer.precision_plugin.forward_context(), unmasked(scores.blocks):
             scores.update(accepted(scores.model, inputs), labels)
+        return True
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         scores, self._scores = self._scores, None  # its gradients go
-        if scores is None or trainer.sanity_checking:
-            return
+        assert scores is not None
         if trainer.world_size > 1:
             scores.reduce(
                 lambda part: trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").to(part.device)
             )
         self.importance = scores.compute()
+        found: dict[str, float] = {}
         for method, values in self.importance.items():
-            for block_idx, value in enumerate(values.tolist()):
-                self.log(f"importance/{method}/block_{block_key(block_idx, len(scores.blocks))}", value)
-
-    on_test_start = on_validation_start
-    on_test_batch_end = on_validation_batch_end
-    on_test_epoch_end = on_validation_epoch_end
+            found |= block_values(f"importance/{method}/block_{{}}", values)
+        return found

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 
-from lit_depth.callbacks.user_module import block_key, language_model, undisturbed
+from lit_depth.callbacks.batch_scores import gather_columns
+from lit_depth.callbacks.evaluation import AnyLoopCallback
+from lit_depth.callbacks.user_module import block_values, language_model, undisturbed
 from lit_depth.functional.arguments import check_least, checked
 from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.functional.masking.skip import unmasked
 from lit_depth.functional.token_masking.distances import token_masking
-from lit_depth.functional.token_masking.prompt import row_inputs
+from lit_depth.models.prompting import Prompter, prompter_class
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class TokenMaskImpact(Callback):
+class TokenMaskImpact(AnyLoopCallback):
     """Run `lit_depth.functional.token_masking` on rows of the batches of a validation, test or prediction loop.
 
     The module need not cooperate: the model inputs are taken from its batches (``input_ids``, ``attention_mask``, and
-    image tensors of Molmo or with one entry per row), padding is removed, and each row is analysed alone, at its last
+    image tensors with one entry per row), padding is removed, and each row is analysed alone, at its last
     token. Training mode, random state and whatever the module logs stay as they are. A mask of `BlockMask` does not
     apply to the analysis.
 
     After the loop :attr:`results` holds the table of this process's rows, with a column ``sample`` (0, 1, ... in the
-    order of the loop) in front, and loggers get
+    order of the loop) in front, and it logs
 
     | key | unit |
     |---|---|
@@ -57,29 +60,27 @@ rows of all processes |
     def __init__(
         self, num_samples: int = 8, num_output_tokens: int = 1, blocks: str | None = None, after_end: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(blocks)
         check_least(1, num_samples=num_samples, num_output_tokens=num_output_tokens)
         self.num_samples = num_samples
         self.num_output_tokens = num_output_tokens
         self.after_end = after_end
-        self.blocks = blocks
         self.results: pd.DataFrame | None = None
         self.summary: dict[str, float] = {}
         self._frames: list[pd.DataFrame] = []
 
-    def _start(self, pl_module: LightningModule) -> None:
+    def start(self, pl_module: LightningModule, model: nn.Module, path: str) -> None:
         self.results, self.summary, self._frames = None, {}, []
-        language_model(pl_module, self.blocks)  # fail before the loop, not in it
 
-    def _batch(self, pl_module: LightningModule, batch: Any) -> None:
-        if len(self._frames) >= self.num_samples:
-            return
-        if isinstance(batch, Mapping) and "input_ids" not in batch and batch.get("bad_samples"):
-            return  # no sample of the batch could be read
+    def measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
+    ) -> bool:
         if not isinstance(batch, Mapping):
             raise ValueError(f"expected batches that are mappings with input_ids, given {type(batch).__name__}")
+        if len(self._frames) >= self.num_samples:
+            return False
         model, path = language_model(pl_module, self.blocks)
-        row = 0
+        row, row_inputs = 0, (prompter_class(model) or Prompter).row_inputs
         # weights of 16 bits are raised for the analysis, which inference mode would not allow
         with undisturbed(pl_module), torch.inference_mode(False), unmasked(find_blocks(model, path)):
             while len(self._frames) < self.num_samples:
@@ -97,65 +98,20 @@ rows of all processes |
                 row += 1
                 if row == len(batch["input_ids"]):
                     break
+        return True
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         import pandas as pd
 
-        sums = torch.zeros(len(find_blocks(*language_model(pl_module, self.blocks))), 2, dtype=torch.float64)
+        sums = torch.zeros(self.num_blocks, 2, dtype=torch.float64)
         if self._frames:
             self.results = pd.concat(self._frames, ignore_index=True)
             full = self.results[self.results["variant"] == "Full"].astype({"l2_distance": float})
             means = full.groupby(["layer", "sample"])["l2_distance"].mean()  # NaN for a row of one token
             columns = means.groupby("layer").agg(["sum", "count"])
             sums = torch.from_numpy(columns.to_numpy(dtype=float))
-        total, count = _over_processes(pl_module, sums).unbind(1)
-        self.summary = {
-            f"tokens/layer_{block_key(block_idx, len(total))}_l2": float(total[block_idx] / count[block_idx])
-            for block_idx in range(len(total))
-            if count[block_idx]
-        }
-        if self.summary:
-            for logger in trainer.loggers:
-                logger.log_metrics(self.summary, step=trainer.global_step)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(pl_module)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if not trainer.sanity_checking:
-            self._batch(pl_module, batch)
-
-    on_test_batch_end = on_validation_batch_end
-    on_predict_batch_end = on_validation_batch_end
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._finish(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module)
-
-
-def _over_processes(pl_module: LightningModule, sums: Tensor) -> Tensor:
-    """Sums ``[blocks, 2]`` over all processes; those without a row take part too."""
-    if pl_module.trainer.world_size == 1:
-        return sums
-    all_gather: Callable[[Tensor], Any] = pl_module.all_gather  # a tensor in, a tensor out
-    return all_gather(sums.to(pl_module.device)).view(-1, *sums.shape).sum(0).cpu()
+        total, count = gather_columns(pl_module, sums.reshape(-1, 1)).sum(1).view(-1, 2).unbind(1)
+        # no row has a mean: 0 / 0
+        means_of_all = block_values("tokens/layer_{}_l2", total / count)
+        self.summary = {name: value for name, value in means_of_all.items() if not math.isnan(value)}
+        return self.summary

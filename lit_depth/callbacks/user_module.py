@@ -73,6 +73,11 @@ def inputs_and_labels(model: nn.Module, batch: Any, otherwise: str) -> tuple[dic
     return with_answers(model, inputs, answers, pad=0), torch.cat([prompt, answers], dim=1)
 
 
+def is_empty(batch: Any) -> bool:
+    """Whether this is an evaluation batch of this package without a sample that could be read: it has no inputs."""
+    return isinstance(batch, Mapping) and "bad_samples" in batch and "input_ids" not in batch
+
+
 def accepted(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those inputs that the model's ``forward`` takes by name; all, where it takes any."""
     parameters = inspect.signature(type(model).forward).parameters
@@ -80,13 +85,14 @@ def accepted(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: value for name, value in inputs.items() if takes_any or name in parameters}
 
 
-def block_key(block_idx: int, num_blocks: int) -> str:
-    """Name of a block in logged keys, as wide for all blocks.
+def block_values(name: str, values: Tensor) -> dict[str, float]:
+    """Values ``[num_blocks]`` under the names that are logged: ``{}`` becomes the block's index, as wide for all.
 
-    >>> block_key(7, 16), block_key(7, 120)
-    ('07', '007')
+    >>> block_values("block_{}", torch.tensor([0.5, 0.25]))
+    {'block_00': 0.5, 'block_01': 0.25}
     """
-    return f"{block_idx:0{max(2, len(str(num_blocks - 1)))}d}"
+    width = max(2, len(str(len(values) - 1)))
+    return {name.format(f"{block_idx:0{width}d}"): value for block_idx, value in enumerate(values.tolist())}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Tasks, and the batches made of them."""
 
-from lit_depth.data.collate import EvalCollator, PackedCollator
+from lit_depth.data.collate import EvalCollator
 from lit_depth.data.datamodule import DepthDataModule
 from lit_depth.data.task import BadSample, Sample, Task, TrainingItem
 from lit_depth.data.tasks import get_task
@@ -10,7 +10,6 @@ __all__ = [
     "BadSample",
     "DepthDataModule",
     "EvalCollator",
-    "PackedCollator",
     "Sample",
     "ShapesVQA",
     "Task",

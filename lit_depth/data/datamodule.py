@@ -18,13 +18,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lit_depth.data.collate import EvalCollator, PackedCollator
+from lit_depth.data.collate import EvalCollator
 from lit_depth.data.images import ImageFolder, image_digest, load_image
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import BadSample, Sample, Task, check_split
 from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.functional.arguments import check_least, check_range, checked
+from lit_depth.functional.class_paths import object_at
 from lit_depth.functional.masking.blocks import context_length
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _WORKER_TIMEOUT_SECONDS = 600
 NO_SAMPLE: Any = None  # position of no sample
+_ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")  # of a sample
 _MAX_WORKERS = 256
 
 
@@ -42,12 +44,15 @@ class DepthDataModule(LightningDataModule):
     samples are a subset of more.
 
     Args:
-        processor: Turns images and prompts into tensors; by default that of the module that the trainer runs.
+        prompter: Turns samples into the model's inputs, see `lit_depth.models.prompting`; by default that of the module
+            that the trainer runs.
         task: Name of a built-in task, the class path of one (``package.module.Class``), or a `Task`.
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
         path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the
             task's own source; with several tasks a folder of such folders, each called as its task.
+        metric: What the answers are scored by, in place of the task's own: a name in `lit_depth.metrics`, or the class
+            path of a :class:`torchmetrics.Metric` of your own (see `lit_depth.metrics.base.resolve`).
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
             `lit_depth.studies.shared.batch_size.find_batch_size`).
         train_batch_size: Images per training batch and process; each comes with all its questions.
@@ -56,6 +61,7 @@ class DepthDataModule(LightningDataModule):
         max_prompt_tokens: Longest prompt, image tokens included; a longer one costs its sample. null = what the
             longest answer leaves of the model's context.
         train_images: Images per training epoch.
+        train_collator: Class path of what makes a training batch of `TrainingItem`, called with the prompter.
         num_workers: Worker processes per loader; 0 = load in the main process.
         seed: Chooses the samples, and the training images and their order.
     """
@@ -63,16 +69,18 @@ class DepthDataModule(LightningDataModule):
     @checked
     def __init__(
         self,
-        processor: Any = None,
+        prompter: Any = None,
         task: str | Task = "shapes_vqa",
         tasks: list[str | Task] | Literal["all"] | None = None,
         path: str | None = None,
+        metric: str | None = None,
         batch_size: int | Literal["auto"] = 32,
         train_batch_size: int = 32,
         num_samples: int | None = 256,
         calibration_samples: int | None = 256,
         max_prompt_tokens: int | None = None,
         train_images: int = 50_000,
+        train_collator: str = "lit_depth.recipes.packing.PackedCollator",
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -88,7 +96,12 @@ class DepthDataModule(LightningDataModule):
         )
         check_range(0, _MAX_WORKERS, num_workers=num_workers)
         check_range(-(2**63), 2**63 - 1, seed=seed)
-        self.processor = processor
+        if prompter is not None and not hasattr(prompter, "encode"):
+            raise ValueError(
+                f"expected a prompter, given a {type(prompter).__name__}: for a model and its processor, "
+                "lit_depth.models.prompting.prompter_for makes one"
+            )
+        self.prompter = prompter
         names = _all_tasks(path) if tasks == "all" else ([task] if tasks is None else tasks)
         self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
         for entry in self.tasks:
@@ -98,6 +111,10 @@ class DepthDataModule(LightningDataModule):
         known = [entry.name for entry in self.tasks]
         if not known or len(set(known)) < len(known):
             raise ValueError(f"expected at least one of tasks, each with a name of its own, given {known}")
+        if metric is not None:
+            self.tasks = list(map(copy.copy, self.tasks))  # a task that was given stays as it is
+            for entry in self.tasks:
+                entry.metric = metric
         self.task = self.tasks[0]
         self.path = path
         self.batch_size = batch_size
@@ -106,6 +123,7 @@ class DepthDataModule(LightningDataModule):
         self.calibration_samples = calibration_samples
         self.max_prompt_tokens = max_prompt_tokens
         self.train_images = train_images
+        self.train_collator = train_collator
         self.num_workers = num_workers
         self.seed = seed
         # of the module that the batches are for, see `attach`
@@ -116,10 +134,11 @@ class DepthDataModule(LightningDataModule):
         self._rows: dict[tuple[str, str, int | None], datasets.Dataset | QuestionRows] = {}
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches of packed images, see `PackedCollator`."""
+        """Shuffled batches of images with all their questions, as ``train_collator`` makes them."""
         self._refuse_several_tasks()
         images = self.task.training_set(self.train_images, self.seed)
-        return self._loader(images, self.train_batch_size, PackedCollator(self._find_processor()), shuffle=True)
+        collator = object_at(self.train_collator, "a collator")(self._attached().prompter)
+        return self._loader(images, self.train_batch_size, collator, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in evaluation batches; `test_dataloader` and `predict_dataloader` are the same."""
@@ -145,13 +164,13 @@ class DepthDataModule(LightningDataModule):
             datamodule.task, datamodule.tasks = task, [task]
         return each
 
-    def take(self, split: str, num_samples: int) -> None:
-        """Take this many questions from a split (from the others than calibration together) instead of those given."""
+    def take(self, split: str, num_samples: int) -> DepthDataModule:
+        """A datamodule that takes so many questions from a split; one number holds for all splits but calibration."""
         check_least(1, num_samples=num_samples)
-        if check_split(split) == "calibration":
-            self.calibration_samples = num_samples
-        else:
-            self.num_samples = num_samples
+        taken = copy.copy(self)
+        name = "calibration_samples" if check_split(split) == "calibration" else "num_samples"
+        setattr(taken, name, num_samples)
+        return taken
 
     def eval_dataloader(
         self,
@@ -170,7 +189,8 @@ class DepthDataModule(LightningDataModule):
                 the number of processes, so padding and results are too, and no sample is repeated; a process for which
                 no batch is left gets an empty one.
         """
-        collator = EvalCollator(self._find_processor(), self.task, self._prompt_limit())
+        attached = self._attached()
+        collator = EvalCollator(attached.prompter, attached._prompt_limit())
         dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
         if positions is not None:
             dataset = dataset.take(positions)
@@ -224,12 +244,12 @@ class DepthDataModule(LightningDataModule):
         return self._rows[key]
 
     def attach(self, module: Any) -> None:
-        """Prepare batches for a module: by its processor unless there is one already, and within its model's context.
+        """Prepare batches for a module: by its prompter unless there is one already, and within its model's context.
 
         Args:
-            module: A `lit_depth.DepthModule`, or any module with a ``processor`` and a ``model``.
+            module: A `lit_depth.DepthModule`, or any module with a ``prompter`` and a ``model``.
         """
-        self.processor = getattr(module, "processor", None) if self.processor is None else self.processor
+        self.prompter = getattr(module, "prompter", None) if self.prompter is None else self.prompter
         self.context = context_length(getattr(module, "model", module))
         self.max_new_tokens = getattr(module, "hparams", {}).get("max_new_tokens")
 
@@ -247,15 +267,17 @@ class DepthDataModule(LightningDataModule):
         origin = f"the model's context of {self.context:,} less {answer:,} new tokens; --data.max_prompt_tokens"
         return PromptLimit(self.context - answer, origin, self.context)
 
-    def _find_processor(self) -> Any:
-        module = getattr(self.trainer, "lightning_module", None)
+    def _attached(self) -> DepthDataModule:
+        """What `attach` makes of this datamodule for the module that the trainer runs, if it was attached to none."""
+        module, attached = getattr(self.trainer, "lightning_module", None), self
         if module is not None and self.context is None:
-            self.attach(module)
-        if self.processor is None:
+            attached = copy.copy(self)
+            attached.attach(module)
+        if attached.prompter is None:
             raise ValueError(
-                "DepthDataModule needs a processor, expected one as its argument or in the module that the trainer runs"
+                "DepthDataModule needs a prompter, expected one as its argument or in the module that the trainer runs"
             )
-        return self.processor
+        return attached
 
     def _loader(
         self, dataset: Dataset, batch_size: int, collator: Any, shuffle: bool = False, sampler: Any = None
@@ -334,7 +356,7 @@ class EvalDataset(Dataset):
         index = self.indices[position]
         name = self._place(index)
         try:
-            sample = self.task.sample(self.rows[index], self.split, index)
+            sample = self._sample(self.rows[index], index)
             name = sample.id
             if sample.image is not None or self.task.needs_image:
                 sample = replace(sample, image=load_image(sample.image, self.folder))
@@ -344,6 +366,10 @@ class EvalDataset(Dataset):
         except Exception as error:
             return BadSample(name, f"{type(error).__name__}: {error}")
         return sample
+
+    def _sample(self, row: dict[str, Any], index: int) -> Sample:
+        sample, task = self.task.sample(row, self.split, index), self.task
+        return replace(sample, task=sample.task or task.name, answer_kind=sample.answer_kind or task.answer_kind)
 
     def take(self, positions: Sequence[int]) -> EvalDataset:
         """The same rows, fewer of them chosen: those at these positions."""
@@ -387,19 +413,13 @@ class EvalDataset(Dataset):
         """
         digest, images = hashlib.sha256(), []
         for place, sample in zip(map(self._place, self.indices), self._undecoded()):
-            digest.update(repr(place if sample is None else self._asked(sample)).encode(errors="surrogatepass"))
+            asked = place if sample is None else [getattr(sample, name) for name in _ASKED]
+            digest.update(repr(asked).encode(errors="surrogatepass"))
             images += [] if sample is None else [image_digest(sample.image, self.folder)]
         if isinstance(self.rows, QuestionRows):
             images = [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
         digest.update(repr(images).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
-
-    def _asked(self, sample: Sample) -> tuple[Any, ...]:
-        try:
-            prompt = self.task.prompt(sample)
-        except Exception as error:  # costs the sample where it is evaluated
-            prompt = f"{type(error).__name__}: {error}"
-        return (sample.id, sample.image_id, sample.question, prompt, sample.references, sample.options)
 
     def _place(self, index: int) -> str:
         return f"{self.task.name}/{self.split}/{index}"
@@ -419,7 +439,7 @@ class EvalDataset(Dataset):
             sample = None
             # A bad row is reported where it is evaluated.
             with contextlib.suppress(Exception):
-                sample = self.task.sample(rows[index], self.split, index)
+                sample = self._sample(rows[index], index)
             yield sample
 
 

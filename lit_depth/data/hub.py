@@ -29,8 +29,7 @@ from lit_depth.data.sources import (
     load_table,
     repository_names,
 )
-from lit_depth.data.task import SPLITS, Sample, Task, check_split
-from lit_depth.functional.choices import option_letters
+from lit_depth.data.task import SPLITS, Sample, Task, check_split, task_names
 
 CAULDRON = Layout(image="images", questions="texts", question="user", answer="assistant", instructed=True)
 """Columns of ``HuggingFaceM4/the_cauldron``: conversations about images, written for training."""
@@ -48,7 +47,7 @@ class HubTask(Task):
     a train split: that role then has the images of "calibration".
 
     A subclass names the dataset in the attributes below and, where the columns need more than reading, overrides
-    `question`, `references`, `options` or `prompt`.
+    `question`, `references` or `options`.
 
     Args:
         repository: ``owner/name`` on the hub; null = the task's own.
@@ -62,7 +61,6 @@ class HubTask(Task):
             task's class says.
 
     Attributes:
-        style: Molmo's name for this kind of question, which starts the prompt.
         splits: The dataset's split by role.
         train_source: Where the role "train" is read from, if not from the repository.
         layouts: How the columns may be arranged; the first one that fits is used.
@@ -74,7 +72,6 @@ class HubTask(Task):
     """
 
     needs_image = True
-    style: str
     repository: str
     config: str | tuple[str, ...] | None = None
     revision: str = "main"
@@ -133,9 +130,6 @@ class HubTask(Task):
     def options(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the texts to choose from, none for an open question; arguments as for `question`."""
         return ()
-
-    def prompt(self, sample: Sample) -> str:
-        return styled_prompt(self.style, sample.question, sample.options)
 
     # what is the same for all
 
@@ -242,9 +236,7 @@ class HubTask(Task):
         return Source(self.repository, self.splits[split], self.config, self.revision)
 
     def _local_source(self, role: str, path: str) -> LocalSource:
-        from lit_depth.data.tasks import TASKS
-
-        others = {kind.name for kind in TASKS} - {self.name}
+        others = task_names() - {self.name}
         found = find_splits(path, self.name, others, self.config, self.splits.values())
         wanted = canonical_split(self.splits.get(role, role))
         # No dataset calls a split calibration, so that file was made on purpose; and anything is better than train.
@@ -352,24 +344,6 @@ class SoftAccuracyTask(HubTask):
         if answers and len(answers) < self.num_references:
             raise ValueError(f"expected {self.num_references} answers, got {len(answers)}")
         return most_common_first(answers)
-
-
-def styled_prompt(style: str, question: str, options: tuple[str, ...] = ()) -> str:
-    """Ask in one of Molmo's styles.
-
-    >>> styled_prompt("vqa2", "What is it?"), styled_prompt("coco_captioning", "")
-    ('vqa2: What is it?', 'coco_captioning:')
-    >>> styled_prompt("science_qa", "Which is larger?", ("a cat", "a cow"))
-    'science_qa: Which is larger?\\nA: a cat\\nB: a cow\\n'
-
-    Args:
-        style: Name of the style.
-        question: The question; empty for a style that says it all.
-        options: Texts to choose from; the answer is then a letter.
-    """
-    letters = option_letters(options) if options else ""
-    lines = "".join(f"{letter}: {option}\n" for letter, option in zip(letters, options))
-    return f"{style}: {question}" + (f"\n{lines}" if options else "") if question else f"{style}:"
 
 
 def without_period(answers: tuple[str, ...]) -> tuple[str, ...]:

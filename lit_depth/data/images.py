@@ -19,7 +19,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "P
 
 
 # An image of more pixels is reduced by a whole number as it is read: one of 169 million, which may come in 50 kB, took
-# 3.5 GB by the time that it was crops. Molmo's largest canvas has 1 million, and page scans have some 10.
+# 3.5 GB by the time that it was crops. The largest canvas of a model has some 1 million, and page scans have 10.
 MAX_PIXELS = 2**25
 _STRIP_PIXELS = 2**22
 

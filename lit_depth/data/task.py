@@ -1,10 +1,10 @@
-"""What a task is: rows of a dataset turned into questions about images, and how they are asked."""
+"""What a task is: rows of a dataset turned into questions about images. How they are put is the model family's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lit_depth.data.rows import QuestionRows
 
 SPLITS = ("train", "calibration", "validation")
+AnswerKind = Literal["short", "choice", "number", "caption", "free"]
 
 
 class _HostOnly:
@@ -34,10 +35,13 @@ class Sample(_HostOnly):
         image_id: Shared by the questions about one image; intervals are clustered by it.
         image: The picture, upright and RGB, or None for a text-only question. `Task.sample` may leave it as the row
             has it, see `lit_depth.data.images.load_image`.
-        question: The question alone, without style prefix or options.
+        question: The question alone, without options; empty where the kind of answer says it all (a caption).
         references: Accepted answers, at least one; the first one is scored by log-probability.
         options: Texts of a multiple-choice question, in the order of their letters.
         meta: What a metric or a table may want to know besides, for example ``question_type``.
+        task: Name of the task; empty = that of the task which gave the sample.
+        answer_kind: A word or phrase (``short``), a letter of `options` (``choice``), a ``number``, a ``caption``, or
+            anything (``free``); empty = the task's. A sample with options is always answered by a letter.
     """
 
     id: str
@@ -47,6 +51,8 @@ class Sample(_HostOnly):
     references: tuple[str, ...]
     options: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
+    answer_kind: AnswerKind | Literal[""] = ""
 
 
 @dataclass(frozen=True)
@@ -63,15 +69,15 @@ class TrainingItem(_HostOnly):
 
     Args:
         image: The picture.
-        prompts: One prompt per question, as `Task.prompt` gives them.
-        answers: One answer per prompt.
+        questions: All that is asked about it.
+        answers: One answer per question.
         grid: Rows and columns of the labelled grid of equal cells that covers the image; (0, 0) without labels.
         cell_shapes: Shape class of every cell in row-major order.
         cell_colors: Colour class of every cell in row-major order.
     """
 
     image: Image.Image
-    prompts: tuple[str, ...]
+    questions: tuple[str, ...]
     answers: tuple[str, ...]
     grid: tuple[int, int] = (0, 0)
     cell_shapes: tuple[int, ...] = ()
@@ -79,11 +85,12 @@ class TrainingItem(_HostOnly):
 
 
 class Task:
-    """A dataset, the way to ask about it, and the metric that scores the answers. Subclasses override the methods.
+    """A dataset, what is asked of it, and the metric that scores the answers. Subclasses override the methods.
 
     Attributes:
-        name: The name that the command line knows it by.
-        metric: Class name in `lit_depth.metrics`.
+        name: The name that the command line knows it by, and by which a model family may know it from its training.
+        answer_kind: See `Sample`.
+        metric: Name in `lit_depth.metrics`, or class path of a :class:`torchmetrics.Metric`.
         max_new_tokens: Longest answer, in tokens.
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
@@ -91,6 +98,7 @@ class Task:
     """
 
     name: str
+    answer_kind: AnswerKind = "short"
     metric: str
     max_new_tokens: int
     needs_image: bool = False
@@ -130,10 +138,6 @@ class Task:
         """
         raise NotImplementedError
 
-    def prompt(self, sample: Sample) -> str:
-        """Return the text for the processor, without the "User: ... Assistant:" frame, which the processor adds."""
-        raise NotImplementedError
-
     def training_set(self, num_images: int, seed: int) -> Dataset[TrainingItem]:
         """Return `num_images` training items.
 
@@ -143,6 +147,14 @@ class Task:
         raise ValueError(
             f"expected a task that can be trained on, such as shapes_vqa; {self.name} is for evaluation only"
         )
+
+
+def task_names() -> set[str]:
+    """Names of all tasks that there are, a user's own included: each may have a folder beside the others'."""
+    kinds = [Task]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind.name for kind in kinds if hasattr(kind, "name")}
 
 
 def check_split(split: str) -> str:

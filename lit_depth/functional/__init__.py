@@ -25,7 +25,8 @@ from lit_depth.functional.masking.policies import (
     top_k,
     uniform,
 )
-from lit_depth.functional.masking.skip import check_mask, from_mask_id, mask_id, masked
+from lit_depth.functional.masking.skip import masked
+from lit_depth.functional.masks import MaskSet, check_mask, from_mask_id, mask_id
 from lit_depth.functional.search.ablations import ablation_masks, contiguous_spans, importance_order, interaction
 from lit_depth.functional.search.beam import (
     Ablation,
@@ -44,6 +45,7 @@ __all__ = [
     "Candidate",
     "Line",
     "MaskScores",
+    "MaskSet",
     "MaskTrie",
     "ProxyScores",
     "SearchLevel",

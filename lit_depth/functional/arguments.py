@@ -39,7 +39,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     >>> repeat("ab", True)
     Traceback (most recent call last):
     ...
-    ValueError: expected times as an integer, given True
+    ValueError: expected times as an integer, got True
     """
     if isinstance(function, type):
         function.__init__ = checked(function.__init__)  # type: ignore[misc]
@@ -60,7 +60,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)  # Python says which name is missing or unknown
         for name, hint in hints().items():
             if name in given and not fits(given[name], hint):
-                raise ValueError(f"expected {name} as {plain_type(hint)}, given {shorten(given[name])}")
+                raise ValueError(f"expected {name} as {plain_type(hint)}, got {shorten(given[name])}")
         return function(*args, **kwargs)
 
     return call
@@ -211,25 +211,25 @@ def check_least(least: float, **values: float | None) -> None:
     >>> check_least(1, max_rows=0)
     Traceback (most recent call last):
     ...
-    ValueError: expected max_rows of at least 1, given 0
+    ValueError: expected max_rows of at least 1, got 0
     """
     for name, value in values.items():
         if value is not None and not value >= least:
-            raise ValueError(f"expected {name} of at least {least}, given {shorten(value)}")
+            raise ValueError(f"expected {name} of at least {least}, got {shorten(value)}")
 
 
 def check_range(low: float, high: float, **values: float | None) -> None:
     """Raise ValueError for a value outside ``low`` to ``high``, both included; None stands for a default."""
     for name, value in values.items():
         if value is not None and not low <= value <= high:
-            raise ValueError(f"expected {name} from {low} to {high}, given {shorten(value)}")
+            raise ValueError(f"expected {name} from {low} to {high}, got {shorten(value)}")
 
 
 def check_share(**values: float) -> None:
     """Raise ValueError for a value that does not lie between 0 and 1, both excluded."""
     for name, value in values.items():
         if not 0 < value < 1:
-            raise ValueError(f"expected {name} between 0 and 1, given {shorten(value)}")
+            raise ValueError(f"expected {name} between 0 and 1, got {shorten(value)}")
 
 
 def check_token_ids(model: nn.Module, *, least: int = 0, **ids: Tensor | int | None) -> None:
@@ -248,7 +248,7 @@ def check_token_ids(model: nn.Module, *, least: int = 0, **ids: Tensor | int | N
         if low < least or (size is not None and high >= size):
             wrong = low if low < least else high
             raise ValueError(
-                f"expected {name} from {least} to {'the last one' if size is None else size - 1}, given {wrong}"
+                f"expected {name} from {least} to {'the last one' if size is None else size - 1}, got {wrong}"
             )
 
 
@@ -271,15 +271,15 @@ def prompt_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tens
     """
     wrong = next((name for name, value in inputs.items() if not isinstance(value, Tensor)), None)
     if wrong is not None:
-        raise ValueError(f"expected inputs that are tensors, given {shorten(inputs[wrong])} as {wrong}")
+        raise ValueError(f"expected inputs that are tensors, got {shorten(inputs[wrong])} as {wrong}")
     ids = inputs.get("input_ids")
     if ids is None or ids.ndim != 2 or not ids.numel() or ids.is_floating_point() or ids.dtype == torch.bool:
         given = ", ".join(inputs) or "nothing" if ids is None else f"{ids.dtype} {list(ids.shape)}"
-        raise ValueError(f"expected inputs with input_ids, integers [batch, seq] of at least one token, given {given}")
+        raise ValueError(f"expected inputs with input_ids, integers [batch, seq] of at least one token, got {given}")
     mask = inputs.get("attention_mask")
     if mask is not None and mask.shape != ids.shape:
         raise ValueError(
-            f"expected an attention_mask of the shape of input_ids {list(ids.shape)}, given {list(mask.shape)}"
+            f"expected an attention_mask of the shape of input_ids {list(ids.shape)}, got {list(mask.shape)}"
         )
     check_token_ids(model, input_ids=ids)
     return {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}

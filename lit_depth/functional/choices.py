@@ -18,5 +18,5 @@ def option_letters(options: Sequence[str]) -> str:
         ValueError: If no option has a text, there are more than 26, or ``options`` is a bare string.
     """
     if isinstance(options, str) or len(options) > MAX_OPTIONS or not any(option.strip() for option in options):
-        raise ValueError(f"expected options as a list of 1 to {MAX_OPTIONS} texts, not all empty, given {options!r}")
+        raise ValueError(f"expected options as a list of 1 to {MAX_OPTIONS} texts, not all empty, got {options!r}")
     return string.ascii_uppercase[: len(options)]

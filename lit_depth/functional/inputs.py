@@ -22,6 +22,7 @@ from lit_depth.functional.engine.decoding_configuration import (
 from lit_depth.functional.engine.proof import PROBE_TOKENS, kind_of, same_logits, turning_length
 
 IGNORE = -100
+TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 
 # how an answer is read: with its prompt in one forward; at once on the prompt's KV cache; token by token on that cache
 Way = Literal["whole", "chunk", "steps"]
@@ -92,7 +93,7 @@ def check_answers(model: nn.Module, answer_ids: Tensor, batch: int) -> None:
     """
     shape, real = list(answer_ids.shape), answer_ids != IGNORE
     if len(shape) != 2 or shape[0] != batch or answer_ids.is_floating_point():
-        raise ValueError(f"expected answer_ids, integers [{batch}, answer], given {answer_ids.dtype} {shape}")
+        raise ValueError(f"expected answer_ids, integers [{batch}, answer], got {answer_ids.dtype} {shape}")
     if not shape[1] or not real[:, 0].all() or (real[:, 1:] & ~real[:, :-1]).any():
         raise ValueError("expected answer_ids with at least one token in every row, padded on the right with -100")
     check_token_ids(model, answer_ids=answer_ids[real])
@@ -181,6 +182,21 @@ def with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
         return dict(inputs)
     positions = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
     return {**inputs, "position_ids": positions[:, -inputs["input_ids"].shape[1] :]}
+
+
+def is_image_input(name: str) -> bool:
+    """Whether an input of a vision-language model holds images or tells about them, by the names that models give it.
+
+    >>> list(filter(is_image_input, ["input_ids", "pixel_values", "image_grid_thw", "images"]))
+    ['pixel_values', 'image_grid_thw', 'images']
+    """
+    return name.startswith(("image", "pixel"))
+
+
+def count_image_tokens(config: Any, input_ids: Tensor) -> Tensor:
+    """Image tokens of each row, long ``[batch]``: those that the model's configuration names; 0 if it names none."""
+    token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+    return (input_ids == (-1 if token is None else token)).sum(1)
 
 
 def keep_last(model: nn.Module, positions: int) -> dict[str, int]:

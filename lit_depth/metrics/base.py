@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lit_depth.functional.arguments import checked
+from lit_depth.functional.class_paths import object_at
+
+_WAYS = ("score", "corpus")
 
 
 def check_references(references: Sequence[Any]) -> None:
@@ -20,6 +24,45 @@ def check_references(references: Sequence[Any]) -> None:
     """
     if isinstance(references, str) or not len(references):
         raise ValueError(f"expected references, a list of at least one accepted answer, given {references!r}")
+
+
+@checked
+def resolve(name: str) -> type[Metric]:
+    """The metric of that name in `lit_depth.metrics`, or at that class path.
+
+    >>> resolve("ExactMatch") is resolve("lit_depth.metrics.ExactMatch")
+    True
+
+    Args:
+        name: Name, or ``package.module.Class`` of a :class:`torchmetrics.Metric` of your own: its ``score(prediction,
+            references, options)`` rates one answer (see `SampleMetric`), or its ``corpus(references)`` makes an object
+            whose ``score(predictions)`` rates those of all samples together (see `CIDErD`). ``max_score`` is the
+            largest score of a sample, 1 unless it says otherwise; a search counts scores as shares of it.
+
+    Raises:
+        ValueError: If there is none, or it has neither.
+    """
+    kind = object_at(name, "a metric") if "." in name else getattr(import_module("lit_depth.metrics"), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Metric)) or not any(hasattr(kind, way) for way in _WAYS):
+        raise ValueError(
+            "expected the name of a metric in lit_depth.metrics, such as ExactMatch, or the class path of a "
+            f"torchmetrics.Metric with {' or '.join(_WAYS)}, given {name!r}"
+        )
+    return kind
+
+
+def new_metric(name: str) -> Any:
+    """A metric of that name or class path, see `resolve`, whose ``max_score`` is a number in any case.
+
+    Raises:
+        ValueError: If there is none, or it cannot be made without arguments.
+    """
+    try:
+        metric: Any = resolve(name)()
+    except TypeError as error:
+        raise ValueError(f"expected a metric that can be made without arguments, given {name!r}: {error}") from error
+    metric.max_score = getattr(metric, "max_score", 1.0)
+    return metric
 
 
 class SampleMetric(Metric):

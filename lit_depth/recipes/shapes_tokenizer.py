@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lit_depth.data.tasks.shapes_vqa import COLORS, NUMBERS, RELATIONS, SHAPES, plural, shapes_prompt
+from lit_depth.data.tasks.shapes_vqa import COLORS, NUMBERS, RELATIONS, SHAPES, plural
 
 END_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|padding|>"
@@ -68,4 +68,4 @@ def _corpus() -> list[str]:
     questions += [f"Is the red {shape} {words} the blue {shape}?" for words, *_ in RELATIONS for shape in SHAPES]
     answers = [*COLORS, *SHAPES, *NUMBERS, "yes", "no", *(answer for _, *answers in RELATIONS for answer in answers)]
     # Twice: a word seen only once, such as a number, would not be worth a merge to the trainer.
-    return [f" User: {shapes_prompt(q)} Assistant:" for q in questions] + [f" {answer}" for answer in answers] * 2
+    return [f" User: vqa2: {q} Assistant:" for q in questions] + [f" {answer}" for answer in answers] * 2

@@ -11,6 +11,7 @@ import torch
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import masked, uniform
 from lit_depth.models.loading import load_bundled
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -23,7 +24,7 @@ def test_experts_are_counted_as_the_router_chose_them(monkeypatch, batch_size):
     import gpu_latency
 
     model, processor = load_bundled()
-    data = DepthDataModule(processor, batch_size=batch_size, num_samples=batch_size)
+    data = DepthDataModule(prompter_for(model, processor), batch_size=batch_size, num_samples=batch_size)
     inputs = model_inputs(next(iter(data.eval_dataloader("validation"))))
     text, shares = model.config.text_config, []
     with masked(model, uniform(16, 4)), torch.no_grad():

@@ -208,16 +208,16 @@ def test_two_processes_with_uneven_numbers_of_batches_find_what_one_finds(tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beam_width": 0}, "expected beam_width of at least 1, given 0"),
-        ({"max_batches": 0}, "expected max_batches of at least 1, given 0"),
-        ({"max_removed": 4}, r"between 1 and 3 of 4 units \(one has to stay\), given 4"),
-        ({"keep": [0, 1], "max_removed": 3}, "between 1 and 2 of 4 units, of which 2 are kept, given 3"),
+        ({"beam_width": 0}, "expected beam_width of at least 1, got 0"),
+        ({"max_batches": 0}, "expected max_batches of at least 1, got 0"),
+        ({"max_removed": 4}, r"between 1 and 3 of 4 units \(one has to stay\), got 4"),
+        ({"keep": [0, 1], "max_removed": 3}, "between 1 and 2 of 4 units, of which 2 are kept, got 3"),
         ({"keep": [0, 1, 2, 3]}, "a unit that may be removed"),
         ({"max_removed": 1, "delta": 0.0}, "delta between 0 and 1"),
         ({"max_removed": 1, "score_fn": lambda module, batch: torch.full((6,), torch.nan)}, "6 NaN or infinite"),
         (
             {"max_removed": 1, "score_fn": lambda module, batch: torch.full((len(batch["labels"]),), 1.5)},
-            "accuracy between 0 and 1, given 1.5",
+            "accuracy between 0 and 1, got 1.5",
         ),
     ],
 )

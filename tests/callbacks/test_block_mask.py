@@ -131,7 +131,7 @@ def test_exactly_one_index_list():
 @pytest.mark.parametrize(
     "kwargs,message",
     [
-        ({"active_block_indices": [4]}, "between 0 and 3, given 4"),
+        ({"active_block_indices": [4]}, "between 0 and 3, got 4"),
         ({"active_block_indices": []}, "at least one active block"),
         ({"skipped_block_indices": [0, 1, 2, 3]}, "at least one active block"),
         ({"skipped_block_indices": [1, 1]}, "distinct"),

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -20,8 +19,8 @@ from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.functional import mask_id, masked, prefix, random
 from lit_depth.module import model_inputs
+from tests.helpers.own_metrics import remainder
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "molmoe_shapes"
 MASKS = [torch.ones(16, dtype=torch.bool), prefix(16, 5), random(16, 8, seed=0)]
 
 
@@ -39,7 +38,7 @@ class PartlyBroken(ShapesVQA):
 @pytest.fixture(scope="module")
 def module() -> DepthModule:
     torch.manual_seed(0)
-    module = DepthModule(str(CONFIG), from_scratch=True)
+    module = DepthModule(from_scratch=True)
     module.model.eval()
     with torch.no_grad():  # wide enough that different masks give different answers
         module.model.lm_head.weight.mul_(20)
@@ -48,7 +47,7 @@ def module() -> DepthModule:
 
 def data(module, batch_size=4, num_samples=11, task=None) -> DepthDataModule:
     task = task or ShapesVQA(num_images=8)
-    return DepthDataModule(module.processor, task, batch_size=batch_size, num_samples=num_samples)
+    return DepthDataModule(module.prompter, task, batch_size=batch_size, num_samples=num_samples)
 
 
 def sweep(module, folder, masks=MASKS, metric="ExactMatch", max_bad_samples=0.01, callbacks=(), **options) -> MaskSweep:
@@ -178,7 +177,7 @@ def test_records_outside_of_a_run_belong_to_their_weights(module, tmp_path):
 
 
 def test_masks_of_another_model_are_refused(module, tmp_path):
-    with pytest.raises(ValueError, match="16 blocks, got one of 4"):
+    with pytest.raises(ValueError, match="16 blocks, got 4"):
         sweep(module, tmp_path, masks=[torch.ones(4, dtype=torch.bool)])
 
 
@@ -272,3 +271,10 @@ def test_answers_without_a_choice_are_counted(module, tmp_path, monkeypatch):
     assert found.parse_failed == found.records.groupby("mask")["parse_failed"].mean().to_dict()
     assert set(found.parse_failed) == set(map(mask_id, MASKS))
     assert sweep(module, tmp_path / "other").parse_failed == {}
+
+
+@pytest.mark.parametrize("metric", ["Remainder", "Remainders"])
+def test_a_metric_of_the_users_own(module, tmp_path, metric):
+    records = sweep(module, tmp_path, masks=MASKS[:2], metric=f"tests.helpers.own_metrics.{metric}").records
+    assert records["score"].tolist() == [remainder(prediction) for prediction in records["prediction"]]
+    assert records["score"].nunique() > 1

@@ -102,7 +102,7 @@ def test_scores_are_those_of_the_function(inference_mode, batch_size):
 
 
 def test_a_limit_of_batches_and_a_choice_of_methods():
-    callback = ProxyImportance(["gradient"], num_batches=2)
+    callback = ProxyImportance(["gradient"], max_batches=2)
     run("test", [callback])
     expected = proxy_importance(PlainModule().model, list(loader())[:2], ["gradient"])
     assert list(callback.importance) == ["gradient"]
@@ -230,7 +230,7 @@ def test_a_batch_of_bad_samples_alone_is_passed_over():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"methods": ["tailor"]}, "tailor"), ({"num_batches": 0}, "num_batches of at least 1, given 0")],
+    [({"methods": ["tailor"]}, "tailor"), ({"max_batches": 0}, "max_batches of at least 1, got 0")],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

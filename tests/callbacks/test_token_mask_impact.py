@@ -139,7 +139,9 @@ def test_the_module_notices_nothing():
         weights = [parameter.detach().clone() for parameter in module.parameters()]
         results.append((dict(engine.callback_metrics), weights, module.seen, torch.rand(1)))
     (metrics, weights, seen, drawn), (other_metrics, other_weights, other_seen, other_drawn) = results
-    assert metrics == other_metrics and set(metrics) == {"train_loss", "val_loss", "val_noise"}
+    assert set(metrics) == {"train_loss", "val_loss", "val_noise"}
+    assert {name: other_metrics.pop(name) for name in metrics} == metrics
+    assert {name: float(value) for name, value in other_metrics.items()} == pytest.approx(callbacks[0].summary)
     assert all(torch.equal(a, b) for a, b in zip(weights, other_weights)) and torch.equal(drawn, other_drawn)
     assert seen == other_seen and set(seen) == {(False, True)}
     (callback,) = callbacks
@@ -169,9 +171,9 @@ def test_a_mask_around_the_loop_is_replaced_not_combined_with():
 @pytest.mark.skipif(not (BUNDLED / "model.safetensors").exists(), reason="no bundled checkpoint")
 def test_batches_of_this_package_with_images_and_a_bad_sample():
     module, callback = DepthModule(), TokenMaskImpact(num_samples=3)
-    data = DepthDataModule(module.processor, num_samples=4, batch_size=2)
+    data = DepthDataModule(module.prompter, num_samples=4, batch_size=2)
     dataset = data.eval_dataset("validation")
-    questions = [(dataset[i].image, data.task.prompt(dataset[i])) for i in range(4)]
+    questions = [(dataset[i].image, module.prompter.text(dataset[i])) for i in range(4)]
     batches = list(data.eval_dataloader("validation"))
     empty = {"samples": [], "sample_ids": [], "bad_samples": ["unreadable"]}
     trainer(callback).validate(module, DataLoader([empty, *batches], batch_size=None), verbose=False)
@@ -211,7 +213,7 @@ def test_one_token_rows_have_no_mean():
 
 def test_bad_arguments_and_batches_are_named():
     for options in ({"num_samples": 0}, {"num_output_tokens": 0}):
-        with pytest.raises(ValueError, match=f"expected {next(iter(options))} of at least 1, given 0"):
+        with pytest.raises(ValueError, match=f"expected {next(iter(options))} of at least 1, got 0"):
             TokenMaskImpact(**options)
 
     class Silent(Plain):
@@ -220,7 +222,7 @@ def test_bad_arguments_and_batches_are_named():
 
     with pytest.raises(ValueError, match="mappings with input_ids, given Tensor"):
         trainer(TokenMaskImpact()).predict(Silent(), DataLoader(torch.zeros(2, 1)))
-    with pytest.raises(ValueError, match=r"input_ids \[batch, seq\], given the entries \['x'\]"):
+    with pytest.raises(ValueError, match=r"input_ids \[batch, seq\], got the entries \['x'\]"):
         trainer(TokenMaskImpact()).predict(Silent(), DataLoader([{"x": torch.zeros(1)}]))
     with pytest.raises(ValueError, match="no module at 'language.model.layer'"):
         trainer(TokenMaskImpact(blocks="language.model.layer")).predict(Silent(), loader())

@@ -421,7 +421,7 @@ def test_several_loaders_are_one_set_of_samples(expected):
     watched = validate(Mine(*HELD["lm"]), *callbacks, loaders=loaders)
     assert {name: watched[name] for name in plain} == plain
     single = validate(Mine(*HELD["lm"]), *every_callback())
-    names = {name for name in single if name.startswith(("importance/", "ablation/"))}
+    names = {name for name in single if name.startswith(("importance/", "ablation/", "tokens/", "latency/"))}
     assert watched.keys() - plain.keys() == names  # no dataloader's index behind them
     found = found_by(callbacks)
     assert {**found, "requests": None} == {**expected, "requests": None}

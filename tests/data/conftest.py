@@ -1,11 +1,11 @@
-"""The processor of the bundled checkpoint's geometry, built from the real parts."""
+"""Converted files of datasets go to a temporary folder."""
 
 from __future__ import annotations
 
 import datasets
 import pytest
 
-from lit_depth.recipes.shapes_tokenizer import build_tokenizer
+from tests.helpers.hub_fixtures import DATASETS, write_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,14 +18,8 @@ def datasets_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def processor():
-    processing = pytest.importorskip("lit_depth.models.molmo.processing_molmo", reason="MolmoProcessor is missing")
-    image_processor = processing.MolmoImageProcessor(
-        base_image_input_size=(56, 56),
-        image_patch_size=7,
-        overlap_margins=(2, 2),
-        max_crops=4,
-        image_token_length_h=4,
-        image_token_length_w=4,
-    )
-    return processing.MolmoProcessor(image_processor, build_tokenizer())
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    for name in DATASETS:
+        write_dataset(name, root / name)
+    return root

@@ -1,144 +1,15 @@
+"""Evaluation batches: what a prompter makes of samples; what it refuses costs that sample, an error costs the run."""
+
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from lit_depth.data.collate import EvalCollator, PackedCollator, cell_token_indices, segment_mask
+from lit_depth.data.collate import EvalCollator
 from lit_depth.data.lengths import PromptLimit
-from lit_depth.data.task import BadSample, Sample, TrainingItem
-from lit_depth.data.tasks.shapes_vqa import CELL_PIXELS, COLORS, EMPTY_COLOR, SHAPES, ShapesTrainingSet, ShapesVQA
-
-
-@pytest.fixture(scope="module")
-def items():
-    # Enough for all three image sizes.
-    return list(ShapesTrainingSet(num_images=8))
-
-
-@pytest.fixture(scope="module")
-def packed(processor, items):
-    return PackedCollator(processor)(items)
-
-
-def unpacked_row(processor, item, number):
-    row = processor(images=[item.image], text=[item.prompts[number]], padding_side="left")
-    answer = processor.tokenizer(f" {item.answers[number]}", add_special_tokens=False)["input_ids"]
-    return row["input_ids"][0].tolist(), [*answer, processor.tokenizer.eos_token_id], row
-
-
-def segments_of(batch, row):
-    """Positions of each question's tokens, read off where the position ids restart."""
-    positions = batch["position_ids"][row]
-    real = batch["attention_mask"][row, 0].sum(-1) > 1
-    real[0] = True
-    restarts = [i for i in range(1, len(positions)) if real[i] and positions[i] <= positions[i - 1]]
-    prefix = int(positions[restarts[0]])
-    bounds = [prefix, *restarts, int(real.sum())]
-    return prefix, [range(a, b) for a, b in zip(bounds, bounds[1:])]
-
-
-def test_every_packed_question_is_its_unpacked_row(processor, items, packed):
-    assert {item.image.size for item in items} == {(56, 56), (84, 56), (56, 84)}
-    for row, item in enumerate(items):
-        prefix, segments = segments_of(packed, row)
-        assert len(segments) == len(item.prompts) == 6
-        for number, segment in enumerate(segments):
-            prompt, answer, alone = unpacked_row(processor, item, number)
-            keep = [*range(prefix), *segment]
-            assert packed["input_ids"][row, keep].tolist() == prompt + answer
-            assert packed["position_ids"][row, keep].tolist() == list(range(len(prompt + answer)))
-            # Learnt is the answer and the end token, nothing else.
-            assert packed["labels"][row, keep].tolist() == [-100] * len(prompt) + answer
-            # Among its own tokens the question sees a plain causal row; of the rest it sees nothing.
-            seen = packed["attention_mask"][row, 0]
-            assert torch.equal(seen[keep][:, keep], torch.ones(len(keep), len(keep), dtype=torch.bool).tril())
-            assert int(seen[list(segment)].sum()) == sum(range(prefix + 1, prefix + len(segment) + 1))
-            crops = alone["images"].shape[1]
-            for key in ("images", "image_masks", "image_input_idx"):
-                assert torch.equal(packed[key][row, :crops], alone[key][0]), key
-
-
-def test_shapes_and_padding(packed, items):
-    batch, seq = packed["input_ids"].shape
-    assert batch == len(items)
-    assert packed["position_ids"].shape == packed["labels"].shape == (batch, seq)
-    assert packed["attention_mask"].shape == (batch, 1, seq, seq) and packed["attention_mask"].dtype == torch.bool
-    assert packed["attention_mask"].any(-1).all(), "every position attends to something"
-    assert packed["cell_shapes"].shape == packed["cell_colors"].shape == (batch, 6)
-    assert packed["cell_tokens"].shape == (batch, 6, 4)
-
-
-def test_packed_logits_equal_unpacked_logits(processor, items, packed):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(processor.tokenizer), **sizes)).eval()
-    inputs = {key: packed[key][:2] for key in ("input_ids", "position_ids", "attention_mask")}
-    with torch.no_grad():
-        together = model(**inputs).logits
-        for row in range(2):
-            prefix, segments = segments_of(packed, row)
-            for number, segment in enumerate(segments):
-                prompt, answer, _ = unpacked_row(processor, items[row], number)
-                alone = model(torch.tensor([prompt + answer])).logits[0, prefix:]
-                torch.testing.assert_close(together[row, list(segment)], alone, atol=1e-5, rtol=1e-5)
-
-
-def test_cell_tokens_lie_on_their_cells(processor):
-    # Each cell has its own grey, so the pixels behind a token tell which cell it is, whatever crop it comes from.
-    for rows, columns in ((2, 2), (2, 3), (3, 2), (3, 3)):
-        grey = np.arange(1, rows * columns + 1).reshape(rows, columns).repeat(CELL_PIXELS, 0).repeat(CELL_PIXELS, 1)
-        image = Image.fromarray(np.stack([grey * 20] * 3, -1).astype(np.uint8))
-        batch = processor(images=[image], text=["x"], padding_side="right")
-        indices = cell_token_indices(batch["image_input_idx"][0], (rows, columns))
-        assert indices.shape == (rows * columns, 4) and indices.unique().numel() == indices.numel()
-        # 8 x 8 patches of 7 x 7 x 3 values per crop -> the mean over the 2 x 2 patches of each token, [crops * tokens].
-        patches = batch["images"][0].reshape(-1, 4, 2, 4, 2, 49, 3)[..., 0].mean((2, 4, 5)).reshape(-1)
-        mean, std = processor.image_processor.image_mean[0], processor.image_processor.image_std[0]
-        cells = (patches * std + mean) * 255 / 20 - 1
-        assert torch.allclose(cells[indices], torch.arange(rows * columns)[:, None].expand(-1, 4).float(), atol=1e-3)
-
-
-def test_cell_labels_are_padded_and_aligned(packed, items):
-    for row, item in enumerate(items):
-        cells = len(item.cell_shapes)
-        assert packed["cell_shapes"][row].tolist() == [*item.cell_shapes, *[-100] * (6 - cells)]
-        assert packed["cell_colors"][row].tolist() == [*item.cell_colors, *[-100] * (6 - cells)]
-        images, indices = packed["images"][row], packed["cell_tokens"][row]
-        for cell, color in enumerate(item.cell_colors):
-            # The tokens of a cell see more than its background exactly when the label names an object.
-            values = images.reshape(-1, 4, 2, 4, 2, 147).transpose(2, 3).reshape(-1, 4 * 147)[indices[cell]]
-            pixels = values.reshape(-1, 3)
-            assert (pixels.std(0).max() > 0.1) == (color != EMPTY_COLOR)
-    assert packed["cell_colors"].max() <= len(COLORS) and packed["cell_shapes"].max() <= len(SHAPES)
-
-
-@pytest.mark.parametrize("grid", [(3, 2), (2, 3), (5, 5)])
-def test_a_grid_that_does_not_fit_is_refused(processor, grid):
-    batch = processor(images=[Image.new("RGB", (56, 56))], text=["x"], padding_side="right")
-    with pytest.raises(ValueError, match=f"divide into {grid[0]} x {grid[1]} cells, got 16 tokens in 4 rows"):
-        cell_token_indices(batch["image_input_idx"][0], grid)
-
-
-def test_items_without_labels_have_no_label_tensors(processor, items):
-    item = TrainingItem(items[0].image, ("a question?", "b?"), ("yes", "some other words"))
-    batch = PackedCollator(processor)([item, items[1]])
-    assert not any(key.startswith("cell_") for key in batch)
-    assert batch["input_ids"].shape[0] == 2
-
-
-def test_one_answer_per_prompt_is_required(processor, items):
-    with pytest.raises(ValueError, match="one answer per prompt"):
-        PackedCollator(processor)([TrainingItem(items[0].image, ("a?", "b?"), ("yes",))])
-
-
-def test_padding_attends_to_itself_only():
-    mask = segment_mask(torch.tensor([[0, 0, 1, -1, -1]]))[0, 0]
-    assert torch.equal(mask[3:], torch.eye(5, dtype=torch.bool)[3:])
-    assert not mask[:3, 3:].any()
+from lit_depth.data.task import BadSample, Sample
+from lit_depth.data.tasks.shapes_vqa import ShapesVQA
+from lit_depth.models.molmo import MolmoPrompter
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +18,9 @@ def samples():
     return [task.sample(row, "validation", index) for index, row in enumerate(task.load("validation"))]
 
 
-def test_evaluation_batch(processor, samples):
-    task = ShapesVQA()
-    batch = EvalCollator(processor, task)(samples)
-    prompts = [task.prompt(sample) for sample in samples]
+def test_evaluation_batch(processor, prompter, samples):
+    batch = EvalCollator(prompter)(samples)
+    prompts = [f"vqa2: {sample.question}" for sample in samples]
     expected = processor(images=[sample.image for sample in samples], text=prompts, padding_side="left")
     for key, tensor in expected.items():
         assert torch.equal(batch[key], tensor), key
@@ -165,22 +35,22 @@ def test_evaluation_batch(processor, samples):
         assert processor.tokenizer.decode(ids[:-1]) == f" {sample.references[0]}"
 
 
-def test_answers_of_different_length_are_padded_on_the_right(processor):
+def test_answers_of_different_length_are_padded_on_the_right(prompter):
     samples = [Sample(str(i), "0", None, "?", (answer,)) for i, answer in enumerate(["yes", "a longer answer"])]
-    answers = EvalCollator(processor, ShapesVQA())(samples)["answer_ids"]
+    answers = EvalCollator(prompter)(samples)["answer_ids"]
     assert (answers[0] != -100).tolist() == [True, True] + [False] * (answers.shape[1] - 2)
     assert (answers[1] != -100).all()
 
 
-def test_text_only_batches_have_no_image_tensors(processor):
-    batch = EvalCollator(processor, ShapesVQA())([Sample("0", "0", None, "Is there a red cross?", ("no",))])
+def test_text_only_batches_have_no_image_tensors(prompter):
+    batch = EvalCollator(prompter)([Sample("0", "0", None, "Is there a red cross?", ("no",))])
     assert "images" not in batch and batch["input_ids"].shape[0] == 1
 
 
-def test_bad_samples_cost_themselves_only(processor, samples):
+def test_bad_samples_cost_themselves_only(prompter, samples):
     long = Sample("long", "long", None, "word " * 200, ("no",))
     unreadable = BadSample("unreadable", "OSError: truncated file")
-    collator = EvalCollator(processor, ShapesVQA(), PromptLimit(100, "--data.max_prompt_tokens"))
+    collator = EvalCollator(prompter, PromptLimit(100, "--data.max_prompt_tokens"))
     batch, alone = collator([long, *samples[:2], unreadable]), collator(samples[:2])
     assert batch["sample_ids"] == alone["sample_ids"]
     assert torch.equal(batch["input_ids"], alone["input_ids"])
@@ -188,7 +58,61 @@ def test_bad_samples_cost_themselves_only(processor, samples):
     assert any("100" in bad.reason for bad in batch["bad_samples"])
 
 
-def test_a_batch_of_bad_samples_has_no_tensors(processor):
-    batch = EvalCollator(processor, ShapesVQA())([BadSample("0", "no reference answer")])
+def test_a_batch_of_bad_samples_has_no_tensors(prompter):
+    batch = EvalCollator(prompter)([BadSample("0", "no reference answer")])
     assert batch["sample_ids"] == [] and len(batch["bad_samples"]) == 1
     assert not any(isinstance(value, torch.Tensor) for value in batch.values())
+
+
+class Refuses(MolmoPrompter):
+    """Refuses one question, in the way it is told to."""
+
+    error: type[Exception] = ValueError
+
+    def _encode(self, texts, images):
+        if any("cross" in text for text in texts):
+            raise self.error("not this one")
+        return super()._encode(texts, images)
+
+
+@pytest.mark.parametrize("limit", [None, PromptLimit(400, "a test")])
+def test_a_value_error_costs_its_sample_and_any_other_error_the_run(processor, limit):
+    questions = ["Is there a red square?", "Is there a red cross?", "Is there a red star?"]
+    asked = [Sample(str(number), "0", None, question, ("no",)) for number, question in enumerate(questions)]
+    refuses = Refuses(processor)
+    batch = EvalCollator(refuses, limit)(asked)
+    assert batch["sample_ids"] == ["0", "2"] and batch["bad_samples"] == [BadSample("1", "ValueError: not this one")]
+    for refuses.error in (TypeError, OSError, KeyError, RuntimeError):
+        with pytest.raises(refuses.error, match="not this one"):
+            EvalCollator(refuses, limit)(asked)
+
+
+def test_what_fails_for_the_batch_alone_is_no_samples_fault(processor):
+    class Together(MolmoPrompter):
+        def encode(self, samples):
+            if len(samples) > 1:
+                raise ValueError("cannot be stacked")
+            return super().encode(samples)
+
+    asked = [Sample(str(number), "0", None, "Is there a red cross?", ("no",)) for number in range(2)]
+    with pytest.raises(ValueError, match="cannot be stacked"):
+        EvalCollator(Together(processor))(asked)
+
+
+def test_a_long_prompt_is_refused_before_its_image_is_prepared(processor, samples):
+    class Spy(MolmoPrompter):
+        def encode(self, samples):
+            seen.extend(sample.id for sample in samples)
+            return super().encode(samples)
+
+    seen: list[str] = []
+    lengths = {sample.id: int(MolmoPrompter(processor).encode([sample])["attention_mask"].sum()) for sample in samples}
+    limit = sorted(lengths.values())[len(lengths) // 2]
+    batch = EvalCollator(Spy(processor), PromptLimit(limit, "a test"))(samples)
+    assert seen == batch["sample_ids"] == [name for name, length in lengths.items() if length <= limit]
+    assert 0 < len(seen) < len(samples)
+    assert {bad.reason for bad in batch["bad_samples"]} == {
+        f"the prompt has {length} tokens, the limit is {limit} (a test)"
+        for length in lengths.values()
+        if length > limit
+    }

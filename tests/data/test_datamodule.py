@@ -41,23 +41,26 @@ class RepeatedTask(Task):
         sample_id = self.id_format.format(index, split=split)
         return Sample(sample_id, image_id, row["image"], "Is it?", tuple(row["answers"]))
 
-    def prompt(self, sample: Sample) -> str:
-        return sample.question
-
 
 class Echo(LightningModule):
     """Hands each batch on as prediction."""
 
-    def __init__(self, processor=None) -> None:
+    def __init__(self, prompter=None) -> None:
         super().__init__()
-        self.processor = processor
+        self.prompter = prompter
 
     def predict_step(self, batch, batch_idx):
         return batch
 
 
-def small(processor=None, **kwargs) -> DepthDataModule:
-    return DepthDataModule(processor, **{"task": ShapesVQA(num_images=20), "batch_size": 8, "num_samples": 20} | kwargs)
+class Nothing:
+    """A prompter that is never asked."""
+
+    encode = None
+
+
+def small(prompter=None, **kwargs) -> DepthDataModule:
+    return DepthDataModule(prompter, **{"task": ShapesVQA(num_images=20), "batch_size": 8, "num_samples": 20} | kwargs)
 
 
 def quiet_trainer(tmp_path) -> Trainer:
@@ -84,7 +87,7 @@ def test_unknown_task_names_the_nearest():
 
 @pytest.mark.parametrize("argument", ["batch_size", "train_batch_size", "num_samples", "train_images"])
 def test_counts_must_be_positive(argument):
-    with pytest.raises(ValueError, match=f"expected {argument} of at least 1, given 0"):
+    with pytest.raises(ValueError, match=f"expected {argument} of at least 1, got 0"):
         DepthDataModule(**{argument: 0})
 
 
@@ -150,20 +153,22 @@ def test_unreadable_rows_become_bad_samples():
     assert unanswered == BadSample("2", "ValueError: no reference answer")
 
 
-def test_a_task_for_evaluation_only_cannot_be_trained_on(processor):
+def test_a_task_for_evaluation_only_cannot_be_trained_on(prompter):
     with pytest.raises(ValueError, match="repeated is for evaluation only"):
-        DepthDataModule(processor, task=RepeatedTask()).train_dataloader()
+        DepthDataModule(prompter, task=RepeatedTask()).train_dataloader()
 
 
-def test_a_processor_is_needed():
-    with pytest.raises(ValueError, match="needs a processor"):
+def test_a_prompter_is_needed():
+    with pytest.raises(ValueError, match="needs a prompter"):
         small().predict_dataloader()
+    with pytest.raises(ValueError, match="expected a prompter, given a dict: .*prompter_for makes one"):
+        small({})
 
 
 @pytest.mark.parametrize("owner", ["datamodule", "module"])
-def test_predict_loop_hands_batches_on_untouched(processor, tmp_path, owner):
-    data = small(processor if owner == "datamodule" else None)
-    module = Echo(processor if owner == "module" else None)
+def test_predict_loop_hands_batches_on_untouched(prompter, tmp_path, owner):
+    data = small(prompter if owner == "datamodule" else None)
+    module = Echo(prompter if owner == "module" else None)
     batches = quiet_trainer(tmp_path).predict(module, data)
     expected = list(data.eval_dataset("validation"))
     assert [len(batch["sample_ids"]) for batch in batches] == [8, 8, 4]
@@ -173,26 +178,26 @@ def test_predict_loop_hands_batches_on_untouched(processor, tmp_path, owner):
     assert [sample.question for sample in samples] == [sample.question for sample in expected]
 
 
-def test_a_bad_sample_passes_the_predict_loop(processor, tmp_path):
-    (batch,) = quiet_trainer(tmp_path).predict(Echo(), DepthDataModule(processor, task=RepeatedTask()))
+def test_a_bad_sample_passes_the_predict_loop(prompter, tmp_path):
+    (batch,) = quiet_trainer(tmp_path).predict(Echo(), DepthDataModule(prompter, task=RepeatedTask()))
     assert batch["sample_ids"] == ["0"] and len(batch["bad_samples"]) == 2
     assert batch["input_ids"].shape[0] == batch["images"].shape[0] == 1
 
 
-def test_training_batches_follow_the_seed(processor):
+def test_training_batches_follow_the_seed(prompter):
     def first(seed):
         torch.manual_seed(torch.randint(1000, ()).item())  # what was drawn elsewhere does not matter
-        return next(iter(small(processor, train_batch_size=3, train_images=10, seed=seed).train_dataloader()))
+        return next(iter(small(prompter, train_batch_size=3, train_images=10, seed=seed).train_dataloader()))
 
     assert torch.equal(first(0)["input_ids"], first(0)["input_ids"])
     assert not torch.equal(first(0)["images"], first(1)["images"])
-    assert len(small(processor, train_batch_size=3, train_images=10).train_dataloader()) == 4
+    assert len(small(prompter, train_batch_size=3, train_images=10).train_dataloader()) == 4
 
 
 @pytest.mark.slow
-def test_worker_processes_change_nothing(processor):
+def test_worker_processes_change_nothing(prompter):
     alone, workers = (
-        [batch["input_ids"] for batch in small(processor, num_workers=n).predict_dataloader()] for n in (0, 2)
+        [batch["input_ids"] for batch in small(prompter, num_workers=n).predict_dataloader()] for n in (0, 2)
     )
     assert len(alone) == len(workers) and all(map(torch.equal, alone, workers))
 
@@ -213,7 +218,7 @@ def test_command_line_arguments_are_documented_and_parsed():
 
 
 def test_some_positions_in_their_order_in_the_batches_of_one_process():
-    data = small(processor=object())
+    data = small(Nothing())
     ids = [sample for sample, _ in data.eval_dataset("validation").recorded_ids()]
     positions = [7, 0, 19, 4, 11]
     data.batch_size = 2
@@ -232,8 +237,8 @@ def test_some_positions_in_their_order_in_the_batches_of_one_process():
         assert all(found) and sum(batch == [] for shard in found for batch in shard) == max(0, world - 3)
 
 
-def test_a_process_without_a_batch_gets_an_empty_one(processor):
-    batches = list(small(processor).eval_dataloader("validation", shard=(7, 8), positions=[3, 4]))
+def test_a_process_without_a_batch_gets_an_empty_one(prompter):
+    batches = list(small(prompter).eval_dataloader("validation", shard=(7, 8), positions=[3, 4]))
     assert batches == [{"samples": [], "sample_ids": [], "bad_samples": []}]
 
 
@@ -244,7 +249,14 @@ def test_unreadable_samples_are_known_by_their_place():
                 raise OSError("damaged")
             return super().sample(row, split, index)
 
-    dataset = DepthDataModule(object(), Damaged(num_images=2), num_samples=None).eval_dataset("validation")
+    dataset = DepthDataModule(Nothing(), Damaged(num_images=2), num_samples=None).eval_dataset("validation")
     recorded = dataset.recorded_ids()
     assert recorded[3] == ("shapes_vqa/validation/3", "shapes_vqa/validation/3") and dataset[3].id == recorded[3][0]
     assert [pair for place, pair in enumerate(recorded) if place != 3] == dataset.ids()
+
+
+def test_another_metric_for_every_task_leaves_the_given_tasks_alone():
+    task = ShapesVQA(num_images=2)
+    data = DepthDataModule(tasks=[task, "okvqa"], metric="my_package.MyMetric")
+    assert {each.task.metric for each in data.for_each_task()} == {"my_package.MyMetric"}
+    assert task.metric == "ExactMatch" and get_task("okvqa").metric == "VQAAccuracy"

@@ -117,9 +117,9 @@ def test_what_is_asked_beside_the_question_is_data_too(tmp_path):
     same_rows("text_vqa", tmp_path / "a", lambda index, row: row)
     prints = {
         data(task, tmp_path / "a").eval_dataset("validation").fingerprint()
-        for task in (TextVQA(), TextVQA(), OtherPrompt())
+        for task in (TextVQA(), TextVQA(), OtherQuestion(), OtherKind())
     }
-    assert len(prints) == 2
+    assert len(prints) == 3
     rows, features = DATASETS["science_qa_img"][0]("validation", 0, 8)
     found = set()
     for name, more in (("b", []), ("c", ["none of these"])):
@@ -129,9 +129,13 @@ def test_what_is_asked_beside_the_question_is_data_too(tmp_path):
     assert len(found) == 2
 
 
-class OtherPrompt(TextVQA):
-    def prompt(self, sample: Sample) -> str:
-        return f"{super().prompt(sample)} Be brief."
+class OtherQuestion(TextVQA):
+    def question(self, entry) -> str:
+        return f"{super().question(entry)} Be brief."
+
+
+class OtherKind(TextVQA):
+    answer_kind = "free"
 
 
 def test_images_by_path_stay_inside_the_data_folder(tmp_path):
@@ -544,9 +548,9 @@ class Echo(LightningModule):
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_malformed_rows_pass_the_predict_loop(malformed, processor, tmp_path, num_workers):
+def test_malformed_rows_pass_the_predict_loop(malformed, prompter, tmp_path, num_workers):
     folder, reasons = malformed
-    module = data("text_vqa", folder, processor=processor, num_workers=num_workers, batch_size=8)
+    module = data("text_vqa", folder, prompter=prompter, num_workers=num_workers, batch_size=8)
     options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = Trainer(accelerator="cpu", devices=1, default_root_dir=tmp_path, **options)
     batches = trainer.predict(Echo(), module.predict_dataloader())

@@ -12,8 +12,10 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from lit_depth import load_bundled
-from lit_depth.data import DepthDataModule, EvalCollator, Sample, ShapesVQA
+from lit_depth.data import DepthDataModule, EvalCollator, Sample
 from lit_depth.data.lengths import HUGE, PromptLimit, fewest_tokens
+from lit_depth.models.molmo import MolmoPrompter
+from lit_depth.models.prompting import prompter_for
 
 CORPUS = ["hello world, hello   again", "1,000 dogs --- and 22 cats.", "naïve café 漢字 漢字"] * 20
 
@@ -77,22 +79,22 @@ def bundled():
 def attached(bundled, **options) -> DepthDataModule:
     model, processor = bundled
     data = DepthDataModule(**options)
-    data.attach(SimpleNamespace(processor=processor, model=model, hparams={"max_new_tokens": 12}))
+    data.attach(SimpleNamespace(prompter=Verbatim(processor), model=model, hparams={"max_new_tokens": 12}))
     return data
 
 
-class Given(ShapesVQA):
+class Verbatim(MolmoPrompter):
     """Asks what it is given."""
 
-    def prompt(self, sample):
-        if sample.question == "none":
-            raise KeyError("question")
-        return sample.question
+    def text(self, asked):
+        if asked.question == "none":
+            raise ValueError("there is no question")
+        return asked.question
 
 
 def collate(data: DepthDataModule, samples: list[Sample]):
     (loader,) = [data.eval_dataloader("validation")]
-    collator = EvalCollator(loader.collate_fn.processor, Given(), loader.collate_fn.limit)
+    collator = EvalCollator(loader.collate_fn.prompter, loader.collate_fn.limit)
     return collator(samples)
 
 
@@ -146,7 +148,7 @@ def test_a_long_reference_costs_its_sample(bundled):
     sample = Sample("long", "i", None, "is it?", (words(600),))
     strange = Sample("strange", "i", None, "none", ("yes",))
     (bad,) = collate(attached(bundled), [strange])["bad_samples"]
-    assert bad.reason == "KeyError: 'question'"
+    assert bad.reason == "ValueError: there is no question"
     batch = collate(attached(bundled), [sample, Sample("ok", "i", None, "is it?", ("yes",))])
     assert batch["sample_ids"] == ["ok"] and "reference answer" in batch["bad_samples"][0].reason
 
@@ -161,5 +163,5 @@ def test_the_limit_follows_the_longest_answer(bundled):
         data.eval_dataloader("validation")
     given = attached(bundled, max_prompt_tokens=30)
     assert given.eval_dataloader("validation").collate_fn.limit == PromptLimit(30, "--data.max_prompt_tokens")
-    unattached = DepthDataModule(bundled[1])
+    unattached = DepthDataModule(prompter_for(*bundled))
     assert unattached.eval_dataloader("validation").collate_fn.limit is None

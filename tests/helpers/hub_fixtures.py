@@ -16,7 +16,11 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
+from lit_depth.data import DepthDataModule, Sample
+from lit_depth.data.sources import canonical_split
+
 TEXT, INT64, INT32, INT8 = Value("string"), Value("int64"), Value("int32"), Value("int8")
+SOFT = ("red", "Red", "dark red", "red", "blue", "red", "red", "red", "maroon", "red")
 TEN = ["red", "Red", "dark red", "red", "blue", "red", "red", "red", "maroon", "red"]
 
 
@@ -311,3 +315,15 @@ def write_dataset(name: str, folder: Path, num_rows: int = 24) -> Path:
         rows, features = build(split, 1000 * number, num_rows)
         write_rows(folder / f"{split}-00000-of-00001.parquet", rows, features)
     return folder
+
+
+def data(name, path, **kwargs) -> DepthDataModule:
+    defaults = {"num_samples": None, "calibration_samples": None, "batch_size": 4}
+    return DepthDataModule(task=name, path=str(path), **{**defaults, **kwargs})
+
+
+def index_of(name: str, sample: Sample) -> int:
+    """Number that the fixture gave the sample's row: the splits of a dataset start at 0, 1000, 2000."""
+    names = [canonical_split(split) for split in DATASETS[name][1]]
+    split, row = sample.id.split("/")[:2]
+    return 1000 * names.index(split) + int(row)

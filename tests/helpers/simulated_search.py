@@ -36,15 +36,15 @@ class Simulated(DepthModule):
     answered = 0
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
-        masks = self.requested_masks or {}
+        masks = self.requested_masks
         if not masks or not batch["sample_ids"]:
-            return MaskedPredictions([], list(masks), [[] for _ in masks], torch.zeros(len(masks), 0))
-        scores = [[simulated(s, removed_by(mask)) for s in batch["sample_ids"]] for mask in masks.values()]
+            return MaskedPredictions([], [], [], torch.zeros(0, 0))
+        scores = [[simulated(s, removed_by(mask)) for s in batch["sample_ids"]] for mask in masks]
         references = [sample.references[0] for sample in batch["samples"]]
         texts = [[ref if right else "wrong" for ref, (right, _) in zip(references, row)] for row in scores]
         self.answered += len(masks) * len(references)
         logprobs = torch.tensor([[logprob for _, logprob in row] for row in scores], dtype=torch.float64)
-        return MaskedPredictions(list(batch["sample_ids"]), list(masks), texts, logprobs)
+        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 
 
 def removed_by(mask: Tensor) -> tuple[int, ...]:
@@ -53,4 +53,4 @@ def removed_by(mask: Tensor) -> tuple[int, ...]:
 
 def data(module: DepthModule, task: ShapesVQA | None = None, **options: Any) -> DepthDataModule:
     sizes = {"batch_size": 32, "num_samples": 40, "calibration_samples": 200} | options
-    return DepthDataModule(module.processor, task or ShapesVQA(num_images=60), **sizes)
+    return DepthDataModule(module.prompter, task or ShapesVQA(num_images=60), **sizes)

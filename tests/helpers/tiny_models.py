@@ -28,9 +28,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
-from transformers.cache_utils import Cache
-
-from lit_depth.functional.compatibility import DummyLayer
+from transformers.cache_utils import Cache, DummyLayer
 
 VOCABULARY = 64
 IMAGE_TOKEN = 63

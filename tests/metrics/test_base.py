@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_depth import metrics
-from lit_depth.metrics.base import SampleMetric
+from lit_depth.metrics.base import SampleMetric, new_metric, resolve
+from tests.helpers import own_metrics
 
 TEN = ["cat"] * 3 + ["dog"] * 7
 # metric, then (prediction, references, options, score) by hand
@@ -78,3 +79,29 @@ def test_a_choice_metric_survives_forward_and_clone() -> None:
     assert metric(["?"], [["A"]], [["dog", "cat"]]) == 0.0
     assert metric(["A"], [["A"]], [["dog", "cat"]]) == 1.0
     assert metric.clone().compute() == 0.5 and metric.clone().parse_failed == 1
+
+
+def test_a_metric_is_found_by_its_name_or_class_path() -> None:
+    for name, _ in SAMPLES:
+        assert resolve(name) is resolve(f"lit_depth.metrics.{name}") is getattr(metrics, name)
+    assert resolve("CIDErD") is metrics.CIDErD
+    assert resolve("tests.helpers.own_metrics.Remainder") is own_metrics.Remainder
+    assert new_metric("tests.helpers.own_metrics.Remainder").score("abc", ["x"]) == 294 % 7
+    assert [new_metric(name).max_score for name in ("ANLS", "CIDErD")] == [1.0, 10.0]
+    assert new_metric("tests.helpers.own_metrics.Remainder").max_score == 6.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Accuracy", "expected the name of a metric in lit_depth.metrics, such as ExactMatch, .* given 'Accuracy'"),
+        ("no_such.Metric", "ModuleNotFoundError: No module named 'no_such'"),
+        ("clean_prediction", "torchmetrics.Metric with score or corpus, given 'clean_prediction'"),
+        ("ReferenceCorpus", "torchmetrics.Metric with score or corpus"),
+        ("tests.helpers.own_metrics.Scoreless", "torchmetrics.Metric with score or corpus"),
+        ("tests.helpers.own_metrics.Needy", "expected a metric that can be made without arguments"),
+    ],
+)
+def test_what_is_no_metric_is_named(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        new_metric(name)

@@ -133,5 +133,5 @@ def test_fewer_than_ten_references_are_an_error(variant: str) -> None:
 
 
 def test_unknown_variant() -> None:
-    with pytest.raises(ValueError, match="variant as 'official' or 'molmo', given 'soft'"):
+    with pytest.raises(ValueError, match="variant as 'official' or 'molmo', got 'soft'"):
         vqa_accuracy("cat", ["cat"] * 10, "soft")

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_depth.models.loading import new_model
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from lit_depth.models.loading import BUNDLED, new_model
 
 
 def untrained(folder: Path, source: Path) -> Path:
@@ -28,14 +26,14 @@ def untrained(folder: Path, source: Path) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """An untrained model of sixteen blocks."""
-    return untrained(tmp_path_factory.mktemp("checkpoint"), CONFIGS / "molmoe_shapes")
+    return untrained(tmp_path_factory.mktemp("checkpoint"), BUNDLED)
 
 
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory) -> Path:
     """An untrained model of six blocks."""
     source = tmp_path_factory.mktemp("config")
-    shutil.copytree(CONFIGS / "molmoe_shapes", source, dirs_exist_ok=True)
+    shutil.copytree(BUNDLED, source, dirs_exist_ok=True)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"n_layers": 6}))
     return untrained(tmp_path_factory.mktemp("six"), source)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -188,7 +189,7 @@ def test_an_automatic_batch_size_gives_the_same_bytes_on_one_two_and_three_proce
 @pytest.mark.parametrize(("samples", "size"), [(21, 16), (1, 1), (100, 64)])
 def test_an_automatic_batch_size_depends_on_the_split(checkpoint, samples, size):
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size="auto", num_samples=samples)
+    data = DepthDataModule(module.prompter, batch_size="auto", num_samples=samples)
     assert find_batch_size(module, data, "validation", torch.device("cpu")) == size
 
 
@@ -219,6 +220,6 @@ def test_shards_are_the_same_batches_dealt_out(size, batch_size, world):
 
 
 def test_of_more_processes_than_batches_some_have_nothing_to_do():
-    data = DepthDataModule(processor=object(), batch_size=8, num_samples=16)
+    data = DepthDataModule(SimpleNamespace(encode=None), batch_size=8, num_samples=16)
     shards = [list(data.eval_dataloader("validation", shard=(rank, 3)).sampler) for rank in range(3)]
     assert shards == [[*range(8)], [*range(8, 16)], [None]]

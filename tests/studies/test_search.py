@@ -237,7 +237,7 @@ def test_kept_blocks_stay_and_may_leave_no_span(module, tmp_path):
 def brute_force(folder: Path, num_samples: int, most: int) -> dict[tuple[int, ...], tuple[list[float], list[float]]]:
     """Every combination of blocks, one after another, by `masked` and transformers' own generate."""
     module = DepthModule(str(folder))
-    (batch,) = DepthDataModule(module.processor, calibration_samples=num_samples).eval_dataloader("calibration")
+    (batch,) = DepthDataModule(module.prompter, calibration_samples=num_samples).eval_dataloader("calibration")
     inputs, pad, found = model_inputs(batch), module.pad_token_id, {}
     options = {"max_new_tokens": 2, "do_sample": False, "eos_token_id": 0, "pad_token_id": pad}
     for size in range(1, most + 1):
@@ -341,7 +341,7 @@ def test_batches_are_measured_once(module, tmp_path, monkeypatch):
     [
         (["--beam_width", "0"], "beam_width must be at least 1, got 0"),
         (["--keep", *map(str, range(16))], "expected a unit that may be removed"),
-        (["--keep", "16"], "between 0 and 15, given 16"),
+        (["--keep", "16"], "between 0 and 15, got 16"),
         (["--epsilon", "-1"], "epsilon must be at least 0 and delta between 0 and 1, got -1.0 and 0.05"),
         (["--confidence", "2"], "between 0 and 1, got 2.0"),
         (["--rank_by", "loss"], "rank_by"),

@@ -122,11 +122,11 @@ def test_the_minimum_is_that_of_the_last_measurement(checkpoint, tmp_path, capsy
     command = [*command[:5], "--name", "estimate", "--importance", file, "--estimate_depth", "true"]
     command += ["--new_tokens", "2", "--num_requests", "2", "--num_checks", "2", "--margin", "0"]
     assert run([*command, "--budget-ms", "11.5"]) == 2
-    assert "at least 13.0 ms, which 1 of 16 blocks took when measured again, given 11.5 ms" in capsys.readouterr().err
+    assert "at least 13.0 ms, which 1 of 16 blocks took when measured again, got 11.5 ms" in capsys.readouterr().err
     assert run([*command, "--budget-ms", "13"]) == 0
     kept = [*command, "--name", "kept", "--keep", "0", "1", "2", "--budget-ms", "11.5"]
     assert run(kept) == 2
-    assert "at least 13.0 ms, which 3 of 16 blocks take by estimate, given 11.5 ms" in capsys.readouterr().err
+    assert "at least 13.0 ms, which 3 of 16 blocks take by estimate, got 11.5 ms" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -204,10 +204,10 @@ def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
         (["--budget-ms", "0"], "expected a positive and finite budget_ms, got 0"),
         (["--budget-ms=-3"], "expected a positive and finite budget_ms, got -3"),
         (["--complexity", "simple"], "expected --budget_ms with the complexity, got 'simple' alone"),
-        (["--num_requests", "0"], "expected num_requests of at least 1, given 0"),
+        (["--num_requests", "0"], "expected num_requests of at least 1, got 0"),
         (["--margin", "1"], "expected a margin of at least 0 and below 1, got 1"),
-        (["--num_checks", "0"], "expected num_checks of at least 1, given 0"),
-        (["--new_tokens", "0"], "expected new_tokens from 1 to 1048576, given 0"),
+        (["--num_checks", "0"], "expected num_checks of at least 1, got 0"),
+        (["--new_tokens", "0"], "expected new_tokens from 1 to 1048576, got 0"),
         (["--estimate_depth", "true"], "estimate_depth needs --importance"),
         (["--trainer.precision", "bf16-true"], "--model.dtype"),
         (["--comparison", "nowhere.json"], "nowhere.json"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import ablation_masks, leave_one_out
+from lit_depth.functional import ablation_masks, leave_one_out, mask_id
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.module import DepthModule, model_inputs
 from tests.helpers.commands import run
@@ -41,8 +41,7 @@ def test_importance_of_sublayers(checkpoint, tmp_path, capsys):
         assert (folder / name).stat().st_size > 0
     # against copies in which the half adds zeros
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=8)
-    data.take("calibration", 8)
+    data = DepthDataModule(module.prompter, batch_size=8).take("calibration", 8)
     (batch,) = data.eval_dataloader("calibration")
     copies = [zeroed_copy(module.model, mask) for mask in leave_one_out(32)[[0, 1, 30, 31]]]
     inputs, options = (model_inputs(batch), batch["answer_ids"]), {"pad_token_id": module.pad_token_id}
@@ -88,7 +87,7 @@ def test_search_over_sublayers(checkpoint, tmp_path, capsys):
         assert (folder / name).stat().st_size > 0
     # against copies in which the halves add zeros
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=8, calibration_samples=8)
+    data = DepthDataModule(module.prompter, batch_size=8, calibration_samples=8)
     (batch,) = data.eval_dataloader("calibration")
     inputs, options = (model_inputs(batch), batch["answer_ids"]), {"pad_token_id": module.pad_token_id}
     assert [len(level["ablations"]) for level in result["levels"]] == [4, 6]
@@ -106,12 +105,12 @@ def test_search_over_sublayers(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search", "--keep", "16"], "between 0 and 15, given 16"),
+        (["search", "--keep", "16"], "between 0 and 15, got 16"),
         (["search", "--max_blocks_to_remove", "32"], "between 1 and 31 of 32 units"),
         (["compare"], "compare takes whole blocks only"),
         (["latency"], "latency takes whole blocks only"),
         (["select"], "select takes whole blocks only"),
-        (["importance", "--model.phase", "decode"], "given 'sublayer' with phase='decode'"),
+        (["importance", "--model.phase", "decode"], "got 'sublayer' with phase='decode'"),
         (["importance", "--skip", "16"], "0..15, got [16]"),
         (["consistency", "--skip", *map(str, range(15))], "at least 4 sublayers, got 2"),
     ],
@@ -126,14 +125,14 @@ def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, messa
 def test_masks_of_the_module_have_two_entries_per_block(checkpoint):
     module = DepthModule(str(checkpoint), granularity="sublayer")
     assert (module.num_blocks, module.num_units) == (16, 32)
-    with pytest.raises(ValueError, match="expected masks of 32 sublayers, got one of 16"):
-        module.request_masks({"1" * 16: torch.ones(16, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="expected a mask of 32 sublayers, got 16"):
+        module.request_masks([torch.ones(16, dtype=torch.bool)])
     masks = leave_one_out(32)[:2]
-    module.request_masks({"attention": masks[0], "mlp": masks[1]})
-    data = DepthDataModule(module.processor, num_samples=4, batch_size=4)
+    module.request_masks(masks)
+    data = DepthDataModule(module.prompter, num_samples=4, batch_size=4)
     (batch,) = data.eval_dataloader("validation")
     answered = module.predict_step(batch)
-    assert answered.mask_ids == ["attention", "mlp"]
+    assert answered.mask_ids == [mask_id(mask) for mask in masks]
     for mask, scores in zip(masks, answered.reference_logprobs):
         reference = zeroed_copy(module.model, mask)
         inputs = model_inputs(batch)

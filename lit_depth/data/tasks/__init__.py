@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 
 from lit_depth.data.task import Task
 from lit_depth.data.tasks.chart_qa import ChartQA
@@ -22,6 +21,7 @@ from lit_depth.data.tasks.st_qa import SceneTextVQA
 from lit_depth.data.tasks.tally_qa import TallyQA
 from lit_depth.data.tasks.text_vqa import TextVQA
 from lit_depth.functional.arguments import checked
+from lit_depth.functional.class_paths import object_at
 
 TASKS: tuple[type[Task], ...] = (
     ShapesVQA,
@@ -76,15 +76,7 @@ def get_task(name: str) -> Task:
 
 
 def _class_at(path: str) -> type[Task]:
-    module, _, name = path.rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    # whatever a module raises when it is imported
-    except Exception as error:
-        raise ValueError(
-            f"expected the class path of a task, got {path!r}: {type(error).__name__}: {error}; modules of the working "
-            "folder are found with PYTHONPATH=."
-        ) from error
+    kind = object_at(path, "a task")
     if not (isinstance(kind, type) and issubclass(kind, Task)):
         raise ValueError(f"expected the class path of a lit_depth.data.Task, got {path!r}, which is none")
     return kind

@@ -12,7 +12,6 @@ class ChartQA(HubTask):
     name = "chart_qa"
     metric = "RelaxedAccuracy"
     max_new_tokens = 16
-    style = "chart_qa"
     repository = "HuggingFaceM4/ChartQA"
     splits = {"train": "train", "calibration": "val", "validation": "test"}
     layouts = (Layout(question="query", answer="label", meta=("human_or_machine",)),)

@@ -11,7 +11,6 @@ class Coco2014VQA(SoftAccuracyTask):
 
     name = "coco_2014_vqa"
     max_new_tokens = 16
-    style = "vqa2"
     repository = "lmms-lab-encoder/VQAv2"
     splits = {"calibration": "validation", "validation": "validation"}
     layouts = (Layout(question_id="question_id", image_id="image_id", meta=("question_type", "answer_type")),)

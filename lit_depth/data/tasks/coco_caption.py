@@ -12,13 +12,13 @@ from lit_depth.data.rows import Layout
 class CocoCaption(HubTask):
     """COCO captions, about five per image; the val split serves for calibration and report.
 
-    Molmo is asked by the name of the style alone. ``lmms-lab-encoder/COCO-Caption2017`` works too.
+    There is no question. ``lmms-lab-encoder/COCO-Caption2017`` works too.
     """
 
     name = "coco_caption"
+    answer_kind = "caption"
     metric = "CIDErD"
     max_new_tokens = 64
-    style = "coco_captioning"
     repository = "lmms-lab-encoder/COCO-Caption"
     splits = {"calibration": "val", "validation": "val"}
     layouts = (Layout(answer="answer", question_id="question_id", image_id="file_name"),)

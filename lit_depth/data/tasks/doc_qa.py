@@ -13,7 +13,6 @@ class DocVQA(HubTask):
     name = "doc_qa"
     metric = "ANLS"
     max_new_tokens = 64
-    style = "doc_qa"
     repository = "lmms-lab-encoder/DocVQA"
     config = "DocVQA"
     splits = {"train": "train", "calibration": "validation", "validation": "validation"}

@@ -15,7 +15,6 @@ class DVQA(HubTask):
     name = "dv_qa"
     metric = "ExactMatch"
     max_new_tokens = 16
-    style = "dv_qa"
     repository = "vikhyatk/dvqa"
     splits = {"train": "train", "calibration": "train", "validation": "train"}
     in_training_mixture = True

@@ -18,7 +18,6 @@ class FigureQA(HubTask):
     name = "figure_qa"
     metric = "ExactMatch"
     max_new_tokens = 16
-    style = "figure_qa"
     repository = "vikhyatk/figureqa"
     splits = {"train": "train", "calibration": "train", "validation": "train"}
     in_training_mixture = True

@@ -12,7 +12,6 @@ class InfographicVQA(HubTask):
     name = "info_qa"
     metric = "ANLS"
     max_new_tokens = 32
-    style = "info_qa"
     repository = "lmms-lab-encoder/DocVQA"
     config = "InfographicVQA"
     splits = {"calibration": "validation", "validation": "validation"}

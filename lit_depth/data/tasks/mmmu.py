@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lit_depth.data.hub import HubTask, styled_prompt
+from lit_depth.data.hub import HubTask
 from lit_depth.data.rows import Layout, answer_texts
-from lit_depth.data.task import Sample
 from lit_depth.functional.choices import MAX_OPTIONS, option_letters
 
 _PER_SUBJECT = "MMMU/MMMU"
@@ -56,8 +55,6 @@ class MMMU(HubTask):
     name = "mmmu"
     metric = "MMMUAccuracy"
     max_new_tokens = 32
-    style = "vqa2"
-    choice_style = "a_okvqa_mc"
     repository = "lmms-lab-encoder/MMMU"
     splits = {"calibration": "dev", "validation": "validation"}
     layouts = (
@@ -101,6 +98,3 @@ class MMMU(HubTask):
         if options and answers and (len(answers) > 1 or answers[0] not in set(letters)):
             raise ValueError(f"expected a letter from A to {letters[-1]} as the answer, got {entry['answer']!r}")
         return answers
-
-    def prompt(self, sample: Sample) -> str:
-        return styled_prompt(self.choice_style if sample.options else self.style, sample.question, sample.options)

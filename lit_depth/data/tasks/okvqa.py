@@ -12,7 +12,6 @@ class OKVQA(SoftAccuracyTask):
 
     name = "okvqa"
     max_new_tokens = 16
-    style = "okvqa"
     repository = "lmms-lab-encoder/OK-VQA"
     splits = {"train": "train", "calibration": "val2014", "validation": "val2014"}
     train_source = Source("Multimodal-Fatima/OK-VQA_train", "train")

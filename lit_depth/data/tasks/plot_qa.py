@@ -16,7 +16,6 @@ class PlotQA(HubTask):
     name = "plot_qa"
     metric = "RelaxedAccuracy"
     max_new_tokens = 16
-    style = "plot_qa"
     repository = "jinaai/plotqa"
     splits = {"train": "train", "calibration": "test", "validation": "test"}
     train_source = Source("HuggingFaceM4/the_cauldron", "train", "plotqa")

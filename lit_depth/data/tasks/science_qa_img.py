@@ -17,9 +17,9 @@ class ScienceQAImage(HubTask):
     """
 
     name = "science_qa_img"
+    answer_kind = "choice"
     metric = "MultipleChoiceAccuracy"
     max_new_tokens = 16
-    style = "science_qa"
     repository = "lmms-lab-encoder/ScienceQA"
     config = "ScienceQA-IMG"
     splits = {"train": "train", "calibration": "validation", "validation": "test"}

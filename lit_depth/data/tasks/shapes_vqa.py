@@ -349,9 +349,6 @@ class ShapesVQA(Task):
             meta={"question_type": row["question_type"]},
         )
 
-    def prompt(self, sample: Sample) -> str:
-        return shapes_prompt(sample.question)
-
     def training_set(self, num_images: int, seed: int) -> ShapesTrainingSet:
         return ShapesTrainingSet(num_images, seed, self.train_type_weights)
 
@@ -382,7 +379,7 @@ class ShapesTrainingSet(Dataset[TrainingItem]):
         cell_shapes, cell_colors = _cell_labels(shapes.scene)
         return TrainingItem(
             image=shapes.image,
-            prompts=tuple(shapes_prompt(question.text) for question in shapes.questions),
+            questions=tuple(question.text for question in shapes.questions),
             answers=tuple(question.answer for question in shapes.questions),
             grid=(shapes.scene.rows, shapes.scene.columns),
             cell_shapes=cell_shapes,
@@ -421,11 +418,6 @@ def _draw_split(seed: int, split: str, num_images: int) -> datasets.Dataset:
     features |= dict.fromkeys(("rows", "columns"), number_)
     features |= dict.fromkeys(("cell_shapes", "cell_colors"), datasets.List(number_))
     return datasets.Dataset.from_list(rows, features=datasets.Features(features))
-
-
-def shapes_prompt(question: str) -> str:
-    """Prefix a question with Molmo's style for short answers."""
-    return f"vqa2: {question}"
 
 
 def _cell_labels(scene: Scene) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -12,7 +12,6 @@ class SceneTextVQA(HubTask):
     name = "st_qa"
     metric = "ANLS"
     max_new_tokens = 32
-    style = "st_qa"
     repository = "vikhyatk/st-vqa"
     splits = {"train": "train", "calibration": "train", "validation": "train"}
     in_training_mixture = True

@@ -14,9 +14,9 @@ class TallyQA(HubTask):
     """TallyQA; its test split serves for calibration and report. ``is_simple`` in the meta data tells the two kinds."""
 
     name = "tally_qa"
+    answer_kind = "number"
     metric = "ExactMatch"
     max_new_tokens = 16
-    style = "tally_qa"
     repository = "vikhyatk/tallyqa-test"
     splits = {"train": "train", "calibration": "test", "validation": "test"}
     train_source = Source("HuggingFaceM4/the_cauldron", "train", "tallyqa")

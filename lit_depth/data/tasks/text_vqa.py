@@ -11,7 +11,6 @@ class TextVQA(SoftAccuracyTask):
 
     name = "text_vqa"
     max_new_tokens = 64
-    style = "text_vqa"
     repository = "lmms-lab-encoder/textvqa"
     splits = {"train": "train", "calibration": "validation", "validation": "validation"}
     layouts = (Layout(question_id="question_id", image_id="image_id"),)

@@ -37,7 +37,9 @@ from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import check_answers
 from lit_depth.functional.masking.blocks import find_blocks
-from lit_depth.functional.masking.skip import Granularity, Phase, check_drivable, masked, stack_masks
+from lit_depth.functional.masking.skip import Phase, masked
+from lit_depth.functional.masking.support import check_drivable
+from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 
 T = TypeVar("T")
 
@@ -54,7 +56,7 @@ class SweepOutput(NamedTuple):
 def sweep_forward(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor | Sequence[bool]],
+    masks: Masks,
     *,
     logits_to_keep: int = 0,
     blocks: str | nn.ModuleList | None = None,
@@ -72,7 +74,7 @@ def sweep_forward(
         ValueError: If a mask is malformed, or the model's blocks cannot be skipped (see `masked`).
     """
     module_list = blocks if isinstance(blocks, nn.ModuleList) else find_blocks(model, blocks)
-    masks = stack_masks(masks, len(module_list))
+    masks = MaskSet.of(masks, len(module_list), "block")
     inputs = prompt_inputs(model, inputs)
     check_least(0, logits_to_keep=logits_to_keep)
     path = next((name for name, module in model.named_modules() if module is module_list), None)
@@ -83,7 +85,7 @@ def sweep_forward(
 
 
 def _forward_together(
-    model: nn.Module, inputs: Mapping[str, Tensor], masks: Tensor, blocks: nn.ModuleList, path: str | None, keep: int
+    model: nn.Module, inputs: Mapping[str, Tensor], masks: MaskSet, blocks: nn.ModuleList, path: str | None, keep: int
 ) -> SweepOutput:
     driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep)
     with driven(blocks, driver.make_forward):
@@ -91,7 +93,7 @@ def _forward_together(
     found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))
     kinds, kind = _COMPARED.setdefault(model, set()), kind_of(model, inputs, 0)
     if kind not in kinds:
-        expected = _forward_one_by_one(model, inputs, masks[:1], blocks, path, keep).logits[0]
+        expected = _forward_one_by_one(model, inputs, masks.take([0]), blocks, path, keep).logits[0]
         if found.logits[0].shape != expected.shape or not same_logits(model, found.logits[0], expected):
             raise CannotDriveError(OTHER_ANSWERS)
         kinds.add(kind)
@@ -99,7 +101,7 @@ def _forward_together(
 
 
 def _forward_one_by_one(
-    model: nn.Module, inputs: Mapping[str, Tensor], masks: Tensor, blocks: nn.ModuleList, path: str | None, keep: int
+    model: nn.Module, inputs: Mapping[str, Tensor], masks: MaskSet, blocks: nn.ModuleList, path: str | None, keep: int
 ) -> SweepOutput:
     found = []
     for mask in masks:
@@ -123,7 +125,7 @@ def _logits_and_states(model: nn.Module, inputs: Mapping[str, Tensor], blocks: n
 def sweep_generate(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor | Sequence[bool]],
+    masks: Masks,
     max_new_tokens: int,
     *,
     eos_token_id: int | Sequence[int] | None = None,
@@ -143,7 +145,7 @@ def sweep_generate(
         pad_token_id: Fills a row after its end.
         max_rows: Most (mask, sample) rows at once; None = see `lit_depth.functional.engine.decode.affordable_bytes`.
         blocks: Dotted path of the blocks where they cannot be found.
-        granularity: What one entry of a mask switches, see `masked`. Masks of sublayers are answered one after another.
+        granularity: What one unit of a mask switches, see `masked`. Masks of sublayers are answered one after another.
 
     Returns:
         Long ``[masks, batch, max_new_tokens]``, on the CPU.
@@ -170,7 +172,7 @@ def sweep_generate(
 def answer_masks(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor | Sequence[Tensor | Sequence[bool]],
+    masks: Masks,
     *,
     max_new_tokens: int,
     eos_token_id: int | Sequence[int] | None,
@@ -203,7 +205,7 @@ def answer_masks(
         float32 ``[masks, batch]`` (``[masks, 0]`` without one); both on the CPU.
     """
     module_list = find_blocks(model, blocks)
-    masks = stack_masks(masks, len(module_list), granularity)
+    masks = MaskSet.of(masks, units_of(len(module_list), granularity), granularity)
     inputs = prompt_inputs(model, inputs)
     check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
     check_least(1, max_rows=max_rows)
@@ -214,9 +216,9 @@ def answer_masks(
     request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id, answer_ids)
     if phase == "decode" or decode_without_prompt:
         phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
-        return answer_one_by_one(model, request, masks, blocks, on_mask, granularity, **phases)
+        return answer_one_by_one(model, request, masks, blocks, on_mask, **phases)
     if granularity == "sublayer":
-        return answer_one_by_one(model, request, masks, blocks, on_mask, granularity)
+        return answer_one_by_one(model, request, masks, blocks, on_mask)
     return _driven_or_not(
         model,
         module_list,
@@ -231,7 +233,7 @@ def answer_masks(
 def generate(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
-    masks: Tensor,
+    masks: Masks,
     max_new_tokens: int,
     *,
     eos_token_id: int | Sequence[int] | None = None,
@@ -253,19 +255,20 @@ def generate(
         ValueError: If the masks are malformed, or the model's blocks cannot be skipped.
     """
     module_list = find_blocks(model, blocks)
-    masks = stack_masks(masks, len(module_list))
+    masks = MaskSet.of(masks, len(module_list), "block")
     inputs = prompt_inputs(model, inputs)
     check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
     check_token_ids(model, pad_token_id=pad_token_id)
     batch = len(inputs["input_ids"])
     if len(masks) != batch:
-        raise ValueError(f"expected one mask per request, given {len(masks)} masks for {batch} requests")
+        raise ValueError(f"expected one mask per request, got {len(masks)} masks for {batch} requests")
     check_generates(model)
     request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id)
 
     def one_by_one() -> Tensor:
         # all rows under each mask: which image belongs to which row is known to the model alone
-        distinct, of_row = masks.unique(dim=0, return_inverse=True)
+        distinct = masks.unique()
+        of_row = torch.tensor([distinct.ids.index(name) for name in masks.ids])
         tokens, _ = answer_one_by_one(model, request, distinct, blocks, lambda: None)
         return tokens[of_row, torch.arange(batch)]
 

@@ -6,7 +6,6 @@ width that suits the machine, and one mask after another for models that the eng
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,8 @@ from lit_depth.functional.engine.decoding_configuration import (
     greedy_options,
     inside_generate,
 )
-from lit_depth.functional.engine.drivers import Front, RowCache, RowDriver, TrieDriver, driven
+from lit_depth.functional.engine.drivers import Front, RowDriver, TrieDriver, driven
+from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row, call_width
 from lit_depth.functional.engine.proof import (
     PROBE_TOKENS,
     Steps,
@@ -33,22 +33,20 @@ from lit_depth.functional.engine.proof import (
     same_tokens,
     turning_length,
 )
+from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.trie import MaskTrie, chunk_masks
-from lit_depth.functional.inputs import Way, answer_logprob, filled, read_on, reference_logprob, scoring_way
-from lit_depth.functional.masking.skip import Granularity, masked
-
-# needed with the prompt only; a later pass over the same batch reuses the embeddings that they went into
-IMAGE_INPUTS = (
-    "images",
-    "image_masks",
-    "image_input_idx",
-    "pixel_values",
-    "pixel_attention_mask",
-    "image_sizes",
-    "image_grid_thw",
+from lit_depth.functional.inputs import (
+    Way,
+    answer_logprob,
+    filled,
+    is_image_input,
+    read_on,
+    reference_logprob,
+    scoring_way,
 )
-# hidden states of one block call on a CPU
-_CALL_BYTES = 2**21
+from lit_depth.functional.masking.skip import masked
+from lit_depth.functional.masks import MaskSet
+
 # how many masks fitted the memory of a GPU, for as long as the model lives
 _MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 # kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
@@ -100,7 +98,7 @@ class Request(NamedTuple):
 def answer_in_chunks(
     model: nn.Module,
     request: Request,
-    masks: Tensor,
+    masks: MaskSet,
     max_rows: int | None,
     blocks: nn.ModuleList,
     path: str | None,
@@ -122,7 +120,7 @@ def answer_in_chunks(
     while waiting:
         chunk = waiting.pop(0)
         try:
-            found = _answer_chunk(model, request, masks[chunk], blocks, path, front, check)
+            found = _answer_chunk(model, request, masks.take(chunk), blocks, path, front, check)
         except torch.OutOfMemoryError:
             if len(chunk) == 1:
                 raise
@@ -138,14 +136,14 @@ def answer_in_chunks(
     return tokens, logprobs
 
 
-def plan_chunks(model: nn.Module, request: Request, masks: Tensor, max_rows: int | None) -> list[list[int]]:
+def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: int | None) -> list[list[int]]:
     """Indices of the masks that are answered together."""
     batch = len(request.inputs["input_ids"])
     if max_rows is not None:
         chunks = list(chunk_masks(masks, max(1, max_rows // batch)))
     else:
         row = partial(bytes_per_row, model, request.inputs, request.max_new_tokens, request.answer_ids)
-        costs = [batch * row(int(count)) for count in masks.sum(1)]
+        costs = [batch * row(count) for count in masks.counts]
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
 
@@ -186,7 +184,7 @@ def _compare(model: nn.Module, request: Request, mask: Tensor, path: str | None,
 def _answer_chunk(
     model: nn.Module,
     request: Request,
-    masks: Tensor,
+    masks: MaskSet,
     blocks: nn.ModuleList,
     path: str | None,
     front: Front | None,
@@ -202,8 +200,8 @@ def _answer_chunk(
         with masked(model, masks[0], blocks=path):
             way = scoring_way(model, request.inputs, request.answer_ids, request.pad)
     inputs = request.inputs
-    if front is not None:
-        inputs = {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
+    if front is not None:  # images are needed with the prompt only: the front has the embeddings that they went into
+        inputs = {name: value for name, value in inputs.items() if not is_image_input(name)}
     answer = partial(_answer_prompt, model, request, masks, blocks, way, front, check)
     return inside_generate(model, inputs, request.options, answer)
 
@@ -211,7 +209,7 @@ def _answer_chunk(
 def _answer_prompt(
     model: nn.Module,
     request: Request,
-    masks: Tensor,
+    masks: MaskSet,
     blocks: nn.ModuleList,
     way: Way,
     front: Front | None,
@@ -282,7 +280,7 @@ def _first_tokens(
     return tokens, greedy[open_rows.to(greedy.device), 0], open_rows
 
 
-def _deal_out(prompt: PreparedPrompt, masks: Tensor, trie: MaskTrie, cache: RowCache | None, chosen: Tensor) -> Rows:
+def _deal_out(prompt: PreparedPrompt, masks: MaskSet, trie: MaskTrie, cache: RowCache | None, chosen: Tensor) -> Rows:
     """Give (mask, sample) rows, all or some, their prompt's keys and values, to go on with."""
     assert cache is not None
     of_mask, of_sample = chosen // len(prompt.ids), chosen % len(prompt.ids)
@@ -290,10 +288,10 @@ def _deal_out(prompt: PreparedPrompt, masks: Tensor, trie: MaskTrie, cache: RowC
         places = trie.places[of_mask, block_idx]
         layer.assign((places * len(prompt.ids) + of_sample)[places >= 0])  # type: ignore[union-attr]
     device = prompt.ids.device
-    return Rows(prompt.for_decoding(of_sample.to(device)), RowDriver(masks[of_mask].to(device)), cache)
+    return Rows(prompt.for_decoding(of_sample.to(device)), RowDriver(masks.bits[of_mask].to(device)), cache)
 
 
-def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.ModuleList, path: str | None) -> Tensor:
+def answer_rows(model: nn.Module, request: Request, masks: MaskSet, blocks: nn.ModuleList, path: str | None) -> Tensor:
     """`lit_depth.functional.engine.api.generate` by the engine: one mask per row.
 
     Raises:
@@ -305,7 +303,7 @@ def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.Mo
         prompt.check_processors()
         cache = RowCache(len(blocks), prompt.length + request.max_new_tokens)
         prompt = prompt.with_cache(cache)
-        driver = RowDriver(masks.to(prompt.ids.device), shape=(len(masks), prompt.length))
+        driver = RowDriver(masks.bits.to(prompt.ids.device), shape=(len(masks), prompt.length))
         with driven(blocks, driver.make_forward):
             logits = prompt.forward().logits[:, -1]
         cache.advance(driver.ran, prompt.length)
@@ -403,17 +401,16 @@ class Rows:
 def answer_one_by_one(
     model: nn.Module,
     request: Request,
-    masks: Tensor,
+    masks: MaskSet,
     path: str | None,
     on_mask: Callable[[], Any],
-    granularity: Granularity = "block",
     **phases: Any,
 ) -> tuple[Tensor, Tensor]:
     """``answer_masks`` of `lit_depth.functional.engine.api` by `masked` and ``generate``; ``phases`` as in `masked`."""
     length = request.inputs["input_ids"].shape[1]
     tokens, logprobs = request.no_answers(len(masks))
     for index, mask in enumerate(masks):
-        with masked(model, mask, blocks=path, granularity=granularity, **phases):
+        with masked(model, mask, blocks=path, granularity=masks.granularity, **phases):
             if request.answer_ids is not None:
                 logprobs[index] = reference_logprob(
                     model, request.inputs, request.answer_ids, pad_token_id=request.pad, in_phases=bool(phases)
@@ -423,71 +420,3 @@ def answer_one_by_one(
                 tokens[index, :, : found.shape[1]] = found.cpu()
         on_mask()
     return tokens, logprobs
-
-
-def call_width(model: nn.Module, inputs: Mapping[str, Tensor]) -> int | None:
-    """How many groups of masks share a block call; None = all.
-
-    On a CPU a call whose states leave the caches loses what sharing wins, while at batch 1 wide calls are what wins;
-    the best width was between 1 and 4 MiB of hidden states wherever it was measured. It follows from shapes alone,
-    because kernels round differently at other widths, and no result may depend on the clock. On a GPU wider is never
-    slower.
-    """
-    ids = inputs["input_ids"]
-    if ids.device.type != "cpu":
-        return None
-    hidden_size = model.config.get_text_config(decoder=True).hidden_size  # type: ignore[operator,union-attr]
-    return max(1, _CALL_BYTES // (ids.numel() * hidden_size * next(model.parameters()).element_size()))
-
-
-def bytes_per_row(
-    model: nn.Module, inputs: Mapping[str, Tensor], max_new_tokens: int, answer_ids: Tensor | None, num_active: int
-) -> int:
-    """Memory of one (mask, sample) row: keys and values of its active blocks, hidden states, logits.
-
-    Where all masks share a block call, also what an MLP holds at its widest: for every expert of a token (one in a
-    dense block) the input and output, and the gate, the up-projection and their product.
-    """
-    config = model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    answer_length = 0 if answer_ids is None else answer_ids.shape[1]
-    length = inputs["input_ids"].shape[1] + max(max_new_tokens, answer_length)
-    size = next(model.parameters()).element_size()
-    width = 4 * config.hidden_size
-    if max_new_tokens:
-        width += num_active * 2 * heads * head_dim
-    if call_width(model, inputs) is None:
-        inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None)
-        experts = getattr(config, "num_experts_per_tok", None) or 1
-        width += experts * (2 * config.hidden_size + 3 * (inner or 4 * config.hidden_size))
-    return length * width * size + (answer_length + 1) * config.vocab_size * 4
-
-
-def affordable_bytes(model: nn.Module, one_mask: int = 0) -> int:
-    """What the rows of one chunk may take, so that a sweep takes at most three times what one mask after another does.
-
-    On a GPU half of the free memory, and twice what one mask takes with the model. On a CPU a third of what is free,
-    and not much more than the model: block calls are narrow there, and larger chunks gain little.
-
-    Args:
-        one_mask: Bytes of the rows of one mask.
-    """
-    parameter = next(model.parameters())
-    weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    if parameter.device.type == "cuda":
-        free = torch.cuda.mem_get_info(parameter.device)[0]
-        # what torch holds for reuse is free for us
-        free += torch.cuda.memory_reserved(parameter.device) - torch.cuda.memory_allocated(parameter.device)
-        return min(free // 2, max(2**29, 2 * (weights + one_mask)))
-    return min(_available_host_memory() // 3, max(2**29, weights * 3 // 2))
-
-
-def _available_host_memory() -> int:
-    """Free memory with what the page cache would give back; 4 GiB where the system does not say."""
-    if os.path.exists("/proc/meminfo"):
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    return 4 * 2**30

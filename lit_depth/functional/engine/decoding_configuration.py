@@ -18,8 +18,6 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation import logits_process
 
-from lit_depth.functional.compatibility import CACHE_NAME
-
 T = TypeVar("T")
 
 # settings of a generation_config that change a greedy answer, the same in every path, and where they change nothing
@@ -146,7 +144,7 @@ def end_token_ids(model: nn.Module, tokenizer: Any = None) -> list[int]:
 def check_generates(model: nn.Module) -> None:
     """Raise ValueError unless the model has ``generate``."""
     if not callable(getattr(model, "generate", None)):
-        raise ValueError(f"expected a model with generate, given {type(model).__name__}")
+        raise ValueError(f"expected a model with generate, got {type(model).__name__}")
 
 
 def generating_model(model: nn.Module) -> Any:
@@ -180,7 +178,7 @@ class PreparedPrompt:
 
     def with_cache(self, cache: Cache | None) -> PreparedPrompt:
         """The same with another cache; None = keys and values are not kept."""
-        return replace(self, arguments={**self.arguments, CACHE_NAME: cache, "use_cache": cache is not None})
+        return replace(self, arguments={**self.arguments, "cache": cache, "use_cache": cache is not None})
 
     def forward(self, num_new: int | None = None, keep: int = 1) -> Any:
         """Outputs of one forward.

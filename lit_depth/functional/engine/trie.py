@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lit_depth.functional.arguments import checked
-from lit_depth.functional.masking.skip import stack_masks
+from lit_depth.functional.masks import Masks, MaskSet
 
 
 class Level(NamedTuple):
@@ -36,17 +35,17 @@ class MaskTrie:
     """The distinct block forwards of a set of masks.
 
     Args:
-        masks: Bool ``[masks, num_blocks]``, or a sequence of bool ``[num_blocks]``; repeated masks share everything.
+        masks: See `MaskSet.of`; repeated masks share everything.
 
     Attributes:
-        masks: Bool ``[masks, num_blocks]``, in the order given.
+        masks: The masks, in the order given.
         levels: One `Level` per block.
         leaves: For each mask the group that holds its final hidden state.
         places: Long ``[masks, num_blocks]``: for each mask the place in a level's ``run`` of its own forward, -1 where
             the mask skips the block.
 
     Raises:
-        ValueError: If there is no mask, or one is malformed (see `lit_depth.functional.check_mask`).
+        ValueError: If there is no mask, or one is malformed (see `MaskSet.of`).
 
     Example:
         >>> from lit_depth.functional import leave_one_out, prefix
@@ -60,13 +59,13 @@ class MaskTrie:
     """
 
     @checked
-    def __init__(self, masks: Tensor | Sequence[Tensor | Sequence[bool]]) -> None:
-        self.masks = stack_masks(masks)
-        bits = self.masks.tolist()
+    def __init__(self, masks: Masks) -> None:
+        self.masks = MaskSet.of(masks)
+        bits = self.masks.bits.tolist()
         groups = [0] * len(bits)  # of each mask, at the current level
         self.levels: list[Level] = []
-        self.places = torch.full(self.masks.shape, -1)
-        for block_idx in range(self.masks.shape[1]):
+        self.places = torch.full(self.masks.bits.shape, -1)
+        for block_idx in range(self.masks.num_units):
             entering = {group for group, mask in zip(groups, bits) if mask[block_idx]}
             continued = {group for group, mask in zip(groups, bits) if mask[block_idx] and any(mask[block_idx + 1 :])}
             run = [*sorted(continued), *sorted(entering - continued)]
@@ -96,19 +95,14 @@ class MaskTrie:
     @property
     def sequential_block_forwards(self) -> int:
         """Block forwards of one mask after another."""
-        return int(self.masks.sum())
-
-    @property
-    def max_groups(self) -> int:
-        """Largest number of hidden states alive between two blocks."""
-        return max(len(level.parents) for level in self.levels)
+        return sum(self.masks.counts)
 
 
-def chunk_masks(masks: Tensor, budget: float, costs: Sequence[float] | None = None) -> Iterator[list[int]]:
+def chunk_masks(masks: MaskSet, budget: float, costs: Sequence[float] | None = None) -> Iterator[list[int]]:
     """Split masks into chunks of neighbouring branches, which share the longest prefixes.
 
     Args:
-        masks: Bool ``[masks, num_blocks]``.
+        masks: The masks.
         budget: Largest cost of a chunk, at least 1; a mask that alone costs more is a chunk of its own.
         costs: Cost of each mask; None = 1 each, so that the budget is a number of masks.
 
@@ -116,17 +110,17 @@ def chunk_masks(masks: Tensor, budget: float, costs: Sequence[float] | None = No
         Indices into ``masks``.
 
     Example:
-        >>> masks = torch.tensor([[True, True], [False, True], [True, False]])
+        >>> masks = MaskSet.of(["11", "01", "10"])
         >>> list(chunk_masks(masks, 2))
         [[0, 2], [1]]
         >>> list(chunk_masks(masks, 2, costs=[2.0, 1.0, 1.0]))
         [[0], [2, 1]]
     """
     if budget < 1:
-        raise ValueError(f"budget must be at least 1, given {budget}")
+        raise ValueError(f"expected a budget of at least 1, got {budget}")
     chunk: list[int] = []
     spent = 0.0
-    for index in sorted(range(len(masks)), key=lambda index: masks[index].tolist(), reverse=True):
+    for index in sorted(range(len(masks)), key=masks.ids.__getitem__, reverse=True):
         cost = 1.0 if costs is None else costs[index]
         if chunk and spent + cost > budget:
             yield chunk

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.arguments import check_token_ids, checked, prompt_inputs
-from lit_depth.functional.importance.recorder import ENTROPY, STATE_METHODS, BlockWatch, at_least_float32
+from lit_depth.functional.importance.recorder import ENTROPY, STATE_METHODS, BlockRecorder, at_least_float32
 from lit_depth.functional.inputs import IGNORE, keep_last, with_positions
 from lit_depth.functional.masking.blocks import find_blocks, find_decoder
 from lit_depth.functional.model_state import eager_attention, evaluation_mode, only_these_require_grad
@@ -166,7 +166,7 @@ class ProxyScores:
             stack.enter_context(evaluation_mode(self.model))
             if ENTROPY in self.methods:
                 stack.enter_context(eager_attention(self.decoder))
-            watch = stack.enter_context(BlockWatch(self.blocks, inputs["attention_mask"], self.methods))
+            recorder = stack.enter_context(BlockRecorder(self.blocks, inputs["attention_mask"], self.methods))
             targets, keep = None, 1
             if self.needs_labels:
                 targets = _from_first_label(labels, inputs["attention_mask"])
@@ -175,10 +175,10 @@ class ProxyScores:
                 stack.enter_context(only_these_require_grad(self.model, self._weights))
             extras = {"use_cache": False, **keep_last(self.model, keep)}
             output = self.model(**with_positions(self.model, inputs), **extras)
-            watch.check(self.decoder)
+            recorder.check(self.decoder)
             if targets is not None:
                 self._add_gradients(self._logits(output, keep), targets)
-        for method, total in watch.totals().items():
+        for method, total in recorder.totals().items():
             self._totals[method] = self._totals[method] + total
 
     def _logits(self, output: Any, keep: int) -> Tensor:
@@ -243,13 +243,13 @@ class ProxyScores:
             ValueError: No token was added, or no labelled one for a gradient method; gradients are not finite.
         """
         if self.needs_labels and self._num_labels == 0:
-            raise ValueError("expected labelled tokens for gradient methods, given none (labels are -100 throughout)")
+            raise ValueError("expected labelled tokens for gradient methods, got none (labels are -100 throughout)")
         scores = {method: total[0] / total[1] for method, total in self._totals.items()}
         if self.needs_labels:
             rows = [self._gradient_scores(block_idx, block) for block_idx, block in enumerate(self.blocks)]
             scores |= {method: torch.stack(column) for method, column in zip(GRADIENT_METHODS, zip(*rows))}
         elif not any(self._totals[method][1].any() for method in self.methods):
-            raise ValueError("expected at least one batch with a token that is not padding, given none")
+            raise ValueError("expected at least one batch with a token that is not padding, got none")
         return {method: scores[method] for method in self.methods}
 
     def _gradient_scores(self, block_idx: int, block: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,10 +279,10 @@ def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
     """
     known = f"expected methods among {', '.join(METHODS)}"
     if not len(methods):
-        raise ValueError(f"{known}, as a list with at least one, given {methods!r}")
+        raise ValueError(f"{known}, as a list with at least one, got {methods!r}")
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
-        raise ValueError(f"{known}, given {', '.join(map(repr, unknown))}")
+        raise ValueError(f"{known}, got {', '.join(map(repr, unknown))}")
     return tuple(dict.fromkeys(methods))
 
 
@@ -290,12 +290,12 @@ def _from_first_label(labels: Tensor | None, attention_mask: Tensor) -> Tensor:
     """Labels from one position before the first that counts in any row: no logits are needed before it."""
     if labels is None:
         raise ValueError(
-            f"gradient methods ({', '.join(GRADIENT_METHODS)}) need labels [batch, seq], given none; without labels, "
+            f"gradient methods ({', '.join(GRADIENT_METHODS)}) need labels [batch, seq], got none; without labels, "
             "choose other methods"
         )
     shape = list(attention_mask.shape)
     if list(labels.shape) != shape:
-        raise ValueError(f"expected labels of the shape of input_ids {shape}, given {list(labels.shape)}")
+        raise ValueError(f"expected labels of the shape of input_ids {shape}, got {list(labels.shape)}")
     real = (attention_mask != 0).to(labels.device)
     labels = labels.masked_fill(~(real & real.roll(1, dims=1)), IGNORE)
     counting = (labels[:, 1:] != IGNORE).any(0).nonzero()

@@ -1,4 +1,4 @@
-"""Watch the blocks of a model during one forward: what each did to every token, and how it attended."""
+"""Record the blocks of a model during one forward: what each did to every token, and how it attended."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def attention_entropy(weights: Tensor) -> Tensor:
     return -_double(logarithms.mul_(weights)).sum(-1)
 
 
-class BlockWatch:
+class BlockRecorder:
     """Hooks on the blocks during one forward, and what they saw: sums over the tokens that are not padding."""
 
     def __init__(self, blocks: nn.ModuleList, attention_mask: Tensor, methods: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ class BlockWatch:
         self.seen: set[int] = set()
         self.hooks: list[Any] = []
 
-    def __enter__(self) -> BlockWatch:
+    def __enter__(self) -> BlockRecorder:
         for block_idx, block in enumerate(self.blocks):
             self.hooks.append(block.register_forward_hook(self._block_hook(block_idx), with_kwargs=True))
             if ENTROPY in self.methods:

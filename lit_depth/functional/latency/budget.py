@@ -73,20 +73,20 @@ class Candidate:
         try:
             mask_id, time_ms, measured = entry["mask_id"], entry["latency_ms"]["bound"], entry["chosen_by"]
             if measured is None:
-                raise ValueError(f"mask {mask_id}: expected a candidate of measured quality, given one without")
+                raise ValueError(f"mask {mask_id}: expected a candidate of measured quality, got one without")
             quality, drops = measured["quality"], measured.get("drop_simultaneous_ci") or measured["drop_ci"]
             intervals = tuple(measured["quality_ci"]), tuple(drops)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"expected an entry of candidates of selection.json, given {shorten(entry)}") from error
+            raise ValueError(f"expected an entry of candidates of selection.json, got {shorten(entry)}") from error
         return cls(mask_id, time_ms, quality, *intervals)
 
     def __post_init__(self) -> None:
         _check_positive(f"latency_ms of mask {self.mask_id}", self.latency_ms)
         if not math.isfinite(self.quality):
-            raise ValueError(f"expected a finite quality of mask {self.mask_id}, given {self.quality}")
+            raise ValueError(f"expected a finite quality of mask {self.mask_id}, got {self.quality}")
         for name, limits in (("quality_ci", self.quality_ci), ("drop_ci", self.drop_ci)):
             if not all(map(math.isfinite, limits)) or limits[0] > limits[1]:
-                raise ValueError(f"expected {name} of mask {self.mask_id} as finite (low, high), given {limits}")
+                raise ValueError(f"expected {name} of mask {self.mask_id} as finite (low, high), got {limits}")
 
 
 @checked
@@ -111,12 +111,12 @@ def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
     """
     x, y = np.asarray(counts, dtype=float), np.asarray(times_ms, dtype=float)
     if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"expected as many times as counts, given shapes {list(y.shape)} and {list(x.shape)}")
+        raise ValueError(f"expected as many times as counts, got shapes {list(y.shape)} and {list(x.shape)}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("expected finite counts and times, given one that is not")
+        raise ValueError("expected finite counts and times, got one that is not")
     distinct = np.unique(x).tolist()
     if len(distinct) < 2:
-        raise ValueError(f"expected at least two distinct numbers of active blocks, given {distinct}")
+        raise ValueError(f"expected at least two distinct numbers of active blocks, got {distinct}")
     x_mean, y_mean = x.mean(), y.mean()
     slope = float(((x - x_mean) * (y - y_mean)).sum() / ((x - x_mean) ** 2).sum())
     intercept = float(y_mean - slope * x_mean)
@@ -151,7 +151,7 @@ def percentile_bound(times_ms: Sequence[float], share: float = 0.95, confidence:
     check_share(share=share, confidence=confidence)
     ordered = np.sort(np.asarray(times_ms, dtype=float))
     if not len(ordered) or not np.isfinite(ordered).all():
-        raise ValueError("expected at least one finite time, given none or one that is not finite")
+        raise ValueError("expected at least one finite time, got none or one that is not finite")
     covered = binom.cdf(np.arange(len(ordered)), len(ordered), share)  # P(fewer than r) for r = 1..n
     enough = np.flatnonzero(covered >= confidence)
     return float(ordered[enough[0] if len(enough) else -1])
@@ -177,17 +177,17 @@ def depth_under_budget(line: Line, budget_ms: float, num_blocks: int, fewest: in
     _check_positive("budget_ms", budget_ms)
     if not 1 <= fewest <= num_blocks <= MAX_UNITS:
         raise ValueError(
-            f"expected at least one block, given num_blocks={shorten(num_blocks)} and fewest={shorten(fewest)}"
+            f"expected at least one block, got num_blocks={shorten(num_blocks)} and fewest={shorten(fewest)}"
         )
     if not (math.isfinite(line.slope) and math.isfinite(line.intercept)):
-        raise ValueError(f"expected a finite line, given {line}")
+        raise ValueError(f"expected a finite line, got {line}")
     times = {count: line.time_ms(count) for count in range(fewest, num_blocks + 1)}
     affordable = [count for count, time in times.items() if time <= budget_ms]
     if not affordable:
         cheapest = min(times, key=times.__getitem__)
         raise ValueError(
             f"expected a budget of at least {round_up(times[cheapest])} ms, which {cheapest} of {num_blocks} blocks "
-            f"{'takes' if cheapest == 1 else 'take'} by estimate, given {budget_ms} ms"
+            f"{'takes' if cheapest == 1 else 'take'} by estimate, got {budget_ms} ms"
         )
     return max(affordable)
 
@@ -238,10 +238,10 @@ def request_mask(
     '1100'
     """
     if complexity not in tolerances:
-        raise ValueError(f"expected complexity to be one of {', '.join(tolerances)}, given {complexity!r}")
+        raise ValueError(f"expected complexity to be one of {', '.join(tolerances)}, got {complexity!r}")
     tolerance = tolerances[complexity]
     if not fits(tolerance, float) or not tolerance >= 0:
-        raise ValueError(f"expected a tolerance of at least 0 for {complexity!r}, given {shorten(tolerance)}")
+        raise ValueError(f"expected a tolerance of at least 0 for {complexity!r}, got {shorten(tolerance)}")
     within = [candidate for candidate in _affordable(candidates, budget_ms) if candidate.drop_ci[1] <= tolerance]
     if not within:
         return select_for_budget(candidates, budget_ms)
@@ -271,20 +271,20 @@ def pareto_frontier(points: Sequence[tuple[float, float, Anything]]) -> list[tup
 def _affordable(candidates: Sequence[Candidate], budget_ms: float) -> list[Candidate]:
     _check_positive("budget_ms", budget_ms)
     if not len(candidates):
-        raise ValueError("expected at least one candidate mask, given none")
+        raise ValueError("expected at least one candidate mask, got none")
     affordable = [candidate for candidate in candidates if candidate.latency_ms <= budget_ms]
     if not affordable:
         fastest = min(candidates, key=lambda candidate: candidate.latency_ms)
         raise ValueError(
             f"expected a budget of at least {round_up(fastest.latency_ms)} ms, which the fastest mask "
-            f"({fastest.mask_id}) needs, given {budget_ms} ms"
+            f"({fastest.mask_id}) needs, got {budget_ms} ms"
         )
     return affordable
 
 
 def _check_positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"expected {name} to be positive and finite, given {value}")
+        raise ValueError(f"expected {name} to be positive and finite, got {value}")
 
 
 def round_up(time_ms: float) -> float:

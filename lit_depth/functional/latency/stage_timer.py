@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from lit_depth.functional.engine.decoding_configuration import greedy_options
+from lit_depth.functional.inputs import count_image_tokens
 from lit_depth.functional.masking.blocks import find_blocks, find_decoder
 from lit_depth.functional.masking.kv_cache import find_cache
 
@@ -171,23 +172,24 @@ class _Forward:
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         self.batch_size, self.query_length = (1, 1) if tokens is None else tuple(tokens.shape[:2])
         self.begins = self.query_length > 1
+        given = {**kwargs, "input_ids": args[0]} if args else kwargs
         # those that tell the tokens; pixels are not kept alive
-        given = {name: kwargs.get(name) for name in ("input_ids", "attention_mask", "image_input_idx")}
-        if args:
-            given["input_ids"] = args[0]
-        self.inputs = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        self.inputs = {
+            name: value
+            for name, value in given.items()
+            if isinstance(value, Tensor) and (name == "attention_mask" or not value.is_floating_point())
+        }
 
     def count_tokens(self, model: nn.Module) -> tuple[int, int, int]:
         """Rows, and text and vision tokens of all rows without padding."""
         ids, mask = self.inputs.get("input_ids"), self.inputs.get("attention_mask")
         real = self.batch_size * self.query_length if mask is None or mask.ndim != 2 else int((mask != 0).sum())
-        vision = 0
-        if "image_input_idx" in self.inputs:
-            vision = int((self.inputs["image_input_idx"] >= 0).sum())
-        elif ids is not None:
-            config = getattr(model, "config", None)
-            token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
-            vision = 0 if token is None else int((ids == token).sum())
+        own = getattr(model, "num_vision_tokens", None)  # of a family whose tokens are not told by their ids
+        if ids is None:
+            vision = 0
+        else:
+            found = count_image_tokens(getattr(model, "config", None), ids) if own is None else own(self.inputs)
+            vision = int(found.sum())
         return self.batch_size, real - vision, vision
 
 

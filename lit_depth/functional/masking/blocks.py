@@ -92,7 +92,7 @@ def _blocks_at(model: nn.Module, path: str) -> nn.ModuleList:
         module, walked = children[name], _join(walked, name)
     if not isinstance(module, nn.ModuleList) or len(module) == 0:
         raise ValueError(
-            f"expected a non-empty ModuleList of blocks at {path!r}, given {type(module).__name__}; "
+            f"expected a non-empty ModuleList of blocks at {path!r}, got {type(module).__name__}; "
             f"{_describe_lists(model)}"
         )
     return module

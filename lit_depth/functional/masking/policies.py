@@ -113,11 +113,11 @@ def threshold(importance: Importance, fraction: float, *, keep: Sequence[int] = 
     [True, False, True]
     """
     if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"expected a fraction between 0 and 1, given {fraction}")
+        raise ValueError(f"expected a fraction between 0 and 1, got {fraction}")
     scores = _scores(importance)
     largest = max(scores)
     if largest <= 0:
-        raise ValueError(f"expected at least one positive importance, the largest given is {largest}")
+        raise ValueError(f"expected at least one positive importance, got at most {largest}")
     chosen = [block_idx for block_idx, score in enumerate(scores) if score >= fraction * largest]
     return _mask(len(scores), {*chosen, *_check_indices(len(scores), keep)})
 
@@ -135,7 +135,7 @@ def from_indices(num_blocks: int, indices: Sequence[int], *, keep: Sequence[int]
     check_range(1, MAX_UNITS, num_blocks=num_blocks)
     chosen = {*_check_indices(num_blocks, indices), *_check_indices(num_blocks, keep)}
     if not chosen:
-        raise ValueError("expected at least one active block, given no index")
+        raise ValueError("expected at least one active block, got no index")
     return _mask(num_blocks, chosen)
 
 
@@ -151,7 +151,7 @@ def leave_one_out(num_blocks: int) -> Tensor:
     """
     check_range(1, MAX_UNITS, num_blocks=num_blocks)
     if num_blocks < 2:
-        raise ValueError(f"expected at least 2 blocks to leave one out, given {num_blocks}")
+        raise ValueError(f"expected at least 2 blocks to leave one out, got {num_blocks}")
     return ~torch.eye(num_blocks, dtype=torch.bool)
 
 
@@ -182,10 +182,10 @@ def _mask(num_blocks: int, indices: Iterable[int]) -> Tensor:
 def _check(num_blocks: int, k: int, keep: Sequence[int]) -> list[int]:
     check_range(1, MAX_UNITS, num_blocks=num_blocks)
     if not 1 <= k <= num_blocks:
-        raise ValueError(f"expected k, the number of active blocks, between 1 and {num_blocks}, given {k}")
+        raise ValueError(f"expected k, the number of active blocks, between 1 and {num_blocks}, got {k}")
     always = _check_indices(num_blocks, keep)
     if k < len(always):
-        raise ValueError(f"expected k of at least {len(always)}, the number of blocks in keep, given {k}")
+        raise ValueError(f"expected k of at least {len(always)}, the number of blocks in keep, got {k}")
     return always
 
 
@@ -193,9 +193,9 @@ def _check_indices(num_blocks: int, indices: Sequence[int]) -> list[int]:
     checked = [int(block_idx) for block_idx in indices]
     for block_idx in checked:
         if not 0 <= block_idx < num_blocks:
-            raise ValueError(f"expected block indices between 0 and {num_blocks - 1}, given {block_idx}")
+            raise ValueError(f"expected block indices between 0 and {num_blocks - 1}, got {block_idx}")
     if len(set(checked)) != len(checked):
-        raise ValueError(f"expected distinct block indices, given {checked}")
+        raise ValueError(f"expected distinct block indices, got {checked}")
     return checked
 
 
@@ -208,17 +208,17 @@ def _scores(importance: Importance) -> list[float]:
         try:
             by_block = {_block_idx(key): float(value) for key, value in importance.items()}
         except (TypeError, ValueError) as error:
-            raise ValueError(f"expected importance as {{block index: score}}, given {shorten(importance)}") from error
+            raise ValueError(f"expected importance as {{block index: score}}, got {shorten(importance)}") from error
         if sorted(by_block) != list(range(len(importance))):
-            raise ValueError(f"expected importance for blocks 0..{len(importance) - 1}, given keys {list(importance)}")
+            raise ValueError(f"expected importance for blocks 0..{len(importance) - 1}, got keys {list(importance)}")
         scores = [by_block[block_idx] for block_idx in range(len(by_block))]
     else:
         values = torch.as_tensor(
             importance if isinstance(importance, Tensor) else list(importance), dtype=torch.float64
         )
         if values.ndim != 1:
-            raise ValueError(f"expected importance of shape [num_blocks], given {list(values.shape)}")
+            raise ValueError(f"expected importance of shape [num_blocks], got {list(values.shape)}")
         scores = values.tolist()
     if not scores or not all(map(math.isfinite, scores)):
-        raise ValueError(f"expected one finite importance per block, given {scores}")
+        raise ValueError(f"expected one finite importance per block, got {scores}")
     return scores

@@ -81,9 +81,7 @@ class HalfForward:
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         arguments = self.defaults | dict(zip(self.names, args)) | kwargs
         block = self.block
-        # before transformers 5.23 checkpointing is in the block's __call__, around this forward too
-        is_around = type(block).__call__ is not nn.Module.__call__
-        if block.training and getattr(block, "gradient_checkpointing", False) and not is_around:
+        if block.training and getattr(block, "gradient_checkpointing", False):
             # as transformers does around the forward that this one replaces: recomputed keys and values are not stored
             arguments |= {name: None for name, value in arguments.items() if isinstance(value, Cache)}
             return block._gradient_checkpointing_func(functools.partial(self.half, block, **arguments), hidden_states)
@@ -136,7 +134,7 @@ def _statements(function: Callable[..., Any]) -> list[str]:
     function = inspect.unwrap(function)
     definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     if not isinstance(definition, ast.FunctionDef):
-        raise TypeError(f"expected a function, given {type(definition).__name__}")
+        raise TypeError(f"expected a function, got {type(definition).__name__}")
     parameters = list(inspect.signature(function).parameters.values())[1:]  # after self
     everything = {f"**{p.name}" if p.kind is p.VAR_KEYWORD else f"{p.name}={p.name}" for p in parameters}
     for node in ast.walk(definition):

@@ -26,10 +26,10 @@ def free_units(num_units: int, max_removed: int, keep: Sequence[int]) -> list[in
     free = (~always).nonzero().flatten().tolist()
     most = min(len(free), num_units - 1)
     if most < 1:
-        raise ValueError(f"expected a unit that may be removed, given keep={list(keep)} of {num_units}")
+        raise ValueError(f"expected a unit that may be removed, got keep={list(keep)} of {num_units}")
     if not 1 <= max_removed <= most:
         kept = f", of which {len(keep)} are kept" if keep else " (one has to stay)"
-        raise ValueError(f"expected to remove between 1 and {most} of {num_units} units{kept}, given {max_removed}")
+        raise ValueError(f"expected to remove between 1 and {most} of {num_units} units{kept}, got {max_removed}")
     return free
 
 
@@ -45,13 +45,13 @@ def ablation_masks(num_units: int, ablations: Sequence[Sequence[int]]) -> Tensor
     """
     check_range(1, MAX_UNITS, num_units=num_units)
     if not len(ablations):
-        raise ValueError("expected at least one ablation, given none")
+        raise ValueError("expected at least one ablation, got none")
     masks = [
         ~from_indices(num_units, removed) if len(removed) else torch.ones(num_units).bool() for removed in ablations
     ]
     for mask, removed in zip(masks, ablations):
         if not mask.any():
-            raise ValueError(f"expected an ablation that leaves a unit of {num_units}, given {list(removed)}")
+            raise ValueError(f"expected an ablation that leaves a unit of {num_units}, got {list(removed)}")
     return torch.stack(masks)
 
 
@@ -69,7 +69,7 @@ def contiguous_spans(num_units: int, length: int, *, keep: Sequence[int] = ()) -
     spans = [tuple(range(start, start + length)) for start in range(num_units - length + 1)]
     spans = [span for span in spans if free.issuperset(span)]
     if not spans:
-        raise ValueError(f"expected {length} neighbouring units that may be removed, given keep={list(keep)}")
+        raise ValueError(f"expected {length} neighbouring units that may be removed, got keep={list(keep)}")
     return spans
 
 

@@ -1,7 +1,7 @@
 """Beam search over ablations: which units cost least when they are removed together. With racing.
 
 A search is a pure function of an evaluator, which is given masks and sample positions and returns scores. The search
-decides from these scores alone, so whoever evaluates from stored records resumes it for free (the same cells are asked
+decides from these scores alone, so whoever evaluates from stored records resumes it for free (the same pairs are asked
 for again), and several processes that all see all scores take the same way. One call is one round: candidates of one
 level that differ in few units, best evaluated in one pass of the engine.
 
@@ -31,7 +31,7 @@ import numpy as np
 from torch import Tensor
 
 from lit_depth.functional.arguments import check_least, check_share, checked
-from lit_depth.functional.masking.skip import mask_id
+from lit_depth.functional.masks import MaskSet
 from lit_depth.functional.search.ablations import Removed, ablation_masks, free_units
 from lit_depth.functional.search.racing import (
     Evaluate,
@@ -81,8 +81,8 @@ class SearchLevel(NamedTuple):
         tied: Those not proven worse than another one in the true mean of the score. The first ablation leads them.
         settled: The level ended before the samples were spent: none that was left would end more than epsilon above the
             first.
-        evaluations: Cells (mask, sample) asked for.
-        saved: Cells that the full search asks for besides.
+        evaluations: Pairs (mask, sample) asked for.
+        saved: Pairs that the full search asks for besides.
     """
 
     ablations: tuple[Ablation, ...]
@@ -112,12 +112,12 @@ class SearchResult(NamedTuple):
 
     @property
     def evaluations(self) -> int:
-        """Cells (mask, sample) asked for."""
+        """Pairs (mask, sample) asked for."""
         return sum(level.evaluations for level in self.levels)
 
     @property
     def saved(self) -> int:
-        """Cells that the full search of the same candidates asks for besides."""
+        """Pairs that the full search of the same candidates asks for besides."""
         return sum(level.saved for level in self.levels)
 
 
@@ -230,7 +230,7 @@ def exhaustive_search(
     count = sum(math.comb(len(free), size) for size in range(1, max_removed + 1))
     if count > MAX_COMBINATIONS:
         raise ValueError(
-            f"expected at most {MAX_COMBINATIONS:,} combinations for an exhaustive search, given {count:,} "
+            f"expected at most {MAX_COMBINATIONS:,} combinations for an exhaustive search, got {count:,} "
             f"(1 to {max_removed} of {len(free)} units); remove fewer units, keep more, or use a beam"
         )
     combinations = [c for size in range(1, max_removed + 1) for c in itertools.combinations(free, size)]
@@ -239,12 +239,12 @@ def exhaustive_search(
     found = as_scores(evaluate(masks, range(num_samples)))
     accuracy, logprob, bad = found.as_arrays()
     accuracy = np.where(bad, np.nan, accuracy)
-    rows = {mask_id(mask): row for row, mask in enumerate(masks)}
+    rows = {name: row for row, name in enumerate(MaskSet.of(masks).ids)}
 
     def recall(masks: Tensor, positions: Sequence[int]) -> MaskScores:
-        asked = [rows[mask_id(mask)] for mask in masks]
-        cells = np.ix_(np.array(asked), np.array(positions, dtype=np.int64))
-        return MaskScores(accuracy[cells], None if found.reference_logprob is None else logprob[cells])
+        asked = [rows[name] for name in MaskSet.of(masks).ids]
+        pairs = np.ix_(np.array(asked), np.array(positions, dtype=np.int64))
+        return MaskScores(accuracy[pairs], None if found.reference_logprob is None else logprob[pairs])
 
     return beam_search(
         recall,

@@ -62,7 +62,7 @@ Evaluate = Callable[[Tensor, Sequence[int]], MaskScores]
 
 def as_scores(found: Any) -> MaskScores:
     if not isinstance(found, MaskScores):
-        raise ValueError(f"expected evaluate to return MaskScores, given {shorten(found)}")
+        raise ValueError(f"expected evaluate to return MaskScores, got {shorten(found)}")
     return found
 
 
@@ -117,9 +117,9 @@ class Samples:
 
     def __init__(self, num_samples: int, clusters: Sequence[Hashable] | None, seed: int) -> None:
         if num_samples < 1:
-            raise ValueError(f"expected at least one sample, given {num_samples}")
+            raise ValueError(f"expected at least one sample, got {num_samples}")
         if clusters is not None and len(clusters) != num_samples:
-            raise ValueError(f"expected one cluster per sample ({num_samples}), given {len(clusters)}")
+            raise ValueError(f"expected one cluster per sample ({num_samples}), got {len(clusters)}")
         self._clusters = list(range(num_samples) if clusters is None else clusters)
         self._generator = np.random.default_rng(seed)
         self.order: NDArray[np.int64] = np.arange(num_samples)
@@ -152,8 +152,8 @@ class ScoreTable:
         samples: Shared by all levels of a search, as is the knowledge which of them are bad.
 
     Attributes:
-        evaluations: Cells (mask, sample) asked for.
-        full: Cells that the full search asks for.
+        evaluations: Pairs (mask, sample) asked for.
+        full: Pairs that the full search asks for.
     """
 
     def __init__(self, evaluate: Evaluate, masks: Tensor, samples: Samples) -> None:
@@ -175,13 +175,13 @@ class ScoreTable:
             ("reference_logprob", logprob, -math.inf, 1e-6),  # rounding may leave a logarithm of 1 above 0
         ):
             if values.shape != (len(rows), len(places)):
-                raise ValueError(f"expected {name} of shape [{len(rows)}, {len(places)}], given {list(values.shape)}")
+                raise ValueError(f"expected {name} of shape [{len(rows)}, {len(places)}], got {list(values.shape)}")
             wrong = values[(values < low) | (values > high)]
             if len(wrong):
-                raise ValueError(f"expected {name} between {low:g} and {high:g}, given {wrong[0]:g}")
-        cells = np.ix_(np.array(rows), places)
-        self.accuracy[cells], self.logprob[cells] = accuracy, logprob
-        self.probability[cells] = np.exp(np.minimum(logprob, 0.0))
+                raise ValueError(f"expected {name} between {low:g} and {high:g}, got {wrong[0]:g}")
+        pairs = np.ix_(np.array(rows), places)
+        self.accuracy[pairs], self.logprob[pairs] = accuracy, logprob
+        self.probability[pairs] = np.exp(np.minimum(logprob, 0.0))
         self.samples.bad[places] |= bad
         self.evaluations += len(rows) * len(places)
 
@@ -202,7 +202,7 @@ class ScoreTable:
     def check_scored(self) -> None:
         """Raise ValueError if all samples are bad."""
         if self.samples.bad.all():
-            raise ValueError(f"expected a sample with a score for every mask, given {len(self.samples.bad)} bad ones")
+            raise ValueError(f"expected a sample with a score for every mask, got {len(self.samples.bad)} bad ones")
 
     def ranked(self, rows: Sequence[int], score: RankBy) -> list[int]:
         """Rows by falling mean, of equal ones the earlier first."""

@@ -15,7 +15,6 @@ from lit_depth.functional.statistics.intervals import (
 )
 from lit_depth.functional.statistics.paired_tests import (
     holm,
-    mcnemar_exact,
     pairwise_sign_flip_tests,
     sign_flip_test,
     sign_flip_tests,
@@ -34,7 +33,6 @@ __all__ = [
     "holm",
     "log_evidence",
     "macro_intervals",
-    "mcnemar_exact",
     "mean_intervals",
     "paired_comparisons",
     "paired_interval",

@@ -202,31 +202,6 @@ def pairwise_sign_flip_tests(
     return {pair: float(p) for pair, p in zip(pairs, adjusted)}
 
 
-def mcnemar_exact(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact two-sided McNemar test of paired binary outcomes (McNemar 1947): a binomial test on the discordant pairs.
-
-    Args:
-        a: ``[num_samples]`` of 0 and 1 (or bool).
-        b: The same samples under the other condition.
-
-    Returns:
-        p-value in (0, 1]; 1 without discordant pairs.
-
-    Example:
-        >>> mcnemar_exact([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0])
-        0.0625
-    """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"expected two sequences of one length, got {list(first.shape)} and {list(second.shape)}")
-    if not np.all(np.isin([first, second], [0, 1])):
-        raise ValueError("expected binary outcomes (0 or 1); for graded scores use sign_flip_test")
-    only_first, only_second = int(np.sum(first > second)), int(np.sum(second > first))
-    if only_first + only_second == 0:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
-
-
 def holm(p_values: ArrayLike) -> Floats:
     """p-values adjusted for multiple comparisons by Holm's step-down method (Holm 1979), in the order given.
 

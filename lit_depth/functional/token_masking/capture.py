@@ -1,4 +1,4 @@
-"""What the final query of every block's attention sees: noted by a stand-in for transformers' attention function."""
+"""What the last query of every block's attention sees: noted by a stand-in for transformers' attention function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 class Attention(NamedTuple):
-    """What the final query of an attention module sees."""
+    """What the last query of an attention module sees."""
 
     module: nn.Module
     logits: Tensor  # [heads, keys], -inf where a key is not visible
@@ -21,7 +21,7 @@ class Attention(NamedTuple):
 
 
 class Recorder:
-    """Stands in for the attention function: notes what the blocks' final query sees, or answers in its place."""
+    """Stands in for the attention function: notes what the blocks' last query sees, or answers in its place."""
 
     def __init__(self, blocks: nn.ModuleList) -> None:
         self.home = {module: block for block in blocks for module in block.modules()}
@@ -48,13 +48,13 @@ class Recorder:
 
 
 def _final_logits(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> Tensor:
-    """Logits ``[heads, keys]`` of the final query; query and key ``[1, heads or key-value heads, seq, head_dim]``."""
+    """Logits ``[heads, keys]`` of the last query; query and key ``[1, heads or key-value heads, seq, head_dim]``."""
     grouped = query[0, :, -1].unflatten(0, (key.shape[1], -1))  # [key-value heads, queries of each, head_dim]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = (grouped @ key[0].mT).flatten(0, 1) * scaling
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    if mask is None:  # causal: the final query sees every key
+    if mask is None:  # causal: the last query sees every key
         return logits
     row = mask[0, :, -1, : key.shape[2]]
     if row.dtype == torch.bool:
@@ -68,7 +68,7 @@ def recording(blocks: nn.ModuleList, config: Any) -> Iterator[Recorder]:
     name = getattr(config, "_attn_implementation", None)
     if name not in ("sdpa", "eager"):  # others have masks of their own kinds, or no float32
         raise ValueError(
-            f"expected a model with attn_implementation 'sdpa' or 'eager', given {name!r}; "
+            f"expected a model with attn_implementation 'sdpa' or 'eager', got {name!r}; "
             "model.set_attn_implementation('sdpa') changes it"
         )
     recorder = Recorder(blocks)

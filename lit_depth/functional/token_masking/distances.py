@@ -1,12 +1,13 @@
 """What each token does for the final position of every block: its key and value hidden, the residual update compared.
 
 Exact, and linear in the number of tokens. Hiding key j from a head with attention a, values v and output o changes the
-output at the final query to ``(o - a_j v_j) / (1 - a_j)``, for all j at once. Only the final position is asked for,
+output at the last query to ``(o - a_j v_j) / (1 - a_j)``, for all j at once. Only the final position is asked for,
 so the rest of the block (output projection, norms, MLP with its experts routed anew) runs on one row per hidden token.
 
-The blocks' own code does the computing: a recorder stands in for transformers' attention function (`final_query`).
-During the unmasked forward it notes what the final query sees; then each block is called again with its own input at
-the final position, one row per hidden token, and the recorder answers with other head outputs (`final_position`).
+The blocks' own code does the computing: a recorder stands in for transformers' attention function
+(`lit_depth.functional.token_masking.capture`). During the unmasked forward it notes what the last query sees; then each
+block is called again with its own input at the final position, one row per hidden token, and the recorder answers with
+other head outputs (`lit_depth.functional.token_masking.replay`).
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def span_masking(
     length = _prompt(inputs).shape[1]
     positions = [_check_span(name, span, length) for name, span in spans.items()]
     if not positions:
-        raise ValueError("expected at least one span {name: positions}, given none")
+        raise ValueError("expected at least one span {name: positions}, got none")
 
     def hide(logits: Tensor, values: Tensor) -> Tensor:
         hidden = (logits.index_fill(1, span.to(logits.device), -torch.inf) for span in positions)
@@ -254,7 +255,7 @@ def _measure(
                     if not same_logits(model, logits[:, -1], decoded.logits[:, -1]):
                         raise ValueError(
                             f"expected a model that sees generated tokens behind their prompt as it does while it "
-                            f"generates, given {type(model).__name__}; analyse the prompt alone (num_output_tokens 1)"
+                            f"generates, got {type(model).__name__}; analyse the prompt alone (num_output_tokens 1)"
                         )
                     logits = decoded.logits
                 token = prompt.next_tokens(logits[:, -1])
@@ -267,7 +268,7 @@ def _measure(
     if callable(getattr(model, "generate", None)):
         return inside_generate(model, current, greedy_options(num_output_tokens, stop, pad=0), measure)
     if num_output_tokens > 1:
-        raise ValueError(f"expected a model with generate, to analyse what it generates, given {type(model).__name__}")
+        raise ValueError(f"expected a model with generate, to analyse what it generates, got {type(model).__name__}")
     return measure(None)
 
 
@@ -358,9 +359,9 @@ def _prompt(inputs: Mapping[str, Any]) -> Tensor:
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != 1:
         given = list(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"expected input_ids [1, seq] of one prompt, given {given}")
+        raise ValueError(f"expected input_ids [1, seq] of one prompt, got {given}")
     if ids.shape[1] == 0:
-        raise ValueError("expected a prompt of at least one token, given an empty one")
+        raise ValueError("expected a prompt of at least one token, got an empty one")
     return ids
 
 
@@ -377,7 +378,7 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any], num_output_tokens
     """The inputs with an attention mask."""
     ids = _prompt(inputs)
     if model.training:
-        raise ValueError("expected a model in evaluation mode, given one in training mode; call model.eval()")
+        raise ValueError("expected a model in evaluation mode, got one in training mode; call model.eval()")
     check_token_ids(model, input_ids=ids)
     check_least(1, num_output_tokens=num_output_tokens)
     attention_mask = inputs.get("attention_mask")
@@ -386,12 +387,12 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any], num_output_tokens
     if attention_mask.shape != ids.shape or not bool((attention_mask == 1).all()):
         raise ValueError(
             f"expected an attention_mask [1, {ids.shape[1]}] of ones (one prompt without padding), "
-            f"given {list(attention_mask.shape)} with {int((attention_mask != 1).sum())} other entries"
+            f"got {list(attention_mask.shape)} with {int((attention_mask != 1).sum())} other entries"
         )
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and ids.shape[1] + num_output_tokens - 1 > limit:
         raise ValueError(
-            f"expected at most {limit} tokens (the model's context), given a prompt of {ids.shape[1]}"
+            f"expected at most {limit} tokens (the model's context), got a prompt of {ids.shape[1]}"
             + (f" and {num_output_tokens - 1} to generate" if num_output_tokens > 1 else "")
         )
     return {**inputs, "attention_mask": attention_mask}
@@ -401,6 +402,6 @@ def _check_span(name: str, span: Sequence[int], length: int) -> Tensor:
     positions = sorted(int(position) for position in span) if fits(span, Sequence[int]) else []
     if not positions or len(set(positions)) != len(positions) or not 0 <= positions[0] <= positions[-1] < length:
         raise ValueError(
-            f"expected span {name!r} to hold distinct positions from 0 to {length - 1}, given {shorten(span)}"
+            f"expected span {name!r} to hold distinct positions from 0 to {length - 1}, got {shorten(span)}"
         )
     return torch.tensor(positions)

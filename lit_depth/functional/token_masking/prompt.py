@@ -6,7 +6,6 @@ are called.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.arguments import checked, shorten
-from lit_depth.functional.engine.decode import IMAGE_INPUTS
 from lit_depth.functional.engine.decoding_configuration import end_token_ids
+from lit_depth.functional.inputs import TEXT_INPUTS, is_image_input
 from lit_depth.functional.token_masking.distances import token_masking
 
 if TYPE_CHECKING:
     import pandas as pd
-
-TEXT_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 
 
 @checked
@@ -78,9 +75,10 @@ def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool =
 
     Args:
         processor: A processor, or the tokenizer of a text model. Special tokens in the prompt's text count as such.
-        prompt: The text. A Molmo processor wraps it as `` User: {prompt} Assistant:``.
+        prompt: The text. Some processors wrap it, such as `` User: {prompt} Assistant:``.
         image: One image as the processor takes it, such as a PIL image; None for text alone.
-        raw: The prompt is complete as it is: no wrapping, and no second start token where it begins with one.
+        raw: The prompt is complete as it is: no wrapping (a processor that wraps has ``encode_raw`` beside its call),
+            and no second start token where it begins with one.
 
     Returns:
         ``input_ids`` and ``attention_mask`` ``[1, seq]``, and whatever tensors the processor adds for the image.
@@ -89,9 +87,9 @@ def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool =
         ValueError: If the prompt is empty or blank, or an image is given to a tokenizer.
     """
     if not callable(processor) or not hasattr(_tokenizer(processor), "decode"):
-        raise ValueError(f"expected a processor or a tokenizer of transformers, given {shorten(processor)}")
+        raise ValueError(f"expected a processor or a tokenizer of transformers, got {shorten(processor)}")
     if not prompt.strip():
-        raise ValueError(f"expected a prompt with text, given an empty one ({prompt!r})")
+        raise ValueError(f"expected a prompt with text, got an empty one ({prompt!r})")
     start = start_token(processor)
     if raw and start is not None:
         rest = prompt.removeprefix(_tokenizer(processor).decode([start]))
@@ -105,12 +103,11 @@ def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool =
 def _encode(processor: Any, text: str, image: Any, raw: bool) -> dict[str, Tensor]:
     if not hasattr(processor, "tokenizer"):
         if image is not None:
-            raise ValueError(f"expected a processor that takes images, given the tokenizer {type(processor).__name__}")
+            raise ValueError(f"expected a processor that takes images, got the tokenizer {type(processor).__name__}")
         encoded = processor(text, return_tensors="pt")
         return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
-    known = inspect.signature(type(processor).__call__).parameters
-    options = {"apply_prompt_format": False} if raw and "apply_prompt_format" in known else {}
-    encoded = processor(images=image, text=text, return_tensors="pt", **options)
+    call = getattr(processor, "encode_raw", processor) if raw else processor
+    encoded = call(images=image, text=text, return_tensors="pt")
     return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
 
 
@@ -119,7 +116,7 @@ def _tokenizer(processor: Any) -> Any:
 
 
 def start_token(processor: Any) -> int | None:
-    """Id that stands in front of every prompt (Molmo's processor has one where its tokenizer has none)."""
+    """Id that stands in front of every prompt; a processor may have one where its tokenizer has none."""
     own = getattr(processor, "bos_token_id", None)
     return getattr(_tokenizer(processor), "bos_token_id", None) if own is None else own
 
@@ -147,8 +144,8 @@ def name_tokens(frame: pd.DataFrame, processor: Any) -> pd.DataFrame:
 def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) -> list[str]:
     """What each token of a prompt is: ``start``, ``vision`` or ``text``.
 
-    ``vision`` is every token that an image puts into the prompt, Molmo's border and column tokens included. The start
-    token is a kind of its own because many heads rest on it, whatever the prompt says.
+    ``vision`` is every token that an image puts into the prompt, border and column tokens included. The start token is
+    a kind of its own because many heads rest on it, whatever the prompt says.
 
     Args:
         processor: Processor or tokenizer.
@@ -162,19 +159,27 @@ def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) ->
         >>> token_kinds(processor, [processor.bos_token_id, patch, colon])
         ['start', 'vision', 'text']
     """
-    start = start_token(processor)
-    images = set(getattr(processor, "image_token_id_of_kind", ()))
-    for holder in (processor, config):
-        images |= {getattr(holder, name, None) for name in ("image_token_id", "image_token_index")}
+    start, images = start_token(processor), image_token_ids(processor, config)
     return [
         "start" if position == 0 and token_id == start else "vision" if token_id in images else "text"
         for position, token_id in enumerate(token_ids)
     ]
 
 
+def image_token_ids(processor: Any, config: Any = None) -> set[int]:
+    """Ids of all tokens that an image puts into a prompt, as far as the processor or the configuration names them."""
+    found = {*(getattr(processor, "image_token_ids", None) or ())}
+    for holder in (processor, config):
+        found |= {getattr(holder, name, None) for name in ("image_token_id", "image_token_index")}
+    return found - {None}
+
+
 @checked
 def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
-    """One row of a padded batch as the processor would have given it alone: no padding, no crops that it lacks.
+    """One row of a padded batch as the processor would have given it alone, without padding.
+
+    Families whose image inputs count positions of the padded row have a ``row_inputs`` of their own, see
+    `lit_depth.models.prompting.Prompter`.
 
     Args:
         batch: Inputs of a model with a batch axis in front; other entries are left out. ``attention_mask`` is 0 at the
@@ -195,33 +200,20 @@ def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
     """
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
-        raise ValueError(f"expected batches with input_ids [batch, seq], given the entries {sorted(map(str, batch))}")
+        raise ValueError(f"expected batches with input_ids [batch, seq], got the entries {sorted(map(str, batch))}")
     mask = batch.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     if mask.shape != ids.shape:
-        raise ValueError(f"expected an attention_mask {list(ids.shape)}, given {list(mask.shape)}")
+        raise ValueError(f"expected an attention_mask {list(ids.shape)}, got {list(mask.shape)}")
     kept = mask[row].bool()
     found = {name: batch[name] for name in TEXT_INPUTS if isinstance(batch.get(name), Tensor)}
     # position ids may have axes in front
     inputs = {name: value[..., row : row + 1, :][..., kept] for name, value in found.items()}
-    images = {name: batch[name] for name in IMAGE_INPUTS if isinstance(batch.get(name), Tensor)}
+    images = {name: value for name, value in batch.items() if is_image_input(name) and isinstance(value, Tensor)}
     for name, value in images.items():
         if len(value) != len(ids):
             raise ValueError(
-                f"expected {name} with one entry per row, given {len(value)} for {len(ids)} rows: use batches of one"
+                f"expected {name} with one entry per row, got {len(value)} for {len(ids)} rows: use batches of one"
             )
         inputs[name] = value[row : row + 1]
-    index = inputs.get("image_input_idx")
-    if index is not None:
-        # crops that the row lacks come last and are -1 throughout
-        crops = int((index != -1).any(-1).sum())
-        for name in ("images", "image_masks", "image_input_idx"):
-            if name in inputs and crops:
-                inputs[name] = inputs[name][:, :crops]
-            else:
-                inputs.pop(name, None)
-    if "image_input_idx" in inputs:
-        places = kept.long().cumsum(0) - 1  # of each padded position in the row alone
-        index = inputs["image_input_idx"]
-        inputs["image_input_idx"] = torch.where(index >= 0, places[index.clamp(min=0)].to(index.dtype), index)
     return inputs

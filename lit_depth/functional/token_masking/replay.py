@@ -72,7 +72,7 @@ def replay(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # shapes that do not fit
-        raise ValueError(f"expected blocks that run on single positions, given {name}: {error}") from error
+        raise ValueError(f"expected blocks that run on single positions, got {name}: {error}") from error
     finally:
         recorder.replay = None
         hook.remove()

@@ -6,7 +6,9 @@ from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor
 from lit_depth.models.molmo.modeling_molmo import MolmoForConditionalGeneration, MolmoModel
 from lit_depth.models.molmo.processing_molmo import MolmoProcessor
-from lit_depth.models.molmo.vision_tokens_molmo import VisionToken, vision_tokens
+from lit_depth.models.molmo.prompting_molmo import MolmoPrompter
+from lit_depth.models.molmo.vision_tokens_molmo import vision_tokens
+from lit_depth.models.prompting import VisionToken
 
 AutoConfig.register("molmo", MolmoConfig, exist_ok=True)
 # one class for both of transformers' backends: it needs neither torchvision nor a fallback warning
@@ -21,6 +23,7 @@ __all__ = [
     "MolmoImageProcessor",
     "MolmoModel",
     "MolmoProcessor",
+    "MolmoPrompter",
     "VisionToken",
     "vision_tokens",
 ]

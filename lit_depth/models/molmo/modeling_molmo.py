@@ -10,6 +10,7 @@ SwiGLU projects to the text width, and the result is *added* to the embeddings o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
 from transformers.utils.generic import can_return_tuple
 
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.conversion_molmo import DENSE_HEAD, register_conversions
+from lit_depth.models.molmo.prompting_molmo import MolmoPrompter
+from lit_depth.models.molmo.vision_tokens_molmo import count_vision_tokens
 
 
 @dataclass
@@ -38,8 +40,6 @@ class MolmoModelOutput(BaseModelOutputWithPast):
 @dataclass
 class MolmoOutput(CausalLMOutputWithPast):
     """Outputs of `MolmoForConditionalGeneration`; what was not asked for is None.
-
-    The cache is called as transformers calls it: ``cache`` from version 5.24 on, ``past_key_values`` before.
 
     Attributes:
         loss: Mean cross entropy over labelled tokens, a scalar.
@@ -355,7 +355,7 @@ class MolmoModel(MolmoPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            **{CACHE_NAME: cache},
+            cache=cache,
             use_cache=use_cache,
             return_dict=True,
             **kwargs,
@@ -369,6 +369,8 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
     The head has ``text_config.vocab_size`` rows; the tokens that exist only in the input (``additional_vocab_size``)
     cannot be generated.
     """
+
+    prompter_class = MolmoPrompter
 
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__(config)
@@ -387,6 +389,10 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
     def get_image_features(self, images: Tensor, image_masks: Tensor | None = None) -> Tensor:
         """See `MolmoModel.get_image_features`."""
         return self.model.get_image_features(images, image_masks)
+
+    def num_vision_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Image features of each row that reach its text, long ``[batch]``."""
+        return count_vision_tokens(inputs)
 
     @can_return_tuple
     def forward(
@@ -411,7 +417,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             input_ids: ``[B, S]``.
             attention_mask: ``[B, S]`` (1 = real token), or ``[B, 1, S, S]`` bool or additive.
             position_ids: ``[B, S]``; derived from a 2-D attention mask by default.
-            past_key_values: Cache to continue, under the name that transformers gave it before 5.24.
+            past_key_values: Cache to continue, under its old name.
             inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
             images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. With the prompt, not while decoding; in
                 a later turn on the same cache those of all turns, or the new ones alone.

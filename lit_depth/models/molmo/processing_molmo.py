@@ -38,7 +38,7 @@ class MolmoProcessor(ProcessorMixin):
             raise ValueError(f"expected a tokenizer with the tokens {list(IMAGE_TOKENS)}, got one without {missing}")
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             raise ValueError("expected a tokenizer with a BOS or an end token, got one with neither")
-        self.image_token_id_of_kind = [vocabulary[token] for token in IMAGE_TOKENS]
+        self.image_token_ids = [vocabulary[token] for token in IMAGE_TOKENS]
 
     @property
     def bos_token_id(self) -> int:
@@ -161,11 +161,15 @@ class MolmoProcessor(ProcessorMixin):
             batch["image_input_idx"] = torch.where(index >= 0, index + torch.tensor(starts)[:, None, None] + 1, index)
         return BatchFeature(batch)
 
+    def encode_raw(self, **inputs: Any) -> BatchFeature:
+        """A call that takes its texts literally."""
+        return self(**inputs, apply_prompt_format=False)
+
     def _sequences(self, texts: list[str], pixels: list[Tensor | None], apply_prompt_format: bool) -> list[Tensor]:
         """Token ids of each row before padding, long `[length]`."""
         if apply_prompt_format:
             texts = [f" User: {text} Assistant:" for text in texts]
-        ids_of_kind, bos = torch.tensor(self.image_token_id_of_kind), torch.tensor([self.bos_token_id])
+        ids_of_kind, bos = torch.tensor(self.image_token_ids), torch.tensor([self.bos_token_id])
         sequences = []
         for image, ids in zip(pixels, self.tokenizer(texts, add_special_tokens=False)["input_ids"]):
             parts = [bos, torch.tensor(ids, dtype=torch.long)]

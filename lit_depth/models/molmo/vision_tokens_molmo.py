@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 from lit_depth.functional.arguments import check_least, checked
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor
 from lit_depth.models.molmo.tiling_molmo import fit_within
+from lit_depth.models.prompting import VisionToken
 
-Box = tuple[float, float, float, float]
 
+def count_vision_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Image features of each row that reach its text, long ``[batch]``.
 
-class VisionToken(NamedTuple):
-    """One token that carries image features."""
+    >>> index = torch.tensor([[[1, 2], [-1, 3]], [[4, -1], [-1, -1]]])
+    >>> count_vision_tokens({"image_input_idx": index}), count_vision_tokens({"input_ids": torch.zeros(1, 5)})
+    (tensor([3, 1]), tensor([0]))
 
-    position: int
-    """Position in the sequence."""
-    crop: int
-    """0 for the overview, then the crops row by row."""
-    box: Box | None
-    """(left, top, right, bottom) in pixels of the original image; None where the token shows letterbox border only."""
+    Args:
+        inputs: Inputs of the model; ``image_input_idx [batch, crops, tokens]`` is negative where a feature is unused.
+    """
+    index = inputs.get("image_input_idx")
+    if index is None:
+        return torch.zeros(len(inputs["input_ids"]), dtype=torch.long)
+    return (index >= 0).flatten(1).sum(1)
 
 
 @checked

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import checked
-from lit_depth.functional.masking.skip import Granularity
+from lit_depth.functional.masks import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.old_page import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
@@ -90,7 +90,7 @@ def consistency(
         raise ValueError("with one split, two or more tasks are compared: give --data.tasks a b, or --splits a b")
     if num_samples is not None:
         for split in splits:
-            datamodule.take(split, num_samples)
+            datamodule = datamodule.take(split, num_samples)
     arguments = {"blocks": blocks, "splits": splits, "threshold": threshold, "confidence": confidence}
     with open_run(trainer, model, datamodule, splits, arguments, output_dir, "consistency", name) as (folder, identity):
         measured = {}

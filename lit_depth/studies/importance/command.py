@@ -17,7 +17,7 @@ from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import leave_one_out
 from lit_depth.functional.arguments import checked
-from lit_depth.functional.masking.skip import Granularity
+from lit_depth.functional.masks import Granularity
 from lit_depth.module import DepthModule
 from lit_depth.results.old_page import Section, write_report
 from lit_depth.results.reading import read_object
@@ -116,7 +116,7 @@ def importance(
     units = units_of(blocks, granularity)
     check_shares(confidence, max_bad_samples)
     if num_samples is not None:
-        datamodule.take(split, num_samples)
+        datamodule = datamodule.take(split, num_samples)
     asked = check_asked(methods, trainer, model, datamodule, split, blocks)
     splits = [split, "validation"] if asked else [split]
     arguments = {"blocks": blocks, "split": split, "confidence": confidence} | ({"methods": asked} if asked else {})

@@ -92,7 +92,7 @@ def latency(
         else plan_indices(active_block_indices, num_blocks)
     )
     device = trainer.strategy.root_device
-    datamodule.take("validation", num_samples)
+    datamodule = datamodule.take("validation", num_samples)
     arguments = {
         "masks": [[planned.policy, planned.id] for planned in plan],
         "num_samples": num_samples,

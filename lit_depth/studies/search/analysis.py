@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lit_depth.functional import Ablation, SearchLevel, SearchResult, ablation_masks, mask_id
+from lit_depth.functional import Ablation, MaskSet, SearchLevel, SearchResult, ablation_masks
+from lit_depth.functional.masks import full_id
 from lit_depth.functional.search.ablations import Removed
 from lit_depth.studies.compare.analysis import Scores, family_entry
 from lit_depth.studies.search.finders import Baselines
@@ -63,7 +64,7 @@ def describe_report(
         "num_bad_samples": len(bad_samples),
         "bad_samples": bad_samples,
         "full": describe_full(scores, num_units, confidence),
-        "baseline": describe_baseline(scores, "1" * num_units, confidence),
+        "baseline": describe_baseline(scores, full_id(num_units), confidence),
     }
 
 
@@ -75,9 +76,9 @@ def describe_ablations(
     All drops are one family, and all interactions another.
     """
     removed = [each for each in reported if each]
-    names = [mask_id(mask) for mask in ablation_masks(num_units, removed)]
+    names = MaskSet.of(ablation_masks(num_units, removed)).ids
     quality = scores.rows(names)
-    drop = scores.rows(["1" * num_units]) - quality
+    drop = scores.rows([full_id(num_units)]) - quality
     single = {each[0]: row for each, row in zip(removed, drop) if len(each) == 1}
     extra = np.stack([row - sum(single[unit] for unit in each) for each, row in zip(removed, drop)])
     joint = [index for index, each in enumerate(removed) if len(each) > 1]

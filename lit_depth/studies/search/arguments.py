@@ -6,10 +6,10 @@ import math
 from dataclasses import InitVar, dataclass
 from typing import Literal
 
-import lit_depth.metrics
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.search.ablations import free_units
 from lit_depth.functional.search.beam import MAX_COMBINATIONS
+from lit_depth.metrics.base import resolve
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def check_task(datamodule: DepthDataModule) -> None:
     if len(datamodule.tasks) > 1:
         raise ValueError(f"search takes one task at a time, got {[task.name for task in datamodule.tasks]}")
     metric = datamodule.task.metric
-    if getattr(getattr(lit_depth.metrics, metric), "corpus", None) is not None:
+    if getattr(resolve(metric), "corpus", None) is not None:
         raise ValueError(
             f"search needs a score of each sample by itself; {metric} of {datamodule.task.name} belongs to all samples "
             "together. Give another --data.task"

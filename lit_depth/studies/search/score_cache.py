@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_depth.callbacks.mask_sweep import check_bad_samples
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import MaskScores, MaskTrie, mask_id
+from lit_depth.functional import MaskScores, MaskSet, MaskTrie
 from lit_depth.module import DepthModule
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.evaluate import sweep_samples
@@ -81,7 +81,7 @@ class ScoreCache:
         Raises:
             ValueError: If more samples are bad than allowed, or records are missing.
         """
-        names, places = [mask_id(mask) for mask in masks], np.array(positions, dtype=np.int64)
+        names, places = MaskSet.of(masks).ids, np.array(positions, dtype=np.int64)
         text = self.describe(masks, positions)
         groups: dict[tuple[int, ...], list[int]] = {}  # masks that lack the same samples share a pass
         for row, name in enumerate(names):
@@ -109,11 +109,12 @@ class ScoreCache:
             self._is_bad[self._position[name]] = True
         check_bad_samples(self.bad_samples, self.num_samples, self.max_bad_samples)
         assert sweep.records is not None
-        for kind, column in enumerate(("score", "reference_logprob")):
+        # a search asks for qualities from 0 to 1
+        for kind, (column, largest) in enumerate({"score": sweep.metric.max_score, "reference_logprob": 1.0}.items()):
             table = sweep.records.pivot(index="mask", columns="sample", values=column)
             places = [self._position[sample] for sample in table.columns]
             for name, row in zip(table.index, table.to_numpy(float)):
-                self._scores[name][kind, places] = row
+                self._scores[name][kind, places] = row / largest
         trie = MaskTrie(masks)
         shares = self.model.hparams["granularity"] == "block"
         self.evaluations += len(masks) * len(positions)

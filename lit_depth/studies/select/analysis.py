@@ -244,6 +244,6 @@ def _pick_by_line(masks: Sequence[str], line: Line, budget_ms: float, again: Map
     if most < fewest:
         raise ValueError(
             f"budget_ms: expected a budget of at least {round_up(slower[fewest])} ms, which {fewest} of {num_blocks} "
-            f"blocks took when measured again, given {budget_ms} ms"
+            f"blocks took when measured again, got {budget_ms} ms"
         )
     return by_count[depth_under_budget(line, budget_ms, most, fewest)]

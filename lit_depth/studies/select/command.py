@@ -116,8 +116,8 @@ def select(
     if len(datamodule.tasks) > 1:
         raise ValueError(f"select takes its requests from one task, got {[task.name for task in datamodule.tasks]}")
     datamodule.check_disjoint("calibration", "validation")
-    model.use_task(datamodule.task.max_new_tokens)
-    new_tokens, settings = new_tokens or model.max_new_tokens, clock_settings(trainer.strategy.root_device)
+    new_tokens = new_tokens or model.hparams["max_new_tokens"] or datamodule.task.max_new_tokens
+    settings = clock_settings(trainer.strategy.root_device)
     earlier = read_earlier(trainer, model, datamodule, arguments, new_tokens, settings)
     plan = {"policies": names, "num_active_blocks": counts, "importance": earlier.importance, "new_tokens": new_tokens}
     measured = {**arguments.measured(), **plan, **settings}

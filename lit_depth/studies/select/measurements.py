@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.masks import full_id
 from lit_depth.module import DepthModule
 from lit_depth.studies.compare.analysis import describe_masks
 from lit_depth.studies.importance.command import measure_mean
@@ -77,7 +78,7 @@ def _measure_quality(
         text = f"masks, {datamodule.task.name}, {split} split"
         scores, _ = evaluate(trainer, model, datamodule, split, masks, folder, text, max_bad_samples)
         found[split] = quality_by_mask(*describe_masks(plan, scores, {}, model.num_blocks, confidence))
-        baseline = describe_baseline(scores, "1" * model.num_blocks, confidence)
+        baseline = describe_baseline(scores, full_id(model.num_blocks), confidence)
     expected = found["validation"]
     options = [Option(mask, names, entry, expected[mask][1]) for mask, (names, entry) in found["calibration"].items()]
     return options, baseline

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.engine.decode import affordable_bytes, bytes_per_row
+from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.store import read_of_run, write_of_run
 from lit_depth.studies.shared.processes import on_first_process, wait_for

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-import lit_depth.metrics
 from lit_depth.data import DepthDataModule, Sample
 from lit_depth.metrics import clean_prediction
+from lit_depth.metrics.base import new_metric
 
 if TYPE_CHECKING:
     from lit_depth.studies.compare.analysis import Scores
@@ -100,7 +100,7 @@ def best_constant(samples: Sequence[Sample], metric: Any, most: int = MAX_CANDID
 
 def find_constant(datamodule: DepthDataModule, split: str) -> FoundAnswer:
     """`best_constant` of the calibration split; where the task has none, of the split that is reported on."""
-    metric = getattr(lit_depth.metrics, datamodule.task.metric)
+    metric = new_metric(datamodule.task.metric)
     reason: str | None = None
     samples: list[Sample] = []
     try:
@@ -133,7 +133,7 @@ def constant_scores(datamodule: DepthDataModule, split: str, names: Sequence[str
     if found.split == split and found.reason is None:
         found = found._replace(reason="these are the questions reported on")
     samples = {sample.id: sample for sample in datamodule.eval_dataset(split).without_images()}
-    metric = getattr(lit_depth.metrics, datamodule.task.metric)
+    metric = new_metric(datamodule.task.metric)
     return ConstantAnswer((found,), score_constant(found.text, [samples[name] for name in names], metric))
 
 

@@ -71,7 +71,7 @@ def identify(
                 for split in splits
             },
         },
-        "model": model_identity(model, datamodule.processor),
+        "model": model_identity(model, getattr(datamodule.prompter, "processor", None)),
     }
     return as_json(found)
 

@@ -20,6 +20,7 @@ from lit_depth.results.store import (
     prepare_folder,
     write_manifest,
 )
+from lit_depth.studies.shared.given_back import given_back
 from lit_depth.studies.shared.identity import identify, read_manifest, refuse_other_run, run_id
 from lit_depth.studies.shared.processes import meet, on_first_process, own_error, wait_for
 
@@ -37,7 +38,8 @@ def open_run(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Create or reopen ``<output_dir>/<command>/<name>/`` for exactly these arguments, model and data.
 
-    The folder is locked against other runs inside the ``with`` statement.
+    The folder is locked against other runs inside the ``with`` statement, and afterwards model and datamodule are what
+    they were before it.
 
     Args:
         splits: Splits whose chosen samples the run depends on.
@@ -62,10 +64,11 @@ def open_run(
             f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, given {trainer.precision}; "
             "--model.dtype loads the weights in another number format"
         )
-    datamodule.attach(model)
     folder = Path(output_dir) / command / name
     meet(trainer)
-    with ExitStack() as held:
+    with given_back(model, datamodule), ExitStack() as held:
+        datamodule.attach(model)
+
         # the other processes of a distributed run work under the first one's lock
         def claim() -> None:
             identity = identify(trainer, model, datamodule, splits, arguments)

@@ -30,7 +30,7 @@ class TokensArguments:
         check_least(1, num_samples=self.num_samples, num_output_tokens=self.num_output_tokens)
         given = [f"--{source}" for source in _SOURCES if getattr(self, source) is not None]
         if len(given) > 1:
-            raise ValueError(f"expected one of --{', --'.join(_SOURCES)}, given {' and '.join(given)}")
+            raise ValueError(f"expected one of --{', --'.join(_SOURCES)}, got {' and '.join(given)}")
         if self.image is not None and self.prompt is None and self.prompt_file is None:
             raise ValueError("--image needs --prompt or --prompt_file (of several prompts, each names its own image)")
 

@@ -87,6 +87,8 @@ def tokens(
         raise ValueError(f"tokens is run by one process, got {trainer.world_size}: give --trainer.devices 1")
     where = find_device(device, trainer)
     options = {"num_output_tokens": num_output_tokens, "blocks": model.hparams["blocks"]}
+    if arguments.from_task:
+        datamodule = datamodule.take("validation", num_samples or 1)
     chosen, bad = find_prompts(arguments, model, datamodule, options)
     inputs = [encode(model, each, options) for each in chosen]
     kinds = [token_kinds(model.processor, each["input_ids"][0].tolist(), model.model.config) for each in inputs]
@@ -107,6 +109,6 @@ def tokens(
             **describe(measured, model.num_blocks),
             "bad_samples": [{"id": each.id, "reason": each.reason} for each in bad],
         }
-        written = write_files(folder, result, measured, model.processor)
+        written = write_files(folder, result, measured, model.prompter)
         publish(trainer, report(result, written), folder, RESULT, result, identity)
     return result

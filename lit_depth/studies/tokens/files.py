@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lit_depth.functional.arguments import shorten
-from lit_depth.models.molmo import MolmoImageProcessor, vision_tokens
+from lit_depth.models.prompting import Prompter
 from lit_depth.results.token_tables import write_csv, write_token_masking
 from lit_depth.studies.tokens.analysis import Measured
 from lit_depth.studies.tokens.token_page import CropImage, write_token_page
@@ -22,7 +22,7 @@ SPANS = "span_results.csv"
 _PAGE_PIXELS = 1024  # longest side of the picture in the page
 
 
-def write_files(folder: Path, result: Mapping[str, Any], measured: Sequence[Measured], processor: Any) -> list[str]:
+def write_files(folder: Path, result: Mapping[str, Any], measured: Sequence[Measured], prompter: Prompter) -> list[str]:
     """Write tables and pages into the run's folder; returns their names."""
     tables = [each.tokens for each in measured]
     spans = [(each.prompt.name, each.spans) for each in measured if each.spans is not None]
@@ -35,7 +35,7 @@ def write_files(folder: Path, result: Mapping[str, Any], measured: Sequence[Meas
         names.append(SPANS)
     for each, entry in zip(measured, result["prompts"]):
         title = f"Token masking: {shorten(entry['text'])}"
-        images = _page_images(each.prompt.image, processor)
+        images = _page_images(each.prompt.image, prompter)
         write_token_page(folder / entry["page"], each.tokens, title=title, images=images)
         names.append(entry["page"])
     return names
@@ -47,13 +47,13 @@ def _named(name: str, frame: pd.DataFrame) -> pd.DataFrame:
     return named
 
 
-def _page_images(image: Image | None, processor: Any) -> list[CropImage]:
-    """The picture and where its tokens lie, for processors that tell."""
-    parts = getattr(processor, "image_processor", None)
-    if image is None or not isinstance(parts, MolmoImageProcessor):
+def _page_images(image: Image | None, prompter: Prompter) -> list[CropImage]:
+    """The picture and where its tokens lie, for families that tell."""
+    places = [] if image is None else prompter.image_places(image)
+    if image is None or not places:
         return []
     shown = image.copy()
     shown.thumbnail((_PAGE_PIXELS, _PAGE_PIXELS))
     file = io.BytesIO()
     shown.save(file, format="png")
-    return [CropImage(file.getvalue(), image.width, image.height, vision_tokens(parts, image.height, image.width))]
+    return [CropImage(file.getvalue(), image.width, image.height, places)]

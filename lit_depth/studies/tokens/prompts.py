@@ -16,7 +16,6 @@ from lit_depth.data.lengths import HUGE, fewest_tokens
 from lit_depth.functional.arguments import shorten
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.token_masking.distances import check_prompt
-from lit_depth.functional.token_masking.prompt import encode_prompt
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import load_yaml
 from lit_depth.studies.tokens.arguments import TokensArguments
@@ -55,7 +54,7 @@ def find_prompts(
         return [with_image("prompt", text, arguments.image, raw=True)], []
     if arguments.prompts is not None:
         return read_prompts(arguments.prompts), []
-    return prompts_of_task(model, datamodule, arguments.num_samples or 1, options)
+    return prompts_of_task(model, datamodule, options)
 
 
 def with_image(name: str, text: str, path: str | Path | None, raw: bool = False) -> Prompt:
@@ -107,19 +106,18 @@ def read_prompts(path: str) -> list[Prompt]:
 
 
 def prompts_of_task(
-    model: DepthModule, datamodule: DepthDataModule, num_samples: int, options: dict[str, Any]
+    model: DepthModule, datamodule: DepthDataModule, options: dict[str, Any]
 ) -> tuple[list[Prompt], list[BadSample]]:
     """Questions of the validation split, and those that cannot be read or do not fit the model's context."""
     if len(datamodule.tasks) > 1:
         raise ValueError(f"tokens takes its questions from one task, got {[task.name for task in datamodule.tasks]}")
-    datamodule.take("validation", num_samples)
     dataset = datamodule.eval_dataset("validation")
     found, bad = [], []
     for sample in (dataset[position] for position in range(len(dataset))):
         if isinstance(sample, BadSample):
             bad.append(sample)
             continue
-        prompt = Prompt(sample.id, datamodule.task.prompt(sample), sample.image, sample.image_id)
+        prompt = Prompt(sample.id, model.prompter.text(sample), sample.image, sample.image_id)
         try:
             encode(model, prompt, options)
         except ValueError as error:
@@ -142,7 +140,7 @@ def encode(model: DepthModule, prompt: Prompt, options: Mapping[str, Any]) -> di
                 f"{prompt.name}: expected at most {context} tokens (the model's context), given at least {fewest}"
             )
     try:
-        inputs = encode_prompt(model.processor, prompt.text, prompt.image, raw=prompt.raw)
+        inputs = model.prompter.encode_prompt(prompt.text, prompt.image, raw=prompt.raw)
         check_prompt(model.model, inputs, **options)
     except ValueError as error:
         raise ValueError(f"{prompt.name}: {error}") from error

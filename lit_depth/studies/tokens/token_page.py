@@ -40,7 +40,7 @@ class CropImage:
         width: Width that the boxes refer to, in pixels.
         height: Height that the boxes refer to, in pixels.
         tokens: (position in the sequence, crop, box) of each vision token, as
-            :func:`lit_depth.models.molmo.vision_tokens` gives them: crop 0 is the overview, a box is
+            `lit_depth.models.prompting.Prompter.image_places` gives them: crop 0 is the overview, a box is
             (left, top, right, bottom) in pixels, None for a token that shows nothing of the picture.
 
     Raises:

@@ -185,7 +185,7 @@ def test_dataset_rows_become_samples(drawn):
     assert samples[0].image.tobytes() == first.image.tobytes()
     assert samples[0].references == (first.questions[0].answer,)
     assert samples[0].meta["question_type"] == first.questions[0].type
-    assert task.prompt(samples[0]) == f"vqa2: {first.questions[0].text}"
+    assert samples[0].question == first.questions[0].text and task.answer_kind == "short"
 
 
 def test_training_set_is_the_train_split(drawn):
@@ -193,7 +193,7 @@ def test_training_set_is_the_train_split(drawn):
     assert len(images) == 4 == len(list(images))
     for item, shapes in zip(images, drawn["train"]):
         assert item.image.tobytes() == shapes.image.tobytes()
-        assert item.prompts == tuple(f"vqa2: {question.text}" for question in shapes.questions)
+        assert item.questions == tuple(question.text for question in shapes.questions)
         assert item.answers == tuple(question.answer for question in shapes.questions)
         assert item.grid == (shapes.scene.rows, shapes.scene.columns)
         for cell, shape, color in zip(shapes.scene.cells, item.cell_shapes, item.cell_colors):

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
 from lit_depth.functional.engine import api as sweep_module
-from lit_depth.functional.engine import decode as answering
 from lit_depth.functional.engine.api import answer_masks, generate, sweep_forward, sweep_generate
-from lit_depth.functional.engine.drivers import RowLayer
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.models.loading import load_bundled
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from lit_depth.studies.shared.mask_grid import POLICIES, plan_masks
 from tests.helpers.pruning import pruned_copy
@@ -155,7 +150,7 @@ def test_every_mask_set_at_every_batch_size(family, batch):
     """16 blocks, left padding: answers of the engine and of each mask alone, forwards as planned, vision once."""
     if family == "bundled":
         model, processor = load_bundled()
-        data = DepthDataModule(processor, batch_size=batch, num_samples=batch)
+        data = DepthDataModule(prompter_for(model, processor), batch_size=batch, num_samples=batch)
         inputs = model_inputs(next(iter(data.eval_dataloader())))
         tower = model.model.vision_tower
     else:
@@ -189,49 +184,6 @@ def test_vision_runs_once_whatever_the_chunks(models):
     chunked = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS, max_rows=2 * len(inputs["input_ids"]))
     hook.remove()
     assert len(calls) == 2 and torch.equal(whole, chunked)
-
-
-def test_no_keys_and_values_outlive_their_chunk(models, monkeypatch):
-    model, masks = models["llama"], SETS["leave one out"]
-    inputs = tiny_batch(model)
-    states: list[weakref.ref] = []
-    others_alive = []
-    update = RowLayer.update
-
-    class Watched(answering.RowCache):
-        def __init__(self, *arguments):
-            others_alive.append(sum(each() is not None for each in states))
-            super().__init__(*arguments)
-
-    def watched_update(layer, *arguments, **kwargs):
-        found = update(layer, *arguments, **kwargs)
-        states.extend(weakref.ref(each) for each in (*found, layer.keys, layer.values) if each is not None)
-        return found
-
-    monkeypatch.setattr(answering, "RowCache", Watched)
-    monkeypatch.setattr(RowLayer, "update", watched_update)
-    was_enabled = gc.isenabled()
-    gc.disable()  # what only the search for cycles would free is not free
-    try:
-        sweep_generate(model, inputs, masks, NEW_TOKENS, max_rows=2 * len(inputs["input_ids"]))
-        left = sum(each() is not None for each in states)
-    finally:
-        if was_enabled:
-            gc.enable()
-    assert states and others_alive == [0, 0, 0] and left == 0
-
-
-@pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2"])
-def test_rows_that_end_stop_and_are_padded(models, family):
-    model, inputs = models[family], tiny_batch(models[family])
-    masks = torch.cat(list(SETS.values()))
-    free = sweep_generate(model, inputs, masks, NEW_TOKENS)
-    values, counts = free[:, :, :3].flatten().unique(return_counts=True)
-    eos = int(values[counts.argmax()])  # ends many rows, at different steps
-    tokens = sweep_generate(model, inputs, masks, NEW_TOKENS, eos_token_id=eos)
-    assert (tokens == eos).any() and not torch.equal(tokens, free)
-    for mask, answer in zip(masks, tokens):
-        assert torch.equal(answer, plain(model, inputs, mask, eos=eos))
 
 
 @pytest.mark.parametrize("family", DRIVEN)
@@ -292,23 +244,6 @@ def test_answers_are_the_same_whatever_reference_is_their_draft(models, family, 
         assert torch.equal(tokens, expected), name
 
 
-def test_right_answers_need_no_decoding(models):
-    model, inputs = models["olmoe"], tiny_batch(models["olmoe"])
-    passes = []
-    right = plain(model, inputs, FULL)
-    get_to_know(model, inputs, right)
-    hook = model.get_output_embeddings().register_forward_hook(lambda *_: passes.append(1))
-    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
-    tokens, _ = answer_masks(model, inputs, FULL[None], answer_ids=right, **options)
-    assert torch.equal(tokens[0], right) and len(passes) == 1
-    right[2, 0] += 1  # one wrong answer is decoded alone
-    counted, hooks = rows_run(model)
-    answer_masks(model, inputs, FULL[None], answer_ids=right, **options)
-    for each in [hook, *hooks]:
-        each.remove()
-    assert len(passes) == 1 + NEW_TOKENS and sum(counted) == 4 * (len(right) + NEW_TOKENS - 1)
-
-
 def test_a_model_that_cannot_be_driven_falls_back_with_one_warning(models):
     model, inputs = models["falcon"], tiny_batch(models["falcon"])
     sweep_module._WARNED.discard(model)
@@ -318,31 +253,6 @@ def test_a_model_that_cannot_be_driven_falls_back_with_one_warning(models):
     assert len([w for w in caught if "one mask after another" in str(w.message)]) == 1
     for mask, answer in zip(SETS["leave one out"], tokens):
         assert torch.equal(answer, plain(model, inputs, mask))
-
-
-def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
-    model = tiny_model("llama")
-    inputs, masks = tiny_batch(model), torch.cat(list(SETS.values()))
-    expected = sweep_generate(model, inputs, masks, NEW_TOKENS)
-    real, sizes, done = answering._answer_chunk, [], []
-
-    def limited(model, inputs, masks, *rest):
-        sizes.append(len(masks))
-        if len(masks) > 3:
-            raise torch.OutOfMemoryError("injected")
-        return real(model, inputs, masks, *rest)
-
-    monkeypatch.setattr(answering, "_answer_chunk", limited)
-    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
-    tokens, _ = answer_masks(model, inputs, masks, **options, on_mask=lambda: done.append(1))
-    assert torch.equal(tokens, expected) and len(done) == len(masks)
-    assert sizes[:3] == [13, 6, 3]
-    sizes.clear()
-    answer_masks(model, inputs, masks, **options)
-    assert max(sizes) == 3  # what worked is remembered
-    monkeypatch.setattr(answering, "_answer_chunk", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("x")))
-    with pytest.raises(torch.OutOfMemoryError):
-        answer_masks(model, inputs, masks[:1], **options)
 
 
 @pytest.mark.parametrize("family", ["llama", "olmoe", "llava", "falcon"])
@@ -395,52 +305,9 @@ def plain_tokens(model, inputs) -> torch.Tensor:
 
 def test_bad_masks_are_refused(models):
     model, inputs = models["llama"], tiny_batch(models["llama"])
-    with pytest.raises(ValueError, match="4 blocks, given 3"):
+    with pytest.raises(ValueError, match="4 blocks, got 3"):
         sweep_generate(model, inputs, torch.ones(2, 3, dtype=torch.bool), 1)
     with pytest.raises(ValueError, match="at least one mask"):
         sweep_generate(model, inputs, [], 1)
-    with pytest.raises(ValueError, match="one mask per request, given 2 masks for 4"):
+    with pytest.raises(ValueError, match="one mask per request, got 2 masks for 4"):
         generate(model, inputs, torch.ones(2, 4, dtype=torch.bool), 1)
-
-
-class PeakBytes(TorchDispatchMode):
-    """Most bytes that tensors made inside the context held at once; those that were there before do not count."""
-
-    def __init__(self, model) -> None:
-        super().__init__()
-        self.alive = {each.untyped_storage()._cdata: 0 for each in (*model.parameters(), *model.buffers())}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.alive:
-                storage = tensor.untyped_storage()
-                self.alive[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.forget, storage._cdata)
-        return result
-
-    def forget(self, key) -> None:
-        self.now -= self.alive.pop(key, 0)
-
-
-@pytest.mark.parametrize("new_tokens", [0, 4])
-@pytest.mark.parametrize("family", ["llama", "olmoe"])
-def test_chunks_are_planned_for_the_memory_that_they_take(monkeypatch, family, new_tokens):
-    """As on a GPU: all masks share a block call, whose widest states count."""
-    own = {
-        "llama": {"intermediate_size": 344, "head_dim": 32},
-        "olmoe": {"intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 4},
-    }
-    sizes = {"hidden_size": 128, "num_key_value_heads": 4, "max_position_embeddings": 512, **own[family]}
-    model = tiny_model(family, num_blocks=8, **sizes)
-    monkeypatch.setattr(answering, "call_width", lambda *_: None)
-    inputs, masks = tiny_batch(model, length=200), torch.cat([torch.ones(1, 8, dtype=torch.bool), leave_one_out(8)])
-    answers = torch.full((4, 3), 5)
-    planned = sum(4 * answering.bytes_per_row(model, inputs, new_tokens, answers, int(n)) for n in masks.sum(1))
-    with PeakBytes(model) as memory:
-        options = {"max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0, "answer_ids": answers}
-        answer_masks(model, inputs, masks, **options, max_rows=10**6)
-    assert 0.5 * planned < memory.peak < 1.1 * planned

@@ -229,6 +229,6 @@ def test_generate_may_lie_deeper():
     model, inputs = ZOO["blip2"]()
     assert generating_model(model) is model and generating_model(torch.nn.ModuleList([model])) is model
     assert generating_model(model.language_model.model) is None
-    with pytest.raises(ValueError, match="expected a model with generate, given OPTModel"):
+    with pytest.raises(ValueError, match="expected a model with generate, got OPTModel"):
         sweep_generate(model.language_model.model, {"input_ids": inputs["input_ids"]}, torch.ones(1, 3).bool(), 1)
     assert len(inputs["input_ids"]) == ROWS

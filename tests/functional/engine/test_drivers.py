@@ -9,12 +9,11 @@ import torch
 
 from lit_depth.functional import find_blocks, generate, leave_one_out, masked, sweep_forward, sweep_generate
 from lit_depth.functional.engine import api as sweep_module
-from lit_depth.functional.engine import decode as answering
+from lit_depth.functional.engine import decode as decode_module
 from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.engine.drivers import CannotDriveError, Front, TrieDriver, driven
 from lit_depth.functional.engine.trie import MaskTrie
-from lit_depth.functional.masking.skip import check_drivable
-from tests.helpers.model_zoo import ROWS, ZOO, forced_logprob, plain_answers
+from tests.helpers.model_zoo import ZOO, forced_logprob, plain_answers
 from tests.helpers.wrappers import LowRank, SoftPrompt, Wrapper
 
 NEW_TOKENS = 4
@@ -149,13 +148,13 @@ def test_what_changes_hidden_states_between_blocks_is_noticed():
 def test_an_engine_that_answers_otherwise_is_noticed(monkeypatch):
     """Nothing of the model's form tells: only its own answers do."""
     model, inputs = ZOO["llama"]()
-    real = answering.RowDriver.make_forward
+    real = decode_module.RowDriver.make_forward
 
     def forgetful(driver, block_idx, forward):
         wrong = real(driver, block_idx, forward)
         return lambda states, *args, **kwargs: wrong(states, *args, **kwargs) * (1.0 if block_idx else 1.2)
 
-    monkeypatch.setattr(answering.RowDriver, "make_forward", forgetful)
+    monkeypatch.setattr(decode_module.RowDriver, "make_forward", forgetful)
     said = check_answers(model, inputs)
     assert len(said) == 1 and "does not give the answers" in said[0]
 
@@ -163,8 +162,8 @@ def test_an_engine_that_answers_otherwise_is_noticed(monkeypatch):
 def test_the_engine_is_compared_once_and_again_for_inputs_of_another_kind(monkeypatch):
     model, inputs = ZOO["gpt_oss"]()  # its window is 4 tokens wide
     compared = []
-    real = answering.plain_steps
-    monkeypatch.setattr(answering, "plain_steps", lambda *given: compared.append(1) or real(*given))
+    real = decode_module.plain_steps
+    monkeypatch.setattr(decode_module, "plain_steps", lambda *given: compared.append(1) or real(*given))
     short = {name: value[:1, :2] for name, value in inputs.items()}
     for given, times in ((short, 1), (short, 1), (inputs, 2), (inputs, 2)):
         sweep_generate(model, given, masks_for(model), 2)
@@ -243,10 +242,3 @@ def test_a_later_chunk_must_be_called_as_the_first_was():
     with driven(blocks, TrieDriver(MaskTrie(masks), None, None, front=front).make_forward):
         with pytest.raises(CannotDriveError, match="depend on the image"):
             model(**other, use_cache=False)
-
-
-def test_the_reason_is_known_beforehand_where_the_form_of_a_model_tells():
-    for name in ("falcon", "bloom", "mamba", "qwen2_vl"):
-        model, _ = ZOO[name]()
-        assert NOT_DRIVEN[name] in check_drivable(model, find_blocks(model))
-    assert len(ANSWERS) == ROWS

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_depth.functional import leave_one_out, prefix, random
+from lit_depth.functional import MaskSet, leave_one_out, prefix, random
 from lit_depth.functional.engine.trie import MaskTrie, chunk_masks
 
 
@@ -65,7 +65,7 @@ def test_counts_of_the_usual_sets():
 
 @given(all_masks(6), st.integers(1, 5))
 def test_chunks_cover_every_mask_once(masks, size):
-    chunks = list(chunk_masks(masks, size))
+    chunks = list(chunk_masks(MaskSet.of(masks), size))
     assert sorted(index for chunk in chunks for index in chunk) == list(range(len(masks)))
     assert all(1 <= len(chunk) <= size for chunk in chunks)
 
@@ -75,5 +75,5 @@ def test_bad_arguments():
         MaskTrie([])
     with pytest.raises(ValueError, match="at least one active block"):
         MaskTrie(torch.zeros(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="at least 1, given 0"):
-        list(chunk_masks(torch.ones(1, 2, dtype=torch.bool), 0))
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        list(chunk_masks(MaskSet.full(2), 0))

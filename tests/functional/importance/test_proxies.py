@@ -25,7 +25,7 @@ from transformers import (
 
 from lit_depth.functional import ProxyScores, find_blocks, masked, proxy_importance
 from lit_depth.functional.importance.proxies import GRADIENT_METHODS, METHODS, STATE_METHODS
-from lit_depth.functional.importance.recorder import attention_entropy, compare_states
+from lit_depth.functional.importance.recorder import compare_states
 from lit_depth.models.molmo import MolmoForConditionalGeneration
 from tests.helpers.model_zoo import ZOO
 from tests.helpers.tiny_models import tiny_batch, tiny_model
@@ -248,19 +248,6 @@ def test_a_counted_token_without_a_state_decides_nothing_alone(family):
     check_reference(model, batch)
 
 
-def test_states_of_zeros_have_stated_values():
-    zero, x, y = torch.zeros(3), torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.0, 2.0, 0.0])
-    values = compare_states(torch.stack([zero, zero, x, x, x]), torch.stack([zero, y, zero, x, -x]))
-    expected = {
-        "activation_magnitude": [0, 2, 0, 5, 5],
-        "relative_magnitude": [0, 1, 1, 0, 2],
-        "block_influence": [0, 1, 1, 0, 2],
-        "angular_distance": [0, 0.5, 0.5, 0, 1],
-    }
-    for method, value in values.items():
-        torch.testing.assert_close(value, torch.tensor(expected[method], dtype=torch.float64), rtol=0, atol=1e-7)
-
-
 def broken_block(model: PreTrainedModel) -> None:
     find_blocks(model)[1].mlp.up_proj.weight.data[0, 0] = torch.nan
 
@@ -458,7 +445,7 @@ def test_the_model_is_given_back_exactly(family, failure, monkeypatch):
     else:
         with pytest.raises(ValueError if failure == "labels" else Stop):
             scores.update(batch)
-        with pytest.raises(ValueError, match="given none"):
+        with pytest.raises(ValueError, match="got none"):
             scores.compute()  # the batch was not counted
     assert same(before, fingerprint(model))
 
@@ -562,19 +549,9 @@ def test_processes_are_pooled_by_summing():
         torch.testing.assert_close(values, whole[method], rtol=1e-5, atol=1e-6)
 
 
-def test_entropy_of_known_distributions():
-    weights = torch.zeros(2, 7)
-    weights[0], weights[1, 3] = 1 / 7, 1.0
-    torch.testing.assert_close(attention_entropy(weights), torch.tensor([math.log(7), 0.0], dtype=torch.float64))
-    assert attention_entropy(torch.zeros(3, 7)).tolist() == [0.0] * 3  # queries that see no key
-    random = torch.rand(50, 7).softmax(-1)
-    expected = torch.distributions.Categorical(probs=random.double()).entropy()
-    torch.testing.assert_close(attention_entropy(random), expected, rtol=1e-6, atol=0)
-
-
 @pytest.mark.parametrize("methods", [["tailor"], [], "taylor"])
 def test_unknown_methods_are_refused(methods):
-    with pytest.raises(ValueError, match="expected methods .*given"):
+    with pytest.raises(ValueError, match="expected methods .*got"):
         ProxyScores(build("llama"), methods)
 
 
@@ -583,7 +560,7 @@ def test_unknown_methods_are_refused(methods):
     [
         (lambda batch: batch.pop("labels"), "need labels"),
         (lambda batch: batch.pop("input_ids"), "expected inputs with input_ids"),
-        (lambda batch: batch.update(labels=batch["labels"][:2]), r"expected labels of the shape .* given \[2, 8\]"),
+        (lambda batch: batch.update(labels=batch["labels"][:2]), r"expected labels of the shape .* got \[2, 8\]"),
         (lambda batch: batch.update(attention_mask=torch.ones(4, 1, 8, 8)), "expected an attention_mask of the shape"),
     ],
 )
@@ -602,13 +579,6 @@ def test_nothing_to_score_is_an_error():
         proxy_importance(model, [], ["block_influence"])
     with pytest.raises(ValueError, match="labelled tokens"):
         proxy_importance(model, [batch | {"labels": torch.full_like(batch["labels"], -100)}])
-
-
-def test_blocks_that_do_not_run_are_named():
-    model = build("llama")
-    other = copy.deepcopy(find_blocks(model))
-    with pytest.raises(ValueError, match=r"blocks \[0, 1, 2, 3\] fired none"):
-        ProxyScores(model, ["block_influence"], other).update(labelled_batch(model))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -82,8 +82,8 @@ def test_line_of_equal_times_is_flat() -> None:
 @pytest.mark.parametrize(
     "counts,times,message",
     [
-        ([], [], r"distinct numbers of active blocks, given \[\]"),
-        ([4, 4], [1.0, 2.0], r"given \[4.0\]"),
+        ([], [], r"distinct numbers of active blocks, got \[\]"),
+        ([4, 4], [1.0, 2.0], r"got \[4.0\]"),
         ([4, 8], [1.0], "as many times as counts"),
         ([4, 8], [1.0, math.nan], "finite"),
         ([4, math.inf], [1.0, 2.0], "counts as a list of integers"),
@@ -108,7 +108,7 @@ def test_depth_is_the_most_blocks_that_fit(slope: float, intercept: float, budge
 def test_the_minimum_leaves_room_for_the_blocks_that_are_kept() -> None:
     line = Line(slope=2.0, intercept=5.0, r2=1.0)
     assert depth_under_budget(line, 11.0, 16, fewest=3) == 3
-    with pytest.raises(ValueError, match="at least 11.0 ms, which 3 of 16 blocks take by estimate, given 8.0 ms"):
+    with pytest.raises(ValueError, match="at least 11.0 ms, which 3 of 16 blocks take by estimate, got 8.0 ms"):
         depth_under_budget(line, 8.0, 16, fewest=3)
     with pytest.raises(ValueError, match="fewest=17"):
         depth_under_budget(line, 50.0, 16, fewest=17)
@@ -123,7 +123,7 @@ def test_depth_counts_the_fixed_cost() -> None:
     # 16 blocks take 16 + 16 ms: by the plain ratio, half of that would pay for 8 blocks, which take 24 ms
     line = fit_line([4, 8, 16], [20.0, 24.0, 32.0])
     assert depth_under_budget(line, 24.0, 16) == 8
-    with pytest.raises(ValueError, match=r"at least 17.0 ms, which 1 of 16 blocks takes by estimate, given 16.0 ms"):
+    with pytest.raises(ValueError, match=r"at least 17.0 ms, which 1 of 16 blocks takes by estimate, got 16.0 ms"):
         depth_under_budget(line, 16.0, 16)
 
 
@@ -202,12 +202,12 @@ def test_own_tolerances() -> None:
     fast, good = candidate("10", 5.0, 0.4, drop=0.3), candidate("11", 9.0, 0.7)
     assert request_mask([fast, good], "chat", 10.0, tolerances={"chat": 0.3}) is fast
     assert request_mask([fast, good], "chat", 10.0, tolerances={"chat": 0.2}) is good
-    with pytest.raises(ValueError, match="one of chat, given 'simple'"):
+    with pytest.raises(ValueError, match="one of chat, got 'simple'"):
         request_mask([fast, good], "simple", 10.0, tolerances={"chat": 0.3})
 
 
 def test_unknown_complexity_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="one of simple, medium, complex, given 'hard'"):
+    with pytest.raises(ValueError, match="one of simple, medium, complex, got 'hard'"):
         request_mask([candidate()], "hard", 20.0)
 
 
@@ -219,7 +219,7 @@ def test_bad_tolerances(tolerance: float) -> None:
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, math.nan, math.inf])
 def test_bad_budgets(budget: float) -> None:
-    message = f"budget_ms to be positive and finite, given {budget}"
+    message = f"budget_ms to be positive and finite, got {budget}"
     with pytest.raises(ValueError, match=message):
         select_for_budget([candidate()], budget)
     with pytest.raises(ValueError, match=message):
@@ -242,10 +242,10 @@ def test_nothing_to_choose_from() -> None:
 @pytest.mark.parametrize(
     "change,message",
     [
-        ({"latency_ms": math.nan}, "latency_ms of mask 10 to be positive and finite, given nan"),
+        ({"latency_ms": math.nan}, "latency_ms of mask 10 to be positive and finite, got nan"),
         ({"latency_ms": 0.0}, "positive"),
         ({"quality": math.nan}, "finite quality of mask 10"),
-        ({"quality_ci": (0.6, 0.4)}, r"quality_ci of mask 10 as finite \(low, high\), given \(0.6, 0.4\)"),
+        ({"quality_ci": (0.6, 0.4)}, r"quality_ci of mask 10 as finite \(low, high\), got \(0.6, 0.4\)"),
         ({"drop_ci": (0.0, math.inf)}, "drop_ci of mask 10"),
         ({"drop_ci": (0.0,)}, "drop_ci as a list of 2 numbers"),
     ],

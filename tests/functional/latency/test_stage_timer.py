@@ -11,10 +11,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, masked, prefix
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.functional.latency.stage_timer import StageTimer, summarize, time_generation
 from lit_depth.functional.masking.blocks import find_decoder
 from lit_depth.models.loading import load_bundled
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from tests.helpers.tiny_models import tiny_batch, tiny_model
 
@@ -22,7 +22,9 @@ from tests.helpers.tiny_models import tiny_batch, tiny_model
 @pytest.fixture(scope="module")
 def molmo():
     model, processor = load_bundled()
-    batch = next(iter(DepthDataModule(processor, batch_size=8, num_samples=8).eval_dataloader("validation")))
+    batch = next(
+        iter(DepthDataModule(prompter_for(model, processor), batch_size=8, num_samples=8).eval_dataloader("validation"))
+    )
     return model, model_inputs(batch)
 
 
@@ -115,9 +117,9 @@ def test_a_loop_by_hand_on_the_cache_that_the_model_makes():
     tokens = torch.arange(1, 5).view(2, 2)
     with torch.no_grad(), StageTimer(model) as timer:
         for _ in range(2):
-            cache = model(tokens, use_cache=True)[CACHE_NAME]
+            cache = model(tokens, use_cache=True).cache
             for _ in range(2):
-                model(tokens[:, :1], **{CACHE_NAME: cache})
+                model(tokens[:, :1], cache=cache)
     assert [len(request["decode_steps"]) for request in timer.requests()] == [2, 2]
 
 

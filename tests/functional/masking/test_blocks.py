@@ -83,7 +83,7 @@ def test_wrong_number_of_blocks_lists_what_there_is():
     [
         ("model.layer", r"did you mean 'model\.layers'\?.*module lists are: model\.layers \(4 entries\)"),
         ("nowhere.layers", "LlamaForCausalLM has no child 'nowhere'"),
-        ("model.norm", "ModuleList of blocks at 'model.norm', given LlamaRMSNorm"),
+        ("model.norm", "ModuleList of blocks at 'model.norm', got LlamaRMSNorm"),
         ("model.layers.0.mlp.up.x", "model.layers.0.mlp has no child 'up'"),
         ("", "has no child ''"),
     ],

@@ -39,14 +39,14 @@ def test_exactly_k_blocks_and_all_of_keep(policy, data, num_blocks):
 @pytest.mark.parametrize(
     "k,keep,message",
     [
-        (0, (), "between 1 and 4, given 0"),
-        (5, (), "between 1 and 4, given 5"),
-        (-1, (), "between 1 and 4, given -1"),
-        (True, (), "given True"),
-        (1, (0, 3), "k of at least 2, .* given 1"),
-        (2, (4,), "between 0 and 3, given 4"),
-        (2, (-1,), "between 0 and 3, given -1"),
-        (2, (1, 1), r"distinct block indices, given \[1, 1\]"),
+        (0, (), "between 1 and 4, got 0"),
+        (5, (), "between 1 and 4, got 5"),
+        (-1, (), "between 1 and 4, got -1"),
+        (True, (), "got True"),
+        (1, (0, 3), "k of at least 2, .* got 1"),
+        (2, (4,), "between 0 and 3, got 4"),
+        (2, (-1,), "between 0 and 3, got -1"),
+        (2, (1, 1), r"distinct block indices, got \[1, 1\]"),
     ],
 )
 def test_bad_arguments(policy, k, keep, message):
@@ -130,16 +130,16 @@ def test_threshold():
     assert indices(threshold(scores, 1.0)) == [0]
     assert indices(threshold(scores, 0.0)) == [0, 1, 2]
     assert indices(threshold(scores, 1.0, keep=[3])) == [0, 3]
-    with pytest.raises(ValueError, match="between 0 and 1, given 1.5"):
+    with pytest.raises(ValueError, match="between 0 and 1, got 1.5"):
         threshold(scores, 1.5)
-    with pytest.raises(ValueError, match="positive importance, the largest given is -0.5"):
+    with pytest.raises(ValueError, match="positive importance, got at most -0.5"):
         threshold([-1.0, -0.5], 0.5)
 
 
 def test_from_indices():
     assert indices(from_indices(4, [2, 0])) == [0, 2]
     assert indices(from_indices(4, [2], keep=[2, 3])) == [2, 3]
-    for bad, message in (([4], "given 4"), ([1, 1], "distinct"), ([], "at least one active block")):
+    for bad, message in (([4], "got 4"), ([1, 1], "distinct"), ([], "at least one active block")):
         with pytest.raises(ValueError, match=message):
             from_indices(4, bad)
 

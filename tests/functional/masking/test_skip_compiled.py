@@ -8,7 +8,6 @@ from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from lit_depth.functional import find_blocks, from_mask_id, masked
-from lit_depth.functional.compatibility import CACHE_NAME
 from tests.helpers.pruning import pruned_copy
 from tests.helpers.tiny_models import tiny_batch, tiny_model
 
@@ -70,7 +69,7 @@ def test_each_mask_is_compiled_once(kind):
             "static": lambda: StaticCache(model.config, max_cache_len=32),
         }[kind]()
         with masked(compiled, from_mask_id(text)):
-            compiled(**batch, use_cache=cache is not None, **{CACHE_NAME: cache})
+            compiled(**batch, use_cache=cache is not None, cache=cache)
         counts.append(counter.frame_count)
     assert counts == [len(set(ORDER[: call + 1])) for call in range(len(ORDER))]
 

@@ -30,6 +30,7 @@ from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.masking.sublayers import find_halves
 from lit_depth.models.loading import load_bundled
 from lit_depth.models.molmo import MolmoForConditionalGeneration
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from tests.helpers.masking_laws import CountOperations, assert_restored, generate, snapshot
 from tests.helpers.tiny_models import FAMILIES, placeholders, tiny_batch, tiny_model
@@ -91,7 +92,7 @@ def test_molmo_with_images(golden_dir, family):
 @torch.no_grad()
 def test_the_bundled_checkpoint():
     model, processor = load_bundled()
-    data = DepthDataModule(processor=processor, num_samples=4, batch_size=4)
+    data = DepthDataModule(prompter_for(model, processor), num_samples=4, batch_size=4)
     inputs = model_inputs(next(iter(data.eval_dataloader("validation"))))
     assert not inputs["attention_mask"].all()
     options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 1}
@@ -314,8 +315,8 @@ def test_a_form_is_recognised_by_every_statement():
 @pytest.mark.parametrize(
     ("mask", "options", "error", "message"),
     [
-        ([True] * 4, SUBLAYERS, ValueError, "a mask of 8 sublayers, given 4"),
-        ([True] * 8, {}, ValueError, "a mask of 4 blocks, given 8; .*granularity='sublayer'"),
+        ([True] * 4, SUBLAYERS, ValueError, "a mask of 8 sublayers, got 4"),
+        ([True] * 8, {}, ValueError, "a mask of 4 blocks, got 8; .*granularity='sublayer'"),
         ([False] * 8, SUBLAYERS, ValueError, "at least one active sublayer, .* all 8"),
         ([False, True] * 4, SUBLAYERS, ValueError, "at least one active attention"),
         ([True] * 8, SUBLAYERS | {"phase": "decode"}, NotImplementedError, "'sublayer' with phase='decode'"),
@@ -389,5 +390,5 @@ def test_one_pass_and_per_row_masks_take_whole_blocks(models):
     batch = tiny_batch(model)
     masks = torch.ones(4, 8, dtype=torch.bool)
     for call in (lambda: sweep_forward(model, batch, masks), lambda: generate_rows(model, batch, masks, 2)):
-        with pytest.raises(ValueError, match="a mask of 4 blocks, given 8; masks of sublayers"):
+        with pytest.raises(ValueError, match="a mask of 4 blocks, got 8; masks of sublayers"):
             call()

@@ -18,6 +18,7 @@ from lit_depth.functional import find_blocks, masked, prefix, span_masking, toke
 from lit_depth.functional.token_masking import distances as tokens_module
 from lit_depth.functional.token_masking.distances import _distances, _hide_each
 from lit_depth.models.loading import BUNDLED, load_bundled
+from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from tests.helpers.model_zoo import ZOO, plain_answers
 from tests.helpers.tiny_models import FAMILIES, IMAGE_TOKEN, VOCABULARY, tiny_model
@@ -50,7 +51,9 @@ def molmo():
     if not (BUNDLED / "model.safetensors").exists():
         pytest.skip("no bundled checkpoint")
     model, processor = load_bundled()
-    batch = next(iter(DepthDataModule(processor, batch_size=1, num_samples=1).eval_dataloader("validation")))
+    batch = next(
+        iter(DepthDataModule(prompter_for(model, processor), batch_size=1, num_samples=1).eval_dataloader("validation"))
+    )
     return model.float(), model_inputs(batch)
 
 
@@ -298,7 +301,7 @@ def test_a_model_that_reads_behind_a_prompt_otherwise_than_it_generates_is_refus
 
     model._update_model_kwargs_for_generation = as_a_prompt
     assert len(token_masking(model, inputs, 1)) > 0
-    with pytest.raises(ValueError, match="given PaliGemma.*; analyse the prompt alone"):
+    with pytest.raises(ValueError, match="got PaliGemma.*; analyse the prompt alone"):
         token_masking(model, inputs, 3)
 
 
@@ -414,20 +417,6 @@ def test_mixed_precision_around_it_changes_nothing():
         pd.testing.assert_frame_equal(token_masking(model, inputs), plain)
 
 
-def test_products_are_exact_and_the_setting_comes_back():
-    model, seen = tiny_model("llama"), []
-    model.model.layers[1].mlp.register_forward_pre_hook(
-        lambda module, args: seen.append(torch.get_float32_matmul_precision())
-    )
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")  # TF32 on a GPU, bfloat16 on some CPUs
-    try:
-        token_masking(model, prompt("llama"))
-        assert seen == ["highest"] * 2 and torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 # ---- refusals
 
 
@@ -476,7 +465,7 @@ def with_flex_attention():
         (lambda: tiny_model("falcon"), r"FalconForCausalLM|FalconDecoderLayer"),
         (with_mixing_mlp, r"update of block 2 \(LlamaDecoderLayer\) is off by"),
         (with_two_attentions, r"block 1 \(LlamaDecoderLayer\) made 2 such calls"),
-        (with_flex_attention, "'sdpa' or 'eager', given 'flex_attention'"),
+        (with_flex_attention, "'sdpa' or 'eager', got 'flex_attention'"),
         (lambda: tiny_model("llama").train(), "evaluation mode"),
     ],
     ids=["falcon", "mixing", "two attentions", "flex", "training"],
@@ -511,7 +500,7 @@ def test_skipped_blocks_are_refused():
     [
         ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, {}, "empty"),
         ({}, {}, r"input_ids \[1, seq\]"),
-        ({"input_ids": torch.ones(2, 3, dtype=torch.long)}, {}, r"one prompt, given \[2, 3\]"),
+        ({"input_ids": torch.ones(2, 3, dtype=torch.long)}, {}, r"one prompt, got \[2, 3\]"),
         ({"input_ids": torch.ones(1, 129, dtype=torch.long)}, {}, "at most 128 tokens .* prompt of 129"),
         (
             {"input_ids": torch.ones(1, 127, dtype=torch.long)},
@@ -523,7 +512,7 @@ def test_skipped_blocks_are_refused():
             {},
             "without padding",
         ),
-        (prompt("llama"), {"num_output_tokens": 0}, "at least 1, given 0"),
+        (prompt("llama"), {"num_output_tokens": 0}, "at least 1, got 0"),
     ],
 )
 def test_bad_input(inputs, options, message):

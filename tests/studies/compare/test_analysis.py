@@ -129,7 +129,7 @@ def test_plan_of_indices() -> None:
         ("blocks 0 5", "100001", 2, None),
         ("blocks 1", "010000", 1, None),
     ]
-    with pytest.raises(ValueError, match="between 0 and 5, given 6"):
+    with pytest.raises(ValueError, match="between 0 and 5, got 6"):
         plan_indices([[6]], NUM_BLOCKS)
     with pytest.raises(ValueError, match="at least one list"):
         plan_indices([], NUM_BLOCKS)

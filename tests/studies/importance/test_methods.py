@@ -61,7 +61,7 @@ def importance_of(entry) -> list[float]:
 
 def measure(checkpoint, folder, names, batch_size):
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=batch_size, calibration_samples=5)
+    data = DepthDataModule(module.prompter, batch_size=batch_size, calibration_samples=5)
     trainer = DepthTrainer(accelerator="cpu", logger=False)
     return proxies.measure_proxies(trainer, module, data, "calibration", names, range(NUM_BLOCKS), folder)
 
@@ -71,7 +71,7 @@ def test_scores_are_those_of_the_same_samples(checkpoint, finished):
     """Each sample in a batch of its own, its answer appended by hand."""
     _, result, _ = finished
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=1, calibration_samples=SAMPLES)
+    data = DepthDataModule(module.prompter, batch_size=1, calibration_samples=SAMPLES)
     batches = []
     for batch in data.eval_dataloader("calibration"):
         inputs, answer = model_inputs(batch), batch["answer_ids"]
@@ -178,7 +178,7 @@ def test_skipped_blocks_stay_active_in_every_mask(checkpoint, tmp_path, monkeypa
     ("arguments", "message"),
     [
         (["--methods", "tailor"], "expected methods among activation_magnitude"),
-        (["--methods", "all", "taylor"], "given 'all'"),
+        (["--methods", "all", "taylor"], "got 'all'"),
         (["--methods", "all", "--split", "validation"], "measure on another one"),
         (["--methods", "all", "--model.granularity", "sublayer"], "whole blocks only"),
         (["--methods", "all", "--skip", *range(9)], "cannot hold the 9 that --skip names"),
@@ -206,7 +206,7 @@ def test_several_processes_are_refused(checkpoint):
         world_size = 2
 
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, calibration_samples=4, num_samples=4)
+    data = DepthDataModule(module.prompter, calibration_samples=4, num_samples=4)
     with pytest.raises(ValueError, match="one process, got 2"):
         study.check_asked("all", Two(), module, data, "calibration", range(NUM_BLOCKS))  # type: ignore[arg-type]
 

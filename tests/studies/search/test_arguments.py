@@ -19,9 +19,9 @@ RIGHT: dict[str, Any] = {
     ("given", "message"),
     [
         ({"beam_width": 0}, "beam_width must be at least 1, got 0"),
-        ({"max_blocks_to_remove": 16}, r"between 1 and 15 of 16 units \(one has to stay\), given 16"),
+        ({"max_blocks_to_remove": 16}, r"between 1 and 15 of 16 units \(one has to stay\), got 16"),
         ({"max_blocks_to_remove": 0}, "max_blocks_to_remove, keep: expected to remove between 1 and 15 of 16"),
-        ({"keep": list(range(13))}, "between 1 and 3 of 16 units, of which 13 are kept, given 4"),
+        ({"keep": list(range(13))}, "between 1 and 3 of 16 units, of which 13 are kept, got 4"),
         ({"epsilon": float("inf")}, "epsilon must be at least 0 and delta between 0 and 1, got inf and 0.05"),
         ({"delta": 1.0}, "delta between 0 and 1, got 0.02 and 1.0"),
         ({"exhaustive": True, "max_blocks_to_remove": 8}, "at most 5,000 combinations, got 39,202"),

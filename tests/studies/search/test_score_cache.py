@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from lit_depth.functional import ablation_masks, mask_id
+from lit_depth.metrics import ExactMatch
 from lit_depth.studies.search.score_cache import ScoreCache
 from tests.helpers.simulated_search import Simulated, data, removed_by, simulated
 
@@ -24,7 +25,7 @@ def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
         names = [datamodule.eval_dataset(split).recorded_ids()[p] for p in positions]
         rows = [(mask_id(m), s, i, *simulated(s, removed_by(m))) for m in masks for s, i in names]
         frame = pd.DataFrame(rows, columns=["mask", "sample", "image", "score", "reference_logprob"])
-        return type("Sweep", (), {"records": frame, "bad_samples": {}})
+        return type("Sweep", (), {"records": frame, "bad_samples": {}, "metric": ExactMatch})
 
     monkeypatch.setattr("lit_depth.studies.search.score_cache.sweep_samples", sweep_samples)
     trainer = type("Trainer", (), {"world_size": 3})

@@ -74,7 +74,7 @@ def test_an_estimated_depth_follows_the_line_and_what_was_measured_again() -> No
     assert choice["depth_by_plain_ratio"] == 3  # 13 / 14 of four blocks
     slower = choose(result, given, lambda masks: steady(masks, {"1110": 1.0}))
     assert slower["selected"]["mask_id"] == "1100"
-    with pytest.raises(ValueError, match="at least 12.0 ms, which 1 of 4 blocks took when measured again, given 11"):
+    with pytest.raises(ValueError, match="at least 12.0 ms, which 1 of 4 blocks took when measured again, got 11"):
         given = arguments(**ESTIMATE | {"budget_ms": 11.0})
         choose(result, given, lambda masks: steady(masks, {"1000": 1.0}))
 

@@ -27,8 +27,8 @@ def test_what_goes_together_is_taken(given: dict[str, Any]) -> None:
         ({"budget_ms": float("inf")}, "expected a positive and finite budget_ms, got inf"),
         ({"complexity": "simple"}, "expected --budget_ms with the complexity, got 'simple' alone: give a budget"),
         ({"margin": 1.0}, "expected a margin of at least 0 and below 1, got 1.0"),
-        ({"num_checks": 0}, "expected num_checks of at least 1, given 0"),
-        ({"new_tokens": 0}, "expected new_tokens from 1 to 1048576, given 0"),
+        ({"num_checks": 0}, "expected num_checks of at least 1, got 0"),
+        ({"new_tokens": 0}, "expected new_tokens from 1 to 1048576, got 0"),
         ({"comparison": "a", "keep": [0]}, "with comparison, got keep: comparison brings its own masks"),
         ({**ESTIMATE, "complexity": "simple"}, "with estimate_depth, got complexity: it knows no quality"),
         (

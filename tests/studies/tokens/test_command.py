@@ -88,15 +88,15 @@ def test_without_arguments_the_first_question_of_the_task_is_analysed(checkpoint
     assert run(["tokens", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *on_cpu]) == 0
     out, folder = capsys.readouterr().out, tmp_path / "tokens" / "default"
     model, processor = module.model, module.processor
-    data = DepthDataModule(processor, num_samples=1)
+    data = DepthDataModule(module.prompter, num_samples=1)
     (sample,) = data.eval_dataset("validation")
-    expected = run_token_masking(model, processor, data.task.prompt(sample), image=sample.image)
+    expected = run_token_masking(model, processor, module.prompter.text(sample), image=sample.image)
     for found in tables(folder):
         assert list(found.columns) == list(COLUMNS)
         assert_same_table(found, expected)
     result = read(tmp_path)
     (entry,) = result["prompts"]
-    assert (entry["name"], entry["text"], entry["image"]) == (sample.id, data.task.prompt(sample), sample.image_id)
+    assert (entry["name"], entry["text"], entry["image"]) == (sample.id, module.prompter.text(sample), sample.image_id)
     assert entry["generated_text"] == expected.attrs["generated_text"] and repr(entry["generated_text"]) in out
     assert entry["num_tokens"] == expected["token_position"].max() + 1
     assert entry["num_vision_tokens"] == processor.image_processor.num_image_tokens(*sample.image.size[::-1])
@@ -204,9 +204,9 @@ def test_several_questions_of_the_task(module, tmp_path):
 
 
 def test_questions_that_do_not_fit_cost_themselves_only(module, tmp_path, capsys, monkeypatch):
-    task = type(DepthDataModule().task)
-    prompt, too_long = task.prompt, DepthDataModule(num_samples=1).eval_dataset("validation")[0].id
-    monkeypatch.setattr(task, "prompt", lambda self, s: prompt(self, s) + (" red" * 600 if s.id == too_long else ""))
+    family = type(module.prompter)
+    text, too_long = family.text, DepthDataModule(num_samples=1).eval_dataset("validation")[0].id
+    monkeypatch.setattr(family, "text", lambda self, s: text(self, s) + (" red" * 600 if s.id == too_long else ""))
     result = analyse(module, tmp_path, num_samples=3)
     (bad,) = result["bad_samples"]
     assert bad["id"] == too_long and "at most 512 tokens" in bad["reason"] and len(result["prompts"]) == 2
@@ -323,14 +323,14 @@ def files(tmp_path, picture):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": ""}, "expected a prompt with text, given an empty one"),
-        ({"prompt": "  "}, "expected a prompt with text, given an empty one"),
-        ({"prompt": "red " * 600}, "expected at most 512 tokens (the model's context), given a prompt of"),
+        ({"prompt": ""}, "expected a prompt with text, got an empty one"),
+        ({"prompt": "  "}, "expected a prompt with text, got an empty one"),
+        ({"prompt": "red " * 600}, "expected at most 512 tokens (the model's context), got a prompt of"),
         ({"prompt": "a", "num_output_tokens": 600}, "expected at most 512 tokens (the model's context)"),
-        ({"prompt": "a", "num_output_tokens": 0}, "num_output_tokens of at least 1, given 0"),
-        ({"num_samples": 0}, "num_samples of at least 1, given 0"),
+        ({"prompt": "a", "num_output_tokens": 0}, "num_output_tokens of at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples of at least 1, got 0"),
         ({"prompt": "a", "prompt_file": "@empty.txt"}, "expected one of --prompt, --prompt_file"),
-        ({"prompt": "a", "num_samples": 2}, "given --prompt and --num_samples"),
+        ({"prompt": "a", "num_samples": 2}, "got --prompt and --num_samples"),
         ({"prompts": "@blank.yaml", "image": "@picture.png"}, "--image needs --prompt or --prompt_file"),
         ({"image": "@picture.png"}, "--image needs --prompt or --prompt_file"),
         ({"prompt": "a", "image": "@nowhere.png"}, "does not exist"),
@@ -341,8 +341,8 @@ def files(tmp_path, picture):
         ({"prompt_file": "@"}, "cannot be read: Is a directory"),
         ({"prompt_file": "@latin.txt"}, "expected UTF-8 text, "),
         ({"prompt_file": "@latin.txt"}, "has the byte 0xf6 at 2"),
-        ({"prompt_file": "@empty.txt"}, "given an empty one"),
-        ({"prompt_file": "@blank.txt"}, "given an empty one"),
+        ({"prompt_file": "@empty.txt"}, "got an empty one"),
+        ({"prompt_file": "@blank.txt"}, "got an empty one"),
         ({"prompts": "@mapping.yaml"}, "expected a list of prompts"),
         ({"prompts": "@nothing.yaml"}, "expected a list of prompts"),
         ({"prompts": "@broken.yaml"}, "is no YAML"),
@@ -371,7 +371,7 @@ def test_mistakes_are_named_in_one_line_before_anything_is_written(module, files
 def test_mistakes_with_a_text_model(text_module, tmp_path, picture):
     for options, message in (
         ({"prompt": "cat", "image": picture}, "expected a processor that takes images"),
-        ({"prompt": "cat cat cat", "num_output_tokens": 5}, "at most 6 tokens .*given a prompt of 3 and 4 to generate"),
+        ({"prompt": "cat cat cat", "num_output_tokens": 5}, "at most 6 tokens .*got a prompt of 3 and 4 to generate"),
         ({"prompt": "cat", "spans": True}, "--spans needs an image"),
         ({}, "no question can be analysed"),
     ):
@@ -399,9 +399,9 @@ def test_wrong_flags_are_named_without_the_whole_usage(checkpoint, capsys, argum
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", ""], "expected a prompt with text, given an empty one"),
+        (["--prompt", ""], "expected a prompt with text, got an empty one"),
         (["--prompt", "a", "--image", "nowhere.png"], "does not exist"),
-        (["--prompt-file", __file__, "--prompt", "a"], "given --prompt and --prompt_file"),
+        (["--prompt-file", __file__, "--prompt", "a"], "got --prompt and --prompt_file"),
         (["--device", "cuda:99"], "device: expected cpu, cuda or cuda:1"),
         (["--data.tasks", "shapes_vqa", "text_vqa"], "questions from one task"),
         (["--trainer.accelerator", "cpu", "--trainer.devices", "2"], "by one process, got 2"),

@@ -76,6 +76,8 @@ RIGHT: dict[Any, dict[str, Any]] = {
     F.threshold: dict(importance=[0.1, 0.2, 0.3], fraction=0.5, keep=[0]),
     F.from_indices: dict(num_blocks=4, indices=[1], keep=[0]),
     F.leave_one_out: dict(num_blocks=4),
+    F.MaskSet.of: dict(masks=MASKS, num_units=3, granularity="block"),
+    F.MaskSet.full: dict(num_units=3),
     F.MaskTrie: dict(masks=MASKS),
     F.sweep_forward: dict(SWEPT, logits_to_keep=1),
     F.sweep_generate: dict(SWEPT, max_new_tokens=2, eos_token_id=[2], pad_token_id=0, max_rows=4, granularity="block"),
@@ -120,7 +122,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     C.BlockMask: dict(active_block_indices=[0], blocks="a", phase="both", decode_without_prompt=False),
     C.MaskSweep: dict(masks=[[True]], folder="/x", metric="ANLS", max_bad_samples=0.1, description="x"),
     C.AccuracyDropImportance: dict(score_fn=None, blocks="a", max_batches=1),
-    C.ProxyImportance: dict(methods=["taylor"], blocks="a", num_batches=1),
+    C.ProxyImportance: dict(methods=["taylor"], blocks="a", max_batches=1),
     C.BeamSearchAblation: dict(beam_width=2, max_removed=2, keep=[0], max_batches=1, granularity="block", racing=True)
     | dict(epsilon=0.1, delta=0.1, seed=0, blocks="x", score_fn=None),
     C.LatencyTimer: dict(warmup_batches=1, blocks="x"),
@@ -163,26 +165,26 @@ def test_a_wrong_argument_is_named_with_what_was_expected(function):
 
 
 REFUSED = [
-    (F.from_indices, dict(num_blocks=4, indices=[1.5]), "indices as a list of integers, given"),
-    (F.from_indices, dict(num_blocks=4, indices="12"), "indices as a list of integers, given '12'"),
+    (F.from_indices, dict(num_blocks=4, indices=[1.5]), "indices as a list of integers, got"),
+    (F.from_indices, dict(num_blocks=4, indices="12"), "indices as a list of integers, got '12'"),
     (F.from_indices, dict(num_blocks=4, indices=[True]), "indices as a list of integers"),
     (F.from_indices, dict(num_blocks=4, indices={1, 2}), "indices as a list of integers"),
     (F.from_indices, dict(num_blocks=True, indices=[0]), "num_blocks as an integer"),
     (F.random, dict(num_blocks=4, k=2, seed=2**64), "seed"),
     (F.prefix, dict(num_blocks=10**9, k=2), "num_blocks from 1 to 10000"),
     (F.sweep_generate, dict(SWEPT, max_new_tokens=0), "max_new_tokens from 1"),
-    (F.sweep_generate, dict(SWEPT, max_new_tokens=2, max_rows=0), "max_rows of at least 1, given 0"),
-    (F.sweep_generate, dict(SWEPT, max_new_tokens=2, pad_token_id=16), "pad_token_id from 0 to 15, given 16"),
-    (F.sweep_generate, dict(SWEPT, max_new_tokens=2, eos_token_id=[3, 99]), "eos_token_id from 0 to 15, given 99"),
+    (F.sweep_generate, dict(SWEPT, max_new_tokens=2, max_rows=0), "max_rows of at least 1, got 0"),
+    (F.sweep_generate, dict(SWEPT, max_new_tokens=2, pad_token_id=16), "pad_token_id from 0 to 15, got 16"),
+    (F.sweep_generate, dict(SWEPT, max_new_tokens=2, eos_token_id=[3, 99]), "eos_token_id from 0 to 15, got 99"),
     (
         F.sweep_generate,
         dict(SWEPT, max_new_tokens=2, inputs={"input_ids": IDS + 99}),
-        "input_ids from 0 to 15, given 105",
+        "input_ids from 0 to 15, got 105",
     ),
     (F.generate, dict(SWEPT, max_new_tokens=0), "max_new_tokens from 1"),
-    (F.sweep_forward, dict(SWEPT, inputs={"input_ids": [[1, 2]]}), "inputs that are tensors, given .* as input_ids"),
+    (F.sweep_forward, dict(SWEPT, inputs={"input_ids": [[1, 2]]}), "inputs that are tensors, got .* as input_ids"),
     (F.sweep_forward, dict(SWEPT, inputs={"attention_mask": IDS}), "inputs with input_ids"),
-    (F.sweep_forward, dict(SWEPT, masks=MASKS[0]), r"masks of shape \[masks, num_blocks\]"),
+    (F.sweep_forward, dict(SWEPT, masks=MASKS[None]), r"masks of shape \[masks, num_blocks\]"),
     (F.reference_logprob, dict(model=MODEL, inputs=INPUTS, answer_ids=IDS[:1], pad_token_id=0), "answer_ids, integers"),
     (
         F.reference_logprob,
@@ -197,15 +199,15 @@ REFUSED = [
     (F.token_masking, dict(model=MODEL, inputs={"input_ids": IDS[:1] + 50}), "input_ids from 0 to 15"),
     (F.check_mask, dict(mask=[1, 0], num_blocks=2), "mask as a Tensor or a list of bools"),
     (F.top_k, dict(importance={"a": 1.0}, k=1), "importance as {block index: score}"),
-    (C.AccuracyDropImportance, dict(max_batches=0), "max_batches of at least 1, given 0"),
-    (C.BeamSearchAblation, dict(max_batches=0), "max_batches of at least 1, given 0"),
+    (C.AccuracyDropImportance, dict(max_batches=0), "max_batches of at least 1, got 0"),
+    (C.BeamSearchAblation, dict(max_batches=0), "max_batches of at least 1, got 0"),
     (C.MaskSweep, dict(masks=[], folder="/x"), "at least one mask"),
     (C.MaskSweep, dict(masks=[[True]], folder="/x", metric="Nope"), "the name of a metric"),
     (M.cider_d, dict(predictions="ab", references=[["a"], ["b"]]), "predictions as a list of texts"),
     (lit_depth.DepthModule, dict(max_rows=0), "max_rows of at least 1"),
     (lit_depth.DepthModule, dict(max_new_tokens=True), "max_new_tokens as an integer or None"),
     (lit_depth.DepthModule, dict(granularity="head"), "granularity as 'block' or 'sublayer'"),
-    (DepthDataModule, dict(num_samples=0), "num_samples of at least 1, given 0"),
+    (DepthDataModule, dict(num_samples=0), "num_samples of at least 1, got 0"),
     (DepthDataModule, dict(task=5), "task as text or a Task"),
 ]
 
@@ -234,9 +236,9 @@ def test_missing_and_unknown_names_are_pythons_own():
 
 
 def test_no_public_function_is_forgotten():
-    """Value types (named tuples) take what they are given; Metric classes are tested through their update."""
+    """Value types take what they are given (a `MaskSet` once it is made); Metric classes are tested through update."""
     public = {getattr(package, name) for package in (F, M, C) for name in package.__all__}
-    values = {each for each in public if isinstance(each, type) and issubclass(each, tuple)}
+    values = {each for each in public if isinstance(each, type) and issubclass(each, tuple)} | {F.MaskSet}
     metrics = {each for each in public if isinstance(each, type) and hasattr(each, "higher_is_better")}
     assert public - values - metrics - set(RIGHT) == set()
     assert all(inspect.signature(function) for function in RIGHT)

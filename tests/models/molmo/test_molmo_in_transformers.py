@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig, DynamicCache, StaticCache
 
-from lit_depth.functional.compatibility import CACHE_NAME
 from lit_depth.models.loading import BUNDLED
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
 from tests.helpers.tiny_molmo import ADDED, FAMILIES, LENGTH, VOCABULARY, tiny_config, tiny_inputs, tiny_molmo
@@ -47,10 +46,10 @@ def cache_of(kind: str, model):
 def test_a_second_turn_is_what_it_would_be_without_the_cache(family, kind, count):
     model, inputs = tiny_molmo(family), tiny_inputs()
     cache = cache_of(kind, model)
-    first = model.generate(**inputs, **GREEDY, **{CACHE_NAME: cache})
+    first = model.generate(**inputs, **GREEDY, cache=cache)
     second = longer(inputs, more_tokens(first.sequences, count))
     expected = model.generate(**second, **GREEDY)
-    found = model.generate(**second, **GREEDY, **{CACHE_NAME: cache})
+    found = model.generate(**second, **GREEDY, cache=cache)
     assert torch.equal(found.sequences, expected.sequences)
     torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-4, rtol=0)
 
@@ -64,11 +63,9 @@ def test_generation_in_two_calls_is_generation_in_one(family, with_images):
         inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     whole = model.generate(**inputs, **GREEDY)
     start = model.generate(**inputs, **GREEDY | {"max_new_tokens": 3})
-    rest = model.generate(
-        **longer(inputs, start.sequences), **GREEDY | {"max_new_tokens": 1}, **{CACHE_NAME: start[CACHE_NAME]}
-    )
+    rest = model.generate(**longer(inputs, start.sequences), **GREEDY | {"max_new_tokens": 1}, cache=start.cache)
     assert torch.equal(rest.sequences, whole.sequences)
-    for ours, theirs in zip(rest[CACHE_NAME].layers, whole[CACHE_NAME].layers):
+    for ours, theirs in zip(rest.cache.layers, whole.cache.layers):
         torch.testing.assert_close(ours.keys, theirs.keys, atol=1e-5, rtol=0)
 
 
@@ -86,7 +83,7 @@ def test_embeddings_continue_a_cache_too(family):
         inputs_embeds=embeddings,
         attention_mask=second["attention_mask"],
         **GREEDY,
-        **{CACHE_NAME: first[CACHE_NAME]},
+        cache=first.cache,
     )
     torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-4, rtol=0)
 
@@ -108,22 +105,22 @@ def test_an_image_of_a_later_turn_is_seen_where_it_stands(family):
     expected = model(**both).logits[:, LENGTH:]
     without = model(**longer(inputs, ids)).logits[:, LENGTH:]
     assert (expected - without).abs().max() > 0.1
-    cache = model(**inputs, use_cache=True)[CACHE_NAME]
+    cache = model(**inputs, use_cache=True).cache
     alone = {**both, "images": other["images"], "image_masks": other["image_masks"], "image_input_idx": new_index}
     for given in (both, alone):
         turn = {**given, "input_ids": ids[:, LENGTH:]}
-        found = model(**turn, **{CACHE_NAME: copy.deepcopy(cache)}).logits
+        found = model(**turn, cache=copy.deepcopy(cache)).logits
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
 def test_images_that_were_seen_are_not_looked_at_again():
     model, inputs = tiny_molmo("qwen2"), tiny_inputs()
-    cache = model(**inputs, use_cache=True)[CACHE_NAME]
+    cache = model(**inputs, use_cache=True).cache
     looked = []
     model.model.vision_tower.register_forward_hook(lambda *_: looked.append(1))
     turn = longer(inputs, more_tokens(inputs["input_ids"], 2))
-    found = model(**{**turn, "input_ids": turn["input_ids"][:, LENGTH:]}, **{CACHE_NAME: cache})
+    found = model(**{**turn, "input_ids": turn["input_ids"][:, LENGTH:]}, cache=cache)
     assert looked == [] and found.image_hidden_states is None
     torch.testing.assert_close(found.logits, model(**turn).logits[:, LENGTH:], atol=1e-4, rtol=0)
 
@@ -134,10 +131,10 @@ def test_positions_behind_the_sequence_are_named():
     moved = {**inputs, "image_input_idx": inputs["image_input_idx"] + 6}
     with pytest.raises(ValueError, match=r"below 12, the length of the sequence, got 12"):
         model(**moved)
-    cache = model(**inputs, use_cache=True)[CACHE_NAME]
+    cache = model(**inputs, use_cache=True).cache
     turn = longer(moved, more_tokens(inputs["input_ids"], 2)) | {"image_input_idx": inputs["image_input_idx"] + 11}
     with pytest.raises(ValueError, match=r"below 14, .*\(12 cached tokens and 2 new ones\), got 17"):
-        model(**turn | {"input_ids": turn["input_ids"][:, LENGTH:]}, **{CACHE_NAME: cache})
+        model(**turn | {"input_ids": turn["input_ids"][:, LENGTH:]}, cache=cache)
 
 
 # ---- outputs

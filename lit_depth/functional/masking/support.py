@@ -1,0 +1,67 @@
+"""What can be skipped: blocks that depend on one another by the residual stream alone; and what the engine drives."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from lit_depth.functional.masking.blocks import find_decoder
+from lit_depth.functional.masking.forwards import num_outputs
+
+# a block that takes one of these computes with what another block made
+_COUPLING_ARGUMENTS = ("shared_kv_states", "block_states", "prev_topk_indices", "prev_router_hidden_states")
+
+
+def check_skippable(decoder: nn.Module | None, blocks: nn.ModuleList) -> None:
+    """Raise ValueError for a model whose blocks depend on one another by more than the residual stream."""
+    config = getattr(decoder, "config", None)
+    name = type(decoder if decoder is not None else blocks[0]).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"expected a decoder-only model, got the encoder-decoder {name}")
+    sharing = getattr(config, "kv_sharing_modes", None) or ()
+    reason = None
+    if getattr(config, "num_kv_shared_layers", None) or any("reuse" in str(mode) for mode in sharing):
+        reason = "blocks share the keys and values of earlier blocks"
+    elif getattr(config, "cross_attention_layers", None):
+        reason = "some blocks cache image states instead of text"
+    elif decoder is not None and any("deepstack" in p for p in inspect.signature(type(decoder).forward).parameters):
+        reason = "deep-stack visual features are added by block index"
+    else:
+        for block_idx, block in enumerate(blocks):
+            reason = reason or _coupling(block_idx, block)
+    if reason is not None:
+        raise ValueError(f"cannot skip blocks of {name}: {reason}")
+
+
+def _coupling(block_idx: int, block: nn.Module) -> str | None:
+    arguments = [p for p in inspect.signature(type(block).forward).parameters if p in _COUPLING_ARGUMENTS]
+    if arguments:
+        return f"block {block_idx} takes the state of other blocks ({', '.join(arguments)})"
+    for module in block.modules():
+        layer_idx = module.__dict__.get("layer_idx")
+        if isinstance(layer_idx, int) and layer_idx != block_idx:
+            return f"block {block_idx} uses cache layer {layer_idx}"
+    return None
+
+
+def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
+    """Why the one-pass engine cannot drive these blocks; None if it can.
+
+    Raises:
+        ValueError: the blocks cannot be skipped at all, see :func:`masked`.
+    """
+    decoder = find_decoder(model, blocks)
+    check_skippable(decoder, blocks)
+    if decoder is None or not hasattr(model, "config"):
+        return "it is not a Hugging Face model"
+    if any(num_outputs(type(block).forward) is not None for block in blocks):
+        return "its blocks return tuples"
+    if any(hasattr(module, "get_rope_index") for module in model.modules()):
+        return "its rotary positions have several axes"
+    if any(
+        kind and "attention" not in kind or "linear" in kind
+        for kind in getattr(decoder.config, "layer_types", None) or ()
+    ):
+        return "some of its blocks keep a recurrent state"
+    return None
