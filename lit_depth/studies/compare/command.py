@@ -19,7 +19,7 @@ from lit_depth.results.old_page import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.table import format_table
 from lit_depth.results.verdicts import LEGEND, describe_constant, mark_strategy, refusal
-from lit_depth.studies.compare.analysis import Scores, compare_policies, describe_masks
+from lit_depth.studies.compare.analysis import compare_policies, describe_masks
 from lit_depth.studies.compare.answers import answer_questions, withhold
 from lit_depth.studies.compare.figures import write_figures, write_task_figures
 from lit_depth.studies.compare.schema import validate_comparison
@@ -40,6 +40,7 @@ from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.mask_grid import PlannedMask, check_plan, plan_indices, plan_masks
 from lit_depth.studies.shared.old_log import log_to
 from lit_depth.studies.shared.run_folder import open_run
+from lit_depth.studies.shared.scores import Scores
 from lit_depth.studies.shared.time_masks import clock_settings, summarize_masks, time_masks
 
 RESULT = COMPARISON

@@ -5,32 +5,32 @@ matplotlib is imported inside the functions and used without pyplot: no global s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from lit_depth.results.store import save_figure
-from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark_strategy, refusal
+from lit_depth.results.style import (
+    COLORS,
+    GREY,
+    MARKERS,
+    STAGES,
+    bar_lengths,
+    draw_constant,
+    hollow,
+    legend,
+    plain_axes,
+    withheld_title,
+)
+from lit_depth.results.verdicts import SIMULTANEOUS, mark_strategy
 from lit_depth.studies.compare.schema import Comparison, Latency, Strategy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008): told apart with any colour vision. Marker and colour say the same thing twice.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _KNOWN_POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
-_GREY = "#555555"
 _MAX_TICKS = 16
-
-Stage = Literal["vision", "prefill", "decode_per_token", "total"]
-STAGES: dict[Stage, tuple[str, str, str]] = {
-    "total": ("total", "#000000", "o"),
-    "prefill": ("prefill", "#0072B2", "s"),
-    "vision": ("vision", "#009E73", "^"),
-    "decode_per_token": ("decode, per token", "#D55E00", "D"),
-}
 
 
 def write_figures(comparison: Comparison, folder: str | Path) -> list[Path]:
@@ -105,7 +105,7 @@ def quality_figure(comparison: Comparison) -> Figure:
         )
         hollow(axes, [block + offset for block in blocks], quality, _marks(strategies, comparison), color, marker)
     full = comparison["full"]["quality"]
-    axes.axhline(full, color=_GREY, linestyle="--", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
+    axes.axhline(full, color=GREY, linestyle="--", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
     draw_constant(axes, comparison.get("baseline"))
     _block_axis(axes, comparison, with_full=False)
     axes.set_ylabel(f"Quality ({comparison['metric']})")
@@ -137,35 +137,6 @@ def _bars(comparison: Comparison) -> str:
 
 def _marks(strategies: Sequence[Strategy], comparison: Comparison) -> list[bool]:
     return [bool(mark_strategy(strategy, comparison.get("baseline"))) for strategy in strategies]
-
-
-def hollow(
-    axes: Axes, x: Sequence[float], y: Sequence[float], marks: Sequence[bool], color: str, marker: str, size: float = 6
-) -> None:
-    """Draw the marked points with a white heart."""
-    points = [(place, height) for place, height, marked in zip(x, y, marks) if marked]
-    if points:
-        axes.plot(
-            *zip(*points), marker, markersize=size, markerfacecolor="white", markeredgecolor=color, zorder=4,
-            gid="hollow",
-        )  # fmt: skip
-
-
-def draw_constant(axes: Axes, baseline: Mapping[str, Any] | None, full: float | None = None) -> None:
-    """A dotted line at the best constant answer, where it is known.
-
-    Args:
-        full: Quality of the full model, where the axis is the drop from it.
-    """
-    if baseline is not None:
-        label = f"{constant_label(baseline)}\n(hollow: not above it, or constant)"
-        height = baseline["quality"] if full is None else full - baseline["quality"]
-        axes.axhline(height, color="#B00020", linestyle=":", linewidth=1.5, label=label)
-
-
-def withheld_title(title: str, entry: Mapping[str, Any]) -> str:
-    """The title of a figure, which says first where no verdict is given."""
-    return f"No verdict: a constant answer does as well\n{title}" if refusal(entry) else title
 
 
 def latency_figure(comparison: Comparison) -> Figure:
@@ -235,7 +206,7 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
         [point[0] for point in frontier],
         [point[1] for point in frontier],
         drawstyle="steps-post",
-        color=_GREY,
+        color=GREY,
         linestyle="--",
         linewidth=1.2,
         zorder=1,
@@ -243,7 +214,7 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     )
     for time, quality_value, count in frontier:
         axes.annotate(
-            str(count), (time, quality_value), (-5, 6), textcoords="offset points", ha="right", fontsize=9, color=_GREY
+            str(count), (time, quality_value), (-5, 6), textcoords="offset points", ha="right", fontsize=9, color=GREY
         )
     axes.margins(x=0.08, y=0.1)
     axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
@@ -264,12 +235,6 @@ def _figure(comparison: Comparison) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def plain_axes(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-
-
 def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -282,15 +247,6 @@ def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"Active blocks (of {comparison['num_blocks']})")
-
-
-def legend(figure: Figure, axes: Axes, title: str) -> None:
-    """The legend beside the axes, where it can never cover data; above it what the bars are."""
-    handles, labels = axes.get_legend_handles_labels()
-    box = figure.legend(
-        handles, labels, loc="outside right upper", frameon=False, title=title, title_fontsize=9, alignment="left"
-    )
-    box.get_title().set_color(_GREY)
 
 
 def _title(comparison: Comparison, remark: str = "") -> str:
@@ -315,15 +271,8 @@ def _by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
 def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
     """Colour and marker: fixed for known policies, so that figures of several runs can be compared."""
     others = [name for name in _by_policy(comparison) if name not in _KNOWN_POLICIES]
-    index = [*_KNOWN_POLICIES, *others].index(policy) % len(_COLORS)
-    return _COLORS[index], _MARKERS[index]
-
-
-def bar_lengths(values: Sequence[float], limits: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Lengths below and above, not negative."""
-    below = [max(0.0, value - limit[0]) for value, limit in zip(values, limits)]
-    above = [max(0.0, limit[1] - value) for value, limit in zip(values, limits)]
-    return [below, above]
+    index = [*_KNOWN_POLICIES, *others].index(policy) % len(COLORS)
+    return COLORS[index], MARKERS[index]
 
 
 def _times_by_count(comparison: Comparison) -> dict[int, list[Latency]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.store import save_figure
+from lit_depth.results.style import bar_lengths, plain_axes
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, differs, refusal
-from lit_depth.studies.compare.figures import bar_lengths, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

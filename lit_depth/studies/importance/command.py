@@ -25,7 +25,6 @@ from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.table import format_p_value, format_table
 from lit_depth.results.unit_names import unit_name, units_noun
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal
-from lit_depth.studies.compare.analysis import Scores
 from lit_depth.studies.compare.answers import list_counts
 from lit_depth.studies.importance.figures import write_importance_figures
 from lit_depth.studies.importance.measure_proxies import measure_proxies
@@ -43,6 +42,7 @@ from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.identity import check_same_model
 from lit_depth.studies.shared.old_log import log_to
 from lit_depth.studies.shared.run_folder import open_run
+from lit_depth.studies.shared.scores import Scores
 
 RESULT = "importance.json"
 COMPARISON = "m5_mask_strategy_comparison.json"

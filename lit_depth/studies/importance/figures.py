@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.store import save_figure
+from lit_depth.results.style import bar_lengths, plain_axes, withheld_title
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label
-from lit_depth.studies.compare.figures import bar_lengths, plain_axes, withheld_title
 from lit_depth.studies.consistency.figures import agreement_figure, is_sure, matrix_figure
 
 if TYPE_CHECKING:

@@ -34,12 +34,12 @@ from lit_depth.module import DepthModule
 from lit_depth.results.old_page import Section
 from lit_depth.results.table import format_p_value, format_table
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, differs, mark, refusal
-from lit_depth.studies.compare.analysis import Scores, family_entry, interval_entry
 from lit_depth.studies.importance.measure_proxies import TOGETHER
 from lit_depth.studies.shared.block_ranks import describe_full, drops
 from lit_depth.studies.shared.checks import check_whole_blocks
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
 
 # method -> measure of `Scores`; the first is what all others are held against
 DROPS = {"accuracy_drop": "quality", "reference_logprob_drop": "reference_logprob"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.studies.compare.figures import STAGES, plain_axes
+from lit_depth.results.style import STAGES, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,10 +10,10 @@ import numpy as np
 from lit_depth.functional import Ablation, MaskSet, SearchLevel, SearchResult, ablation_masks
 from lit_depth.functional.masks import full_id
 from lit_depth.functional.search.ablations import Removed
-from lit_depth.studies.compare.analysis import Scores, family_entry
 from lit_depth.studies.search.finders import Baselines
 from lit_depth.studies.shared.block_ranks import describe_full
 from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.scores import Scores, family_entry
 
 
 def to_report(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.verdicts import SIMULTANEOUS, mark
-from lit_depth.studies.compare.figures import (
-    _COLORS,
-    _MARKERS,
+from lit_depth.results.style import (
+    COLORS,
+    MARKERS,
     bar_lengths,
     draw_constant,
     hollow,
@@ -16,6 +15,7 @@ from lit_depth.studies.compare.figures import (
     plain_axes,
     withheld_title,
 )
+from lit_depth.results.verdicts import SIMULTANEOUS, mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -170,8 +170,8 @@ def drop_figure(result: Mapping[str, Any]) -> Figure:
             [len(entry["removed"]) + offset for entry in entries],
             drops,
             yerr=bar_lengths(drops, [entry["drop_simultaneous_ci"] for entry in entries]),
-            color=_COLORS[index],
-            marker=_MARKERS[index],
+            color=COLORS[index],
+            marker=MARKERS[index],
             markersize=6,
             linewidth=1.8,
             elinewidth=1.2,
@@ -180,7 +180,7 @@ def drop_figure(result: Mapping[str, Any]) -> Figure:
         )
         marks = [bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)) for entry in entries]
         places = [len(entry["removed"]) + offset for entry in entries]
-        hollow(axes, places, drops, marks, _COLORS[index], _MARKERS[index])
+        hollow(axes, places, drops, marks, COLORS[index], MARKERS[index])
     draw_constant(axes, baseline, report["full"]["quality"])
     axes.axhline(0, color="#555555", linestyle="--", linewidth=1.5, label="nothing removed")
     axes.set_xticks([level["num_removed"] for level in result["levels"]])

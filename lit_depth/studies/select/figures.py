@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.style import draw_constant, hollow, plain_axes, withheld_title
 from lit_depth.results.verdicts import mark
-from lit_depth.studies.compare.figures import draw_constant, hollow, plain_axes, withheld_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from lit_depth.functional.masks import Granularity
 from lit_depth.functional.statistics import pairwise_sign_flip_tests
 from lit_depth.functional.statistics.agreement import rank_agreement
 from lit_depth.results.verdicts import differs
-from lit_depth.studies.compare.analysis import Measure, Scores, family_entry
+from lit_depth.studies.shared.scores import Measure, Scores, family_entry
 
 Floats = NDArray[np.float64]
 # fields of `Scores` and keys of the result

@@ -18,7 +18,7 @@ from lit_depth.metrics import clean_prediction
 from lit_depth.metrics.base import new_metric
 
 if TYPE_CHECKING:
-    from lit_depth.studies.compare.analysis import Scores
+    from lit_depth.studies.shared.scores import Scores
 
 MAX_CANDIDATES = 50
 # of a larger calibration split, evenly spread: more samples would hardly change the choice, and take minutes

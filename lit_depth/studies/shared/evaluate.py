@@ -13,9 +13,9 @@ from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.module import DepthModule
-from lit_depth.studies.compare.analysis import Scores
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.constant_answer import constant_scores
+from lit_depth.studies.shared.scores import Scores
 
 
 def evaluate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.studies.compare.figures import plain_axes
+from lit_depth.results.style import plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,12 +13,13 @@ from scipy import stats
 
 from lit_depth.functional.masking import policies as policies
 from lit_depth.functional.statistics import holm
-from lit_depth.studies.compare.analysis import Scores, compare_policies, describe_masks
+from lit_depth.studies.compare.analysis import compare_policies, describe_masks
 from lit_depth.studies.compare.answers import answer_questions, list_counts
 from lit_depth.studies.compare.schema import validate_comparison
 from lit_depth.studies.importance.command import to_importance
 from lit_depth.studies.shared.block_ranks import describe_blocks
 from lit_depth.studies.shared.mask_grid import POLICIES, PlannedMask, plan_indices, plan_masks
+from lit_depth.studies.shared.scores import Scores
 
 NUM_BLOCKS = 6
 COUNTS = [2, 3, 4, 6]

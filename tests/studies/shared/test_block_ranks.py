@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from lit_depth.functional import leave_one_out, mask_id
-from lit_depth.studies.compare.analysis import Scores
 from lit_depth.studies.shared.block_ranks import describe_blocks, describe_full, drops, find_different, rank_ranges
+from lit_depth.studies.shared.scores import Scores
 
 NUM_BLOCKS = 4
 

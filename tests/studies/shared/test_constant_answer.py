@@ -23,7 +23,6 @@ from lit_depth.metrics import (
     vqa_accuracy,
 )
 from lit_depth.results.verdicts import mark, refusal
-from lit_depth.studies.compare.analysis import Scores
 from lit_depth.studies.shared.constant_answer import (
     ConstantAnswer,
     FoundAnswer,
@@ -33,6 +32,7 @@ from lit_depth.studies.shared.constant_answer import (
     find_constant,
     score_constant,
 )
+from lit_depth.studies.shared.scores import Scores
 
 
 def samples(references: Sequence[Sequence[str]], options: Sequence[Sequence[str]] | None = None) -> list[Sample]:
