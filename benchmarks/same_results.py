@@ -28,7 +28,7 @@ COMMANDS = {
     "tokens": ["--spans", "true"],
 }
 # keys that hold times, and keys that hold what follows from them
-TIMES = {"latency_ms", "latency_device", "seconds", "cost", "line", "seconds_per_cell"}
+TIMES = {"latency_ms", "latency_device", "seconds", "cost", "line"}
 TIMED = {"frontier", "selected", "rejected", "requests"}
 # the manifest names files, versions and fingerprints of the run itself
 NOT_RESULTS = {"manifest.json", "batch_size.json"}

@@ -29,8 +29,9 @@ from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import SearchResult, ablation_masks, mask_id
 from lit_depth.functional.statistics import paired_interval
-from lit_depth.studies.search.command import run_search
-from lit_depth.studies.search.score_cache import Cells
+from lit_depth.studies.search.arguments import SearchArguments
+from lit_depth.studies.search.finders import run_search
+from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.evaluate import evaluate
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "search.json"
@@ -40,8 +41,9 @@ def search(
     trainer: DepthTrainer, module: DepthModule, data: DepthDataModule, options: dict[str, Any], folder: Path
 ) -> tuple[float, SearchResult]:
     start = time.perf_counter()
-    cells = Cells(trainer, module, data, "calibration", folder, 0.01)
-    result = run_search(cells, module.num_blocks, options, seed=0)
+    cache = ScoreCache(trainer, module, data, "calibration", folder, 0.01)
+    own = {"baselines": False, "confidence": 0.95, "num_units": cache.num_units}
+    result = run_search(cache, SearchArguments(**options, **own), seed=0)
     return time.perf_counter() - start, result
 
 

@@ -101,6 +101,7 @@ class Report:
         figures: Name of each PNG file, and what draws it.
         files: Name and content of the JSON files beside the result.
         written: Names of further files of the result that are there already.
+        unlogged: The same, of files that loggers do not keep.
         tables: Name and full content of the tables that loggers keep.
         scalars: Name and value of what loggers keep of the run as a whole.
         curves: What loggers draw along an axis.
@@ -116,6 +117,7 @@ class Report:
     figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
     written: Sequence[str] = ()
+    unlogged: Sequence[str] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     curves: Curves | None = None

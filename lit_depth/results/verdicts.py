@@ -7,7 +7,7 @@ not beat the best constant answer, no verdict is given at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WITHHELD = "withheld"
@@ -86,6 +86,21 @@ def baseline_scalars(entry: Mapping[str, Any], suffix: str = "") -> dict[str, An
         return {}
     found = {f"baseline/{key}{suffix}": baseline[key] for key in ("answer", "quality", "beaten")}
     return found | {f"full/num_distinct_answers{suffix}": entry["full"].get("num_distinct_answers")}
+
+
+def verdict_scalars(measured: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """`withheld_scalar` and `baseline_scalars` of all parts of a result.
+
+    Args:
+        measured: Of each part its name in a sentence, the end of its keys (such as ``/<task>``), and the part itself.
+
+    >>> verdict_scalars([("a", "/a", {"full": {"num_distinct_answers": 3}, "baseline": None})])
+    {'withheld': ''}
+    """
+    found: dict[str, Any] = dict(withheld_scalar({name: entry for name, _, entry in measured}))
+    for _, suffix, entry in measured:
+        found |= baseline_scalars(entry, suffix)
+    return found
 
 
 def count_answers(number: int) -> str:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lit_depth.studies.select import command as study
+from lit_depth.studies.select import measurements as study
 from tests.helpers.commands import run
 
 SMALL = ["--data.num_samples", "24", "--data.calibration_samples", "24", "--policies", "prefix", "uniform"]
@@ -45,6 +45,8 @@ def steady_clock(monkeypatch):
         return pd.DataFrame(rows)
 
     monkeypatch.setattr(study, "time_masks", measure)
+    # the untrained model beats no constant answer, and would be given no mask
+    monkeypatch.setattr(study, "describe_baseline", lambda scores, full_id, confidence: None)
 
 
 @pytest.mark.slow
@@ -120,7 +122,7 @@ def test_the_minimum_is_that_of_the_last_measurement(checkpoint, tmp_path, capsy
     command = [*command[:5], "--name", "estimate", "--importance", file, "--estimate_depth", "true"]
     command += ["--new_tokens", "2", "--num_requests", "2", "--num_checks", "2", "--margin", "0"]
     assert run([*command, "--budget-ms", "11.5"]) == 2
-    assert "at least 13.0 ms, which 1 of 16 blocks took when measured again, given 11.5 ms" in capsys.readouterr().err
+    assert "at least 13.0 ms, which 1 of 16 blocks took when measured again, got 11.5 ms" in capsys.readouterr().err
     assert run([*command, "--budget-ms", "13"]) == 0
     kept = [*command, "--name", "kept", "--keep", "0", "1", "2", "--budget-ms", "11.5"]
     assert run(kept) == 2
@@ -165,7 +167,18 @@ def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
     latency = tmp_path / "latency" / "default" / "latency.json"
     given = ["--comparison", comparison, "--latency", latency, "--margin", "0.2", "--new_tokens", "2"]
     assert run(["select", *common, *given, "--budget-ms", "100000"]) == 0
+    # the untrained model beats no constant answer: the comparison says so, and no mask is recommended
+    result, out = read(tmp_path), capsys.readouterr().out
+    assert result["selected"] is None and result["requests"] == {} and not result["baseline"]["beaten"]
+    assert "No mask is recommended" in out
+    told = next(line for line in out.splitlines()[::-1] if line.startswith("No verdict on shapes_vqa"))
+    assert out.index(told) < out.index("Requests of batch size 1")
+    content = json.loads(comparison.read_text())
+    content["baseline"]["beaten"] = True
+    comparison.write_text(json.dumps(content))
+    assert run(["select", *common, *given, "--budget-ms", "100000"]) == 0
     result = read(tmp_path)
+    assert result["selected"] is not None
     assert [entry["num_active_blocks"] for entry in result["candidates"]] == [4, 16]
     measured = json.loads(latency.read_text())["all_samples"]
     slowest = {count: max(row["T_total"] for row in measured if row["num_active_blocks"] == count) for count in (4, 16)}
@@ -188,13 +201,13 @@ def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget-ms", "0"], "budget_ms must be positive and finite, got 0"),
-        (["--budget-ms=-3"], "budget_ms must be positive and finite, got -3"),
-        (["--complexity", "simple"], "complexity needs --budget_ms"),
-        (["--num_requests", "0"], "expected num_requests of at least 1, given 0"),
-        (["--margin", "1"], "margin must be at least 0 and below 1, got 1"),
-        (["--num_checks", "0"], "expected num_checks of at least 1, given 0"),
-        (["--new_tokens", "0"], "expected new_tokens from 1 to 1048576, given 0"),
+        (["--budget-ms", "0"], "expected a positive and finite budget_ms, got 0"),
+        (["--budget-ms=-3"], "expected a positive and finite budget_ms, got -3"),
+        (["--complexity", "simple"], "expected --budget_ms with the complexity, got 'simple' alone"),
+        (["--num_requests", "0"], "expected num_requests of at least 1, got 0"),
+        (["--margin", "1"], "expected a margin of at least 0 and below 1, got 1"),
+        (["--num_checks", "0"], "expected num_checks of at least 1, got 0"),
+        (["--new_tokens", "0"], "expected new_tokens from 1 to 1048576, got 0"),
         (["--estimate_depth", "true"], "estimate_depth needs --importance"),
         (["--trainer.precision", "bf16-true"], "--model.dtype"),
         (["--comparison", "nowhere.json"], "nowhere.json"),

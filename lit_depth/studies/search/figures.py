@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.store import save_figure
 from lit_depth.results.style import (
     COLORS,
     MARKERS,
@@ -40,16 +38,7 @@ def ablation_label(removed: Sequence[int], units: Sequence[str]) -> str:
     return " ".join(f"-{units[unit]}" for unit in removed)
 
 
-def write_search_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
-    """Draw and save ``search_tree.png`` and ``drop_vs_removed.png``; returns their paths."""
-    figures = {"search_tree.png": tree_figure(result), "drop_vs_removed.png": drop_figure(result)}
-    paths = [Path(folder) / name for name in figures]
-    for path, figure in zip(paths, figures.values()):
-        save_figure(figure, path)
-    return paths
-
-
-def tree_figure(result: dict[str, Any]) -> Figure:
+def tree_figure(result: Mapping[str, Any]) -> Figure:
     """Every ablation that was looked at, one column per number of removed blocks, beside the one that it extends.
 
     Colour is the drop on the calibration split. Those that racing dropped are small and grey: their means are over
@@ -132,7 +121,7 @@ def _columns(ablations: Sequence[dict[str, Any]], places: _Places) -> tuple[list
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _tree_title(result: dict[str, Any], levels: Sequence[Sequence[Any]]) -> str:
+def _tree_title(result: Mapping[str, Any], levels: Sequence[Sequence[Any]]) -> str:
     kind = "Exhaustive search" if result["exhaustive"] else f"Beam of {result['beam_width']}"
     title = f"{kind}, {result['task']}, {result['calibration']['num_samples']} calibration samples"
     remarks = ["labels: removed blocks, the best in bold"]
@@ -159,7 +148,7 @@ def _places(levels: Sequence[dict[str, Any]], shown: Sequence[Sequence[dict[str,
     return places
 
 
-def drop_figure(result: dict[str, Any]) -> Figure:
+def drop_figure(result: Mapping[str, Any]) -> Figure:
     """Drop on the report split against the number of removed blocks: the search and its baselines, with intervals.
 
     The intervals are simultaneous over all ablations that were reported. A hollow marker answers no better than the

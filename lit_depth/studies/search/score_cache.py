@@ -1,4 +1,4 @@
-"""What a search asks its scores of: cells (mask, sample) of one split, each evaluated once, whoever asks again."""
+"""What a search asks its scores of: each pair (mask, sample) of one split is evaluated once, whoever asks again."""
 
 from __future__ import annotations
 
@@ -20,24 +20,28 @@ from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.evaluate import sweep_samples
 
 
-class Cells:
+class ScoreCache:
     """Scores of masks on samples of a split, from memory or from Lightning's predict loop.
 
-    Cells that are missing are evaluated in rounds, each with records in a folder of its own. What is asked for, and so
-    the rounds, follow from the scores alone: a run that was killed finds its rounds again, in the last of which some
-    records may be missing, and every process of a distributed run, all of which see all scores, asks for the same.
+    Scores that are missing are evaluated in rounds, each with records in a folder of its own. What is asked for follows
+    from the scores alone, and so do the rounds. A run that was killed finds its rounds again; in the last of them some
+    records may be missing. All processes of a distributed run see all scores, so each asks for the same.
 
     Args:
         folder: Folder for the rounds: ``round_0001``, ...
         max_bad_samples: Share of the split's samples, 0 to 1, that may be bad.
 
+    Raises:
+        ValueError: If the split has no samples.
+
     Attributes:
+        num_units: Units of the model.
         num_samples: Samples of the split; their positions are 0..num_samples-1.
         clusters: Image of each sample.
         bad_samples: Reason by name of each sample that could not be evaluated.
         describe: Given masks and positions, the text beside the progress bar.
-        seconds_per_cell: In the latest round that had not begun before this run; None before the first.
-        evaluations: Cells evaluated, by this run or the one that it continues.
+        seconds_per_score: In the latest round that had not begun before this run; None before the first.
+        evaluations: Scores of (mask, sample) pairs evaluated, by this run or the one that it continues.
         block_forwards: Forwards of one block on the prompt of one sample that these take in one pass of the engine; of
             half a block where masks switch sublayers, which share nothing.
         sequential_block_forwards: The same, of one mask after another.
@@ -53,8 +57,10 @@ class Cells:
         max_bad_samples: float,
     ) -> None:
         self.trainer, self.model, self.split, self.folder = trainer, model, split, folder
-        self.max_bad_samples = max_bad_samples
+        self.max_bad_samples, self.num_units = max_bad_samples, model.num_units
         ids = datamodule.eval_dataset(split).recorded_ids()
+        if not ids:
+            raise ValueError(f"{split} split of {datamodule.task.name}: there are no samples to search on")
         self.num_samples, self.clusters = len(ids), [image for _, image in ids]
         self._position = {sample: position for position, (sample, _) in enumerate(ids)}
         self.bad_samples: dict[str, str] = {}
@@ -62,11 +68,11 @@ class Cells:
         # of each mask id: [accuracy and reference log-probability, samples]
         self._scores: dict[str, NDArray[np.float64]] = {}
         self.describe: Callable[[Tensor, Sequence[int]], str] = lambda masks, positions: "search"
-        self.seconds_per_cell: float | None = None
+        self.seconds_per_score: float | None = None
         self.evaluations = self.block_forwards = self.sequential_block_forwards = 0
         self._num_rounds = 0
         self.datamodule = copy.copy(datamodule)
-        if ids and datamodule.batch_size == "auto":  # once, not in every round
+        if datamodule.batch_size == "auto":  # once, not in every round
             self.datamodule.batch_size = settle_batch_size(trainer, model, datamodule, split, folder)
 
     def __call__(self, masks: Tensor, positions: Sequence[int]) -> MaskScores:
@@ -97,7 +103,7 @@ class Cells:
             self.trainer, self.model, self.datamodule, self.split, list(masks), folder, text, 1.0, positions
         )
         if is_new:
-            self.seconds_per_cell = (time.perf_counter() - start) / (len(masks) * len(positions))
+            self.seconds_per_score = (time.perf_counter() - start) / (len(masks) * len(positions))
         for name, reason in sweep.bad_samples.items():
             self.bad_samples[name] = reason
             self._is_bad[self._position[name]] = True

@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.pytorch import Trainer
+
+from lit_depth.data import DepthDataModule
+from lit_depth.module import DepthModule
 from lit_depth.results.reading import read_object
 from lit_depth.studies.compare.schema import validate_comparison
+from lit_depth.studies.select.analysis import Option
+from lit_depth.studies.select.arguments import SelectArguments
+from lit_depth.studies.shared.identity import check_same_model, model_arguments
+from lit_depth.studies.shared.importance_scores import read_importance, to_importance
 
 # what is kept of a mask; the last three are not in files of earlier versions
 _KEYS = ("quality", "quality_ci", "drop", "drop_ci", "drop_simultaneous_ci", "drop_p_holm", "num_distinct_answers")
-
-
-class Option(NamedTuple):
-    """A mask that may be chosen, and how good it is (``quality``, ``quality_ci``, ``drop``, ``drop_ci``)."""
-
-    mask_id: str
-    policies: list[str]
-    chosen_by: dict[str, Any] | None  # on the questions that the choice looks at
-    expected: dict[str, Any] | None  # on others, where there are others
 
 
 def quality_by_mask(
@@ -45,6 +44,47 @@ def quality_by_mask(
             if strategy["policy"] not in names:
                 names.append(strategy["policy"])
     return found
+
+
+class Earlier(NamedTuple):
+    """What earlier runs measured; None where no file was given."""
+
+    importance: list[float] | None = None  # of each block
+    options: list[Option] | None = None
+    baseline: dict[str, Any] | None = None
+    times: dict[str, list[float]] | None = None  # in ms, by mask
+
+
+def read_earlier(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    arguments: SelectArguments,
+    new_tokens: int,
+    clock: Mapping[str, Any],
+) -> Earlier:
+    """Read the files that were given.
+
+    Args:
+        new_tokens: Tokens that every request generates.
+        clock: What times depend on besides the model.
+
+    Raises:
+        ValueError: If a file cannot be read, or was measured with another model, task, device or kind of request.
+    """
+    earlier, same = Earlier(), model_arguments(trainer, model)
+    if (path := arguments.importance) is not None:
+        scores = read_importance(path, model, datamodule)
+        earlier = earlier._replace(importance=to_importance(scores, model.num_blocks, path, arguments.keep))
+    if (path := arguments.comparison) is not None:
+        options, baseline = read_comparison(path, model.num_blocks, datamodule.task.name)
+        check_same_model(path, "comparison", model, {**same, "data.path": datamodule.path})
+        earlier = earlier._replace(options=options, baseline=baseline)
+    if (path := arguments.latency) is not None:
+        times = read_latency(path, model.num_blocks, new_tokens, clock["device"])
+        check_same_model(path, "latency", model, {**same, "threads": clock["threads"]})
+        earlier = earlier._replace(times=times)
+    return earlier
 
 
 def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option], dict[str, Any] | None]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.store import save_figure
 from lit_depth.results.style import draw_constant, hollow, plain_axes, withheld_title
 from lit_depth.results.verdicts import mark
 
@@ -13,14 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_selection_figure(result: dict[str, Any], folder: str | Path) -> Path:
-    """Draw and save ``quality_vs_budget.png``; returns its path."""
-    path = Path(folder) / "quality_vs_budget.png"
-    save_figure(selection_figure(result), path)
-    return path
-
-
-def selection_figure(result: dict[str, Any]) -> Figure:
+def selection_figure(result: Mapping[str, Any]) -> Figure:
     """Every candidate at the budget that it needs, the frontier through the best, the budget and what was chosen."""
     from matplotlib.figure import Figure
 

@@ -1,54 +1,43 @@
-"""What ``lit-depth select`` writes and prints: the choice, its reasons, and the table of candidates."""
+"""What ``lit-depth select`` tells of its result: the choice, its reasons, and the table of candidates."""
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
-from lit_depth.results.old_page import Section, write_report
-from lit_depth.results.store import write_json
-from lit_depth.results.table import format_table
-from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, describe_constant, mark, refusal
-from lit_depth.studies.select.figures import write_selection_figure
+from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.table import Cell, format_interval
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, describe_constant, mark, refusal, verdict_scalars
+from lit_depth.studies.select.figures import selection_figure
 
-RESULT = "selection.json"
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
+COLUMNS = ("mask_id", "num_active_blocks", "budget_ms", "quality")
 
 
-def write_selection(result: dict[str, Any], identity: dict[str, Any], folder: Path) -> None:
-    """Write ``selection.json``, ``report.html`` and, where quality was measured, the figure.
-
-    Args:
-        result: The content of ``selection.json``.
-        identity: What identifies the run, for the report.
-        folder: The run's folder.
-    """
-    figures = [write_selection_figure(result, folder / "figures")] if result["frontier"] else []
+def report(result: Mapping[str, Any]) -> Report:
+    """The report of the content of ``selection.json``; the figure stands in it where quality was measured."""
+    figures = {"quality_vs_budget": partial(selection_figure, result)} if result["frontier"] else {}
     refused = refusal(result, result["task"])
-    sections = [
-        *([Section("No verdict", text=refused)] if refused else []),
-        Section("Choice", text="\n\n".join(_conclusion(result))),
-        Section("Candidates", headers=HEADERS, rows=_rows(result), figures=figures),
-        Section("Arguments", code=json.dumps(identity, indent=2, default=str)),
-    ]
-    write_report(folder, f"Masks under a latency budget, {result['task']}", sections)
-    # last: whoever sees it may rely on all the rest
-    write_json(folder / RESULT, result)
+    return Report(
+        title=f"Masks under a latency budget, {result['task']}",
+        headline="\n\n".join([*([refused] if refused else []), *_measured(result)]),
+        sections=[
+            Section("Choice", "\n\n".join(_choice(result))),
+            Section("Candidates", table=Table(HEADERS, _rows(result)), figures=list(figures)),
+        ],
+        kind="selection",
+        figures=figures,
+        tables={"select/candidates": Table(COLUMNS, [_candidate(entry) for entry in result["candidates"]])},
+        scalars={**verdict_scalars([(result["task"], "", result)]), **_chosen(result)},
+        metadata={"device": result["device"]},
+    )
 
 
-def summarize_selection(result: dict[str, Any], folder: Path) -> str:
-    """The conclusion, the table and the written paths, as the command prints them at its end."""
-    paths = [folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
-    refused = refusal(result, result["task"])
-    lines = ["", *([refused] if refused else []), *_conclusion(result), "", format_table(_rows(result), HEADERS), ""]
-    return "\n".join([*lines, "written:", *(f"  {path}" for path in paths)])
-
-
-def _rows(result: dict[str, Any]) -> list[list[Any]]:
-    rows = []
+def _rows(result: Mapping[str, Any]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
     for entry in result["candidates"]:
         times, chosen_by, expected = entry["latency_ms"], entry["chosen_by"], entry["expected"]
         shown = expected or chosen_by
@@ -60,26 +49,27 @@ def _rows(result: dict[str, Any]) -> list[list[Any]]:
                 f"{times['bound']:.2f}",
                 _quality(chosen_by, result),
                 _quality(expected, result),
-                f"[{shown['quality_ci'][0]:.3f}, {shown['quality_ci'][1]:.3f}]" if shown else None,
+                format_interval(shown["quality_ci"], sign="") if shown else None,
                 "yes" if entry["mask_id"] in result["frontier"] else "",
             ]
         )
     return rows
 
 
-def _quality(measured: dict[str, Any] | None, result: dict[str, Any]) -> str | None:
+def _quality(measured: Mapping[str, Any] | None, result: Mapping[str, Any]) -> str | None:
     if measured is None:
         return None
     sign = mark(measured["quality"], measured.get("num_distinct_answers"), result.get("baseline"))
     return f"{measured['quality']:.3f}{sign}"
 
 
-def _drop_limits(measured: dict[str, Any]) -> list[float]:
+def _drop_limits(measured: Mapping[str, Any]) -> list[float]:
     """Of the drop: the simultaneous interval, of a choice among several masks; files of earlier versions have none."""
     return measured.get("drop_simultaneous_ci") or measured["drop_ci"]
 
 
-def _conclusion(result: dict[str, Any]) -> list[str]:
+def _measured(result: Mapping[str, Any]) -> list[str]:
+    """What was timed, and what the times rest on; the constant answer."""
     share = result["share_within_budget"]
     lines = [
         f"Requests of batch size 1 with {result['new_tokens']} new tokens on {result['device']}; times in ms. "
@@ -99,40 +89,28 @@ def _conclusion(result: dict[str, Any]) -> list[str]:
     if result["line"]:
         line = result["line"]
         fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
-        lines.append(f"It is {line['intercept']:.2f} + {line['slope']:.2f} per block{fit}.")
-    if result["frontier"]:
-        lines.append(f"{describe_constant(result)} {LEGEND}".strip())
+        lines.append(f"'budget from' is {line['intercept']:.2f} + {line['slope']:.2f} per block{fit}.")
+    constant = [f"{describe_constant(result)} {LEGEND}".strip()] if result["frontier"] else []
+    return [" ".join(lines), *constant]
+
+
+def _choice(result: Mapping[str, Any]) -> list[str]:
+    """What was chosen, measured again; its quality; what other requests would get."""
     selected = result["selected"]
     if selected is None and result["budget_ms"] is not None:
-        return [*lines, "No mask is recommended."]
+        return ["No mask is recommended."]
     if selected is None:
-        return [*lines, "No --budget_ms was given, so no mask is chosen: see the frontier."]
+        return ["No --budget_ms was given, so no mask is chosen: see the frontier."]
     again = selected["measured_again"]
     blocks = " ".join(map(str, selected["active_block_indices"]))
-    lines.append(
+    lines = [
         f"Budget {result['budget_ms']:g} ms: {selected['num_active_blocks']} of {result['num_blocks']} blocks "
         f"({blocks}). Measured again on {again['num_requests']} other requests: "
         f"{again['share_within_budget']:.1%} within the budget, P50 {again['P50']:.2f}, P95 {again['P95']:.2f} "
         f"(at most {again['bound']:.2f})."
-        + (f" {len(result['rejected'])} better choices took longer when measured again." if result["rejected"] else "")
-    )
-    shown = selected["expected"] or selected["chosen_by"]
-    if shown:
-        (low, high), (least, most) = shown["quality_ci"], _drop_limits(shown)
-        where = (
-            "on the validation split, which the choice did not see"
-            if selected["expected"]
-            else "on the very questions that the choice looked at, so a little too good"
-        )
-        lines.append(
-            f"Expected {result['metric']} {shown['quality']:.3f} [{low:.3f}, {high:.3f}], drop from the full model "
-            f"{shown['drop']:+.3f} [{least:+.3f}, {most:+.3f}] ({SIMULTANEOUS}), {where}."
-        )
-    else:
-        lines.append(
-            f"No quality was measured: the depth is estimated from the line; budget over full time would have promised "
-            f"{result['depth_by_plain_ratio']} blocks."
-        )
+        + (f" {len(result['rejected'])} better choices took longer when measured again." if result["rejected"] else ""),
+        _expectation(result, selected),
+    ]
     by_id = {entry["mask_id"]: entry for entry in result["candidates"]}
     for complexity, mask in result["requests"].items():
         indices = " ".join(map(str, by_id[mask]["active_block_indices"]))
@@ -142,3 +120,40 @@ def _conclusion(result: dict[str, Any]) -> list[str]:
             f"A {complexity} request (drop up to {TOLERANCES[complexity]:g}) within this budget: blocks {indices}{why}."
         )
     return lines
+
+
+def _expectation(result: Mapping[str, Any], selected: Mapping[str, Any]) -> str:
+    shown = selected["expected"] or selected["chosen_by"]
+    if not shown:
+        return (
+            "No quality was measured: the depth is estimated from the line; budget over full time would have promised "
+            f"{result['depth_by_plain_ratio']} blocks."
+        )
+    where = (
+        "on the validation split, which the choice did not see"
+        if selected["expected"]
+        else "on the very questions that the choice looked at, so a little too good"
+    )
+    return (
+        f"Expected {result['metric']} {shown['quality']:.3f} {format_interval(shown['quality_ci'], sign='')}, drop "
+        f"from the full model {shown['drop']:+.3f} {format_interval(_drop_limits(shown))} ({SIMULTANEOUS}), {where}."
+    )
+
+
+def _known_quality(entry: Mapping[str, Any]) -> float | None:
+    return (entry["expected"] or entry["chosen_by"] or {}).get("quality")
+
+
+def _candidate(entry: Mapping[str, Any]) -> list[Cell]:
+    return [entry["mask_id"], entry["num_active_blocks"], entry["latency_ms"]["bound"], _known_quality(entry)]
+
+
+def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
+    if (selected := result["selected"]) is None:
+        return {}
+    return {
+        "select/mask_id": selected["mask_id"],
+        "select/budget_ms": result["budget_ms"],
+        "select/share_within_budget": selected["measured_again"]["share_within_budget"],
+        "select/quality": _known_quality(selected),
+    }

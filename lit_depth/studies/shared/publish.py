@@ -43,7 +43,8 @@ def publish(
     for logger in trainer.loggers:
         log_report(logger, report, folder, name, result)
     write_json(folder / name, result)
-    written = [folder / name, *(folder / file for file in (*report.files, *report.written)), *figures.values(), page]
+    files = (name, *report.files, *report.written, *report.unlogged)
+    written = [*(folder / file for file in files), *figures.values(), page]
     print("\n".join([as_text(report), "", "written:", *(f"  {path}" for path in written)]))
 
 

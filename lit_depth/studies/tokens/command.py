@@ -2,43 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
-from tqdm.auto import tqdm
 
-from lit_depth.data import BadSample, DepthDataModule
-from lit_depth.functional.arguments import check_least, checked
-from lit_depth.functional.token_masking.distances import span_masking, token_masking
-from lit_depth.functional.token_masking.prompt import name_tokens, token_kinds
+from lit_depth.data import DepthDataModule
+from lit_depth.functional.arguments import checked
 from lit_depth.module import DepthModule
-from lit_depth.results.store import read_of_run, write_of_run, write_parquet
-from lit_depth.results.token_tables import read_token_masking
-from lit_depth.studies.shared.old_log import log_to
-from lit_depth.studies.shared.run_folder import open_run
-from lit_depth.studies.tokens.prompts import (
-    Prompt,
-    encode,
-    fingerprint,
-    prompts_of_task,
-    read_prompts,
-    read_text,
-    with_image,
-)
-from lit_depth.studies.tokens.report import (
-    Measured,
-    describe_prompt,
-    kind_averages,
-    span_averages,
-    summary_text,
-    write_results,
-)
+
+RESULT = "tokens.json"
 
 
 @checked
@@ -91,119 +63,52 @@ def tokens(
         ValueError: If several sources of prompts are given, or a prompt is empty, too long for the model, or its
             file or image cannot be read.
     """
-    check_least(1, num_samples=num_samples, num_output_tokens=num_output_tokens)
+    from lit_depth.functional.token_masking.prompt import token_kinds
+    from lit_depth.studies.shared.publish import publish
+    from lit_depth.studies.shared.run_folder import open_run
+    from lit_depth.studies.tokens.analysis import describe
+    from lit_depth.studies.tokens.arguments import TokensArguments
+    from lit_depth.studies.tokens.files import write_files
+    from lit_depth.studies.tokens.measurements import find_device, measure, spans_of
+    from lit_depth.studies.tokens.prompts import encode, find_prompts, fingerprint
+    from lit_depth.studies.tokens.report import report
+
+    arguments = TokensArguments(
+        prompt=prompt,
+        prompt_file=prompt_file,
+        prompts=prompts,
+        image=image,
+        num_samples=num_samples,
+        num_output_tokens=num_output_tokens,
+        after_end=after_end,
+        spans=spans,
+    )
     if trainer.world_size > 1:
         raise ValueError(f"tokens is run by one process, got {trainer.world_size}: give --trainer.devices 1")
-    where = _find_device(device, trainer)
-    sources = {"prompt": prompt, "prompt_file": prompt_file, "prompts": prompts, "num_samples": num_samples}
-    given = [f"--{source}" for source, value in sources.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"expected one of --{', --'.join(sources)}, given {' and '.join(given)}")
-    if image is not None and prompt is None and prompt_file is None:
-        raise ValueError("--image needs --prompt or --prompt_file (of several prompts, each names its own image)")
+    where = find_device(device, trainer)
     options = {"num_output_tokens": num_output_tokens, "blocks": model.hparams["blocks"]}
-    bad: list[BadSample] = []
-    splits = []
-    if prompt is not None:
-        chosen = [with_image("prompt", prompt, image)]
-    elif prompt_file is not None:
-        chosen = [with_image("prompt", read_text("prompt_file", prompt_file), image, raw=True)]
-    elif prompts is not None:
-        chosen = read_prompts(prompts)
-    else:
-        splits = ["validation"]
+    if arguments.from_task:
         datamodule = datamodule.take("validation", num_samples or 1)
-        chosen, bad = prompts_of_task(model, datamodule, options)
+    chosen, bad = find_prompts(arguments, model, datamodule, options)
     inputs = [encode(model, each, options) for each in chosen]
     kinds = [token_kinds(model.processor, each["input_ids"][0].tolist(), model.model.config) for each in inputs]
-    if spans and not any(map(_spans, kinds)):
+    if spans and not any(map(spans_of, kinds)):
         raise ValueError("--spans needs an image, or text between the start token and the final one")
-    arguments = {
+    measured_on = {
         "prompts": [[each.name, each.text, each.raw, fingerprint(each.image)] for each in chosen],
         "num_output_tokens": num_output_tokens,
         "after_end": after_end,
         "spans": spans,
     }
+    splits = ["validation"] if arguments.from_task else []
     options |= {"after_end": after_end, "end_tokens": model.end_token_ids}
-    with open_run(trainer, model, datamodule, splits, arguments, output_dir, "tokens", name) as (folder, identity):
-        measured = _measure(model, chosen, inputs, kinds, spans, options, where, folder / "records")
+    with open_run(trainer, model, datamodule, splits, measured_on, output_dir, "tokens", name) as (folder, identity):
+        measured = measure(model, chosen, inputs, kinds, spans, options, where, folder / "records")
         result = {
             "command": "tokens",
-            "num_blocks": model.num_blocks,
-            "num_output_tokens": max(each.num_steps for each in measured),
-            "device": ", ".join(sorted({each.device for each in measured})),
-            "prompts": [describe_prompt(each, len(measured), index) for index, each in enumerate(measured)],
-            "averages": kind_averages(measured),
-            "spans": span_averages(measured),
+            **describe(measured, model.num_blocks),
             "bad_samples": [{"id": each.id, "reason": each.reason} for each in bad],
         }
-        paths = write_results(folder, result, measured, model.prompter, identity)
-    log_to(trainer, "log_tokens", result, folder)
-    print(summary_text(result, paths))
+        written = write_files(folder, result, measured, model.prompter)
+        publish(trainer, report(result, written), folder, RESULT, result, identity)
     return result
-
-
-def _find_device(name: str | None, trainer: Trainer) -> torch.device:
-    if name is None:
-        return trainer.strategy.root_device
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device: expected cpu, cuda or cuda:1 as there is one here, given {name!r} ({reason})"
-        ) from error
-    return device
-
-
-def _spans(kinds: Sequence[str]) -> dict[str, list[int]]:
-    """Positions of the image as a whole and of the text as a whole; the start and the final token belong to neither.
-
-    >>> _spans(["start", "vision", "vision", "text", "text"])
-    {'image': [1, 2], 'text': [3]}
-    """
-    positions = {
-        span: [position for position, each in enumerate(kinds[:-1]) if each == kind]
-        for span, kind in (("image", "vision"), ("text", "text"))
-    }
-    return {span: found for span, found in positions.items() if found}
-
-
-def _measure(
-    model: DepthModule,
-    prompts: Sequence[Prompt],
-    inputs: Sequence[dict[str, Tensor]],
-    kinds: Sequence[list[str]],
-    spans: bool,
-    options: dict[str, Any],
-    device: torch.device,
-    folder: Path,
-) -> list[Measured]:
-    """Tables of every prompt; what the folder holds already is not measured again."""
-    found = []
-    with tqdm(total=len(prompts), desc="tokens", unit="prompt", file=sys.stderr) as progress:
-        for index, (prompt, mine, of_prompt) in enumerate(zip(prompts, inputs, kinds)):
-            generated, rows, whole = (folder / f"{index:04d}{end}" for end in (".json", ".parquet", "_spans.parquet"))
-            wanted = _spans(of_prompt) if spans else {}
-            if not generated.is_file():
-                model.to(device)
-                on_device = {name: value.to(device) for name, value in mine.items()}
-                frame = name_tokens(token_masking(model.model, on_device, **options), model.processor)
-                write_parquet(rows, frame)
-                if wanted:
-                    write_parquet(whole, span_masking(model.model, on_device, wanted, **options))
-                # last: whoever sees it may rely on the tables
-                write_of_run(generated, {**frame.attrs, "device": str(device)})
-            run = read_of_run(generated, generated_text=str, device=str)
-            try:
-                table, frame = pd.read_parquet(whole) if wanted else None, read_token_masking(rows)
-            except (ValueError, OSError) as error:
-                raise ValueError(
-                    f"a table beside {generated} is damaged ({error}): delete the run's folder to start over, or give "
-                    "another --name"
-                ) from error
-            found.append(Measured(prompt, of_prompt, frame, table, run["generated_text"], run["device"]))
-            progress.update()
-    model.cpu()
-    return found

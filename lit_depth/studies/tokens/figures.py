@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.store import save_figure
 from lit_depth.results.style import plain_axes
 
 if TYPE_CHECKING:
@@ -25,16 +24,12 @@ _LOOKS = {
 _LINEAR_RANGE = 20
 
 
-def write_token_figure(result: dict[str, Any], folder: str | Path) -> Path | None:
-    """Draw and save ``tokens_by_layer.png``; None where no distance is defined (prompts of one token)."""
-    if not any(_curves(result[group], metric) for group in ("averages", "spans") for metric in LABELS):
-        return None
-    path = Path(folder) / "tokens_by_layer.png"
-    save_figure(token_figure(result), path)
-    return path
+def has_distances(result: Mapping[str, Any]) -> bool:
+    """Whether any distance is defined; of prompts of one token none is."""
+    return any(_curves(result[group], metric) for group in ("averages", "spans") for metric in LABELS)
 
 
-def token_figure(result: dict[str, Any]) -> Figure:
+def token_figure(result: Mapping[str, Any]) -> Figure:
     """Mean ``Full`` distance of each block, left L2 and right cosine, one line per kind of token.
 
     Below, where spans were measured: the same with all tokens of a span hidden together.
@@ -58,7 +53,7 @@ def token_figure(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def _curves(averages: dict[str, Any], metric: str) -> dict[str, list[float]]:
+def _curves(averages: Mapping[str, Any], metric: str) -> dict[str, list[float]]:
     """Values by block of every kind that has some; NaN where undefined."""
     found = {}
     for kind, variants in averages.items():
@@ -68,7 +63,7 @@ def _curves(averages: dict[str, Any], metric: str) -> dict[str, list[float]]:
     return found
 
 
-def _draw(axes: Axes, averages: dict[str, Any], metric: str) -> None:
+def _draw(axes: Axes, averages: Mapping[str, Any], metric: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     plain_axes(axes)

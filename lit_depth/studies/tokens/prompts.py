@@ -18,6 +18,7 @@ from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.token_masking.distances import check_prompt
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import load_yaml
+from lit_depth.studies.tokens.arguments import TokensArguments
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,6 +34,27 @@ class Prompt(NamedTuple):
     image: Image | None  # upright RGB
     image_id: str | None  # file, or id in the task
     raw: bool = False
+
+
+def find_prompts(
+    arguments: TokensArguments, model: DepthModule, datamodule: DepthDataModule, options: dict[str, Any]
+) -> tuple[list[Prompt], list[BadSample]]:
+    """The prompts that the arguments ask for, and the questions of the task that cannot be analysed.
+
+    Args:
+        options: How they are analysed, as for `lit_depth.functional.token_masking`.
+
+    Raises:
+        ValueError: If a file or an image cannot be read, or no prompt is left.
+    """
+    if arguments.prompt is not None:
+        return [with_image("prompt", arguments.prompt, arguments.image)], []
+    if arguments.prompt_file is not None:
+        text = read_text("prompt_file", arguments.prompt_file)
+        return [with_image("prompt", text, arguments.image, raw=True)], []
+    if arguments.prompts is not None:
+        return read_prompts(arguments.prompts), []
+    return prompts_of_task(model, datamodule, options)
 
 
 def with_image(name: str, text: str, path: str | Path | None, raw: bool = False) -> Prompt:

@@ -7,50 +7,15 @@ from typing import Any
 
 import pytest
 
-from lit_depth.studies.search.figures import drop_figure, tree_figure, write_search_figures
-
-BASELINE = {"answer": "yes", "quality": 0.6, "difference": 0.3, "difference_ci": [0.2, 0.4], "beaten": True}
-
-
-def ablation(removed: tuple[int, ...], parents: list[tuple[int, ...]], score: float, dropped: bool = False) -> dict:
-    return {"removed": removed, "parents": parents, "score": score, "dropped_on": "accuracy" if dropped else None}
+from lit_depth.studies.search.figures import drop_figure, tree_figure
+from lit_depth.studies.search.report import report
+from lit_depth.studies.shared.publish import draw
+from tests.helpers.search_result import BASELINE, ablation, search_result
 
 
 @pytest.fixture
 def result() -> dict[str, Any]:
-    """Four blocks, a beam of two, two levels."""
-    singles = [ablation((i,), [()], 0.9 - 0.1 * i, dropped=i == 3) for i in range(4)]
-    pairs = [
-        ablation(pair, [(i,) for i in pair if i < 2], 0.8 - 0.1 * sum(pair))
-        for pair in itertools.combinations(range(4), 2)
-        if pair != (2, 3)
-    ]
-    levels = [
-        {"num_removed": 1, "ablations": singles, "beam": [(0,), (1,)]},
-        {"num_removed": 2, "ablations": pairs, "beam": [(0, 1), (0, 2)]},
-    ]
-    common = {"quality": 0.8, "drop_ci": [0.0, 0.2], "drop_simultaneous_ci": [-0.1, 0.3], "num_distinct_answers": 9}
-    reported = [
-        {"removed": (0,), "found_by": ["search", "greedy"], "drop": 0.1, **common},
-        {"removed": (1,), "found_by": ["beam 2"], "drop": 0.05, **common},
-        {"removed": (0, 1), "found_by": ["greedy"], "drop": 0.15, **common},
-        {"removed": (0, 2), "found_by": ["search"], "drop": 0.12, **common, "num_distinct_answers": 1},
-    ]
-    return {
-        "task": "shapes",
-        "metric": "ExactMatch",
-        "num_blocks": 4,
-        "units": ["0", "1", "2", "3"],
-        "beam_width": 2,
-        "rank_by": "accuracy",
-        "racing": True,
-        "exhaustive": False,
-        "confidence": 0.95,
-        "calibration": {"num_samples": 50, "full": {"score": 0.95}},
-        "report": {"num_samples": 40, "full": {"quality": 0.9}, "baseline": BASELINE},
-        "levels": levels,
-        "ablations": reported,
-    }
+    return search_result()
 
 
 def test_every_ablation_has_a_place_beside_its_best_parent(result):
@@ -95,14 +60,14 @@ def test_drops_stand_at_their_sizes(result):
 
 def test_both_figures_say_first_that_there_is_no_verdict(result):
     result["report"]["baseline"] = {**BASELINE, "beaten": False}
-    for draw in (tree_figure, drop_figure):
-        assert draw(result).axes[0].get_title(loc="left").startswith("No verdict")
+    for figure in (tree_figure, drop_figure):
+        assert figure(result).axes[0].get_title(loc="left").startswith("No verdict")
 
 
 def test_files_are_written_however_large_the_search(result, tmp_path):
     # exhaustive: only the best are drawn
     wide = [ablation((i, j), [(i,), (j,)], 0.5) for i, j in itertools.combinations(range(30), 2)]
     result["levels"][1]["ablations"] = [*result["levels"][1]["ablations"], *wide]
-    paths = write_search_figures(result, tmp_path)
-    assert [path.name for path in paths] == ["search_tree.png", "drop_vs_removed.png"]
-    assert all(path.stat().st_size > 5000 for path in paths)
+    paths = draw(report(result), tmp_path)
+    assert [path.name for path in paths.values()] == ["search_tree.png", "drop_vs_removed.png"]
+    assert all(path.stat().st_size > 5000 for path in paths.values())

@@ -20,7 +20,7 @@ from lit_depth.functional import run_token_masking, span_masking
 from lit_depth.functional.token_masking.prompt import encode_prompt
 from lit_depth.module import DepthModule
 from lit_depth.results.token_tables import COLUMNS, METRICS, read_token_masking
-from lit_depth.studies.tokens import command as study
+from lit_depth.studies.tokens import measurements as study
 from lit_depth.trainer import DepthTrainer
 from tests.helpers.commands import run
 
@@ -330,7 +330,7 @@ def files(tmp_path, picture):
         ({"prompt": "a", "num_output_tokens": 0}, "num_output_tokens of at least 1, got 0"),
         ({"num_samples": 0}, "num_samples of at least 1, got 0"),
         ({"prompt": "a", "prompt_file": "@empty.txt"}, "expected one of --prompt, --prompt_file"),
-        ({"prompt": "a", "num_samples": 2}, "given --prompt and --num_samples"),
+        ({"prompt": "a", "num_samples": 2}, "got --prompt and --num_samples"),
         ({"prompts": "@blank.yaml", "image": "@picture.png"}, "--image needs --prompt or --prompt_file"),
         ({"image": "@picture.png"}, "--image needs --prompt or --prompt_file"),
         ({"prompt": "a", "image": "@nowhere.png"}, "does not exist"),
@@ -401,7 +401,7 @@ def test_wrong_flags_are_named_without_the_whole_usage(checkpoint, capsys, argum
     [
         (["--prompt", ""], "expected a prompt with text, got an empty one"),
         (["--prompt", "a", "--image", "nowhere.png"], "does not exist"),
-        (["--prompt-file", __file__, "--prompt", "a"], "given --prompt and --prompt_file"),
+        (["--prompt-file", __file__, "--prompt", "a"], "got --prompt and --prompt_file"),
         (["--device", "cuda:99"], "device: expected cpu, cuda or cuda:1"),
         (["--data.tasks", "shapes_vqa", "text_vqa"], "questions from one task"),
         (["--trainer.accelerator", "cpu", "--trainer.devices", "2"], "by one process, got 2"),

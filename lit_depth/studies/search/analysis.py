@@ -1,0 +1,109 @@
+"""From what a search found, and its scores on the report split, to the content of ``search.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lit_depth.functional import Ablation, MaskSet, SearchLevel, SearchResult, ablation_masks
+from lit_depth.functional.masks import full_id
+from lit_depth.functional.search.ablations import Removed
+from lit_depth.studies.search.finders import Baselines
+from lit_depth.studies.shared.block_ranks import describe_full
+from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.scores import Scores, family_entry
+
+
+def to_report(
+    found: SearchResult, baselines: Baselines, num_units: int, keep: Sequence[int], beam_width: int
+) -> dict[Removed, list[str]]:
+    """Ablations to evaluate on the report split, smaller ones first, and who found each; the full model is ``()``."""
+    reported: dict[Removed, list[str]] = {(): ["full"]}
+    for level in found.levels:
+        for place, removed in enumerate(level.beam[:beam_width]):
+            reported.setdefault(removed, []).append("search" if place == 0 else f"beam {place + 1}")
+    for name, ablations in baselines.items():
+        for ablation in ablations:
+            if ablation is not None:
+                reported.setdefault(ablation.removed, []).append(name.replace("_", " "))
+    for unit in set(range(num_units)) - set(keep):  # what interactions are measured against
+        reported.setdefault((unit,), [])
+    return dict(sorted(reported.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def describe_ablation(ablation: Ablation | None) -> dict[str, Any] | None:
+    """An ablation by its scores on the calibration split; None stays None."""
+    if ablation is None:
+        return None
+    entry = ablation._asdict()
+    return {key: entry[key] for key in ("removed", "score", "accuracy", "reference_logprob", "num_samples")}
+
+
+def describe_level(level: SearchLevel, beam_width: int) -> dict[str, Any]:
+    """What the search found at one number of removed units."""
+    entry = level._asdict()
+    return {
+        "num_removed": len(level.best.removed),
+        "ablations": [ablation._asdict() for ablation in level.ablations],
+        # of an exhaustive search, whose beam holds everything, as many as of any other
+        "beam": list(level.beam[:beam_width]),
+        **{key: entry[key] for key in ("tied", "settled", "evaluations", "saved")},
+    }
+
+
+def describe_report(
+    scores: Scores, bad_samples: Mapping[str, str], num_units: int, confidence: float
+) -> dict[str, Any]:
+    """The report split: its samples, the full model, and the best constant answer."""
+    return {
+        "split": "validation",
+        "num_samples": len(scores.images),
+        "num_images": len(set(scores.images)),
+        "num_bad_samples": len(bad_samples),
+        "bad_samples": bad_samples,
+        "full": describe_full(scores, num_units, confidence),
+        "baseline": describe_baseline(scores, full_id(num_units), confidence),
+    }
+
+
+def describe_ablations(
+    reported: Mapping[Removed, list[str]], scores: Scores, num_units: int, confidence: float
+) -> list[dict[str, Any]]:
+    """Quality, drop and interaction of every ablation, each difference taken sample by sample.
+
+    All drops are one family, and all interactions another.
+    """
+    removed = [each for each in reported if each]
+    names = MaskSet.of(ablation_masks(num_units, removed)).ids
+    quality = scores.rows(names)
+    drop = scores.rows([full_id(num_units)]) - quality
+    single = {each[0]: row for each, row in zip(removed, drop) if len(each) == 1}
+    extra = np.stack([row - sum(single[unit] for unit in each) for each, row in zip(removed, drop)])
+    joint = [index for index, each in enumerate(removed) if len(each) > 1]
+    # full - each - (a drop per part): as many differences as parts
+    terms = [len(removed[index]) for index in joint]
+    interactions = dict(zip(joint, scores.compare(extra[joint], confidence, terms=terms))) if joint else {}
+    nothing = dict.fromkeys(("interaction", "interaction_ci", "interaction_simultaneous_ci"))
+    entries = []
+    for index, (interval, found) in enumerate(
+        zip(scores.mean_intervals(quality, confidence), scores.compare(drop, confidence))
+    ):
+        name, interaction = names[index], interactions.get(index)
+        entries.append(
+            {
+                "removed": removed[index],
+                "mask_id": name,
+                "found_by": reported[removed[index]],
+                "quality": interval.estimate,
+                "quality_ci": [interval.low, interval.high],
+                "num_distinct_answers": scores.distinct_answers(name),
+                **family_entry(found, "drop"),
+                "drop_p_holm": found.p_holm,
+                **(family_entry(interaction, "interaction") if interaction else nothing),
+                "interaction_p_holm": interaction and interaction.p_holm,
+                "reference_logprob": scores.mean_logprob([name]),
+            }
+        )
+    return entries

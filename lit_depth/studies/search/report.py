@@ -1,0 +1,157 @@
+"""What ``lit-depth search`` tells of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.table import Cell, format_interval, format_p_value
+from lit_depth.results.verdicts import (
+    LEGEND,
+    SIMULTANEOUS,
+    WITHHELD,
+    describe_constant,
+    mark,
+    refusal,
+    verdict_scalars,
+)
+from lit_depth.studies.search.figures import ablation_label, drop_figure, tree_figure
+
+HEADERS = (
+    *("removed", "which", "drop", "interval", "p (Holm)"),
+    *("interaction", "interval", "p (Holm)", "found by"),
+)
+LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
+_DIFFERENCES = tuple(
+    f"{difference}{part}"
+    for difference in ("drop", "interaction")
+    for part in ("", "_ci_low", "_ci_high", "_simultaneous_ci_low", "_simultaneous_ci_high", "_p_holm")
+)
+COLUMNS = ("removed", "num_removed", "found_by", "quality", *_DIFFERENCES)
+_MOST_TIES = 6  # named in the table
+
+
+def report(result: Mapping[str, Any]) -> Report:
+    """The report of the content of ``search.json``."""
+    figures = {"search_tree": partial(tree_figure, result), "drop_vs_removed": partial(drop_figure, result)}
+    refused = refusal(result["report"], result["task"])
+    return Report(
+        title=f"Blocks to remove together, {result['task']}",
+        headline="\n\n".join([*([refused] if refused else []), _headline(result)]),
+        sections=[
+            Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=list(figures)),
+            Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
+            *_all_ties(result),
+        ],
+        kind="search",
+        figures=figures,
+        tables={"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])},
+        scalars=_scalars(result),
+        metadata={"rank_by": result["rank_by"]},
+    )
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    calibration, reported = result["calibration"], result["report"]
+    full = reported["full"]
+    kind = "Every combination" if result["exhaustive"] else f"A beam of {result['beam_width']}"
+    trained = " Released checkpoints were trained on these very questions." if result["in_training_mixture"] else ""
+    return (
+        f"{kind} on {calibration['num_samples']} calibration samples of {result['task']}, ranked by "
+        f"{result['rank_by']}; {result['metric']} on {reported['num_samples']} validation samples of "
+        f"{reported['num_images']} images ({reported['num_bad_samples']} bad), {result['confidence']:.0%} "
+        f"{SIMULTANEOUS} by image, over all drops and over all interactions. Full model {full['quality']:.3f} "
+        f"{format_interval(full['quality_ci'], sign='')}.{describe_constant(reported)} Interaction: the drop beyond "
+        f"the sum of the drops of its parts alone.{trained} {LEGEND}"
+    )
+
+
+def _rows(result: Mapping[str, Any]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for entry in result["ablations"]:
+        if entry["found_by"]:
+            drop, *rest = _difference(entry, "drop")
+            sign = mark(entry["quality"], entry["num_distinct_answers"], result["report"]["baseline"])
+            label, found_by = ablation_label(entry["removed"], result["units"]), ", ".join(entry["found_by"])
+            extra = _difference(entry, "interaction")
+            rows.append([len(entry["removed"]), label, f"{drop}{sign}", *rest, *extra, found_by])
+    return rows
+
+
+def _difference(entry: Mapping[str, Any], key: str) -> list[str | None]:
+    """A difference, its simultaneous interval, and the p-value that goes with it."""
+    if entry[key] is None:
+        return [None] * 3
+    interval = format_interval(entry[f"{key}_simultaneous_ci"])
+    return [f"{entry[key]:+.3f}", interval, format_p_value(entry[f"{key}_p_holm"])]
+
+
+def _ties(result: Mapping[str, Any], level: Mapping[str, Any]) -> list[str]:
+    """Ablations tied with the best of their size."""
+    return [ablation_label(removed, result["units"]) for removed in level["tied"][1:]]
+
+
+def _level_rows(result: Mapping[str, Any]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = []
+    for level in result["levels"]:
+        dropped = sum(ablation["dropped_on"] is not None for ablation in level["ablations"])
+        tied = _ties(result, level)
+        more = f" and {len(tied) - _MOST_TIES} more" if len(tied) > _MOST_TIES else ""
+        settled, shown = "yes" if level["settled"] else "no", ", ".join(tied[:_MOST_TIES]) + more or "none"
+        if refusal(result["report"]) is not None:
+            settled = shown = WITHHELD
+        numbers = level["num_removed"], len(level["ablations"]), dropped
+        rows.append([*numbers, settled, level["evaluations"], level["saved"], shown])
+    return rows
+
+
+def _all_ties(result: Mapping[str, Any]) -> list[Section]:
+    """Where the table could not name every tie: all of them, on the page."""
+    if refusal(result["report"]) is not None:
+        return []
+    lines = [
+        f"{level['num_removed']} removed: {', '.join(_ties(result, level))}"
+        for level in result["levels"]
+        if len(level["tied"]) - 1 > _MOST_TIES
+    ]
+    return [Section("All that are tied with the best", "\n\n".join(lines), printed=False)] if lines else []
+
+
+def _costs(result: Mapping[str, Any]) -> str:
+    totals = result["totals"]
+    asked, saved = totals["evaluations"], totals["saved"]
+    how = f"racing saved {saved} ({saved / (asked + saved):.0%})" if result["racing"] else "no racing"
+    return (
+        f"{asked} evaluations (mask and sample) on the calibration split, {how}; {totals['block_forwards']} block "
+        f"forwards on a prompt, {totals['sequential_block_forwards']} without sharing. Tied with the best: not proven "
+        f"worse than another ablation of that size; with {1 - result['delta']:.0%} confidence for all sizes together, "
+        "the truly best of those looked at is among them. Dropped early: would hardly have ended as the best, by more "
+        f"than {result['epsilon']:g}."
+    )
+
+
+def _unit_list(result: Mapping[str, Any], removed: Sequence[int]) -> str:
+    return " ".join(result["units"][unit] for unit in removed)
+
+
+def _ablation_row(result: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Cell]:
+    numbers: list[Cell] = []
+    for key in ("drop", "interaction"):
+        limits = (entry[f"{key}{kind}"] or (None, None) for kind in ("_ci", "_simultaneous_ci"))
+        numbers += [entry[key], *(end for pair in limits for end in pair), entry[f"{key}_p_holm"]]
+    removed = entry["removed"]
+    return [_unit_list(result, removed), len(removed), ", ".join(entry["found_by"]), entry["quality"], *numbers]
+
+
+def _scalars(result: Mapping[str, Any]) -> dict[str, Any]:
+    scalars = verdict_scalars([(result["task"], "", result["report"])])
+    for entry in result["ablations"]:
+        if "search" in entry["found_by"]:
+            size = len(entry["removed"])
+            scalars |= {
+                f"search/removed_{size}": _unit_list(result, entry["removed"]),
+                f"search/drop_{size}": entry["drop"],
+            }
+    return scalars | {f"search/{key}": result["totals"][key] for key in ("evaluations", "saved")}

@@ -1,0 +1,88 @@
+"""What ``lit-depth tokens`` measures, prompt by prompt; what the run's folder holds already is not measured again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lit_depth.functional.token_masking.distances import span_masking, token_masking
+from lit_depth.functional.token_masking.prompt import name_tokens
+from lit_depth.module import DepthModule
+from lit_depth.results.store import read_of_run, write_of_run, write_parquet
+from lit_depth.results.token_tables import read_token_masking
+from lit_depth.studies.tokens.analysis import Measured
+from lit_depth.studies.tokens.prompts import Prompt
+
+
+def find_device(name: str | None, trainer: Trainer) -> torch.device:
+    if name is None:
+        return trainer.strategy.root_device
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device: expected cpu, cuda or cuda:1 as there is one here, given {name!r} ({reason})"
+        ) from error
+    return device
+
+
+def spans_of(kinds: Sequence[str]) -> dict[str, list[int]]:
+    """Positions of the image as a whole and of the text as a whole; the start and the final token belong to neither.
+
+    >>> spans_of(["start", "vision", "vision", "text", "text"])
+    {'image': [1, 2], 'text': [3]}
+    """
+    positions = {
+        span: [position for position, each in enumerate(kinds[:-1]) if each == kind]
+        for span, kind in (("image", "vision"), ("text", "text"))
+    }
+    return {span: found for span, found in positions.items() if found}
+
+
+def measure(
+    model: DepthModule,
+    prompts: Sequence[Prompt],
+    inputs: Sequence[dict[str, Tensor]],
+    kinds: Sequence[list[str]],
+    spans: bool,
+    options: dict[str, Any],
+    device: torch.device,
+    folder: Path,
+) -> list[Measured]:
+    """Tables of every prompt; what the folder holds already is not measured again."""
+    found = []
+    with tqdm(total=len(prompts), desc="tokens", unit="prompt", file=sys.stderr) as progress:
+        for index, (prompt, mine, of_prompt) in enumerate(zip(prompts, inputs, kinds)):
+            generated, rows, whole = (folder / f"{index:04d}{end}" for end in (".json", ".parquet", "_spans.parquet"))
+            wanted = spans_of(of_prompt) if spans else {}
+            if not generated.is_file():
+                model.to(device)
+                on_device = {name: value.to(device) for name, value in mine.items()}
+                frame = name_tokens(token_masking(model.model, on_device, **options), model.processor)
+                write_parquet(rows, frame)
+                if wanted:
+                    write_parquet(whole, span_masking(model.model, on_device, wanted, **options))
+                # last: whoever sees it may rely on the tables
+                write_of_run(generated, {**frame.attrs, "device": str(device)})
+            run = read_of_run(generated, generated_text=str, device=str)
+            try:
+                table, frame = pd.read_parquet(whole) if wanted else None, read_token_masking(rows)
+            except (ValueError, OSError) as error:
+                raise ValueError(
+                    f"a table beside {generated} is damaged ({error}): delete the run's folder to start over, or give "
+                    "another --name"
+                ) from error
+            found.append(Measured(prompt, of_prompt, frame, table, run["generated_text"], run["device"]))
+            progress.update()
+    model.cpu()
+    return found

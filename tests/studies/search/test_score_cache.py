@@ -1,0 +1,40 @@
+"""A score is asked for once, whoever asks again."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from lit_depth.functional import ablation_masks, mask_id
+from lit_depth.metrics import ExactMatch
+from lit_depth.studies.search.score_cache import ScoreCache
+from tests.helpers.simulated_search import Simulated, data, removed_by, simulated
+
+
+@pytest.fixture(scope="module")
+def module(checkpoint) -> Simulated:
+    return Simulated(str(checkpoint))
+
+
+def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
+    """Each asks for the scores that are missing, whatever the number of processes."""
+    asked = []
+
+    def sweep_samples(trainer, model, datamodule, split, masks, records, description, max_bad_samples, positions):
+        asked.append((records.name, list(positions)))
+        names = [datamodule.eval_dataset(split).recorded_ids()[p] for p in positions]
+        rows = [(mask_id(m), s, i, *simulated(s, removed_by(m))) for m in masks for s, i in names]
+        frame = pd.DataFrame(rows, columns=["mask", "sample", "image", "score", "reference_logprob"])
+        return type("Sweep", (), {"records": frame, "bad_samples": {}, "metric": ExactMatch})
+
+    monkeypatch.setattr("lit_depth.studies.search.score_cache.sweep_samples", sweep_samples)
+    trainer = type("Trainer", (), {"world_size": 3})
+    cache = ScoreCache(trainer, module, data(module, calibration_samples=10), "calibration", tmp_path, 0.01)
+    masks = ablation_masks(16, [(1,), (2,), (3,)])
+    first = cache(masks[:2], [4, 9])
+    again = cache(masks, [0, 9, 4])
+    assert asked == [("round_0001", [4, 9]), ("round_0002", [0]), ("round_0003", [0, 9, 4])]
+    assert first.accuracy.tolist() == again.accuracy[:2, [2, 1]].tolist()
+    assert cache.evaluations == 2 * 2 + 2 * 1 + 1 * 3
+    assert cache(masks, [4, 0]).reference_logprob.tolist() == again.reference_logprob[:, [2, 0]].tolist()
+    assert len(asked) == 3
