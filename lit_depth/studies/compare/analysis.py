@@ -15,7 +15,7 @@ from lit_depth.studies.compare.answers import answer_questions, withhold
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.importance_scores import Measured
 from lit_depth.studies.shared.mask_grid import PlannedMask
-from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
+from lit_depth.studies.shared.scores import Scores, family_entry, no_difference
 
 
 def describe(
@@ -131,14 +131,12 @@ def describe_masks(
 def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float) -> list[dict[str, Any]]:
     """Quality of each row, and its drop from the first, which is the full model's; the others are one family."""
     drops = rows[0] - rows
-    # that the full model loses nothing against itself is a definition, not a test
     family = [None, *(scores.compare(drops[1:], confidence) if len(rows) > 1 else ())]
-    own = scores.intervals(drops[:1], confidence)
     return [
         {
             "quality": quality.estimate,
             "quality_ci": [quality.low, quality.high],
-            **(family_entry(found, "drop") if found else interval_entry(own[0], "drop")),
+            **(family_entry(found, "drop") if found else no_difference("drop")),
             "drop_p_holm": found and found.p_holm,
         }
         for quality, found in zip(scores.mean_intervals(rows, confidence), family)

@@ -37,7 +37,7 @@ from lit_depth.studies.shared.block_ranks import describe_full, drops
 from lit_depth.studies.shared.checks import check_whole_blocks
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
-from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
+from lit_depth.studies.shared.scores import Scores, family_entry, no_difference
 
 # method -> measure of `Scores`; the first is what all others are held against
 DROPS = {"accuracy_drop": "quality", "reference_logprob_drop": "reference_logprob"}
@@ -136,7 +136,7 @@ def compare_methods(
         entry["masks"] = masks_of_method
         if baseline and not baseline["beaten"]:
             for each in masks_of_method:
-                each["verdict"] = WITHHELD
+                each["verdict"] = "same mask" if each["p_holm"] is None else WITHHELD
     return {
         "num_active_blocks": sizes,
         "confidence": confidence,
@@ -211,7 +211,6 @@ def _describe_masks(
     # a mask that several methods choose is one test, and the accuracy drop's own is none
     names = [name for name in masks if name not in ids["accuracy_drop"]]
     tests = dict(zip(names, scores.compare(np.stack([masks[name] for name in names]), confidence))) if names else {}
-    (same,) = scores.intervals(np.zeros_like(baseline[:1]), confidence)
     result = []
     for each in ids.values():
         values = scores.rows(each)
@@ -226,7 +225,7 @@ def _describe_masks(
                     "quality": quality[index].estimate,
                     "quality_ci": [quality[index].low, quality[index].high],
                     "num_distinct_answers": scores.distinct_answers(name),
-                    **(family_entry(found, "difference") if found else interval_entry(same, "difference")),
+                    **(family_entry(found, "difference") if found else no_difference("difference")),
                     "p_value": found and found.p_value,
                     "p_holm": found and found.p_holm,
                     "verdict": _verdict(found, confidence),

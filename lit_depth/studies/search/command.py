@@ -76,6 +76,7 @@ def search(
     from lit_depth.functional import ablation_masks, from_indices
     from lit_depth.results.store import write_parquet
     from lit_depth.results.unit_names import unit_names
+    from lit_depth.results.verdicts import refusal
     from lit_depth.studies.search import analysis
     from lit_depth.studies.search.arguments import SearchArguments, check_task
     from lit_depth.studies.search.finders import run_baselines, run_search
@@ -119,7 +120,7 @@ def search(
         scores, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
         if not trainer.is_global_zero:
             return {}
-        result = {
+        result: dict[str, Any] = {
             "command": "search",
             "task": task.name,
             "metric": task.metric,
@@ -144,6 +145,8 @@ def search(
                 "evaluations_with_baselines": cache.evaluations,
             },
         }
+        if refusal(result["report"]):
+            result["levels"] = [level | {"tied": None, "settled": None} for level in result["levels"]]
         assert sweep.records is not None
         write_parquet(folder / "records.parquet", sweep.records.assign(task=task.name))
         publish(trainer, report(result), folder, RESULT, result, identity)

@@ -90,7 +90,7 @@ def _difference(entry: Mapping[str, Any], key: str) -> list[str | None]:
 
 def _ties(result: Mapping[str, Any], level: Mapping[str, Any]) -> list[str]:
     """Ablations tied with the best of their size."""
-    return [ablation_label(removed, result["units"]) for removed in level["tied"][1:]]
+    return [ablation_label(removed, result["units"]) for removed in (level["tied"] or ())[1:]]
 
 
 def _level_rows(result: Mapping[str, Any]) -> list[list[Cell]]:

@@ -10,7 +10,7 @@ from typing import Any
 from lit_depth.functional.latency.budget import TOLERANCES
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
-from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, describe_constant, mark, refusal, verdict_scalars
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
 from lit_depth.studies.select.figures import selection_figure
 
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
@@ -38,6 +38,7 @@ def report(result: Mapping[str, Any]) -> Report:
 
 def _rows(result: Mapping[str, Any]) -> list[list[Cell]]:
     rows: list[list[Cell]] = []
+    refused = refusal(result) is not None
     for entry in result["candidates"]:
         times, chosen_by, expected = entry["latency_ms"], entry["chosen_by"], entry["expected"]
         shown = expected or chosen_by
@@ -50,7 +51,7 @@ def _rows(result: Mapping[str, Any]) -> list[list[Cell]]:
                 _quality(chosen_by, result),
                 _quality(expected, result),
                 format_interval(shown["quality_ci"], sign="") if shown else None,
-                "yes" if entry["mask_id"] in result["frontier"] else "",
+                WITHHELD if refused else "yes" if entry["mask_id"] in result["frontier"] else "",
             ]
         )
     return rows
@@ -136,7 +137,7 @@ def _expectation(result: Mapping[str, Any], selected: Mapping[str, Any]) -> str:
     )
     return (
         f"Expected {result['metric']} {shown['quality']:.3f} {format_interval(shown['quality_ci'], sign='')}, drop "
-        f"from the full model {shown['drop']:+.3f} {format_interval(_drop_limits(shown))} ({SIMULTANEOUS}), {where}."
+        f"from the full model {shown['drop']:+.3f} {format_interval(_drop_limits(shown))}, {where}; drops have {SIMULTANEOUS}."
     )
 
 
