@@ -137,7 +137,8 @@ def _expectation(result: Mapping[str, Any], selected: Mapping[str, Any]) -> str:
     )
     return (
         f"Expected {result['metric']} {shown['quality']:.3f} {format_interval(shown['quality_ci'], sign='')}, drop "
-        f"from the full model {shown['drop']:+.3f} {format_interval(_drop_limits(shown))}, {where}; drops have {SIMULTANEOUS}."
+        f"from the full model {shown['drop']:+.3f} {format_interval(_drop_limits(shown))}, {where}; drops have "
+        f"{SIMULTANEOUS}."
     )
 
 
