@@ -7,20 +7,15 @@ from lit_depth import interrupts
 
 def main() -> None:
     """Run one command. Signals are taken care of first: importing the rest takes seconds."""
-    try:
-        with interrupts.guarded():
-            if sys.argv[1:] in ([], ["-h"], ["--help"]):
-                from lit_depth.commands import overview
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
+        from lit_depth.commands import overview
 
-                print(overview())
-                return
-            from lit_depth.cli import main as run
+        print(overview())
+        return
+    with interrupts.guarded(resumable=interrupts.continues(sys.argv[1:]), exits=True):
+        from lit_depth.cli import main as run
 
-            run()
-    except SystemExit as stop:
-        if stop.code == interrupts.TERMINATED:
-            interrupts.end_now()
-        raise
+        run()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import math
 import numbers
 import operator
 import types
@@ -208,7 +209,7 @@ def shorten(value: Any, length: int = 60) -> str:
 
 
 def check_least(least: float, **values: float | None) -> None:
-    """Raise ValueError for a value below ``least``, or one that is no number at all; None stands for a default.
+    """Raise ValueError for a value below ``least``, or one that is no finite number; None stands for a default.
 
     >>> check_least(1, max_rows=0)
     Traceback (most recent call last):
@@ -216,8 +217,9 @@ def check_least(least: float, **values: float | None) -> None:
     ValueError: expected max_rows of at least 1, got 0
     """
     for name, value in values.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"expected {name} of at least {least}, got {shorten(value)}")
+        if value is not None and not least <= value < math.inf:
+            kind = "a finite " if value == math.inf else ""
+            raise ValueError(f"expected {kind}{name} of at least {least}, got {shorten(value)}")
 
 
 def check_range(low: float, high: float, **values: float | None) -> None:
@@ -285,3 +287,28 @@ def prompt_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tens
         )
     check_token_ids(model, input_ids=ids)
     return {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+
+
+def check_goes_on(inputs: Mapping[str, Tensor], max_new_tokens: int = 0, context: int | None = None) -> None:
+    """Check that tokens can follow every prompt: they are padded on the left, and within the model's context.
+
+    Args:
+        inputs: As `prompt_inputs` returns them.
+        max_new_tokens: How many tokens are to follow.
+        context: Tokens that the model was made for; None = any number.
+
+    Raises:
+        ValueError: Padding on the right or between tokens, a row without a token, or too long a sequence.
+    """
+    real = inputs["attention_mask"] != 0
+    wrong = ~real[:, -1] | (real[:, :-1] & ~real[:, 1:]).any(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        what = "a hole" if real[row, -1] else "padding on the right" if real[row].any() else "no token"
+        raise ValueError(f"expected prompts padded on the left alone, got {what} in row {row} of the attention_mask")
+    longest = int(real.sum(1).max())
+    if context is not None and max_new_tokens and longest + max_new_tokens > context:
+        raise ValueError(
+            f"expected at most {context} tokens (the model's context), got a prompt of {longest} and "
+            f"{max_new_tokens} to generate"
+        )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_depth.functional.arguments import (
     MAX_TOKENS,
+    check_goes_on,
     check_least,
     check_range,
     check_token_ids,
@@ -36,7 +37,7 @@ from lit_depth.functional.engine.drivers import TrieDriver, driven
 from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import check_answers
-from lit_depth.functional.masking.blocks import find_blocks
+from lit_depth.functional.masking.blocks import context_length, find_blocks
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masking.support import check_drivable
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
@@ -151,7 +152,8 @@ def sweep_generate(
         Long ``[masks, batch, max_new_tokens]``, on the CPU.
 
     Raises:
-        ValueError: If a mask is malformed, the model's blocks cannot be skipped, or it has no ``generate``.
+        ValueError: If a mask is malformed, the model's blocks cannot be skipped, or it has no ``generate``; if a
+            prompt is not padded on the left alone, or is too long for the model's context with what is to follow.
     """
     check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
     return answer_masks(
@@ -208,6 +210,7 @@ def answer_masks(
     masks = MaskSet.of(masks, units_of(len(module_list), granularity), granularity)
     inputs = prompt_inputs(model, inputs)
     check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    check_goes_on(inputs, max_new_tokens, context_length(model))
     check_least(1, max_rows=max_rows)
     check_token_ids(model, pad_token_id=pad_token_id)
     if answer_ids is not None:
@@ -252,12 +255,13 @@ def generate(
     A model that the engine cannot drive is answered one mask after another, with one warning.
 
     Raises:
-        ValueError: If the masks are malformed, or the model's blocks cannot be skipped.
+        ValueError: As for `sweep_generate`, or unless there is one mask per request.
     """
     module_list = find_blocks(model, blocks)
     masks = MaskSet.of(masks, len(module_list), "block")
     inputs = prompt_inputs(model, inputs)
     check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    check_goes_on(inputs, max_new_tokens, context_length(model))
     check_token_ids(model, pad_token_id=pad_token_id)
     batch = len(inputs["input_ids"])
     if len(masks) != batch:

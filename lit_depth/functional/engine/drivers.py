@@ -215,7 +215,7 @@ def _check_shape(hidden_states: Tensor, expected: tuple[int, int] | None) -> Non
     if expected is not None and found != expected:
         # an image, or a soft prompt, that the model puts in front of the tokens
         raise CannotDriveError(
-            f"its blocks see {found[0]} rows of {found[1]} tokens, given {expected[0]} of {expected[1]}"
+            f"its blocks see {found[0]} rows of {found[1]} tokens, got {expected[0]} of {expected[1]}"
         )
 
 

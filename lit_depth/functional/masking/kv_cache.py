@@ -70,7 +70,8 @@ def claim_layers(cache: Cache, owned: Sequence[bool]) -> None:
     Nothing happens when the cache already has this pattern. All checks come before the first change.
 
     Raises:
-        ValueError: the cache holds tokens written under another pattern, or it is of a kind or size that does not fit.
+        ValueError: the cache holds tokens written under another pattern, or it is of a kind or size that does not fit;
+            or no layer of keys and values is left, which are what tells the length of a sequence.
     """
     check_size(cache, len(owned))
     layers = cache.layers
@@ -86,6 +87,7 @@ def claim_layers(cache: Cache, owned: Sequence[bool]) -> None:
         raise ValueError(
             f"this KV cache was filled without skipping blocks {missing}, which the mask skips; make a new cache"
         )
+    check_length_is_told(layers, missing)
     placeholder = SkippedLayer()  # it holds nothing; torch.compile checks one object before every forward, not many
     for block_idx in missing:
         layers[block_idx] = placeholder
@@ -94,12 +96,26 @@ def claim_layers(cache: Cache, owned: Sequence[bool]) -> None:
 def check_size(cache: Cache, num_blocks: int) -> None:
     if isinstance(cache, EncoderDecoderCache):
         raise ValueError("expected the cache of a decoder-only model, got an EncoderDecoderCache")
+    if type(cache).__len__ is not Cache.__len__:
+        raise ValueError(f"cannot skip blocks with a {type(cache).__name__}: it keeps states beside its layers")
     layers = cache.layers
     if cache.layer_class_to_replicate is not None:
         # a cache that grows on first use: let it grow now, so that every block finds its own layer
         layers.extend(cache.layer_class_to_replicate() for _ in range(num_blocks - len(layers)))
     if len(layers) < num_blocks:
         raise ValueError(f"expected a KV cache with a layer for each of {num_blocks} blocks, got {len(layers)}")
+
+
+def check_length_is_told(layers: Sequence[CacheLayer], skipped: Sequence[int]) -> None:
+    """Raise ValueError where only recurrent states would be left of a cache that has keys and values."""
+    lost = [block_idx for block_idx in skipped if isinstance(layers[block_idx], CacheLayerMixin)]
+    left = [layer for block_idx, layer in enumerate(layers) if block_idx not in skipped]
+    is_told = any(isinstance(layer, CacheLayerMixin) for layer in left)
+    if lost and not is_told and any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in left):
+        raise ValueError(
+            f"expected at least one active block with attention, got a mask that skips all of them: {lost}; "
+            "the others keep recurrent states, which do not tell the length of a sequence"
+        )
 
 
 def refuse_placeholders(layers: Sequence[CacheLayer], owned: Sequence[bool]) -> None:

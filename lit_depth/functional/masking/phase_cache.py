@@ -12,6 +12,7 @@ from lit_depth.functional.masking.kv_cache import (
     Claim,
     Placeholder,
     SkippedLayer,
+    check_length_is_told,
     check_size,
     is_filled,
     refuse_placeholders,
@@ -145,6 +146,7 @@ class DecodeClaim(PhaseClaim):
         else:
             restored = [layer.layer if isinstance(layer, RetiredLayer) else layer for layer in layers]
             refuse_placeholders(restored, [True] * len(self.active))
+            check_length_is_told(restored, self.skipped)
             layers[:] = restored
             cache._lit_depth_claim = None  # type: ignore[attr-defined]
 
@@ -168,6 +170,7 @@ class PrefillClaim(PhaseClaim):
                         f"block {block_idx} cannot decode without the prompt: expected a cache layer for keys and "
                         f"values, got {type(layer).__name__}; make a new cache, or skip the block in decode too"
                     )
+            check_length_is_told(layers, self.skipped)
             for block_idx in self.skipped:
                 layer = layers[block_idx]
                 if isinstance(layer, DecodedLayer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lit_depth.functional.arguments import check_range
 from lit_depth.module import DepthModule
 
 
@@ -14,8 +15,6 @@ def check_whole_blocks(model: DepthModule, command: str) -> None:
 
 
 def check_shares(confidence: float, max_bad_samples: float) -> None:
-    """Raise ValueError for shares that are none."""
-    if not 0 < confidence < 1 or not 0 <= max_bad_samples <= 1:
-        raise ValueError(
-            f"confidence and max_bad_samples must lie between 0 and 1, got {confidence} and {max_bad_samples}"
-        )
+    """Raise ValueError for shares that are none, or a confidence that no interval is told with."""
+    check_range(0.5, 0.9999, confidence=confidence)
+    check_range(0, 1, max_bad_samples=max_bad_samples)

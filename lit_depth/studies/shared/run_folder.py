@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lit_depth.callbacks import BlockMask
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
 from lit_depth.results.store import (
@@ -53,6 +54,10 @@ def open_run(
             cannot be written to; or if the trainer would convert the weights.
     """
     check_name(name)
+    if any(isinstance(callback, BlockMask) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{command} chooses the blocks of every answer itself: leave the BlockMask out of --trainer.callbacks"
+        )
     limit = trainer.limit_predict_batches
     if isinstance(limit, int) or limit != 1.0:  # 1.0 is the share of all batches; a number of them is an integer
         raise ValueError(
