@@ -146,7 +146,6 @@ def test_a_circle_is_found_also_inside_a_function():
     assert circles(graph) == [["a", "b", "c"]]
 
 
-@pytest.mark.xfail(strict=True, reason="26 modules lack one, most of studies")
 def test_every_module_is_mirrored_by_a_test():
     missing = {path: place for path in SOURCES if (place := mirror(path)) and not (ROOT / place).is_file()}
     assert missing == {}

@@ -1,4 +1,4 @@
-"""Exact match and prediction cleaning, against the reference vectors and by symmetry."""
+"""Exact match, against the reference vectors and by symmetry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_depth.metrics import ExactMatch, clean_prediction, exact_match
+from lit_depth.metrics import ExactMatch, exact_match
 
 answers = st.text(alphabet="aAbB1. ßé", max_size=6)
 
@@ -17,11 +17,6 @@ def test_exact_match_equals_reference_vectors(vectors) -> None:
     for vector in vectors("exact_match"):
         expected = vector["scores"]["lmms_exact_match(ignore_case,ignore_punct)"]
         assert exact_match(vector["prediction"], vector["references"]) == expected, vector["id"]
-
-
-def test_cleaning_equals_reference_vectors(vectors) -> None:
-    for vector in vectors("prediction_cleaning"):
-        assert clean_prediction(vector["decoded"]) == vector["allenai_VqaEval"], vector["id"]
 
 
 @pytest.mark.parametrize(
@@ -90,29 +85,3 @@ def test_metric_forward_reset_and_pickle() -> None:
 def test_metric_refuses_unpaired_batches() -> None:
     with pytest.raises(ValueError, match="got 2 predictions and 1 lists"):
         ExactMatch().update(["a", "b"], [["a"]])
-
-
-# --- cleaning
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", ""),
-        ("b\na\na", "a"),
-        ("b\na\na\nb", "b"),
-        ("a  b\n a b\nc", "a b"),
-        ("I think.\nAnswer: 42\n", "42"),
-        ("Answer: a\nb", "a\nb"),
-        ("answer: a", "answer: a"),
-    ],
-)
-def test_cleaning(text: str, expected: str) -> None:
-    assert clean_prediction(text) == expected
-
-
-@given(st.lists(st.text(alphabet="ab \t", max_size=4), min_size=1, max_size=6))
-def test_cleaning_keeps_one_of_the_lines(lines: list[str]) -> None:
-    cleaned = clean_prediction("\n".join(lines))
-    assert cleaned in [" ".join(line.split()) for line in lines]
-    assert clean_prediction(cleaned) == cleaned

@@ -13,13 +13,9 @@ from types import SimpleNamespace
 
 import datasets
 import pytest
-import torch
 
 from lit_depth.data import DepthDataModule
 from lit_depth.data.datamodule import BatchShards
-from lit_depth.data.tasks.shapes_vqa import ShapesVQA
-from lit_depth.module import DepthModule
-from lit_depth.studies.shared.batch_size import find_batch_size
 from tests.helpers.commands import run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -191,21 +187,6 @@ def test_an_automatic_batch_size_gives_the_same_bytes_on_one_two_and_three_proce
     lines = [len(path.read_text().splitlines()) for path in sorted(records.glob("rank*.jsonl"))]
     assert lines == [1 + 8 * 17, 1 + 3 * 17, 1]
     assert result_bytes(tmp_path, "1") == result_bytes(tmp_path, "2") == result_bytes(tmp_path, "3")
-
-
-@pytest.mark.parametrize(("samples", "size"), [(21, 16), (1, 1), (100, 64)])
-def test_an_automatic_batch_size_depends_on_the_split(checkpoint, samples, size):
-    module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.prompter, batch_size="auto", num_samples=samples)
-    assert find_batch_size(module, data, "validation", torch.device("cpu")) == size
-
-
-def test_no_samples_are_named(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(ShapesVQA, "load", lambda self, split, path=None: EMPTY)
-    for batch_size in ("4", "auto"):
-        arguments = ["importance", "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
-        assert run([*arguments, "--data.batch_size", batch_size]) == 2
-        assert "calibration split of shapes_vqa: there are no samples" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""Files of earlier runs are read as they were measured, or refused by what differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_depth.studies.select.earlier_results import read_comparison, read_latency
+
+
+def request(active: list[int], total: float, **changes: Any) -> dict[str, Any]:
+    row = {"active_block_indices": active, "num_total_blocks": 3, "T_total": total, "num_output_tokens": 4}
+    return {**row, **changes}
+
+
+def written(folder: Path, samples: Any, **details: Any) -> str:
+    (folder / "latency.json").write_text(json.dumps({"summary": [], "all_samples": samples}))
+    if details:
+        (folder / "latency_details.json").write_text(json.dumps(details))
+    return str(folder / "latency.json")
+
+
+def test_times_are_read_by_mask(tmp_path):
+    path = written(
+        tmp_path, [request([0, 2], 7.0), request([0, 1, 2], 9), request([2, 0], 8.0)], batch_size=1, device="x"
+    )
+    assert read_latency(path, 3, 4, "x") == {"101": [7.0, 8.0], "111": [9.0]}
+
+
+@pytest.mark.parametrize(
+    ("samples", "details", "message"),
+    [
+        ([request([0], 7.0, num_total_blocks=4)], {}, "4 new tokens and 4 blocks, this run has 4 and 3"),
+        ([request([0], 7.0, num_output_tokens=5)], {}, "5 new tokens and 3 blocks"),
+        ([request([0], 7.0)], {"batch_size": 2}, "measured with batch_size 2, this run has 1"),
+        ([request([0], 7.0)], {"device": "other"}, "measured with device other, this run has x"),
+        ([], {}, "holds no request"),
+        ([{}], {}, "expected the latency.json that `lit-depth latency` writes"),
+        (None, {}, "expected the latency.json that `lit-depth latency` writes"),
+    ],
+)
+def test_other_requests_are_refused(tmp_path, samples, details, message):
+    with pytest.raises(ValueError, match=message):
+        read_latency(written(tmp_path, samples, **details), 3, 4, "x")
+
+
+def test_a_comparison_brings_its_masks_and_its_constant_answer(tmp_path, comparison):
+    path = tmp_path / "m5.json"
+    path.write_text(json.dumps(comparison))
+    options, baseline = read_comparison(str(path), 16, comparison["task"])
+    assert {option.mask_id for option in options} == {
+        mask["mask_id"]
+        for each in (*comparison["strategies"], {"masks": [comparison["full"]]})
+        for mask in each["masks"]
+    }
+    assert all(option.expected is None for option in options) and baseline == comparison.get("baseline")
+    for num_blocks, task in ((15, comparison["task"]), (16, "another")):
+        with pytest.raises(ValueError, match="was measured with"):
+            read_comparison(str(path), num_blocks, task)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="expected the JSON file that `lit-depth compare` writes"):
+        read_comparison(str(path), 16, "shapes")

@@ -1,0 +1,34 @@
+"""Shares and granularity are checked before anything is measured."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
+
+
+@pytest.mark.parametrize(("confidence", "share"), [(0.5, 0.0), (0.95, 1.0), (0.9999, 0.01)])
+def test_shares_are_taken(confidence, share):
+    check_shares(confidence, share)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "share", "message"),
+    [
+        (1.0, 0.0, "confidence"),
+        (0.1, 0.0, "confidence"),
+        (0.95, -0.1, "max_bad_samples"),
+        (0.95, 1.1, "max_bad_samples"),
+    ],
+)
+def test_what_is_no_share_is_named(confidence, share, message):
+    with pytest.raises(ValueError, match=f"expected {message} from"):
+        check_shares(confidence, share)
+
+
+def test_sublayers_are_refused_by_commands_of_whole_blocks():
+    check_whole_blocks(SimpleNamespace(hparams={"granularity": "block"}), "compare")
+    with pytest.raises(ValueError, match="select takes whole blocks only"):
+        check_whole_blocks(SimpleNamespace(hparams={"granularity": "sublayer"}), "select")
