@@ -45,7 +45,8 @@ PRIVATE = {
     "lit_depth/functional/inputs.py": {"_update_model_kwargs_for_generation": "transformers.generation.utils"},
     "lit_depth/functional/masking/sublayers.py": {"_gradient_checkpointing_func": "transformers.modeling_layers"},
     "lit_depth/functional/model_state.py": {"_attn_implementation": "transformers.configuration_utils"},
-    "lit_depth/interrupts.py": {"_exit": "os"},  # documented, in spite of its name
+    # the first is documented, in spite of its name; the second is what an interpreter runs at its end
+    "lit_depth/interrupts.py": {"_exit": "os", "_run_exitfuncs": "atexit"},
     "lit_depth/models/loading.py": {"_model_mapping": "transformers.models.auto.auto_factory"},
     "lit_depth/models/molmo/modeling_molmo.py": {"_original_source_patterns": "transformers.core_model_loading"},
 }

@@ -30,7 +30,7 @@ ALLOWED = {
     "trainer": {*_LEFT_OF_STUDIES, "studies"},
     "options": {"functional", "results", "interrupts"},
     # of the standard library only
-    "interrupts": set(),
+    "interrupts": {"commands"},
     "commands": set(),
     "cli": {*_LEFT_OF_STUDIES, "options", "commands", "studies", "trainer", "interrupts"},
     "__main__": {"cli", "commands", "interrupts"},
