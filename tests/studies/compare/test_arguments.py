@@ -22,7 +22,7 @@ SCORES = [0.1, 0.9, 0.3, 0.5]
         ({"active_block_indices": []}, "at least one list of blocks, got none"),
         ({"active_block_indices": [[4]]}, "between 0 and 3, given 4"),
         ({"num_seeds": 0}, "expected num_seeds from 1 to 1000, given 0"),
-        ({"confidence": 1.0}, "confidence and max_bad_samples must lie between 0 and 1, got 1.0 and 0.01"),
+        ({"confidence": 1.0}, "expected confidence from 0.5 to 0.9999, got 1.0"),
         ({"max_bad_samples": 1.5}, "got 0.95 and 1.5"),
         ({"latency_repeats": -1}, "expected latency_repeats of at least 0, given -1"),
         ({"latency_new_tokens": 1}, "expected latency_new_tokens from 2 to"),
