@@ -112,7 +112,7 @@ class DepthModule(LightningModule):
         context = context_length(self.model)
         if max_new_tokens is not None and context is not None and max_new_tokens >= context:
             raise ValueError(
-                f"expected max_new_tokens below the model's context of {context} tokens, given {max_new_tokens}"
+                f"expected max_new_tokens below the model's context of {context} tokens, got {max_new_tokens}"
             )
         self.num_blocks = len(find_blocks(self.model, blocks))
         # what a mask switches
@@ -271,7 +271,7 @@ def check_batch(batch: Any) -> None:
     missing = [name for name in needed if not isinstance(batch, Mapping) or name not in batch]
     if missing:
         given = ", ".join(map(str, batch)) or "nothing" if isinstance(batch, Mapping) else shorten(batch)
-        raise ValueError(f"expected an evaluation batch with {', '.join(missing)} (see EvalCollator), given {given}")
+        raise ValueError(f"expected an evaluation batch with {', '.join(missing)} (see EvalCollator), got {given}")
 
 
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:

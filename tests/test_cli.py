@@ -60,7 +60,7 @@ def run(arguments, capsys) -> tuple[int, str, str]:
         (["--active_block_indices", "0", "x"], "expected block indices such as 0 5 10, got 'x'"),
         (["--importance", "/nowhere/scores.json"], "expected a JSON file"),
         (["--keep", "0", "1", "2", "--num_active_blocks", "2"], "k"),
-        (["--confidence", "1.5"], "expected confidence from 0.5 to 0.9999, given 1.5"),
+        (["--confidence", "1.5"], "expected confidence from 0.5 to 0.9999, got 1.5"),
         (["--output_dir", "/proc/nowhere"], "cannot write to"),
         (["--data.task", "shapes_vqq"], "shapes_vqa"),
         (["--no_such_flag", "1"], "no_such_flag"),

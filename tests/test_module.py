@@ -27,7 +27,7 @@ def first_batch(module, size=4):
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "router_loss"])
 def test_rates_are_finite(name):
-    with pytest.raises(ValueError, match=f"expected a finite {name} of at least 0, given inf"):
+    with pytest.raises(ValueError, match=f"expected a finite {name} of at least 0, got inf"):
         DepthModule(**{name: float("inf")})
 
 

@@ -144,7 +144,7 @@ def _read(pl_module: LightningModule, batch: Any, blocks: str | None) -> _Questi
     ids = inputs.get("input_ids", labels)
     if labels.ndim != 2 or labels.shape != ids.shape:
         raise ValueError(
-            f"expected labels [batch, seq] of the shape of input_ids {list(ids.shape)}, given {list(labels.shape)}; "
+            f"expected labels [batch, seq] of the shape of input_ids {list(ids.shape)}, got {list(labels.shape)}; "
             f"{_PASS_A_SCORE}"
         )
     if not isinstance(model, PreTrainedModel):  # somebody's own may insist on its labels

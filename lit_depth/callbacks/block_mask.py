@@ -49,9 +49,9 @@ class BlockMask(Callback):
         super().__init__()
         if (active_block_indices is None) == (skipped_block_indices is None):
             given = "neither" if active_block_indices is None else "both"
-            raise ValueError(f"expected exactly one of active_block_indices and skipped_block_indices, given {given}")
+            raise ValueError(f"expected exactly one of active_block_indices and skipped_block_indices, got {given}")
         if active_block_indices is not None and not len(active_block_indices):
-            raise ValueError("expected at least one active block, given none")
+            raise ValueError("expected at least one active block, got none")
         for indices in (active_block_indices, skipped_block_indices):
             for index in () if indices is None else indices:
                 check_range(0, MAX_UNITS - 1, index=index)

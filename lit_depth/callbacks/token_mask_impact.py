@@ -76,7 +76,7 @@ rows of all processes |
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
     ) -> bool:
         if not isinstance(batch, Mapping):
-            raise ValueError(f"expected batches that are mappings with input_ids, given {type(batch).__name__}")
+            raise ValueError(f"expected batches that are mappings with input_ids, got {type(batch).__name__}")
         if len(self._frames) >= self.num_samples:
             return False
         model, path = language_model(pl_module, self.blocks)

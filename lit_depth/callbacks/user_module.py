@@ -63,7 +63,7 @@ def inputs_and_labels(model: nn.Module, batch: Any, otherwise: str) -> tuple[dic
         ValueError: The batch is no mapping.
     """
     if not isinstance(batch, Mapping):
-        raise ValueError(f"expected a batch that maps names to model inputs, given {type(batch).__name__}; {otherwise}")
+        raise ValueError(f"expected a batch that maps names to model inputs, got {type(batch).__name__}; {otherwise}")
     inputs = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     labels, answers = inputs.pop("labels", None), inputs.pop("answer_ids", None)
     if labels is not None or answers is None:

@@ -98,7 +98,7 @@ class DepthDataModule(LightningDataModule):
         check_range(-(2**63), 2**63 - 1, seed=seed)
         if prompter is not None and not hasattr(prompter, "encode"):
             raise ValueError(
-                f"expected a prompter, given a {type(prompter).__name__}: for a model and its processor, "
+                f"expected a prompter, got a {type(prompter).__name__}: for a model and its processor, "
                 "lit_depth.models.prompting.prompter_for makes one"
             )
         self.prompter = prompter
@@ -107,10 +107,10 @@ class DepthDataModule(LightningDataModule):
         for entry in self.tasks:
             lacking = [name for name in ("name", "metric", "max_new_tokens") if not hasattr(entry, name)]
             if lacking:
-                raise ValueError(f"expected a task with {', '.join(lacking)}, given a {type(entry).__name__} without")
+                raise ValueError(f"expected a task with {', '.join(lacking)}, got a {type(entry).__name__} without")
         known = [entry.name for entry in self.tasks]
         if not known or len(set(known)) < len(known):
-            raise ValueError(f"expected at least one of tasks, each with a name of its own, given {known}")
+            raise ValueError(f"expected at least one of tasks, each with a name of its own, got {known}")
         if metric is not None:
             self.tasks = list(map(copy.copy, self.tasks))  # a task that was given stays as it is
             for entry in self.tasks:

@@ -23,7 +23,7 @@ def check_references(references: Sequence[Any]) -> None:
         ValueError: If it is one of the two.
     """
     if isinstance(references, str) or not len(references):
-        raise ValueError(f"expected references, a list of at least one accepted answer, given {references!r}")
+        raise ValueError(f"expected references, a list of at least one accepted answer, got {references!r}")
 
 
 @checked
@@ -46,7 +46,7 @@ def resolve(name: str) -> type[Metric]:
     if not (isinstance(kind, type) and issubclass(kind, Metric)) or not any(hasattr(kind, way) for way in _WAYS):
         raise ValueError(
             "expected the name of a metric in lit_depth.metrics, such as ExactMatch, or the class path of a "
-            f"torchmetrics.Metric with {' or '.join(_WAYS)}, given {name!r}"
+            f"torchmetrics.Metric with {' or '.join(_WAYS)}, got {name!r}"
         )
     return kind
 
@@ -60,7 +60,7 @@ def new_metric(name: str) -> Any:
     try:
         metric: Any = resolve(name)()
     except TypeError as error:
-        raise ValueError(f"expected a metric that can be made without arguments, given {name!r}: {error}") from error
+        raise ValueError(f"expected a metric that can be made without arguments, got {name!r}: {error}") from error
     metric.max_score = getattr(metric, "max_score", 1.0)
     return metric
 

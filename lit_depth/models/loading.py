@@ -59,7 +59,7 @@ def load_checkpoint(
         ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, given {dtype!r}")
+        raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, got {dtype!r}")
     source = _source(checkpoint)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _loading(source):

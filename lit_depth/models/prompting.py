@@ -197,7 +197,7 @@ class ChatPrompter(Prompter):
             rows = [self.tokenizer(self._framed(text), add_special_tokens=False)["input_ids"] for text in texts]
             return left_padded(rows, pad_token(self.tokenizer))
         if self.tokenizer.pad_token_id is None:
-            raise ValueError(f"expected a tokenizer with a pad token, given a {type(self.tokenizer).__name__} without")
+            raise ValueError(f"expected a tokenizer with a pad token, got a {type(self.tokenizer).__name__} without")
         encoded = self.processor(
             images=[image for image in images if image is not None] or None,
             text=[self._framed(text, image is not None) for text, image in zip(texts, images)],

@@ -74,7 +74,7 @@ def _json_values(column: pd.Series) -> list[str]:
         # through text: the shortest one that gives back the float32
         numbers = column.to_numpy(np.float32).astype(str).astype(np.float64)
         if np.isinf(numbers).any():
-            raise ValueError(f"expected finite distances, given infinity in {column.name}")
+            raise ValueError(f"expected finite distances, got infinity in {column.name}")
         return ["null" if text == "nan" else text for text in map(repr, numbers.tolist())]
     texts = {value: json.dumps(value, ensure_ascii=False) for value in column.unique().tolist()}
     return [texts[value] for value in column.tolist()]
@@ -124,7 +124,7 @@ def read_token_masking(path: str | Path) -> pd.DataFrame:
             raise ValueError("expected a .csv, .json or .parquet file")
         missing = [name for name in COLUMNS if name not in frame.columns]
         if missing:
-            raise ValueError(f"expected the columns {', '.join(COLUMNS)}, given none called {', '.join(missing)}")
+            raise ValueError(f"expected the columns {', '.join(COLUMNS)}, got none called {', '.join(missing)}")
         for name in _TEXTS:
             if name in frame.columns:
                 frame[name] = frame[name].astype(object)

@@ -130,7 +130,7 @@ def test_exactly_one_index_list():
 
 @pytest.mark.parametrize("kwargs", [{"active_block_indices": []}, {"skipped_block_indices": [-1]}])
 def test_what_fits_no_model_is_refused_at_once(kwargs):
-    with pytest.raises(ValueError, match="at least one active block|index from 0 to 9999, given -1"):
+    with pytest.raises(ValueError, match="at least one active block|index from 0 to 9999, got -1"):
         BlockMask(**kwargs)
 
 

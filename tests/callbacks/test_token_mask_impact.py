@@ -220,7 +220,7 @@ def test_bad_arguments_and_batches_are_named():
         def predict_step(self, batch, batch_idx):
             return None
 
-    with pytest.raises(ValueError, match="mappings with input_ids, given Tensor"):
+    with pytest.raises(ValueError, match="mappings with input_ids, got Tensor"):
         trainer(TokenMaskImpact()).predict(Silent(), DataLoader(torch.zeros(2, 1)))
     with pytest.raises(ValueError, match=r"input_ids \[batch, seq\], got the entries \['x'\]"):
         trainer(TokenMaskImpact()).predict(Silent(), DataLoader([{"x": torch.zeros(1)}]))

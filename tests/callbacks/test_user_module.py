@@ -381,7 +381,7 @@ def test_batches_of_another_kind_are_named(kind):
     ("change", "message"),
     [
         (lambda batch: batch.pop("labels"), r"needs batch\['labels'\]; pass score_fn"),
-        (lambda batch: batch.update(labels=batch["labels"][:, 0]), r"labels \[batch, seq\] .* \[6, 8\], given \[6\]"),
+        (lambda batch: batch.update(labels=batch["labels"][:, 0]), r"labels \[batch, seq\] .* \[6, 8\], got \[6\]"),
         (lambda batch: batch.update(labels=batch["labels"][:, 1:]), r"given \[6, 7\]; pass score_fn"),
     ],
 )

@@ -161,7 +161,7 @@ def test_a_task_for_evaluation_only_cannot_be_trained_on(prompter):
 def test_a_prompter_is_needed():
     with pytest.raises(ValueError, match="needs a prompter"):
         small().predict_dataloader()
-    with pytest.raises(ValueError, match="expected a prompter, given a dict: .*prompter_for makes one"):
+    with pytest.raises(ValueError, match="expected a prompter, got a dict: .*prompter_for makes one"):
         small({})
 
 

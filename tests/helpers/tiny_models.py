@@ -95,7 +95,7 @@ def tiny_model(family: str, num_blocks: int = 4, **overrides: Any) -> PreTrained
             )
         )
     else:
-        raise ValueError(f"expected one of {FAMILIES}, given {family!r}")
+        raise ValueError(f"expected one of {FAMILIES}, got {family!r}")
     return model.eval()
 
 

@@ -96,7 +96,7 @@ def test_a_metric_is_found_by_its_name_or_class_path() -> None:
     [
         ("Accuracy", "expected the name of a metric in lit_depth.metrics, such as ExactMatch, .* given 'Accuracy'"),
         ("no_such.Metric", "ModuleNotFoundError: No module named 'no_such'"),
-        ("clean_prediction", "torchmetrics.Metric with score or corpus, given 'clean_prediction'"),
+        ("clean_prediction", "torchmetrics.Metric with score or corpus, got 'clean_prediction'"),
         ("ReferenceCorpus", "torchmetrics.Metric with score or corpus"),
         ("tests.helpers.own_metrics.Scoreless", "torchmetrics.Metric with score or corpus"),
         ("tests.helpers.own_metrics.Needy", "expected a metric that can be made without arguments"),

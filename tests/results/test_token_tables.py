@@ -77,7 +77,7 @@ def test_json_lines_are_those_of_the_standard_library(tmp_path):
 def test_infinity_is_no_distance(tmp_path):
     frame = table(with_prompts=False)
     frame.loc[5, "l2_distance"] = np.inf
-    with pytest.raises(ValueError, match="expected finite distances, given infinity in l2_distance"):
+    with pytest.raises(ValueError, match="expected finite distances, got infinity in l2_distance"):
         write_token_masking(tmp_path, frame)
     assert not (tmp_path / "masking_results.json").exists()
 

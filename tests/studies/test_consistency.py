@@ -69,7 +69,7 @@ def test_several_tasks_on_one_split(checkpoint, tmp_path):
         (["--splits", "calibration", "test"], "splits"),
         (["--threshold", "1"], "between -1 and 1"),
         (["--skip", *map(str, range(13))], "at least 4 blocks"),
-        (["--num_samples", "0"], "expected num_samples of at least 1, given 0"),
+        (["--num_samples", "0"], "expected num_samples of at least 1, got 0"),
     ],
 )
 def test_mistakes_end_with_code_2(checkpoint, tmp_path, capsys, arguments, message):

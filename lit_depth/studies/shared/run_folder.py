@@ -66,7 +66,7 @@ def open_run(
         )
     if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
         raise ValueError(
-            f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, given {trainer.precision}; "
+            f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, got {trainer.precision}; "
             "--model.dtype loads the weights in another number format"
         )
     folder = Path(output_dir) / command / name

@@ -31,7 +31,7 @@ def find_device(name: str | None, trainer: Trainer) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device: expected cpu, cuda or cuda:1 as there is one here, given {name!r} ({reason})"
+            f"device: expected cpu, cuda or cuda:1 as there is one here, got {name!r} ({reason})"
         ) from error
     return device
 

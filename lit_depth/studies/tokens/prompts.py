@@ -86,7 +86,7 @@ def read_prompts(path: str) -> list[Prompt]:
     except yaml.YAMLError as error:
         raise ValueError(f"prompts: {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"prompts: expected a list of prompts in {path}, given {shorten(entries)}")
+        raise ValueError(f"prompts: expected a list of prompts in {path}, got {shorten(entries)}")
     found = []
     for index, entry in enumerate(entries):
         fields = {"prompt": entry} if isinstance(entry, str) else entry
@@ -101,7 +101,7 @@ def read_prompts(path: str) -> list[Prompt]:
         found.append(with_image(fields.get("name", f"prompt {index}"), fields["prompt"], image))
     names = [each.name for each in found]
     if len(set(names)) < len(names):
-        raise ValueError(f"prompts: expected distinct names in {path}, given {shorten(names)}")
+        raise ValueError(f"prompts: expected distinct names in {path}, got {shorten(names)}")
     return found
 
 
@@ -137,7 +137,7 @@ def encode(model: DepthModule, prompt: Prompt, options: Mapping[str, Any]) -> di
         fewest = fewest_tokens(model.tokenizer, prompt.text)
         if fewest > context:  # which takes seconds to find out by tokenising it
             raise ValueError(
-                f"{prompt.name}: expected at most {context} tokens (the model's context), given at least {fewest}"
+                f"{prompt.name}: expected at most {context} tokens (the model's context), got at least {fewest}"
             )
     try:
         inputs = model.prompter.encode_prompt(prompt.text, prompt.image, raw=prompt.raw)

@@ -54,13 +54,13 @@ class CropImage:
 
     def __post_init__(self) -> None:
         if not self.png.startswith(b"\x89PNG"):
-            raise ValueError(f"expected the bytes of a PNG file, given {self.png[:8]!r}...")
+            raise ValueError(f"expected the bytes of a PNG file, got {self.png[:8]!r}...")
         if min(self.width, self.height) < 1:
-            raise ValueError(f"expected a positive width and height, given {self.width} x {self.height}")
+            raise ValueError(f"expected a positive width and height, got {self.width} x {self.height}")
         for position, _, box in self.tokens:
             if box is not None and not (0 <= box[0] < box[2] <= self.width and 0 <= box[1] < box[3] <= self.height):
                 raise ValueError(
-                    f"expected boxes (left, top, right, bottom) within {self.width} x {self.height} pixels, given "
+                    f"expected boxes (left, top, right, bottom) within {self.width} x {self.height} pixels, got "
                     f"{tuple(box)} at position {position}"
                 )
 
@@ -93,7 +93,7 @@ def write_token_page(
         'tokens.html'
     """
     if frame is None and images:
-        raise ValueError("expected rows with the images, given images alone")
+        raise ValueError("expected rows with the images, got images alone")
     meta, values = (None, dict.fromkeys(METRICS, "")) if frame is None else _pack(frame)
     template = _TEMPLATE.read_text(encoding="utf-8")
     (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
@@ -134,9 +134,9 @@ def _pack(frame: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
     """Axes and texts as JSON values, and per metric the values as base64."""
     missing = [name for name in COLUMNS if name not in frame.columns]
     if missing:
-        raise ValueError(f"expected the columns {', '.join(COLUMNS)}, given a table without {', '.join(missing)}")
+        raise ValueError(f"expected the columns {', '.join(COLUMNS)}, got a table without {', '.join(missing)}")
     if frame.empty:
-        raise ValueError("expected at least one row, given an empty table")
+        raise ValueError("expected at least one row, got an empty table")
     steps, step = np.unique(_whole_numbers(frame, "generation_step"), return_inverse=True)
     layers, layer = np.unique(_whole_numbers(frame, "layer"), return_inverse=True)
     variants, variant = _variants(frame)
@@ -153,7 +153,7 @@ def _pack(frame: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
         if len(differing := rows[names[column] != texts[rows]]):
             row = differing[0]
             raise ValueError(
-                f"expected one text per step and position, given {texts[row]!r} and another one at step "
+                f"expected one text per step and position, got {texts[row]!r} and another one at step "
                 f"{steps[number]}, position {position[row]}: several prompts in one table?"
             )
         positions.append(here.tolist())
@@ -163,7 +163,7 @@ def _pack(frame: pd.DataFrame) -> tuple[dict[str, Any], dict[str, str]]:
     if len(taken) < len(index):
         where = frame.iloc[int(np.flatnonzero(index == taken[counts.argmax()])[0])]
         raise ValueError(
-            "expected one row per step, layer, position and variant, given several for step "
+            "expected one row per step, layer, position and variant, got several for step "
             f"{where['generation_step']}, layer {where['layer']}, position {where['token_position']}, "
             f"{where['variant']}: several prompts in one table?"
         )
@@ -182,7 +182,7 @@ def _whole_numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
     except (TypeError, ValueError):
         numbers = np.array([np.nan])
     if not (numbers >= 0).all() or (numbers % 1).any():
-        raise ValueError(f"expected whole numbers from 0 on in {name}, given {frame[name].unique()[:5].tolist()}")
+        raise ValueError(f"expected whole numbers from 0 on in {name}, got {frame[name].unique()[:5].tolist()}")
     return numbers.astype(np.int64)
 
 
@@ -192,7 +192,7 @@ def _variants(frame: pd.DataFrame) -> tuple[list[str], np.ndarray]:
     known = {"Full": -2, "Attn": -1}
     heads = [re.fullmatch(r"Head_(\d+)", name) for name in names]
     if wrong := [name for name, head in zip(names, heads) if name not in known and head is None]:
-        raise ValueError(f"expected the variants Full, Attn and Head_0, Head_1, ..., given {wrong[:5]}")
+        raise ValueError(f"expected the variants Full, Attn and Head_0, Head_1, ..., got {wrong[:5]}")
     keys = [known[name] if head is None else int(head[1]) for name, head in zip(names, heads)]
     order = np.argsort(keys)
     rank = np.empty(len(order), np.int64)

@@ -29,7 +29,7 @@ NOT_DRIVEN = {
     "gpt2": "RuntimeError: shape",
     "gpt2, types": "RuntimeError: shape",
     "gpt_bigcode": "RuntimeError: shape",
-    "git": "see 3 rows of 14 tokens, given 3 of 9",
+    "git": "see 3 rows of 14 tokens, got 3 of 9",
     "deepseek_v32": "indexer",
     "deepseek_v4": "compression",
     "phi3, long": "turn at a length of 11 tokens",
@@ -168,7 +168,7 @@ def test_what_a_wrapper_puts_in_front_of_the_prompt_is_seen(name):
     assert not torch.equal(plain_answers(wrapper, inputs, NEW_TOKENS), plain_answers(model, inputs, NEW_TOKENS))
     said = check_answers(wrapper, inputs)
     rows, length = inputs["input_ids"].shape
-    assert len(said) == 1 and f"see {rows} rows of {length + 3} tokens, given {rows} of {length}" in said[0]
+    assert len(said) == 1 and f"see {rows} rows of {length + 3} tokens, got {rows} of {length}" in said[0]
     _, found = answer_masks(
         wrapper, inputs, masks_for(model), max_new_tokens=0, eos_token_id=None, pad_token_id=0, answer_ids=ANSWERS
     )

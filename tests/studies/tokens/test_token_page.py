@@ -485,12 +485,12 @@ class TestFiles:
             ("a.csv", ",".join(COLUMNS[2:6]), "missing columns generation_step, layer, cosine_distance"),
             ("a.csv", "", "missing columns generation_step, layer"),
             ("a.csv", ",".join(COLUMNS), "at least one row"),
-            ("a.csv", HEADER + "0,0,a,0,Full,1\n", "row 1: expected 7 fields, given 6"),
-            ("a.csv", HEADER + "0,0,a,0,Full,1,x\n", 'row 1: expected a number in cosine_distance, given "x"'),
-            ("a.csv", HEADER + "0,,a,0,Full,1,1\n", 'row 1: expected a whole number from 0 on in layer, given ""'),
+            ("a.csv", HEADER + "0,0,a,0,Full,1\n", "row 1: expected 7 fields, got 6"),
+            ("a.csv", HEADER + "0,0,a,0,Full,1,x\n", 'row 1: expected a number in cosine_distance, got "x"'),
+            ("a.csv", HEADER + "0,,a,0,Full,1,1\n", 'row 1: expected a whole number from 0 on in layer, got ""'),
             ("a.csv", HEADER + "0,0,a,0,Half,1,1\n", 'given "Half"'),
             ("a.csv", HEADER + '0,0,"a,0,Full,1,1\n', "never closed"),
-            ("a.csv", HEADER + '0,0,"a"b,0,Full,1,1\n', 'closing quotation mark, given "b"'),
+            ("a.csv", HEADER + '0,0,"a"b,0,Full,1,1\n', 'closing quotation mark, got "b"'),
             ("a.csv", HEADER + 2 * "0,0,a,0,Full,1,1\n", "row 2: step 0, layer 0, position 0, Full occurs twice"),
             ("a.csv", HEADER + "0,0,a,0,Full,1,1\n0,1,b,0,Full,1,1\n", 'row 2: position 0 is "a" and "b" in step 0'),
             ("a.csv", f"prompt,{HEADER}" + 2 * "p,0,0,a,0,Full,1,1\nq,0,0,a,0,Full,1,1\n", "row 3: step 0, layer 0"),
@@ -587,7 +587,7 @@ class TestWriting:
         for arguments, message in (
             ((b"JFIF", 60, 40, []), "PNG"),
             ((png, 0, 40, []), "positive"),
-            ((png, 60, 40, [(1, 0, (0, 0, 61, 40))]), "60 x 40 pixels, given .*61.* at position 1"),
+            ((png, 60, 40, [(1, 0, (0, 0, 61, 40))]), "60 x 40 pixels, got .*61.* at position 1"),
             ((png, 60, 40, [(1, 0, (5, 0, 5, 40))]), "at position 1"),
         ):
             with pytest.raises(ValueError, match=message):
