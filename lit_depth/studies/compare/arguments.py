@@ -55,7 +55,7 @@ class CompareArguments:
         return self.active_block_indices is None and needs_importance(self.names)
 
     def plan(self, importance: Sequence[float] | None) -> list[PlannedMask]:
-        """The masks to compare, got one score per block where they are needed."""
+        """The masks to compare, given one score per block where they are needed."""
         if self.active_block_indices is not None:
             return plan_indices(self.active_block_indices, self.num_blocks)
         return plan_masks(self.names, self.counts, self.num_blocks, importance, self.num_seeds, self.keep)
