@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -25,6 +26,11 @@ class ParsingCLI(DepthCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+def replace(monkeypatch, command, function):
+    """Let another function run in the place of a command's, under its signature."""
+    monkeypatch.setattr(DepthTrainer, command, functools.wraps(getattr(DepthTrainer, command))(function))
 
 
 def make_parser(command: str) -> OptionParser:
@@ -82,7 +88,7 @@ def test_yaml_files_keep_the_meaning_of_yaml(parsers, tmp_path, written, read):
 
 def test_prompts_reach_the_command(monkeypatch):
     given = []
-    monkeypatch.setattr("lit_depth.studies.tokens.command.tokens", lambda trainer, *, prompt, **_: given.append(prompt))
+    replace(monkeypatch, "tokens", lambda trainer, *, prompt, **_: given.append(prompt))
     for text in ("null", "none", "true", "1e3", "# x"):
         assert run(["tokens", "--prompt", text]) == 0
     assert given == ["null", "none", "true", "1e3", "# x"]
@@ -218,7 +224,7 @@ def test_what_nobody_expected_ends_with_code_1_and_one_line(monkeypatch, capsys)
     def fail(*args, **kwargs):
         raise RuntimeError("boom\nin two lines")
 
-    monkeypatch.setattr("lit_depth.studies.tokens.command.tokens", fail)
+    replace(monkeypatch, "tokens", fail)
     assert run(["tokens"]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         "internal error: RuntimeError: boom in two lines; run again with --debug"
@@ -246,10 +252,7 @@ def tasks_given(monkeypatch):
 
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
     found = []
-    monkeypatch.setattr(
-        "lit_depth.studies.importance.command.importance",
-        lambda trainer, *, datamodule, **_: found.extend(datamodule.tasks),
-    )
+    replace(monkeypatch, "importance", lambda trainer, *, datamodule, **_: found.extend(datamodule.tasks))
     return found
 
 

@@ -122,9 +122,9 @@ def test_no_skipped_block_is_the_whole_model(loader):
 
 
 def test_exactly_one_index_list():
-    with pytest.raises(ValueError, match="exactly one .* given neither"):
+    with pytest.raises(ValueError, match="exactly one .* got neither"):
         BlockMask()
-    with pytest.raises(ValueError, match="exactly one .* given both"):
+    with pytest.raises(ValueError, match="exactly one .* got both"):
         BlockMask(active_block_indices=[0], skipped_block_indices=[1])
 
 

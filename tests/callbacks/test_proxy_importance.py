@@ -182,7 +182,7 @@ def test_other_batches_are_read_by_overriding_one_method():
             self.log("val_loss", self.model(batch[0], labels=batch[1]).loss)
 
     pairs = DataLoader([(row["input_ids"], row["labels"]) for row in loader().dataset], batch_size=6)
-    with pytest.raises(ValueError, match="given list; override inputs_of"):
+    with pytest.raises(ValueError, match="got list; override inputs_of"):
         trainer([ProxyImportance()]).validate(PairModule(), pairs, verbose=False)
     callback, expected = Pairs(), ProxyImportance()
     trainer([callback]).validate(PairModule(), pairs, verbose=False)

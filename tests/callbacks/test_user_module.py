@@ -370,7 +370,7 @@ def test_batches_of_another_kind_are_named(kind):
     for callback, message in zip(every_callback(), what_to_do):
         with pytest.raises(ValueError, match=f"expected .*{message}") as caught:
             validate(Pairs(*HELD["lm"]), callback, loaders=DataLoader(batches, batch_size=None))
-        assert f"given {given}" in str(caught.value)
+        assert f"got {given}" in str(caught.value)
     # a score function of one's own reads them
     callback = AccuracyDropImportance(lambda module, batch: torch.zeros(6))
     validate(Pairs(*HELD["lm"]), callback, loaders=DataLoader(batches[:2], batch_size=None))
@@ -382,7 +382,7 @@ def test_batches_of_another_kind_are_named(kind):
     [
         (lambda batch: batch.pop("labels"), r"needs batch\['labels'\]; pass score_fn"),
         (lambda batch: batch.update(labels=batch["labels"][:, 0]), r"labels \[batch, seq\] .* \[6, 8\], got \[6\]"),
-        (lambda batch: batch.update(labels=batch["labels"][:, 1:]), r"given \[6, 7\]; pass score_fn"),
+        (lambda batch: batch.update(labels=batch["labels"][:, 1:]), r"got \[6, 7\]; pass score_fn"),
     ],
 )
 def test_labels_that_cannot_be_read_are_named(change, message):

@@ -94,7 +94,7 @@ def test_a_metric_is_found_by_its_name_or_class_path() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Accuracy", "expected the name of a metric in lit_depth.metrics, such as ExactMatch, .* given 'Accuracy'"),
+        ("Accuracy", "expected the name of a metric in lit_depth.metrics, such as ExactMatch, .* got 'Accuracy'"),
         ("no_such.Metric", "ModuleNotFoundError: No module named 'no_such'"),
         ("clean_prediction", "torchmetrics.Metric with score or corpus, got 'clean_prediction'"),
         ("ReferenceCorpus", "torchmetrics.Metric with score or corpus"),

@@ -45,7 +45,7 @@ def test_a_title_says_first_that_there_is_no_verdict() -> None:
     entry = {"full": {"quality": 0.7}, "baseline": BASELINE | {"beaten": True}}
     assert withheld_title("Drops", entry) == withheld_title("Drops", {"full": {}}) == "Drops"
     entry["baseline"]["beaten"] = False
-    assert withheld_title("Drops", entry).splitlines() == ["No verdict: a constant answer does as well", "Drops"]
+    assert withheld_title("Drops", entry).splitlines() == ["No verdict: not shown to beat a constant answer", "Drops"]
 
 
 def test_policies_are_told_apart_by_colour_and_by_marker() -> None:

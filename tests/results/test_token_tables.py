@@ -85,10 +85,10 @@ def test_infinity_is_no_distance(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.csv", b"a,b\n1,2\n", "given none called generation_step"),
+        ("x.csv", b"a,b\n1,2\n", "got none called generation_step"),
         ("x.csv", b"\xff\xfe", "is no table of token masking"),
         ("x.csv", b"", "is no table of token masking"),
-        ("x.json", b"{}", "given none called"),
+        ("x.json", b"{}", "got none called"),
         ("x.json", b"[1, 2", "is no table of token masking"),
         ("x.parquet", b"nonsense", "is no table of token masking"),
         ("x.txt", b"", "expected a .csv, .json or .parquet file"),

@@ -100,6 +100,7 @@ def masked(
             ``forward`` of its own on the instance, as accelerate gives to models on several devices.
         NotImplementedError: sublayers in one phase only; per-row masks ``[batch, num_blocks]``.
 
+    >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=3)
     >>> model = LlamaForCausalLM(LlamaConfig(**sizes))

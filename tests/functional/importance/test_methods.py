@@ -68,9 +68,9 @@ def test_a_function_of_ones_own_is_of_the_kind_whose_parameters_it_has():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tailor", "expected methods among .*given 'tailor'"),
-        (own("absent"), "expected the dotted path of a function, given"),
-        ("no_such_package.method", "expected the dotted path of a function, given"),
+        ("tailor", "expected methods among .*got 'tailor'"),
+        (own("absent"), "expected the dotted path of a function, got"),
+        ("no_such_package.method", "expected the dotted path of a function, got"),
         (own("other"), r"one of \(before, after\), \(weights\), \(gradient, weight\), got .* of \(x, y\)"),
         (own("NOT_A_FUNCTION"), "expected a function of one of"),
     ],

@@ -15,9 +15,9 @@ from lit_depth.results.verdicts import refusal
 from lit_depth.studies.compare.analysis import Scores, compare_policies, describe_masks
 from lit_depth.studies.compare.answers import answer_questions, variance_explained, withhold
 from lit_depth.studies.compare.schema import validate_comparison
-from lit_depth.studies.importance.command import name_ties, tie_sentences
 from lit_depth.studies.shared.block_ranks import describe_blocks, tied_at_cut
 from lit_depth.studies.shared.constant_answer import ConstantAnswer, FoundAnswer, describe_baseline
+from lit_depth.studies.shared.importance_scores import name_ties, tie_sentences
 from lit_depth.studies.shared.mask_grid import PlannedMask
 
 NUM_BLOCKS, NUM_SAMPLES = 8, 64

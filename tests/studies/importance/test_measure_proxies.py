@@ -17,7 +17,7 @@ NUM_BLOCKS = 16
 
 def measure(checkpoint, folder, names, batch_size):
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=batch_size, calibration_samples=5)
+    data = DepthDataModule(module.prompter, batch_size=batch_size, calibration_samples=5)
     trainer = DepthTrainer(accelerator="cpu", logger=False)
     return proxies.measure_proxies(trainer, module, data, "calibration", names, range(NUM_BLOCKS), folder)
 

@@ -8,7 +8,7 @@ import pytest
 
 from lit_depth.functional.statistics import mean_intervals, paired_comparisons, paired_intervals
 from lit_depth.studies.shared.constant_answer import ConstantAnswer
-from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
+from lit_depth.studies.shared.scores import Scores, family_entry, no_difference
 
 MASKS = ["001", "011", "111"]
 
@@ -71,10 +71,10 @@ def test_statistics_know_images_and_the_range_of_the_scores(terms: int | list[in
     values = scores.quality[2] - scores.quality[:2]
     wide = 10.0 * np.reshape(terms, (-1, 1)) * np.ones(30)
     known = {"clusters": scores.images, "confidence": 0.9, "score_range": wide}
-    assert scores.intervals(values, 0.9, terms=terms) == paired_intervals(values, **known)
+    assert scores.compare(values, 0.9, terms=terms) == paired_intervals(values, **known)
     assert scores.compare(values, 0.9, terms=terms) == paired_comparisons(values, **known)
     unbounded = paired_intervals(values, scores.images, 0.9, score_range=None)
-    assert scores.intervals(values, 0.9, "reference_logprob") == unbounded
+    assert scores.compare(values, 0.9, "reference_logprob") == unbounded
     alone = mean_intervals(scores.quality, scores.images, 0.9, score_range=10.0 * np.ones((1, 30)))
     assert scores.mean_intervals(scores.quality, 0.9) == alone
 
@@ -87,4 +87,4 @@ def test_entries_of_a_family_hold_both_intervals() -> None:
     assert entry["drop_ci"] == list(found.interval[1:3]) and entry["drop_simultaneous_ci"] == list(
         found.simultaneous[1:3]
     )
-    assert interval_entry(found.interval, "drop") == entry | {"drop_simultaneous_ci": None}
+    assert no_difference("drop") == {"drop": 0.0, "drop_ci": [0.0, 0.0], "drop_simultaneous_ci": None}

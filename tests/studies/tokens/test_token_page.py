@@ -569,7 +569,7 @@ class TestWriting:
         [
             (lambda frame: frame.drop(columns=["layer", "variant"]), "without layer, variant"),
             (lambda frame: frame[:0], "empty table"),
-            (lambda frame: frame.assign(layer=-1), "whole numbers from 0 on in layer, given"),
+            (lambda frame: frame.assign(layer=-1), "whole numbers from 0 on in layer, got"),
             (lambda frame: frame.assign(token_position=0.5), "whole numbers from 0 on in token_position"),
             (lambda frame: frame.assign(layer="a"), "whole numbers from 0 on in layer"),
             (lambda frame: frame.assign(variant="Half"), "Full, Attn and Head_0.*Half"),
