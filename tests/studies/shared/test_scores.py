@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lit_depth.functional.statistics import mean_intervals, paired_comparisons, paired_intervals
+from lit_depth.functional.statistics import mean_intervals, paired_comparisons
 from lit_depth.studies.shared.constant_answer import ConstantAnswer
 from lit_depth.studies.shared.scores import Scores, family_entry, no_difference
 
@@ -71,9 +71,8 @@ def test_statistics_know_images_and_the_range_of_the_scores(terms: int | list[in
     values = scores.quality[2] - scores.quality[:2]
     wide = 10.0 * np.reshape(terms, (-1, 1)) * np.ones(30)
     known = {"clusters": scores.images, "confidence": 0.9, "score_range": wide}
-    assert scores.compare(values, 0.9, terms=terms) == paired_intervals(values, **known)
     assert scores.compare(values, 0.9, terms=terms) == paired_comparisons(values, **known)
-    unbounded = paired_intervals(values, scores.images, 0.9, score_range=None)
+    unbounded = paired_comparisons(values, scores.images, 0.9, score_range=None)
     assert scores.compare(values, 0.9, "reference_logprob") == unbounded
     alone = mean_intervals(scores.quality, scores.images, 0.9, score_range=10.0 * np.ones((1, 30)))
     assert scores.mean_intervals(scores.quality, 0.9) == alone
