@@ -43,7 +43,7 @@ def test_a_file_is_read_only_where_policies_need_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_was_timed_in_this_way_is_not_timed_again(checkpoint, tmp_path):
     model = DepthModule(str(checkpoint))
-    data = DepthDataModule(model.processor, ShapesVQA(num_images=10), num_samples=4, calibration_samples=4)
+    data = DepthDataModule(model.prompter, ShapesVQA(num_images=10), num_samples=4, calibration_samples=4)
     plan = plan_masks(["random"], [2, 16], 16, num_seeds=3)
     trainer = DepthTrainer(logger=False, enable_progress_bar=False)
     clock = clock_settings(torch.device("cpu"))

@@ -181,7 +181,7 @@ def test_a_method_of_ones_own_stands_beside_those_of_the_table(checkpoint, tmp_p
     result = json.loads((tmp_path / "importance" / "default" / "importance.json").read_text())
     assert [entry["method"] for entry in result["methods"]["entries"]] == [*study.DROPS, own, "block_influence"]
     module = DepthModule(str(checkpoint))
-    data = DepthDataModule(module.processor, batch_size=4, calibration_samples=4)
+    data = DepthDataModule(module.prompter, batch_size=4, calibration_samples=4)
     (batch,) = data.eval_dataloader("calibration")
     inputs, labels = ProxyImportance().inputs_of(module, batch)
     expected = proxy_importance(module.model, [{**inputs, "labels": labels}], [own])

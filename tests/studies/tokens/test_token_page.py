@@ -488,7 +488,7 @@ class TestFiles:
             ("a.csv", HEADER + "0,0,a,0,Full,1\n", "row 1: expected 7 fields, got 6"),
             ("a.csv", HEADER + "0,0,a,0,Full,1,x\n", 'row 1: expected a number in cosine_distance, got "x"'),
             ("a.csv", HEADER + "0,,a,0,Full,1,1\n", 'row 1: expected a whole number from 0 on in layer, got ""'),
-            ("a.csv", HEADER + "0,0,a,0,Half,1,1\n", 'given "Half"'),
+            ("a.csv", HEADER + "0,0,a,0,Half,1,1\n", 'got "Half"'),
             ("a.csv", HEADER + '0,0,"a,0,Full,1,1\n', "never closed"),
             ("a.csv", HEADER + '0,0,"a"b,0,Full,1,1\n', 'closing quotation mark, got "b"'),
             ("a.csv", HEADER + 2 * "0,0,a,0,Full,1,1\n", "row 2: step 0, layer 0, position 0, Full occurs twice"),
