@@ -171,7 +171,10 @@ def log_importance(logger: WandbLogger, result: dict[str, Any], folder: str | Pa
         row[f"charts/importance/{name}"] = wandb.plot.bar(table, "block", "drop", title=f"Importance, {name}")
     figures = sorted((folder / "figures").glob("block_importance*.png"))
     run.log(row | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
-    run.summary.update(_withheld([(task["task"], task) for task in result["tasks"]]))
+    parts = [(task["task"], task) for task in result["tasks"]]
+    if "methods" in result:
+        parts.append(("the masks of the methods", result["methods"]["validation"]))
+    run.summary.update(_withheld(parts))
     for task in result["tasks"]:
         name = task["task"]
         run.summary.update({f"full/quality/{name}": task["full"]["quality"], **_baseline(task, f"/{name}")})

@@ -44,11 +44,13 @@ def write_consistency_figures(result: dict[str, Any], folder: str | Path) -> lis
 def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], result: dict[str, Any]) -> Figure:
     """Two measurements of the same blocks: drops side by side, and ranks against each other; for both measures."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     blocks, places = a["blocks"], unit_places(a["blocks"])
     figure = Figure(figsize=(max(10, 0.3 * len(blocks) + 5), 7), layout="constrained")
     width = max(2, len(blocks) // 7)
+    legend: dict[str, Patch] = {}
     panels = figure.subplots(2, 2, width_ratios=[width, 1 + width // 3])
     for (bars, scatter), (measure, label) in zip(panels, _LABELS.items()):
         values = [[entry[measure]["drop"] for entry in side["blocks"]] for side in (a, b)]
@@ -57,7 +59,8 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
         for shift, color, side, mine, errors in zip((-0.2, 0.2), _COLORS, (a, b), values, lengths):
             offsets = [place + shift for place in places]
             label_of_side = f"{side['name']} ({side['num_samples']} samples)"
-            drawn = bars.bar(offsets, mine, width=0.38, color=color, label=label_of_side)
+            drawn = bars.bar(offsets, mine, width=0.38, color=color)
+            legend[label_of_side] = Patch(color=color)  # not one of the bars, which may be pale
             for bar, entry in zip(drawn, side["blocks"]):
                 bar.set_alpha(1.0 if is_sure(entry[measure], side, result["confidence"]) else PALE)
             bars.errorbar(offsets, mine, yerr=errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
@@ -86,9 +89,10 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
     refused = [side["name"] for side in (a, b) if refusal(side)]
     title = f"bars: {result['confidence']:.0%} {SIMULTANEOUS} by image, and of ranks all that may be; pale: 0 is within"
     if refused:
-        title = f"No verdict: a constant answer does as well on {' and '.join(refused)}\n{title}"
-    panels[0][0].set_title(title, loc="left", fontsize=10)
-    panels[0][0].legend(frameon=False, fontsize=9)
+        title += ", or no verdict"
+        title = f"No verdict: a constant answer does as well on {' and on '.join(refused)}\n{title}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    panels[0][0].legend(legend.values(), legend.keys(), frameon=False, fontsize=9)
     return figure
 
 
@@ -114,10 +118,15 @@ def is_sure(entry: Mapping[str, Any], measured: Mapping[str, Any], confidence: f
 def agreement_figure(pairs: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     """Rank correlation of the drops in quality between all tasks."""
     values: list[list[float | None]] = [[1.0 if a == b else None for b in names] for a in names]
+    sure = [[True for _ in names] for _ in names]
     for pair in pairs:
         a, b = names.index(pair["a"]), names.index(pair["b"])
         values[a][b] = values[b][a] = pair["quality"]["spearman"]
-    return matrix_figure(values, names, names, "Rank correlation of block importance between tasks", 1.0)
+        sure[a][b] = sure[b][a] = pair["quality"]["verdict"] != WITHHELD
+    title = "Rank correlation of block importance between tasks"
+    if not all(map(all, sure)):
+        title += "\npale: no verdict, a constant answer does as well on one of the two"
+    return matrix_figure(values, names, names, title, 1.0, sure=sure)
 
 
 def matrix_figure(

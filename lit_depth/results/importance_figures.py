@@ -10,7 +10,7 @@ from lit_depth.results.consistency_figures import agreement_figure, is_sure, mat
 from lit_depth.results.figures import bar_lengths, plain_axes, withheld_title
 from lit_depth.results.store import save_figure
 from lit_depth.results.units import label_units, unit_name, unit_places, units_noun
-from lit_depth.results.verdicts import SIMULTANEOUS, constant_label
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,9 @@ def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list
         charts["block_importance_agreement.png"] = agreement_figure(result["agreement"], names)
     if "methods" in result:
         title = f"Rank of each block by method, {tasks[0]['task']}, {result['split']} split"
-        charts["block_importance_methods.png"] = methods_figure(result["methods"]["entries"], title)
+        charts["block_importance_methods.png"] = methods_figure(
+            result["methods"]["entries"], withheld_title(title, tasks[0])
+        )
     paths = [Path(folder) / name for name in charts]
     for path, figure in zip(paths, charts.values()):
         save_figure(figure, path)
@@ -136,7 +138,8 @@ def importance_figure(
         label = f"no better than the {constant_label(baseline)}"
         panels[0].axhline(height, color="#B00020", linestyle=":", linewidth=1.5, label=label)
         panels[0].legend(frameon=False, fontsize=9)
-    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: 0 is within"
+    pale = "0 is within" if refusal(measured) is None else "no verdict"
+    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: {pale}"
     panels[0].set_title(withheld_title(title, measured), loc="left", fontsize=11)
     panels[1].set_xlabel(f"Skipped {units_noun(blocks)}")
     label_units(panels[1], blocks)

@@ -29,7 +29,13 @@ from lit_depth.studies.answers import list_counts
 from lit_depth.studies.baseline import describe_baseline
 from lit_depth.studies.comparison import Scores
 from lit_depth.studies.identity import check_same_model
-from lit_depth.studies.methods import check_asked, compare_methods, method_lines, method_sections
+from lit_depth.studies.methods import (
+    check_asked,
+    compare_methods,
+    method_lines,
+    method_sections,
+    refusal_of_methods,
+)
 from lit_depth.studies.proxies import measure_proxies
 from lit_depth.studies.ranking import MEASURES, describe_agreement, describe_blocks, describe_full, tied_at_cut
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
@@ -394,7 +400,9 @@ def _mean(result: Mapping[str, Any]) -> dict[str, Any]:
 def refusals(result: Mapping[str, Any]) -> list[str]:
     """Why there are no findings, on each task and on their mean."""
     each = [*result["tasks"], *([_mean(result)] if result["macro"] else [])]
-    return [reason for entry in each if (reason := refusal(entry, entry["task"]))]
+    reasons = [refusal(entry, entry["task"]) for entry in each]
+    reasons += [refusal_of_methods(result["methods"])] if "methods" in result else []
+    return [reason for reason in reasons if reason]
 
 
 def _headers(task: Mapping[str, Any]) -> tuple[str, ...]:
@@ -461,11 +469,11 @@ def headline(task: dict[str, Any], result: dict[str, Any]) -> str:
     low, high = full["quality_ci"]
     split = task.get("split") or result["split"]
     trained = " Released checkpoints were trained on these very questions." if task["in_training_mixture"] else ""
+    ranks = " Rank 1 costs most; 'may be' are the ranks that the samples leave open." if not refusal(task) else ""
     return (
         f"{task['metric']} on {task['task']} ({split} split), {task['num_samples']} samples of "
         f"{task['num_images']} images ({task['num_bad_samples']} bad), {result['confidence']:.0%} {SIMULTANEOUS} by "
-        f"image. Full model {full['quality']:.3f} [{low:.3f}, {high:.3f}].{describe_constant(task)} Rank 1 costs most; "
-        f"'may be' are the ranks that the samples leave open.{trained}"
+        f"image. Full model {full['quality']:.3f} [{low:.3f}, {high:.3f}].{describe_constant(task)}{ranks}{trained}"
     )
 
 

@@ -236,7 +236,7 @@ def test_importance_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
         "split": "calibration",
         "confidence": 0.95,
     }
-    result["agreement"] = [{"a": "a", "b": "b", "quality": {"spearman": 0.5}}]
+    result["agreement"] = [{"a": "a", "b": "b", "quality": {"spearman": 0.5, "verdict": "not shown"}}]
     folder = tmp_path / "result"
     write_json(folder / "importance.json", result)
     figures = write_importance_figures(result, folder / "figures")

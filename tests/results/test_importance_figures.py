@@ -63,7 +63,7 @@ def test_one_file_per_task_and_one_of_the_mean(tmp_path, num_tasks):
         "tasks": tasks,
         "macro": BLOCKS if num_tasks > 1 else None,
         **MEASURED,
-        "agreement": [{"a": "task0", "b": "task1", "quality": {"spearman": 0.5}}],
+        "agreement": [{"a": "task0", "b": "task1", "quality": {"spearman": 0.5, "verdict": "not shown"}}],
         "split": "calibration",
         "confidence": 0.95,
     }
