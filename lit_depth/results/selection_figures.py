@@ -24,7 +24,7 @@ def selection_figure(result: dict[str, Any]) -> Figure:
     """Every candidate at the budget that it needs, the frontier through the best, the budget and what was chosen."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     axes = figure.subplots()
     plain_axes(axes)
     entries = result["candidates"]
@@ -53,9 +53,9 @@ def selection_figure(result: dict[str, Any]) -> Figure:
         axes.plot(times[index], heights[index], "s", color="#D55E00", markersize=9, label="chosen")
     share = result["share_within_budget"]
     free = f", {result['margin']:.0%} of it kept free" if result["margin"] else ""
-    axes.set_xlabel(f"Budget that {share:.0%} of the requests stay within{free} (ms); numbers: active blocks")
+    axes.set_xlabel(f"Budget that {share:.0%} of the requests stay within{free} (ms)\nnumbers: active blocks")
     axes.set_ylabel(f"Quality ({result['metric']})")
-    axes.legend(facecolor="white", edgecolor="none", framealpha=1, fontsize=8, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     requests = [entry["latency_ms"]["num_requests"] for entry in entries if entry["latency_ms"]["num_requests"]]
     title = f"{result['task']}, {result['new_tokens']} new tokens, {min(requests, default=0)} requests per mask"
     axes.set_title(withheld_title(f"{title}, {result['device']}", result), loc="left", fontsize=11)

@@ -12,7 +12,7 @@ from lit_depth.results.report import Section, write_report
 from lit_depth.results.selection_figures import write_selection_figure
 from lit_depth.results.store import write_json
 from lit_depth.results.tables import format_table
-from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, describe_constant, mark, refusal
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal
 
 RESULT = "selection.json"
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
@@ -48,7 +48,7 @@ def summarize_selection(result: dict[str, Any], folder: Path) -> str:
 
 
 def _rows(result: dict[str, Any]) -> list[list[Any]]:
-    rows = []
+    rows, refused = [], refusal(result) is not None
     for entry in result["candidates"]:
         times, chosen_by, expected = entry["latency_ms"], entry["chosen_by"], entry["expected"]
         shown = expected or chosen_by
@@ -61,7 +61,7 @@ def _rows(result: dict[str, Any]) -> list[list[Any]]:
                 _quality(chosen_by, result),
                 _quality(expected, result),
                 f"[{shown['quality_ci'][0]:.3f}, {shown['quality_ci'][1]:.3f}]" if shown else None,
-                "yes" if entry["mask_id"] in result["frontier"] else "",
+                WITHHELD if refused else "yes" if entry["mask_id"] in result["frontier"] else "",
             ]
         )
     return rows
@@ -126,7 +126,7 @@ def _conclusion(result: dict[str, Any]) -> list[str]:
         )
         lines.append(
             f"Expected {result['metric']} {shown['quality']:.3f} [{low:.3f}, {high:.3f}], drop from the full model "
-            f"{shown['drop']:+.3f} [{least:+.3f}, {most:+.3f}] ({SIMULTANEOUS}), {where}."
+            f"{shown['drop']:+.3f} [{least:+.3f}, {most:+.3f}], {where}; drops have {SIMULTANEOUS}."
         )
     else:
         lines.append(

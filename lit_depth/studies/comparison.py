@@ -15,7 +15,6 @@ from lit_depth.functional.statistics import (
     Interval,
     mean_intervals,
     paired_comparisons,
-    paired_intervals,
 )
 from lit_depth.results.verdicts import differs
 from lit_depth.studies.baseline import ConstantAnswer
@@ -84,23 +83,19 @@ class Scores(NamedTuple):
             else None,
         )
 
-    def intervals(
-        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
-    ) -> list[Interval]:
-        """Mean of each row of per-sample differences ``[rows, N]``, with an interval clustered by image.
-
-        Args:
-            values: Differences of scores, or sums of several such differences.
-            confidence: Coverage of each interval.
-            measure: What the values were computed from; its range is that of the scores.
-            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
-        """
-        return paired_intervals(**self._samples(values, measure, terms), confidence=confidence)
-
     def compare(
         self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
     ) -> list[FamilyRow]:
-        """`intervals` with tests, of each row alone and of all rows as one family."""
+        """Mean of each row of per-sample differences ``[rows, N]``: alone, and with all rows as one family.
+
+        Intervals and tests are clustered by image.
+
+        Args:
+            values: Differences of scores, or sums of several such differences.
+            confidence: Coverage of each interval, and of the simultaneous ones together.
+            measure: What the values were computed from; its range is that of the scores.
+            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
+        """
         return paired_comparisons(**self._samples(values, measure, terms), confidence=confidence)
 
     def mean_intervals(
@@ -184,29 +179,30 @@ def describe_masks(
 def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float) -> list[dict[str, Any]]:
     """Quality of each row, and its drop from the first, which is the full model's; the others are one family."""
     drops = rows[0] - rows
-    # that the full model loses nothing against itself is a definition, not a test
     family = [None, *(scores.compare(drops[1:], confidence) if len(rows) > 1 else ())]
-    own = scores.intervals(drops[:1], confidence)
     return [
         {
             "quality": quality.estimate,
             "quality_ci": [quality.low, quality.high],
-            **(family_entry(found, "drop") if found else interval_entry(own[0], "drop")),
+            **(family_entry(found, "drop") if found else no_difference("drop")),
             "drop_p_holm": found and found.p_holm,
         }
         for quality, found in zip(scores.mean_intervals(rows, confidence), family)
     ]
 
 
-def interval_entry(interval: Interval, key: str) -> dict[str, Any]:
-    """A difference that belongs to no family."""
-    return {key: interval.estimate, f"{key}_ci": [interval.low, interval.high], f"{key}_simultaneous_ci": None}
+def no_difference(key: str) -> dict[str, Any]:
+    """A mask against itself: 0 by definition, so nothing is estimated or tested."""
+    return {key: 0.0, f"{key}_ci": [0.0, 0.0], f"{key}_simultaneous_ci": None}
 
 
 def family_entry(found: FamilyRow, key: str) -> dict[str, Any]:
     """A difference with the interval of its own, and the one that goes with ``found.p_holm``."""
-    together = [found.simultaneous.low, found.simultaneous.high]
-    return {**interval_entry(found.interval, key), f"{key}_simultaneous_ci": together}
+    return {
+        key: found.interval.estimate,
+        f"{key}_ci": [found.interval.low, found.interval.high],
+        f"{key}_simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
+    }
 
 
 def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: float) -> list[dict[str, Any]]:

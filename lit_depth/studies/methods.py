@@ -35,7 +35,7 @@ from lit_depth.results.report import Section
 from lit_depth.results.tables import format_p_value, format_table
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, differs, mark, refusal
 from lit_depth.studies.baseline import describe_baseline
-from lit_depth.studies.comparison import Scores, family_entry, interval_entry
+from lit_depth.studies.comparison import Scores, family_entry, no_difference
 from lit_depth.studies.proxies import TOGETHER
 from lit_depth.studies.ranking import describe_full, drops
 from lit_depth.studies.run import check_whole_blocks, evaluate
@@ -226,7 +226,6 @@ def _describe_masks(
     # a mask that several methods choose is one test, and the accuracy drop's own is none
     names = [name for name in masks if name not in ids["accuracy_drop"]]
     tests = dict(zip(names, scores.compare(np.stack([masks[name] for name in names]), confidence))) if names else {}
-    (same,) = scores.intervals(np.zeros_like(baseline[:1]), confidence)
     result = []
     for each in ids.values():
         values = scores.rows(each)
@@ -241,7 +240,7 @@ def _describe_masks(
                     "quality": quality[index].estimate,
                     "quality_ci": [quality[index].low, quality[index].high],
                     "num_distinct_answers": scores.distinct_answers(name),
-                    **(family_entry(found, "difference") if found else interval_entry(same, "difference")),
+                    **(family_entry(found, "difference") if found else no_difference("difference")),
                     "p_value": found and found.p_value,
                     "p_holm": found and found.p_holm,
                     "verdict": _verdict(found, confidence),

@@ -141,6 +141,8 @@ def search(
             "ablations": _describe_ablations(reported, scores, num_units, confidence),
             "totals": {**cost, "evaluations_with_baselines": cells.evaluations},
         }
+        if refusal(result["report"]):
+            result["levels"] = [level | {"tied": None, "settled": None} for level in result["levels"]]
         assert sweep.records is not None
         _write(folder, result, identity, sweep.records.assign(task=task.name))
     log_to(trainer, "log_search", result, folder)
@@ -445,7 +447,7 @@ def _level_rows(result: dict[str, Any], most: int | None = _MAX_PRINTED) -> list
     rows, refused = [], refusal(result["report"]) is not None
     for level in result["levels"]:
         dropped = sum(ablation["dropped_on"] is not None for ablation in level["ablations"])
-        tied = [ablation_label(removed, result["units"]) for removed in level["tied"][1:]]
+        tied = [ablation_label(removed, result["units"]) for removed in (level["tied"] or ())[1:]]
         shown = ", ".join(tied[:most]) + (f" and {len(tied) - most} more" if most and len(tied) > most else "")
         rows.append(
             [

@@ -193,7 +193,9 @@ def test_strategies_are_means_over_masks_and_samples() -> None:
             assert entry["active_block_indices"] == np.flatnonzero(bits(mask)).tolist()
         for owner in (strategy, *strategy["masks"]):
             assert owner["quality_ci"][0] <= owner["quality"] <= owner["quality_ci"][1]
-            if owner["quality"] == full_quality:  # 60 images that all tie are not proof (Agresti & Min 2005)
+            if set(ids) == {FULL}:  # by definition
+                assert (owner["drop_ci"], owner["drop_simultaneous_ci"], owner["drop_p_holm"]) == ([0, 0], None, None)
+            elif owner["quality"] == full_quality:  # 60 images that all tie are not proof (Agresti & Min 2005)
                 assert owner["drop_ci"] == pytest.approx([-stats.norm.ppf(0.975) / 62, stats.norm.ppf(0.975) / 62])
     assert (result["full"]["mask_id"], result["full"]["drop"]) == (FULL, 0)
 
