@@ -83,11 +83,12 @@ def _beats(mine: Entries, winner: str, versus: str, confidence: float) -> dict[s
         ]
         for direction in (1, -1)
     )
-    tied = len(at_count) - len(won) - len(lost)
+    counts = [c["num_active_blocks"] for c in at_count]
+    tied = [count for count in counts if count not in won and count not in lost]
     text = (
-        f"{name} minus {versus}, averaged over {list_counts([c['num_active_blocks'] for c in at_count])} active "
-        f"blocks: {difference:+.3f} [{low:+.3f}, {high:+.3f}], p = {_p(overall['p_holm'])} (Holm). "
-        f"Better at {list_counts(won)}, worse at {list_counts(lost)}, tied at {tied} of these {len(at_count)} numbers."
+        f"{name} minus {versus}, {'averaged over' if len(counts) > 1 else 'at'} {list_counts(counts)} active blocks: "
+        f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], p = {_p(overall['p_holm'])} (Holm). "
+        f"Better at {list_counts(won)}, worse at {list_counts(lost)}, tied at {list_counts(tied)}."
     )
     return {
         "answer": _direction(difference if differs(overall["p_holm"], confidence) else 0.0, won, lost),
@@ -97,7 +98,7 @@ def _beats(mine: Entries, winner: str, versus: str, confidence: float) -> dict[s
         "p_holm": overall["p_holm"],
         "better_at": won,
         "worse_at": lost,
-        "num_tied": tied,
+        "num_tied": len(tied),
     }
 
 

@@ -167,5 +167,5 @@ def describe_baseline(scores: Scores, full_id: str, confidence: float) -> dict[s
         "beaten": found.interval.low > 0,
         "split": " / ".join(dict.fromkeys(each.split for each in constant.found)),
         "num_candidates": sum(each.num_candidates for each in constant.found),
-        "reason": one.reason if one else None,
+        "reason": " / ".join(dict.fromkeys(each.reason for each in constant.found if each.reason)) or None,
     }

@@ -121,7 +121,7 @@ def search(
         scores, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
         if not trainer.is_global_zero:
             return {}
-        result = {
+        result: dict[str, Any] = {
             "command": "search",
             "task": task.name,
             "metric": task.metric,
