@@ -90,7 +90,7 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
     title = f"bars: {result['confidence']:.0%} {SIMULTANEOUS} by image, and of ranks all that may be; pale: 0 is within"
     if refused:
         title += ", or no verdict"
-        title = f"No verdict: a constant answer does as well on {' and on '.join(refused)}\n{title}"
+        title = f"No verdict: not shown to beat a constant answer on {' and on '.join(refused)}\n{title}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     panels[0][0].legend(legend.values(), legend.keys(), frameon=False, fontsize=9)
     return figure
@@ -125,7 +125,7 @@ def agreement_figure(pairs: Sequence[dict[str, Any]], names: Sequence[str]) -> F
         sure[a][b] = sure[b][a] = pair["quality"]["verdict"] != WITHHELD
     title = "Rank correlation of block importance between tasks"
     if not all(map(all, sure)):
-        title += "\npale: no verdict, a constant answer does as well on one of the two"
+        title += "\npale: no verdict, not shown to beat a constant answer on one of the two"
     return matrix_figure(values, names, names, title, 1.0, sure=sure)
 
 

@@ -165,7 +165,7 @@ def draw_constant(axes: Axes, baseline: Mapping[str, Any] | None, full: float | 
 
 def withheld_title(title: str, entry: Mapping[str, Any]) -> str:
     """The title of a figure, which says first where no verdict is given."""
-    return f"No verdict: a constant answer does as well\n{title}" if refusal(entry) else title
+    return f"No verdict: not shown to beat a constant answer\n{title}" if refusal(entry) else title
 
 
 def latency_figure(comparison: Comparison) -> Figure:
