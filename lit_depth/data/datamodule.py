@@ -373,6 +373,13 @@ class EvalDataset(Dataset):
             for name, sample in zip(names, self._undecoded())
         ]
 
+    def without_images(self) -> list[Sample]:
+        """The readable samples that have a reference answer, in order, their images as they are stored, or none.
+
+        No image is decoded, and none is read where rows are read by columns.
+        """
+        return [sample for sample in self._undecoded() if sample is not None and sample.references]
+
     def fingerprint(self) -> str:
         """Hash of all that the chosen samples are asked and scored by, images as they are stored: see `image_digest`.
 

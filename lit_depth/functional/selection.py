@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
     slope: float  # ms per block
     intercept: float  # ms that no skipped block saves
-    r2: float  # share of the variance of the times that the line explains
+    r2: float | None  # share of the variance of the times that the line explains; None of two, which it always meets
 
     def time_ms(self, num_active_blocks: int) -> float:
         """Estimated time in ms.
@@ -45,7 +45,8 @@ class Candidate:
         latency_ms: Upper percentile of the time per request: what has to meet the budget.
         quality: Mean score.
         quality_ci: Lower and upper end of its interval.
-        drop_ci: Lower and upper end of the interval of quality(full) - quality(mask).
+        drop_ci: Lower and upper end of the interval of quality(full) - quality(mask); one that holds together with
+            those of all other candidates, because the best of several looks better than it is.
 
     Raises:
         ValueError: A number that is not finite, a latency that is not positive, or an interval that is not (low, high).
@@ -73,7 +74,8 @@ class Candidate:
             mask_id, time_ms, measured = entry["mask_id"], entry["latency_ms"]["bound"], entry["chosen_by"]
             if measured is None:
                 raise ValueError(f"mask {mask_id}: expected a candidate of measured quality, given one without")
-            quality, intervals = measured["quality"], [tuple(measured[name]) for name in ("quality_ci", "drop_ci")]
+            quality, drops = measured["quality"], measured.get("drop_simultaneous_ci") or measured["drop_ci"]
+            intervals = tuple(measured["quality_ci"]), tuple(drops)
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected an entry of candidates of selection.json, given {shorten(entry)}") from error
         return cls(mask_id, time_ms, quality, *intervals)
@@ -99,7 +101,7 @@ def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
         times_ms: Its time in ms, ``[measurements]``.
 
     Returns:
-        The line; its ``r2`` is 1 where all times are equal, as nothing is left to explain.
+        The line; its ``r2`` is 1 where all times are equal, as nothing is left to explain, and None of two times.
 
     Raises:
         ValueError: Lists of different lengths, numbers that are not finite, or fewer than two distinct counts.
@@ -120,6 +122,8 @@ def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
     intercept = float(y_mean - slope * x_mean)
     total = float(((y - y_mean) ** 2).sum())
     residual = float(((y - intercept - slope * x) ** 2).sum())
+    if len(x) == 2:
+        return Line(slope, intercept, None)
     return Line(slope, intercept, 1.0 - residual / total if total > 0 else 1.0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_depth.results.figures import has_latency
 from lit_depth.results.schema import Comparison, Latency, Strategy
 from lit_depth.results.units import unit_name
+from lit_depth.results.verdicts import WITHHELD, differs, refusal
 
 RESULT = "m5_mask_strategy_comparison.json"
 COLUMNS = (
@@ -25,6 +26,9 @@ COLUMNS = (
     "drop",
     "drop_ci_low",
     "drop_ci_high",
+    "drop_simultaneous_ci_low",
+    "drop_simultaneous_ci_high",
+    "drop_p_holm",
     "reference_logprob",
     "vision_P50_ms",
     "prefill_P50_ms",
@@ -36,9 +40,17 @@ IMPORTANCE_COLUMNS = (
     "drop",
     "drop_ci_low",
     "drop_ci_high",
+    "drop_simultaneous_ci_low",
+    "drop_simultaneous_ci_high",
+    "p_holm",
+    "verdict",
     "reference_logprob_drop",
     "reference_logprob_drop_ci_low",
     "reference_logprob_drop_ci_high",
+    "reference_logprob_drop_simultaneous_ci_low",
+    "reference_logprob_drop_simultaneous_ci_high",
+    "reference_logprob_p_holm",
+    "reference_logprob_verdict",
     "rank",
     "reference_logprob_rank",
 )
@@ -51,9 +63,15 @@ SEARCH_COLUMNS = (
     "drop",
     "drop_ci_low",
     "drop_ci_high",
+    "drop_simultaneous_ci_low",
+    "drop_simultaneous_ci_high",
+    "drop_p_holm",
     "interaction",
     "interaction_ci_low",
     "interaction_ci_high",
+    "interaction_simultaneous_ci_low",
+    "interaction_simultaneous_ci_high",
+    "interaction_p_holm",
 )
 _STEP = "num_active_blocks"
 _QUALITY_FIGURES = ("m5_quality_vs_blocks",)
@@ -73,7 +91,11 @@ in one chart; the last has latency in milliseconds on its x axis |
     | ``compare/strategies`` | table with one row per policy and number of blocks, see :data:`COLUMNS` |
     | ``figures/m5_...`` | the PNG figures in ``folder`` |
     | summary ``answers/<question>``, ``answers/<question>_text`` | the four answers |
-    | summary ``full/quality``, ``full/latency_ms/total`` | the model with all its blocks |
+    | summary ``full/quality``, ``full/num_distinct_answers``, ``full/latency_ms/total`` | the model with all its \
+blocks |
+    | summary ``baseline/answer``, ``baseline/quality``, ``baseline/beaten`` | the best constant answer |
+    | summary ``latency/num_requests`` | requests that every time rests on |
+    | summary ``withheld`` | why there are no verdicts; empty where there are |
     | ``figures/m5_quality_vs_blocks_<task>``, summary ``full/quality/<task>`` | each of several tasks |
 
     The JSON file itself becomes the artifact ``m5_mask_strategy_comparison`` of type ``comparison``. Nothing is
@@ -109,6 +131,7 @@ in one chart; the last has latency in milliseconds on its x axis |
         if figure.is_file():
             run.log({f"figures/{figure.stem}": wandb.Image(str(figure))})
         run.summary[f"full/quality/{task['task']}"] = task["full"]["quality"]
+        run.summary.update(_baseline(task, f"/{task['task']}"))
     artifact = wandb.Artifact(
         result.stem, type="comparison", metadata={key: comparison[key] for key in ("task", "metric", "num_samples")}
     )
@@ -125,7 +148,9 @@ def log_importance(logger: WandbLogger, result: dict[str, Any], folder: str | Pa
     | ``importance/<task>`` | one row per block or half, see :data:`IMPORTANCE_COLUMNS`; ``macro`` = mean over tasks |
     | ``charts/importance/<task>`` | the drop in quality as a bar per block or half |
     | ``figures/block_importance...`` | the PNG figures in ``folder`` |
-    | summary ``full/quality/<task>`` | the model with all its blocks |
+    | summary ``full/quality/<task>``, ``full/num_distinct_answers/<task>`` | the model with all its blocks |
+    | summary ``baseline/answer/<task>``, ``.../quality/...``, ``.../beaten/...`` | the best constant answer |
+    | summary ``withheld`` | why there are no findings; empty where there are |
 
     The JSON file becomes the artifact ``importance`` of type ``importance``.
 
@@ -135,17 +160,24 @@ def log_importance(logger: WandbLogger, result: dict[str, Any], folder: str | Pa
         folder: Folder of the result.
     """
     folder, run = Path(folder), logger.experiment
-    groups = {task["task"]: task["blocks"] for task in result["tasks"]}
+    groups = {task["task"]: (task["blocks"], refusal(task) is not None) for task in result["tasks"]}
     if result["macro"]:
-        groups["macro"] = result["macro"]
+        groups["macro"] = result["macro"], refusal(result) is not None
     row: dict[str, Any] = {}
-    for name, blocks in groups.items():
-        table = wandb.Table(columns=list(IMPORTANCE_COLUMNS), data=[_importance_row(entry) for entry in blocks])
+    for name, (blocks, refused) in groups.items():
+        data = [_importance_row(entry, result["confidence"], refused) for entry in blocks]
+        table = wandb.Table(columns=list(IMPORTANCE_COLUMNS), data=data)
         row[f"importance/{name}"] = table
         row[f"charts/importance/{name}"] = wandb.plot.bar(table, "block", "drop", title=f"Importance, {name}")
     figures = sorted((folder / "figures").glob("block_importance*.png"))
     run.log(row | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
-    run.summary.update({f"full/quality/{task['task']}": task["full"]["quality"] for task in result["tasks"]})
+    parts = [(task["task"], task) for task in result["tasks"]]
+    if "methods" in result:
+        parts.append(("the masks of the methods", result["methods"]["validation"]))
+    run.summary.update(_withheld(parts))
+    for task in result["tasks"]:
+        name = task["task"]
+        run.summary.update({f"full/quality/{name}": task["full"]["quality"], **_baseline(task, f"/{name}")})
     artifact = wandb.Artifact("importance", type="importance", metadata={"split": result["split"]})
     artifact.add_file(str(folder / "importance.json"))
     run.log_artifact(artifact)
@@ -160,6 +192,7 @@ def log_consistency(logger: WandbLogger, result: dict[str, Any], folder: str | P
     | ``consistency/pairs`` | one row per pair and measure, see :data:`CONSISTENCY_COLUMNS` |
     | ``figures/consistency...`` | the PNG figures in ``folder`` |
     | summary ``spearman/<a> - <b>``, ``verdict/<a> - <b>`` | of the drops in quality |
+    | summary ``withheld``, ``baseline/...`` | as for importance |
 
     The JSON file becomes the artifact ``consistency`` of type ``consistency``.
 
@@ -178,6 +211,9 @@ def log_consistency(logger: WandbLogger, result: dict[str, Any], folder: str | P
     figures = sorted((folder / "figures").glob("consistency*.png"))
     table = wandb.Table(columns=list(CONSISTENCY_COLUMNS), data=rows)
     run.log({"consistency/pairs": table, **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
+    run.summary.update(_withheld([(each["name"], each) for each in result["measurements"]]))
+    for each in result["measurements"]:
+        run.summary.update(_baseline(each, f"/{each['name']}"))
     for pair in result["pairs"]:
         names, entry = f"{pair['a']} - {pair['b']}", pair["quality"]
         run.summary.update({f"spearman/{names}": entry["spearman"], f"verdict/{names}": entry["verdict"]})
@@ -195,6 +231,7 @@ def log_latency(logger: WandbLogger, result: dict[str, Any], folder: str | Path)
     | ``latency/configurations`` | one row per mask: medians of all stages in milliseconds, share of the full model |
     | ``figures/latency_vs_blocks`` | the figure in ``folder`` |
     | summary ``latency/<stage>_ms_per_block``, ``latency/<stage>_ms_fixed`` | the fitted lines |
+    | summary ``latency/num_requests`` | requests that every time rests on |
 
     The two JSON files become the artifact ``latency`` of type ``latency``.
 
@@ -215,6 +252,7 @@ def log_latency(logger: WandbLogger, result: dict[str, Any], folder: str | Path)
     figures = sorted((folder / "figures").glob("latency*.png"))
     images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
     run.log({"latency/configurations": wandb.Table(columns=columns, data=rows), **images})
+    run.summary["latency/num_requests"] = result["num_requests"]
     for stage, line in result["fits"].items():
         run.summary.update(
             {f"latency/{stage}_ms_per_block": line["slope"], f"latency/{stage}_ms_fixed": line["intercept"]}
@@ -234,6 +272,7 @@ def log_selection(logger: WandbLogger, result: dict[str, Any], folder: str | Pat
     | ``select/candidates`` | one row per mask: the budget it needs in milliseconds, and its expected quality |
     | ``figures/quality_vs_budget`` | the figure in ``folder`` |
     | summary ``select/mask_id``, ``select/budget_ms``, ``select/share_within_budget``, ``select/quality`` | choice |
+    | summary ``withheld``, ``baseline/...`` | as for a comparison; where a verdict is withheld, there is no choice |
 
     The JSON file becomes the artifact ``selection`` of type ``selection``.
 
@@ -251,6 +290,7 @@ def log_selection(logger: WandbLogger, result: dict[str, Any], folder: str | Pat
     figures = sorted((folder / "figures").glob("quality_vs_budget.png"))
     images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
     run.log({"select/candidates": wandb.Table(columns=columns, data=rows), **images})
+    run.summary.update({**_withheld([(result["task"], result)]), **_baseline(result)})
     if (selected := result["selected"]) is not None:
         quality = (selected["expected"] or selected["chosen_by"] or {}).get("quality")
         run.summary.update(
@@ -320,6 +360,7 @@ def log_search(logger: WandbLogger, result: dict[str, Any], folder: str | Path) 
     | ``search/ablations`` | one row per ablation that was reported, see :data:`SEARCH_COLUMNS` |
     | ``figures/search_tree``, ``figures/drop_vs_removed`` | the figures in ``folder`` |
     | summary ``search/removed_<k>``, ``search/drop_<k>`` | the best k blocks to remove, and their drop (report split) |
+    | summary ``withheld``, ``baseline/...`` | as for a comparison |
     | summary ``search/evaluations``, ``search/saved`` | cells (mask, sample) asked for, and saved by racing |
 
     The JSON file becomes the artifact ``search`` of type ``search``.
@@ -333,24 +374,36 @@ def log_search(logger: WandbLogger, result: dict[str, Any], folder: str | Path) 
     rows = []
     for entry in result["ablations"]:
         removed, size = " ".join(result["units"][unit] for unit in entry["removed"]), len(entry["removed"])
-        interaction = [entry["interaction"], *(entry["interaction_ci"] or (None, None))]
-        found_by = ", ".join(entry["found_by"])
-        rows.append([removed, size, found_by, entry["quality"], entry["drop"], *entry["drop_ci"], *interaction])
+        numbers = [
+            number
+            for key in ("drop", "interaction")
+            for number in (
+                entry[key],
+                *(entry[f"{key}_ci"] or (None, None)),
+                *(entry[f"{key}_simultaneous_ci"] or (None, None)),
+                entry[f"{key}_p_holm"],
+            )
+        ]
+        rows.append([removed, size, ", ".join(entry["found_by"]), entry["quality"], *numbers])
         if "search" in entry["found_by"]:
             run.summary.update({f"search/removed_{size}": removed, f"search/drop_{size}": entry["drop"]})
     figures = [folder / "figures" / f"{name}.png" for name in ("search_tree", "drop_vs_removed")]
     images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures if path.is_file()}
     run.log({"search/ablations": wandb.Table(columns=list(SEARCH_COLUMNS), data=rows), **images})
+    run.summary.update({**_withheld([(result["task"], result["report"])]), **_baseline(result["report"])})
     run.summary.update({f"search/{key}": result["totals"][key] for key in ("evaluations", "saved")})
     artifact = wandb.Artifact("search", type="search", metadata={"rank_by": result["rank_by"]})
     artifact.add_file(str(folder / "search.json"))
     run.log_artifact(artifact)
 
 
-def _importance_row(entry: dict[str, Any]) -> list[Any]:
-    quality, logprob = entry["quality"], entry["reference_logprob"]
-    drops = [quality["drop"], *quality["drop_ci"], logprob["drop"], *logprob["drop_ci"]]
-    return [unit_name(entry), *drops, quality.get("rank"), logprob.get("rank")]
+def _importance_row(entry: dict[str, Any], confidence: float, refused: bool) -> list[Any]:
+    row: list[Any] = [unit_name(entry)]
+    for measure in ("quality", "reference_logprob"):
+        drop = entry[measure]
+        verdict = WITHHELD if refused else "differs" if differs(drop["p_holm"], confidence) else "tie"
+        row += [drop["drop"], *drop["drop_ci"], *drop["drop_simultaneous_ci"], drop["p_holm"], verdict]
+    return [*row, *(None if refused else entry[measure].get("rank") for measure in ("quality", "reference_logprob"))]
 
 
 def _by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
@@ -382,6 +435,8 @@ def _table_row(strategy: Strategy) -> list[Any]:
         *strategy["quality_ci"],
         strategy["drop"],
         *strategy["drop_ci"],
+        *(strategy.get("drop_simultaneous_ci") or (None, None)),
+        strategy.get("drop_p_holm"),
         strategy["reference_logprob"],
         *_medians(strategy["latency_ms"]),
     ]
@@ -426,6 +481,22 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
     summary: dict[str, Any] = {"full/quality": full["quality"]}
     if full["latency_ms"] is not None:
         summary["full/latency_ms/total"] = full["latency_ms"]["total"]["P50"]
+        summary["latency/num_requests"] = comparison.get("latency_requests")
     for question, answer in comparison["answers"].items():
-        summary |= {f"answers/{question}": answer["answer"], f"answers/{question}_text": answer["text"]}  # type: ignore[index]
-    return summary
+        if answer is not None:
+            summary |= {f"answers/{question}": answer["answer"], f"answers/{question}_text": answer["text"]}  # type: ignore[index]
+    return {**_withheld([(comparison["task"], comparison)]), **summary, **_baseline(comparison)}
+
+
+def _withheld(measured: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """First key of a summary: why there are no verdicts, of each part (with its name) of a result."""
+    return {"withheld": " ".join(reason for name, entry in measured if (reason := refusal(entry, name)))}
+
+
+def _baseline(entry: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
+    """The best constant answer, and the number of distinct answers of the full model."""
+    baseline = entry.get("baseline")
+    if baseline is None:
+        return {}
+    found = {f"baseline/{key}{suffix}": baseline[key] for key in ("answer", "quality", "beaten")}
+    return found | {f"full/num_distinct_answers{suffix}": entry["full"].get("num_distinct_answers")}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.figures import bar_lengths, plain_axes
 from lit_depth.results.store import save_figure
 from lit_depth.results.units import label_units, unit_name, unit_places, units_noun
+from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, differs, refusal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ _COLORS = ("#0072B2", "#E69F00")
 _LABELS = {"quality": "Drop in quality ({metric})", "reference_logprob": "Drop in reference\nlog-probability (nats)"}
 # of more pairs the matrix shows all, and the JSON file holds every number
 _MAX_PAIR_FIGURES = 10
+PALE = 0.35  # opacity of what is no difference
 
 
 def write_consistency_figures(result: dict[str, Any], folder: str | Path) -> list[Path]:
@@ -42,19 +44,25 @@ def write_consistency_figures(result: dict[str, Any], folder: str | Path) -> lis
 def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], result: dict[str, Any]) -> Figure:
     """Two measurements of the same blocks: drops side by side, and ranks against each other; for both measures."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     blocks, places = a["blocks"], unit_places(a["blocks"])
     figure = Figure(figsize=(max(10, 0.3 * len(blocks) + 5), 7), layout="constrained")
     width = max(2, len(blocks) // 7)
+    legend: dict[str, Patch] = {}
     panels = figure.subplots(2, 2, width_ratios=[width, 1 + width // 3])
     for (bars, scatter), (measure, label) in zip(panels, _LABELS.items()):
         values = [[entry[measure]["drop"] for entry in side["blocks"]] for side in (a, b)]
-        limits = [[entry[measure]["drop_ci"] for entry in side["blocks"]] for side in (a, b)]
+        limits = [[entry[measure]["drop_simultaneous_ci"] for entry in side["blocks"]] for side in (a, b)]
         lengths = [bar_lengths(*side) for side in zip(values, limits)]
         for shift, color, side, mine, errors in zip((-0.2, 0.2), _COLORS, (a, b), values, lengths):
             offsets = [place + shift for place in places]
-            bars.bar(offsets, mine, width=0.38, color=color, label=f"{side['name']} ({side['num_samples']} samples)")
+            label_of_side = f"{side['name']} ({side['num_samples']} samples)"
+            drawn = bars.bar(offsets, mine, width=0.38, color=color)
+            legend[label_of_side] = Patch(color=color)  # not one of the bars, which may be pale
+            for bar, entry in zip(drawn, side["blocks"]):
+                bar.set_alpha(1.0 if is_sure(entry[measure], side, result["confidence"]) else PALE)
             bars.errorbar(offsets, mine, yerr=errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
         plain_axes(bars)
         bars.axhline(0, color="#333333", linewidth=0.8)
@@ -78,28 +86,47 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
         scatter.set_title(_agreement(pair[measure], result["confidence"]), loc="left", fontsize=10)
         label_units(bars, blocks)
     panels[1][0].set_xlabel(f"Skipped {units_noun(blocks)}")
-    panels[0][0].set_title(
-        f"bars: {result['confidence']:.0%} intervals by image, and of ranks all that may be", loc="left", fontsize=10
-    )
-    panels[0][0].legend(frameon=False, fontsize=9)
+    refused = [side["name"] for side in (a, b) if refusal(side)]
+    title = f"bars: {result['confidence']:.0%} {SIMULTANEOUS} by image, and of ranks all that may be; pale: 0 is within"
+    if refused:
+        title += ", or no verdict"
+        title = f"No verdict: not shown to beat a constant answer on {' and on '.join(refused)}\n{title}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    panels[0][0].legend(legend.values(), legend.keys(), frameon=False, fontsize=9)
     return figure
 
 
 def _agreement(entry: dict[str, Any], confidence: float) -> str:
     if entry["spearman"] is None:
-        return "no order to compare"
+        return WITHHELD if entry["verdict"] == WITHHELD else "no order to compare"
     low, high = entry["ci"]
     free = f"free of noise: {low:.2f} to {high:.2f} ({confidence:.0%})"
     return f"Spearman {entry['spearman']:.3f}: {entry['verdict']}\n{free}"
 
 
+def is_sure(entry: Mapping[str, Any], measured: Mapping[str, Any], confidence: float) -> bool:
+    """Whether a drop is drawn as one: it differs from 0 within its family, and the model does the task.
+
+    Args:
+        entry: The drop, with ``p_holm``.
+        measured: ``full`` and ``baseline`` of the same samples.
+        confidence: One less the level of the tests.
+    """
+    return differs(entry["p_holm"], confidence) and refusal(measured) is None
+
+
 def agreement_figure(pairs: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
     """Rank correlation of the drops in quality between all tasks."""
     values: list[list[float | None]] = [[1.0 if a == b else None for b in names] for a in names]
+    sure = [[True for _ in names] for _ in names]
     for pair in pairs:
         a, b = names.index(pair["a"]), names.index(pair["b"])
         values[a][b] = values[b][a] = pair["quality"]["spearman"]
-    return matrix_figure(values, names, names, "Rank correlation of block importance between tasks", 1.0)
+        sure[a][b] = sure[b][a] = pair["quality"]["verdict"] != WITHHELD
+    title = "Rank correlation of block importance between tasks"
+    if not all(map(all, sure)):
+        title += "\npale: no verdict, not shown to beat a constant answer on one of the two"
+    return matrix_figure(values, names, names, title, 1.0, sure=sure)
 
 
 def matrix_figure(
@@ -109,12 +136,14 @@ def matrix_figure(
     title: str,
     limit: float,
     column_label: str = "",
+    sure: Sequence[Sequence[bool]] | None = None,
 ) -> Figure:
     """Numbers in coloured cells, blue below zero and red above; what is not known stays white.
 
     Args:
         values: ``[rows][columns]``.
         limit: Where the colours end on either side.
+        sure: ``[rows][columns]``, False where a cell is to be pale; None = nowhere.
     """
     from matplotlib.figure import Figure
 
@@ -122,11 +151,12 @@ def matrix_figure(
     size = max(6, 0.55 * len(column_names) + 2.5), max(2.5, 0.4 * len(row_names) + 1.5)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(numbers, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    alphas = [[1.0 if sure is None or sure[r][c] else PALE for c in range(len(row))] for r, row in enumerate(values)]
+    image = axes.imshow(numbers, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", alpha=alphas)
     for row, cells in enumerate(values):
         for column, value in enumerate(cells):
             if value is not None:
-                color = "white" if abs(value) > 0.6 * limit else "black"
+                color = "white" if abs(value) > 0.6 * limit and alphas[row][column] == 1 else "black"
                 axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
     slanted = max(map(len, column_names)) > 4
     axes.set_xticks(

@@ -5,12 +5,13 @@ matplotlib is imported inside the functions and used without pyplot: no global s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_depth.results.schema import Comparison, Latency, Strategy
 from lit_depth.results.store import save_figure
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark_strategy, refusal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +71,9 @@ def has_latency(comparison: Comparison) -> bool:
 def quality_figure(comparison: Comparison) -> Figure:
     """Quality against the number of active blocks: one line per policy with its intervals.
 
-    A policy with several masks at one number of blocks (random) is drawn as their mean, with their range shaded.
+    A policy with several masks at one number of blocks (random) is drawn as their mean, with their range shaded. The
+    intervals are those of the drop from the full model, simultaneous over all policies and counts: a bar leaves the
+    dashed line of the full model free exactly where the two differ. A hollow marker answers no better than a constant.
     """
     figure, axes = _figure(comparison)
     by_policy = _by_policy(comparison)
@@ -80,7 +83,7 @@ def quality_figure(comparison: Comparison) -> Figure:
         color, marker = _look(policy, comparison)
         blocks = [strategy["num_active_blocks"] for strategy in strategies]
         quality = [strategy["quality"] for strategy in strategies]
-        limits = [strategy["quality_ci"] for strategy in strategies]
+        limits = [_limits(strategy, comparison) for strategy in strategies]
         label = policy
         num_masks = max(len(strategy["masks"]) for strategy in strategies)
         if num_masks > 1:
@@ -100,13 +103,69 @@ def quality_figure(comparison: Comparison) -> Figure:
             capsize=3,
             label=label,
         )
+        hollow(axes, [block + offset for block in blocks], quality, _marks(strategies, comparison), color, marker)
     full = comparison["full"]["quality"]
-    axes.axhline(full, color=_GREY, linestyle=":", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
+    axes.axhline(full, color=_GREY, linestyle="--", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
+    draw_constant(axes, comparison.get("baseline"))
     _block_axis(axes, comparison, with_full=False)
     axes.set_ylabel(f"Quality ({comparison['metric']})")
-    axes.set_title(_title(comparison, f"bars: {comparison['confidence']:.0%} intervals"), loc="left", fontsize=11)
-    _legend(figure, axes)
+    axes.set_title(withheld_title(_title(comparison), comparison), loc="left", fontsize=11)
+    legend(figure, axes, _bars(comparison))
     return figure
+
+
+def _limits(strategy: Strategy, comparison: Comparison) -> Sequence[float]:
+    """Quality at either end of the simultaneous interval of the drop; of the full model itself there is none."""
+    drop = strategy.get("drop_simultaneous_ci")
+    if drop is not None:
+        # no quality lies below 0, whatever the drop may be
+        return [max(0.0, comparison["full"]["quality"] - drop[1]), comparison["full"]["quality"] - drop[0]]
+    return strategy["quality_ci"] if not _has_families(comparison) else [strategy["quality"]] * 2
+
+
+def _has_families(comparison: Comparison) -> bool:
+    """Not in files of earlier versions."""
+    return any(strategy.get("drop_simultaneous_ci") for strategy in comparison["strategies"])
+
+
+def _bars(comparison: Comparison) -> str:
+    confidence = f"{comparison['confidence']:.0%}"
+    if _has_families(comparison):
+        return f"bars: {confidence} {SIMULTANEOUS}\nof the difference to all {comparison['num_blocks']} blocks"
+    return f"bars: {confidence} intervals"
+
+
+def _marks(strategies: Sequence[Strategy], comparison: Comparison) -> list[bool]:
+    return [bool(mark_strategy(strategy, comparison.get("baseline"))) for strategy in strategies]
+
+
+def hollow(
+    axes: Axes, x: Sequence[float], y: Sequence[float], marks: Sequence[bool], color: str, marker: str, size: float = 6
+) -> None:
+    """Draw the marked points with a white heart."""
+    points = [(place, height) for place, height, marked in zip(x, y, marks) if marked]
+    if points:
+        axes.plot(
+            *zip(*points), marker, markersize=size, markerfacecolor="white", markeredgecolor=color, zorder=4,
+            gid="hollow",
+        )  # fmt: skip
+
+
+def draw_constant(axes: Axes, baseline: Mapping[str, Any] | None, full: float | None = None) -> None:
+    """A dotted line at the best constant answer, where it is known.
+
+    Args:
+        full: Quality of the full model, where the axis is the drop from it.
+    """
+    if baseline is not None:
+        label = f"{constant_label(baseline)}\n(hollow: not above it, or constant)"
+        height = baseline["quality"] if full is None else full - baseline["quality"]
+        axes.axhline(height, color="#B00020", linestyle=":", linewidth=1.5, label=label)
+
+
+def withheld_title(title: str, entry: Mapping[str, Any]) -> str:
+    """The title of a figure, which says first where no verdict is given."""
+    return f"No verdict: not shown to beat a constant answer\n{title}" if refusal(entry) else title
 
 
 def latency_figure(comparison: Comparison) -> Figure:
@@ -134,7 +193,9 @@ def latency_figure(comparison: Comparison) -> Figure:
     for axes in (request, token):
         _block_axis(axes, comparison, with_full=comparison["full"]["latency_ms"] is not None)
         axes.set_ylim(bottom=0)  # a saving is read as a share of the height
-    figure.suptitle(_title(comparison, "shaded: range over masks"), x=0.01, ha="left", fontsize=11)
+    figure.suptitle(
+        _title(comparison, f"{_requests(comparison)}shaded: range over masks"), x=0.01, ha="left", fontsize=11
+    )
     figure.legend(loc="outside lower center", ncols=len(STAGES), frameon=False)
     return figure
 
@@ -157,16 +218,18 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
         color, marker = _look(policy, comparison)
         mine = [(_total(s["latency_ms"]), s["quality"], s["num_active_blocks"]) for s in strategies]
         quality = [point[1] for point in mine]
-        bars = bar_lengths(quality, [strategy["quality_ci"] for strategy in strategies])
+        bars = bar_lengths(quality, [_limits(strategy, comparison) for strategy in strategies])
         times = [point[0] for point in mine]
         axes.errorbar(times, quality, yerr=bars, fmt="none", ecolor=color, elinewidth=1, alpha=0.35)
         axes.plot(times, quality, marker, color=color, markersize=8, markeredgecolor="white", label=policy)
+        hollow(axes, times, quality, _marks(strategies, comparison), color, marker, size=8)
         points += mine
     full = comparison["full"]
     if full["latency_ms"] is not None:
         points.append((_total(full["latency_ms"]), full["quality"], comparison["num_blocks"]))
         label = f"all {comparison['num_blocks']} blocks"
         axes.plot(*points[-1][:2], "*", color="black", markersize=14, markeredgecolor="white", label=label)
+    draw_constant(axes, comparison.get("baseline"))
     frontier = pareto_frontier(points)
     axes.plot(
         [point[0] for point in frontier],
@@ -186,8 +249,9 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
     axes.set_xlabel("Median total time per request (ms)")
     axes.set_ylabel(f"Quality ({comparison['metric']})")
-    axes.set_title(_title(comparison, "numbers: active blocks"), loc="left", fontsize=11)
-    _legend(figure, axes)
+    title = _title(comparison, _requests(comparison).rstrip("; "))
+    axes.set_title(withheld_title(title, comparison), loc="left", fontsize=11)
+    legend(figure, axes, f"{_bars(comparison)}\nnumbers: active blocks")
     return figure
 
 
@@ -220,13 +284,23 @@ def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
     axes.set_xlabel(f"Active blocks (of {comparison['num_blocks']})")
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    # Beside the axes: it can never cover data.
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+def legend(figure: Figure, axes: Axes, title: str) -> None:
+    """The legend beside the axes, where it can never cover data; above it what the bars are."""
+    handles, labels = axes.get_legend_handles_labels()
+    box = figure.legend(
+        handles, labels, loc="outside right upper", frameon=False, title=title, title_fontsize=9, alignment="left"
+    )
+    box.get_title().set_color(_GREY)
 
 
-def _title(comparison: Comparison, remark: str) -> str:
-    return f"{comparison['task']}, {comparison['num_samples']} samples ({remark})"
+def _title(comparison: Comparison, remark: str = "") -> str:
+    return f"{comparison['task']}, {comparison['num_samples']} samples" + (f" ({remark})" if remark else "")
+
+
+def _requests(comparison: Comparison) -> str:
+    """How many requests the times rest on; files of earlier versions do not say."""
+    count = comparison.get("latency_requests")
+    return "" if count is None else f"times: {count} request{'s' if count > 1 else ''} per mask; "
 
 
 def _by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:

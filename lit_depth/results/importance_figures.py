@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.consistency_figures import agreement_figure, matrix_figure
-from lit_depth.results.figures import bar_lengths, plain_axes
+from lit_depth.results.consistency_figures import agreement_figure, is_sure, matrix_figure
+from lit_depth.results.figures import bar_lengths, plain_axes, withheld_title
 from lit_depth.results.store import save_figure
 from lit_depth.results.units import label_units, unit_name, unit_places, units_noun
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,24 +34,28 @@ def write_importance_figures(result: dict[str, Any], folder: str | Path) -> list
     for task in tasks:
         name = "block_importance.png" if len(tasks) == 1 else f"block_importance_{task['task']}.png"
         title = f"{task['task']}, {task['num_samples']} samples, {result['split']} split"
-        charts[name] = importance_figure(task["blocks"], title, task["metric"], confidence)
+        charts[name] = importance_figure(task["blocks"], title, task["metric"], confidence, task)
     if result["macro"]:
         metric = " / ".join(dict.fromkeys(task["metric"] for task in tasks))
         title = f"mean over {len(tasks)} tasks, {result['split']} split"
-        charts["block_importance_macro.png"] = importance_figure(result["macro"], title, metric, confidence)
-        charts["block_importance_by_task.png"] = _heatmap(tasks, title=f"Drop in quality, {result['split']} split")
+        charts["block_importance_macro.png"] = importance_figure(result["macro"], title, metric, confidence, result)
+        title = f"Drop in quality, {result['split']} split"
+        charts["block_importance_by_task.png"] = _heatmap(tasks, title, confidence)
         names = [task["task"] for task in tasks]
         charts["block_importance_agreement.png"] = agreement_figure(result["agreement"], names)
     if "methods" in result:
         title = f"Rank of each block by method, {tasks[0]['task']}, {result['split']} split"
-        charts["block_importance_methods.png"] = methods_figure(result["methods"]["entries"], title)
+        charts["block_importance_methods.png"] = methods_figure(
+            result["methods"]["entries"], withheld_title(title, tasks[0])
+        )
     paths = [Path(folder) / name for name in charts]
     for path, figure in zip(paths, charts.values()):
         save_figure(figure, path)
     return paths
 
 
-def _heatmap(tasks: list[dict[str, Any]], title: str) -> Figure:
+def _heatmap(tasks: list[dict[str, Any]], title: str, confidence: float) -> Figure:
+    """Drops by task (rows) and block (columns); pale where the task's own family of tests shows no difference."""
     values = [[entry["quality"]["drop"] for entry in task["blocks"]] for task in tasks]
     # one block may cost far more than all others, which should still be told apart
     highest = sorted(abs(value) for row in values for value in row)
@@ -57,7 +63,9 @@ def _heatmap(tasks: list[dict[str, Any]], title: str) -> Figure:
     units = tasks[0]["blocks"]
     columns = [str(unit_name(entry)) for entry in units]
     names = [f"{task['task']} ({task['metric']})" for task in tasks]
-    return matrix_figure(values, names, columns, title, limit, f"Skipped {units_noun(units)}")
+    sure = [[is_sure(entry["quality"], task, confidence) for entry in task["blocks"]] for task in tasks]
+    title = f"{title}; pale: no difference shown (Holm)"
+    return matrix_figure(values, names, columns, title, limit, f"Skipped {units_noun(units)}", sure)
 
 
 def methods_figure(methods: list[dict[str, Any]], title: str) -> Figure:
@@ -91,17 +99,22 @@ def methods_figure(methods: list[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def importance_figure(blocks: list[dict[str, Any]], title: str, metric: str, confidence: float) -> Figure:
+def importance_figure(
+    blocks: list[dict[str, Any]], title: str, metric: str, confidence: float, measured: Mapping[str, Any]
+) -> Figure:
     """Bars with intervals: what skipping each block or half costs, in quality and in reference log-probability.
 
-    A bar is pale where its interval contains zero.
+    The intervals are simultaneous over the bars of a panel. A bar is pale where its interval contains zero, and
+    everywhere if the full model was not shown to beat the best constant answer. A dotted line shows where a mask would
+    be as good as that.
 
     Args:
-        blocks: Entries as in `lit_depth.results.units`, with ``quality`` and ``reference_logprob``, which have ``drop``
-            and ``drop_ci``.
+        blocks: Entries as in `lit_depth.results.units`, with ``quality`` and ``reference_logprob``, which have
+            ``drop``, ``drop_simultaneous_ci`` and ``p_holm``.
         title: What was measured.
         metric: Name of the quality.
         confidence: Coverage of the intervals.
+        measured: ``full`` and ``baseline`` of the same samples, see `lit_depth.results.verdicts`.
     """
     from matplotlib.figure import Figure
 
@@ -111,17 +124,23 @@ def importance_figure(blocks: list[dict[str, Any]], title: str, metric: str, con
     for axes, (measure, label) in zip(panels, _PANELS.items()):
         plain_axes(axes)
         values = [entry[measure]["drop"] for entry in blocks]
-        limits = [entry[measure]["drop_ci"] for entry in blocks]
-        colors = [_UNSURE if low <= 0 <= high else _COLOR for low, high in limits]
+        limits = [entry[measure]["drop_simultaneous_ci"] for entry in blocks]
+        colors = [_COLOR if is_sure(entry[measure], measured, confidence) else _UNSURE for entry in blocks]
         axes.bar(places, values, color=colors, width=0.75)
         axes.errorbar(
             places, values, yerr=bar_lengths(values, limits), fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3
         )
         axes.axhline(0, color="#333333", linewidth=0.8)
         axes.set_ylabel(label.format(metric=metric))
-    panels[0].set_title(
-        f"{title}\nbars: {confidence:.0%} intervals by image; pale: the interval contains 0", loc="left", fontsize=11
-    )
+    baseline = measured.get("baseline")
+    if baseline is not None:
+        height = measured["full"]["quality"] - baseline["quality"]
+        label = f"no better than the {constant_label(baseline)}"
+        panels[0].axhline(height, color="#B00020", linestyle=":", linewidth=1.5, label=label)
+        panels[0].legend(frameon=False, fontsize=9)
+    pale = "0 is within" if refusal(measured) is None else "no verdict"
+    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: {pale}"
+    panels[0].set_title(withheld_title(title, measured), loc="left", fontsize=11)
     panels[1].set_xlabel(f"Skipped {units_noun(blocks)}")
     label_units(panels[1], blocks)
     return figure

@@ -42,7 +42,8 @@ def latency_figure(result: dict[str, Any]) -> Figure:
         axes.errorbar(counts, medians, yerr=bars, fmt=marker, color=color, markersize=5, elinewidth=1, label=label)
         if stage in result["fits"]:
             line, ends = result["fits"][stage], [0, num_blocks]
-            text = f"{line['intercept']:.1f} {line['slope']:+.2f} per block, R² {line['r2']:.3f}"
+            fit = "" if line["r2"] is None else f", R² {line['r2']:.3f}"
+            text = f"{line['intercept']:.1f} {line['slope']:+.2f} per block{fit}"
             heights = [line["intercept"] + line["slope"] * end for end in ends]
             axes.plot(ends, heights, "--", color=color, linewidth=1, label=f"{label}: {text}")
     full = next(entry for entry in configurations if entry["num_active_blocks"] == num_blocks)

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from lit_depth.results.reading import read_object
 from lit_depth.results.schema import validate_comparison
 
+# what is kept of a mask; the last three are not in files of earlier versions
+_KEYS = ("quality", "quality_ci", "drop", "drop_ci", "drop_simultaneous_ci", "drop_p_holm", "num_distinct_answers")
+
 
 class Option(NamedTuple):
     """A mask that may be chosen, and how good it is (``quality``, ``quality_ci``, ``drop``, ``drop_ci``)."""
@@ -35,18 +38,17 @@ def quality_by_mask(
     >>> {mask: (policies, entry["quality"]) for mask, (policies, entry) in found.items()}
     {'11': (['full'], 0.9), '10': (['prefix', 'uniform'], 0.6)}
     """
-    keys = ("quality", "quality_ci", "drop", "drop_ci")
-    found: dict[str, tuple[list[str], dict[str, Any]]] = {full["mask_id"]: (["full"], {key: full[key] for key in keys})}
+    found = {full["mask_id"]: (["full"], {key: full.get(key) for key in _KEYS})}
     for strategy in strategies:
         for entry in strategy["masks"]:
-            names, _ = found.setdefault(entry["mask_id"], ([], {key: entry[key] for key in keys}))
+            names, _ = found.setdefault(entry["mask_id"], ([], {key: entry.get(key) for key in _KEYS}))
             if strategy["policy"] not in names:
                 names.append(strategy["policy"])
     return found
 
 
-def read_comparison(path: str, num_blocks: int, task: str) -> list[Option]:
-    """Masks of ``m5_mask_strategy_comparison.json``, chosen by the quality that it reports.
+def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option], dict[str, Any] | None]:
+    """Masks of ``m5_mask_strategy_comparison.json``, chosen by the quality that it reports, and its ``baseline``.
 
     Args:
         path: The file.
@@ -67,7 +69,8 @@ def read_comparison(path: str, num_blocks: int, task: str) -> list[Option]:
             raise ValueError(f"comparison: {path} was measured with {what} {there}, this run has {now}")
     found = quality_by_mask(content["full"], content["strategies"])
     # one split only: what is chosen by these numbers looks a little better in them than it is
-    return [Option(mask, names, entry, None) for mask, (names, entry) in found.items()]
+    options = [Option(mask, names, entry, None) for mask, (names, entry) in found.items()]
+    return options, content.get("baseline")  # type: ignore[return-value]
 
 
 def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> dict[str, list[float]]:

@@ -31,7 +31,20 @@ class Latency(TypedDict):
     total: Summary
 
 
-class MaskResult(TypedDict):
+class Drop(TypedDict, total=False):
+    """The drop among those of all masks of the report: null for the full model, missing in earlier versions."""
+
+    drop_simultaneous_ci: list[float] | None
+    drop_p_holm: float | None
+
+
+class Distinct(Drop, total=False):
+    """What results of earlier versions lack."""
+
+    num_distinct_answers: int | None
+
+
+class MaskResult(Distinct):
     """One mask. ``drop`` is quality(full) - quality(mask), paired by sample; intervals are [low, high]."""
 
     mask_id: str
@@ -45,7 +58,7 @@ class MaskResult(TypedDict):
     latency_ms: Latency | None
 
 
-class Strategy(TypedDict):
+class Strategy(Drop):
     """One policy at one number of active blocks; the mean over its masks (several for random)."""
 
     policy: Policy
@@ -79,10 +92,27 @@ class PairwiseComparison(Simultaneous):
     ci: list[float]
     p_value: float
     p_holm: float
-    verdict: Literal["a", "b", "tie"]
+    verdict: Literal["a", "b", "tie", "withheld"]
 
 
-class Importance(TypedDict):
+class Tie(TypedDict):
+    """At this number of active blocks, blocks on both sides of the cut whose order is noise; some of them are kept."""
+
+    num_active_blocks: int
+    blocks: list[int]
+    kept: list[int]
+
+
+class FurtherImportance(TypedDict, total=False):
+    """Tests and ties; null where the scores come from a file without them, missing in earlier versions."""
+
+    simultaneous_intervals: dict[str, list[float]] | None
+    p_holm: dict[str, float] | None
+    tied_with: dict[str, list[int]] | None
+    ties: list[Tie] | None
+
+
+class Importance(FurtherImportance):
     """What the importance policy was made from; keys are block indices."""
 
     source: str
@@ -94,20 +124,46 @@ class Importance(TypedDict):
 class Answer(TypedDict):
     """One question answered; the numbers behind it may stand beside as further keys."""
 
-    answer: Literal["yes", "no", "not shown"]
+    answer: Literal["yes", "no", "depends on depth", "not shown", "withheld"]
     text: str
 
 
 class Answers(TypedDict):
-    """The questions that the comparison is run for."""
+    """The questions that the comparison is run for; null where its policies were not run."""
 
-    importance_beats_prefix: Answer
-    random_worse_than_prefix: Answer
-    choice_of_blocks_matters: Answer
-    depth_is_a_scalar: Answer
+    importance_beats_prefix: Answer | None
+    random_worse_than_prefix: Answer | None
+    choice_of_blocks_matters: Answer | None
+    depth_is_a_scalar: Answer | None
 
 
-class Comparison(TypedDict):
+class Baseline(TypedDict):
+    """The best constant answer: the same text (null: one for each of several tasks) in answer to every question.
+
+    ``difference`` is quality(full) - quality(constant), paired by sample; ``beaten`` if its interval lies above 0.
+    ``reason`` says why the answer was found on the very questions reported on, and is null if it was not.
+    """
+
+    answer: str | None
+    quality: float
+    quality_ci: list[float]
+    difference: float
+    difference_ci: list[float]
+    p_value: float
+    beaten: bool
+    split: str
+    num_candidates: int
+    reason: str | None
+
+
+class Further(TypedDict, total=False):
+    """What results of earlier versions lack."""
+
+    baseline: Baseline | None
+    latency_requests: int | None
+
+
+class Comparison(Further):
     """The whole file. Further keys are allowed at every level."""
 
     command: str
@@ -174,7 +230,7 @@ def _check(value: Any, kind: Any, where: str) -> None:
         _require(value in arguments, where, f"one of {list(arguments)}", value)
     elif origin is list:
         _require(isinstance(value, list), where, "a list", value)
-        if where.endswith(("_ci", ".ci")) or ".intervals." in where:
+        if where.endswith(("_ci", ".ci")) or ".intervals." in where or ".simultaneous_intervals." in where:
             _check_interval(value, where)
         for index, item in enumerate(value):
             _check(item, arguments[0], f"{where}[{index}]")
@@ -185,6 +241,8 @@ def _check(value: Any, kind: Any, where: str) -> None:
     elif kind is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         _require(number and math.isfinite(value), where, "a finite number", value)
+    elif kind is bool:
+        _require(isinstance(value, bool), where, "true or false", value)
     else:
         _require(isinstance(value, kind) and not isinstance(value, bool), where, f"{kind.__name__}", value)
 

@@ -6,8 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.figures import _COLORS, _MARKERS, bar_lengths, plain_axes
+from lit_depth.results.figures import (
+    _COLORS,
+    _MARKERS,
+    bar_lengths,
+    draw_constant,
+    hollow,
+    legend,
+    plain_axes,
+    withheld_title,
+)
 from lit_depth.results.store import save_figure
+from lit_depth.results.verdicts import SIMULTANEOUS, mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +140,7 @@ def _tree_title(result: dict[str, Any], levels: Sequence[Sequence[Any]]) -> str:
         remarks.append("grey: dropped by racing")
     if any(len(shown) < len(level["ablations"]) for level, shown in zip(result["levels"], levels)):
         remarks.append(f"the best {_MAX_SHOWN} of each size")
-    return f"{title}\n{'; '.join(remarks)}"
+    return withheld_title(f"{title}\n{'; '.join(remarks)}", result["report"])
 
 
 def _places(levels: Sequence[dict[str, Any]], shown: Sequence[Sequence[dict[str, Any]]]) -> _Places:
@@ -150,9 +160,15 @@ def _places(levels: Sequence[dict[str, Any]], shown: Sequence[Sequence[dict[str,
 
 
 def drop_figure(result: dict[str, Any]) -> Figure:
-    """Drop on the report split against the number of removed blocks: the search and its baselines, with intervals."""
+    """Drop on the report split against the number of removed blocks: the search and its baselines, with intervals.
+
+    The intervals are simultaneous over all ablations that were reported. A hollow marker answers no better than the
+    best constant answer, whose line is dotted.
+    """
     from matplotlib.figure import Figure
 
+    report = result["report"]
+    baseline = report["baseline"]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     plain_axes(axes)
@@ -164,7 +180,7 @@ def drop_figure(result: dict[str, Any]) -> Figure:
         axes.errorbar(
             [len(entry["removed"]) + offset for entry in entries],
             drops,
-            yerr=bar_lengths(drops, [entry["drop_ci"] for entry in entries]),
+            yerr=bar_lengths(drops, [entry["drop_simultaneous_ci"] for entry in entries]),
             color=_COLORS[index],
             marker=_MARKERS[index],
             markersize=6,
@@ -173,13 +189,16 @@ def drop_figure(result: dict[str, Any]) -> Figure:
             capsize=3,
             label=name,
         )
-    axes.axhline(0, color="#555555", linestyle=":", linewidth=1.5, label="nothing removed")
+        marks = [bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)) for entry in entries]
+        places = [len(entry["removed"]) + offset for entry in entries]
+        hollow(axes, places, drops, marks, _COLORS[index], _MARKERS[index])
+    draw_constant(axes, baseline, report["full"]["quality"])
+    axes.axhline(0, color="#555555", linestyle="--", linewidth=1.5, label="nothing removed")
     axes.set_xticks([level["num_removed"] for level in result["levels"]])
     kind = "blocks" if len(result["units"]) == result["num_blocks"] else "sublayers"
     axes.set_xlabel(f"Removed {kind} (of {len(result['units'])})")
     axes.set_ylabel(f"Drop in quality ({result['metric']})")
-    report = result["report"]
-    title = f"{result['task']}, {report['num_samples']} validation samples (bars: {result['confidence']:.0%} intervals)"
-    axes.set_title(title, loc="left", fontsize=11)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    title = f"{result['task']}, {report['num_samples']} validation samples"
+    axes.set_title(withheld_title(title, report), loc="left", fontsize=11)
+    legend(figure, axes, f"bars: {result['confidence']:.0%} {SIMULTANEOUS}")
     return figure

@@ -20,13 +20,32 @@ from lit_depth.results.report import Section, write_report
 from lit_depth.results.schema import validate_comparison
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
-from lit_depth.studies.comparison import Scores, answer_questions, compare_policies, describe_masks
-from lit_depth.studies.importance import SCORES, measure_mean, read_importance, to_importance
+from lit_depth.results.verdicts import LEGEND, describe_constant, mark_strategy, refusal
+from lit_depth.studies.answers import answer_questions, withhold
+from lit_depth.studies.baseline import describe_baseline
+from lit_depth.studies.comparison import Scores, compare_policies, describe_masks
+from lit_depth.studies.importance import (
+    COMPARISON,
+    IMPORTANCE_KEYS,
+    SCORES,
+    measure_mean,
+    name_ties,
+    read_importance,
+    read_ties,
+    tie_sentences,
+    to_importance,
+)
 from lit_depth.studies.plan import PlannedMask, check_plan, plan_indices, plan_masks
 from lit_depth.studies.run import check_shares, check_whole_blocks, evaluate, log_to, open_run
 from lit_depth.studies.timing import clock_settings, summarize_masks, time_masks
 
-RESULT = "m5_mask_strategy_comparison.json"
+RESULT = COMPARISON
+QUESTIONS = {
+    "importance_beats_prefix": "Does importance beat prefix?",
+    "random_worse_than_prefix": "Is random worse than prefix?",
+    "choice_of_blocks_matters": "How much does the choice of blocks matter at equal count?",
+    "depth_is_a_scalar": "Is depth a scalar?",
+}
 
 
 def compare(
@@ -77,12 +96,16 @@ def compare(
     splits = ["calibration", "validation"] if measures_importance else ["validation"]
     clock = clock_settings(trainer.strategy.root_device)
     with open_run(trainer, model, datamodule, splits, arguments, output_dir, "compare", name) as (folder, identity):
-        entry: dict[str, Any] = {"source": "not used", "num_samples": 0, "scores": {}, "intervals": None}
+        entry: dict[str, Any] = {"source": "not used", "num_samples": 0} | dict.fromkeys(IMPORTANCE_KEYS)
+        entry |= {"scores": {}, "ties": []}
         if measures_importance:
-            given, entry = measure_mean(trainer, model, datamodule, folder, confidence, max_bad_samples)
+            given, measured = measure_mean(trainer, model, datamodule, folder, confidence, max_bad_samples)
+            entry |= measured
         elif file is not None:
-            entry |= {"source": str(importance), "scores": file}
+            entry |= {"source": str(importance), "scores": file, "tied_with": read_ties(str(importance))}
         plan = custom or plan_masks(names, counts, num_blocks, given, num_seeds, keep)
+        if given is not None:
+            entry["ties"] = _ties(plan, given, entry["tied_with"], keep)
         masks = [torch.ones(num_blocks, dtype=torch.bool), *(planned.mask for planned in plan)]
         found = {}
         for each in datamodule.for_each_task():
@@ -94,10 +117,13 @@ def compare(
         # one mask of each policy and count: which of equally many blocks run hardly matters to the clock
         first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
         timed = sorted({"1" * num_blocks, *first.values()})
-        latency = _latency(trainer, folder, model, datamodule, timed, latency_repeats, latency_new_tokens, clock)
+        latency, num_requests = _latency(
+            trainer, folder, model, datamodule, timed, latency_repeats, latency_new_tokens, clock
+        )
         shared = {
             "num_blocks": num_blocks,
             "latency_device": str(device),
+            "latency_requests": num_requests,
             "confidence": confidence,
             "importance": entry,
         }
@@ -138,10 +164,10 @@ def _latency(
     repeats: int,
     new_tokens: int,
     clock: Mapping[str, Any],
-) -> dict[str, dict[str, Any]]:
-    """Percentiles of every mask in milliseconds; requests that an earlier run timed under these settings count."""
+) -> tuple[dict[str, dict[str, Any]], int | None]:
+    """Percentiles of every mask in milliseconds, and of how many requests; those timed earlier in this way count."""
     if repeats < 1:
-        return {}
+        return {}, None
     settings = {**clock, "new_tokens": new_tokens, "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     records = time_masks(
@@ -156,7 +182,17 @@ def _latency(
         new_tokens=new_tokens,
         threads=clock["threads"],
     )
-    return summarize_masks(records)
+    return summarize_masks(records), int(records["sample"].nunique())
+
+
+def _ties(
+    plan: Sequence[PlannedMask], scores: Sequence[float], tied_with: Mapping[Any, Any] | None, keep: Sequence[int]
+) -> list[dict[str, Any]] | None:
+    """`name_ties` of the planned masks; None where ties are not known."""
+    if tied_with is None:
+        return None
+    masks = {each.count: each.mask.nonzero().flatten().tolist() for each in plan if each.policy == "importance"}
+    return name_ties(masks, scores, {int(block): others for block, others in tied_with.items()}, keep)
 
 
 def _describe(
@@ -165,7 +201,15 @@ def _describe(
     full, strategies = describe_masks(plan, scores, latency, num_blocks, confidence)
     comparisons = compare_policies(plan, scores, confidence)
     answers = answer_questions(comparisons, strategies, confidence)
-    return {"full": full, "strategies": strategies, "comparisons": comparisons, "answers": answers}
+    result = {
+        "full": full,
+        "baseline": describe_baseline(scores, full["mask_id"], confidence),
+        "strategies": strategies,
+    }
+    reason = refusal(result)
+    if reason is not None:
+        comparisons, answers = withhold(comparisons, answers, reason)
+    return result | {"comparisons": comparisons, "answers": answers}
 
 
 def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -193,12 +237,24 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     if result["importance"]["scores"]:
         write_json(folder / SCORES, result["importance"]["scores"])
     headers, rows = _table(result)
+    refused = _refusals(result)
+    ties = tie_sentences(result["importance"])
     sections = [
-        Section("Answers", text="\n\n".join(f"{q}: {a['answer']}. {a['text']}" for q, a in _questions(result))),
-        Section("Figures", figures=figures),
-        Section("Quality and latency of every policy", headers=headers, rows=rows),
+        *([Section("No verdict", text="\n\n".join(refused))] if refused else []),
+        Section("Answers", text="\n\n".join(_answers(result) or ["No question was asked."])),
+        *([Section("Ties that the importance policy used", text="\n\n".join(ties))] if ties else []),
+        Section("Figures", text=_latency_remark(result), figures=figures),
+        Section(
+            "Quality and latency of every policy", text=f"{_headline(result)}\n\n{LEGEND}", headers=headers, rows=rows
+        ),
         *(
-            Section(task["task"], text=_headline(task), headers=_table(task)[0], rows=_table(task)[1], figures=[figure])
+            Section(
+                task["task"],
+                text="\n\n".join([*_refusals(task), _headline(task)]),
+                headers=_table(task)[0],
+                rows=_table(task)[1],
+                figures=[figure],
+            )
             for task, figure in zip(result.get("tasks", ()), of_tasks)
         ),
         Section("Arguments", code=json.dumps(arguments, indent=2, default=str)),
@@ -208,14 +264,26 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     write_json(folder / RESULT, result)
 
 
-def _questions(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    wording = {
-        "importance_beats_prefix": "Does importance beat prefix?",
-        "random_worse_than_prefix": "Is random worse than prefix?",
-        "choice_of_blocks_matters": "How much does the choice of blocks matter at equal count?",
-        "depth_is_a_scalar": "Is depth a scalar?",
-    }
-    return [(question, result["answers"][key]) for key, question in wording.items()]
+def _refusals(result: Mapping[str, Any]) -> list[str]:
+    """Why there are no verdicts, on the result's samples and on each of its tasks."""
+    each = [refusal(entry, entry["task"]) for entry in (result, *result.get("tasks", ()))]
+    return [reason for reason in each if reason]
+
+
+def _answers(result: Mapping[str, Any]) -> list[str]:
+    """The answers that were asked for; what is withheld says why only once, elsewhere."""
+    given = {question: result["answers"][key] for key, question in QUESTIONS.items() if result["answers"][key]}
+    return [
+        f"{question} {answer['answer'].upper()}." + ("" if answer["answer"] == "withheld" else f" {answer['text']}")
+        for question, answer in given.items()
+    ]
+
+
+def _latency_remark(result: Mapping[str, Any]) -> str:
+    count = result["latency_requests"]
+    if count is None:
+        return ""
+    return f"Times are medians of {count} request{'s' if count > 1 else ''} of batch size 1 under each mask."
 
 
 def _table(result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -229,7 +297,8 @@ def _table(result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
         for name in names:
             entry = by_key.get((name, count))
             low, high = entry["quality_ci"] if entry else (0.0, 0.0)
-            row.append(f"{entry['quality']:.3f} [{low:.2f}, {high:.2f}]" if entry else None)
+            sign = mark_strategy(entry, result["baseline"]) if entry else ""
+            row.append(f"{entry['quality']:.3f} [{low:.2f}, {high:.2f}]{sign}" if entry else None)
         times = [
             s["latency_ms"]["total"]["P50"]
             for s in result["strategies"]
@@ -241,12 +310,18 @@ def _table(result: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 
 def _summary(result: dict[str, Any], folder: Path) -> str:
-    lines = [""]
+    lines = ["", *_refusals(result)]
     for each in (*result.get("tasks", ()), result):
         headers, rows = _table(each)
         lines += [_headline(each), "", format_table(rows, headers), ""]
-    for question, answer in _questions(result):
-        lines.append(f"{question} {answer['answer'].upper()}. {answer['text']}")
+    marked = any(
+        str(cell).endswith("*")
+        for each in (*result.get("tasks", ()), result)
+        for row in _table(each)[1]
+        for cell in row
+    )
+    lines += [LEGEND] * marked + [remark for remark in [_latency_remark(result)] if remark]
+    lines += [*_answers(result), *tie_sentences(result["importance"])]
     paths = [folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
     return "\n".join([*lines, "", "written:", *(f"  {path}" for path in paths)])
 
@@ -256,5 +331,5 @@ def _headline(result: dict[str, Any]) -> str:
     return (
         f"{result['metric']} on {result['task']}, {result['num_samples']} samples ({result['num_bad_samples']} bad), "
         f"{result['confidence']:.0%} intervals by image; full model {full['quality']:.3f} "
-        f"[{full['quality_ci'][0]:.3f}, {full['quality_ci'][1]:.3f}]"
+        f"[{full['quality_ci'][0]:.3f}, {full['quality_ci'][1]:.3f}].{describe_constant(result)}"
     )

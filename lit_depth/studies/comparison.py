@@ -1,4 +1,4 @@
-"""From per-sample scores under many masks to the comparison of policies: intervals, tests, the four answers."""
+"""From per-sample scores under many masks to the comparison of policies: intervals and tests."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from lit_depth.functional.statistics import (
     FamilyRow,
     Interval,
-    holm,
     mean_intervals,
     paired_comparisons,
-    paired_intervals,
 )
+from lit_depth.results.verdicts import differs
+from lit_depth.studies.baseline import ConstantAnswer
 from lit_depth.studies.plan import PlannedMask
 
 Measure = Literal["quality", "reference_logprob"]
@@ -32,6 +32,9 @@ class Scores(NamedTuple):
     images: list[str]  # [N], the clusters of the statistics
     sizes: tuple[int, ...] = ()  # samples of each task, where several are pooled
     max_scores: tuple[float, ...] = (1.0,)  # largest possible quality, the smallest being 0; of each task
+    samples: tuple[str, ...] = ()  # [N] ids, of one task as read from its records
+    num_distinct_answers: tuple[int, ...] = ()  # [M]; of several tasks the most on any
+    constant: ConstantAnswer | None = None
 
     @classmethod
     def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Scores:
@@ -40,7 +43,17 @@ class Scores(NamedTuple):
         logprob = records.pivot(index="mask", columns="sample", values="reference_logprob")
         images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(quality.columns)
         values = quality.to_numpy(float), logprob.to_numpy(float)
-        return cls(list(quality.index), *values, list(images), max_scores=(max_score,))
+        distinct: tuple[int, ...] = ()
+        if "prediction" in records:
+            distinct = tuple(records.groupby("mask")["prediction"].nunique(dropna=False).reindex(quality.index))
+        return cls(
+            list(quality.index),
+            *values,
+            list(images),
+            max_scores=(max_score,),
+            samples=tuple(quality.columns),
+            num_distinct_answers=tuple(map(int, distinct)),
+        )
 
     @classmethod
     def pooled(cls, tasks: Sequence[Scores]) -> Scores:
@@ -53,6 +66,7 @@ class Scores(NamedTuple):
             raise ValueError("the mean over tasks needs the same masks on every task")
         sizes = tuple(len(each.images) for each in tasks)
         weights = [sum(sizes) / (len(sizes) * size) for size in sizes]
+        known = [each.constant for each in tasks if each.constant is not None]
         return cls(
             tasks[0].mask_ids,
             np.concatenate([weight * each.quality for weight, each in zip(weights, tasks)], axis=1),
@@ -60,25 +74,28 @@ class Scores(NamedTuple):
             [f"{task}/{image}" for task, each in enumerate(tasks) for image in each.images],
             sizes,
             tuple(each.max_scores[0] for each in tasks),
+            num_distinct_answers=tuple(map(max, zip(*(each.num_distinct_answers for each in tasks)))),
+            constant=ConstantAnswer(
+                tuple(found for each in known for found in each.found),
+                np.concatenate([weight * each.scores for weight, each in zip(weights, known)]),
+            )
+            if len(known) == len(tasks)
+            else None,
         )
-
-    def intervals(
-        self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
-    ) -> list[Interval]:
-        """Mean of each row of per-sample differences ``[rows, N]``, with an interval clustered by image.
-
-        Args:
-            values: Differences of scores, or sums of several such differences.
-            confidence: Coverage of each interval.
-            measure: What the values were computed from; its range is that of the scores.
-            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
-        """
-        return paired_intervals(**self._samples(values, measure, terms), confidence=confidence)
 
     def compare(
         self, values: NDArray[np.float64], confidence: float, measure: Measure = "quality", terms: ArrayLike = 1
     ) -> list[FamilyRow]:
-        """`intervals` with tests, of each row alone and of all rows as one family."""
+        """Mean of each row of per-sample differences ``[rows, N]``: alone, and with all rows as one family.
+
+        Intervals and tests are clustered by image.
+
+        Args:
+            values: Differences of scores, or sums of several such differences.
+            confidence: Coverage of each interval, and of the simultaneous ones together.
+            measure: What the values were computed from; its range is that of the scores.
+            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
+        """
         return paired_comparisons(**self._samples(values, measure, terms), confidence=confidence)
 
     def mean_intervals(
@@ -108,6 +125,10 @@ class Scores(NamedTuple):
         position = {name: row for row, name in enumerate(self.mask_ids)}
         return self.quality[[position[name] for name in ids]]
 
+    def distinct_answers(self, name: str) -> int | None:
+        """Number of different answers that a mask gave; None where answers are not known."""
+        return self.num_distinct_answers[self.mask_ids.index(name)] if self.num_distinct_answers else None
+
     def mean_logprob(self, ids: Sequence[str]) -> float:
         """Mean reference log-probability over some masks and all samples."""
         position = {name: row for row, name in enumerate(self.mask_ids)}
@@ -117,13 +138,17 @@ class Scores(NamedTuple):
 def describe_masks(
     plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], num_blocks: int, confidence: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The ``full`` and ``strategies`` entries of the result."""
+    """The ``full`` and ``strategies`` entries of the result.
+
+    Drops from the full model are one family: all masks, and the means of policies that have several at one count.
+    """
     full_id, grouped = "1" * num_blocks, _grouped(plan)
-    ids = list(dict.fromkeys([full_id, *(planned.id for planned in plan)]))
-    means = [scores.rows([planned.id for planned in group]).mean(axis=0) for group in grouped.values()]
-    # all rows at once: where tests are sampled, they share the random signs
-    described = _describe_rows(np.stack([*scores.rows(ids), *means]), scores, confidence)
-    of_mask, of_strategy = dict(zip(ids, described)), described[len(ids) :]
+    ids = [name for name in dict.fromkeys(planned.id for planned in plan) if name != full_id]
+    several = {key: group for key, group in grouped.items() if len({planned.id for planned in group}) > 1}
+    means = [scores.rows([planned.id for planned in group]).mean(axis=0) for group in several.values()]
+    full, *described = _describe_rows(np.stack([*scores.rows([full_id, *ids]), *means]), scores, confidence)
+    of_mask = {full_id: full, **dict(zip(ids, described))}
+    of_mean = dict(zip(several, described[len(ids) :]))
 
     def entry(name: str, seed: int | None) -> dict[str, Any]:
         return {
@@ -131,6 +156,7 @@ def describe_masks(
             "seed": seed,
             "active_block_indices": [index for index, bit in enumerate(name) if bit == "1"],
             **of_mask[name],
+            "num_distinct_answers": scores.distinct_answers(name),
             "reference_logprob": scores.mean_logprob([name]),
             "latency_ms": latency.get(name),
         }
@@ -140,28 +166,43 @@ def describe_masks(
             "policy": name,
             "num_active_blocks": count,
             "num_total_blocks": num_blocks,
-            **numbers,
+            **(of_mean[name, count] if (name, count) in of_mean else of_mask[group[0].id]),
             "reference_logprob": scores.mean_logprob([planned.id for planned in group]),
             "latency_ms": _mean_latency([latency[planned.id] for planned in group if planned.id in latency]),
             "masks": [entry(planned.id, planned.seed) for planned in group],
         }
-        for ((name, count), group), numbers in zip(grouped.items(), of_strategy)
+        for (name, count), group in grouped.items()
     ]
     return entry(full_id, None), strategies
 
 
 def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float) -> list[dict[str, Any]]:
-    """Quality of each row, and its drop from the first, which is the full model's."""
-    qualities, drops = scores.mean_intervals(rows, confidence), scores.intervals(rows[0] - rows, confidence)
+    """Quality of each row, and its drop from the first, which is the full model's; the others are one family."""
+    drops = rows[0] - rows
+    family = [None, *(scores.compare(drops[1:], confidence) if len(rows) > 1 else ())]
     return [
         {
             "quality": quality.estimate,
             "quality_ci": [quality.low, quality.high],
-            "drop": drop.estimate,
-            "drop_ci": [drop.low, drop.high],
+            **(family_entry(found, "drop") if found else no_difference("drop")),
+            "drop_p_holm": found and found.p_holm,
         }
-        for quality, drop in zip(qualities, drops)
+        for quality, found in zip(scores.mean_intervals(rows, confidence), family)
     ]
+
+
+def no_difference(key: str) -> dict[str, Any]:
+    """A mask against itself: 0 by definition, so nothing is estimated or tested."""
+    return {key: 0.0, f"{key}_ci": [0.0, 0.0], f"{key}_simultaneous_ci": None}
+
+
+def family_entry(found: FamilyRow, key: str) -> dict[str, Any]:
+    """A difference with the interval of its own, and the one that goes with ``found.p_holm``."""
+    return {
+        key: found.interval.estimate,
+        f"{key}_ci": [found.interval.low, found.interval.high],
+        f"{key}_simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
+    }
 
 
 def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: float) -> list[dict[str, Any]]:
@@ -206,122 +247,8 @@ def _comparison_entry(a: str, b: str, count: int | None, found: FamilyRow, confi
         "simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
         "p_value": found.p_value,
         "p_holm": found.p_holm,
-        "verdict": better if found.p_holm < 1 - confidence else "tie",
+        "verdict": better if differs(found.p_holm, confidence) else "tie",
     }
-
-
-def answer_questions(
-    comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]], confidence: float = 0.95
-) -> dict[str, Any]:
-    """The four questions the comparison is run for, answered with numbers; "not shown" is an answer.
-
-    The first two are asked of one pair each, whatever else is compared: Holm's correction is over these two tests.
-    """
-    asked = [
-        next((c for c in comparisons if {c["a"], c["b"]} == pair and c["num_active_blocks"] is None), None)
-        for pair in ({"importance", "prefix"}, {"prefix", "random"})
-    ]
-    adjusted = iter(holm([entry["p_value"] for entry in asked if entry]).tolist())
-    first, second = (next(adjusted) if entry else None for entry in asked)
-    alpha = 1 - confidence
-    return {
-        "importance_beats_prefix": _beats(comparisons, "importance", "prefix", "Importance", first, alpha),
-        "random_worse_than_prefix": _beats(
-            comparisons, "prefix", "random", "Prefix", second, alpha, versus="random (mean of its seeds)"
-        ),
-        "choice_of_blocks_matters": _choice_matters(comparisons, strategies, 1 - confidence),
-        "depth_is_a_scalar": _is_scalar(comparisons, strategies, 1 - confidence),
-    }
-
-
-def _beats(
-    comparisons: Sequence[dict[str, Any]],
-    winner: str,
-    loser: str,
-    name: str,
-    p_value: float | None,
-    alpha: float,
-    versus: str | None = None,
-) -> dict[str, Any]:
-    mine = [c for c in comparisons if {c["a"], c["b"]} == {winner, loser}]
-    if p_value is None:
-        text = f"{winner} and {loser} were not compared: one was not run, or their masks do not differ."
-        return {"answer": "not shown", "text": text}
-    sign = 1.0 if mine[0]["a"] == winner else -1.0
-    overall = next(c for c in mine if c["num_active_blocks"] is None)
-    difference = sign * overall["difference"]
-    low, high = sorted(sign * bound for bound in overall["ci"])
-    won, lost = (
-        [
-            c["num_active_blocks"]
-            for c in mine
-            if c["num_active_blocks"] and c["verdict"] != "tie" and direction * sign * c["difference"] > 0
-        ]
-        for direction in (1, -1)
-    )
-    tied = len(mine) - 1 - len(won) - len(lost)
-    answer = "not shown" if p_value >= alpha else ("yes" if difference > 0 else "no")
-    text = (
-        f"{name} minus {versus or loser}, averaged over {len(mine) - 1} numbers of blocks: {difference:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}], p = {_p(p_value)} (Holm). "
-        f"Better at {_list(won)}, worse at {_list(lost)}, tied at {tied} of them."
-    )
-    return {"answer": answer, "text": text, "difference": difference, "ci": [low, high], "p_holm": p_value,
-            "better_at": won, "worse_at": lost, "num_tied": tied}  # fmt: skip
-
-
-def _all_pairs(comparisons: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[float]]:
-    """Comparisons at equal counts with p-values corrected over all of them together."""
-    at_count = [c for c in comparisons if c["num_active_blocks"] is not None]
-    return at_count, holm([c["p_value"] for c in at_count]).tolist() if at_count else []
-
-
-def _choice_matters(
-    comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]], alpha: float
-) -> dict[str, Any]:
-    at_count, adjusted = _all_pairs(comparisons)
-    if not at_count:
-        return {"answer": "not shown", "text": "No two policies gave different masks of equal size."}
-    frame = pd.DataFrame(strategies)[["policy", "num_active_blocks", "quality"]]
-    compared = {c["num_active_blocks"] for c in at_count}
-    spread = frame.groupby("num_active_blocks")["quality"].agg(lambda values: values.max() - values.min())
-    spread = spread[[count in compared for count in spread.index]]
-    widest = int(spread.idxmax())
-    here = frame[frame["num_active_blocks"] == widest].set_index("policy")["quality"]
-    different = sorted({c["num_active_blocks"] for c, p in zip(at_count, adjusted) if p < alpha})
-    text = (
-        f"Range of quality over policies at equal count: median {spread.median():.3f}, largest {spread.max():.3f} at "
-        f"{widest} blocks ({here.idxmax()} {here.max():.3f}, {here.idxmin()} {here.min():.3f}). Some pair differs "
-        f"significantly at {_list(different)} ({len(at_count)} tests, smallest p = {_p(min(adjusted))}, Holm). "
-        "The range of several noisy values is never below zero: trust the tests, not the range alone."
-    )
-    return {"answer": "yes" if different else "not shown", "text": text, "significant_at": different,
-            "range": {str(k): float(v) for k, v in spread.items()}, "smallest_p_holm": min(adjusted)}  # fmt: skip
-
-
-def _is_scalar(
-    comparisons: Sequence[dict[str, Any]], strategies: Sequence[dict[str, Any]], alpha: float
-) -> dict[str, Any]:
-    at_count, adjusted = _all_pairs(comparisons)
-    different = sorted({c["num_active_blocks"] for c, p in zip(at_count, adjusted) if p < alpha})
-    frame = pd.DataFrame(strategies)[["num_active_blocks", "quality"]]
-    # where all masks are the same (all blocks active) there is nothing to explain
-    compared = frame["num_active_blocks"].isin([c["num_active_blocks"] for c in at_count])
-    frame = frame[compared] if compared.any() else frame
-    within = frame.groupby("num_active_blocks")["quality"].transform("mean")
-    total = float(((frame["quality"] - frame["quality"].mean()) ** 2).sum())
-    varies = total > 1e-12  # means of equal scores can differ in their last bits
-    share = 1.0 - float(((frame["quality"] - within) ** 2).sum()) / total if varies else 1.0
-    head = (
-        f"The number of active blocks alone explains {share:.0%} of the variance of quality between policies and counts"
-        if varies
-        else "Quality is the same under every policy and count"
-    )
-    if different:
-        text = f"{head}; at {_list(different)} two policies with equally many blocks differ significantly."
-        return {"answer": "no", "text": text, "variance_explained": share, "counterexamples_at": different}
-    text = f"{head}; no two policies with equally many blocks differ significantly on these samples."
-    return {"answer": "not shown", "text": text, "variance_explained": share, "counterexamples_at": []}
 
 
 def _grouped(plan: Sequence[PlannedMask]) -> dict[tuple[str, int], list[PlannedMask]]:
@@ -341,11 +268,3 @@ def _mean_latency(entries: Sequence[Mapping[str, Mapping[str, float | None]]]) -
         columns = {name: [entry[stage][name] for entry in entries] for name in names}
         result[stage] = {name: None if None in column else float(np.mean(column)) for name, column in columns.items()}  # type: ignore[arg-type]
     return result
-
-
-def _p(value: float) -> str:
-    return f"{value:.1g}" if value < 0.001 else f"{value:.3f}"
-
-
-def _list(counts: Sequence[int]) -> str:
-    return ", ".join(map(str, counts)) if counts else "none"

@@ -18,6 +18,7 @@ from lit_depth.results.consistency_figures import write_consistency_figures
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_table
+from lit_depth.results.verdicts import WITHHELD, refusal
 from lit_depth.studies.importance import (
     AGREEMENT,
     AGREEMENT_HEADERS,
@@ -27,6 +28,7 @@ from lit_depth.studies.importance import (
     measure,
     task_entry,
     units_of,
+    withhold_agreement,
 )
 from lit_depth.studies.ranking import describe_agreement
 from lit_depth.studies.run import check_shares, log_to, open_run
@@ -96,6 +98,7 @@ def consistency(
                 for a, b in pairs
             ],
         }
+        withhold_agreement(result["pairs"], result["measurements"])
         records = [
             sweep.records.assign(task=each.task.name, split=split)
             for each, _, sweep, split in measured.values()
@@ -114,7 +117,9 @@ def _label(task: str, split: str, splits: Sequence[str]) -> str:
 def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: pd.DataFrame) -> None:
     figures = write_consistency_figures(result, folder / "figures")
     write_parquet(folder / "records.parquet", records)
+    refused = _refusals(result)
     sections = [
+        *([Section("No verdict", text="\n\n".join(refused))] if refused else []),
         Section(
             "Agreement",
             text=f"{_explain(result)}\n\n{AGREEMENT.format(threshold=result['threshold'])}",
@@ -130,6 +135,11 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     write_json(folder / RESULT, result)
 
 
+def _refusals(result: dict[str, Any]) -> list[str]:
+    each = [refusal(entry, f"{entry['task']} ({entry['split']} split)") for entry in result["measurements"]]
+    return [reason for reason in each if reason]
+
+
 def _explain(result: dict[str, Any]) -> str:
     """The verdicts in words, one sentence per pair and measure."""
     threshold, sentences = result["threshold"], []
@@ -137,8 +147,11 @@ def _explain(result: dict[str, Any]) -> str:
         for key, label in (("quality", "quality"), ("reference_logprob", "reference log-probability")):
             entry = pair[key]
             text = f"{pair['a']} against {pair['b']}, by {label}: {entry['verdict']}"
-            if entry["spearman"] is None:
+            if entry["spearman"] is None and entry["verdict"] != WITHHELD:
                 sentences.append(f"{text}; on one side all blocks cost the same, or images are too few: no order.")
+                continue
+            if entry["verdict"] == WITHHELD:
+                sentences.append(f"{text}.")
                 continue
             low, high = entry["ci"]
             text += f" (Spearman {entry['spearman']:.3f}, free of noise in [{low:.3f}, {high:.3f}])."
@@ -152,7 +165,7 @@ def _explain(result: dict[str, Any]) -> str:
 
 
 def _summary(result: dict[str, Any], folder: Path) -> str:
-    lines = ["", *(headline(entry, result) for entry in result["measurements"]), ""]
+    lines = ["", *_refusals(result), *(headline(entry, result) for entry in result["measurements"]), ""]
     lines += [AGREEMENT.format(threshold=result["threshold"]), ""]
     lines += [format_table(agreement_rows(result["pairs"]), AGREEMENT_HEADERS), "", _explain(result), ""]
     paths = [folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]

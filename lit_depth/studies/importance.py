@@ -24,18 +24,39 @@ from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
 from lit_depth.results.tables import format_p_value, format_table
 from lit_depth.results.units import unit_name, units_noun
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal
+from lit_depth.studies.answers import list_counts
+from lit_depth.studies.baseline import describe_baseline
 from lit_depth.studies.comparison import Scores
 from lit_depth.studies.identity import check_same_model
-from lit_depth.studies.methods import check_asked, compare_methods, method_lines, method_sections
+from lit_depth.studies.methods import (
+    check_asked,
+    compare_methods,
+    method_lines,
+    method_sections,
+    refusal_of_methods,
+)
 from lit_depth.studies.proxies import measure_proxies
-from lit_depth.studies.ranking import describe_agreement, describe_blocks, describe_full, drops
+from lit_depth.studies.ranking import MEASURES, describe_agreement, describe_blocks, describe_full, tied_at_cut
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
 
 RESULT = "importance.json"
+COMPARISON = "m5_mask_strategy_comparison.json"
 SCORES = "layer_importance_scores.json"
+# keys of a comparison's ``importance`` entry, and what they hold of each block
+IMPORTANCE_KEYS = {
+    "scores": "drop",
+    "intervals": "drop_ci",
+    "simultaneous_intervals": "drop_simultaneous_ci",
+    "p_holm": "p_holm",
+    "tied_with": "tied_with",
+}
 # rank correlation from which two orders of the blocks count as the same
 THRESHOLD = 0.9
-HEADERS = ("drop", "interval", "p (Holm)", "rank", "may be", "log-prob drop", "interval", "rank", "may be")
+HEADERS = (
+    *("drop", "interval", "p (Holm)", "rank", "may be"),
+    *("log-prob drop", "interval", "p (Holm)", "rank", "may be"),
+)
 AGREEMENT = (
     "Rank correlation (Spearman) between two orders of the blocks as measured; the interval of the correlation that "
     "measurements without noise would show; the p-value of no correlation. 'samples' would put the interval above "
@@ -83,17 +104,14 @@ def importance(
             "split": split,
             "confidence": confidence,
             "tasks": [task_entry(*task, units, model.num_units, confidence, granularity) for task in tasks],
-            "macro": describe_blocks(
-                Scores.pooled([scores for _, scores, _ in tasks]), units, model.num_units, confidence, granularity
-            )
-            if len(tasks) > 1
-            else None,
+            **_describe_mean([scores for _, scores, _ in tasks], units, model.num_units, confidence, granularity),
             "agreement": [
                 {"a": a.task.name, "b": b.task.name}
                 | describe_agreement(first, second, units, model.num_units, THRESHOLD, confidence)
                 for (a, first, _), (b, second, _) in itertools.combinations(tasks, 2)
             ],
         }
+        withhold_agreement(result["agreement"], result["tasks"])
         if asked:
             result["methods"] = compare_methods(
                 trainer, model, datamodule, proxies, tasks[0][1], blocks, folder, confidence, max_bad_samples
@@ -103,6 +121,29 @@ def importance(
     log_to(trainer, "log_importance", result, folder)
     print(_summary(result, folder))
     return result
+
+
+def _describe_mean(
+    tasks: Sequence[Scores], units: Sequence[int], num_units: int, confidence: float, granularity: Granularity
+) -> dict[str, Any]:
+    """What is known of the mean over several tasks; of one task it is that task's."""
+    if len(tasks) == 1:
+        return {"macro": None}
+    pooled = Scores.pooled(tasks)
+    return {
+        "macro": describe_blocks(pooled, units, num_units, confidence, granularity),
+        "full": describe_full(pooled, num_units, confidence),
+        "baseline": describe_baseline(pooled, "1" * num_units, confidence),
+    }
+
+
+def withhold_agreement(pairs: Sequence[dict[str, Any]], measurements: Sequence[Mapping[str, Any]]) -> None:
+    """Take the verdict from every pair of which one side was measured on a task that the model does not do."""
+    refused = {entry.get("name", entry["task"]) for entry in measurements if refusal(entry)}
+    for pair in pairs:
+        if {pair["a"], pair["b"]} & refused:
+            for name in MEASURES:
+                pair[name]["verdict"] = WITHHELD
 
 
 def measure(
@@ -137,12 +178,12 @@ def measure_mean(
         text = f"importance, {each.task.name}, calibration split"
         found.append(measure(trainer, model, each, "calibration", blocks, folder, text, max_bad_samples)[0])
     scores = found[0] if len(found) == 1 else Scores.pooled(found)
-    intervals = scores.intervals(drops(scores, blocks, model.num_blocks, "quality"), confidence)
-    return [interval.estimate for interval in intervals], {
+    entries = describe_blocks(scores, blocks, model.num_blocks, confidence)
+    drop = {str(entry["block"]): entry["quality"] for entry in entries}
+    return [each["drop"] for each in drop.values()], {
         "source": "accuracy drop on the calibration split" + ("" if len(found) == 1 else ", mean over tasks"),
         "num_samples": len(scores.images),
-        "scores": {str(block_idx): interval.estimate for block_idx, interval in enumerate(intervals)},
-        "intervals": {str(block_idx): [interval.low, interval.high] for block_idx, interval in enumerate(intervals)},
+        **{key: {block: each[name] for block, each in drop.items()} for key, name in IMPORTANCE_KEYS.items()},
     }
 
 
@@ -174,6 +215,72 @@ def read_importance(path: str, model: DepthModule, datamodule: DepthDataModule) 
             )
     check_same_model(path, "importance", model, {})
     return scores
+
+
+def read_ties(path: str) -> dict[int, list[int]] | None:
+    """Which blocks of a ``{"0": 0.6, ...}`` file are tied, by the result that stands beside it.
+
+    Returns:
+        Of each measured block the blocks that it is tied with; None where the file stands alone, or was changed.
+    """
+    try:
+        scores, folder = read_object(path), Path(path).parent
+        if (folder / RESULT).is_file():
+            run = read_object(folder / RESULT)
+            blocks = run["macro"] or run["tasks"][0]["blocks"]
+            found = {str(entry["block"]): entry["quality"]["tied_with"] for entry in blocks}
+            measured = _plain_scores(blocks)
+        else:
+            entry = read_object(folder / COMPARISON)["importance"]
+            found, measured = entry["tied_with"], entry["scores"]
+        ties = {int(block): [int(other) for other in others] for block, others in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return ties if measured == scores else None
+
+
+def name_ties(
+    masks: Mapping[int, Sequence[int]],
+    scores: Sequence[float],
+    tied_with: Mapping[int, Sequence[int]],
+    keep: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Where the importance policy decided among blocks that the samples cannot tell apart.
+
+    Args:
+        masks: Its active blocks by their number.
+        scores: Importance of each block.
+        tied_with: Blocks that each block is tied with.
+        keep: Blocks that were active whatever their score.
+
+    Returns:
+        Entries as `lit_depth.results.schema.Tie`, one for each number of active blocks with ties across the cut.
+    """
+    free = {b: [other for other in others if other not in keep] for b, others in tied_with.items() if b not in keep}
+    found = []
+    for count, kept in masks.items():
+        blocks = tied_at_cut(scores, free, kept)
+        if blocks:
+            found.append({"num_active_blocks": count, "blocks": blocks, "kept": [b for b in blocks if b in set(kept)]})
+    return found
+
+
+def tie_sentences(entry: Mapping[str, Any]) -> list[str]:
+    """What the importance policy decided by chance: one sentence per number of active blocks.
+
+    >>> tie_sentences({"ties": [{"num_active_blocks": 8, "blocks": [3, 5, 7], "kept": [5, 7]}]})
+    ['At 8 blocks the order of blocks 3, 5 and 7 is noise; 5 and 7 were kept.']
+    """
+    if entry.get("ties") is None:
+        return [f"Which blocks are tied in importance is not known: {entry['source']} stands alone, without tests."]
+    sentences = []
+    for tie in entry["ties"]:
+        count, were = tie["num_active_blocks"], "were" if len(tie["kept"]) > 1 else "was"
+        sentences.append(
+            f"At {count} block{'s' if count > 1 else ''} the order of blocks {list_counts(tie['blocks'])} is noise; "
+            f"{list_counts(tie['kept'])} {were} kept."
+        )
+    return sentences
 
 
 def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, keep: Sequence[int] = ()) -> list[float]:
@@ -246,6 +353,7 @@ def task_entry(
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
         "full": describe_full(scores, num_units, confidence),
+        "baseline": describe_baseline(scores, "1" * num_units, confidence),
         "blocks": describe_blocks(scores, units, num_units, confidence, granularity),
     }
     return entry | ({"parse_failed": sweep.parse_failed} if sweep.parse_failed else {})
@@ -258,13 +366,19 @@ def _plain_scores(blocks: Sequence[dict[str, Any]]) -> dict[str, float]:
 def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], records: pd.DataFrame) -> None:
     figures = write_importance_figures(result, folder / "figures")
     write_parquet(folder / "records.parquet", records)
-    sections = [Section("Figures", figures=figures)]
+    refused = refusals(result)
+    sections = [Section("No verdict", text="\n\n".join(refused))] if refused else []
+    sections.append(Section("Figures", figures=figures))
     for task in result["tasks"]:
-        text = headline(task, result)
+        text = f"{headline(task, result)}\n\n{LEGEND}"
         sections.append(Section(f"{task['task']}", text=text, headers=_headers(task), rows=_rows(task)))
         if result["macro"]:
             write_json(folder / f"layer_importance_scores_{task['task']}.json", _plain_scores(task["blocks"]))
     if result["macro"]:
+        mean = _mean(result)
+        sections.append(
+            Section("Mean over tasks", text=describe_constant(mean).strip(), headers=_headers(mean), rows=_rows(mean))
+        )
         rows, text = agreement_rows(result["agreement"]), AGREEMENT.format(threshold=THRESHOLD)
         sections.append(Section("Agreement between tasks", text=text, headers=AGREEMENT_HEADERS, rows=rows))
     if "methods" in result:
@@ -276,24 +390,43 @@ def _write(folder: Path, result: dict[str, Any], arguments: dict[str, Any], reco
     write_json(folder / RESULT, result)
 
 
-def _headers(task: dict[str, Any]) -> tuple[str, ...]:
+def _mean(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean over tasks as if it were one."""
+    metric = " / ".join(dict.fromkeys(task["metric"] for task in result["tasks"]))
+    keys = {key: result[key] for key in ("full", "baseline")}
+    return {"task": "the mean over tasks", "metric": metric, "blocks": result["macro"], **keys}
+
+
+def refusals(result: Mapping[str, Any]) -> list[str]:
+    """Why there are no findings, on each task and on their mean."""
+    each = [*result["tasks"], *([_mean(result)] if result["macro"] else [])]
+    reasons = [refusal(entry, entry["task"]) for entry in each]
+    reasons += [refusal_of_methods(result["methods"])] if "methods" in result else []
+    return [reason for reason in reasons if reason]
+
+
+def _headers(task: Mapping[str, Any]) -> tuple[str, ...]:
     return (units_noun(task["blocks"]), *HEADERS)
 
 
-def _rows(task: dict[str, Any]) -> list[list[Any]]:
-    rows = []
+def _rows(task: Mapping[str, Any]) -> list[list[Any]]:
+    """One row per block; where the model does not do the task, ranks would be no findings and are left out."""
+    rows, refused = [], refusal(task) is not None
     for entry in task["blocks"]:
         quality, logprob = entry["quality"], entry["reference_logprob"]
+        sign = mark(task["full"]["quality"] - quality["drop"], entry["num_distinct_answers"], task["baseline"])
+        ranks = [[None, None] if refused else [each["rank"], _span(each["rank_ci"])] for each in (quality, logprob)]
+        drop, limits = _interval(quality)
         rows.append(
             [
                 unit_name(entry),
-                *_interval(quality),
+                f"{drop}{sign}",
+                limits,
                 format_p_value(quality["p_holm"]),
-                quality["rank"],
-                _span(quality["rank_ci"]),
+                *ranks[0],
                 *_interval(logprob),
-                logprob["rank"],
-                _span(logprob["rank_ci"]),
+                format_p_value(logprob["p_holm"]),
+                *ranks[1],
             ]
         )
     return rows
@@ -322,7 +455,7 @@ def agreement_rows(pairs: Sequence[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _interval(entry: dict[str, Any]) -> tuple[str, str]:
-    low, high = entry["drop_ci"]
+    low, high = entry["drop_simultaneous_ci"]
     return f"{entry['drop']:+.3f}", f"[{low:+.3f}, {high:+.3f}]"
 
 
@@ -336,35 +469,34 @@ def headline(task: dict[str, Any], result: dict[str, Any]) -> str:
     low, high = full["quality_ci"]
     split = task.get("split") or result["split"]
     trained = " Released checkpoints were trained on these very questions." if task["in_training_mixture"] else ""
+    ranks = " Rank 1 costs most; 'may be' are the ranks that the samples leave open." if not refusal(task) else ""
     return (
         f"{task['metric']} on {task['task']} ({split} split), {task['num_samples']} samples of "
-        f"{task['num_images']} images ({task['num_bad_samples']} bad), {result['confidence']:.0%} intervals by image. "
-        f"Full model {full['quality']:.3f} [{low:.3f}, {high:.3f}]. Rank 1 costs most; 'may be' are the ranks that the "
-        f"samples leave open.{trained}"
+        f"{task['num_images']} images ({task['num_bad_samples']} bad), {result['confidence']:.0%} {SIMULTANEOUS} by "
+        f"image. Full model {full['quality']:.3f} [{low:.3f}, {high:.3f}].{describe_constant(task)}{ranks}{trained}"
     )
 
 
-def _conclusion(task: dict[str, Any]) -> str:
+def _conclusion(task: Mapping[str, Any]) -> list[str]:
     blocks = task["blocks"]
-    lines = []
+    lines = [LEGEND] if any(str(row[1]).endswith("*") for row in _rows(task)) else []
+    if refusal(task):
+        return lines
     for measure, label in (("quality", task["metric"]), ("reference_logprob", "reference log-probability")):
         cheap = [str(unit_name(entry)) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
         tied = " (tied)" if len(cheap) > 1 else ""
         lines.append(f"least important by {label}: {units_noun(blocks)}s {', '.join(cheap)}{tied}")
-    return "\n".join(lines)
+    return lines
 
 
 def _summary(result: dict[str, Any], folder: Path) -> str:
-    lines = [""]
+    lines = ["", *refusals(result)]
     for task in result["tasks"]:
-        lines += [headline(task, result), "", format_table(_rows(task), _headers(task)), "", _conclusion(task), ""]
+        lines += [headline(task, result), "", format_table(_rows(task), _headers(task)), "", *_conclusion(task), ""]
     if result["macro"]:
-        rows = [
-            [unit_name(entry), *_interval(entry["quality"]), *_interval(entry["reference_logprob"])]
-            for entry in result["macro"]
-        ]
-        headers = [units_noun(result["macro"]), "drop", "interval", "log-prob drop", "interval"]
-        lines += [f"mean over {len(result['tasks'])} tasks", "", format_table(rows, headers), ""]
+        mean = _mean(result)
+        lines += [f"mean over {len(result['tasks'])} tasks.{describe_constant(mean)}", ""]
+        lines += [format_table(_rows(mean), _headers(mean)), "", *_conclusion(mean), ""]
         lines += [
             AGREEMENT.format(threshold=THRESHOLD),
             "",

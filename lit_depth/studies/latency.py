@@ -14,19 +14,31 @@ from lightning.pytorch import Trainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.checks import MAX_TOKENS, check_least, check_range
 from lit_depth.functional.selection import fit_line
-from lit_depth.functional.statistics import paired_intervals
+from lit_depth.functional.statistics import Interval, paired_comparisons
 from lit_depth.module import DepthModule
 from lit_depth.results.latency_figures import write_latency_figure
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.store import write_json, write_parquet
-from lit_depth.results.tables import format_table
+from lit_depth.results.tables import format_p_value, format_table
+from lit_depth.results.verdicts import SIMULTANEOUS
 from lit_depth.studies.importance import read_importance, to_importance
 from lit_depth.studies.plan import PlannedMask, check_plan, plan_indices, plan_masks
 from lit_depth.studies.run import check_shares, check_whole_blocks, log_to, open_run
 from lit_depth.studies.timing import STAGES, clock_settings, summarize_masks, time_masks
 
 RESULT, DETAILS = "latency.json", "latency_details.json"
-HEADERS = ("policy", "blocks", "vision", "prefill", "decode/token", "total P50", "P95", "of full", "interval")
+HEADERS = (
+    "policy",
+    "blocks",
+    "vision",
+    "prefill",
+    "decode/token",
+    "total P50",
+    "P95",
+    "of full",
+    "interval",
+    "p (Holm)",
+)
 
 
 def latency(
@@ -124,6 +136,12 @@ def _describe(
         names[planned.id].append(planned.policy)
     peaks = records.groupby("mask")["peak_memory_bytes"].max()
     tokens = records.groupby("mask")["num_output_tokens"].sum()
+    ratios = {
+        stage: _ratios(frame.loc[list(masks)], full, list(images), confidence)
+        for stage, frame in times.items()
+        # no block is in the vision stage, and a single token takes no decode step
+        if stage != "vision" and (frame.loc[list(masks)] > 0).all(axis=None)
+    }
     configurations = [
         {
             "mask_id": mask,
@@ -133,14 +151,7 @@ def _describe(
             "latency_ms": summaries[mask],
             "output_tokens_per_second": float(tokens[mask] / times["total"].loc[mask].sum() * 1000),
             "peak_memory_bytes": int(peaks[mask]) if pd.notna(peaks[mask]) else None,  # of a GPU
-            "of_full": {
-                stage: _ratio(frame.loc[mask].to_numpy(), frame.loc[full].to_numpy(), list(images), confidence)
-                if mask != full
-                else {"ratio": 1.0, "ci": None}  # by definition, nothing is estimated
-                for stage, frame in times.items()
-                # no block is in the vision stage, and a single token takes no decode step
-                if stage != "vision" and (frame.loc[[mask, full]] > 0).all(axis=None)
-            },
+            "of_full": {stage: found[mask] for stage, found in ratios.items()},
         }
         for mask in masks
     ]
@@ -158,19 +169,42 @@ def _describe(
     }
 
 
-def _ratio(
-    mine: np.ndarray, full: np.ndarray, images: Sequence[str], confidence: float
-) -> dict[str, float | list[float] | None]:
-    """Geometric mean over requests of the time relative to the full model's on the same request."""
-    logs = np.log(mine / full)
+def _ratios(frame: pd.DataFrame, full: str, images: Sequence[str], confidence: float) -> dict[str, dict[str, Any]]:
+    """Geometric mean over requests of each mask's time relative to the full model's on the same request.
+
+    Args:
+        frame: Times in ms, one row per mask and one column per request.
+        full: Id of the full model's mask.
+        images: Image of each request.
+        confidence: Coverage of each interval, and of the simultaneous ones together.
+    """
+    nothing = dict.fromkeys(("ci", "simultaneous_ci", "p_value", "p_holm"))
+    result: dict[str, dict[str, Any]] = {full: {"ratio": 1.0, **nothing}}  # by definition, nothing is estimated
+    others = [mask for mask in frame.index if mask != full]
+    logs = np.log(frame.loc[others].to_numpy() / frame.loc[full].to_numpy())
+    if not others:
+        return result
     if len(set(images)) < 2:
-        return {"ratio": float(np.exp(logs.mean())), "ci": None}
+        return result | {mask: {"ratio": float(np.exp(row.mean())), **nothing} for mask, row in zip(others, logs)}
     # a coarse clock may show the same ratio for every request; another one may then still take twice as long
-    (interval,) = paired_intervals(logs[None], images, confidence, score_range=None, scale=np.log(2))
-    return {
-        "ratio": float(np.exp(interval.estimate)),
-        "ci": [float(np.exp(interval.low)), float(np.exp(interval.high))],
-    }
+    family = paired_comparisons(logs, images, confidence, score_range=None, scale=np.log(2))
+    for mask, (interval, p_value, p_holm, together) in zip(others, family):
+        result[mask] = {
+            "ratio": float(np.exp(interval.estimate)),
+            "ci": _ratio_limits(interval),
+            "simultaneous_ci": _ratio_limits(together),
+            "p_value": p_value,
+            "p_holm": p_holm,
+        }
+    return result
+
+
+def _ratio_limits(interval: Interval) -> list[float]:
+    """Limits of a ratio; one beside 1 stays there, though the nearest logarithms to 0 would give 1 itself."""
+    low, high = np.exp([interval.low, interval.high])
+    low = max(low, np.nextafter(1.0, 2.0)) if interval.low > 0 else low
+    high = min(high, np.nextafter(1.0, 0.0)) if interval.high < 0 else high
+    return [float(low), float(high)]
 
 
 def _indices(mask: str) -> list[int]:
@@ -238,7 +272,8 @@ def _rows(result: dict[str, Any]) -> list[list[Any]]:
                 f"{times['total']['P50']:.2f}",
                 f"{times['total']['P95']:.2f}",
                 f"{share['ratio']:.3f}",
-                f"[{share['ci'][0]:.3f}, {share['ci'][1]:.3f}]" if share["ci"] else None,
+                "[{:.3f}, {:.3f}]".format(*share["simultaneous_ci"]) if share["simultaneous_ci"] else None,
+                None if share["p_holm"] is None else format_p_value(share["p_holm"]),
             ]
         )
     return rows
@@ -248,13 +283,15 @@ def _headline(result: dict[str, Any]) -> str:
     text = (
         f"{result['num_requests']} requests of batch size {result['batch_size']} on {result['device']}, "
         f"{result['new_tokens']} new tokens each; medians in milliseconds. 'of full' is the time relative to all "
-        f"{result['num_blocks']} blocks on the same request (geometric mean, {result['confidence']:.0%} interval)."
+        f"{result['num_blocks']} blocks on the same request (geometric mean, {result['confidence']:.0%} "
+        f"{SIMULTANEOUS})."
     )
     if "total" in result["fits"]:
         line = result["fits"]["total"]
+        fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
         text += (
-            f" Total = {line['intercept']:.2f} ms + {line['slope']:.2f} ms per block (R squared {line['r2']:.3f}): "
-            "the first part no skipped block saves."
+            f" Total = {line['intercept']:.2f} ms + {line['slope']:.2f} ms per block{fit}: the first part no skipped "
+            "block saves."
         )
     return text
 

@@ -29,10 +29,13 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional import mask_id, top_k
 from lit_depth.functional.agreement import rank_agreement_with
 from lit_depth.functional.importance import METHODS, check_methods
+from lit_depth.functional.statistics import FamilyRow
 from lit_depth.module import DepthModule
 from lit_depth.results.report import Section
 from lit_depth.results.tables import format_p_value, format_table
-from lit_depth.studies.comparison import Scores
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, differs, mark, refusal
+from lit_depth.studies.baseline import describe_baseline
+from lit_depth.studies.comparison import Scores, family_entry, no_difference
 from lit_depth.studies.proxies import TOGETHER
 from lit_depth.studies.ranking import describe_full, drops
 from lit_depth.studies.run import check_whole_blocks, evaluate
@@ -51,8 +54,8 @@ EXPLAIN = (
 )
 EXPLAIN_MASKS = (
     "Masks of the most important blocks by each method, on {num_samples} samples of the validation split (full model "
-    "{full:.3f}); 'difference' is to the accuracy drop's mask of that size, p-values are corrected over all masks that "
-    "differ."
+    "{full:.3f}); 'difference' is to the accuracy drop's mask of that size, with {confidence:.0%} {simultaneous}; "
+    "p-values are corrected over all masks that differ. " + LEGEND
 )
 
 
@@ -142,9 +145,13 @@ def compare_methods(
         }
         for method, values in raw.items()
     ]
+    baseline = describe_baseline(validation, "1" * num_blocks, confidence)
     ids = {method: [mask_id(mask) for mask in each] for method, each in chosen.items()}
     for entry, masks_of_method in zip(entries, _describe_masks(ids, sizes, validation, confidence)):
         entry["masks"] = masks_of_method
+        if baseline and not baseline["beaten"]:
+            for each in masks_of_method:
+                each["verdict"] = "same mask" if each["p_holm"] is None else WITHHELD
     return {
         "num_active_blocks": sizes,
         "confidence": confidence,
@@ -156,6 +163,7 @@ def compare_methods(
             "num_images": len(set(validation.images)),
             "num_bad_samples": len(sweep.bad_samples),
             "full": describe_full(validation, num_blocks, confidence),
+            "baseline": baseline,
         },
         "entries": entries,
     }
@@ -222,25 +230,38 @@ def _describe_masks(
     for each in ids.values():
         values = scores.rows(each)
         quality = scores.mean_intervals(values, confidence)
-        differences = scores.intervals(values - baseline, confidence)
         entries: list[dict[str, Any]] = []
         for index, (name, size) in enumerate(zip(each, sizes)):
-            entry = {
-                "num_active_blocks": size,
-                "mask_id": name,
-                "quality": quality[index].estimate,
-                "quality_ci": [quality[index].low, quality[index].high],
-                "difference": differences[index].estimate,
-                "difference_ci": [differences[index].low, differences[index].high],
-            }
-            entry |= dict.fromkeys(("difference_simultaneous_ci", "p_value", "p_holm"))
-            if name in tests:
-                _, p_value, p_holm, together = tests[name]
-                simultaneous = [together.low, together.high]
-                entry |= {"difference_simultaneous_ci": simultaneous, "p_value": p_value, "p_holm": p_holm}
-            entries.append(entry)
+            found = tests.get(name)
+            entries.append(
+                {
+                    "num_active_blocks": size,
+                    "mask_id": name,
+                    "quality": quality[index].estimate,
+                    "quality_ci": [quality[index].low, quality[index].high],
+                    "num_distinct_answers": scores.distinct_answers(name),
+                    **(family_entry(found, "difference") if found else no_difference("difference")),
+                    "p_value": found and found.p_value,
+                    "p_holm": found and found.p_holm,
+                    "verdict": _verdict(found, confidence),
+                }
+            )
         result.append(entries)
     return result
+
+
+def _verdict(found: FamilyRow | None, confidence: float) -> str:
+    """Of a mask against the accuracy drop's of its size."""
+    if found is None:
+        return "same mask"
+    if not differs(found.p_holm, confidence):
+        return "tie"
+    return "better" if found.interval.estimate > 0 else "worse"
+
+
+def refusal_of_methods(methods: Mapping[str, Any]) -> str | None:
+    """Why the masks of the methods are not compared."""
+    return refusal(methods["validation"], "the masks of the methods (validation split)")
 
 
 def method_sections(methods: Mapping[str, Any]) -> list[Section]:
@@ -257,7 +278,7 @@ def method_lines(methods: Mapping[str, Any]) -> list[str]:
     return [_explain(methods), "", table, "", _explain_masks(methods), "", masks, ""]
 
 
-_MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)")
+_MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)", "verdict")
 
 
 def _least(methods: Mapping[str, Any]) -> int:
@@ -279,7 +300,13 @@ def _explain(methods: Mapping[str, Any]) -> str:
 
 def _explain_masks(methods: Mapping[str, Any]) -> str:
     validation = methods["validation"]
-    return EXPLAIN_MASKS.format(num_samples=validation["num_samples"], full=validation["full"]["quality"])
+    told = EXPLAIN_MASKS.format(
+        num_samples=validation["num_samples"],
+        full=validation["full"]["quality"],
+        confidence=methods["confidence"],
+        simultaneous=SIMULTANEOUS,
+    )
+    return told + describe_constant(validation)
 
 
 def _headers(methods: Mapping[str, Any]) -> tuple[str, ...]:
@@ -307,15 +334,17 @@ def _mask_rows(methods: Mapping[str, Any]) -> list[list[Any]]:
         for entry in methods["entries"]:
             mask = entry["masks"][index]
             same = mask["p_holm"] is None
+            sign = mark(mask["quality"], mask["num_distinct_answers"], methods["validation"]["baseline"])
             rows.append(
                 [
                     entry["method"],
                     mask["num_active_blocks"],
-                    mask["quality"],
-                    _limits(mask["quality_ci"]),
-                    "same mask" if same else f"{mask['difference']:+.3f}",
-                    None if same else _limits(mask["difference_ci"]),
+                    f"{mask['quality']:.3f}{sign}",
+                    "[{:.3f}, {:.3f}]".format(*mask["quality_ci"]),
+                    None if same else f"{mask['difference']:+.3f}",
+                    None if same else _limits(mask["difference_simultaneous_ci"]),
                     None if same else format_p_value(mask["p_holm"]),
+                    mask["verdict"],
                 ]
             )
     return rows

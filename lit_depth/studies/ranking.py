@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from lit_depth.functional import leave_one_out, mask_id
 from lit_depth.functional.agreement import rank_agreement
 from lit_depth.functional.masking import Granularity
 from lit_depth.functional.statistics import pairwise_sign_flip_tests
-from lit_depth.studies.comparison import Measure, Scores
+from lit_depth.results.verdicts import differs
+from lit_depth.studies.comparison import Measure, Scores, family_entry
 
 Floats = NDArray[np.float64]
 # fields of `Scores` and keys of the result
@@ -43,20 +44,25 @@ def describe_blocks(
         {"block": unit} if granularity == "block" else {"block": unit // 2, "sublayer": ("attn", "mlp")[unit % 2]}
         for unit in blocks
     ]
+    skipped = leave_one_out(num_blocks)
+    for entry, unit in zip(entries, blocks):
+        entry["num_distinct_answers"] = scores.distinct_answers(mask_id(skipped[unit]))
     for measure in MEASURES:
         values = drops(scores, blocks, num_blocks, measure)
         found = scores.compare(values, confidence, measure)
-        ranks = rank_ranges(values, scores.images, confidence)
+        different = find_different(values, scores.images, confidence)
+        ranks = rank_ranges(different)
         estimates = [each.interval.estimate for each in found]
-        for entry, (interval, p_value, p_holm, simultaneous), span in zip(entries, found, ranks):
+        for index, (entry, row) in enumerate(zip(entries, found)):
             entry[measure] = {
-                "drop": interval.estimate,
-                "drop_ci": [interval.low, interval.high],
-                "drop_simultaneous_ci": [simultaneous.low, simultaneous.high],
-                "p_value": p_value,
-                "p_holm": p_holm,
-                "rank": 1 + sum(estimate > interval.estimate for estimate in estimates),
-                "rank_ci": list(span),
+                **family_entry(row, "drop"),
+                "p_value": row.p_value,
+                "p_holm": row.p_holm,
+                "rank": 1 + sum(estimate > row.interval.estimate for estimate in estimates),
+                "rank_ci": list(ranks[index]),
+                "tied_with": [
+                    unit for unit, other in zip(blocks, different[index]) if not other and unit != blocks[index]
+                ],
             }
     return entries
 
@@ -98,32 +104,67 @@ def describe_agreement(
 
 
 def describe_full(scores: Scores, num_blocks: int, confidence: float) -> dict[str, Any]:
-    """Mean quality and reference log-probability of the full model, with intervals."""
-    row = scores.mask_ids.index("1" * num_blocks)
+    """Mean quality and reference log-probability of the full model, with intervals; its number of distinct answers."""
+    full_id = "1" * num_blocks
+    row = scores.mask_ids.index(full_id)
     result: dict[str, Any] = {}
     for measure in MEASURES:
         (interval,) = scores.mean_intervals(getattr(scores, measure)[[row]], confidence, measure)
         result |= {measure: interval.estimate, f"{measure}_ci": [interval.low, interval.high]}
-    return result
+    return result | {"num_distinct_answers": scores.distinct_answers(full_id)}
 
 
-def rank_ranges(values: Floats, clusters: Sequence[str], confidence: float) -> list[tuple[int, int]]:
-    """Ranks that each row may truly have, 1 = largest mean; all of them hold together with this confidence.
+def find_different(values: Floats, clusters: Sequence[str], confidence: float) -> NDArray[np.int_]:
+    """Which rows differ: every pair is tested, all pairs together (`pairwise_sign_flip_tests`).
 
-    Every pair of rows is tested (`pairwise_sign_flip_tests`); a row's best rank is 1 + the number of rows significantly
-    above it, its worst is the number of rows minus those significantly below it (Mogstad, Romano, Shaikh & Wilhelm
-    2024, doi:10.1093/restud/rdad006).
+    Args:
+        values: ``[rows, samples]``.
+        clusters: Cluster (image) of each sample.
+        confidence: One less the level of the tests.
 
-    >>> rank_ranges(np.array([[1.0] * 12, [0.0] * 12, [0.0] * 12]), list("abcdefghijkl"), 0.95)
+    Returns:
+        ``[rows, rows]``: 1 where the row's mean is significantly larger than the column's, -1 where it is smaller, 0
+        where the two are tied.
+    """
+    different = np.zeros((len(values), len(values)), dtype=int)
+    means = values.mean(axis=1)
+    for (a, b), p in pairwise_sign_flip_tests(values, clusters).items():
+        if differs(p, confidence):
+            different[a, b] = 1 if means[a] > means[b] else -1
+            different[b, a] = -different[a, b]
+    return different
+
+
+def rank_ranges(different: NDArray[np.int_]) -> list[tuple[int, int]]:
+    """Ranks that each row may truly have, 1 = largest mean; all of them hold together with the confidence of the tests.
+
+    A row's best rank is 1 + the number of rows significantly above it, its worst is the number of rows minus those
+    significantly below it (Mogstad, Romano, Shaikh & Wilhelm 2024, doi:10.1093/restud/rdad006).
+
+    >>> rows = np.array([[1.0] * 12, [0.0] * 12, [0.0] * 12])
+    >>> rank_ranges(find_different(rows, list("abcdefghijkl"), 0.95))
     [(1, 1), (2, 3), (2, 3)]
     """
-    count = len(values)
-    p_values = pairwise_sign_flip_tests(values, clusters)
-    means = values.mean(axis=1)
-    better, worse = [0] * count, [0] * count
-    for (a, b), p in p_values.items():
-        if p < 1 - confidence:
-            high, low = (a, b) if means[a] > means[b] else (b, a)
-            better[low] += 1
-            worse[high] += 1
-    return [(1 + above, count - below) for above, below in zip(better, worse)]
+    count = len(different)
+    return [(1 + int((row < 0).sum()), count - int((row > 0).sum())) for row in different]
+
+
+def tied_at_cut(scores: Sequence[float], tied_with: Mapping[int, Sequence[int]], kept: Sequence[int]) -> list[int]:
+    """Blocks on either side of a policy's cut whose order is noise: each is tied with one on the other side.
+
+    Args:
+        scores: Importance of each block, ``[num_blocks]``.
+        tied_with: Blocks that each block is tied with; a block that is not there was not ranked.
+        kept: The active blocks.
+
+    >>> tied_at_cut([0.9, 0.2, 0.1], {0: [], 1: [2], 2: [1]}, kept=[0, 1])
+    [1, 2]
+    >>> tied_at_cut([0.9, 0.2, 0.1], {0: [], 1: [2], 2: [1]}, kept=[0])
+    []
+    """
+    active = set(kept)
+    return [
+        block
+        for block in range(len(scores))
+        if any((block in active) != (other in active) for other in tied_with.get(block, ()))
+    ]

@@ -28,6 +28,7 @@ from lit_depth.results.store import (
     write_manifest,
     write_of_run,
 )
+from lit_depth.studies.baseline import constant_scores
 from lit_depth.studies.comparison import Scores
 from lit_depth.studies.identity import identify, read_manifest, refuse_other_run, run_id
 from lit_depth.studies.processes import meet, on_first_process, own_error, wait_for
@@ -128,7 +129,8 @@ def evaluate(
         description: Text before the progress bar.
 
     Returns:
-        Scores of all masks on the same samples (of all processes), and the callback that collected them.
+        Scores of all masks on the same samples (of all processes), with the best constant answer on these, and the
+        callback that collected them.
 
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
@@ -139,7 +141,8 @@ def evaluate(
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
         raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
-    return Scores.from_records(sweep.records, sweep.metric.max_score), sweep
+    scores = Scores.from_records(sweep.records, sweep.metric.max_score)
+    return scores._replace(constant=constant_scores(datamodule, split, scores.samples)), sweep
 
 
 def sweep_samples(

@@ -40,16 +40,21 @@ from lit_depth.module import DepthModule
 from lit_depth.results.report import Section, write_report
 from lit_depth.results.search_figures import ablation_label, write_search_figures
 from lit_depth.results.store import write_json, write_parquet
-from lit_depth.results.tables import format_table
+from lit_depth.results.tables import format_p_value, format_table
 from lit_depth.results.units import unit_names
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal
+from lit_depth.studies.baseline import describe_baseline
 from lit_depth.studies.cells import Cells
-from lit_depth.studies.comparison import Scores
+from lit_depth.studies.comparison import Scores, family_entry
 from lit_depth.studies.importance import units_of
 from lit_depth.studies.ranking import describe_full
 from lit_depth.studies.run import check_shares, evaluate, log_to, open_run
 
 RESULT = "search.json"
-HEADERS = ("removed", "which", "drop", "interval", "interaction", "interval", "found by")
+HEADERS = (
+    *("removed", "which", "drop", "interval", "p (Holm)"),
+    *("interaction", "interval", "p (Holm)", "found by"),
+)
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
 _ROUND = 64  # samples per round of racing, at first
 _MAX_PRINTED = 6
@@ -116,7 +121,7 @@ def search(
         scores, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
         if not trainer.is_global_zero:
             return {}
-        result = {
+        result: dict[str, Any] = {
             "command": "search",
             "task": task.name,
             "metric": task.metric,
@@ -136,6 +141,8 @@ def search(
             "ablations": _describe_ablations(reported, scores, num_units, confidence),
             "totals": {**cost, "evaluations_with_baselines": cells.evaluations},
         }
+        if refusal(result["report"]):
+            result["levels"] = [level | {"tied": None, "settled": None} for level in result["levels"]]
         assert sweep.records is not None
         _write(folder, result, identity, sweep.records.assign(task=task.name))
     log_to(trainer, "log_search", result, folder)
@@ -336,40 +343,57 @@ def _describe_split(scores: Scores, sweep: MaskSweep, num_units: int, confidence
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
         "full": describe_full(scores, num_units, confidence),
+        "baseline": describe_baseline(scores, "1" * num_units, confidence),
     }
 
 
 def _describe_ablations(
     reported: dict[Removed, list[str]], scores: Scores, num_units: int, confidence: float
 ) -> list[dict[str, Any]]:
-    """Quality, drop and interaction of every ablation, each difference taken sample by sample."""
+    """Quality, drop and interaction of every ablation, each difference taken sample by sample.
+
+    All drops are one family, and all interactions another.
+    """
     removed = [each for each in reported if each]
     names = [mask_id(mask) for mask in ablation_masks(num_units, removed)]
     quality = scores.rows(names)
     drop = scores.rows(["1" * num_units]) - quality
     single = {each[0]: row for each, row in zip(removed, drop) if len(each) == 1}
     extra = np.stack([row - sum(single[unit] for unit in each) for each, row in zip(removed, drop)])
-    intervals = {
-        "quality": scores.mean_intervals(quality, confidence),
-        "drop": scores.intervals(drop, confidence),
-        # full - each - (a drop per part): as many differences as parts
-        "interaction": scores.intervals(extra, confidence, terms=[len(each) for each in removed]),
-    }
+    joint = [index for index, each in enumerate(removed) if len(each) > 1]
+    # full - each - (a drop per part): as many differences as parts
+    terms = [len(removed[index]) for index in joint]
+    interactions = dict(zip(joint, scores.compare(extra[joint], confidence, terms=terms))) if joint else {}
     entries = []
-    for index, (each, name) in enumerate(zip(removed, names)):
-        entry: dict[str, Any] = {"removed": each, "mask_id": name, "found_by": reported[each]}
-        for key, rows in intervals.items():
-            entry |= {key: rows[index].estimate, f"{key}_ci": [rows[index].low, rows[index].high]}
-        if len(each) == 1:
-            entry |= {"interaction": None, "interaction_ci": None}
-        entries.append({**entry, "reference_logprob": scores.mean_logprob([name])})
+    for index, (interval, found) in enumerate(
+        zip(scores.mean_intervals(quality, confidence), scores.compare(drop, confidence))
+    ):
+        each, name, interaction = removed[index], names[index], interactions.get(index)
+        nothing = dict.fromkeys(("interaction", "interaction_ci", "interaction_simultaneous_ci"))
+        entries.append(
+            {
+                "removed": each,
+                "mask_id": name,
+                "found_by": reported[each],
+                "quality": interval.estimate,
+                "quality_ci": [interval.low, interval.high],
+                "num_distinct_answers": scores.distinct_answers(name),
+                **family_entry(found, "drop"),
+                "drop_p_holm": found.p_holm,
+                **(family_entry(interaction, "interaction") if interaction else nothing),
+                "interaction_p_holm": interaction and interaction.p_holm,
+                "reference_logprob": scores.mean_logprob([name]),
+            }
+        )
     return entries
 
 
 def _write(folder: Path, result: dict[str, Any], identity: dict[str, Any], records: pd.DataFrame) -> None:
     write_parquet(folder / "records.parquet", records)
     figures = write_search_figures(result, folder / "figures")
+    refused = _refusals(result)
     sections = [
+        *([Section("No verdict", text="\n\n".join(refused))] if refused else []),
         Section("Removed blocks", text=_headline(result), headers=HEADERS, rows=_rows(result), figures=figures),
         Section("Search", text="\n\n".join(_costs(result)), headers=LEVEL_HEADERS, rows=_level_rows(result, None)),
         Section("Arguments", code=json.dumps(identity, indent=2, default=str)),
@@ -388,42 +412,52 @@ def _headline(result: dict[str, Any]) -> str:
     return (
         f"{kind} on {calibration['num_samples']} calibration samples of {result['task']}, ranked by "
         f"{result['rank_by']}; {result['metric']} on {report['num_samples']} validation samples of "
-        f"{report['num_images']} images ({report['num_bad_samples']} bad), {result['confidence']:.0%} intervals by "
-        f"image. Full model {full['quality']:.3f} [{low:.3f}, {high:.3f}]. Interaction: the drop beyond the sum of the "
-        f"drops of its parts alone.{trained}"
+        f"{report['num_images']} images ({report['num_bad_samples']} bad), {result['confidence']:.0%} "
+        f"{SIMULTANEOUS} by image, over all drops and over all interactions. Full model {full['quality']:.3f} "
+        f"[{low:.3f}, {high:.3f}].{describe_constant(report)} Interaction: the drop beyond the sum of the drops of its "
+        f"parts alone.{trained} {LEGEND}"
     )
+
+
+def _refusals(result: dict[str, Any]) -> list[str]:
+    reason = refusal(result["report"], result["task"])
+    return [reason] if reason else []
 
 
 def _rows(result: dict[str, Any]) -> list[list[Any]]:
     rows = []
     for entry in result["ablations"]:
         if entry["found_by"]:
-            cells = [
-                f"{entry[key]:+.3f} [{entry[f'{key}_ci'][0]:+.3f}, {entry[f'{key}_ci'][1]:+.3f}]".split(" ", 1)
-                if entry[key] is not None
-                else [None, None]
-                for key in ("drop", "interaction")
-            ]
-            label = ablation_label(entry["removed"], result["units"])
-            rows.append([len(entry["removed"]), label, *cells[0], *cells[1], ", ".join(entry["found_by"])])
+            drop, *rest = _cells(entry, "drop")
+            sign = mark(entry["quality"], entry["num_distinct_answers"], result["report"]["baseline"])
+            label, found_by = ablation_label(entry["removed"], result["units"]), ", ".join(entry["found_by"])
+            rows.append([len(entry["removed"]), label, f"{drop}{sign}", *rest, *_cells(entry, "interaction"), found_by])
     return rows
 
 
+def _cells(entry: dict[str, Any], key: str) -> list[str | None]:
+    """A difference, its simultaneous interval, and the p-value that goes with it."""
+    if entry[key] is None:
+        return [None] * 3
+    low, high = entry[f"{key}_simultaneous_ci"]
+    return [f"{entry[key]:+.3f}", f"[{low:+.3f}, {high:+.3f}]", format_p_value(entry[f"{key}_p_holm"])]
+
+
 def _level_rows(result: dict[str, Any], most: int | None = _MAX_PRINTED) -> list[list[Any]]:
-    rows = []
+    rows, refused = [], refusal(result["report"]) is not None
     for level in result["levels"]:
         dropped = sum(ablation["dropped_on"] is not None for ablation in level["ablations"])
-        tied = [ablation_label(removed, result["units"]) for removed in level["tied"][1:]]
+        tied = [ablation_label(removed, result["units"]) for removed in (level["tied"] or ())[1:]]
         shown = ", ".join(tied[:most]) + (f" and {len(tied) - most} more" if most and len(tied) > most else "")
         rows.append(
             [
                 level["num_removed"],
                 len(level["ablations"]),
                 dropped,
-                "yes" if level["settled"] else "no",
+                WITHHELD if refused else "yes" if level["settled"] else "no",
                 level["evaluations"],
                 level["saved"],
-                shown or "none",
+                WITHHELD if refused else shown or "none",
             ]
         )
     return rows
@@ -444,6 +478,6 @@ def _costs(result: dict[str, Any]) -> list[str]:
 
 def _summary(result: dict[str, Any], folder: Path) -> str:
     paths = [folder / RESULT, *sorted((folder / "figures").glob("*.png")), folder / "report.html"]
-    lines = ["", _headline(result), "", format_table(_rows(result), HEADERS), ""]
+    lines = ["", *_refusals(result), _headline(result), "", format_table(_rows(result), HEADERS), ""]
     lines += [*_costs(result), "", format_table(_level_rows(result), LEVEL_HEADERS), ""]
     return "\n".join([*lines, "written:", *(f"  {path}" for path in paths)])

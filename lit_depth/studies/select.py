@@ -30,6 +30,8 @@ from lit_depth.functional.selection import (
 from lit_depth.module import DepthModule
 from lit_depth.results.measured import Option, quality_by_mask, read_comparison, read_latency
 from lit_depth.results.selection_report import summarize_selection, write_selection
+from lit_depth.results.verdicts import refusal
+from lit_depth.studies.baseline import describe_baseline
 from lit_depth.studies.comparison import Scores, describe_masks
 from lit_depth.studies.identity import check_same_model, model_arguments
 from lit_depth.studies.importance import measure_mean, read_importance, to_importance
@@ -117,16 +119,17 @@ def select(
     }
     splits = ["calibration", "validation"]
     with open_run(trainer, model, datamodule, splits, arguments, output_dir, "select", name) as (folder, identity):
+        baseline = None
         if estimate_depth:
             assert scores is not None
             options = _by_importance(scores, num_blocks, keep)
         elif given is not None:
-            options = given
+            options, baseline = given
         else:
             if scores is None and "importance" in names:
                 scores, _ = measure_mean(trainer, model, datamodule, folder, confidence, max_bad_samples)
             plan = plan_masks(names, counts, num_blocks, scores, num_seeds, keep)
-            options = _measure_quality(trainer, model, datamodule, plan, folder, confidence, max_bad_samples)
+            options, baseline = _measure_quality(trainer, model, datamodule, plan, folder, confidence, max_bad_samples)
         if not trainer.is_global_zero:
             return {}
 
@@ -173,6 +176,7 @@ def select(
             for option in (options if estimate_depth else _best_of_each_count(options))
         ]
         frontier = [] if estimate_depth else _frontier(candidates)
+        full = next((each for each in options if each.mask_id == "1" * num_blocks), None)
         result = {
             "command": "select",
             "task": datamodule.task.name,
@@ -186,6 +190,8 @@ def select(
             "budget_ms": budget_ms,
             "complexity": complexity,
             "quality": "not measured" if estimate_depth else (comparison or "measured"),
+            "full": full and (full.expected or full.chosen_by),
+            "baseline": baseline,
             "line": None if line is None else line._asdict(),
             "candidates": candidates,
             "frontier": frontier,
@@ -193,7 +199,7 @@ def select(
             "rejected": [],
             "requests": {},
         }
-        if budget_ms is not None:
+        if budget_ms is not None and refusal(result) is None:
             again = partial(measure, split="validation", requests=num_checks)
             _choose(result, budget_ms, complexity, again, len(keep))
         write_selection(result, identity, folder)
@@ -210,16 +216,21 @@ def _measure_quality(
     folder: Path,
     confidence: float,
     max_bad_samples: float,
-) -> list[Option]:
-    """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report."""
+) -> tuple[list[Option], dict[str, Any] | None]:
+    """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report.
+
+    With the ``baseline`` of the validation split.
+    """
     masks = [torch.ones(model.num_blocks, dtype=torch.bool), *(planned.mask for planned in plan)]
-    found = {}
+    found, baseline = {}, None
     for split in ("calibration", "validation"):
         text = f"masks, {datamodule.task.name}, {split} split"
         scores, _ = evaluate(trainer, model, datamodule, split, masks, folder, text, max_bad_samples)
         found[split] = _entries(plan, scores, model.num_blocks, confidence)
+        baseline = describe_baseline(scores, "1" * model.num_blocks, confidence)
     chosen_by, expected = found["calibration"], found["validation"]
-    return [Option(mask, names, entry, expected[mask][1]) for mask, (names, entry) in chosen_by.items()]
+    options = [Option(mask, names, entry, expected[mask][1]) for mask, (names, entry) in chosen_by.items()]
+    return options, baseline
 
 
 def _entries(

@@ -206,6 +206,7 @@ def test_everything_is_in_the_offline_run(
     assert base64.b64decode(entry.digest) == hashlib.md5(content).digest()
 
     # answers and the full model
+    assert logged.summary["withheld"] == ""
     for question, answer in comparison["answers"].items():
         assert logged.summary[f"answers/{question}"] == answer["answer"]
         assert logged.summary[f"answers/{question}_text"] == answer["text"]
@@ -218,13 +219,24 @@ def test_importance_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
 
     def block(index: int) -> dict[str, Any]:
         drop = {"drop": 0.1 * index, "drop_ci": [0.1 * index - 0.05, 0.1 * index + 0.07], "rank": 4 - index}
+        drop |= {"drop_simultaneous_ci": [0.1 * index - 0.15, 0.1 * index + 0.17], "p_holm": 0.06 - 0.02 * index}
         return {"block": index, "quality": drop, "reference_logprob": {**drop, "drop": 0.3 * index}}
 
-    tasks = [{"task": name, "metric": "ExactMatch", "num_samples": 9, "full": {"quality": 0.75}} for name in "ab"]
+    baseline = {"answer": "yes", "quality": 0.25, "difference": 0.5, "difference_ci": [0.3, 0.7], "beaten": True}
+    full = {"quality": 0.75, "num_distinct_answers": 6}
+    tasks = [{"task": name, "metric": "ExactMatch", "num_samples": 9, "full": full} for name in "ab"]
+    tasks[0]["baseline"], tasks[1]["baseline"] = baseline, {**baseline, "beaten": False}
     for task in tasks:
         task["blocks"] = [block(index) for index in range(4)]
-    result = {"tasks": tasks, "macro": tasks[0]["blocks"], "split": "calibration", "confidence": 0.95}
-    result["agreement"] = [{"a": "a", "b": "b", "quality": {"spearman": 0.5}}]
+    result = {
+        "tasks": tasks,
+        "macro": tasks[0]["blocks"],
+        "full": full,
+        "baseline": baseline,
+        "split": "calibration",
+        "confidence": 0.95,
+    }
+    result["agreement"] = [{"a": "a", "b": "b", "quality": {"spearman": 0.5, "verdict": "not shown"}}]
     folder = tmp_path / "result"
     write_json(folder / "importance.json", result)
     figures = write_importance_figures(result, folder / "figures")
@@ -239,7 +251,12 @@ def test_importance_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
             assert row["drop"] == pytest.approx(entry["quality"]["drop"])
             assert [row["drop_ci_low"], row["drop_ci_high"]] == pytest.approx(entry["quality"]["drop_ci"])
             assert row["reference_logprob_drop"] == pytest.approx(entry["reference_logprob"]["drop"])
-            assert row["rank"] == entry["quality"]["rank"]
+            together = [row["drop_simultaneous_ci_low"], row["drop_simultaneous_ci_high"]]
+            assert together == pytest.approx(entry["quality"]["drop_simultaneous_ci"])
+            # task b: the full model does not beat the constant answer
+            assert row["rank"] == (None if name == "b" else entry["quality"]["rank"])
+            expected = "withheld" if name == "b" else "differs" if row["p_holm"] < 0.05 else "tie"
+            assert row["verdict"] == row["reference_logprob_verdict"] == expected
         assert logged.charts[f"charts/importance/{name}"]["panel_config"]["panelDefId"] == "wandb/bar/v0"
     for path in figures:
         assert (logged.files / media[f"figures/{path.stem}"]["path"]).read_bytes() == path.read_bytes()
@@ -247,6 +264,11 @@ def test_importance_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
     (entry,) = artifact.manifest.contents
     assert Path(entry.local_path).read_bytes() == (folder / "importance.json").read_bytes()
     assert logged.summary["full/quality/a"] == 0.75
+    assert logged.summary["withheld"].startswith("No verdict on b: the full model (0.750)")
+    expected = {"baseline/answer": "yes", "baseline/quality": 0.25, "full/num_distinct_answers": 6}
+    for name in "ab":
+        assert {key: logged.summary[f"{key}/{name}"] for key in expected} == expected
+        assert logged.summary[f"baseline/beaten/{name}"] is (name == "a")
 
 
 def test_consistency_and_latency_are_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,18 +277,22 @@ def test_consistency_and_latency_are_in_the_offline_run(tmp_path: Path, monkeypa
     known = {"spearman": 0.8, "p_value": 0.01, "ci": [0.5, 0.97], "verdict": "not shown"}
     unknown = dict.fromkeys(("spearman", "p_value", "ci")) | {"verdict": "not shown"}
     result = {"splits": ["validation"], "pairs": [{"a": "x", "b": "y", "quality": known, "reference_logprob": unknown}]}
+    baseline = {"answer": "no", "quality": 0.5, "difference": 0.0, "difference_ci": [-0.1, 0.1], "beaten": False}
+    full = {"quality": 0.5, "num_distinct_answers": 1}
+    result["measurements"] = [{"name": "x", "full": full, "baseline": baseline}]
     write_json(tmp_path / "result" / "consistency.json", result)
     logged = offline_run(lambda logger: log_consistency(logger, result, tmp_path / "result"), tmp_path, monkeypatch)
     rows = read_table(logged, logged.history[0]["consistency/pairs"])
     assert [row["spearman"] for row in rows] == [0.8, None] and rows[0]["noise_free_high"] == 0.97
     assert logged.summary["spearman/x - y"] == 0.8 and logged.summary["verdict/x - y"] == "not shown"
     assert [artifact.type for artifact in logged.artifacts if artifact.type == "consistency"] == ["consistency"]
+    assert logged.summary["withheld"].startswith("No verdict on x") and logged.summary["baseline/answer/x"] == "no"
 
     times = {"total": {"P50": 40.0}, "decode_per_token": None}
     entry = {"policies": ["prefix"], "num_active_blocks": 4, "mask_id": "1111", "latency_ms": times}
     entry["of_full"] = {"total": {"ratio": 0.5}}
     fits = {"total": {"slope": 2.0, "intercept": 9.0, "r2": 0.99}}
-    result = {"device": "some device", "configurations": [entry], "fits": fits}
+    result = {"device": "some device", "num_requests": 3, "configurations": [entry], "fits": fits}
     for name in ("latency.json", "latency_details.json"):
         write_json(tmp_path / "times" / name, result)
     logged = offline_run(lambda logger: log_latency(logger, result, tmp_path / "times"), tmp_path / "2", monkeypatch)
@@ -315,21 +341,29 @@ def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Monk
     from lit_depth.integrations.wandb import log_search
 
     alone = {"removed": [2], "found_by": ["search"], "quality": 0.9, "drop": 0.01, "drop_ci": [-0.01, 0.02]}
+    alone |= {"drop_simultaneous_ci": [-0.03, 0.05], "drop_p_holm": 0.4}
     pair = {
         **alone,
         "removed": [0, 2],
         "found_by": ["beam 2", "greedy"],
         "interaction": 0.3,
         "interaction_ci": [0.2, 0.4],
+        "interaction_simultaneous_ci": [0.1, 0.5],
+        "interaction_p_holm": 0.01,
     }
-    result = {"ablations": [alone | {"interaction": None, "interaction_ci": None}, pair], "rank_by": "accuracy"}
+    nothing = dict.fromkeys(key for key in pair if key.startswith("interaction"))
+    result = {"ablations": [alone | nothing, pair], "rank_by": "accuracy", "task": "shapes_vqa"}
+    baseline = {"answer": "no", "quality": 0.5, "difference": 0.4, "difference_ci": [0.3, 0.5], "beaten": True}
+    result["report"] = {"full": {"quality": 0.9}, "baseline": baseline}
     result |= {"totals": {"evaluations": 800, "saved": 200}, "units": ["0", "1", "2"]}
     write_json(tmp_path / "result" / "search.json", result)
     logged = offline_run(lambda logger: log_search(logger, result, tmp_path / "result"), tmp_path, monkeypatch)
     first, second = read_table(logged, logged.history[0]["search/ablations"])
     assert (first["removed"], first["drop_ci_high"], first["interaction"]) == ("2", 0.02, None)
     assert (second["removed"], second["num_removed"], second["found_by"]) == ("0 2", 2, "beam 2, greedy")
-    assert second["interaction_ci_low"] == 0.2
+    assert second["interaction_ci_low"] == 0.2 and second["interaction_simultaneous_ci_high"] == 0.5
+    assert (first["drop_p_holm"], second["interaction_p_holm"]) == (0.4, 0.01)
+    assert logged.summary["withheld"] == "" and logged.summary["baseline/quality"] == 0.5
     expected = {"search/removed_1": "2", "search/drop_1": 0.01, "search/evaluations": 800, "search/saved": 200}
     assert {key: logged.summary[key] for key in expected} == expected
     assert [artifact.type for artifact in logged.artifacts if artifact.type == "search"] == ["search"]

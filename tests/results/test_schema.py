@@ -78,7 +78,11 @@ def test_every_wrong_type_is_named(comparison: dict[str, Any], wrong: Any) -> No
         (("strategies", 1, "num_total_blocks"), 4, r"strategies\[1\].num_total_blocks: expected 16, got 4"),
         (("strategies", 1, "num_active_blocks"), 5, r"strategies\[1\].masks\[0\].mask_id: expected 5 active"),
         (("strategies", 1, "masks"), [], r"strategies\[1\].masks: expected at least one"),
-        (("comparisons", 0, "verdict"), "maybe", r"comparisons\[0\].verdict: expected one of \['a', 'b', 'tie'\]"),
+        (
+            ("comparisons", 0, "verdict"),
+            "maybe",
+            r"comparisons\[0\].verdict: expected one of \['a', 'b', 'tie', 'withheld'\]",
+        ),
         (("importance", "intervals", "3"), [2, 1], "importance.intervals.3"),
     ],
 )

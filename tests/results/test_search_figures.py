@@ -9,6 +9,8 @@ import pytest
 
 from lit_depth.results.search_figures import drop_figure, tree_figure, write_search_figures
 
+BASELINE = {"answer": "yes", "quality": 0.6, "difference": 0.3, "difference_ci": [0.2, 0.4], "beaten": True}
+
 
 def ablation(removed: tuple[int, ...], parents: list[tuple[int, ...]], score: float, dropped: bool = False) -> dict:
     return {"removed": removed, "parents": parents, "score": score, "dropped_on": "accuracy" if dropped else None}
@@ -27,12 +29,12 @@ def result() -> dict[str, Any]:
         {"num_removed": 1, "ablations": singles, "beam": [(0,), (1,)]},
         {"num_removed": 2, "ablations": pairs, "beam": [(0, 1), (0, 2)]},
     ]
-    common = {"quality": 0.8, "drop_ci": [0.0, 0.2]}
+    common = {"quality": 0.8, "drop_ci": [0.0, 0.2], "drop_simultaneous_ci": [-0.1, 0.3], "num_distinct_answers": 9}
     reported = [
         {"removed": (0,), "found_by": ["search", "greedy"], "drop": 0.1, **common},
         {"removed": (1,), "found_by": ["beam 2"], "drop": 0.05, **common},
         {"removed": (0, 1), "found_by": ["greedy"], "drop": 0.15, **common},
-        {"removed": (0, 2), "found_by": ["search"], "drop": 0.12, **common},
+        {"removed": (0, 2), "found_by": ["search"], "drop": 0.12, **common, "num_distinct_answers": 1},
     ]
     return {
         "task": "shapes",
@@ -45,7 +47,7 @@ def result() -> dict[str, Any]:
         "exhaustive": False,
         "confidence": 0.95,
         "calibration": {"num_samples": 50, "full": {"score": 0.95}},
-        "report": {"num_samples": 40},
+        "report": {"num_samples": 40, "full": {"quality": 0.9}, "baseline": BASELINE},
         "levels": levels,
         "ablations": reported,
     }
@@ -81,6 +83,20 @@ def test_drops_stand_at_their_sizes(result):
         "greedy": [0.1, 0.15],
     }
     assert all([round(x) for x in line.get_xdata()] == [1, 2] for line in drawn.values())
+    # simultaneous intervals
+    for bars in axes.containers:
+        (segments,) = bars.lines[2]
+        assert [round(end - start, 6) for (_, start), (_, end) in segments.get_segments()] == [0.4, 0.4]
+    # the mask that gives one answer only is hollow, and the constant answer has a line
+    assert [list(line.get_ydata()) for line in axes.lines if line.get_gid() == "hollow"] == [[0.12]]
+    constants = [line for line in axes.lines if 'constant answer "yes"' in str(line.get_label())]
+    assert [list(line.get_ydata()) for line in constants] == [pytest.approx([0.3, 0.3])]
+
+
+def test_both_figures_say_first_that_there_is_no_verdict(result):
+    result["report"]["baseline"] = {**BASELINE, "beaten": False}
+    for draw in (tree_figure, drop_figure):
+        assert draw(result).axes[0].get_title(loc="left").startswith("No verdict")
 
 
 def test_files_are_written_however_large_the_search(result, tmp_path):

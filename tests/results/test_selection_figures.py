@@ -17,7 +17,7 @@ def result(margin: float, selected: str | None = None) -> dict[str, Any]:
         {
             "mask_id": mask,
             "num_active_blocks": mask.count("1"),
-            "latency_ms": {"bound": bound},
+            "latency_ms": {"bound": bound, "num_requests": 7},
             "chosen_by": {"quality": quality, "quality_ci": [quality - 0.1, quality + 0.1]},
             "expected": None,
         }
@@ -52,3 +52,13 @@ def test_frontier_budget_and_choice_are_marked() -> None:
     assert lines["frontier, by the questions chosen on"] == ([10.0, 20.0], [0.5, 0.8])
     assert lines["budget"][0] == [30.0, 30.0] and lines["chosen"] == ([20.0], [0.8])
     assert [text.get_text() for text in axes.texts] == ["1", "2", "4"]
+    assert "7 requests per mask" in axes.get_title(loc="left")
+
+
+def test_the_constant_answer_is_drawn_and_what_lies_below_it_is_hollow() -> None:
+    baseline = {"answer": "yes", "quality": 0.6, "difference": 0.2, "difference_ci": [0.1, 0.3], "beaten": True}
+    (axes,) = selection_figure(result(0.1) | {"full": {"quality": 0.8}, "baseline": baseline}).axes
+    assert [list(line.get_xdata()) for line in axes.lines if line.get_gid() == "hollow"] == [[10.0]]
+    assert any('constant answer "yes"' in str(line.get_label()) for line in axes.lines)
+    refused = result(0.1) | {"full": {"quality": 0.8}, "baseline": {**baseline, "beaten": False}}
+    assert selection_figure(refused).axes[0].get_title(loc="left").startswith("No verdict")

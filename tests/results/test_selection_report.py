@@ -24,6 +24,7 @@ def test_a_tolerance_that_no_mask_keeps_is_not_claimed(tmp_path) -> None:
     fast, good = candidate("10", drop=0.2), candidate("11", drop=0.02)
     again = {"num_requests": 3, "share_within_budget": 1.0, "P50": 5.0, "P95": 6.0, "bound": 7.0}
     result = {
+        "task": "shapes_vqa",
         "metric": "ExactMatch",
         "num_blocks": 2,
         "new_tokens": 2,

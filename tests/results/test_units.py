@@ -9,7 +9,7 @@ from lit_depth.results.importance_figures import importance_figure
 from lit_depth.results.units import unit_name, units_noun
 
 MEASURED = {
-    measure: {"drop": 0.1, "drop_ci": [0.0, 0.2], "rank": 1, "rank_ci": [1, 4]}
+    measure: {"drop": 0.1, "drop_simultaneous_ci": [0.0, 0.2], "p_holm": 0.3, "rank": 1, "rank_ci": [1, 4]}
     for measure in ("quality", "reference_logprob")
 }
 BLOCKS = [{"block": index, **MEASURED} for index in (0, 2, 3)]
@@ -30,10 +30,11 @@ def test_names():
     ],
 )
 def test_every_bar_stands_over_its_name(entries, places, labels, noun):
-    pair = {"quality": {"spearman": None}, "reference_logprob": {"spearman": None}}
+    unknown = {"spearman": None, "verdict": "not shown"}
+    pair = {"quality": unknown, "reference_logprob": unknown}
     side = {"name": "a", "num_samples": 9, "metric": "ExactMatch", "blocks": entries}
     figures = {
-        "importance": importance_figure(entries, "shapes", "ExactMatch", 0.95),
+        "importance": importance_figure(entries, "shapes", "ExactMatch", 0.95, {}),
         "pair": pair_figure(pair, side, side | {"name": "b"}, {"confidence": 0.95}),
     }
     axes = {"importance": figures["importance"].axes[1], "pair": figures["pair"].axes[2]}

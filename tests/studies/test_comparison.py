@@ -14,7 +14,8 @@ from scipy import stats
 from lit_depth.functional import policies
 from lit_depth.functional.statistics import holm
 from lit_depth.results.schema import validate_comparison
-from lit_depth.studies.comparison import Scores, answer_questions, compare_policies, describe_masks
+from lit_depth.studies.answers import answer_questions, list_counts
+from lit_depth.studies.comparison import Scores, compare_policies, describe_masks
 from lit_depth.studies.importance import to_importance
 from lit_depth.studies.plan import POLICIES, PlannedMask, plan_indices, plan_masks
 from lit_depth.studies.ranking import describe_blocks
@@ -192,7 +193,9 @@ def test_strategies_are_means_over_masks_and_samples() -> None:
             assert entry["active_block_indices"] == np.flatnonzero(bits(mask)).tolist()
         for owner in (strategy, *strategy["masks"]):
             assert owner["quality_ci"][0] <= owner["quality"] <= owner["quality_ci"][1]
-            if owner["quality"] == full_quality:  # 60 images that all tie are not proof (Agresti & Min 2005)
+            if set(ids) == {FULL}:  # by definition
+                assert (owner["drop_ci"], owner["drop_simultaneous_ci"], owner["drop_p_holm"]) == ([0, 0], None, None)
+            elif owner["quality"] == full_quality:  # 60 images that all tie are not proof (Agresti & Min 2005)
                 assert owner["drop_ci"] == pytest.approx([-stats.norm.ppf(0.975) / 62, stats.norm.ppf(0.975) / 62])
     assert (result["full"]["mask_id"], result["full"]["drop"]) == (FULL, 0)
 
@@ -356,7 +359,7 @@ def test_importance_against_prefix(weights: np.ndarray, expected: str) -> None:
     gains = {k: quality[groups["importance", k][0]] - quality[groups["prefix", k][0]] for k in compared}
     assert answer["difference"] == pytest.approx(np.mean(list(gains.values())))
     assert f"{answer['difference']:+.3f} [{answer['ci'][0]:+.3f}, {answer['ci'][1]:+.3f}]" in answer["text"]
-    assert f"averaged over {len(compared)} numbers" in answer["text"]
+    assert f"averaged over {list_counts(compared)} active blocks" in answer["text"]
     settled = {
         c["num_active_blocks"]
         for c in result["comparisons"]
@@ -366,6 +369,15 @@ def test_importance_against_prefix(weights: np.ndarray, expected: str) -> None:
     assert answer["worse_at"] == [k for k in compared if k in settled and gains[k] < 0]
     assert len(answer["better_at"]) + len(answer["worse_at"]) + answer["num_tied"] == len(compared)
     assert {"yes": answer["better_at"], "no": answer["worse_at"], "not shown": True}[expected]
+    # one rule: the answer, its interval and its p-value are those of the comparisons that the table shows
+    (overall,) = (
+        c
+        for c in result["comparisons"]
+        if {c["a"], c["b"]} == {"importance", "prefix"} and c["num_active_blocks"] is None
+    )
+    assert answer["p_holm"] == overall["p_holm"]
+    assert sorted(map(abs, answer["ci"])) == pytest.approx(sorted(map(abs, overall["simultaneous_ci"])))
+    assert (answer["answer"] in ("yes", "no")) == (answer["ci"][0] > 0 or answer["ci"][1] < 0)
 
 
 @pytest.mark.parametrize(("weights", "expected"), [(np.sort(WEIGHTS)[::-1], "yes"), (np.sort(WEIGHTS), "no")])
@@ -434,7 +446,7 @@ def test_blocks_that_only_count_are_a_scalar_that_is_not_refuted() -> None:
 def test_quality_that_never_varies_explains_nothing() -> None:
     answer = study(simulate(WEIGHTS * 0), full_plan())["answers"]["depth_is_a_scalar"]
     assert answer["answer"] == "not shown"
-    assert "Quality is the same under every policy and count" in answer["text"] and "%" not in answer["text"]
+    assert answer["variance_explained"] is None and "%" not in answer["text"]
 
 
 def test_noise_alone_is_rarely_taken_for_a_difference() -> None:
@@ -454,10 +466,9 @@ def test_noise_alone_is_rarely_taken_for_a_difference() -> None:
 def test_what_was_not_run_is_not_answered(names: list[str]) -> None:
     answers = study(simulate(WEIGHTS), full_plan(names))["answers"]
     for question in ("importance_beats_prefix", "random_worse_than_prefix"):
-        assert answers[question]["answer"] == "not shown"
-        assert "not compared: one was not run" in answers[question]["text"]
-    if len(names) == 1:
-        assert answers["choice_of_blocks_matters"]["answer"] == answers["depth_is_a_scalar"]["answer"] == "not shown"
+        assert answers[question] is None
+    for question in ("choice_of_blocks_matters", "depth_is_a_scalar"):
+        assert (answers[question] is None) == (len(names) == 1)
 
 
 # importance from a file

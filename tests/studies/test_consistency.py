@@ -22,12 +22,15 @@ def test_two_splits_of_the_built_in_task(checkpoint, tmp_path, capsys):
     (pair,) = result["pairs"]
     assert (pair["a"], pair["b"]) == ("shapes_vqa, calibration", "shapes_vqa, validation")
     # the untrained model answers nothing right: its accuracy gives no order, its log-probabilities do
-    assert pair["quality"] == dict.fromkeys(pair["quality"]) | {"verdict": "not shown"}
+    assert pair["quality"] == dict.fromkeys(pair["quality"]) | {"verdict": "withheld"}
+    # nor does it beat a constant answer: its numbers stay, and no verdict is given
+    assert pair["reference_logprob"]["verdict"] == "withheld"
+    assert out.strip().startswith("No verdict on shapes_vqa (calibration split): the full model (")
     low, high = pair["reference_logprob"]["ci"]
     assert -1 <= low <= high <= 1 and 0 <= pair["reference_logprob"]["p_value"] <= 1
     for name in ("figures/consistency_shapes_vqa_calibration_shapes_vqa_validation.png", "report.html"):
         assert (folder / name).stat().st_size > 0
-    assert "Spearman" in out and "no order" in out and "not estimable" in out
+    assert "Spearman" in out and "not estimable" in out and "not shown." not in out
     # the same command again measures nothing and says the same; other arguments are refused
     before = (folder / "consistency.json").read_bytes()
     assert run([*common, "--skip", "0"]) == 0

@@ -63,7 +63,14 @@ def test_writes_what_it_promises(checkpoint, tmp_path, capsys):
     assert result["macro"] is None and result["split"] == "calibration"
     for name in ("figures/block_importance.png", "report.html", "manifest.json", "records.parquet"):
         assert (folder / name).stat().st_size > 0
-    assert "least important by reference log-probability: blocks" in out and "rank" in out
+    # the untrained model beats no constant answer: that comes first, and no rank is told as a finding
+    assert out.strip().startswith("No verdict on shapes_vqa: the full model (")
+    assert "least important" not in out and not task["baseline"]["beaten"]
+    ranks = [line.split()[-2:] for line in out.splitlines() if line.split()[:1] and line.split()[0] in measured]
+    assert ranks == [["-", "-"]] * len(measured)
+    page = (folder / "report.html").read_text()
+    assert page.index("<h2>No verdict</h2>") < page.index("<h2>Figures</h2>")
+    assert [entry["num_distinct_answers"] > 0 for entry in (task["full"], *task["blocks"])] == [True] * 15
     # the same command again measures nothing, and says the same
     records = (folder / "records" / "shapes_vqa" / "calibration" / "rank0.jsonl").stat().st_mtime_ns
     before = result_bytes(tmp_path, "default")

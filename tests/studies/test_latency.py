@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from commands import run
 from scipy import stats
 
-from lit_depth.studies.latency import _ratio
+from lit_depth.functional.statistics import holm
+from lit_depth.studies.latency import _ratios
 from lit_depth.studies.timing import clock_settings, cpu_name, visiting_order
 
 SMALL = ["--num_samples", "3", "--new_tokens", "4"]
@@ -45,7 +47,10 @@ def test_writes_the_format_that_scripts_read(checkpoint, tmp_path, capsys):
     details = json.loads((folder / "latency_details.json").read_text())
     assert details["fits"]["total"]["slope"] > 0 and 0 <= details["fits"]["total"]["r2"] <= 1
     full, fewest = details["configurations"][:2]
-    assert full["of_full"]["total"] == {"ratio": 1.0, "ci": None}  # by definition: nothing is estimated
+    assert full["of_full"]["total"] == {  # by definition: nothing is estimated
+        "ratio": 1.0,
+        **dict.fromkeys(("ci", "simultaneous_ci", "p_value", "p_holm")),
+    }
     low, high = fewest["of_full"]["total"]["ci"]
     assert low < fewest["of_full"]["total"]["ratio"] < high
     assert fewest["policies"] == ["prefix"] and fewest["of_full"]["prefill"]["ratio"] < 1
@@ -134,17 +139,40 @@ def test_the_order_goes_there_and_back_and_differs_between_pairs():
     assert len({tuple(order) for order in orders}) == 6
 
 
+def ratio(mine: np.ndarray, full: np.ndarray, images: list[str]) -> dict:
+    return _ratios(pd.DataFrame([mine, full], index=["10", "11"]), "11", images, 0.95)["10"]
+
+
 def test_ratios_of_times_are_student_limits_of_their_logarithms():
     logs = np.log(0.8) + 0.05 * np.tile([-1.0, 1.0], 10)
-    found = _ratio(np.exp(logs), np.ones(20), [str(image) for image in range(20)], 0.95)
+    found = ratio(np.exp(logs), np.ones(20), [str(image) for image in range(20)])
     low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
     assert found["ratio"] == pytest.approx(0.8)
     assert found["ci"] == pytest.approx([np.exp(low), np.exp(high)])
+    assert found["simultaneous_ci"] == found["ci"]  # a family of one
 
 
 def test_equal_ratios_are_not_certain():
     """A coarse clock shows the same ratio for 20 requests: another may take twice as long, as far as these tell."""
-    found = _ratio(np.full(20, 3.0), np.full(20, 4.0), [str(image) for image in range(20)], 0.95)
+    three, four = np.full(20, 3.0), np.full(20, 4.0)
+    found = ratio(three, four, [str(image) for image in range(20)])
     margin = stats.norm.ppf(0.975) * np.log(2) / 22
     assert found["ci"] == pytest.approx([0.75 * np.exp(-margin), 0.75 * np.exp(margin)])
-    assert _ratio(np.full(20, 3.0), np.full(20, 4.0), ["one"] * 20, 0.95) == {"ratio": pytest.approx(0.75), "ci": None}
+    nothing = dict.fromkeys(("ci", "simultaneous_ci", "p_value", "p_holm"))
+    assert ratio(three, four, ["one"] * 20) == {"ratio": pytest.approx(0.75), **nothing}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ratios_to_the_full_model_are_one_family(seed):
+    """A simultaneous interval leaves 1 out exactly where Holm's p-value is below 0.05, also next to 1."""
+    generator = np.random.default_rng(seed)
+    names = [f"{index:03b}" for index in range(1, 8)]
+    times = np.exp(generator.normal(np.linspace(-0.06, 0, 7)[:, None], 0.1, (7, 24)))
+    found = _ratios(pd.DataFrame(times, index=names), "111", [str(image) for image in range(24)], 0.95)
+    assert found["111"]["ratio"] == 1 and found["111"]["p_holm"] is None
+    others = [found[name] for name in names[:-1]]
+    assert [each["p_holm"] for each in others] == pytest.approx(holm([each["p_value"] for each in others]).tolist())
+    for each in others:
+        for key, p in (("ci", "p_value"), ("simultaneous_ci", "p_holm")):
+            low, high = each[key]
+            assert (low > 1 or high < 1) == (each[p] < 0.05)

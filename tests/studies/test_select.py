@@ -45,6 +45,8 @@ def steady_clock(monkeypatch):
         return pd.DataFrame(rows)
 
     monkeypatch.setattr(study, "time_masks", measure)
+    # the untrained model beats no constant answer, and would be given no mask
+    monkeypatch.setattr(study, "describe_baseline", lambda scores, full_id, confidence: None)
 
 
 @pytest.mark.slow
@@ -165,7 +167,18 @@ def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
     latency = tmp_path / "latency" / "default" / "latency.json"
     given = ["--comparison", comparison, "--latency", latency, "--margin", "0.2", "--new_tokens", "2"]
     assert run(["select", *common, *given, "--budget-ms", "100000"]) == 0
+    # the untrained model beats no constant answer: the comparison says so, and no mask is recommended
+    result, out = read(tmp_path), capsys.readouterr().out
+    assert result["selected"] is None and result["requests"] == {} and not result["baseline"]["beaten"]
+    assert "No mask is recommended" in out
+    told = next(line for line in out.splitlines()[::-1] if line.startswith("No verdict on shapes_vqa"))
+    assert out.index(told) < out.index("Requests of batch size 1")
+    content = json.loads(comparison.read_text())
+    content["baseline"]["beaten"] = True
+    comparison.write_text(json.dumps(content))
+    assert run(["select", *common, *given, "--budget-ms", "100000"]) == 0
     result = read(tmp_path)
+    assert result["selected"] is not None
     assert [entry["num_active_blocks"] for entry in result["candidates"]] == [4, 16]
     measured = json.loads(latency.read_text())["all_samples"]
     slowest = {count: max(row["T_total"] for row in measured if row["num_active_blocks"] == count) for count in (4, 16)}
