@@ -147,6 +147,8 @@ def test_started_again_it_only_renders(finished, monkeypatch, capsys):
     for name in ("lit_depth.module.answer_masks", "lit_depth.studies.proxies.answer_masks"):
         monkeypatch.setattr(name, lambda *a, **k: pytest.fail("the model ran"))
     monkeypatch.setattr(ProxyScores, "update", lambda *a, **k: pytest.fail("the model ran"))
+    # the constant answer is no record: the metric scores it anew
+    monkeypatch.setattr(ExactMatch, "score", staticmethod(graded))
     assert run(command) == 0
     assert (folder / "importance.json").read_bytes() == before
     assert (folder / "figures" / "block_importance_methods.png").stat().st_size > 0

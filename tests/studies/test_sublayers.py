@@ -35,7 +35,8 @@ def test_importance_of_sublayers(checkpoint, tmp_path, capsys):
     lines = out.splitlines()
     assert any(line.startswith("sublayer ") for line in lines)
     assert all(any(line.startswith(name.replace(".", " ") + " ") for line in lines) for name in NAMES)
-    assert "least important by reference log-probability: sublayers " in out
+    # the untrained model is given no verdict, in halves either
+    assert "No verdict on shapes_vqa" in out and "least important" not in out and "0 attn" in out
     assert json.loads((folder / "manifest.json").read_text())["arguments"]["model.granularity"] == "sublayer"
     for name in ("figures/block_importance.png", "report.html", "records.parquet"):
         assert (folder / name).stat().st_size > 0
