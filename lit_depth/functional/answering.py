@@ -26,15 +26,27 @@ from lit_depth.functional.decoding import (
 from lit_depth.functional.engine import Front, RowCache, RowDriver, TrieDriver, driven
 from lit_depth.functional.masking import Granularity, masked
 from lit_depth.functional.proof import (
-    PROBE_TOKENS,
+    LONGEST_WAY,
+    Probe,
     Steps,
-    kind_of,
     plain_steps,
+    probe_of,
+    same_beyond,
     same_logits,
     same_tokens,
     turning_length,
 )
-from lit_depth.functional.scoring import Way, answer_logprob, filled, read_on, reference_logprob, scoring_way
+from lit_depth.functional.scoring import (
+    IGNORE,
+    Way,
+    answer_logits,
+    answer_logprob,
+    filled,
+    longest_answer,
+    read_on,
+    reference_logprob,
+    scoring_way,
+)
 from lit_depth.functional.trie import MaskTrie, chunk_masks
 
 # needed with the prompt only; a later pass over the same batch reuses the embeddings that they went into
@@ -86,9 +98,13 @@ class Request(NamedTuple):
 
     def check_length(self, model: nn.Module) -> str | None:
         """Why the engine cannot answer sequences as long as these; None if it can."""
-        length = self.inputs["input_ids"].shape[1] + max(self.max_new_tokens, self.answer_length)
+        num_new = max(self.max_new_tokens, self.answer_length)
         turns = turning_length(model)
-        return f"its rotary positions turn at a length of {turns} tokens" if length > turns else None
+        if self.inputs["input_ids"].shape[1] + num_new > turns:
+            return f"its rotary positions turn at a length of {turns} tokens"
+        probe = probe_of(model, self.inputs, num_new)
+        is_far = probe.kind[1] == "across" and probe.inside > LONGEST_WAY
+        return f"its window ends within the answers, after {probe.inside} tokens" if is_far else None
 
     def no_answers(self, num_masks: int) -> tuple[Tensor, Tensor]:
         """Tokens ``[masks, batch, max_new_tokens]`` and log-probabilities ``[masks, batch]``, to be filled in."""
@@ -155,32 +171,86 @@ def _shorten(chunks: Sequence[list[int]], longest: int) -> list[list[int]]:
 
 
 class Comparison(NamedTuple):
-    """What the model itself does under one mask with a request of a kind that the engine has not answered yet."""
+    """What the model itself does under one mask with a request of a kind that the engine has not answered yet.
+
+    Attributes:
+        kind: What the request stands for.
+        probe: How far it is compared.
+        steps: The model's own first tokens, and what it chose them from.
+        decoded: The engine's logits of the same rows and steps, as far as it came; NaN elsewhere.
+        of_answer: How far reference answers are compared; None without any.
+        answers: The model's logits of these, ``[rows, answer + 1, vocabulary]``.
+    """
 
     kind: Any
-    num_tokens: int
+    probe: Probe
     steps: Steps
+    decoded: Tensor
+    of_answer: Probe | None = None
+    answers: Tensor | None = None
+
+    def note(self, step: int, rows: Tensor, logits: Tensor) -> None:
+        """Take notice of the engine's logits ``[rows, vocabulary]`` at a step; further rows are under other masks."""
+        mine = rows < len(self.decoded)
+        if step < self.decoded.shape[1]:
+            self.decoded[rows[mine].to(logits.device), step] = logits[mine.to(logits.device)].to(self.decoded.dtype)
 
     def check(self, model: nn.Module, logits: Tensor, tokens: Tensor, request: Request) -> None:
-        """Compare the engine's logits ``[rows, vocabulary]`` at the prompts' ends and tokens ``[rows, tokens]``.
+        """Compare what the engine gives.
+
+        Args:
+            logits: At the prompts' ends and at those of reference answers, ``[rows, 1 or answer + 1, vocabulary]``.
+            tokens: ``[rows, tokens]``.
 
         Raises:
-            CannotDriveError: They are others.
+            CannotDriveError: The model gives others.
         """
-        is_same = same_logits(model, logits, self.steps.logits[:, 0])
-        if not is_same or (request.max_new_tokens and not same_tokens(model, tokens, self.steps, request.eos)):
+        self.note(0, torch.arange(len(logits)), logits[:, 0])
+        is_same = same_logits(model, self.decoded[:, 0], self.steps.logits[:, 0])
+        if is_same and self.of_answer is not None and self.answers is not None and request.answer_ids is not None:
+            length, inside = self.of_answer.length, self.of_answer.inside
+            known = (request.answer_ids[:, :length] != IGNORE).to(logits.device)
+            is_same = same_beyond(model, logits[:, :length], self.answers[:, :length], known, inside)
+        if is_same and request.max_new_tokens:
+            is_same = same_tokens(model, tokens, self.steps, request.eos) and self._is_same_beyond(
+                model, tokens, request
+            )
+        if not is_same:
             raise CannotDriveError(OTHER_ANSWERS)
-        _DRIVEN.setdefault(model, {})[self.kind] = self.num_tokens
+        # rows may have ended before they got out of the window
+        is_short = self.probe.kind[1] == "across"
+        measured = self.steps.tokens.shape[1] - self.probe.inside if is_short else self.probe.beyond
+        driven_kinds = _DRIVEN.setdefault(model, {})
+        driven_kinds[self.kind] = max(measured, driven_kinds.get(self.kind, -1))
+
+    def _is_same_beyond(self, model: nn.Module, tokens: Tensor, request: Request) -> bool:
+        """Whether the logits of decoded tokens are the same behind the end of a window, as long as the tokens are."""
+        expected = self.steps.tokens.cpu()
+        differs = tokens[:, : expected.shape[1]] != expected
+        over = differs | torch.isin(expected, torch.tensor(request.eos, dtype=torch.long))
+        known = over.cumsum(1) - over.long() == 0  # up to the first one that differs or ends a row
+        known[:, : self.probe.inside + 1] = False
+        logits = self.steps.logits
+        return same_beyond(model, self.decoded, logits, known.to(logits.device), self.probe.inside)
 
 
 def _compare(model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str) -> Comparison | None:
     """What to compare the engine with; None where a request of this kind was answered before."""
-    count = min(request.max_new_tokens, PROBE_TOKENS)
-    kind = how, kind_of(model, request.inputs, request.max_new_tokens)
-    if _DRIVEN.get(model, {}).get(kind, -1) >= count:
+    inputs, ids = request.inputs, request.answer_ids
+    probe = probe_of(model, inputs, request.max_new_tokens)
+    of_answer = None if ids is None else probe_of(model, inputs, longest_answer(ids))
+    kind = how, probe.kind, of_answer and (of_answer.kind, of_answer.beyond)
+    if _DRIVEN.get(model, {}).get(kind, -1) >= probe.beyond:
         return None
     with masked(model, mask, blocks=path):
-        return Comparison(kind, count, plain_steps(model, request.inputs, max(1, count), request.eos, request.pad))
+        longest = max(1, request.max_new_tokens)
+        steps = plain_steps(model, inputs, longest, request.eos, request.pad, max(1, probe.length))
+        found = Comparison(kind, probe, steps, torch.full_like(steps.logits, torch.nan))
+        if ids is None or of_answer is None:
+            return found
+        way = scoring_way(model, inputs, ids, request.pad)
+        answers = answer_logits(model, inputs, ids[:, : of_answer.length], request.pad, way)
+        return found._replace(of_answer=of_answer, answers=answers)
 
 
 def _answer_chunk(
@@ -244,15 +314,16 @@ def _answer_prompt(
             read = rows.read(blocks, answers.repeat(len(masks), 1), way)
             logits = torch.cat([logits[:, -1:], *read], dim=1)
         scored = answer_logprob(logits, request.answer_ids.repeat(len(masks), 1)).unflatten(0, (len(masks), batch))
-    of_one_mask = logits[:batch, 0].clone()
+    of_one_mask = None if check is None else logits[:batch].clone()
     tokens, first, open_rows = _first_tokens(
         prompt, logits, request, drafts=request.answer_ids if check is None else None
     )
     del logits
     if len(open_rows):
         rows = deal(open_rows) if rows is None else rows.keep(open_rows)
-        tokens[open_rows] = rows.decode(blocks, first, request)
-    if check is not None:
+        note = None if check is None else lambda step, rows, found: check.note(step, open_rows[rows], found)
+        tokens[open_rows] = rows.decode(blocks, first, request, note)
+    if check is not None and of_one_mask is not None:
         check.check(model, of_one_mask, tokens[:batch], request)
     return tokens.unflatten(0, (len(masks), batch)), scored, driver.front
 
@@ -300,6 +371,9 @@ def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.Mo
         CannotDriveError: The engine cannot answer the batch, or gives other answers than the model.
     """
     check = _compare(model, request, masks[0], path, "one mask per row")
+    if check is not None:  # its mask is that of the first row alone
+        steps = Steps(*(part[:1] for part in check.steps))
+        check = check._replace(steps=steps, decoded=check.decoded[:1])
 
     def answer(prompt: PreparedPrompt) -> Tensor:
         prompt.check_processors()
@@ -310,10 +384,9 @@ def answer_rows(model: nn.Module, request: Request, masks: Tensor, blocks: nn.Mo
             logits = prompt.forward().logits[:, -1]
         cache.advance(driver.ran, prompt.length)
         rows = Rows(prompt.for_decoding(torch.arange(len(masks), device=logits.device)), driver, cache)
-        tokens = rows.decode(blocks, prompt.next_tokens(logits), request)
+        tokens = rows.decode(blocks, prompt.next_tokens(logits), request, None if check is None else check.note)
         if check is not None:
-            of_row = Steps(*(part[:1] for part in check.steps))
-            check._replace(steps=of_row).check(model, logits[:1], tokens[:1], request)
+            check.check(model, logits[:1, None], tokens[:1], request)
         return tokens
 
     return inside_generate(model, request.inputs, request.options, answer)
@@ -373,8 +446,18 @@ class Rows:
                 self.cache.advance(self.driver.ran, logits.shape[1])
         self.cache.extent.length = length
 
-    def decode(self, blocks: nn.ModuleList, token: Tensor, request: Request) -> Tensor:
-        """Decode greedily from each row's first token; rows that ended leave. Long ``[rows, max_new_tokens]``."""
+    def decode(
+        self,
+        blocks: nn.ModuleList,
+        token: Tensor,
+        request: Request,
+        note: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Decode greedily from each row's first token; rows that ended leave. Long ``[rows, max_new_tokens]``.
+
+        Args:
+            note: Called with each further step, the rows that are left and their logits.
+        """
         tokens = torch.full((len(token), request.max_new_tokens), request.pad)
         eos = torch.tensor(request.eos, dtype=torch.long)
         present = torch.arange(len(token))
@@ -395,6 +478,8 @@ class Rows:
                 self.prompt = self.prompt.extended(token[:, None])
                 logits = self.prompt.forward(num_new=1).logits[:, -1]
                 self.cache.advance(self.driver.ran, 1)
+                if note is not None:
+                    note(step + 1, present, logits)
                 token = self.prompt.next_tokens(logits)
                 del logits  # not kept beside those of the next step
         return tokens

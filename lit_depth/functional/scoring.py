@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from lit_depth.functional.decoding import (
     greedy_options,
     inside_generate,
 )
-from lit_depth.functional.proof import PROBE_TOKENS, kind_of, same_logits, turning_length
+from lit_depth.functional.proof import LONGEST_WAY, probe_of, same_beyond, turning_length
 
 IGNORE = -100
 
@@ -56,9 +57,7 @@ def reference_logprob(
     check_token_ids(model, pad_token_id=pad_token_id)
     check_generates(model)
     way = scoring_way(model, inputs, answer_ids, pad_token_id, in_phases)
-    return answer_logprob(
-        _answer_logits(model, inputs, filled(answer_ids, pad_token_id), pad_token_id, way), answer_ids
-    )
+    return answer_logprob(answer_logits(model, inputs, answer_ids, pad_token_id, way), answer_ids)
 
 
 def scoring_way(
@@ -71,16 +70,24 @@ def scoring_way(
     """
     if inputs["input_ids"].shape[1] + answer_ids.shape[1] > turning_length(model):
         return "steps"
-    known, key = _PROVEN.setdefault(model, {}), (kind_of(model, inputs, answer_ids.shape[1]), in_phases)
-    count = min(answer_ids.shape[1], PROBE_TOKENS)
+    probe = probe_of(model, inputs, longest_answer(answer_ids))
+    if probe.inside > LONGEST_WAY:
+        return "steps"
+    known, key = _PROVEN.setdefault(model, {}), (probe.kind, in_phases)
     proven, way = known.get(key, (0, "steps"))
-    if proven < count:
+    if proven < probe.beyond:
         ways: tuple[Way, ...] = ("chunk",) if in_phases else ("whole", "chunk")
-        probe = answer_ids[:, :count]
-        expected = _answer_logits(model, inputs, filled(probe, pad), pad, "steps")
-        way = next((way for way in ways if _is_like_decoding(model, inputs, probe, pad, way, expected)), "steps")
-        known[key] = count, way
+        probed = answer_ids[:, : probe.length]
+        expected = answer_logits(model, inputs, probed, pad, "steps")
+        is_like_decoding = partial(_is_like_decoding, model, inputs, probed, pad, expected, probe.inside)
+        way = next((way for way in ways if is_like_decoding(way)), "steps")
+        known[key] = probe.beyond, way
     return way
+
+
+def longest_answer(answer_ids: Tensor) -> int:
+    """Tokens of the longest answer."""
+    return int((answer_ids != IGNORE).sum(1).max())
 
 
 def check_answers(model: nn.Module, answer_ids: Tensor, batch: int) -> None:
@@ -99,21 +106,20 @@ def check_answers(model: nn.Module, answer_ids: Tensor, batch: int) -> None:
 
 
 def _is_like_decoding(
-    model: nn.Module, inputs: Mapping[str, Any], answer_ids: Tensor, pad: int, way: Way, expected: Tensor
+    model: nn.Module, inputs: Mapping[str, Any], answer_ids: Tensor, pad: int, expected: Tensor, inside: int, way: Way
 ) -> bool:
     try:
-        found = _answer_logits(model, inputs, filled(answer_ids, pad), pad, way)
+        found = answer_logits(model, inputs, answer_ids, pad, way)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # a family that does not take answers so; token by token is what its `generate` does
         return False
-    read = answer_ids != IGNORE
-    return same_logits(model, found[:, :-1][read], expected[:, :-1][read])
+    return same_beyond(model, found[:, :-1], expected[:, :-1], answer_ids != IGNORE, inside)
 
 
-def _answer_logits(model: nn.Module, inputs: Mapping[str, Any], tokens: Tensor, pad: int, way: Way) -> Tensor:
+def answer_logits(model: nn.Module, inputs: Mapping[str, Any], answer_ids: Tensor, pad: int, way: Way) -> Tensor:
     """Logits ``[batch, answer + 1, vocabulary]`` at the prompt's last token and at those of an answer."""
-    num_tokens = tokens.shape[1]
+    tokens, num_tokens = filled(answer_ids, pad), answer_ids.shape[1]
 
     def read(prompt: PreparedPrompt) -> Tensor:
         if way == "whole":

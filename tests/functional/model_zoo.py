@@ -167,9 +167,9 @@ def deepseek_v4() -> Model:
     return _ready(t.DeepseekV4ForCausalLM(config)), _prompts()
 
 
-def moshi() -> Model:
+def moshi(window: int = 4) -> Model:
     """Leaves it to its cache to forget what lies outside of a window."""
-    config = t.MoshiConfig(**_without("intermediate_size", ffn_dim=48, sliding_window=4, audio_vocab_size=16))
+    config = t.MoshiConfig(**_without("intermediate_size", ffn_dim=48, sliding_window=window, audio_vocab_size=16))
     return _ready(t.MoshiForCausalLM(config)), {name: value[:1] for name, value in _prompts().items()}
 
 

@@ -10,7 +10,16 @@ from model_zoo import ZOO
 from tiny_models import WINDOW, tiny_batch, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_depth.functional.proof import Steps, kind_of, plain_steps, same_logits, same_tokens, turning_length
+from lit_depth.functional.proof import (
+    Steps,
+    kind_of,
+    plain_steps,
+    probe_of,
+    same_beyond,
+    same_logits,
+    same_tokens,
+    turning_length,
+)
 
 PRECISE = torch.nn.Linear(1, 1)
 COARSE = torch.nn.Linear(1, 1, dtype=torch.bfloat16)
@@ -54,13 +63,47 @@ def test_plain_steps_are_what_generate_does():
     torch.testing.assert_close(steps.logits[:, 0], first, atol=1e-5, rtol=0)
 
 
+def test_first_steps_are_those_of_the_whole_request():
+    """A token that is forced at the end of four is not forced at the end of two that are looked at."""
+    model = tiny_model("llama")
+    model.generation_config.forced_eos_token_id = 9
+    inputs = tiny_batch(model)
+    whole = plain_steps(model, inputs, 4, (), 0)
+    steps = plain_steps(model, inputs, 4, (), 0, 2)
+    assert steps.logits.shape[1] == 2 and torch.equal(steps.tokens, whole.tokens[:, :2])
+    assert whole.tokens[:, -1].eq(9).all() and not steps.tokens.eq(9).any()
+
+
 def test_inputs_beyond_a_window_are_another_kind():
     model = tiny_model("mistral")
     inputs = tiny_batch(model)
     short = {name: value[:, : WINDOW - 1] for name, value in inputs.items()}
-    assert kind_of(model, short, 1) != kind_of(model, short, 2) == kind_of(model, inputs, 0)
+    kinds = [kind_of(model, *given)[1] for given in ((short, 1), (short, 2), (inputs, 0))]
+    assert kinds == ["inside", "across", "beyond"]
     assert kind_of(model, inputs, 0) != kind_of(model, {"input_ids": inputs["input_ids"]}, 0)
-    assert kind_of(torch.nn.Linear(1, 1), inputs, 0) == (frozenset(inputs), False)
+    assert kind_of(torch.nn.Linear(1, 1), inputs, 0) == (frozenset(inputs), "inside")
+
+
+def test_a_request_is_measured_behind_the_end_of_its_window():
+    """Prompt of 3 in a window of 4: a single new token fits, the fifth is the fourth behind it."""
+    model = tiny_model("mistral")
+    assert WINDOW == 4
+    ids = tiny_batch(model)["input_ids"]
+    short = {"input_ids": ids[:, :3]}
+    found = [probe_of(model, short, num_new)[1:] for num_new in (0, 1, 2, 4, 9)]
+    assert found == [(0, 0, 0), (1, 1, 1), (1, 1, 2), (1, 3, 4), (1, 4, 5)]
+    assert probe_of(model, {"input_ids": ids[:, :7]}, 9)[1:] == (-1, 4, 4)
+    assert probe_of(tiny_model("llama"), short, 9)[1:] == (4, 4, 4)
+
+
+def test_differences_behind_a_window_show_among_many_positions_in_front_of_it():
+    logits = torch.randn(2, 30, 50, generator=torch.Generator().manual_seed(0)) * 5
+    wrong = logits.clone()
+    wrong[:, 27:] = -wrong[:, 27:]
+    known = torch.ones(2, 30, dtype=torch.bool)
+    assert same_logits(COARSE, wrong, logits) and not same_beyond(COARSE, wrong, logits, known, 26)
+    known[:, 27:] = False
+    assert same_beyond(COARSE, wrong, logits, known, 26)
 
 
 @pytest.mark.parametrize(
