@@ -108,6 +108,8 @@ def greedy_options(max_new_tokens: int, eos: Sequence[int], pad: int) -> dict[st
         "max_new_tokens": max_new_tokens,
         "eos_token_id": list(eos) or None,  # None given by name: not filled in from the model's own configuration
         "pad_token_id": pad,
+        # raises the scores of end tokens, and needs some
+        **({} if eos else {"exponential_decay_length_penalty": None}),
     }
 
 
@@ -195,6 +197,8 @@ class PreparedPrompt:
         if num_new is None:
             given["is_first_iteration"] = True
         inputs = self.model.prepare_inputs_for_generation(self.ids, next_sequence_length=num_new, **given)
+        if "logits_to_keep" in inputs:  # some families put a number of their own there
+            inputs["logits_to_keep"] = keep
         return self.model(**inputs, return_dict=True)
 
     def extended(self, tokens: Tensor, outputs: Any = None) -> PreparedPrompt:

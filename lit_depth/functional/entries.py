@@ -213,6 +213,7 @@ class DecodeClaim(Claim):
         else:
             restored = [entry.entry if isinstance(entry, RetiredLayer) else entry for entry in layers]
             _refuse_placeholders(restored, [True] * len(self.active))
+            _check_length_is_told(restored, self.skipped)
             layers[:] = restored
             cache._lit_depth_claim = None  # type: ignore[attr-defined]
 
@@ -239,6 +240,7 @@ class PrefillClaim(Claim):
                         f"block {block_idx} cannot decode without the prompt: expected a cache entry for keys and "
                         f"values, given {type(entry).__name__}; make a new cache, or skip the block in decode too"
                     )
+            _check_length_is_told(layers, self.skipped)
             for block_idx in self.skipped:
                 entry = layers[block_idx]
                 if isinstance(entry, DecodedLayer):
@@ -268,7 +270,8 @@ def claim_entries(cache: Cache, owned: Sequence[bool]) -> None:
     Nothing happens when the cache already has this pattern. All checks come before the first change.
 
     Raises:
-        ValueError: the cache holds tokens written under another pattern, or it is of a kind or size that does not fit.
+        ValueError: the cache holds tokens written under another pattern, or it is of a kind or size that does not fit;
+            or no entry of keys and values is left, which are what tells the length of a sequence.
     """
     _check_size(cache, len(owned))
     layers = cache.layers
@@ -284,6 +287,7 @@ def claim_entries(cache: Cache, owned: Sequence[bool]) -> None:
         raise ValueError(
             f"this KV cache was filled without skipping blocks {missing}, which the mask skips; make a new cache"
         )
+    _check_length_is_told(layers, missing)
     placeholder = SkippedLayer()  # it holds nothing; torch.compile checks one object before every forward, not many
     for block_idx in missing:
         layers[block_idx] = placeholder
@@ -311,12 +315,26 @@ def _copy_empty(cache: Cache) -> DynamicCache:
 def _check_size(cache: Cache, num_blocks: int) -> None:
     if isinstance(cache, EncoderDecoderCache):
         raise ValueError("expected the cache of a decoder-only model, given an EncoderDecoderCache")
+    if type(cache).__len__ is not Cache.__len__:
+        raise ValueError(f"cannot skip blocks with a {type(cache).__name__}: it keeps states beside its entries")
     layers = cache.layers
     if cache.layer_class_to_replicate is not None:
         # a cache that grows on first use: let it grow now, so that every block finds its own entry
         layers.extend(cache.layer_class_to_replicate() for _ in range(num_blocks - len(layers)))
     if len(layers) < num_blocks:
         raise ValueError(f"expected a KV cache with an entry for each of {num_blocks} blocks, given {len(layers)}")
+
+
+def _check_length_is_told(entries: Sequence[Entry], skipped: Sequence[int]) -> None:
+    """Raise ValueError where only recurrent states would be left of a cache that has keys and values."""
+    lost = [block_idx for block_idx in skipped if isinstance(entries[block_idx], CacheLayerMixin)]
+    left = [entry for block_idx, entry in enumerate(entries) if block_idx not in skipped]
+    is_told = any(isinstance(entry, CacheLayerMixin) for entry in left)
+    if lost and not is_told and any(isinstance(entry, LinearAttentionCacheLayerMixin) for entry in left):
+        raise ValueError(
+            f"expected at least one active block with attention, given a mask that skips all of them: {lost}; "
+            "the others keep recurrent states, which do not tell the length of a sequence"
+        )
 
 
 def _refuse_placeholders(entries: Sequence[Entry], owned: Sequence[bool]) -> None:

@@ -114,6 +114,8 @@ def _is_like_decoding(
         raise
     except Exception:  # a family that does not take answers so; token by token is what its `generate` does
         return False
+    if found.shape != expected.shape:
+        return False
     return same_beyond(model, found[:, :-1], expected[:, :-1], answer_ids != IGNORE, inside)
 
 

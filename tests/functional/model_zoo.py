@@ -145,6 +145,31 @@ def mamba() -> Model:
     return _ready(t.MambaForCausalLM(config)), {name: value[:1] for name, value in _prompts().items()}
 
 
+def falcon_h1() -> Model:
+    """Every block has attention and a recurrent state; asks for one position's logits, whatever it is told."""
+    sizes = dict(mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4)
+    return _ready(t.FalconH1ForCausalLM(t.FalconH1Config(**TEXT | {"num_key_value_heads": 4}, **sizes))), _prompts()
+
+
+def bamba() -> Model:
+    """Block 1 has attention, the others a recurrent state."""
+    sizes = dict(attn_layer_indices=[1], mamba_d_state=4, mamba_n_heads=8, mamba_d_head=8)
+    return _ready(t.BambaForCausalLM(t.BambaConfig(**TEXT, **sizes))), _prompts()
+
+
+def lfm2() -> Model:
+    """Block 1 has attention, the others convolve."""
+    config = t.Lfm2Config(**TEXT, layer_types=["conv", "full_attention", "conv"])
+    return _ready(t.Lfm2ForCausalLM(config)), _prompts()
+
+
+def minimax() -> Model:
+    """Keeps recurrent states in a cache of its own class, beside the entries."""
+    sizes = dict(num_local_experts=4, num_experts_per_tok=2, head_dim=8)
+    config = t.MiniMaxConfig(**TEXT, **sizes, layer_types=["linear_attention", "full_attention", "linear_attention"])
+    return _ready(t.MiniMaxForCausalLM(config)), _prompts()
+
+
 def deepseek_v3() -> Model:
     sizes = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=1, topk_group=1)
     latent = dict(kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8)
@@ -333,6 +358,7 @@ ZOO: dict[str, Callable[[], Model]] = {
     "bloom": bloom,
     "phi3, long": phi3_long,
     "mamba": mamba,
+    "falcon_h1": falcon_h1,
     "flex_olmo": _text(t.FlexOlmoForCausalLM, t.FlexOlmoConfig, num_experts=4, num_experts_per_tok=2),
     "deepseek_v3": deepseek_v3,
     "deepseek_v32": deepseek_v32,

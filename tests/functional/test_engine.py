@@ -23,6 +23,7 @@ ANSWERS = torch.tensor([[5, 6, 7], [20, -100, -100], [9, 30, -100]])
 NOT_DRIVEN = {
     "falcon": "tuples",
     "bloom": "tuples",
+    "falcon_h1": "tuples",
     "mamba": "recurrent state",
     "qwen2_vl": "several axes",
     "gpt2": "RuntimeError: shape",

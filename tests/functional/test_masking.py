@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from model_zoo import bamba, lfm2, minimax, plain_answers
 from pruning import pruned_copy
 from tiny_models import FAMILIES, IMAGE_TOKEN, WINDOW, placeholders, tiny_batch, tiny_model
 from torch import nn
@@ -17,7 +18,16 @@ from transformers.models.gemma3n.modeling_gemma3n import Gemma3nForCausalLM
 from transformers.models.qwen3_vl import Qwen3VLTextConfig, Qwen3VLTextModel
 from transformers.models.t5 import T5Config, T5ForConditionalGeneration
 
-from lit_depth.functional import check_mask, find_blocks, from_mask_id, leave_one_out, mask_id, masked, random
+from lit_depth.functional import (
+    check_mask,
+    find_blocks,
+    from_mask_id,
+    leave_one_out,
+    mask_id,
+    masked,
+    random,
+    sweep_generate,
+)
 from lit_depth.functional.compatibility import DummyLayer
 
 NEW_TOKENS = 5
@@ -486,3 +496,24 @@ def test_mask_id_round_trip(text):
 def test_bad_mask_ids(text):
     with pytest.raises(ValueError, match="expected"):
         from_mask_id(text)
+
+
+@pytest.mark.parametrize("build", [bamba, lfm2])
+@pytest.mark.parametrize("phases", [{}, {"phase": "decode"}, {"phase": "prefill", "decode_without_prompt": True}])
+def test_attention_that_alone_tells_the_length_is_kept(build, phases):
+    model, inputs = build()
+    with masked(model, [True, False, True], **phases):
+        with pytest.raises(ValueError, match=r"one active block with attention, .* skips all of them: \[1\]"):
+            plain_answers(model, inputs, 2)
+    with masked(model, [False, True, True]):
+        assert plain_answers(model, inputs, 2).shape == (3, 2)
+
+
+def test_a_cache_with_states_beside_its_entries_is_refused():
+    model, inputs = minimax()
+    for mask in ([True, True, True], [True, True, False]):
+        with masked(model, mask), pytest.raises(ValueError, match="MiniMaxCache: it keeps states beside its entries"):
+            plain_answers(model, inputs, 2)
+    with pytest.raises(ValueError, match="MiniMaxCache"):
+        sweep_generate(model, inputs, [[True, True, False]], 2)
+    assert plain_answers(model, inputs, 2).shape == (3, 2)

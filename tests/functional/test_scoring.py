@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
-from model_zoo import ZOO, forced_logprob, plain_answers
+from model_zoo import ZOO, bamba, falcon_h1, forced_logprob, plain_answers
 
-from lit_depth.functional import find_blocks, leave_one_out, masked, reference_logprob, scoring
+from lit_depth.functional import find_blocks, generate, leave_one_out, masked, reference_logprob, scoring
 from lit_depth.functional.scoring import scoring_way, with_answers
 from lit_depth.functional.sweep import answer_masks
 
@@ -76,6 +78,50 @@ def test_one_forward_is_shared_where_that_is_the_same_and_only_there():
     real = model._update_model_kwargs_for_generation
     model._update_model_kwargs_for_generation = as_a_prompt
     assert scoring_way(model, inputs, ANSWERS[1], 0) == "chunk"
+
+
+@pytest.mark.parametrize("build", [falcon_h1, bamba])
+def test_a_family_that_counts_logits_itself_is_scored_at_once(build):
+    model, inputs = build()
+    expected = forced_logprob(model, inputs, ANSWERS[0])
+    torch.testing.assert_close(reference_logprob(model, inputs, ANSWERS[0], pad_token_id=0), expected)
+    assert scoring_way(model, inputs, ANSWERS[0], 0) == "whole"
+    full = torch.ones(1, 3, dtype=torch.bool)
+    options = {"max_new_tokens": 2, "eos_token_id": None, "pad_token_id": 0, "answer_ids": ANSWERS[0]}
+    found, scores = answer_masks(model, inputs, full, **options)
+    torch.testing.assert_close(scores[0], expected)
+    assert torch.equal(found[0], plain_answers(model, inputs, 2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"exponential_decay_length_penalty": (1, 1.5)}, {"forced_eos_token_id": 9}],
+    ids=lambda given: [*given][0],
+)
+def test_penalties_neither_change_a_score_nor_stop_the_engine(settings):
+    """The first needs end tokens, the second depends on the length that is asked for."""
+    model, inputs = ZOO["llama"]()
+    masks = leave_one_out(len(find_blocks(model)))
+    expected = []
+    for mask in masks:
+        with masked(model, mask):
+            tokens = plain_answers(model, inputs, 6)
+            tokens[:, -1] = settings.get("forced_eos_token_id", tokens[:, -1])
+            expected.append((tokens, forced_logprob(model, inputs, ANSWERS[0])))
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        options = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0, "answer_ids": ANSWERS[0]}
+        found, scores = answer_masks(model, inputs, masks, **options)
+        rows = generate(model, inputs, masks[:1].expand(len(ANSWERS[0]), -1), 6)
+    for mask, tokens, scored, (right, logprob) in zip(masks, found, scores, expected):
+        assert torch.equal(tokens, right)
+        torch.testing.assert_close(scored, logprob, atol=1e-4, rtol=0)
+        with masked(model, mask):
+            alone = reference_logprob(model, inputs, ANSWERS[0], pad_token_id=0)
+        torch.testing.assert_close(alone, logprob, atol=1e-4, rtol=0)
+    assert torch.equal(rows, expected[0][0])
 
 
 def test_a_longer_answer_is_measured_again(monkeypatch):
