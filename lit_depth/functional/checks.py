@@ -283,3 +283,28 @@ def prompt_inputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tens
         )
     check_token_ids(model, input_ids=ids)
     return {**inputs, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+
+
+def check_goes_on(inputs: Mapping[str, Tensor], max_new_tokens: int = 0, context: int | None = None) -> None:
+    """Check that tokens can follow every prompt: they are padded on the left, and within the model's context.
+
+    Args:
+        inputs: As `prompt_inputs` returns them.
+        max_new_tokens: How many tokens are to follow.
+        context: Tokens that the model was made for; None = any number.
+
+    Raises:
+        ValueError: Padding on the right or between tokens, a row without a token, or too long a sequence.
+    """
+    real = inputs["attention_mask"] != 0
+    wrong = ~real[:, -1] | (real[:, :-1] & ~real[:, 1:]).any(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        what = "a hole" if real[row, -1] else "padding on the right" if real[row].any() else "no token"
+        raise ValueError(f"expected prompts padded on the left alone, given {what} in row {row} of the attention_mask")
+    longest = int(real.sum(1).max())
+    if context is not None and max_new_tokens and longest + max_new_tokens > context:
+        raise ValueError(
+            f"expected at most {context} tokens (the model's context), given a prompt of {longest} and "
+            f"{max_new_tokens} to generate"
+        )

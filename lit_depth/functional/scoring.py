@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_depth.functional.checks import check_token_ids, checked, prompt_inputs
+from lit_depth.functional.checks import check_goes_on, check_token_ids, checked, prompt_inputs
 from lit_depth.functional.decoding import (
     PreparedPrompt,
     check_generates,
@@ -50,9 +50,10 @@ def reference_logprob(
         float32 ``[batch]``, on the CPU.
 
     Raises:
-        ValueError: If the model has no ``generate``.
+        ValueError: If the model has no ``generate``, or a prompt is not padded on the left alone.
     """
     inputs = prompt_inputs(model, inputs)
+    check_goes_on(inputs)
     check_answers(model, answer_ids, len(inputs["input_ids"]))
     check_token_ids(model, pad_token_id=pad_token_id)
     check_generates(model)

@@ -22,9 +22,10 @@ from lit_depth.functional.answering import (
     answer_rows,
     call_width,
 )
-from lit_depth.functional.blocks import find_blocks
+from lit_depth.functional.blocks import context_length, find_blocks
 from lit_depth.functional.checks import (
     MAX_TOKENS,
+    check_goes_on,
     check_least,
     check_range,
     check_token_ids,
@@ -149,7 +150,8 @@ def sweep_generate(
         Long ``[masks, batch, max_new_tokens]``, on the CPU.
 
     Raises:
-        ValueError: If a mask is malformed, the model's blocks cannot be skipped, or it has no ``generate``.
+        ValueError: If a mask is malformed, the model's blocks cannot be skipped, or it has no ``generate``; if a
+            prompt is not padded on the left alone, or is too long for the model's context with what is to follow.
     """
     check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
     return answer_masks(
@@ -206,6 +208,7 @@ def answer_masks(
     masks = stack_masks(masks, len(module_list), granularity)
     inputs = prompt_inputs(model, inputs)
     check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    check_goes_on(inputs, max_new_tokens, context_length(model))
     check_least(1, max_rows=max_rows)
     check_token_ids(model, pad_token_id=pad_token_id)
     if answer_ids is not None:
@@ -250,12 +253,13 @@ def generate(
     A model that the engine cannot drive is answered one mask after another, with one warning.
 
     Raises:
-        ValueError: If the masks are malformed, or the model's blocks cannot be skipped.
+        ValueError: As for `sweep_generate`, or unless there is one mask per request.
     """
     module_list = find_blocks(model, blocks)
     masks = stack_masks(masks, len(module_list))
     inputs = prompt_inputs(model, inputs)
     check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
+    check_goes_on(inputs, max_new_tokens, context_length(model))
     check_token_ids(model, pad_token_id=pad_token_id)
     batch = len(inputs["input_ids"])
     if len(masks) != batch:

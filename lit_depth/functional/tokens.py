@@ -213,7 +213,11 @@ def _joined(frames: list[pd.DataFrame], inputs: Mapping[str, Any], ids: list[int
 def _end_tokens(model: nn.Module, after_end: bool, given: Sequence[int] | None) -> list[int]:
     if after_end:
         return []
-    return end_token_ids(model) if given is None else list(given)
+    if given is None:
+        return end_token_ids(model)
+    for each in given:
+        check_token_ids(model, end_tokens=each)
+    return list(given)
 
 
 # ---- one prompt, all steps and blocks

@@ -443,3 +443,38 @@ def test_chunks_are_planned_for_the_memory_that_they_take(monkeypatch, family, n
         options = {"max_new_tokens": new_tokens, "eos_token_id": None, "pad_token_id": 0, "answer_ids": answers}
         answer_masks(model, inputs, masks, **options, max_rows=10**6)
     assert 0.5 * planned < memory.peak < 1.1 * planned
+
+
+@pytest.mark.parametrize(
+    ("mask", "given"),
+    [
+        ([1, 1, 0], "padding on the right in row 1"),
+        ([1, 0, 1], "a hole in row 1"),
+        ([0, 0, 0], "no token in row 1"),
+        ([0, 1, 0], "padding on the right in row 1"),
+    ],
+)
+def test_prompts_that_nothing_can_follow_are_refused(mask, given):
+    model = tiny_model("llama")
+    inputs = {"input_ids": torch.full((2, 3), 5), "attention_mask": torch.tensor([[0, 1, 1], mask])}
+    masks = torch.ones(2, 4, dtype=torch.bool)
+    expected = f"padded on the left alone, given {given}"
+    with pytest.raises(ValueError, match=expected):
+        sweep_generate(model, inputs, masks, 2)
+    with pytest.raises(ValueError, match=expected):
+        generate(model, inputs, masks, 2)
+    with pytest.raises(ValueError, match=expected):
+        reference_logprob(model, inputs, torch.full((2, 1), 6), pad_token_id=0)
+
+
+def test_answers_beyond_the_context_are_refused():
+    """128 positions; padding takes none."""
+    model, masks = tiny_model("llama"), torch.ones(1, 4, dtype=torch.bool)
+    ids = torch.full((1, 6), 5)
+    inputs = {"input_ids": ids, "attention_mask": torch.tensor([[0, 0, 0, 1, 1, 1]])}
+    message = "at most 128 tokens .the model's context., given a prompt of 3 and 126 to generate"
+    with pytest.raises(ValueError, match=message):
+        sweep_generate(model, inputs, masks, 126)
+    with pytest.raises(ValueError, match=message):
+        generate(model, inputs, masks, 126)
+    assert sweep_generate(model, inputs, masks, 125).shape == (1, 1, 125)

@@ -524,6 +524,7 @@ def test_skipped_blocks_are_refused():
             "without padding",
         ),
         (prompt("llama"), {"num_output_tokens": 0}, "at least 1, given 0"),
+        (prompt("llama"), {"end_tokens": [3, 99]}, "end_tokens from 0 to 63, given 99"),
     ],
 )
 def test_bad_input(inputs, options, message):
