@@ -27,7 +27,7 @@ from lit_depth.studies.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = interrupts.USER_ERROR
-STUDIES = ("compare", "consistency", "importance", "latency", "search", "select", "tokens")
+STUDIES = interrupts.STUDIES
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
 FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--methods", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
@@ -87,8 +87,9 @@ class DepthCLI(LightningCLI):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; see ``lit-depth --help``. User mistakes end with exit code 2 and no traceback."""
-    with interrupts.guarded():
-        _run(list(sys.argv[1:] if argv is None else argv))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with interrupts.guarded(resumable=interrupts.continues(arguments)):
+        _run(arguments)
 
 
 def _run(arguments: list[str]) -> None:
