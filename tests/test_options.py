@@ -118,6 +118,7 @@ WRONG = [
     (["--num_seeds", "9" * 18], "expected num_seeds from 1 to 1000"),
     (["--num_seeds", "true"], "--num_seeds: expected an integer, got 'true'"),
     (["--num_seeds", "1.5"], "--num_seeds: expected an integer, got '1.5'"),
+    (["--confidence", "1e-300"], "expected confidence from 0.5 to 0.9999, given 1e-300"),
     (["--confidence", "9" * 5000], "--confidence: expected"),
     (["--num_active_blocks", "1.5"], "--num_active_blocks: expected a list of integers or null"),
     (["--data.batch_size", "x"], "--data.batch_size: expected an integer or auto, got 'x'"),
