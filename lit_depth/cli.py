@@ -27,10 +27,21 @@ from lit_depth.studies.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = interrupts.USER_ERROR
-STUDIES = ("compare", "consistency", "importance", "latency", "search", "select", "tokens")
+STUDIES = interrupts.STUDIES
 # existing scripts give these as `--option 4 8 12`; the second kind may be repeated, one list each
 FLAT_LISTS = ("--num_active_blocks", "--policies", "--keep", "--skip", "--splits", "--methods", "--data.tasks")
 REPEATED_LISTS = ("--active_block_indices",)
+
+# what Lightning raises because of its options
+_OF_OPTIONS = (
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    MisconfigurationException,
+)
 
 
 class OwnSignals(Callback):
@@ -61,6 +72,12 @@ class DepthCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return new_parser(**kwargs)
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise ValueError(f"--seed_everything: {one_line(error)}") from error
+
     def before_instantiate_classes(self) -> None:
         """Refuse a name that is none and a GPU that is not there, before the model is loaded."""
         options = self.config[self.config["subcommand"]]
@@ -78,7 +95,7 @@ class DepthCLI(LightningCLI):
         """The base's; whatever Lightning raises is about the options that it was given."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (TypeError, RuntimeError, KeyError, AttributeError, OverflowError, MisconfigurationException) as error:
+        except _OF_OPTIONS as error:
             raise ValueError(f"--trainer: no Trainer can be made of these options: {one_line(error)}") from error
         launched = lambda: getattr(trainer.strategy.launcher, "procs", ())  # noqa: E731
         interrupts.end_with_us(launched, resumable=self.subcommand in STUDIES)
@@ -87,8 +104,9 @@ class DepthCLI(LightningCLI):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; see ``lit-depth --help``. User mistakes end with exit code 2 and no traceback."""
-    with interrupts.guarded():
-        _run(list(sys.argv[1:] if argv is None else argv))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with interrupts.guarded(resumable=interrupts.continues(arguments)):
+        _run(arguments)
 
 
 def _run(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ Only the standard library is imported, so that this works while the rest is bein
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import platform
@@ -24,6 +25,8 @@ from typing import NoReturn
 USER_ERROR = 2
 TERMINATED = 128 + signal.SIGTERM  # as shells tell it
 MESSAGE = "interrupted: no result was written; the same command continues where it was"
+# commands that keep records, and continue from them
+STUDIES = ("compare", "consistency", "importance", "latency", "search", "select", "tokens")
 _REPEAT_SECONDS = 3.0
 _GRACE_SECONDS = 1.4
 _REQUEUE_SECONDS = 10.0
@@ -52,11 +55,16 @@ class _Guard:
     def __init__(self) -> None:
         self.active = False
         self.terminated = False
+        self.closing = False  # the command has ended, by an exception: signals raise no more
         self.said = False
-        self.message = MESSAGE
+        self.resumable = True
         self.requeued = ""
         # the processes that this one launched
         self.launched: Callable[[], Iterable[subprocess.Popen]] = tuple
+
+    @property
+    def message(self) -> str:
+        return MESSAGE if self.resumable else MESSAGE.partition(":")[0]
 
     def say(self, message: str, process: int = 0) -> None:
         """Print the one line: of the first process; of another one, where it has its number and its own reason.
@@ -93,20 +101,25 @@ class _Guard:
                 time.sleep(_GRACE_SECONDS)
                 self.end_now()
 
-    def end_now(self) -> NoReturn:
+    def end_now(self, code: int = TERMINATED) -> NoReturn:
         """End without taking the interpreter apart, which may take longer than there is time."""
         self.say(self.message)
         self.end_launched()
         for worker in multiprocessing.active_children():
             worker.kill()
             worker.join(0.1)
-        os._exit(TERMINATED)
+        os._exit(code)
 
     def requeue(self) -> None:
         """Ask SLURM to start the job again, then end: the new job continues from the records."""
         if not is_first_process():
             return
         job = slurm_job()
+        if not self.resumable:
+            _print(
+                f"SLURM job {job} was not requeued, the run goes on: only {', '.join(STUDIES)} continue where they were"
+            )
+            return
         try:
             command = ["scontrol", "requeue", job]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_REQUEUE_SECONDS)
@@ -122,6 +135,8 @@ class _Guard:
     # in the main thread
 
     def interrupt(self, *_: object) -> None:
+        if self.closing:
+            return
         # one that hits a bare `except` of a library is lost, so it is repeated
         signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS)
         raise KeyboardInterrupt
@@ -129,7 +144,8 @@ class _Guard:
     def terminate(self, *_: object) -> None:
         if not self.terminated:
             self.terminated = True
-            raise Terminated
+            if not self.closing:
+                raise Terminated
 
     def handlers(self) -> dict[int, Callable[..., None]]:
         found: dict[int, Callable[..., None]] = {
@@ -161,11 +177,24 @@ def slurm_job() -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
+def continues(arguments: Iterable[str]) -> bool:
+    """Whether the command of a command line continues where it was, when it is given again.
+
+    >>> continues(["--debug", "search", "--name", "fit"]), continues(["fit"]), continues([])
+    (True, False, False)
+    """
+    return next((argument for argument in arguments if argument != "--debug"), "") in STUDIES
+
+
 @contextmanager
-def guarded() -> Iterator[None]:
+def guarded(resumable: bool = True, exits: bool = False) -> Iterator[None]:
     """Inside the ``with`` statement, end on Ctrl-C with exit code 2, and on SIGTERM with 143 within two seconds.
 
     Under SLURM, SIGUSR1 requeues the job and ends likewise. Does nothing inside itself, or outside the main thread.
+
+    Args:
+        resumable: Whether the command continues where it was, when it is given again; no other one is requeued.
+        exits: Whether a signal ends the process at once. Otherwise signals are the interpreter's again before it ends.
 
     Raises:
         SystemExit: After a signal, whatever else was raised because of it.
@@ -176,6 +205,7 @@ def guarded() -> Iterator[None]:
         return
     _guard = _Guard()
     _guard.active = True
+    _guard.resumable = resumable
     ours, signals = socket.socketpair()
     ours.setblocking(False)
     before = {number: signal.signal(number, handler) for number, handler in _guard.handlers().items()}
@@ -185,10 +215,13 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        _guard.closing = True
         _guard.end_launched()
         if not _guard.terminated and not _is_interrupt(error):
             raise
         _guard.say(_guard.message)
+        if exits:
+            _end_process()
         raise SystemExit(TERMINATED if _guard.terminated else USER_ERROR) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -220,7 +253,7 @@ def retake() -> None:
 def end_with_us(launched: Callable[[], Iterable[subprocess.Popen]], resumable: bool = True) -> None:
     """Name the processes that this one launches, which end when it does; say whether the command can be continued."""
     _guard.launched = launched
-    _guard.message = MESSAGE if resumable else MESSAGE.partition(":")[0]
+    _guard.resumable = resumable
 
 
 def stop(message: str, code: int = USER_ERROR, process: int = 0) -> NoReturn:
@@ -234,11 +267,14 @@ def stop(message: str, code: int = USER_ERROR, process: int = 0) -> NoReturn:
     raise SystemExit(code)
 
 
-def end_now() -> NoReturn:
-    """End a process that was terminated, and has cleaned up."""
+def _end_process() -> NoReturn:
+    """End a process after a signal, once it has cleaned up: no further signal may find it without our handlers."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    _guard.end_now()
+    if not _guard.terminated:  # there is time for what libraries still have to write
+        atexit._run_exitfuncs()
+    _guard.end_now(TERMINATED if _guard.terminated else USER_ERROR)
 
 
 def _forget() -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import lightning
@@ -17,6 +18,7 @@ import yaml
 from jsonargparse import ActionConfigFile, get_loader, set_loader
 from jsonargparse._typehints import ActionTypeHint  # it has no public name
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_depth import interrupts
 from lit_depth.functional.checks import members, plain_type, shorten
@@ -34,10 +36,38 @@ def _load(text: str) -> Any:
 set_loader(_LOADER, _load, (yaml.YAMLError,))
 
 
+# options that are being read, or made a class of: a class's own arguments have a parser of their own
+_outer: list[str] = []
+
+
 class Option(ActionTypeHint):
     """An option with a type, which reads a text as text and says in plain words what it expected."""
 
     def _check_type_(self, value: Any, **kwargs: Any) -> Any:
+        with self._named():
+            return self._read(value, **kwargs)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        _outer.append(self.dest)
+        try:
+            yield
+        finally:
+            _outer.pop()
+
+    def instantiate_classes(self, value: Any) -> Any:
+        """The base's; what a class says of its arguments is about this option."""
+        with self._named():
+            try:
+                return super().instantiate_classes(value)
+            except (TypeError, ValueError, MisconfigurationException) as error:
+                # of the types of a union, those that the value was not meant as
+                tried = re.findall(r"^\s*- (?!Expected a )(.+)", str(error), flags=re.MULTILINE)
+                message = one_line("; ".join(tried) or error)
+                named = len(_outer) > 1 or message.startswith("--")
+                raise ValueError(message if named else f"--{self.dest}: {message}") from error
+
+    def _read(self, value: Any, **kwargs: Any) -> Any:
         # in a YAML file null and true have been read by now: what is still a text was meant as one
         if isinstance(value, str) and takes_text(self._typehint):
             return value
@@ -88,6 +118,7 @@ class OptionParser(LightningArgumentParser):
             message = f"--config: expected options and their values, as in 'name: value', got {given}"
         if not self.exit_on_error:  # the parser of a class's own arguments
             message = re.sub("^--", "argument ", message)
+            message = f"--{_outer[0]}: {message}" if _outer else message
         interrupts.stop(f"error: {one_line(message)}\nsee lit-depth <command> --help")
 
 

@@ -147,7 +147,7 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path, capsys):
         (["--active_block_indices", "0", "x"], "expected block indices such as 0 5 10, got 'x'"),
         (["--importance", "/nowhere/scores.json"], "expected a JSON file"),
         (["--keep", "0", "1", "2", "--num_active_blocks", "2"], "k"),
-        (["--confidence", "1.5"], "confidence and max_bad_samples must lie between 0 and 1, got 1.5"),
+        (["--confidence", "1.5"], "expected confidence from 0.5 to 0.9999, given 1.5"),
         (["--output_dir", "/proc/nowhere"], "cannot write to"),
         (["--data.task", "shapes_vqq"], "shapes_vqa"),
         (["--no_such_flag", "1"], "no_such_flag"),

@@ -49,12 +49,12 @@ worker.join()""",
 }
 
 
-def start(body: str, tmp_path: Path, **environment: str) -> subprocess.Popen:
+def start(body: str, tmp_path: Path, guard: str = "", **environment: str) -> subprocess.Popen:
     indented = "\n".join(f"    {line}" for line in body.strip().splitlines())
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal, subprocess, sys, time\nfrom lit_depth import interrupts\n"
-        f"with interrupts.guarded():\n    print('begun', flush=True)\n{indented}\n"
+        f"with interrupts.guarded({guard}):\n    print('begun', flush=True)\n{indented}\n"
     )
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     process = subprocess.Popen(
@@ -114,6 +114,27 @@ def test_a_second_signal_changes_nothing(tmp_path):
         process.terminate()
         time.sleep(0.05)
     assert (process.communicate(timeout=30)[1], process.returncode) == (LINE, 143)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.4])
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_two_signals_end_as_one(tmp_path, first, second, seconds):
+    """Whenever the second one comes: while the command cleans up, or while the interpreter ends."""
+    cleanup = "import atexit\natexit.register(lambda: time.sleep(1))\ntry:\n    time.sleep(60)\n"
+    process = start(cleanup + "finally:\n    time.sleep(0.2)", tmp_path, guard="exits=True")
+    process.send_signal(first)
+    time.sleep(seconds)
+    process.send_signal(second)
+    code, err = process.wait(timeout=30), process.communicate()[1]
+    assert (code, err) == (143 if signal.SIGTERM in (first, second) else 2, LINE)
+
+
+def test_what_libraries_write_at_the_end_is_written(tmp_path):
+    body = "import atexit\natexit.register(print, 'written', flush=True)\ntime.sleep(60)"
+    process = start(body, tmp_path, guard="exits=True")
+    process.send_signal(signal.SIGINT)
+    assert (*process.communicate(timeout=30), process.returncode) == ("written\n", LINE, 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -239,6 +260,22 @@ def test_slurms_signal_requeues_the_job_and_ends(tmp_path, scontrol, more, job):
     process.send_signal(signal.SIGUSR1)
     assert process.communicate(timeout=30)[1] == f"{MESSAGE} (SLURM job {job} was requeued)\n"
     assert process.returncode == 143 and (tmp_path / "asked").read_text() == f"requeue {job}\n"
+
+
+def test_what_nothing_can_continue_is_not_requeued(tmp_path, scontrol):
+    process = start("time.sleep(1.5)\nprint('went on', flush=True)", tmp_path, guard="resumable=False", **scontrol)
+    process.send_signal(signal.SIGUSR1)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "went on\n") and not (tmp_path / "asked").exists()
+    assert err.startswith("SLURM job 17 was not requeued, the run goes on: only compare, ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "line"), [("fit", "interrupted\n"), ("importance", LINE)])
+def test_a_command_that_is_still_being_imported_says_whether_it_continues(command, line):
+    process = subprocess.Popen([sys.executable, "-m", "lit_depth", command], stderr=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=30)[1], process.returncode) == (line, 2)
 
 
 def test_a_job_that_cannot_be_requeued_goes_on(tmp_path, scontrol):

@@ -25,6 +25,12 @@ def first_batch(module, size=4):
     return next(iter(DepthDataModule(module.processor, batch_size=size, num_samples=size).eval_dataloader()))
 
 
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "router_loss"])
+def test_rates_are_finite(name):
+    with pytest.raises(ValueError, match=f"expected a finite {name} of at least 0, given inf"):
+        DepthModule(**{name: float("inf")})
+
+
 def test_an_answer_ends_with_an_end_token_of_the_model_or_the_tokenizer(module):
     tokenizer, batch = module.tokenizer, first_batch(module)
     assert module.end_token_ids == [tokenizer.eos_token_id]

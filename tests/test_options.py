@@ -91,7 +91,19 @@ def test_prompts_reach_the_command(monkeypatch):
 WRONG = [
     (["--trainer.devices", "-1"], "--trainer: no Trainer can be made of these options"),
     (["--trainer.devices", "abc"], "--trainer: no Trainer can be made of these options"),
-    (["--trainer.num_nodes", "0"], "num_nodes"),
+    (["--trainer.num_nodes", "0"], "--trainer: no Trainer .*num_nodes.* got 0"),
+    (["--trainer.strategy", "nope"], "--trainer: no Trainer .*strategy='nope'"),
+    (["--trainer.accelerator", "nope"], "--trainer: no Trainer .*accelerator='nope'"),
+    (["--seed_everything", "-1"], "--seed_everything: -1 is not in bounds, numpy accepts from 0 to 4294967295"),
+    (["--trainer.callbacks", "EarlyStopping"], "--trainer.callbacks: .*required: monitor"),
+    (
+        ["--trainer.callbacks", '{"class_path": "EarlyStopping", "init_args": {"monitor": 3}}'],
+        "--trainer.callbacks: argument monitor: expected text, got 3",
+    ),
+    (
+        ["--trainer.callbacks", "lit_depth.callbacks.BlockMask"],
+        "--trainer.callbacks: expected exactly one of active_block_indices and skipped_block_indices, given neither\n",
+    ),
     (["--model.max_new_tokens", "-1"], "expected max_new_tokens from 1 to 1048576, given -1"),
     (["--model.max_new_tokens", "0"], "expected max_new_tokens from 1"),
     (["--model.max_new_tokens", "9" * 400], "--model.max_new_tokens: expected a finite number of at most 64 bits"),
@@ -106,6 +118,7 @@ WRONG = [
     (["--num_seeds", "9" * 18], "expected num_seeds from 1 to 1000"),
     (["--num_seeds", "true"], "--num_seeds: expected an integer, got 'true'"),
     (["--num_seeds", "1.5"], "--num_seeds: expected an integer, got '1.5'"),
+    (["--confidence", "1e-300"], "expected confidence from 0.5 to 0.9999, given 1e-300"),
     (["--confidence", "9" * 5000], "--confidence: expected"),
     (["--num_active_blocks", "1.5"], "--num_active_blocks: expected a list of integers or null"),
     (["--data.batch_size", "x"], "--data.batch_size: expected an integer or auto, got 'x'"),

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_depth.callbacks.modules import language_model
 from lit_depth.functional.blocks import find_blocks
-from lit_depth.functional.checks import checked
+from lit_depth.functional.checks import MAX_UNITS, check_range, checked
 from lit_depth.functional.masking import Phase, masked
 from lit_depth.functional.policies import from_indices
 
@@ -29,8 +29,9 @@ class BlockMask(Callback):
         decode_without_prompt: with ``phase="prefill"``: run the skipped blocks in decode steps.
 
     Raises:
-        ValueError: both or neither of the index lists. At the start of the loop: an index out of range or repeated, no
-            active block, or a model that :func:`~lit_depth.functional.masked` refuses.
+        ValueError: both or neither of the index lists, a negative index, no active block. At the start of the loop: an
+            index out of range or repeated, no active block, or a model that :func:`~lit_depth.functional.masked`
+            refuses.
 
     >>> BlockMask(skipped_block_indices=[0, 3]).skipped_block_indices
     [0, 3]
@@ -49,6 +50,11 @@ class BlockMask(Callback):
         if (active_block_indices is None) == (skipped_block_indices is None):
             given = "neither" if active_block_indices is None else "both"
             raise ValueError(f"expected exactly one of active_block_indices and skipped_block_indices, given {given}")
+        if active_block_indices is not None and not len(active_block_indices):
+            raise ValueError("expected at least one active block, given none")
+        for indices in (active_block_indices, skipped_block_indices):
+            for index in () if indices is None else indices:
+                check_range(0, MAX_UNITS - 1, index=index)
         self.active_block_indices = active_block_indices
         self.skipped_block_indices = skipped_block_indices
         self.blocks = blocks

@@ -65,13 +65,14 @@ class MaskSweep(Callback):
         description: str = "masks",
     ) -> None:
         check_range(0, 1, max_bad_samples=max_bad_samples)
-        if not hasattr(lit_depth.metrics, metric):
+        found = getattr(lit_depth.metrics, metric, None)
+        if not isinstance(found, type) or not (hasattr(found, "score") or hasattr(found, "corpus")):
             raise ValueError(
                 f"expected the name of a metric in lit_depth.metrics, such as ExactMatch, given {metric!r}"
             )
         self.masks = {mask_id(mask): mask for mask in stack_masks(masks)}
         self.folder = Path(folder)
-        self.metric = getattr(lit_depth.metrics, metric)
+        self.metric: Any = found
         self._corpus = getattr(self.metric, "corpus", None)
         self.max_bad_samples = max_bad_samples
         self.description = description

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc
 import functools
 import inspect
+import math
 import numbers
 import operator
 import types
@@ -206,7 +207,7 @@ def shorten(value: Any, length: int = 60) -> str:
 
 
 def check_least(least: float, **values: float | None) -> None:
-    """Raise ValueError for a value below ``least``, or one that is no number at all; None stands for a default.
+    """Raise ValueError for a value below ``least``, or one that is no finite number; None stands for a default.
 
     >>> check_least(1, max_rows=0)
     Traceback (most recent call last):
@@ -214,8 +215,9 @@ def check_least(least: float, **values: float | None) -> None:
     ValueError: expected max_rows of at least 1, given 0
     """
     for name, value in values.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"expected {name} of at least {least}, given {shorten(value)}")
+        if value is not None and not least <= value < math.inf:
+            kind = "a finite " if value == math.inf else ""
+            raise ValueError(f"expected {kind}{name} of at least {least}, given {shorten(value)}")
 
 
 def check_range(low: float, high: float, **values: float | None) -> None:

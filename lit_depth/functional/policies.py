@@ -72,7 +72,7 @@ def random(num_blocks: int, k: int, seed: int, *, keep: Sequence[int] = ()) -> T
     (3, True)
     """
     _check(num_blocks, k, keep)
-    check_range(-(2**63), 2**64 - 1, seed=seed)
+    check_range(0, 2**64 - 1, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     return _fill(num_blocks, k, keep, torch.randperm(num_blocks, generator=generator).tolist())
 

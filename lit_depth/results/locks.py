@@ -18,7 +18,7 @@ def hold(path: Path, what: Path) -> BaseFileLock:
 
     The lock is the operating system's, so a killed process leaves none behind. On a file system without such locks
     ``<path>.held`` stands for it, with the process and its host inside; one that a dead process of this host left is
-    taken over.
+    taken over, and so is one that stays empty.
 
     Args:
         path: The lock file; it is made where it is missing, and stays.
@@ -36,9 +36,13 @@ def hold(path: Path, what: Path) -> BaseFileLock:
         if error.errno not in _WITHOUT_LOCKS:
             raise
     soft = path.with_name(path.name + _SOFT)
+    empty = _empty_file(soft)
     try:
         return _acquire(SoftFileLock(soft, thread_local=False), _TAKE_OVER_SECONDS)
     except Timeout as error:
+        if empty and _empty_file(soft) == empty:  # for all that time, so its process ended before it wrote its name
+            soft.unlink(missing_ok=True)
+            return hold(path, what)
         process, host = _holder(soft)
         raise ValueError(
             f"{what} is in use by process {process} on {host}: wait for it, or give another --name; if that process "
@@ -49,6 +53,15 @@ def hold(path: Path, what: Path) -> BaseFileLock:
 def _acquire(lock: BaseFileLock, seconds: float) -> BaseFileLock:
     lock.acquire(timeout=seconds)
     return lock
+
+
+def _empty_file(path: Path) -> tuple[int, int] | None:
+    """What tells an empty file from a later one of its name; None where it is absent or holds something."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return None if found.st_size else (found.st_ino, found.st_mtime_ns)
 
 
 def _holder(path: Path) -> tuple[str, str]:

@@ -13,9 +13,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_depth.callbacks import MaskSweep
+from lit_depth.callbacks import BlockMask, MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.answering import affordable_bytes, bytes_per_row
+from lit_depth.functional.checks import check_range
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.store import (
@@ -63,6 +64,10 @@ def open_run(
             cannot be written to; or if the trainer would convert the weights.
     """
     check_name(name)
+    if any(isinstance(callback, BlockMask) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{command} chooses the blocks of every answer itself: leave the BlockMask out of --trainer.callbacks"
+        )
     limit = trainer.limit_predict_batches
     if isinstance(limit, int) or limit != 1.0:  # 1.0 is the share of all batches; a number of them is an integer
         raise ValueError(
@@ -282,11 +287,9 @@ def check_whole_blocks(model: DepthModule, command: str) -> None:
 
 
 def check_shares(confidence: float, max_bad_samples: float) -> None:
-    """Raise ValueError for shares that are none."""
-    if not 0 < confidence < 1 or not 0 <= max_bad_samples <= 1:
-        raise ValueError(
-            f"confidence and max_bad_samples must lie between 0 and 1, got {confidence} and {max_bad_samples}"
-        )
+    """Raise ValueError for shares that are none, or a confidence that no interval is told with."""
+    check_range(0.5, 0.9999, confidence=confidence)
+    check_range(0, 1, max_bad_samples=max_bad_samples)
 
 
 def log_to(trainer: Trainer, function: str, result: Mapping[str, Any], folder: Path) -> None:

@@ -128,11 +128,16 @@ def test_exactly_one_index_list():
         BlockMask(active_block_indices=[0], skipped_block_indices=[1])
 
 
+@pytest.mark.parametrize("kwargs", [{"active_block_indices": []}, {"skipped_block_indices": [-1]}])
+def test_what_fits_no_model_is_refused_at_once(kwargs):
+    with pytest.raises(ValueError, match="at least one active block|index from 0 to 9999, given -1"):
+        BlockMask(**kwargs)
+
+
 @pytest.mark.parametrize(
     "kwargs,message",
     [
         ({"active_block_indices": [4]}, "between 0 and 3, given 4"),
-        ({"active_block_indices": []}, "at least one active block"),
         ({"skipped_block_indices": [0, 1, 2, 3]}, "at least one active block"),
         ({"skipped_block_indices": [1, 1]}, "distinct"),
         ({"skipped_block_indices": [1], "blocks": "model.layers"}, "no module at 'model.layers'"),

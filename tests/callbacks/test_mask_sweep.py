@@ -46,6 +46,12 @@ def module() -> DepthModule:
     return module
 
 
+@pytest.mark.parametrize("metric", ["Nope", "anls", "base", "clean_prediction", "SampleMetric.score"])
+def test_what_is_no_metric_is_refused(tmp_path, metric):
+    with pytest.raises(ValueError, match=f"expected the name of a metric in lit_depth.metrics, .* given '{metric}'"):
+        MaskSweep(MASKS, tmp_path, metric)
+
+
 def data(module, batch_size=4, num_samples=11, task=None) -> DepthDataModule:
     task = task or ShapesVQA(num_images=8)
     return DepthDataModule(module.processor, task, batch_size=batch_size, num_samples=num_samples)

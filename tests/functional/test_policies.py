@@ -89,6 +89,11 @@ def test_random_depends_on_the_seed_only():
     assert len({tuple(indices(mask)) for mask in first}) == 8
 
 
+def test_a_negative_seed_is_none():
+    with pytest.raises(ValueError, match="seed from 0 to"):
+        random(3, 2, seed=-1)
+
+
 def test_top_k_breaks_ties_by_the_lower_index():
     assert indices(top_k([1.0, 2.0, 1.0, 1.0], 2)) == [0, 1]
     assert indices(top_k(torch.zeros(6), 3)) == [0, 1, 2]

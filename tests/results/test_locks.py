@@ -72,6 +72,15 @@ def test_a_process_of_another_host_may_be_alive(tmp_path: Path, monkeypatch: pyt
         hold(tmp_path / ".lock", tmp_path)
 
 
+def test_one_that_stays_empty_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process was killed between making the file and writing its name."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "none")))
+    (tmp_path / ".lock.held").touch()
+    lock = hold(tmp_path / ".lock", tmp_path)
+    assert (tmp_path / ".lock.held").read_text().startswith(f"{os.getpid()}\n")
+    lock.release()
+
+
 def test_what_the_lock_file_holds_stays(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("here")
     hold(tmp_path / ".lock", tmp_path).release()

@@ -14,6 +14,7 @@ from commands import run
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file, save_file
 
+from lit_depth.callbacks import BlockMask
 from lit_depth.data import DepthDataModule
 from lit_depth.data.shapes import ShapesVQA
 from lit_depth.models.loading import BUNDLED
@@ -197,6 +198,13 @@ def test_the_manifest_tells_the_run(module, tmp_path):
     whole = {"arguments": manifest["arguments"], "model": manifest["model"]}
     assert manifest["run"] == run_id(whole) and manifest["history"] == [store.current_versions()]
     assert str(arguments).find("num_experts_per_tok") < 0  # the report shows arguments, not the whole model
+
+
+def test_a_callback_that_chooses_blocks_is_refused(module, tmp_path):
+    trainer = DepthTrainer(callbacks=[BlockMask(skipped_block_indices=[1])], **OPTIONS)
+    with pytest.raises(ValueError, match="importance chooses the blocks .* leave the BlockMask out"):
+        enter(module, tmp_path, trainer=trainer)
+    assert not (tmp_path / "importance").exists()
 
 
 # --- versions

@@ -427,7 +427,7 @@ def test_batches_are_measured_once(module, tmp_path, monkeypatch):
         (["--keep", "16"], "between 0 and 15, given 16"),
         (["--epsilon", "-1"], "epsilon must be at least 0 and delta between 0 and 1, got -1.0 and 0.05"),
         (["--delta", "1"], "delta between 0 and 1"),
-        (["--confidence", "2"], "between 0 and 1, got 2.0"),
+        (["--confidence", "2"], "expected confidence from 0.5 to 0.9999, given 2.0"),
         (["--rank_by", "loss"], "rank_by"),
         (["--exhaustive", "true", "--max_blocks_to_remove", "8"], "at most 5,000 combinations, got 39,202"),
         (["--data.tasks", "shapes_vqa", "text_vqa"], "search takes one task at a time"),
