@@ -10,7 +10,7 @@ for what was not seen, which is what `paired_intervals` adds; see ``docs/statist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,7 +107,9 @@ def paired_intervals(
             log-probabilities and of log ratios of times.
         scale: Of an unknown range: what counts as the largest difference where all differences are equal, so that no
             spread is seen.
-        tasks: ``[num_samples]`` task of each sample: the mean is over tasks, each of the same weight.
+        tasks: ``[num_samples]`` task of each sample: the mean is over tasks, each of the same weight. Its distance to a
+            limit is the root of the squared distances of all tasks' own limits, over the number of tasks (Zou & Donner
+            2008, doi:10.1002/sim.3095).
         num_permutations: Number of random sign patterns where the test is not exact.
         seed: Seed of the random sign patterns.
 
@@ -232,7 +234,7 @@ def mean_intervals(
         score_range: Largest possible score, the smallest being 0; as for :func:`paired_intervals`. None if it is not
             known: limits are then Student's.
         scale: As for :func:`paired_intervals`.
-        tasks: ``[num_samples]`` task of each sample: the mean is over tasks, each of the same weight.
+        tasks: As for :func:`paired_intervals`.
 
     Returns:
         One :class:`Interval` per row.
@@ -248,10 +250,10 @@ def mean_intervals(
     _check_confidence(confidence)
     sums = sum_clusters(scores, clusters, tasks, score_range)
     if score_range is None:
-        return _intervals(sums.means, *_student_limits(sums, confidence, scale))
+        return _intervals(sums.means, *_limits_over_tasks(sums, lambda task: _student_limits(task, confidence, scale)))
     if np.any(np.asarray(scores) < 0):
         raise ValueError(f"expected scores of at least 0, got {float(np.min(scores)):g}")
-    return _intervals(sums.means, *_effective_binomial_limits(sums, confidence))
+    return _intervals(sums.means, *_limits_over_tasks(sums, lambda task: _effective_binomial_limits(task, confidence)))
 
 
 def _check_confidence(confidence: float) -> None:
@@ -267,12 +269,30 @@ def _dual_intervals(sums: ClusterSums, confidence: float, rejected: NDArray[np.b
     """Limits of differences, of which 0 is one or within if and only if it was not rejected."""
     estimates = sums.means
     bounded = bool(sums.bounds.any())
-    lows, highs = _bounded_limits(sums, confidence) if bounded else _student_limits(sums, confidence, scale)
+    lows, highs = _limits_over_tasks(
+        sums,
+        lambda task: _bounded_limits(task, confidence) if bounded else _student_limits(task, confidence, scale),
+    )
     lows = np.where(rejected & (estimates > 0), np.maximum(lows, _ABOVE_ZERO), lows)
     highs = np.where(rejected & (estimates < 0), np.minimum(highs, -_ABOVE_ZERO), highs)
     return _intervals(
         estimates, np.where(rejected, lows, np.minimum(lows, 0.0)), np.where(rejected, highs, np.maximum(highs, 0.0))
     )
+
+
+def _limits_over_tasks(
+    sums: ClusterSums, limits: Callable[[ClusterSums], tuple[Floats, Floats]]
+) -> tuple[Floats, Floats]:
+    """Limits of means over tasks, from the distances of each task's own limits (Zou & Donner 2008)."""
+    parts = sums.by_task
+    if len(parts) == 1:
+        return limits(sums)
+    estimates, each = np.stack([part.means for part in parts]), np.stack([limits(part) for part in parts])
+    lows, highs = each[:, 0], each[:, 1]
+    below = np.sqrt(((estimates - lows) ** 2).sum(axis=0)) / len(parts)
+    above = np.sqrt(((highs - estimates) ** 2).sum(axis=0)) / len(parts)
+    # never beyond the mean of the limits, except by rounding
+    return np.maximum(sums.means - below, lows.mean(axis=0)), np.minimum(sums.means + above, highs.mean(axis=0))
 
 
 def _quantile(confidence: float, degrees: Floats) -> Floats:
@@ -297,7 +317,7 @@ def _bounded_limits(sums: ClusterSums, confidence: float) -> tuple[Floats, Float
     estimates = sums.means
     estimated = (sums.residuals**2).sum(axis=1)
     variances = estimated + unit**2 + _prevailing(sums.values / total) ** 2 + 2 * estimates**2 / (count * (count + 2))
-    degrees = np.maximum(count - len(np.unique(sums.tasks)), 1e-3)
+    degrees = np.maximum(count - 1, 1e-3)
     with np.errstate(divide="ignore"):
         degrees = degrees * (variances / estimated) ** 2
     margins = _quantile(confidence, degrees) * shrink * np.sqrt(variances)
@@ -310,13 +330,11 @@ def _student_limits(sums: ClusterSums, confidence: float, scale: float) -> tuple
     shares = sums.sizes / sums.sizes.sum()
     count = 1 / float((shares**2).sum())
     residuals, estimates = sums.residuals, sums.means
-    per_task = np.bincount(sums.tasks)
-    correction = (per_task / (per_task - 1))[sums.tasks]
-    squares = (residuals**2 * correction).sum(axis=1)
+    squares = (residuals**2).sum(axis=1) * len(shares) / (len(shares) - 1)
     # relative: sums of equal floats differ in the last bits, which is no spread
     flat = squares <= 1e-24 * ((sums.values / sums.sizes.sum()) ** 2).sum(axis=1)
     variances = np.where(flat, (scale / (count + 2)) ** 2, squares + _prevailing(residuals) ** 2)
-    degrees = np.where(flat, np.inf, max(count - len(per_task), 1e-3))
+    degrees = np.where(flat, np.inf, max(count - 1, 1e-3))
     margins = _quantile(confidence, degrees) * np.sqrt(variances)
     return estimates - margins, estimates + margins
 
@@ -332,7 +350,7 @@ def _effective_binomial_limits(sums: ClusterSums, confidence: float) -> tuple[Fl
     squares = estimated + (centre**2 + (1 - centre) ** 2) / 2 + count * (share - centre) ** 2
     binomial = (count + 1) * centre * (1 - centre)
     with np.errstate(divide="ignore"):
-        degrees = np.maximum(count - len(np.unique(sums.tasks)), 1e-3) * (squares / estimated) ** 2
+        degrees = np.maximum(count - 1, 1e-3) * (squares / estimated) ** 2
     lost = (stats.norm.ppf((1 + confidence) / 2) / _quantile(confidence, degrees)) ** 2
     effective = np.maximum(((count + 1) * binomial / squares - 1) * lost, 1e-6)
     # clusters that are each wholly right or wrong are a binomial sample, whose variance is not estimated

@@ -313,7 +313,9 @@ def test_tasks_weigh_the_same_and_their_differences_are_no_noise() -> None:
     assert interval.high - interval.low == pytest.approx(2 * Z * error, rel=0.05)
     (of_scores,) = mean_intervals([np.concatenate([first, second], axis=1)[0] / 4], tasks=[0] * 200 + [1] * 50)
     assert of_scores.estimate == pytest.approx(interval.estimate / 4)
-    assert of_scores.high - of_scores.low < 0.02
+    alone = [mean_intervals(scores / 4)[0] for scores in (first, second)]
+    below, above = (math.hypot(*(each[side] - each.estimate for each in alone)) / 2 for side in (1, 2))
+    assert of_scores[1:] == pytest.approx((of_scores.estimate - below, of_scores.estimate + above))
 
 
 def test_images_of_one_name_in_two_tasks_are_two_clusters() -> None:
@@ -325,13 +327,27 @@ def test_images_of_one_name_in_two_tasks_are_two_clusters() -> None:
 
 
 def test_every_task_has_its_own_range() -> None:
-    """The rare loss that was not seen is as large as the task with the widest scores allows."""
+    """The rare loss that was not seen is as large as the scores of its task allow."""
     ranges = np.repeat([1.0, 10.0], 50)
     (interval,) = paired_intervals(np.zeros((1, 100)), tasks=[0] * 50 + [1] * 50, score_range=ranges)
-    # a loss adds 1/100 or 10/100 to the mean: on average 50 (0.01^2 + 0.1^2) / (50 (0.01 + 0.1))
-    unit = 0.0101 / 0.11
-    count = 5.5 / unit
-    assert interval.high == pytest.approx(Z * unit * count / (count + 2))
+    one, ten = paired_interval(np.zeros(50)).high, paired_interval(np.zeros(50), score_range=10.0).high
+    assert ten == pytest.approx(10 * one) and interval.high == pytest.approx(math.hypot(one, ten) / 2)
+
+
+def test_a_small_task_leaves_its_mean_as_open_as_it_is_alone() -> None:
+    """No hit of 10 is anything up to 31%, however many samples the other task has (Zou & Donner 2008)."""
+    hits = np.array([0.0] * 10 + [1.0] * 100 + [0.0] * 900)
+    (interval,) = mean_intervals([hits], tasks=[0] * 10 + [1] * 1000)
+    few, many = stats.binomtest(0, 10).proportion_ci(), stats.binomtest(100, 1000).proportion_ci()
+    assert interval.low == pytest.approx(0.05 - math.hypot(0.0 - few.low, 0.1 - many.low) / 2)
+    assert interval.high == pytest.approx(0.05 + math.hypot(0.0 - few.high, 0.1 - many.high) / 2) and few.high > 0.3
+
+
+def test_tasks_of_unknown_range_have_the_degrees_of_freedom_of_each() -> None:
+    small, large = np.array([1.0, -1.0] * 3), np.array([2.0, 0.0] * 500)
+    (interval,) = mean_intervals([np.concatenate([small, large])], score_range=None, tasks=[0] * 6 + [1] * 1000)
+    margins = [stats.t.ppf(0.975, n - 1) / math.sqrt(n - 1) for n in (6, 1000)]
+    assert interval == pytest.approx((0.5, 0.5 - math.hypot(*margins) / 2, 0.5 + math.hypot(*margins) / 2))
 
 
 # --- refusals
@@ -394,6 +410,22 @@ def test_coverage_of_differences(n: int, losses: float, gains: float, per_image:
     intervals = paired_intervals(np.repeat(rows, per_image, axis=1), np.arange(n) // per_image)
     share = covers(intervals, losses - gains)
     assert stats.beta.ppf(0.99, 2000 * share + 1, max(2000 * (1 - share), 1e-9)) >= 0.945
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(10, 1000), (20, 1000), (10, 100, 400)])
+@pytest.mark.parametrize(("losses", "gains"), [(0.1, None), (0.3, None), (0.3, 0.1)])
+def test_coverage_over_tasks_of_different_size(sizes: tuple[int, ...], losses: float, gains: float | None) -> None:
+    """Of mean scores, and of differences; as far as 1,000 runs can tell."""
+    generator = np.random.default_rng(11)
+    tasks = np.repeat(np.arange(len(sizes)), sizes)
+    draws = generator.random((1000, len(tasks)))
+    hits = (draws < losses).astype(float)
+    if gains is None:
+        share = covers(mean_intervals(hits, tasks=tasks), losses)
+    else:
+        share = covers(paired_intervals(hits - (draws > 1 - gains), tasks=tasks), losses - gains)
+    assert stats.beta.ppf(0.99, 1000 * share + 1, max(1000 * (1 - share), 1e-9)) >= 0.945
 
 
 @pytest.mark.slow
