@@ -24,6 +24,9 @@ from lit_depth.functional.statistics.paired_tests import flip_clusters, holm
 _ABOVE_ZERO = float(np.finfo(np.float64).tiny)
 # p-values of a family must be able to pass its level by this factor, if they are sampled
 _RESOLUTION = 5
+# share of 1 - confidence that the far limit of differences of one sign may miss where 0 is rejected; the near limit
+# misses the rest (exact enumeration: docs/statistics.md)
+_FAR_SHARE = 0.8
 
 
 class Interval(NamedTuple):
@@ -60,7 +63,7 @@ def paired_interval(
     Example:
         >>> interval = paired_interval([1.0] * 3 + [0.0] * 253)
         >>> print(f"{interval.estimate:.4f} [{interval.low:.4f}, {interval.high:.4f}]")
-        0.0117 [-0.0053, 0.0286]
+        0.0117 [-0.0053, 0.0300]
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1:
@@ -89,6 +92,10 @@ def paired_intervals(
       one without difference (Agresti & Min 2005, doi:10.1002/sim.1781);
     - s = sum(x^3) / sum(x^2), one difference more of the kind that prevails. Where all differences are losses, s = 1,
       and the variance is that of Bonett & Price 2012 (doi:10.3102/1076998611411915).
+
+    Where all differences have one sign, or there is none, the limit on their side is at least Clopper and Pearson's: of
+    differences of size s, as many as give the mean, with a tail of ``1 - confidence`` where 0 is not rejected (without
+    any difference nearly 3 / k, the rule of three), and of 0.8 of it where it is.
 
     Of clusters that differ in size, k is Kish's effective number (total size squared over sum of squared sizes), and
     the half loss and half gain are those of a whole cluster. Only the part of the variance that was estimated from the
@@ -152,8 +159,8 @@ def paired_comparisons(
         >>> for interval, p, p_holm, together in paired_comparisons(losses):
         ...     print(f"p {p:.3f} [{interval.low:.3f}, {interval.high:.3f}], ", end="")
         ...     print(f"together p {p_holm:.3f} [{together.low:.3f}, {together.high:.3f}]")
-        p 0.004 [0.010, 0.060], together p 0.008 [0.006, 0.063]
-        p 0.031 [0.002, 0.045], together p 0.031 [0.000, 0.048]
+        p 0.004 [0.010, 0.062], together p 0.008 [0.006, 0.067]
+        p 0.031 [0.002, 0.047], together p 0.031 [0.000, 0.052]
     """
     _check_confidence(confidence)
     sums = sum_clusters(differences, clusters, tasks, score_range)
@@ -271,7 +278,9 @@ def _dual_intervals(sums: ClusterSums, confidence: float, rejected: NDArray[np.b
     bounded = bool(sums.bounds.any())
     lows, highs = _limits_over_tasks(
         sums,
-        lambda task: _bounded_limits(task, confidence) if bounded else _student_limits(task, confidence, scale),
+        lambda task: (
+            _bounded_limits(task, confidence, rejected) if bounded else _student_limits(task, confidence, scale)
+        ),
     )
     lows = np.where(rejected & (estimates > 0), np.maximum(lows, _ABOVE_ZERO), lows)
     highs = np.where(rejected & (estimates < 0), np.minimum(highs, -_ABOVE_ZERO), highs)
@@ -295,7 +304,7 @@ def _limits_over_tasks(
     return np.maximum(sums.means - below, lows.mean(axis=0)), np.minimum(sums.means + above, highs.mean(axis=0))
 
 
-def _quantile(confidence: float, degrees: Floats) -> Floats:
+def _quantile(confidence: float, degrees: Floats | float) -> Floats:
     """Of Student's t, two-sided; infinite degrees of freedom make it normal."""
     return stats.t.ppf((1 + confidence) / 2, degrees)
 
@@ -306,7 +315,7 @@ def _prevailing(values: Floats) -> Floats:
     return np.divide((values**3).sum(axis=1), squares, out=np.zeros_like(squares), where=squares > 0)
 
 
-def _bounded_limits(sums: ClusterSums, confidence: float) -> tuple[Floats, Floats]:
+def _bounded_limits(sums: ClusterSums, confidence: float, rejected: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Limits of differences of known range, see `paired_intervals`; all in units of the mean."""
     total = sums.sizes.sum()
     largest = sums.bounds / total
@@ -321,8 +330,22 @@ def _bounded_limits(sums: ClusterSums, confidence: float) -> tuple[Floats, Float
     with np.errstate(divide="ignore"):
         degrees = degrees * (variances / estimated) ** 2
     margins = _quantile(confidence, degrees) * shrink * np.sqrt(variances)
-    lows, highs = np.maximum(shrink * estimates - margins, -most), np.minimum(shrink * estimates + margins, most)
-    return np.minimum(lows, estimates), np.maximum(highs, estimates)
+    far = _far_distances(sums, confidence, rejected)
+    lows = np.minimum(shrink * estimates - margins, np.where((sums.values <= 0).all(axis=1), -far, estimates))
+    highs = np.maximum(shrink * estimates + margins, np.where((sums.values >= 0).all(axis=1), far, estimates))
+    return np.minimum(np.maximum(lows, -most), estimates), np.maximum(np.minimum(highs, most), estimates)
+
+
+def _far_distances(sums: ClusterSums, confidence: float, rejected: NDArray[np.bool_]) -> Floats:
+    """Of the limit away from 0 where all differences have one sign: Clopper and Pearson's for as many of one size."""
+    largest = sums.bounds / sums.sizes.sum()
+    unit = (largest**2).sum(axis=1) / largest.sum(axis=1)
+    count = largest.sum(axis=1) / unit
+    sizes = np.abs(_prevailing(sums.values / sums.sizes.sum()))
+    sizes = np.where(sizes > 0, sizes, unit)
+    seen = np.minimum(np.abs(sums.means) / sizes, count * (1 - 1e-12))
+    tail = (1 - confidence) * np.where(rejected, _FAR_SHARE, 1.0)
+    return sizes * count * stats.beta.ppf(1 - tail, seen + 1, count - seen)
 
 
 def _student_limits(sums: ClusterSums, confidence: float, scale: float) -> tuple[Floats, Floats]:
@@ -333,9 +356,8 @@ def _student_limits(sums: ClusterSums, confidence: float, scale: float) -> tuple
     squares = (residuals**2).sum(axis=1) * len(shares) / (len(shares) - 1)
     # relative: sums of equal floats differ in the last bits, which is no spread
     flat = squares <= 1e-24 * ((sums.values / sums.sizes.sum()) ** 2).sum(axis=1)
-    variances = np.where(flat, (scale / (count + 2)) ** 2, squares + _prevailing(residuals) ** 2)
-    degrees = np.where(flat, np.inf, max(count - 1, 1e-3))
-    margins = _quantile(confidence, degrees) * np.sqrt(variances)
+    margins = _quantile(confidence, max(count - 1, 1e-3)) * np.sqrt(squares + _prevailing(residuals) ** 2)
+    margins = np.where(flat, scale * (1 - (1 - confidence) ** (1 / count)), margins)
     return estimates - margins, estimates + margins
 
 

@@ -48,12 +48,11 @@ def from_units(units: list[float], shares: list[float], confidence: float = 0.95
 
 
 @pytest.mark.parametrize("n", [2, 16, 256, 5000])
-def test_ties_only_are_agresti_and_min(n: int) -> None:
-    """Half a loss, half a gain and a tie beside n ties: 0 +- z sqrt(1 / (n + 2)) / sqrt(n + 2)."""
+def test_ties_only_follow_the_rule_of_three(n: int) -> None:
+    """Where as many are lost as the interval holds, a sample has no loss in 5% of cases: nearly 3 / n."""
     interval = paired_interval(np.zeros(n))
-    assert interval == pytest.approx((0.0, -Z / (n + 2), Z / (n + 2)))
-    # ... at most 1.25 times as wide as Clopper and Pearson's interval for none of n
-    assert interval.high - interval.low <= 1.25 * stats.binomtest(0, n).proportion_ci().high
+    share = stats.binomtest(0, n, alternative="less").proportion_ci(0.95).high
+    assert interval == pytest.approx((0.0, -share, share)) and (1 - interval.high) ** n == pytest.approx(0.05)
 
 
 def test_as_many_losses_as_gains_are_agresti_and_min() -> None:
@@ -74,7 +73,29 @@ def test_losses_only_are_bonett_and_price() -> None:
     error = math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
     interval = paired_interval([1.0] * losses + [0.0] * (n - losses))
     assert interval.estimate == losses / n
-    assert interval[1:] == pytest.approx([p12 - p21 - Z * error, p12 - p21 + Z * error], abs=0.005 * error)
+    exact = stats.binomtest(losses, n, alternative="less").proportion_ci(0.96).high
+    assert interval.low == pytest.approx(p12 - p21 - Z * error, abs=0.005 * error)
+    assert interval.high == pytest.approx(exact) and exact > p12 - p21 + Z * error
+
+
+def exact_coverage(n: int, losses: float, gains: float) -> float:
+    """Of independent binary differences: over all numbers of losses and gains that are at all likely."""
+    most = [int(stats.binom.isf(1e-7, n, share)) for share in (losses, gains)]
+    counts = np.array([(a, b) for a in range(most[0] + 1) for b in range(most[1] + 1)])
+    places = np.arange(n)
+    rows = (places < counts[:, :1]).astype(float) - (places >= n - counts[:, 1:])
+    others = n - counts.sum(axis=1)
+    chances = stats.multinomial.pmf(np.column_stack([counts, others]), n, [losses, gains, 1 - losses - gains])
+    held = [each.low <= losses - gains <= each.high for each in paired_intervals(rows)]
+    return float(chances @ held)
+
+
+@pytest.mark.parametrize("gains", [0, 1 / 9, 1 / 3])
+@pytest.mark.parametrize(("n", "percent"), [(64, 3.5), (100, 2), (256, 0.9), (256, 1), (1024, 0.2), (1024, 0.25)])
+def test_rare_losses_are_covered(n: int, percent: float, gains: float) -> None:
+    """Two or three losses expected, of which a sample often has none; with few gains or none."""
+    losses = percent / 100 / (1 + gains)
+    assert exact_coverage(n, losses, gains * losses) >= 0.945
 
 
 @pytest.mark.parametrize(("losses", "gains"), [(0, 0), (3, 0), (4, 0), (6, 1), (5, 0), (6, 0)])
@@ -226,7 +247,9 @@ def test_a_family_is_cut_at_zero_by_holm_and_has_bonferroni_limits() -> None:
         assert [each.p_holm for each in family] == pytest.approx([6 / 2**12, 4 / 2**10, p_last])
         bonferroni = [paired_interval(row, confidence=1 - 0.05 / 3) for row in rows]
         np.testing.assert_allclose([each.simultaneous for each in family[:2]], bonferroni[:2])
-        assert family[2].simultaneous.low == pytest.approx(bonferroni[2].low)
+        # the far limit knows whether Holm's test rejects: four fifths of the tail if it does
+        rejects = stats.binomtest(last, 64, alternative="less").proportion_ci(1 - (0.8 if last == 6 else 1) * 0.05 / 3)
+        assert family[2].simultaneous.low == pytest.approx(-rejects.high)
         if last == 6:  # rejected at the last step, with 0 inside Bonferroni's limits: the interval ends beside 0
             assert bonferroni[2].high >= 0 > family[2].simultaneous.high > -1e-300
         else:
