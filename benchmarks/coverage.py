@@ -12,9 +12,9 @@ as many gains as losses, stand beside it. Every interval is `paired_intervals`' 
   Tango's; below, Clopper and Pearson's for the number of differing units among the independent ones.
 
 Also: single scores, clusters of unequal size, values of unknown range, means over tasks, rare losses without any gain,
-and families.
+and families. Of independent binary differences coverage and width are computed too, by enumeration.
 
-    python benchmarks/coverage.py [--quick] [--processes 2] [--output FILE] [--docs FILE]
+    python benchmarks/coverage.py [--quick] [--only PART ...] [--processes 2] [--output FILE] [--docs FILE]
 """
 
 from __future__ import annotations
@@ -52,6 +52,13 @@ PER_IMAGE, COMMON = 4, 0.8
 LOWEST, WIDEST = 0.945, 1.25
 NUM_RESAMPLES = 2000
 UNEQUAL, TASKS = "unequal clusters of 1 to 10", "two tasks, one of a quarter of the samples"
+UNEVEN = {
+    "tasks of 10 and 1000": (10, 1000),
+    "tasks of 20 and 1000": (20, 1000),
+    "tasks of 10, 100 and 400": (10, 100, 400),
+}
+RATIOS = {"1:0": 1.0, "9:1": 0.9, "3:1": 0.75, "1:1": 0.5}
+EXACT_SAMPLES, EXACT_RATES = (16, 64, 100, 256, 512, 1024), (0.002, 0.005, 0.01, 0.015, 0.02, 0.035, 0.05)
 RARE, FAMILY = "losses only, 2 to 4 expected", "family of 16 rows"
 
 
@@ -155,10 +162,13 @@ def tango(x: Floats) -> Limits:
 
 def clopper_pearson_width(x: Floats) -> float:
     """Mean width for the number of differing units."""
-    units, hits = x.shape[1], (x != 0).sum(axis=1)
+    return float(clopper_pearson_widths((x != 0).sum(axis=1), x.shape[1]).mean())
+
+
+def clopper_pearson_widths(hits: NDArray[np.int64], units: int) -> Floats:
     low = np.where(hits > 0, stats.beta.ppf(0.025, np.maximum(hits, 1), units - hits + 1), 0.0)
     high = np.where(hits < units, stats.beta.ppf(0.975, hits + 1, np.maximum(units - hits, 1)), 1.0)
-    return float((high - low).mean())
+    return high - low
 
 
 # cells
@@ -272,6 +282,12 @@ def further_limits(cell: dict[str, Any], generator: np.random.Generator, sets: i
     if kind == RARE:
         draw, truth = differences(rate, 1.0, graded=False)
         return of_list(paired_intervals(draw(generator, (sets, n)))), truth
+    name, _, what = kind.partition(": ")
+    if name in UNEVEN:
+        tasks = np.repeat(np.arange(len(UNEVEN[name])), UNEVEN[name])
+        draw, truth = scores(rate, False) if what == "means" else differences(rate, 0.75, graded=False)
+        intervals = mean_intervals if what == "means" else paired_intervals
+        return of_list(intervals(draw(generator, (sets, n)), tasks=tasks)), truth
     draw, truth = differences(rate, 0.75, graded=False)
     if kind == UNEQUAL:
         x, images = unequal(generator, sets, n, draw)
@@ -308,6 +324,28 @@ def further_cell(arguments: tuple[dict[str, Any], int]) -> dict[str, Any]:
     return repeated(cell, sets, lambda generator, sets: summary(*further_limits(cell, generator, sets)))
 
 
+def exact_cell(arguments: tuple[dict[str, Any], int]) -> dict[str, Any]:
+    """Coverage and width of independent binary differences, over all likely numbers of losses and gains."""
+    cell, _ = arguments
+    n, share = cell["num_samples"], RATIOS[cell["ratio"]]
+    grid = np.unique([*EXACT_RATES, *np.geomspace(EXACT_RATES[0], EXACT_RATES[-1], 100)])
+    most = [int(stats.binom.isf(1e-8, n, max(grid) * part)) if part else 0 for part in (share, 1 - share)]
+    losses, gains = (counts.ravel() for counts in np.meshgrid(*(np.arange(each + 1) for each in most)))
+    possible = losses + gains <= n
+    losses, gains, places = losses[possible], gains[possible], np.arange(n)
+    rows = (places < losses[:, None]).astype(float) - (places >= n - gains[:, None])
+    low, high = of_list(paired_intervals(rows))
+    found = []
+    for rate in grid:
+        chances = stats.binom.pmf(losses + gains, n, rate) * stats.binom.pmf(losses, losses + gains, share)
+        held, width = chances @ covered((low, high), rate * (2 * share - 1)), chances @ (high - low)
+        units = np.arange(n + 1)
+        exact = stats.binom.pmf(units, n, rate) @ clopper_pearson_widths(units, n)
+        found.append((float(rate), float(held), float(width / exact)))
+    worst = min(found, key=lambda each: each[1])
+    return cell | {"least": worst[1], "least_at": worst[0], "rates": [each for each in found if each[0] in EXACT_RATES]}
+
+
 def all_cells(quick: bool) -> dict[str, tuple[Callable[..., dict[str, Any]], list[dict[str, Any]]]]:
     sizes = NUM_SAMPLES[:2] if quick else NUM_SAMPLES
     designs = [
@@ -320,6 +358,9 @@ def all_cells(quick: bool) -> dict[str, tuple[Callable[..., dict[str, Any]], lis
         *({"kind": kind, "num_samples": n, "discordance": rate}
           for kind in (UNEQUAL, TASKS)
           for n, rate in itertools.product(sizes[1:], DISCORDANCE[1:])),
+        *({"kind": f"{name}: {what}", "num_samples": sum(sizes), "discordance": rate}
+          for (name, sizes), what in itertools.product(UNEVEN.items(), ("means", "differences"))
+          for rate in ((0.1, 0.3, 0.5) if what == "means" else (0.1, 0.3))),
         *({"kind": RARE, "num_samples": n, "discordance": expected / n}
           for n, expected in itertools.product(sizes[1:], (2.0, 2.5, 3.0, 4.0))),
         *({"kind": FAMILY, "num_samples": n, "discordance": 0.015} for n in sizes[1:]),
@@ -336,7 +377,21 @@ def all_cells(quick: bool) -> dict[str, tuple[Callable[..., dict[str, Any]], lis
         ),
         "scores": (score_cell, [{**design, "mean": mean} for design, mean in itertools.product(designs, MEANS)]),
         "further": (further_cell, further),
+        "exact": (
+            exact_cell,
+            [
+                {"num_samples": n, "ratio": ratio}
+                for ratio, n in itertools.product(RATIOS, EXACT_SAMPLES[: 2 if quick else None])
+            ],
+        ),
     }
+
+
+def known(cell: dict[str, Any], part: str, only: Sequence[str], earlier: dict[str, Any]) -> dict[str, Any] | None:
+    """The earlier result of a cell that is not to be run again."""
+    if part in only or cell.get("kind") in only:
+        return None
+    return next((old for old in earlier.get(part, []) if cell.items() <= old.items()), None)
 
 
 # what is told
@@ -385,6 +440,14 @@ def tables(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     parts += ["Other designs: coverage in percent (of a family: of all rows together).",
               table(["what", "n", "differing", "coverage"], rows)]  # fmt: skip
+    body = [
+        [cell["ratio"], str(cell["num_samples"]), f"{100 * cell['least']:.1f} at {cell['least_at']:.2%}",
+         *(f"{100 * held:.1f} / {width:.2f}" for _, held, width in cell["rates"])]
+        for cell in result["exact"]
+    ]  # fmt: skip
+    parts += ["Independent binary differences by enumeration: the least coverage between 0.2% and 5% that differ, "
+              "and coverage in percent / width over Clopper-Pearson's, by losses to gains and share that differs.",
+              table(["losses : gains", "n", "least", *(f"{rate:.1%}" for rate in EXACT_RATES)], body)]  # fmt: skip
     return "\n\n".join(parts)
 
 
@@ -393,6 +456,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Simulate the coverage and width of the package's intervals.")
     parser.add_argument("--sets", type=int, default=2000, help="data sets per cell (default 2000)")
     parser.add_argument("--quick", action="store_true", help="300 data sets, n of 16 and 64; writes nothing by itself")
+    parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="run only these parts, or kinds "
+                        "of further cells; all other cells that the JSON file has are kept")  # fmt: skip
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, help=f"JSON file to write (default {OUTPUT.relative_to(REPOSITORY)})")
     parser.add_argument("--docs", type=Path, help="page to write the tables into (default docs/statistics.md)")
@@ -401,13 +466,15 @@ def main() -> None:
     output = arguments.output or (None if arguments.quick else OUTPUT)
     docs = arguments.docs or (None if arguments.quick else DOCS)
     start = time.perf_counter()
+    earlier = json.loads((output or OUTPUT).read_text(encoding="utf-8")) if arguments.only else {}
     result: dict[str, Any] = {"environment": environment(1), "data_sets": sets, "processes": arguments.processes}
     with Pool(arguments.processes) as pool:
         for part, (run, cells) in all_cells(arguments.quick).items():
-            result[part] = []
-            for cell in pool.imap(run, [(cell, sets) for cell in cells]):
-                result[part].append(cell)
-                if not cell["covers"] or not cell.get("narrow", True):
+            kept = [known(cell, part, arguments.only, earlier) for cell in cells]
+            runs = pool.imap(run, [(cell, sets) for cell, old in zip(cells, kept) if old is None])
+            result[part] = [old or next(runs) for old in kept]
+            for cell in result[part]:
+                if not cell.get("covers", True) or not cell.get("narrow", True):
                     print("misses a line:", json.dumps(cell), flush=True)
             print(f"{part}: {len(cells)} cells after {time.perf_counter() - start:.0f} s", flush=True)
     result["seconds"] = round(time.perf_counter() - start)

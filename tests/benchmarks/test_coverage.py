@@ -66,4 +66,12 @@ def test_a_quick_run_fills_the_page(coverage, monkeypatch, tmp_path):
     assert "| binary, clusters of 4 | 64 |" in text
     result = json.loads(output.read_text())
     assert len(result["differences"]) == 8 * (5 + 4 + 4) and all(cell["covers"] for cell in result["differences"])
-    assert all(cell["narrow"] for cell in result["differences"] if cell["split"] == "3 losses to 1 gain")
+    for cell in (cell for cell in result["differences"] if cell["split"] == "3 losses to 1 gain"):
+        units = cell["num_samples"] // (4 if cell["clustered"] else 1)
+        if units * cell["discordance"] >= 5:
+            assert cell["narrow"]
+        if cell["discordance"] == 0:  # the rule of three on both sides, over Clopper and Pearson's limit
+            assert cell["width_ratio"] == pytest.approx(
+                2 * (1 - 0.05 ** (1 / units)) / (1 - 0.025 ** (1 / units)), abs=2e-3
+            )
+    assert len(result["exact"]) == 4 * 2 and all(cell["least"] >= 0.945 for cell in result["exact"])

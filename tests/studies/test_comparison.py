@@ -195,8 +195,9 @@ def test_strategies_are_means_over_masks_and_samples() -> None:
             assert owner["quality_ci"][0] <= owner["quality"] <= owner["quality_ci"][1]
             if set(ids) == {FULL}:  # by definition
                 assert (owner["drop_ci"], owner["drop_simultaneous_ci"], owner["drop_p_holm"]) == ([0, 0], None, None)
-            elif owner["quality"] == full_quality:  # 60 images that all tie are not proof (Agresti & Min 2005)
-                assert owner["drop_ci"] == pytest.approx([-stats.norm.ppf(0.975) / 62, stats.norm.ppf(0.975) / 62])
+            elif owner["quality"] == full_quality:  # 60 images that all tie are not proof (rule of three)
+                share = stats.binomtest(0, 60, alternative="less").proportion_ci(0.95).high
+                assert owner["drop_ci"] == pytest.approx([-share, share])
     assert (result["full"]["mask_id"], result["full"]["drop"]) == (FULL, 0)
 
 

@@ -35,9 +35,16 @@ class ClusterSums(NamedTuple):
     @property
     def residuals(self) -> Floats:
         """``[R, C]`` what each cluster adds to the mean beyond its share of the mean (Cochran 1977, eq. 11.25)."""
-        belongs = self.tasks == np.arange(self.tasks.max() + 1)[:, None]
-        task_means = (self.values @ belongs.T) / (belongs @ self.sizes)
-        return (self.values - task_means[:, self.tasks] * self.sizes) / self.sizes.sum()
+        return (self.values - self.means[:, None] * self.sizes) / self.sizes.sum()
+
+    @property
+    def by_task(self) -> list[ClusterSums]:
+        """The clusters of each task alone."""
+        members = [self.tasks == task for task in range(self.tasks.max() + 1)]
+        return [
+            ClusterSums(self.values[:, own], self.bounds[:, own], self.sizes[own], np.zeros(own.sum(), dtype=np.int64))
+            for own in members
+        ]
 
 
 def sum_clusters(

@@ -10,7 +10,7 @@ for what was not seen, which is what `paired_intervals` adds; see ``docs/statist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,9 @@ from lit_depth.functional.statistics.paired_tests import flip_clusters, holm
 _ABOVE_ZERO = float(np.finfo(np.float64).tiny)
 # p-values of a family must be able to pass its level by this factor, if they are sampled
 _RESOLUTION = 5
+# share of 1 - confidence that the far limit of differences of one sign may miss where 0 is rejected; the near limit
+# misses the rest (exact enumeration: docs/statistics.md)
+_FAR_SHARE = 0.8
 
 
 class Interval(NamedTuple):
@@ -60,7 +63,7 @@ def paired_interval(
     Example:
         >>> interval = paired_interval([1.0] * 3 + [0.0] * 253)
         >>> print(f"{interval.estimate:.4f} [{interval.low:.4f}, {interval.high:.4f}]")
-        0.0117 [-0.0053, 0.0286]
+        0.0117 [-0.0053, 0.0300]
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1:
@@ -90,6 +93,10 @@ def paired_intervals(
     - s = sum(x^3) / sum(x^2), one difference more of the kind that prevails. Where all differences are losses, s = 1,
       and the variance is that of Bonett & Price 2012 (doi:10.3102/1076998611411915).
 
+    Where all differences have one sign, or there is none, the limit on their side is at least Clopper and Pearson's: of
+    differences of size s, as many as give the mean, with a tail of ``1 - confidence`` where 0 is not rejected (without
+    any difference nearly 3 / k, the rule of three), and of 0.8 of it where it is.
+
     Of clusters that differ in size, k is Kish's effective number (total size squared over sum of squared sizes), and
     the half loss and half gain are those of a whole cluster. Only the part of the variance that was estimated from the
     sample costs degrees of freedom of Student's t (Satterthwaite 1946, doi:10.2307/3002019). Where no range is known,
@@ -107,7 +114,9 @@ def paired_intervals(
             log-probabilities and of log ratios of times.
         scale: Of an unknown range: what counts as the largest difference where all differences are equal, so that no
             spread is seen.
-        tasks: ``[num_samples]`` task of each sample: the mean is over tasks, each of the same weight.
+        tasks: ``[num_samples]`` task of each sample: the mean is over tasks, each of the same weight. Its distance to a
+            limit is the root of the squared distances of all tasks' own limits, over the number of tasks (Zou & Donner
+            2008, doi:10.1002/sim.3095).
         num_permutations: Number of random sign patterns where the test is not exact.
         seed: Seed of the random sign patterns.
 
@@ -150,8 +159,8 @@ def paired_comparisons(
         >>> for interval, p, p_holm, together in paired_comparisons(losses):
         ...     print(f"p {p:.3f} [{interval.low:.3f}, {interval.high:.3f}], ", end="")
         ...     print(f"together p {p_holm:.3f} [{together.low:.3f}, {together.high:.3f}]")
-        p 0.004 [0.010, 0.060], together p 0.008 [0.006, 0.063]
-        p 0.031 [0.002, 0.045], together p 0.031 [0.000, 0.048]
+        p 0.004 [0.010, 0.062], together p 0.008 [0.006, 0.067]
+        p 0.031 [0.002, 0.047], together p 0.031 [0.000, 0.052]
     """
     _check_confidence(confidence)
     sums = sum_clusters(differences, clusters, tasks, score_range)
@@ -232,7 +241,7 @@ def mean_intervals(
         score_range: Largest possible score, the smallest being 0; as for :func:`paired_intervals`. None if it is not
             known: limits are then Student's.
         scale: As for :func:`paired_intervals`.
-        tasks: ``[num_samples]`` task of each sample: the mean is over tasks, each of the same weight.
+        tasks: As for :func:`paired_intervals`.
 
     Returns:
         One :class:`Interval` per row.
@@ -248,10 +257,10 @@ def mean_intervals(
     _check_confidence(confidence)
     sums = sum_clusters(scores, clusters, tasks, score_range)
     if score_range is None:
-        return _intervals(sums.means, *_student_limits(sums, confidence, scale))
+        return _intervals(sums.means, *_limits_over_tasks(sums, lambda task: _student_limits(task, confidence, scale)))
     if np.any(np.asarray(scores) < 0):
         raise ValueError(f"expected scores of at least 0, got {float(np.min(scores)):g}")
-    return _intervals(sums.means, *_effective_binomial_limits(sums, confidence))
+    return _intervals(sums.means, *_limits_over_tasks(sums, lambda task: _effective_binomial_limits(task, confidence)))
 
 
 def _check_confidence(confidence: float) -> None:
@@ -267,7 +276,12 @@ def _dual_intervals(sums: ClusterSums, confidence: float, rejected: NDArray[np.b
     """Limits of differences, of which 0 is one or within if and only if it was not rejected."""
     estimates = sums.means
     bounded = bool(sums.bounds.any())
-    lows, highs = _bounded_limits(sums, confidence) if bounded else _student_limits(sums, confidence, scale)
+    lows, highs = _limits_over_tasks(
+        sums,
+        lambda task: (
+            _bounded_limits(task, confidence, rejected) if bounded else _student_limits(task, confidence, scale)
+        ),
+    )
     lows = np.where(rejected & (estimates > 0), np.maximum(lows, _ABOVE_ZERO), lows)
     highs = np.where(rejected & (estimates < 0), np.minimum(highs, -_ABOVE_ZERO), highs)
     return _intervals(
@@ -275,7 +289,22 @@ def _dual_intervals(sums: ClusterSums, confidence: float, rejected: NDArray[np.b
     )
 
 
-def _quantile(confidence: float, degrees: Floats) -> Floats:
+def _limits_over_tasks(
+    sums: ClusterSums, limits: Callable[[ClusterSums], tuple[Floats, Floats]]
+) -> tuple[Floats, Floats]:
+    """Limits of means over tasks, from the distances of each task's own limits (Zou & Donner 2008)."""
+    parts = sums.by_task
+    if len(parts) == 1:
+        return limits(sums)
+    estimates, each = np.stack([part.means for part in parts]), np.stack([limits(part) for part in parts])
+    lows, highs = each[:, 0], each[:, 1]
+    below = np.sqrt(((estimates - lows) ** 2).sum(axis=0)) / len(parts)
+    above = np.sqrt(((highs - estimates) ** 2).sum(axis=0)) / len(parts)
+    # never beyond the mean of the limits, except by rounding
+    return np.maximum(sums.means - below, lows.mean(axis=0)), np.minimum(sums.means + above, highs.mean(axis=0))
+
+
+def _quantile(confidence: float, degrees: Floats | float) -> Floats:
     """Of Student's t, two-sided; infinite degrees of freedom make it normal."""
     return stats.t.ppf((1 + confidence) / 2, degrees)
 
@@ -286,7 +315,7 @@ def _prevailing(values: Floats) -> Floats:
     return np.divide((values**3).sum(axis=1), squares, out=np.zeros_like(squares), where=squares > 0)
 
 
-def _bounded_limits(sums: ClusterSums, confidence: float) -> tuple[Floats, Floats]:
+def _bounded_limits(sums: ClusterSums, confidence: float, rejected: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Limits of differences of known range, see `paired_intervals`; all in units of the mean."""
     total = sums.sizes.sum()
     largest = sums.bounds / total
@@ -297,12 +326,26 @@ def _bounded_limits(sums: ClusterSums, confidence: float) -> tuple[Floats, Float
     estimates = sums.means
     estimated = (sums.residuals**2).sum(axis=1)
     variances = estimated + unit**2 + _prevailing(sums.values / total) ** 2 + 2 * estimates**2 / (count * (count + 2))
-    degrees = np.maximum(count - len(np.unique(sums.tasks)), 1e-3)
+    degrees = np.maximum(count - 1, 1e-3)
     with np.errstate(divide="ignore"):
         degrees = degrees * (variances / estimated) ** 2
     margins = _quantile(confidence, degrees) * shrink * np.sqrt(variances)
-    lows, highs = np.maximum(shrink * estimates - margins, -most), np.minimum(shrink * estimates + margins, most)
-    return np.minimum(lows, estimates), np.maximum(highs, estimates)
+    far = _far_distances(sums, confidence, rejected)
+    lows = np.minimum(shrink * estimates - margins, np.where((sums.values <= 0).all(axis=1), -far, estimates))
+    highs = np.maximum(shrink * estimates + margins, np.where((sums.values >= 0).all(axis=1), far, estimates))
+    return np.minimum(np.maximum(lows, -most), estimates), np.maximum(np.minimum(highs, most), estimates)
+
+
+def _far_distances(sums: ClusterSums, confidence: float, rejected: NDArray[np.bool_]) -> Floats:
+    """Of the limit away from 0 where all differences have one sign: Clopper and Pearson's for as many of one size."""
+    largest = sums.bounds / sums.sizes.sum()
+    unit = (largest**2).sum(axis=1) / largest.sum(axis=1)
+    count = largest.sum(axis=1) / unit
+    sizes = np.abs(_prevailing(sums.values / sums.sizes.sum()))
+    sizes = np.where(sizes > 0, sizes, unit)
+    seen = np.minimum(np.abs(sums.means) / sizes, count * (1 - 1e-12))
+    tail = (1 - confidence) * np.where(rejected, _FAR_SHARE, 1.0)
+    return sizes * count * stats.beta.ppf(1 - tail, seen + 1, count - seen)
 
 
 def _student_limits(sums: ClusterSums, confidence: float, scale: float) -> tuple[Floats, Floats]:
@@ -310,14 +353,11 @@ def _student_limits(sums: ClusterSums, confidence: float, scale: float) -> tuple
     shares = sums.sizes / sums.sizes.sum()
     count = 1 / float((shares**2).sum())
     residuals, estimates = sums.residuals, sums.means
-    per_task = np.bincount(sums.tasks)
-    correction = (per_task / (per_task - 1))[sums.tasks]
-    squares = (residuals**2 * correction).sum(axis=1)
+    squares = (residuals**2).sum(axis=1) * len(shares) / (len(shares) - 1)
     # relative: sums of equal floats differ in the last bits, which is no spread
     flat = squares <= 1e-24 * ((sums.values / sums.sizes.sum()) ** 2).sum(axis=1)
-    variances = np.where(flat, (scale / (count + 2)) ** 2, squares + _prevailing(residuals) ** 2)
-    degrees = np.where(flat, np.inf, max(count - len(per_task), 1e-3))
-    margins = _quantile(confidence, degrees) * np.sqrt(variances)
+    margins = _quantile(confidence, max(count - 1, 1e-3)) * np.sqrt(squares + _prevailing(residuals) ** 2)
+    margins = np.where(flat, scale * (1 - (1 - confidence) ** (1 / count)), margins)
     return estimates - margins, estimates + margins
 
 
@@ -332,7 +372,7 @@ def _effective_binomial_limits(sums: ClusterSums, confidence: float) -> tuple[Fl
     squares = estimated + (centre**2 + (1 - centre) ** 2) / 2 + count * (share - centre) ** 2
     binomial = (count + 1) * centre * (1 - centre)
     with np.errstate(divide="ignore"):
-        degrees = np.maximum(count - len(np.unique(sums.tasks)), 1e-3) * (squares / estimated) ** 2
+        degrees = np.maximum(count - 1, 1e-3) * (squares / estimated) ** 2
     lost = (stats.norm.ppf((1 + confidence) / 2) / _quantile(confidence, degrees)) ** 2
     effective = np.maximum(((count + 1) * binomial / squares - 1) * lost, 1e-6)
     # clusters that are each wholly right or wrong are a binomial sample, whose variance is not estimated

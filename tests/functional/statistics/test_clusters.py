@@ -39,8 +39,10 @@ def test_tasks_weigh_the_same() -> None:
     assert sums.means == pytest.approx((1 + 4) / 2)
     assert sums.sizes[:4].sum() == pytest.approx(sums.sizes[4:].sum()) and sums.sizes.sum() == pytest.approx(6)
     assert sums.bounds.sum() / sums.sizes.sum() == pytest.approx(8)
-    # deviations within tasks only: of the four equal samples there are none, of the other two 1 and -1
-    assert sums.residuals[0] == pytest.approx([0, 0, 0, 0, 1 / 4, -1 / 4])
+    # each task alone: of the four equal samples nothing is left, of the other two 1 and -1
+    equal, other = sums.by_task
+    assert equal.means == pytest.approx(1) and equal.residuals[0] == pytest.approx([0] * 4)
+    assert other.means == pytest.approx(4) and other.residuals[0] == pytest.approx([1 / 2, -1 / 2])
 
 
 @pytest.mark.parametrize(
