@@ -78,7 +78,7 @@ def identify(
                 for split in splits
             },
             **(_of_constant(datamodule) if constant else {}),
-            **_own_code(trainer, datamodule),
+            **_own_code(datamodule),
         },
         "model": model_identity(model, datamodule.processor),
     }
@@ -99,16 +99,11 @@ def _of_constant(datamodule: DepthDataModule) -> dict[str, str]:
     return found
 
 
-def _own_code(trainer: Trainer, datamodule: DepthDataModule) -> dict[str, Any]:
-    """Digests of the code of tasks, metrics and callbacks that no version of a package tells; nothing without any."""
+def _own_code(datamodule: DepthDataModule) -> dict[str, Any]:
+    """Digests of the code of tasks and metrics that no version of a package tells; nothing without any."""
     tasks = [type(task) for task in datamodule.tasks]
     metrics = [getattr(lit_depth.metrics, task.metric, None) for task in datamodule.tasks]
-    callbacks = [type(callback) for callback in getattr(trainer, "callbacks", [])]
-    found: dict[str, list[Any]] = {
-        "data.tasks, code": tasks,
-        "data.metrics, code": metrics,
-        "trainer.callbacks, code": callbacks,
-    }
+    found: dict[str, list[Any]] = {"data.tasks, code": tasks, "data.metrics, code": metrics}
     codes = {name: [code for kind in kinds if (code := source_digests(kind))] for name, kinds in found.items()}
     return {name: code for name, code in codes.items() if code}
 
