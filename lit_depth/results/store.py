@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MANIFEST = "manifest.json"
-VERSIONED_PACKAGES = ("lit_depth", "torch", "transformers", "lightning", "tokenizers", "numpy", "pillow", "datasets")
+VERSIONED_PACKAGES = (
+    *("lit_depth", "torch", "transformers", "lightning", "tokenizers", "numpy", "pillow", "datasets"),
+    # torchvision resizes images for fast image processors, jinja2 renders prompts
+    *("torchvision", "safetensors", "jinja2", "torchmetrics"),
+)
 _MAX_NAME = 100
 
 

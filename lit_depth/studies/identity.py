@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
+import lit_depth.metrics
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.fingerprints import weights_digest
 from lit_depth.models.settings import checkpoint_files, model_settings, processor_settings
@@ -30,6 +33,8 @@ _MODEL_ARGUMENTS = (
 )
 # files of a run's folder that hold what was measured
 _MEASURED = ("**/*.jsonl", "**/batch_size.json", "proxy_scores.json", "records/*.json", "records/*.parquet")
+# of these packages versions stand in the manifest
+_VERSIONED_CODE = {"builtins", "abc", "typing", "lit_depth", "torch", "torchmetrics", "lightning", "datasets"}
 _START_OVER = "Give another --name, or delete the folder to start over."
 
 
@@ -39,12 +44,14 @@ def identify(
     datamodule: DepthDataModule,
     splits: Sequence[str],
     arguments: Mapping[str, Any],
+    constant: bool = True,
 ) -> dict[str, Any]:
     """Everything that an answer of a run depends on, as JSON.
 
     Args:
         splits: Splits whose chosen samples the run depends on.
         arguments: The command's own arguments as far as they change its result.
+        constant: Whether the result stands beside the best constant answer.
 
     Returns:
         ``arguments``: of the command, the model and the data, with a fingerprint of every split's samples; ``model``:
@@ -70,10 +77,70 @@ def identify(
                 for each in datamodule.for_each_task()
                 for split in splits
             },
+            **(_of_constant(datamodule) if constant else {}),
+            **_own_code(datamodule),
         },
         "model": model_identity(model, datamodule.processor),
     }
     return as_json(found)
+
+
+def _of_constant(datamodule: DepthDataModule) -> dict[str, str]:
+    """Digests of the calibration samples that `lit_depth.studies.baseline` finds each constant answer on."""
+    found = {}
+    for each in datamodule.for_each_task():
+        try:
+            samples = each.eval_dataset("calibration").without_images()
+        except ValueError:  # then it is found on the split that is reported on
+            continue
+        asked = repr([(sample.references, sample.options) for sample in samples])
+        digest = hashlib.sha256(asked.encode(errors="surrogatepass")).hexdigest()[:16]
+        found[f"constant answer's references, {each.task.name}"] = f"{len(samples)} samples, {digest}"
+    return found
+
+
+def _own_code(datamodule: DepthDataModule) -> dict[str, Any]:
+    """Digests of the code of tasks and metrics that no version of a package tells; nothing without any."""
+    tasks = [type(task) for task in datamodule.tasks]
+    metrics = [getattr(lit_depth.metrics, task.metric, None) for task in datamodule.tasks]
+    found: dict[str, list[Any]] = {"data.tasks, code": tasks, "data.metrics, code": metrics}
+    codes = {name: [code for kind in kinds if (code := source_digests(kind))] for name, kinds in found.items()}
+    return {name: code for name, code in codes.items() if code}
+
+
+def source_digests(kind: Any) -> dict[str, str]:
+    """Digests of the source of a class and of its bases, by name, apart from those of installed packages.
+
+    >>> from lit_depth.metrics import ExactMatch
+    >>> source_digests(ExactMatch)
+    {}
+    """
+    found = {}
+    for base in getattr(kind, "__mro__", ()):
+        if base.__module__.partition(".")[0] in _VERSIONED_CODE:
+            continue
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):  # typed at a prompt: known by name
+            source = ""
+        found[f"{base.__module__}.{base.__qualname__}"] = hashlib.sha256(source.encode()).hexdigest()[:16]
+    return found
+
+
+def _remote_code(model: DepthModule) -> dict[str, Path]:
+    """Files of the modules that a checkpoint's own code was loaded from: they may lie in another repository."""
+    if not model.hparams["trust_remote_code"]:
+        return {}
+    processor = model.processor
+    parts = [model.model, getattr(model.model, "config", None), processor, model.tokenizer]
+    parts.append(getattr(processor, "image_processor", None))
+    modules = {base.__module__ for part in parts for base in type(part).__mro__}
+    # a copy of each, with what these import, under the name of the repository
+    packages = {name.rpartition(".")[0] for name in modules if name.startswith("transformers_modules.")}
+    loaded = {name: module for name, module in sys.modules.items() if name.rpartition(".")[0] in packages}
+    files = {name: getattr(module, "__file__", None) for name, module in sorted(loaded.items())}
+    # named without the commit's folder, which is the content's
+    return {f"code, {name.rpartition('.')[2]}": Path(file) for name, file in files.items() if file}
 
 
 def model_arguments(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
@@ -91,7 +158,7 @@ def model_identity(model: DepthModule, processor: Any = None) -> dict[str, Any]:
     Args:
         processor: What prepares the model's inputs; None = the module's own.
     """
-    files = checkpoint_files(model.hparams["checkpoint"], model.hparams["revision"])
+    files = checkpoint_files(model.hparams["checkpoint"], model.hparams["revision"]) | _remote_code(model)
     decoding = model.decoding_configuration()
     del decoding["max_new_tokens"]  # the task's
     return {

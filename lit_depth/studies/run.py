@@ -81,11 +81,12 @@ def open_run(
         )
     datamodule.attach(model)
     folder = Path(output_dir) / command / name
+    constant = command not in ("latency", "tokens")
     meet(trainer)
     with ExitStack() as held:
         # the other processes of a distributed run work under the first one's lock
         def claim() -> None:
-            identity = identify(trainer, model, datamodule, splits, arguments)
+            identity = identify(trainer, model, datamodule, splits, arguments, constant)
             held.enter_context(locked_folder(prepare_folder(folder)))
             # changes no answer, so it may differ when the run is continued
             execution = {
@@ -99,7 +100,7 @@ def open_run(
         if not trainer.is_global_zero:
             with own_error(trainer):  # files of another node may be others
                 wait_for(folder / MANIFEST, "start the first process too, with an --output_dir that all nodes see")
-                identity = identify(trainer, model, datamodule, splits, arguments)
+                identity = identify(trainer, model, datamodule, splits, arguments, constant)
                 refuse_other_run(folder, read_manifest(folder) or {}, identity, "same")
         yield folder, (read_manifest(folder) or {})["arguments"]
 

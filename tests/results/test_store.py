@@ -129,6 +129,7 @@ def test_manifest(tmp_path: Path) -> None:
     assert manifest["fingerprint"] == "abc"
     assert manifest["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     packages = {"lit_depth", "torch", "transformers", "lightning", "tokenizers", "numpy", "pillow", "datasets"}
+    packages |= {"torchvision", "safetensors", "jinja2", "torchmetrics"}
     assert manifest["versions"].keys() == {*packages, "python", "platform"}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import linecache
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -207,6 +210,44 @@ def test_a_callback_that_chooses_blocks_is_refused(module, tmp_path):
     assert not (tmp_path / "importance").exists()
 
 
+def test_the_samples_that_the_constant_answer_is_found_on_belong_to_the_run(module, tmp_path):
+    def open_with(calibration_samples: int) -> None:
+        data = DepthDataModule(num_samples=4, calibration_samples=calibration_samples)
+        with open_run(DepthTrainer(**OPTIONS), module, data, ["validation"], {}, str(tmp_path), "importance", "a"):
+            pass
+
+    open_with(8)
+    open_with(8)
+    with pytest.raises(ValueError, match="another constant answer's references, shapes_vqa: there .8 samples, "):
+        open_with(16)
+
+
+TASK = """
+from lit_depth.data import ShapesVQA
+class Base(ShapesVQA):
+    name = "mine"
+    def __init__(self): super().__init__(num_images=8)
+class Mine(Base):
+    def format_answer(self, text): return {text}
+"""
+
+
+def test_the_code_of_a_task_belongs_to_the_run(module, tmp_path, monkeypatch):
+    """Of the same name, with the same samples."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    path = tmp_path / "own_task.py"
+    for text, message in (("text", None), ("text", None), ("text + 'x'", "another data.tasks, code")):
+        path.write_text(TASK.format(text=text))
+        sys.modules.pop("own_task", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        task = importlib.import_module("own_task").Mine()
+        with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+            _, arguments = enter(module, tmp_path, task=task)
+    assert list(arguments["data.tasks, code"][0]) == ["own_task.Mine", "own_task.Base"]
+
+
 # --- versions
 
 
@@ -224,7 +265,9 @@ def pretend(monkeypatch):
     return change
 
 
-@pytest.mark.parametrize("package", ["torch", "tokenizers", "pillow", "datasets", "python"])
+@pytest.mark.parametrize(
+    "package", ["torch", "tokenizers", "pillow", "datasets", "python", "safetensors", "jinja2", "torchmetrics"]
+)
 def test_other_versions_are_refused_unless_asked_for(module, tmp_path, pretend, package):
     folder, _ = enter(module, tmp_path)
     name = json.loads((folder / "manifest.json").read_text())["run"]
