@@ -93,7 +93,7 @@ def test_writes_what_it_promises(checkpoint, tmp_path, capsys):
         (["--skip", *map(str, range(16))], "no block to measure"),
         (["--split", "test"], "split"),
         (["--num_samples", "0"], "expected num_samples of at least 1, given 0"),
-        (["--confidence", "0"], "between 0 and 1"),
+        (["--confidence", "0"], "expected confidence from 0.5 to 0.9999"),
         (["--data.batch_size", "0"], "expected batch_size of at least 1, given 0"),
         (["--data.tasks", "shapes_vqa", "shapes_vqa"], "a name of its own"),
         (["--num_samples", "1"], "at least 2 images"),
