@@ -33,7 +33,7 @@ def simulated(sample: str, removed: tuple[int, ...]) -> tuple[float, float]:
 class Simulated(DepthModule):
     """Answers by `simulated`, and counts its answers."""
 
-    _answered = 0
+    answered = 0
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
         masks = self.requested_masks
@@ -42,7 +42,7 @@ class Simulated(DepthModule):
         scores = [[simulated(s, removed_by(mask)) for s in batch["sample_ids"]] for mask in masks]
         references = [sample.references[0] for sample in batch["samples"]]
         texts = [[ref if right else "wrong" for ref, (right, _) in zip(references, row)] for row in scores]
-        self._answered += len(masks) * len(references)
+        self.answered += len(masks) * len(references)
         logprobs = torch.tensor([[logprob for _, logprob in row] for row in scores], dtype=torch.float64)
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 

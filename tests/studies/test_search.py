@@ -172,9 +172,9 @@ def test_what_is_reported_comes_from_the_report_split(module, tmp_path, capsys):
 @pytest.mark.slow
 def test_interrupted_anywhere_and_continued_equals_uninterrupted(module, tmp_path):
     def start() -> int:
-        before = module._answered
+        before = module.answered
         search(module, data(module), tmp_path)
-        return module._answered - before
+        return module.answered - before
 
     folder = tmp_path / "search" / "default"
     total, whole = start(), (folder / "search.json").read_bytes()

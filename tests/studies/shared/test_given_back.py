@@ -113,7 +113,8 @@ class Moves(torch.nn.Module):
     def __init__(self, processor: Any) -> None:
         super().__init__()
         self.processor, self.layer, self.hparams = processor, torch.nn.Linear(1, 1), {}
-        self.device, self.max_new_tokens = "cuda:1", 4
+        self.device, self.max_new_tokens, self.num_answered = "cuda:1", 4, 0
+        self.requested_masks, self.on_mask = None, lambda: None
 
     def to(self, device: str) -> None:
         self.device = device
@@ -124,11 +125,13 @@ def test_what_is_changed_inside_is_given_back(module):
     before = [public(datamodule), public(owner)]
     with pytest.raises(KeyboardInterrupt), given_back(owner, datamodule):
         datamodule.attach(owner)
-        datamodule.num_samples = 1
         owner.max_new_tokens = 99
+        owner.num_answered = 7
         owner.to("cpu")
         assert not any(each.training for each in owner.modules()) and [public(datamodule), public(owner)] != before
         raise KeyboardInterrupt
+    assert owner.num_answered == 7  # the owner's own, which no command sets
+    owner.num_answered = 0
     assert [public(datamodule), public(owner)] == before and owner.layer.training
 
 
