@@ -35,8 +35,10 @@ COMMANDS = {
 TIMES = {"latency_ms", "line", "forwards", "forward_seconds", "proxies_together_forwards"}
 # keys of `select` that hold what is chosen by times
 TIMED = {"frontier", "selected", "rejected", "requests"}
-# the manifest names files, versions and fingerprints of the run itself
+# the manifest names files, versions and fingerprints of the run itself; proxy scores stand in importance.json
 NOT_RESULTS = {"manifest.json", "batch_size.json", "proxy_scores.json"}
+# the run's own name, a fingerprint that knows the version of the code
+RUN = {"run"}
 
 
 def results(checkout: Path, command: str, output: Path) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def results(checkout: Path, command: str, output: Path) -> dict[str, Any]:
 
 def without_times(content: Any) -> Any:
     if isinstance(content, dict):
-        return {key: without_times(value) for key, value in content.items() if key not in TIMES | TIMED}
+        return {key: without_times(value) for key, value in content.items() if key not in TIMES | TIMED | RUN}
     return [without_times(value) for value in content] if isinstance(content, list) else content
 
 

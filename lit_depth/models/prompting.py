@@ -2,14 +2,17 @@
 
 A task says what is asked (question, options, kind of answer, its own name); a prompter writes it the way its family was
 trained to be asked, and knows the names of the inputs that come of it. A family of its own kind names its prompter in
-``prompter_class`` of its model class; every other model is asked through the chat template of its processor or
-tokenizer, or as plain text where there is none.
+``prompter_class`` of its model class, or, where that class is not ours, has ``PROMPTER`` in
+``models/<model type>/prompting_<model type>.py``; every other model is asked through the chat template of its processor
+or tokenizer, or as plain text where there is none.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -227,6 +230,11 @@ class ChatPrompter(Prompter):
 def prompter_class(model: Any) -> type[Prompter] | None:
     """The prompter that a model's family has of its own."""
     found: type[Prompter] | None = getattr(model, "prompter_class", None)
+    family = getattr(getattr(model, "config", None), "model_type", "")
+    # the folder first: asking for what stands in one that is missing raises
+    names = [f"lit_depth.models.{family}", f"lit_depth.models.{family}.prompting_{family}"]
+    if found is None and family.isidentifier() and all(find_spec(name) for name in names):
+        found = import_module(names[-1]).PROMPTER
     return found
 
 

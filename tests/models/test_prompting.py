@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import lit_depth.models
 from lit_depth.data import BadSample, DepthDataModule, EvalCollator, Sample
 from lit_depth.functional.token_masking.prompt import encode_prompt
 from lit_depth.models.loading import load_bundled, load_checkpoint
@@ -50,6 +52,19 @@ def test_a_model_is_asked_in_the_way_of_its_family(llava, llama, tmp_path):
     bundled = load_bundled()
     assert type(prompter_for(*bundled)) is MolmoPrompter is prompter_class(bundled[0])
     assert prompter_class(load_checkpoint(str(llama))[0]) is prompter_class(None) is None
+
+
+def test_a_family_that_transformers_knows_has_a_prompter_by_its_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "some_family"
+    folder.mkdir()
+    (folder / "prompting_some_family.py").write_text(
+        "from lit_depth.models.prompting import TextPrompter\n\n\nclass Mine(TextPrompter): ...\n\n\nPROMPTER = Mine\n"
+    )
+    monkeypatch.setattr(lit_depth.models, "__path__", [*lit_depth.models.__path__, str(tmp_path)])
+    (tmp_path / "half").mkdir()  # a folder with something else in it
+    kinds = ("some_family", "half", "other", "no-name")
+    found = [prompter_class(SimpleNamespace(config=SimpleNamespace(model_type=kind))) for kind in kinds]
+    assert [each and each.__name__ for each in found] == ["Mine", None, None, None]
 
 
 # ---- chat template
