@@ -14,9 +14,9 @@ def format_cell(cell: Cell) -> str:
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
-def format_p_value(p: float) -> str:
-    """A p-value with three decimals, or that it is smaller."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+def format_p_value(p: float | None) -> str | None:
+    """A p-value with three decimals, or that it is smaller; None stays None."""
+    return None if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def format_interval(limits: Sequence[float] | None, sign: str = "+") -> str | None:

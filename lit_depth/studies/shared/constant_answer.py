@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lit_depth.data import DepthDataModule, Sample
 from lit_depth.metrics import clean_prediction
 from lit_depth.metrics.base import new_metric
-from lit_depth.studies.shared.scores import ConstantAnswer, FoundAnswer, Scores
+from lit_depth.studies.shared.scores import ConstantAnswer, FoundAnswer, Scores, interval_entry
 
 MAX_CANDIDATES = 50
 # of a larger calibration split, evenly spread: more samples would hardly change the choice, and take minutes
@@ -118,12 +118,11 @@ def constant_scores(datamodule: DepthDataModule, split: str, names: Sequence[str
     return ConstantAnswer((found,), score_constant(found.text, [samples[name] for name in names], metric))
 
 
-def describe_baseline(scores: Scores, full_id: str, confidence: float) -> dict[str, Any] | None:
+def describe_baseline(scores: Scores, confidence: float) -> dict[str, Any] | None:
     """The result's ``baseline`` entry: the constant answer beside the full model, sample by sample.
 
     Args:
         scores: Scores with their constant answer; without one there is no entry.
-        full_id: Id of the full model's mask.
         confidence: Coverage of the intervals.
 
     Returns:
@@ -136,14 +135,12 @@ def describe_baseline(scores: Scores, full_id: str, confidence: float) -> dict[s
     if constant is None:
         return None
     (quality,) = scores.mean_intervals(constant.scores[None], confidence)
-    (found,) = scores.compare(scores.rows([full_id]) - constant.scores, confidence)
+    (found,) = scores.compare(scores.rows([scores.full_id]) - constant.scores, confidence)
     one = constant.found[0] if len(constant.found) == 1 else None
     return {
         "answer": one.text if one else None,
-        "quality": quality.estimate,
-        "quality_ci": [quality.low, quality.high],
-        "difference": found.interval.estimate,
-        "difference_ci": [found.interval.low, found.interval.high],
+        **interval_entry(quality, "quality"),
+        **interval_entry(found.interval, "difference"),
         "p_value": found.p_value,
         "beaten": found.interval.low > 0,
         "split": " / ".join(dict.fromkeys(each.split for each in constant.found)),
