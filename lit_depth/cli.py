@@ -127,6 +127,7 @@ def _run(arguments: list[str]) -> None:
             _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})", error)
         if isinstance(error, _OF_USERS):
             _stop(f"error: {one_line(error)}", error)
+        # no mistake of the user's: another process's, or ours
         if lost_connection(error):
             _stop("error: another process of this run has ended; its own message says why")
         _stop(f"internal error: {type(error).__name__}: {one_line(error)}; run again with --debug", error, code=1)

@@ -95,6 +95,7 @@ def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: fl
     result: list[dict[str, Any]] = []
     overall, means = [], []  # of the entries over all counts, which are tested together at the end
     for a, b in itertools.combinations(names, 2):
+        # policies that keep the same blocks have nothing to be tested for
         both = [count for name, count in grouped if name == a and (b, count) in grouped]
         counts = [k for k in both if {p.id for p in grouped[a, k]} != {p.id for p in grouped[b, k]}]
         if not counts:

@@ -40,9 +40,6 @@ def describe(
         measured: Each task on each split, task by task.
         splits: The two splits to compare within each task, or one.
         units: Indices in a mask of what was measured.
-        granularity: What the units are.
-        threshold: Rank correlation that counts as consistent.
-        confidence: Coverage of all intervals.
     """
     by_name: Mapping[str, Measured] = {
         each.task.name if len(splits) == 1 else f"{each.task.name}, {each.split}": each for each in measured

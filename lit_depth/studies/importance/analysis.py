@@ -25,8 +25,6 @@ def describe(
     Args:
         measured: One per task, all on the same split.
         units: Indices in a mask of what was measured.
-        granularity: What the units are.
-        confidence: Coverage of all intervals.
     """
     tasks = [task_entry(each, units, confidence, granularity) for each in measured]
     pairs = [

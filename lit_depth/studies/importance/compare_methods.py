@@ -202,20 +202,13 @@ def _describe_masks(
         values = scores.rows(each)
         quality = scores.mean_intervals(values, confidence)
         entries: list[dict[str, Any]] = []
-        for index, (name, size) in enumerate(zip(each, sizes)):
+        for name, size, interval in zip(each, sizes, quality):
+            entry = {"num_active_blocks": size, "mask_id": name, **interval_entry(interval, "quality")}
+            entry["num_distinct_answers"] = scores.distinct_answers(name)
             found = tests.get(name)
-            entries.append(
-                {
-                    "num_active_blocks": size,
-                    "mask_id": name,
-                    **interval_entry(quality[index], "quality"),
-                    "num_distinct_answers": scores.distinct_answers(name),
-                    **family_entry(found, "difference"),
-                    "p_value": found and found.p_value,
-                    "p_holm": found and found.p_holm,
-                    "verdict": _verdict(found, confidence),
-                }
-            )
+            p_values = {"p_value": found and found.p_value, "p_holm": found and found.p_holm}
+            entry |= family_entry(found, "difference") | p_values | {"verdict": _verdict(found, confidence)}
+            entries.append(entry)
         result.append(entries)
     return result
 

@@ -68,12 +68,7 @@ def heatmap(tasks: Sequence[dict[str, Any]], title: str, confidence: float) -> F
 
 
 def methods_figure(methods: list[dict[str, Any]], title: str) -> Figure:
-    """Ranks of the blocks (columns) by method (rows), 1 = most important and brightest.
-
-    Args:
-        methods: Entries with ``method``, ``ranks`` (block -> rank), and ``spearman`` with the first entry, or None.
-        title: What was measured.
-    """
+    """Ranks of the blocks (columns) by method (rows, with its correlation), 1 = most important and brightest."""
     blocks = list(methods[0]["ranks"])
     figure, axes = new_figure(max(8, 0.42 * len(blocks) + 4), 0.4 * len(methods) + 1.8)
     ranks = [[entry["ranks"][block] for block in blocks] for entry in methods]
@@ -106,9 +101,6 @@ def importance_figure(
     Args:
         blocks: Entries as in `lit_depth.results.unit_names`, with ``quality`` and ``reference_logprob``, which have
             ``drop``, ``drop_simultaneous_ci`` and ``p_holm``.
-        title: What was measured.
-        metric: Name of the quality.
-        confidence: Coverage of the intervals.
         measured: ``full`` and ``baseline`` of the same samples, see `lit_depth.results.verdicts`.
     """
     figure, panels = new_figure(max(8, 0.28 * len(blocks) + 2), 6.5, 2, 1, sharex=True)

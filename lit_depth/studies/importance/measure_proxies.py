@@ -57,6 +57,7 @@ def measure_proxies(run: Run, split: str, methods: Sequence[str], blocks: Sequen
                 found = _measure(replace(run, datamodule=each), split, methods, blocks)
                 break
             except torch.OutOfMemoryError:
+                # a batch size that was asked for is kept
                 if not automatic or each.batch_size == 1:
                     raise
                 each.batch_size = int(each.batch_size) // 2

@@ -33,10 +33,6 @@ def quality_by_mask(
 ) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """Policies and quality of every mask of a comparison.
 
-    Args:
-        full: The full model, a `lit_depth.studies.shared.comparison_schema.MaskResult`.
-        strategies: All policies at all counts, each a `lit_depth.studies.shared.comparison_schema.Strategy`.
-
     >>> shares = {"quality_ci": [0.5, 0.7], "drop_ci": [0.2, 0.4]}
     >>> full = {"mask_id": "11", "quality": 0.9, "drop": 0.0, **shares}
     >>> half = {"mask_id": "10", "quality": 0.6, "drop": 0.3, **shares}
@@ -70,11 +66,7 @@ def read_earlier(
     new_tokens: int,
     clock: Mapping[str, Any],
 ) -> Earlier:
-    """Read the files that were given.
-
-    Args:
-        new_tokens: Tokens that every request generates.
-        clock: What times depend on besides the model.
+    """Read the files that were given; ``clock`` is what times depend on besides the model.
 
     Raises:
         ValueError: If a file cannot be read, or was measured with another model, task, device or kind of request.
@@ -96,11 +88,6 @@ def read_earlier(
 
 def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option], dict[str, Any] | None]:
     """Masks of ``m5_mask_strategy_comparison.json``, chosen by the quality that it reports, and its ``baseline``.
-
-    Args:
-        path: The file.
-        num_blocks: Blocks of the model that the masks are for.
-        task: Name of the task that they are chosen for.
 
     Raises:
         ValueError: If the file cannot be read, or is of another task or number of blocks.
@@ -164,14 +151,9 @@ def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> di
 def find_options(
     run: Run, arguments: SelectArguments, earlier: Earlier, names: Sequence[str], counts: Sequence[int]
 ) -> tuple[list[Option], dict[str, Any] | None]:
-    """The masks to choose among: by importance alone, of an earlier comparison, or of policies that are measured now.
+    """The masks to choose among, and the result's ``baseline``.
 
-    Args:
-        names: Policies.
-        counts: Numbers of active blocks.
-
-    Returns:
-        The masks, and the result's ``baseline``.
+    The masks follow from importance alone, come from an earlier comparison, or from policies that are measured now.
     """
     scores, keep, num_blocks = earlier.importance, arguments.keep, run.model.num_blocks
     if arguments.estimate_depth:
@@ -188,12 +170,9 @@ def find_options(
 def _measure_quality(
     run: Run, plan: Sequence[PlannedMask], confidence: float
 ) -> tuple[list[Option], dict[str, Any] | None]:
-    """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report.
-
-    Returns:
-        The masks, and the ``baseline`` of the validation split.
-    """
+    """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report."""
     masks = [planned.mask for planned in plan]
+    # both in one run, so that a mask's quality is reported on questions that its choice did not see
     seen, unseen = (evaluate(run, split, masks, "masks").scores for split in ("calibration", "validation"))
     chosen_by, expected = (quality_by_mask(*describe_masks(plan, scores, {}, confidence)) for scores in (seen, unseen))
     options = [Option(mask, names, entry, expected[mask][1]) for mask, (names, entry) in chosen_by.items()]

@@ -51,6 +51,7 @@ def describe_blocks(
         values = drops(scores, units, measure)
         found = scores.compare(values, confidence, measure)
         different = find_different(values, scores.images, confidence)
+        # equal estimates share the better rank
         estimates = [each.interval.estimate for each in found]
         for index, (entry, row, span) in enumerate(zip(entries, found, rank_ranges(different))):
             ties = (unit for unit, other in zip(units, different[index]) if not other and unit != units[index])
@@ -119,12 +120,7 @@ def describe_full(scores: Scores, confidence: float) -> dict[str, Any]:
 
 
 def find_different(values: Floats, clusters: Sequence[str], confidence: float) -> NDArray[np.int_]:
-    """Which rows differ: every pair is tested, all pairs together (`pairwise_sign_flip_tests`).
-
-    Args:
-        values: ``[rows, samples]``.
-        clusters: Cluster (image) of each sample.
-        confidence: One less the level of the tests.
+    """Which rows of ``[rows, samples]`` differ: all pairs are tested together (`pairwise_sign_flip_tests`).
 
     Returns:
         ``[rows, rows]``: 1 where the row's mean is significantly larger than the column's, -1 where it is smaller, 0
@@ -156,10 +152,7 @@ def rank_ranges(different: NDArray[np.int_]) -> list[tuple[int, int]]:
 def tied_at_cut(scores: Sequence[float], tied_with: Mapping[int, Sequence[int]], kept: Sequence[int]) -> list[int]:
     """Blocks on either side of a policy's cut whose order is noise: each is tied with one on the other side.
 
-    Args:
-        scores: Importance of each block, ``[num_blocks]``.
-        tied_with: Blocks that each block is tied with; a block that is not there was not ranked.
-        kept: The active blocks.
+    A block that is not in ``tied_with`` was not ranked.
 
     >>> tied_at_cut([0.9, 0.2, 0.1], {0: [], 1: [2], 2: [1]}, kept=[0, 1])
     [1, 2]

@@ -90,6 +90,7 @@ def _is_complete(sweep: MaskSweep, num_samples: int) -> bool:
     try:
         sweep.check_complete(num_samples - len(sweep.bad_samples))
     except ValueError:
+        # read again once the loop has added to them
         sweep.records = None
         sweep.bad_samples = {}
         return False

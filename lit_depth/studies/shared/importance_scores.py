@@ -221,8 +221,6 @@ def name_ties(
 
     Args:
         masks: Its active blocks by their number.
-        scores: Importance of each block.
-        tied_with: Blocks that each block is tied with.
         keep: Blocks that were active whatever their score.
 
     Returns:

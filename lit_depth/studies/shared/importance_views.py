@@ -56,13 +56,7 @@ def _agreement_rows(pairs: Sequence[Mapping[str, Any]]) -> list[list[Cell]]:
 
 
 def is_sure(entry: Mapping[str, Any], measured: Mapping[str, Any], confidence: float) -> bool:
-    """Whether a drop is drawn as one: it differs from 0 within its family, and the model does the task.
-
-    Args:
-        entry: The drop, with ``p_holm``.
-        measured: ``full`` and ``baseline`` of the same samples.
-        confidence: One less the level of the tests.
-    """
+    """Whether a drop is drawn as one: it differs from 0 within its family, and the model does the task."""
     return differs(entry["p_holm"], confidence) and refusal(measured) is None
 
 

@@ -133,6 +133,7 @@ def given_back(model: DepthModule, datamodule: DepthDataModule) -> Iterator[None
     Inside, the model is in evaluation mode.
     """
     device = model.device
+    # by value, not by copying the two: weights and datasets stay the caller's
     owners: tuple[tuple[Any, tuple[str, ...]], ...] = ((model, _OF_MODEL), (datamodule, _OF_DATA))
     before = [(owner, name, getattr(owner, name)) for owner, names in owners for name in names]
     with evaluation_mode(model):

@@ -75,6 +75,7 @@ class Scores(NamedTuple):
         if any(each.mask_ids != tasks[0].mask_ids for each in tasks):
             raise ValueError("the mean over tasks needs the same masks on every task")
         sizes = tuple(len(each.images) for each in tasks)
+        # a sample of a small task counts for more, so that each task counts alike
         weights = [sum(sizes) / (len(sizes) * size) for size in sizes]
         known = [each.constant for each in tasks if each.constant is not None]
         return cls(
@@ -178,6 +179,7 @@ def describe_masks(
     full_id, grouped = scores.full_id, group_plan(plan)
     ids = [name for name in dict.fromkeys(planned.id for planned in plan) if name != full_id]
     several = {key: group for key, group in grouped.items() if len({planned.id for planned in group}) > 1}
+    # a mean over masks is tested sample by sample, as one mask is
     means = [scores.rows([planned.id for planned in group]).mean(axis=0) for group in several.values()]
     full, *described = _describe_rows(np.stack([*scores.rows([full_id, *ids]), *means]), scores, confidence)
     of_mask = {full_id: full, **dict(zip(ids, described))}
