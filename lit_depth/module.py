@@ -93,7 +93,6 @@ class DepthModule(LightningModule):
         check_least(0, **rates, warmup_steps=warmup_steps)
         for beta in betas:
             check_range(0, 1, betas=beta)
-        # a model from scratch is initialised in float32, whatever is stored
         names = ("revision", "attn_implementation", "trust_remote_code")
         source = {name: self.hparams[name] for name in names}
         if from_scratch:
