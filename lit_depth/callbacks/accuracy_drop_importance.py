@@ -1,7 +1,5 @@
 """Importance of every block as the drop in quality when it is skipped, in any Lightning repository."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

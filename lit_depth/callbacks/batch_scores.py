@@ -1,7 +1,5 @@
 """Scores of one batch under many block masks: of somebody's own function, or the accuracy of labelled tokens."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Which blocks cost least when they are removed together: beam search in any Lightning repository."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Run a whole Lightning loop with some transformer blocks skipped."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 
 from lightning.pytorch import Callback, LightningModule, Trainer

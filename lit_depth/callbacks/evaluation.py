@@ -1,7 +1,5 @@
 """What every callback does that measures a LightningModule in its evaluation loops: the hooks, and the way to log."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Time the requests that a LightningModule answers: vision, prefill, decode steps, total."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -7,8 +7,6 @@ entropy (Clark et al. 2019, *What Does BERT Look At?*). Formulas and units stand
 `lit_depth.functional.importance.proxies`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What hiding each token from each block changes, measured on the samples that a LightningModule evaluates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

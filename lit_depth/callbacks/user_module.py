@@ -1,7 +1,5 @@
 """What the callbacks need of somebody else's LightningModule and of its batches."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager

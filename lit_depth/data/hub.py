@@ -1,7 +1,5 @@
 """Tasks that are read from tables: from a repository on the hub, or from a local folder of parquet files."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Any picture that a dataset row may hold, as an upright RGB image."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

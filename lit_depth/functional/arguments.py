@@ -4,8 +4,6 @@
 vocabulary) is for the other functions here, one for each kind.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import functools
 import inspect

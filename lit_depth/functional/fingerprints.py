@@ -1,7 +1,5 @@
 """Does a model hold the same weights as before? All values, or a sample of each weight where that must be cheap."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence

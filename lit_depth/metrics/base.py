@@ -1,7 +1,5 @@
 """The shells that per-sample metrics share: keep one score per sample, report the mean."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any

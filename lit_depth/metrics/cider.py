@@ -1,7 +1,5 @@
 """CIDEr-D: consensus of a caption with the captions of people (coco_caption)."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """Training batches of Molmo's family: all questions of an image packed behind its tokens, with labels of its cells."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ labels of the grid's cells, then everything on packed questions, with stochastic
 blocks become expendable.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

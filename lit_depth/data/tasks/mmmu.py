@@ -1,7 +1,5 @@
 """MMMU: college-level questions of thirty subjects, multiple choice or open."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

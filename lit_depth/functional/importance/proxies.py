@@ -33,8 +33,6 @@ other units than blocks, and Molchanov et al. square what is here an absolute va
 2019, *What Does BERT Look At? An Analysis of BERT's Attention*.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any

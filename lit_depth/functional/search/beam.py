@@ -20,8 +20,6 @@ What racing guarantees, each with a probability of at least ``1 - delta`` for al
 Neither speaks of the second and third of a beam: they are the best by their means on the samples that were spent.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Hashable, Sequence

@@ -5,8 +5,6 @@ noisy orders is below that of the orders themselves, the more so the fewer sampl
 correlation that measurements without noise would show.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

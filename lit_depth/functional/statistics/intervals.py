@@ -8,8 +8,6 @@ others among them is too narrow: it rests on a variance that the sample hardly s
 for what was not seen, which is what `paired_intervals` adds; see ``docs/statistics.md`` for the simulated coverage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

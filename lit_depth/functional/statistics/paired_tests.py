@@ -1,7 +1,5 @@
 """Tests of paired differences: sign flips of whole clusters, McNemar's test, and corrections for testing many rows."""
 
-from __future__ import annotations
-
 import itertools
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Evidence that may be looked at after every sample: confidence sequences and betting."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 
