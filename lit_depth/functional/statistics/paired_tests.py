@@ -18,21 +18,6 @@ _MAX_DENOMINATOR = 60
 _SMALLEST_LATTICE_P = 1e-13
 
 
-def sign_flip_test(
-    differences: ArrayLike, clusters: Labels | None = None, num_permutations: int = 10_000, seed: int = 0
-) -> float:
-    """Two-sided p-value of "the differences are symmetric about zero"; see :func:`sign_flip_tests`.
-
-    Example:
-        >>> round(sign_flip_test([1.0, 1.0, 1.0, 1.0, 1.0]), 6)
-        0.0625
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"expected differences of shape [num_samples], got {list(values.shape)}")
-    return float(sign_flip_tests(values[None], clusters, num_permutations, seed)[0])
-
-
 def sign_flip_tests(
     differences: ArrayLike, clusters: Labels | None = None, num_permutations: int = 10_000, seed: int = 0
 ) -> Floats:
