@@ -194,11 +194,7 @@ def _score_together(question: _Question, masks: MaskSet) -> Tensor:
 
 
 def _score_one_by_one(
-    pl_module: LightningModule,
-    batch: Any,
-    masks: MaskSet,
-    score_fn: ScoreFn,
-    blocks: str | None,
+    pl_module: LightningModule, batch: Any, masks: MaskSet, score_fn: ScoreFn, blocks: str | None
 ) -> Tensor:
     labelled = _labelled(batch)
     shape = None if labelled is None else labelled.shape

@@ -300,8 +300,7 @@ def _level(table: ScoreTable, parents: dict[Removed, tuple[Removed, ...]], outco
         for row, (removed, extended) in enumerate(parents.items())
     }
     order = sorted(
-        ablations,
-        key=lambda row: (row in outcome.dropped, -ablations[row].num_samples, -ablations[row].score, row),
+        ablations, key=lambda row: (row in outcome.dropped, -ablations[row].num_samples, -ablations[row].score, row)
     )
     return SearchLevel(
         ablations=tuple(ablations[row] for row in order),

@@ -205,6 +205,7 @@ class _Posterior:
     def __init__(self, means: Floats, noise: Sequence[Floats], confidence: float, degrees: int) -> None:
         num_blocks = means.shape[1]
         deviations = means - np.median(means, axis=1, keepdims=True)
+        # noise that all blocks share moves no rank: only what tells them apart counts
         contrasts = np.array([np.trace(c) / num_blocks - c.mean() for c in noise])
         # spread of the bulk of the blocks; a block that stands out must not set the scale of the others
         width = np.maximum(stats.median_abs_deviation(means, axis=1, scale="normal"), np.sqrt(contrasts))

@@ -259,6 +259,7 @@ def _bounded_limits(sums: ClusterSums, confidence: float, rejected: NDArray[np.b
     estimated = (sums.residuals**2).sum(axis=1)
     variances = estimated + unit**2 + _prevailing(sums.values / total) ** 2 + 2 * estimates**2 / (count * (count + 2))
     degrees = np.maximum(count - 1, 1e-3)
+    # where no spread was seen, all variance is added and none estimated: the degrees of freedom are infinite
     with np.errstate(divide="ignore"):
         degrees = degrees * (variances / estimated) ** 2
     margins = _quantile(confidence, degrees) * shrink * np.sqrt(variances)
@@ -275,6 +276,7 @@ def _far_distances(sums: ClusterSums, confidence: float, rejected: NDArray[np.bo
     count = largest.sum(axis=1) / unit
     sizes = np.abs(_prevailing(sums.values / sums.sizes.sum()))
     sizes = np.where(sizes > 0, sizes, unit)
+    # a little below the count: the beta distribution needs parameters above 0
     seen = np.minimum(np.abs(sums.means) / sizes, count * (1 - 1e-12))
     tail = (1 - confidence) * np.where(rejected, _FAR_SHARE, 1.0)
     return sizes * count * stats.beta.ppf(1 - tail, seen + 1, count - seen)
