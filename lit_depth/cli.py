@@ -25,16 +25,14 @@ from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = interrupts.USER_ERROR
 
-# what Lightning raises because of its options
+# what users do wrong, and what Lightning raises because of its options
+_OF_USERS = (ValueError, OSError, NotImplementedError, ImportError, MisconfigurationException)
 _OF_OPTIONS = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    OverflowError,
+    *(ValueError, TypeError, RuntimeError, LookupError, AttributeError, OverflowError),
     MisconfigurationException,
 )
+# of the trainer, by default: results are logged and written by the commands
+_OFF = ("logger", "enable_checkpointing", "enable_model_summary")
 
 
 class OwnSignals(Callback):
@@ -114,32 +112,22 @@ def _run(arguments: list[str]) -> None:
             DepthModule,
             DepthDataModule,
             trainer_class=DepthTrainer,
-            trainer_defaults={
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                "callbacks": OwnSignals(),
-            },
+            trainer_defaults={**dict.fromkeys(_OFF, False), "callbacks": OwnSignals()},
             save_config_callback=None,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={
-                "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
-            },
+            parser_kwargs={"description": f"{commands.QUESTION} (--debug: tracebacks)"},
             args=arguments,
             command=command,
         )
-    except torch.OutOfMemoryError as error:
-        if debug:
-            raise
-        _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})", error)
-    except (ValueError, OSError, NotImplementedError, ImportError, MisconfigurationException) as error:
-        if debug:
-            raise
-        _stop(f"error: {one_line(error)}", error)
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, torch.OutOfMemoryError):
+            _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})", error)
+        if isinstance(error, _OF_USERS):
+            _stop(f"error: {one_line(error)}", error)
+        # no mistake of the user's: another process's, or ours
         if lost_connection(error):
             _stop("error: another process of this run has ended; its own message says why")
         _stop(f"internal error: {type(error).__name__}: {one_line(error)}; run again with --debug", error, code=1)

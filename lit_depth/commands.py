@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 _STUDIES = Path(__file__).with_name("studies")
+QUESTION = "Which transformer blocks can be skipped, and at what cost?"
 _LIGHTNING = {
     "fit": "Train.",
     "validate": "Evaluate on the validation split by Lightning's loop.",
@@ -36,6 +37,6 @@ def overview() -> str:
     every = {**studies(), **_LIGHTNING}
     width = max(map(len, every))
     lines = [f"  {name.ljust(width)}  {line}" for name, line in every.items()]
-    head = "usage: lit-depth <command> [options]\n\nWhich transformer blocks can be skipped, and at what cost?\n"
+    head = f"usage: lit-depth <command> [options]\n\n{QUESTION}\n"
     tail = "lit-depth <command> --help lists the options of a command; --debug shows tracebacks."
     return "\n".join([head, "subcommands:", *lines, "", tail])

@@ -221,11 +221,8 @@ def takes_text(hint: Any) -> bool:
     (True, False)
     """
     kinds = members(hint)
-    return str in kinds and all(kind in (str, type(None)) or _is_class(kind, os.PathLike) for kind in kinds)
-
-
-def _is_class(kind: Any, base: type) -> bool:
-    return isinstance(kind, type) and issubclass(kind, base)
+    paths = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, os.PathLike)]
+    return str in kinds and all(kind in (str, type(None), *paths) for kind in kinds)
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

@@ -12,6 +12,7 @@ from lit_depth.results.verdicts import constant_label, refusal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe & Ito (2008): told apart with any colour vision. Marker and colour say the same thing twice.
@@ -28,10 +29,26 @@ STAGES: dict[Stage, tuple[str, str, str]] = {
 }
 
 
+def new_figure(width: float, height: float, *panels: int, **options: Any) -> tuple[Figure, Any]:
+    """A figure of so many inches and its axes, see ``matplotlib.figure.Figure.subplots``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(*panels, **options)
+
+
 def plain_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def whole_numbers(*axes: Axis) -> None:
+    """Ticks at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    for each in axes:
+        each.set_major_locator(MaxNLocator(integer=True))
 
 
 def legend(figure: Figure, axes: Axes, title: str) -> None:
@@ -48,6 +65,27 @@ def bar_lengths(values: Sequence[float], limits: Sequence[Sequence[float]]) -> l
     below = [max(0.0, value - limit[0]) for value, limit in zip(values, limits)]
     above = [max(0.0, limit[1] - value) for value, limit in zip(values, limits)]
     return [below, above]
+
+
+def line_with_bars(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    limits: Sequence[Sequence[float]],
+    marks: Sequence[bool],
+    look: tuple[str, str],
+    label: str,
+) -> None:
+    """Draw points with intervals, joined by a line; the marked points are `hollow`.
+
+    Args:
+        limits: Lower and upper end of each interval.
+        look: Colour and marker.
+    """
+    color, marker = look
+    sizes: dict[str, Any] = {"markersize": 6, "linewidth": 1.8, "elinewidth": 1.2, "capsize": 3}
+    axes.errorbar(x, y, yerr=bar_lengths(y, limits), color=color, marker=marker, label=label, **sizes)
+    hollow(axes, x, y, marks, color, marker)
 
 
 def hollow(

@@ -14,9 +14,9 @@ def format_cell(cell: Cell) -> str:
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
-def format_p_value(p: float) -> str:
-    """A p-value with three decimals, or that it is smaller."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+def format_p_value(p: float | None) -> str | None:
+    """A p-value with three decimals, or that it is smaller; None stays None."""
+    return None if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def format_interval(limits: Sequence[float] | None, sign: str = "+") -> str | None:
@@ -52,14 +52,19 @@ def format_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str]) -> str:
         prefix           8    0.781
         importance      10        -
     """
-    for row in rows:
-        if len(row) != len(headers):
-            raise ValueError(f"expected {len(headers)} cells per row ({', '.join(headers)}), got {len(row)}: {row!r}")
+    check_rows(rows, headers)
     texts = [[format_cell(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *texts)]
     right = [is_numeric([row[i] for row in rows]) for i in range(len(headers))]
     lines = [list(headers), ["-" * width for width in widths], *texts]
     return "\n".join(_align(line, widths, right) for line in lines)
+
+
+def check_rows(rows: Sequence[Sequence[Cell]], headers: Sequence[str]) -> None:
+    """Raise ValueError if a row does not have one cell per header."""
+    for row in rows:
+        if len(row) != len(headers):
+            raise ValueError(f"expected {len(headers)} cells per row ({', '.join(headers)}), got {len(row)}: {row!r}")
 
 
 def is_numeric(cells: Sequence[Cell]) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.style import whole_numbers
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -40,15 +42,13 @@ def unit_places(entries: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def label_units(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
     """Name the entries along the x axis; of very many blocks only some."""
-    from matplotlib.ticker import MaxNLocator
-
     places = unit_places(entries)
     if units_noun(entries) == "sublayer":
         axes.set_xticks(places, [str(unit_name(entry)) for entry in entries], rotation=90, fontsize=8)
     elif len(places) <= 32:
         axes.set_xticks(places)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
 
 
 def unit_names(units: Sequence[int], granularity: str) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Part = tuple[str, str, Mapping[str, Any]]
 WITHHELD = "withheld"
 AT_CONSTANT, IS_CONSTANT = "*", "**"
 LEGEND = f"{AT_CONSTANT} at or below the best constant answer; {IS_CONSTANT} one and the same answer to every question."
@@ -74,32 +75,23 @@ def describe_constant(entry: Mapping[str, Any]) -> str:
     )
 
 
-def withheld_scalar(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What loggers keep first: why there are no verdicts, of each part of a result by its name; empty = there are."""
-    return {"withheld": " ".join(reason for name, entry in measured.items() if (reason := refusal(entry, name)))}
-
-
-def baseline_scalars(entry: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
-    """What loggers keep of the best constant answer, and the number of distinct answers of the full model."""
-    baseline = entry.get("baseline")
-    if baseline is None:
-        return {}
-    found = {f"baseline/{key}{suffix}": baseline[key] for key in ("answer", "quality", "beaten")}
-    return found | {f"full/num_distinct_answers{suffix}": entry["full"].get("num_distinct_answers")}
-
-
-def verdict_scalars(measured: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """`withheld_scalar` and `baseline_scalars` of all parts of a result.
+def verdict_scalars(measured: Sequence[Part], also: Sequence[Part] = ()) -> dict[str, Any]:
+    """What loggers keep first: why there are no verdicts, and of each part its best constant answer.
 
     Args:
         measured: Of each part its name in a sentence, the end of its keys (such as ``/<task>``), and the part itself.
+        also: Parts whose own refusal does not withhold the verdicts.
 
     >>> verdict_scalars([("a", "/a", {"full": {"num_distinct_answers": 3}, "baseline": None})])
     {'withheld': ''}
     """
-    found: dict[str, Any] = dict(withheld_scalar({name: entry for name, _, entry in measured}))
-    for _, suffix, entry in measured:
-        found |= baseline_scalars(entry, suffix)
+    found: dict[str, Any] = {
+        "withheld": " ".join(reason for name, _, entry in measured if (reason := refusal(entry, name)))
+    }
+    for _, end, entry in (*measured, *also):
+        if (baseline := entry.get("baseline")) is not None:
+            found |= {f"baseline/{key}{end}": baseline[key] for key in ("answer", "quality", "beaten")}
+            found[f"full/num_distinct_answers{end}"] = entry["full"].get("num_distinct_answers")
     return found
 
 

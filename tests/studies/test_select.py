@@ -34,7 +34,7 @@ def read(folder, name: str = "selection.json"):
 def steady_clock(monkeypatch):
     """Requests of 10 ms and 1 ms per active block, on a machine where nothing else runs."""
 
-    def measure(trainer, model, datamodule, split, masks, path, *, num_requests, **_):
+    def measure(run, split, masks, path, *, num_requests, **_):
         import pandas as pd
 
         rows = [
@@ -46,7 +46,7 @@ def steady_clock(monkeypatch):
 
     monkeypatch.setattr(study, "time_masks", measure)
     # the untrained model beats no constant answer, and would be given no mask
-    monkeypatch.setattr(study, "describe_baseline", lambda scores, full_id, confidence: None)
+    monkeypatch.setattr(study, "describe_baseline", lambda scores, confidence: None)
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def latency(
     Raises:
         ValueError: If an argument is out of range, or several processes run.
     """
+    from lit_depth.functional.masks import full_id
     from lit_depth.results.store import write_parquet
     from lit_depth.studies.latency.analysis import describe, scripted
     from lit_depth.studies.latency.report import report
@@ -101,21 +102,18 @@ def latency(
         **clock_settings(device),
         "confidence": confidence,
     }
-    run = open_run(trainer, model, datamodule, ["validation"], arguments, output_dir, "latency", name)
-    with run as (folder, identity):
-        full = "1" * num_blocks
-        masks = list(dict.fromkeys([full, *(planned.id for planned in plan)]))
+    splits = ["validation"]
+    with open_run(trainer, model, datamodule, splits, arguments, output_dir, "latency", name) as run:
+        masks = list(dict.fromkeys([full_id(num_blocks), *(planned.id for planned in plan)]))
         records = time_masks(
-            trainer,
-            model,
-            datamodule,
+            run,
             "validation",
             masks,
-            folder / "records" / datamodule.task.name / "validation" / "rank0.jsonl",
+            run.folder / "records" / datamodule.task.name / "validation" / "rank0.jsonl",
             num_requests=num_samples // batch_size,
-            batch_size=batch_size,
             new_tokens=new_tokens,
             threads=arguments["threads"],
+            batch_size=batch_size,
         )
         result = {
             "command": "latency",
@@ -125,6 +123,6 @@ def latency(
             "new_tokens": new_tokens,
             **describe(records, plan, masks, num_blocks, confidence),
         }
-        write_parquet(folder / "records.parquet", records)
-        publish(trainer, report(result), folder, RESULT, scripted(result, records), identity)
+        write_parquet(run.folder / "records.parquet", records)
+        publish(run, report(result), RESULT, scripted(result, records))
     return result

@@ -36,17 +36,9 @@ def run_search(cache: ScoreCache, arguments: SearchArguments, seed: int) -> Sear
 
 
 def _beam_search(cache: ScoreCache, width: int, arguments: SearchArguments, seed: int) -> SearchResult:
-    return beam_search(
-        cache,
-        cache.num_units,
-        cache.num_samples,
-        beam_width=width,
-        racing=arguments.racing,
-        epsilon=arguments.epsilon,
-        batch=_ROUND,
-        seed=seed,
-        **_shared(cache, arguments),
-    )
+    racing = {"racing": arguments.racing, "epsilon": arguments.epsilon, "batch": _ROUND}
+    options = {"beam_width": width, "seed": seed, **racing, **_shared(cache, arguments)}
+    return beam_search(cache, cache.num_units, cache.num_samples, **options)
 
 
 def _shared(cache: ScoreCache, arguments: SearchArguments) -> dict[str, Any]:

@@ -226,17 +226,7 @@ def _pick_by_quality(
 
 
 def _pick_by_line(masks: Sequence[str], line: Line, budget_ms: float, again: Mapping[str, float]) -> str:
-    """Most blocks within the budget by the line, but fewer than those that took longer when measured again.
-
-    Args:
-        masks: One of every depth that may be chosen.
-        line: Time by the number of active blocks, in ms.
-        budget_ms: Longest time in ms.
-        again: Time in ms of the masks that were measured again and took more than the budget.
-
-    Raises:
-        ValueError: A budget below what the fewest blocks take; it names that time.
-    """
+    """Most blocks within the budget by the line, but fewer than those that took longer when measured again."""
     by_count = {mask.count("1"): mask for mask in masks}
     slower = {mask.count("1"): time for mask, time in again.items()}
     fewest, num_blocks = min(by_count), max(by_count)

@@ -84,8 +84,7 @@ def select(
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.select import analysis
     from lit_depth.studies.select.arguments import POLICIES, SelectArguments
-    from lit_depth.studies.select.earlier_results import read_earlier
-    from lit_depth.studies.select.measurements import Clock, find_options
+    from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
     from lit_depth.studies.shared.checks import check_whole_blocks
     from lit_depth.studies.shared.mask_grid import check_plan
@@ -122,11 +121,11 @@ def select(
     plan = {"policies": names, "num_active_blocks": counts, "importance": earlier.importance, "new_tokens": new_tokens}
     measured = {**arguments.measured(), **plan, **settings}
     splits = ["calibration", "validation"]
-    with open_run(trainer, model, datamodule, splits, measured, output_dir, "select", name) as (folder, identity):
-        options, baseline = find_options(trainer, model, datamodule, arguments, earlier, names, counts, folder)
+    with open_run(trainer, model, datamodule, splits, measured, output_dir, "select", name, max_bad_samples) as run:
+        options, baseline = find_options(run, arguments, earlier, names, counts)
         if not trainer.is_global_zero:
             return {}
-        clock = Clock(trainer, model, datamodule, folder, new_tokens, settings["threads"])
+        clock = Clock(run, new_tokens, settings["threads"])
         to_time = analysis.masks_to_time(options, estimate_depth)
         result = {
             "command": "select",
@@ -134,13 +133,12 @@ def select(
             "metric": datamodule.task.metric,
             "num_blocks": model.num_blocks,
             "new_tokens": new_tokens,
-            "device": identity["device"],
+            "device": run.arguments["device"],
             "baseline": baseline,
             **analysis.describe(arguments, options, earlier.times or clock.time(to_time, "calibration", num_requests)),
         }
         if budget_ms is not None and refusal(result) is None:
-            result |= analysis.choose(
-                result, arguments, partial(clock.time, split="validation", num_requests=num_checks)
-            )
-        publish(trainer, report(result), folder, RESULT, result, identity)
+            again = partial(clock.time, split="validation", num_requests=num_checks)
+            result |= analysis.choose(result, arguments, again)
+        publish(run, report(result), RESULT, result)
     return result

@@ -1,10 +1,13 @@
-"""Shape of ``m5_mask_strategy_comparison.json``, declared once as types and checked against them."""
+"""Shape of ``m5_mask_strategy_comparison.json``, declared once as types and checked against them.
 
-from __future__ import annotations
+What results of earlier versions lack is `NotRequired`.
+"""
+
+# without `from __future__ import annotations`: a TypedDict must see which of its fields are `NotRequired`
 
 import math
 import types
-from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 Policy = str
 """Name of the rule that made a mask: prefix, suffix, uniform, random, importance, ..."""
@@ -31,55 +34,42 @@ class Latency(TypedDict):
     total: Summary
 
 
-class Drop(TypedDict, total=False):
-    """The drop among those of all masks of the report: null for the full model, missing in earlier versions."""
+class Effect(TypedDict):
+    """Quality of one mask, or of the mean over several.
 
-    drop_simultaneous_ci: list[float] | None
-    drop_p_holm: float | None
+    ``drop`` is quality(full) - quality(mask), paired by sample. Its simultaneous interval, null for the full model, is
+    among those of all masks of the report. Intervals are [low, high].
+    """
 
-
-class Distinct(Drop, total=False):
-    """What results of earlier versions lack."""
-
-    num_distinct_answers: int | None
-
-
-class MaskResult(Distinct):
-    """One mask. ``drop`` is quality(full) - quality(mask), paired by sample; intervals are [low, high]."""
-
-    mask_id: str
-    seed: int | None
-    active_block_indices: list[int]
     quality: float
     quality_ci: list[float]
     drop: float
     drop_ci: list[float]
+    drop_simultaneous_ci: NotRequired[list[float] | None]
+    drop_p_holm: NotRequired[float | None]
     reference_logprob: float
     latency_ms: Latency | None
 
 
-class Strategy(Drop):
+class MaskResult(Effect):
+    """One mask."""
+
+    mask_id: str
+    seed: int | None
+    active_block_indices: list[int]
+    num_distinct_answers: NotRequired[int | None]
+
+
+class Strategy(Effect):
     """One policy at one number of active blocks; the mean over its masks (several for random)."""
 
     policy: Policy
     num_active_blocks: int
     num_total_blocks: int
-    quality: float
-    quality_ci: list[float]
-    drop: float
-    drop_ci: list[float]
-    reference_logprob: float
-    latency_ms: Latency | None
     masks: list[MaskResult]
 
 
-class Simultaneous(TypedDict, total=False):
-    """What results of earlier versions lack."""
-
-    simultaneous_ci: list[float]
-
-
-class PairwiseComparison(Simultaneous):
+class PairwiseComparison(TypedDict):
     """Policy a minus policy b at one number of active blocks (null: mean over all numbers).
 
     ``ci`` goes with ``p_value``; ``simultaneous_ci``, of the whole family, with ``p_holm`` and the verdict.
@@ -90,6 +80,7 @@ class PairwiseComparison(Simultaneous):
     num_active_blocks: int | None
     difference: float
     ci: list[float]
+    simultaneous_ci: NotRequired[list[float]]
     p_value: float
     p_holm: float
     verdict: Literal["a", "b", "tie", "withheld"]
@@ -103,22 +94,20 @@ class Tie(TypedDict):
     kept: list[int]
 
 
-class FurtherImportance(TypedDict, total=False):
-    """Tests and ties; null where the scores come from a file without them, missing in earlier versions."""
+class Importance(TypedDict):
+    """What the importance policy was made from; keys are block indices.
 
-    simultaneous_intervals: dict[str, list[float]] | None
-    p_holm: dict[str, float] | None
-    tied_with: dict[str, list[int]] | None
-    ties: list[Tie] | None
-
-
-class Importance(FurtherImportance):
-    """What the importance policy was made from; keys are block indices."""
+    Intervals, tests and ties are null where the scores come from a file without them.
+    """
 
     source: str
     num_samples: int
     scores: dict[str, float]
     intervals: dict[str, list[float]] | None
+    simultaneous_intervals: NotRequired[dict[str, list[float]] | None]
+    p_holm: NotRequired[dict[str, float] | None]
+    tied_with: NotRequired[dict[str, list[int]] | None]
+    ties: NotRequired[list[Tie] | None]
 
 
 class Answer(TypedDict):
@@ -156,16 +145,8 @@ class Baseline(TypedDict):
     reason: str | None
 
 
-class Further(TypedDict, total=False):
-    """What results of earlier versions lack, and of several tasks the result of each."""
-
-    baseline: Baseline | None
-    latency_requests: int | None
-    tasks: list[Comparison]
-
-
-class Comparison(Further):
-    """The whole file. Further keys are allowed at every level."""
+class Comparison(TypedDict):
+    """The whole file; of several tasks with the result of each. Further keys are allowed at every level."""
 
     command: str
     task: str
@@ -179,6 +160,9 @@ class Comparison(Further):
     strategies: list[Strategy]
     comparisons: list[PairwiseComparison]
     answers: Answers
+    baseline: NotRequired[Baseline | None]
+    latency_requests: NotRequired[int | None]
+    tasks: NotRequired[list["Comparison"]]
 
 
 def validate_comparison(obj: Any) -> Comparison:
@@ -204,30 +188,26 @@ def _check_masks(obj: Comparison, place: str) -> None:
     num_blocks = obj["num_blocks"]
     _check_mask(obj["full"], num_blocks, num_blocks, f"{place}full")
     for i, strategy in enumerate(obj["strategies"]):
-        where = f"{place}strategies[{i}]"
-        _expect(strategy["num_total_blocks"] == num_blocks, f"{where}.num_total_blocks", num_blocks, strategy)
-        _expect(len(strategy["masks"]) > 0, f"{where}.masks", "at least one mask", strategy)
-        for j, mask in enumerate(strategy["masks"]):
+        where, total, masks = f"{place}strategies[{i}]", strategy["num_total_blocks"], strategy["masks"]
+        _require(total == num_blocks, f"{where}.num_total_blocks", num_blocks, total)
+        _require(len(masks) > 0, f"{where}.masks", "at least one mask", masks)
+        for j, mask in enumerate(masks):
             _check_mask(mask, num_blocks, strategy["num_active_blocks"], f"{where}.masks[{j}]")
 
 
 def _check_mask(mask: MaskResult, num_blocks: int, num_active: int, where: str) -> None:
-    mask_id = mask["mask_id"]
-    bits = len(mask_id) == num_blocks and set(mask_id) <= set("01")
-    _expect(bits, f"{where}.mask_id", f"{num_blocks} characters 0 or 1", mask)
-    _expect(mask_id.count("1") == num_active, f"{where}.mask_id", f"{num_active} active blocks", mask)
-    active = [block for block, bit in enumerate(mask_id) if bit == "1"]
-    _expect(mask["active_block_indices"] == active, f"{where}.active_block_indices", f"{active} (mask {mask_id})", mask)
-
-
-def _expect(condition: bool, where: str, expected: Any, owner: Any) -> None:
-    if not condition:
-        raise ValueError(f"{where}: expected {expected}, got {owner[where.rpartition('.')[2]]!r}")
+    name, given = mask["mask_id"], mask["active_block_indices"]
+    bits = len(name) == num_blocks and set(name) <= set("01")
+    _require(bits, f"{where}.mask_id", f"{num_blocks} characters 0 or 1", name)
+    _require(name.count("1") == num_active, f"{where}.mask_id", f"{num_active} active blocks", name)
+    active = [block for block, bit in enumerate(name) if bit == "1"]
+    _require(given == active, f"{where}.active_block_indices", f"{active} (mask {name})", given)
 
 
 def _check(value: Any, kind: Any, where: str) -> None:
     """Compare a JSON value with a type: TypedDict, list, dict, Literal, union, or a plain type."""
     origin, arguments = get_origin(kind), get_args(kind)
+    is_bool = isinstance(value, bool)  # which Python counts as a number
     if is_typeddict(kind):
         _check_fields(value, kind, where)
     elif origin in (Union, types.UnionType):
@@ -246,23 +226,21 @@ def _check(value: Any, kind: Any, where: str) -> None:
         for key, item in value.items():
             _check(item, arguments[1], f"{where}.{key}")
     elif kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _require(number and math.isfinite(value), where, "a finite number", value)
-    elif kind is bool:
-        _require(isinstance(value, bool), where, "true or false", value)
+        is_number = isinstance(value, (int, float)) and not is_bool
+        _require(is_number and math.isfinite(value), where, "a finite number", value)
     else:
-        _require(isinstance(value, kind) and not isinstance(value, bool), where, f"{kind.__name__}", value)
+        expected = "true or false" if kind is bool else kind.__name__
+        _require(isinstance(value, kind) and is_bool == (kind is bool), where, expected, value)
 
 
 def _check_fields(value: Any, kind: Any, where: str) -> None:
     _require(isinstance(value, dict), where or "comparison", "an object", value)
     for field, field_kind in get_type_hints(kind).items():
         place = f"{where}.{field}".lstrip(".")
-        if field not in value:
-            if field not in kind.__required_keys__:
-                continue
+        if field in value:
+            _check(value[field], field_kind, place)
+        elif field in kind.__required_keys__:
             raise ValueError(f"{place}: expected this field, got only {sorted(value)}")
-        _check(value[field], field_kind, place)
 
 
 def _check_interval(value: list[Any], where: str) -> None:
@@ -270,6 +248,6 @@ def _check_interval(value: list[Any], where: str) -> None:
     _require(ordered, where, "[low, high]", value)
 
 
-def _require(condition: bool, where: str, expected: str, value: Any) -> None:
+def _require(condition: bool, where: str, expected: Any, value: Any) -> None:
     if not condition:
         raise ValueError(f"{where}: expected {expected}, got {value!r}")
