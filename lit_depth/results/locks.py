@@ -1,7 +1,5 @@
 """One process at a time: what holds a run's folder, and each of its records files."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One self-contained HTML page per run: opens offline, nothing is fetched."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping

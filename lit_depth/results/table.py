@@ -1,7 +1,5 @@
 """Short plain-text tables, as printed at the end of a command."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 Cell = str | int | float | None

@@ -5,8 +5,6 @@ are drawn or printed beside it are the simultaneous ones, which exclude 0 in the
 not beat the best constant answer, no verdict is given at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From per-sample scores under many masks to the comparison of policies: intervals and tests."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

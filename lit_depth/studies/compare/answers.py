@@ -1,7 +1,5 @@
 """The four questions that a comparison is run for, answered with numbers; "not shown" and "withheld" are answers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

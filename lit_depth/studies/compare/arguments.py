@@ -1,7 +1,5 @@
 """What a comparison is asked for, checked before anything is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

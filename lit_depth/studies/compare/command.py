@@ -1,7 +1,5 @@
 """``lit-depth compare``: depth-mask policies against each other, in quality and in latency."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch import Trainer

@@ -1,7 +1,5 @@
 """What a comparison rests on besides answers: scores that choose blocks, and times."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

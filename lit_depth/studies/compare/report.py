@@ -1,7 +1,5 @@
 """What ``lit-depth compare`` tells of its result."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table

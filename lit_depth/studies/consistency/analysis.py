@@ -1,7 +1,5 @@
 """From two measurements of the same blocks to how closely they agree."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """From measurements of one task or several to importance by task, its mean, and the agreement of the tasks."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

@@ -14,8 +14,6 @@ the method's own scores, which count as given. ``reference_logprob_drop`` comes 
 drop comes of and shares a part of its noise: where its correlation rests on few samples, it may look too high.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Proxy scores of one split for a study, and what they cost: measured once, kept in the folder of the run."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import sys

@@ -1,7 +1,5 @@
 """What ``lit-depth importance`` tells of its result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

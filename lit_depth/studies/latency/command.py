@@ -1,7 +1,5 @@
 """``lit-depth latency``: what each number of blocks takes, stage by stage, paired by request."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch import Trainer

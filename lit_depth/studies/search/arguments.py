@@ -1,7 +1,5 @@
 """What a search is asked for, checked before anything is evaluated."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import InitVar, dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """What finds ablations on the calibration split: the search, and its baselines."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What a search asks its scores of: each pair (mask, sample) of one split is evaluated once, whoever asks again."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """``lit-depth select``: the best mask under a latency budget, chosen, re-measured, and reported on other questions."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer

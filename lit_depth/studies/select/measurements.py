@@ -1,7 +1,5 @@
 """What ``lit-depth select`` chooses by: what earlier runs measured, or quality on both splits and times on requests."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From per-sample scores with each block skipped to importance: drops with intervals, and ranks that admit ties."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

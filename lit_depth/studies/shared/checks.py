@@ -1,7 +1,5 @@
 """Arguments that several commands take, checked."""
 
-from __future__ import annotations
-
 from lit_depth.functional.arguments import check_range
 from lit_depth.module import DepthModule
 

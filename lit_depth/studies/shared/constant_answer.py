@@ -4,8 +4,6 @@ A model that scores less than that was not shown to do the task, and nothing tha
 model is needed, and no image is decoded: the answer follows from the references alone.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The evaluation of masks on one split, in Lightning's predict loop."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What makes two runs the same: arguments, model and data, down to the files and weights that an answer depends on."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

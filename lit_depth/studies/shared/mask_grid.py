@@ -1,7 +1,5 @@
 """Which masks a command evaluates: policies at numbers of active blocks, or lists of blocks."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Sequence

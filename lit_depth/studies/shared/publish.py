@@ -1,7 +1,5 @@
 """How a result is told: printed, drawn, written as a page, logged; its file is the last one written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Time masks against each other on the same requests, and keep every time."""
 
-from __future__ import annotations
-
 import copy
 import platform
 import random

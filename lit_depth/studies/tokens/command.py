@@ -1,7 +1,5 @@
 """``lit-depth tokens``: what each token of a prompt does for the final position of every block."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch import Trainer

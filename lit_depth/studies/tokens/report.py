@@ -1,7 +1,5 @@
 """What ``lit-depth tokens`` tells of its result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
