@@ -8,6 +8,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional.search.ablations import free_units
 from lit_depth.functional.search.beam import MAX_COMBINATIONS
 from lit_depth.metrics.base import resolve
+from lit_depth.studies.shared.checks import check_one_task
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,7 @@ class SearchArguments:
 
 def check_task(datamodule: DepthDataModule) -> None:
     """Raise ValueError unless there is one task, whose metric scores each sample by itself."""
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"search takes one task at a time, got {[task.name for task in datamodule.tasks]}")
+    check_one_task(datamodule, "search takes one task at a time")
     metric = datamodule.task.metric
     if getattr(resolve(metric), "corpus", None) is not None:
         raise ValueError(

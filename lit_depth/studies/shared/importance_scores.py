@@ -213,21 +213,22 @@ def read_ties(path: str) -> dict[int, list[int]] | None:
 
 def name_ties(
     masks: Mapping[int, Sequence[int]],
-    scores: Sequence[float],
-    tied_with: Mapping[int, Sequence[int]],
+    scores: Sequence[float] | None,
+    tied_with: Mapping[Any, Sequence[int]] | None,
     keep: Sequence[int],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]] | None:
     """Where the importance policy decided among blocks that the samples cannot tell apart.
 
-    Args:
-        masks: Its active blocks by their number.
-        keep: Blocks that were active whatever their score.
-
-    Returns:
-        Entries as `lit_depth.studies.shared.comparison_schema.Tie`, one for each number of active blocks with ties
-        across the cut.
+    One `lit_depth.studies.shared.comparison_schema.Tie` for each number of active blocks in ``masks`` (to the blocks)
+    with ties across the cut. None where scores were used whose ties are not known.
     """
-    free = {b: [other for other in others if other not in keep] for b, others in tied_with.items() if b not in keep}
+    if scores is None:
+        return []
+    if tied_with is None:
+        return None
+    # blocks of ``keep`` are active whatever their score; JSON has made the keys texts
+    ties = {int(block): others for block, others in tied_with.items() if int(block) not in keep}
+    free = {block: [other for other in others if other not in keep] for block, others in ties.items()}
     found = []
     for count, kept in masks.items():
         blocks = tied_at_cut(scores, free, kept)
