@@ -173,9 +173,7 @@ class _BatchScores:
     a number of removed blocks is the first sample of the first batch, and so on, in a random order of the batches that
     is drawn for this number: none is torn.
 
-    Args:
-        batches: Those of this process; a sample is a row with a score.
-        score: `score_masks` of a module, a batch and masks.
+    The batches are those of this process; a sample is a row with a score.
     """
 
     def __init__(

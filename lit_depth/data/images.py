@@ -92,12 +92,7 @@ def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
 def image_digest(value: Any, folder: ImageFolder | None = None) -> str:
     """Digest of a picture before it is decoded: of the stored bytes, of a file's content, or of a PIL image's pixels.
 
-    Args:
-        value: As for `load_image`.
-        folder: As for `load_image`.
-
-    Returns:
-        16 hexadecimal digits; for what is no image, why not.
+    It has 16 hexadecimal digits; what is no image gives why not.
     """
     try:
         source = _source(value, folder)

@@ -145,11 +145,7 @@ class QuestionRows(Sequence[dict[str, Any]]):
 
 
 class ArrowTable:
-    """A `datasets.Dataset` as rows of plain values: stored bytes where the columns declare images.
-
-    Args:
-        dataset: Of any format.
-    """
+    """A `datasets.Dataset` as rows of plain values: stored bytes where the columns declare images."""
 
     def __init__(self, dataset: Any) -> None:
         # Arrow rows skip the decoding of images, whether a column declares them or not.
@@ -217,15 +213,11 @@ def content_id(image: Any) -> str | None:
 def answer_texts(value: Any, keep_empty: bool = False) -> tuple[str, ...]:
     """Read the accepted answers, however they are stored: a text, a number, a list, a list written as a text.
 
+    They are stripped, repeated ones kept, empty ones only beside others and with ``keep_empty``, where their number
+    matters.
+
     >>> answer_texts("['two', '2']"), answer_texts([{"answer": "net"}]), answer_texts(3), answer_texts(["", None])
     (('two', '2'), ('net',), ('3',), ())
-
-    Args:
-        value: Text, number, None, or a list of these or of ``{"answer": ...}``.
-        keep_empty: Keep empty answers beside others, where their number matters.
-
-    Returns:
-        The answers stripped, repeated ones kept; none if all are empty.
     """
     if isinstance(value, str):
         value = parse_list(value)

@@ -189,12 +189,7 @@ def _run_named_in(path: Path, line: bytes) -> str | None:
 
 
 def check_complete(frame: pd.DataFrame, mask_ids: Sequence[str], num_samples: int) -> None:
-    """Check that every mask has a record of each of the same samples.
-
-    Args:
-        frame: Output of :func:`read_records`.
-        mask_ids: The masks that were asked for; further ones in the frame are not looked at.
-        num_samples: Number of samples per mask.
+    """Check that every mask has a record of each of the same samples; further masks are not looked at.
 
     Raises:
         ValueError: If records are missing or masks saw different samples.

@@ -199,8 +199,7 @@ def write_of_run(path: Path, obj: Mapping[str, Any]) -> None:
 def read_of_run(path: Path, **kinds: type) -> dict[str, Any]:
     """Read what `write_of_run` wrote, as this run.
 
-    Args:
-        kinds: Entries that must be there, and of which type.
+    ``kinds`` are entries that must be there, and of which type.
 
     Raises:
         ValueError: If the file belongs to another run, cannot be read, or lacks an entry.
@@ -237,10 +236,7 @@ def check_run(path: Path, named: Any, expected: str | None) -> None:
 def write_manifest(folder: str | Path, arguments: Mapping[str, Any], **extra: Any) -> None:
     """Write ``manifest.json``: all arguments, the versions they ran with, and whatever else identifies the run.
 
-    Args:
-        folder: Folder of the run.
-        arguments: All arguments of the command, JSON values or paths.
-        **extra: Further entries, such as fingerprints of checkpoint and data, seeds, or the state of the run.
+    Further entries may be fingerprints of checkpoint and data, seeds, or the state of the run.
     """
     versions = current_versions() | {"platform": platform.platform()}
     write_json(Path(folder) / MANIFEST, {"arguments": arguments, "versions": versions, **extra})

@@ -143,10 +143,7 @@ def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) ->
     ``vision`` is every token that an image puts into the prompt, border and column tokens included. The start token is
     a kind of its own because many heads rest on it, whatever the prompt says.
 
-    Args:
-        processor: Processor or tokenizer.
-        token_ids: The prompt's tokens.
-        config: The model's configuration, which names the image token of some models.
+    The model's configuration names the image token of some models.
 
     Example:
         >>> from lit_depth import load_bundled
@@ -177,13 +174,8 @@ def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
     Families whose image inputs count positions of the padded row have a ``row_inputs`` of their own, see
     `lit_depth.models.prompting.Prompter`.
 
-    Args:
-        batch: Inputs of a model with a batch axis in front; other entries are left out. ``attention_mask`` is 0 at the
-            padding, on whichever side.
-        row: Which one.
-
-    Returns:
-        The inputs of this row, with a batch axis of 1.
+    The batch axis stays, of length 1. ``attention_mask`` is 0 at the padding, on whichever side; entries without that
+    axis are left out.
 
     Raises:
         ValueError: If there are no ``input_ids`` ``[batch, seq]``, the attention mask has another shape, or an image

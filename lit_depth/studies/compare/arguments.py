@@ -13,11 +13,6 @@ from lit_depth.studies.shared.mask_grid import PlannedMask, check_plan, needs_im
 class CompareArguments:
     """The arguments of ``lit-depth compare``, as the command names them.
 
-    Args:
-        num_blocks: Blocks of the model.
-        names: The policies that are compared, without repetitions.
-        counts: Their numbers of active blocks, in order.
-
     Raises:
         ValueError: If one is out of range.
     """

@@ -23,8 +23,7 @@ _MAX_PAIR_FIGURES = 10
 def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
     """Names of all figures of a result, and what draws each.
 
-    Returns:
-        ``consistency_<a>_<b>`` for each of at most 10 pairs, and ``consistency_matrix`` of several tasks.
+    They are ``consistency_<a>_<b>`` for each of at most 10 pairs, and ``consistency_matrix`` of several tasks.
     """
     measured = {entry["name"]: entry for entry in result["measurements"]}
     figures: dict[str, Callable[[], Figure]] = {}

@@ -87,10 +87,7 @@ def compare_methods(
 ) -> dict[str, Any]:
     """The result's ``methods`` entry: every method against the accuracy drop, its masks on the validation split.
 
-    Args:
-        proxies: From `measure_proxies`.
-        measured: Scores of the full model and every leave-one-out mask.
-        blocks: The measured blocks; all others stay active in every mask.
+    Blocks that were not measured stay active in every mask.
     """
     num_blocks = run.model.num_blocks
     sizes = mask_sizes(num_blocks)

@@ -15,12 +15,6 @@ from lit_depth.studies.shared.checks import check_one_task
 class SearchArguments:
     """The arguments of ``lit-depth search`` that change its result; the manifest and ``search.json`` hold all of them.
 
-    Args:
-        keep: Units that are never removed, as indices in the mask.
-        num_units: Units of the model.
-
-    The others are those of the command.
-
     Raises:
         ValueError: If one is out of range, or an exhaustive search would take too many combinations.
     """

@@ -116,10 +116,7 @@ def masks_to_time(options: Sequence[Option], for_line: bool) -> list[str]:
 def describe(arguments: SelectArguments, options: Sequence[Option], times: Times) -> dict[str, Any]:
     """The part of the result that follows from the arguments, the masks and their times; nothing is chosen yet.
 
-    Args:
-        arguments: Of the command.
-        options: All masks. The best of each depth are candidates; of an estimated depth, which knows no best, all.
-        times: Of some of them.
+    The best masks of each depth are candidates; of an estimated depth, which knows no best, all.
     """
     estimated, bounds = arguments.estimate_depth, Bounds.from_times(times, arguments)
     candidates = [
@@ -164,13 +161,8 @@ def choose(
 ) -> dict[str, Any]:
     """The best mask within the budget, timed again; one that does not surely keep the budget gives way to the next.
 
-    Args:
-        result: As `describe` gives it.
-        arguments: Of the command, with a budget.
-        measure: Times masks again.
-
-    Returns:
-        The result's ``selected``, ``rejected`` and ``requests``; of an estimated depth ``depth_by_plain_ratio`` too.
+    Returns the result's ``selected``, ``rejected`` and ``requests``; of an estimated depth ``depth_by_plain_ratio``
+    too.
 
     Raises:
         ValueError: If no mask keeps the budget.

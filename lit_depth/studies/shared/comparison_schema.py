@@ -190,13 +190,7 @@ _EXPECTED = {
 
 
 def validate_comparison(obj: Any) -> Comparison:
-    """Check a comparison result against its schema and against itself.
-
-    Args:
-        obj: The object, as built or as read from JSON.
-
-    Returns:
-        The same object.
+    """Check a comparison result, as built or as read from JSON, against its schema and itself, and return it.
 
     Raises:
         ValueError: Naming the first wrong field, such as ``strategies[2].masks[0].quality``.

@@ -163,8 +163,7 @@ def read_importance(path: str, model: DepthModule, datamodule: DepthDataModule) 
 def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, keep: Sequence[int] = ()) -> list[float]:
     """Scores of a ``{"0": 0.6, ...}`` file as a list, checked.
 
-    Args:
-        keep: Blocks that stay active whatever their score; these may be missing, and count as most important.
+    Blocks of ``keep`` may be missing, and count as most important: they stay active whatever their score.
 
     >>> to_importance({"1": 0.5, "0": 2}, 2, "file.json")
     [2.0, 0.5]
@@ -190,11 +189,7 @@ def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, kee
 
 
 def read_ties(path: str) -> dict[int, list[int]] | None:
-    """Which blocks of a ``{"0": 0.6, ...}`` file are tied, by the result that stands beside it.
-
-    Returns:
-        Of each measured block the blocks that it is tied with; None where the file stands alone, or was changed.
-    """
+    """Which blocks of a ``{"0": 0.6, ...}`` file are tied, by the result beside it; None if alone or changed."""
     try:
         scores, folder = read_object(path), Path(path).parent
         if (folder / RESULT).is_file():

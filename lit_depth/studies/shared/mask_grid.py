@@ -76,14 +76,6 @@ def plan_masks(
 ) -> list[PlannedMask]:
     """Masks of every policy at every number of active blocks.
 
-    Args:
-        names: Policies, see `policy`.
-        counts: Numbers of active blocks.
-        num_blocks: Blocks of the model.
-        importance: One score per block, for the policies that take it.
-        num_seeds: Masks at each count of a policy that draws.
-        keep: Blocks that are active in every mask.
-
     Raises:
         ValueError: If a policy gives anything but a mask of so many blocks.
 

@@ -16,12 +16,6 @@ from lit_depth.studies.shared.run_folder import Run
 def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> None:
     """Tell a result in every way at once, and write its file last: whoever sees it may rely on all the rest.
 
-    Args:
-        run: Its loggers get what the report keeps for loggers; the page shows its arguments.
-        report: What is told.
-        name: Name of the result's JSON file.
-        result: Its content.
-
     Raises:
         ValueError: If a file cannot be written.
     """

@@ -74,9 +74,6 @@ def find_prompts(
 ) -> tuple[list[Prompt], list[BadSample]]:
     """The prompts that the arguments ask for, and the questions of the task that cannot be analysed.
 
-    Args:
-        options: How they are analysed, as for `lit_depth.functional.token_masking`.
-
     Raises:
         ValueError: If a file or an image cannot be read, or no prompt is left.
     """

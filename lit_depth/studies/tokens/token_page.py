@@ -85,9 +85,6 @@ def write_token_page(
         title: Title of the page.
         images: Pictures of the prompt, for the second view.
 
-    Returns:
-        Path of the page.
-
     Raises:
         ValueError: If columns are missing, there is no row, a step, layer or position is no whole number from 0 on, a
             (step, layer, position, variant) occurs twice, a position has two texts in one step, an image is given
