@@ -48,10 +48,7 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     By hand, because Python's writer leaves a lone carriage return without quotes, where every reader ends the line.
     """
     columns = [_cells(frame[name]) for name in frame.columns]
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file,
-    ):
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
         file.writelines(",".join(row) + "\n" for row in [frame.columns, *zip(*columns)])
 
 

@@ -11,12 +11,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional.masks import full_id
 from lit_depth.module import DepthModule
 from lit_depth.studies.compare.arguments import CompareArguments
-from lit_depth.studies.shared.importance_scores import (
-    IMPORTANCE_KEYS,
-    read_importance,
-    read_ties,
-    to_importance,
-)
+from lit_depth.studies.shared.importance_scores import IMPORTANCE_KEYS, read_importance, read_ties, to_importance
 from lit_depth.studies.shared.mask_grid import PlannedMask
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.time_masks import summarize_masks, time_masks

@@ -117,11 +117,7 @@ def plan_indices(index_lists: Sequence[Sequence[int]], num_blocks: int) -> list[
 
 
 def check_plan(
-    policies: Sequence[str] | None,
-    counts: Sequence[int] | None,
-    num_blocks: int,
-    num_seeds: int,
-    keep: Sequence[int],
+    policies: Sequence[str] | None, counts: Sequence[int] | None, num_blocks: int, num_seeds: int, keep: Sequence[int]
 ) -> tuple[list[str], list[int]]:
     """Policies and numbers of active blocks that a command asks for, checked; None stands for all."""
     names = list(dict.fromkeys(POLICIES if policies is None else policies))

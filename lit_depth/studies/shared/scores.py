@@ -216,11 +216,7 @@ def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float)
     drops = rows[0] - rows
     family = [None, *(scores.compare(drops[1:], confidence) if len(rows) > 1 else ())]
     return [
-        {
-            **interval_entry(quality, "quality"),
-            **family_entry(found, "drop"),
-            "drop_p_holm": found and found.p_holm,
-        }
+        {**interval_entry(quality, "quality"), **family_entry(found, "drop"), "drop_p_holm": found and found.p_holm}
         for quality, found in zip(scores.mean_intervals(rows, confidence), family)
     ]
 
