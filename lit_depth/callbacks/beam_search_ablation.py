@@ -205,6 +205,7 @@ class _BatchScores:
         if size not in self.levels:
             self.levels[size] = self.generator.permutation(len(self.dealt)), {}
         order, place_of = self.levels[size]
+        # a position takes the next free place when it is first asked for, so that batches are spent one after another
         places = np.array([place_of.setdefault(position, len(place_of)) for position in positions])
         ends = np.cumsum([self.dealt[index][2] for index in order])
         turns = np.searchsorted(ends, places, side="right")

@@ -105,14 +105,8 @@ class Place:
 class QuestionRows(Sequence[dict[str, Any]]):
     """Rows of a table counted by question: a row with a list of questions occurs once for each.
 
-    Args:
-        table: Gives a row by its number.
-        image_ids: Gives a row's image id by its number.
-        rows: Row number of each question.
-        numbers: Number of each question in its row's list.
-        layout: Of the table.
-        split: The dataset's own name of the split.
-        folder: Where rows may name images by path; None = anywhere.
+    ``table`` and ``image_ids`` give a row and its image id by the row's number. Each question has the number of its row
+    (``rows``), and its own in the row's list (``numbers``). ``folder``: where rows may name images by path.
     """
 
     table: Any

@@ -4,8 +4,6 @@ A run may be killed at any point, so every file is written beside its place and 
 run: the file names the run of the manifest above it, and is refused in the folder of another one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -179,13 +177,13 @@ def to_plain(obj: Any, where: str = "$") -> Any:
     return str(obj) if isinstance(obj, os.PathLike) else obj
 
 
-def save_figure(fig: Figure, path: str | Path, dpi: int = 150) -> None:
+def save_figure(fig: "Figure", path: str | Path, dpi: int = 150) -> None:
     """Save a matplotlib figure as PNG, atomically."""
     with atomic_path(path) as temporary:
         fig.savefig(temporary, dpi=dpi, format="png")
 
 
-def write_parquet(path: str | Path, frame: pd.DataFrame) -> None:
+def write_parquet(path: str | Path, frame: "pd.DataFrame") -> None:
     """Write a table, such as the merged records, as parquet, atomically and without its index."""
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)

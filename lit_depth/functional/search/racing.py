@@ -204,6 +204,7 @@ class ScoreTable:
         """
         values = self.bounded(score)[:, self.samples.is_first & ~self.samples.bad]
         differences = values[list(better)][None] - values[list(worse)][:, None]
+        # where one of the two was not asked, a difference of 0 leaves the evidence as it is
         evidence = log_evidence(np.where(np.isfinite(differences), differences, 0.0))
         return evidence.max(axis=-1, initial=0.0) >= -math.log(alpha)
 

@@ -71,15 +71,9 @@ def run_token_masking(
 def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool = False) -> dict[str, Tensor]:
     """The model's inputs for one prompt.
 
-    Args:
-        processor: A processor, or the tokenizer of a text model. Special tokens in the prompt's text count as such.
-        prompt: The text. Some processors wrap it, such as `` User: {prompt} Assistant:``.
-        image: One image as the processor takes it, such as a PIL image; None for text alone.
-        raw: The prompt is complete as it is: no wrapping (a processor that wraps has ``encode_raw`` beside its call),
-            and no second start token where it begins with one.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` ``[1, seq]``, and whatever tensors the processor adds for the image.
+    Special tokens in the prompt's text count as such. Some processors wrap it, such as `` User: {prompt} Assistant:``;
+    one that is ``raw`` is complete as it is: no wrapping (a processor that wraps has ``encode_raw`` beside its call),
+    and no second start token. Gives ``input_ids`` and ``attention_mask`` ``[1, seq]``, and the image's tensors.
 
     Raises:
         ValueError: If the prompt is empty or blank, or an image is given to a tokenizer.

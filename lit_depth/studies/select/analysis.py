@@ -1,10 +1,8 @@
 """From quality and times of masks to the choice under a latency budget."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -49,7 +47,7 @@ class Bounds(NamedTuple):
     line: Line | None  # by the number of active blocks; None of one number only
 
     @classmethod
-    def from_times(cls, times: Times, arguments: SelectArguments) -> Bounds:
+    def from_times(cls, times: Times, arguments: SelectArguments) -> Self:
         """Bounds of the masks that were timed.
 
         Raises:

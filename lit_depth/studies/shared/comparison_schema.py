@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic takes that of `typing` from 
 
 
 def _ordered(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list):  # what is no list is told as that
         numbers = len(value) == 2 and all(isinstance(limit, (int, float)) for limit in value)
         if not (numbers and value[0] <= value[1]):
             raise PydanticCustomError("interval", "[low, high]")
@@ -156,6 +156,7 @@ class Baseline(TypedDict):
     reason: str | None
 
 
+# strict: Python counts true as a number, and a text of digits would be read as one
 @with_config(ConfigDict(strict=True, allow_inf_nan=False))
 class Comparison(TypedDict):
     """The whole file; of several tasks with the result of each. Further keys are allowed at every level."""

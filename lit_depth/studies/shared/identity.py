@@ -20,14 +20,8 @@ from lit_depth.results.store import MANIFEST, current_versions
 
 # arguments of the model that change an answer; the others are about training or speed
 _MODEL_ARGUMENTS = (
-    "checkpoint",
-    "revision",
-    "dtype",
-    "attn_implementation",
-    "blocks",
-    "granularity",
-    "phase",
-    "decode_without_prompt",
+    *("checkpoint", "revision", "dtype", "attn_implementation"),
+    *("blocks", "granularity", "phase", "decode_without_prompt"),
 )
 # files of a run's folder that hold what was measured
 _MEASURED = ("**/*.jsonl", "**/batch_size.json", "proxy_scores.json", "records/*.json", "records/*.parquet")

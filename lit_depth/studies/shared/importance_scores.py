@@ -3,8 +3,6 @@
 The file is ``{"0": 0.6, "1": 0.03, ...}``, as ``lit-depth importance`` writes it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +64,7 @@ def measure(run: Run, split: str, units: Sequence[int]) -> Measured:
     return evaluate(run, split, leave_one_out(run.model.num_units)[list(units)], "importance")
 
 
-def records_of(measured: Iterable[Measured], *columns: str) -> pd.DataFrame:
+def records_of(measured: Iterable[Measured], *columns: str) -> "pd.DataFrame":
     """Records of all measurements, with ``columns`` (``task``, ``split``) that tell them apart."""
     import pandas as pd
 

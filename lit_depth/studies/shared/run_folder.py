@@ -1,14 +1,12 @@
 """A run's folder with its manifest, for exactly these arguments, model and data."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lightning.pytorch import Trainer
 
@@ -47,7 +45,7 @@ class Run:
     arguments: Mapping[str, Any]
     max_bad_samples: float
 
-    def for_each_task(self) -> list[Run]:
+    def for_each_task(self) -> list[Self]:
         """The same run on each of its tasks alone."""
         return [replace(self, datamodule=each) for each in self.datamodule.for_each_task()]
 
