@@ -1,7 +1,5 @@
 """The command line: LightningCLI over `DepthTrainer`, with errors a user can read."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings

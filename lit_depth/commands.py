@@ -1,7 +1,5 @@
 """Which commands there are, read from their sources: listing them imports nothing of theirs."""
 
-from __future__ import annotations
-
 import ast
 from functools import cache
 from pathlib import Path

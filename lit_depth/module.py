@@ -1,7 +1,5 @@
 """The LightningModule: holds a model and its processor, answers batches under masks, and can be trained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple

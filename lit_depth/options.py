@@ -4,8 +4,6 @@ jsonargparse reads every value as YAML first, so that ``--prompt null`` would be
 ``--prompt "# a"``; and it says what it expected in the terms of Python's ``typing``.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import math

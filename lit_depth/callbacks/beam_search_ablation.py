@@ -173,9 +173,7 @@ class _BatchScores:
     a number of removed blocks is the first sample of the first batch, and so on, in a random order of the batches that
     is drawn for this number: none is torn.
 
-    Args:
-        batches: Those of this process; a sample is a row with a score.
-        score: `score_masks` of a module, a batch and masks.
+    The batches are those of this process; a sample is a row with a score.
     """
 
     def __init__(
@@ -207,6 +205,7 @@ class _BatchScores:
         if size not in self.levels:
             self.levels[size] = self.generator.permutation(len(self.dealt)), {}
         order, place_of = self.levels[size]
+        # a position takes the next free place when it is first asked for, so that batches are spent one after another
         places = np.array([place_of.setdefault(position, len(place_of)) for position in positions])
         ends = np.cumsum([self.dealt[index][2] for index in order])
         turns = np.searchsorted(ends, places, side="right")

@@ -102,12 +102,8 @@ class LatencyTimer(AnyLoopCallback):
 def describe(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Percentiles of every stage in milliseconds, of the time to the first token, and tokens per second.
 
-    Args:
-        samples: As `StageTimer.requests` gives them.
-
-    Returns:
-        ``{stage: summarize(...)}`` (None for a stage that no sample has), ``ttft`` = vision + prefill,
-        ``output_tokens_per_second`` over all samples, and ``num_requests``; only the last for no samples.
+    A stage that no sample has is None; ``ttft`` is vision + prefill, ``output_tokens_per_second`` over all samples. No
+    samples give only ``num_requests``.
 
     >>> describe([])
     {'num_requests': 0}

@@ -24,8 +24,7 @@ def language_model(pl_module: LightningModule, path: str | None = None) -> tuple
     learned prompts before the tokens counts as one: what is inside it would run without them. Blocks that no Hugging
     Face model holds are those of the outermost module that has a ``forward``.
 
-    Args:
-        path: Dotted path of the blocks from ``pl_module``, where they cannot be found.
+    ``path`` leads from ``pl_module`` to the blocks, where they cannot be found.
 
     Raises:
         ValueError: As `find_blocks`.
@@ -53,10 +52,7 @@ def inputs_and_labels(model: nn.Module, batch: Any, otherwise: str) -> tuple[dic
     The batch is a mapping whose tensors are all inputs of the model, ``labels`` aside. In evaluation batches of this
     package, which have none, the reference answers (``answer_ids``) are what is labelled.
 
-    Args:
-        model: Holds the model that reads them.
-        batch: See above.
-        otherwise: What to do with batches of another kind, for the message.
+    The message for batches of another kind ends in what to do with them, ``otherwise``.
 
     Raises:
         ValueError: The batch is no mapping.

@@ -45,13 +45,8 @@ def fewest_tokens(tokenizer: Any, text: str) -> int:
     A token stands for a piece of the text. So of every byte (or character) the text has at most as many as its tokens
     times the most of it that any token of the vocabulary has.
 
-    Args:
-        tokenizer: A tokenizer of transformers. Only for byte-level BPE, and BPE that falls back to bytes, is there a
-            bound: others may leave parts of a text out, or stand one token for any unknown stretch.
-        text: Any text.
-
-    Returns:
-        The bound; 0 where there is none.
+    Only for byte-level BPE, and BPE that falls back to bytes, is there a bound (else 0): others may leave parts of a
+    text out, or stand one token for any unknown stretch.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.model, models.BPE):

@@ -105,14 +105,8 @@ class Place:
 class QuestionRows(Sequence[dict[str, Any]]):
     """Rows of a table counted by question: a row with a list of questions occurs once for each.
 
-    Args:
-        table: Gives a row by its number.
-        image_ids: Gives a row's image id by its number.
-        rows: Row number of each question.
-        numbers: Number of each question in its row's list.
-        layout: Of the table.
-        split: The dataset's own name of the split.
-        folder: Where rows may name images by path; None = anywhere.
+    ``table`` and ``image_ids`` give a row and its image id by the row's number. Each question has the number of its row
+    (``rows``), and its own in the row's list (``numbers``). ``folder``: where rows may name images by path.
     """
 
     table: Any
@@ -145,11 +139,7 @@ class QuestionRows(Sequence[dict[str, Any]]):
 
 
 class ArrowTable:
-    """A `datasets.Dataset` as rows of plain values: stored bytes where the columns declare images.
-
-    Args:
-        dataset: Of any format.
-    """
+    """A `datasets.Dataset` as rows of plain values: stored bytes where the columns declare images."""
 
     def __init__(self, dataset: Any) -> None:
         # Arrow rows skip the decoding of images, whether a column declares them or not.
@@ -217,15 +207,11 @@ def content_id(image: Any) -> str | None:
 def answer_texts(value: Any, keep_empty: bool = False) -> tuple[str, ...]:
     """Read the accepted answers, however they are stored: a text, a number, a list, a list written as a text.
 
+    They are stripped, repeated ones kept, empty ones only beside others and with ``keep_empty``, where their number
+    matters.
+
     >>> answer_texts("['two', '2']"), answer_texts([{"answer": "net"}]), answer_texts(3), answer_texts(["", None])
     (('two', '2'), ('net',), ('3',), ())
-
-    Args:
-        value: Text, number, None, or a list of these or of ``{"answer": ...}``.
-        keep_empty: Keep empty answers beside others, where their number matters.
-
-    Returns:
-        The answers stripped, repeated ones kept; none if all are empty.
     """
     if isinstance(value, str):
         value = parse_list(value)

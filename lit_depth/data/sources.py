@@ -34,14 +34,7 @@ class Source:
 
 @dataclass(frozen=True)
 class LocalSource:
-    """Parquet files that together are one split.
-
-    Args:
-        folder: Where they were found.
-        split: Its name, see `split_name`.
-        files: Their paths.
-        top: The folder that was given, in which that one lies.
-    """
+    """Parquet files that together are one split, found in ``folder`` below the ``top`` that was given."""
 
     folder: str
     split: str
@@ -52,13 +45,7 @@ class LocalSource:
 def load_table(source: Source | LocalSource, task: str, streaming: bool) -> Any:
     """Load the rows of a source, from the hub through `datasets.load_dataset` and its cache.
 
-    Args:
-        source: What to load.
-        task: Name of the task, for messages.
-        streaming: Read rows when they are asked for instead of downloading and converting all of them.
-
-    Returns:
-        A `datasets.Dataset`, or a `datasets.IterableDataset` if streaming.
+    Streaming reads rows when they are asked for instead of downloading and converting all of them.
 
     Raises:
         ValueError: If the hub cannot be reached and nothing is cached, or the repository, configuration, revision or
@@ -142,12 +129,8 @@ def find_splits(
     ``FOLDER/<task>`` and ``FOLDER/<config>`` are used instead where they exist, so that one folder can hold many
     tasks or a copy of a repository.
 
-    Args:
-        folder: Folder, or a single parquet file.
-        task: Name of the task.
-        others: Names of the other tasks: what lies in their folders is not read.
-        config: The task's configuration.
-        names: Names of splits besides the usual ones.
+    The folder may be a single file. What lies in folders of ``others`` (tasks) is not read; ``names`` are splits
+    besides the usual.
 
     Raises:
         ValueError: If the folder does not exist or holds no parquet file.
@@ -169,14 +152,10 @@ def find_splits(
 
 
 def split_name(parts: Sequence[str], names: Collection[str] = ()) -> str:
-    """Read off the split of a file from its name, or else from the folders that it is in.
+    """Read off the split of a file from its name, or else from the folders that it is in, from the inside out.
 
     >>> split_name(["val-00000-of-00002.parquet"]), split_name(["0000.parquet", "test"]), split_name(["a.parquet"])
     ('validation', 'test', 'unnamed')
-
-    Args:
-        parts: The file's name, then its folders from the inside out.
-        names: Names of splits besides the usual ones.
     """
     known = _SPLIT_NAMES | {canonical_split(name) for name in names}
     for part in parts:

@@ -1,7 +1,5 @@
 """Digests of files, remembered in the user's cache folder: many gigabytes of weights are read once, not every time."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -16,11 +16,7 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headers.
-
-    Args:
-        headers: One per column.
-        rows: One cell per header each, shown as by `lit_depth.results.table.format_table`.
+    """Rows under headers, one cell per header each, shown as by `lit_depth.results.table.format_table`.
 
     Raises:
         ValueError: If a row does not have one cell per header.

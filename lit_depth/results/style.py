@@ -76,12 +76,7 @@ def line_with_bars(
     look: tuple[str, str],
     label: str,
 ) -> None:
-    """Draw points with intervals, joined by a line; the marked points are `hollow`.
-
-    Args:
-        limits: Lower and upper end of each interval.
-        look: Colour and marker.
-    """
+    """Draw points with intervals, joined by a line; the marked points are `hollow`."""
     color, marker = look
     sizes: dict[str, Any] = {"markersize": 6, "linewidth": 1.8, "elinewidth": 1.2, "capsize": 3}
     axes.errorbar(x, y, yerr=bar_lengths(y, limits), color=color, marker=marker, label=label, **sizes)
@@ -101,11 +96,7 @@ def hollow(
 
 
 def draw_constant(axes: Axes, baseline: Mapping[str, Any] | None, full: float | None = None) -> None:
-    """A dotted line at the best constant answer, where it is known.
-
-    Args:
-        full: Quality of the full model, where the axis is the drop from it.
-    """
+    """A dotted line at the best constant answer, where it is known; ``full`` where the axis is the drop from that."""
     if baseline is not None:
         label = f"{constant_label(baseline)}\n(hollow: not above it, or constant)"
         height = baseline["quality"] if full is None else full - baseline["quality"]

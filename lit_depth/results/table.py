@@ -1,7 +1,5 @@
 """Short plain-text tables, as printed at the end of a command."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 Cell = str | int | float | None
@@ -20,11 +18,7 @@ def format_p_value(p: float | None) -> str | None:
 
 
 def format_interval(limits: Sequence[float] | None, sign: str = "+") -> str | None:
-    """Lower and upper end with three decimals; None stays None.
-
-    Args:
-        limits: (low, high).
-        sign: ``+`` = with the sign, as of differences; empty = without, as of shares.
+    """Lower and upper end with three decimals; None stays None. Differences have a sign, shares none (``sign=""``).
 
     >>> format_interval([-0.1, 0.25]), format_interval((0.5, 0.75), sign="")
     ('[-0.100, +0.250]', '[0.500, 0.750]')
@@ -35,12 +29,7 @@ def format_interval(limits: Sequence[float] | None, sign: str = "+") -> str | No
 def format_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str]) -> str:
     """Align rows in columns: numbers to the right, text to the left.
 
-    Args:
-        rows: Cells; floats get three decimals, None becomes a dash. Pass text for any other format.
-        headers: One per column.
-
-    Returns:
-        Lines without trailing spaces or final line feed.
+    Floats get three decimals, None becomes a dash. Pass text for any other format.
 
     Raises:
         ValueError: If a row does not have one cell per header.

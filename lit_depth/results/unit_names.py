@@ -3,8 +3,6 @@
 An entry of a result has ``block``, and for half a block also ``sublayer``: ``attn`` or ``mlp``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -40,7 +38,7 @@ def unit_places(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     return [2 * entry["block"] + (entry["sublayer"] == "mlp") for entry in entries]
 
 
-def label_units(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
+def label_units(axes: "Axes", entries: Sequence[Mapping[str, Any]]) -> None:
     """Name the entries along the x axis; of very many blocks only some."""
     places = unit_places(entries)
     if units_noun(entries) == "sublayer":

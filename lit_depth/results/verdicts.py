@@ -5,8 +5,6 @@ are drawn or printed beside it are the simultaneous ones, which exclude 0 in the
 not beat the best constant answer, no verdict is given at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,10 +27,7 @@ def differs(p_holm: float | None, confidence: float) -> bool:
 def refusal(entry: Mapping[str, Any], where: str = "") -> str | None:
     """Why no verdict is given, in one sentence; None where there are verdicts.
 
-    Args:
-        entry: A result, or the part of it about one task, with ``full`` and ``baseline``. Results of earlier versions
-            have no baseline: nothing is known against them.
-        where: What the samples are of, such as the task.
+    Results of earlier versions have no baseline: nothing is known against them. ``where`` is what the samples are of.
 
     >>> baseline = {"answer": "yes", "quality": 0.458, "difference": -0.291, "difference_ci": [-0.4, -0.18]}
     >>> refusal({"full": {"quality": 0.167}, "baseline": {**baseline, "beaten": False}}, "chart_qa")[:76]
@@ -53,11 +48,7 @@ def refusal(entry: Mapping[str, Any], where: str = "") -> str | None:
 def describe_constant(entry: Mapping[str, Any]) -> str:
     """The best constant answer and the number of distinct answers, to stand behind the full model's quality.
 
-    Args:
-        entry: As for `refusal`.
-
-    Returns:
-        Sentences that begin with a space; nothing where there is no baseline.
+    The text begins with a space; it is empty where there is no baseline.
     """
     baseline = entry.get("baseline")
     if baseline is None:
@@ -78,9 +69,7 @@ def describe_constant(entry: Mapping[str, Any]) -> str:
 def verdict_scalars(measured: Sequence[Part], also: Sequence[Part] = ()) -> dict[str, Any]:
     """What loggers keep first: why there are no verdicts, and of each part its best constant answer.
 
-    Args:
-        measured: Of each part its name in a sentence, the end of its keys (such as ``/<task>``), and the part itself.
-        also: Parts whose own refusal does not withhold the verdicts.
+    A part has a name in a sentence, an end of its keys (``/<task>``), and itself. Those of ``also`` withhold nothing.
 
     >>> verdict_scalars([("a", "/a", {"full": {"num_distinct_answers": 3}, "baseline": None})])
     {'withheld': ''}

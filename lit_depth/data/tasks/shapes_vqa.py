@@ -357,10 +357,7 @@ class ShapesVQA(Task):
 class ShapesTrainingSet(Dataset[TrainingItem]):
     """Images of the train split with their six questions and cell labels, drawn on access.
 
-    Args:
-        num_images: Length.
-        seed: As in `ShapesVQA`.
-        type_weights: Share of each question type, summing to 1; the task's own shares by default.
+    ``type_weights`` are the share of each question type, summing to 1; by default those of the task.
     """
 
     num_images: int = 50_000

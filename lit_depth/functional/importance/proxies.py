@@ -228,11 +228,7 @@ class ProxyScores:
         self._num_labels += num_labels
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> None:
-        """Pool the batches of several processes; each calls this once, after its last update.
-
-        Args:
-            all_sum: Returns the sum of a tensor over all processes, in its shape and on its device.
-        """
+        """Pool the batches of several processes; each calls this once, after its last update."""
         self._totals = {method: all_sum(total) for method, total in self._totals.items()}
         self._num_labels = int(all_sum(torch.tensor([self._num_labels])))
         for weight in self._weights:

@@ -55,8 +55,7 @@ def replay(
 ) -> tuple[Tensor, Tensor]:
     """Run the block at the final position with given head outputs ``[rows, heads, head_dim]``.
 
-    Returns:
-        The attention module's output and the residual update, ``[rows, hidden]`` each.
+    Gives the attention module's output and the residual update, ``[rows, hidden]`` each.
     """
     length = call.hidden.shape[1]
     hidden = call.hidden[:, -1:].repeat(len(heads), 1, 1)

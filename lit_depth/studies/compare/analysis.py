@@ -1,7 +1,5 @@
 """From per-sample scores under many masks to the comparison of policies: intervals and tests."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,13 +23,7 @@ def describe(
     shared: dict[str, Any],
     confidence: float,
 ) -> dict[str, Any]:
-    """The result: that of the one task, or the mean over several, with each task's own under ``tasks``.
-
-    Args:
-        measured: Answers under the planned masks and the full one.
-        latency: Percentiles of the masks that were timed.
-        shared: What is the same of every task.
-    """
+    """The result: that of the one task, or the mean over several, with each task's own under ``tasks``."""
     tasks = [
         _task_entry(each) | shared | _describe_policies(plan, each.scores, latency, confidence) for each in measured
     ]

@@ -1,7 +1,5 @@
 """The four questions that a comparison is run for, answered with numbers; "not shown" and "withheld" are answers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -166,12 +164,8 @@ def _is_scalar(comparisons: Entries, frame: pd.DataFrame, confidence: float) -> 
 def variance_explained(frame: pd.DataFrame) -> float | None:
     """Share of the variance of quality that the number of active blocks explains (R squared of a one-way layout).
 
-    Args:
-        frame: One row per policy and count, with ``num_active_blocks`` and ``quality``.
-
-    Returns:
-        None where the share would be 0 or 1 whatever was measured: two points, one count, one policy per count; and
-        where quality does not vary.
+    None where the share would be 0 or 1 whatever was measured (two points, one count, one policy per count), and where
+    quality does not vary.
     """
     counts = frame["num_active_blocks"].nunique()
     if len(frame) <= 2 or counts < 2 or counts == len(frame):

@@ -1,7 +1,5 @@
 """What a comparison rests on besides answers: scores that choose blocks, and times."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -13,13 +11,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional.masks import full_id
 from lit_depth.module import DepthModule
 from lit_depth.studies.compare.arguments import CompareArguments
-from lit_depth.studies.shared.importance_scores import (
-    IMPORTANCE_KEYS,
-    name_ties,
-    read_importance,
-    read_ties,
-    to_importance,
-)
+from lit_depth.studies.shared.importance_scores import IMPORTANCE_KEYS, read_importance, read_ties, to_importance
 from lit_depth.studies.shared.mask_grid import PlannedMask
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.time_masks import summarize_masks, time_masks
@@ -36,21 +28,6 @@ def given_importance(
     scores = read_importance(path, model, datamodule)
     entry = NOT_USED | {"source": path, "scores": scores, "tied_with": read_ties(path)}
     return to_importance(scores, arguments.num_blocks, path, arguments.keep), entry
-
-
-def used_ties(
-    plan: Sequence[PlannedMask],
-    scores: Sequence[float] | None,
-    tied_with: Mapping[Any, Sequence[int]] | None,
-    keep: Sequence[int],
-) -> list[dict[str, Any]] | None:
-    """`name_ties` of the planned masks; None where scores were used whose ties are not known."""
-    if scores is None:
-        return []
-    if tied_with is None:
-        return None
-    masks = {each.count: each.mask.nonzero().flatten().tolist() for each in plan if each.policy == "importance"}
-    return name_ties(masks, scores, {int(block): list(others) for block, others in tied_with.items()}, keep)
 
 
 def measure_times(

@@ -1,20 +1,11 @@
 """What ``lit-depth compare`` tells of its result."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table
 from lit_depth.results.style import Stage
 from lit_depth.results.table import Cell, format_interval
-from lit_depth.results.verdicts import (
-    LEGEND,
-    WITHHELD,
-    describe_constant,
-    mark_strategy,
-    refusal,
-    verdict_scalars,
-)
+from lit_depth.results.verdicts import LEGEND, WITHHELD, describe_constant, mark_strategy, refusal, verdict_scalars
 from lit_depth.studies.compare.figures import by_policy, comparison_figures, has_latency, task_figure, total_ms
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 from lit_depth.studies.shared.importance_scores import tie_sentences

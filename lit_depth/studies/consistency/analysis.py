@@ -1,7 +1,5 @@
 """From two measurements of the same blocks to how closely they agree."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,13 +32,7 @@ def describe(
     threshold: float,
     confidence: float,
 ) -> dict[str, Any]:
-    """Every measurement, and the agreement of both splits of each task, or of every pair of tasks.
-
-    Args:
-        measured: Each task on each split, task by task.
-        splits: The two splits to compare within each task, or one.
-        units: Indices in a mask of what was measured.
-    """
+    """Every measurement, and the agreement of both splits of each task, or of every pair of tasks."""
     by_name: Mapping[str, Measured] = {
         each.task.name if len(splits) == 1 else f"{each.task.name}, {each.split}": each for each in measured
     }

@@ -1,7 +1,5 @@
 """``lit-depth consistency``: do two splits, or two tasks, rank the blocks alike?"""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer

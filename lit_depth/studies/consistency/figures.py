@@ -1,7 +1,5 @@
 """Side-by-side bars and scatter of two importance measurements, and matrices of blocks and tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,11 +18,10 @@ _LABELS = {"quality": "Drop in quality ({metric})", "reference_logprob": "Drop i
 _MAX_PAIR_FIGURES = 10
 
 
-def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], "Figure"]]:
     """Names of all figures of a result, and what draws each.
 
-    Returns:
-        ``consistency_<a>_<b>`` for each of at most 10 pairs, and ``consistency_matrix`` of several tasks.
+    They are ``consistency_<a>_<b>`` for each of at most 10 pairs, and ``consistency_matrix`` of several tasks.
     """
     measured = {entry["name"]: entry for entry in result["measurements"]}
     figures: dict[str, Callable[[], Figure]] = {}
@@ -37,7 +34,7 @@ def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure
     return figures
 
 
-def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], result: dict[str, Any]) -> Figure:
+def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], result: dict[str, Any]) -> "Figure":
     """Two measurements of the same blocks: drops side by side, and ranks against each other; for both measures."""
     from matplotlib.patches import Patch
 

@@ -1,7 +1,5 @@
 """What ``lit-depth consistency`` tells of its result."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lit_depth.results.report import Report, Table

@@ -1,7 +1,5 @@
 """From measurements of one task or several to importance by task, its mean, and the agreement of the tasks."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -20,12 +18,7 @@ THRESHOLD = 0.9
 def describe(
     measured: Sequence[Measured], units: Sequence[int], granularity: Granularity, confidence: float
 ) -> dict[str, Any]:
-    """Every task; of several also their mean, and how closely each pair of them agrees.
-
-    Args:
-        measured: One per task, all on the same split.
-        units: Indices in a mask of what was measured.
-    """
+    """Every task; of several also their mean, and how closely each pair of them agrees."""
     tasks = [task_entry(each, units, confidence, granularity) for each in measured]
     pairs = [
         {"a": a.task.name, "b": b.task.name} | describe_agreement(a.scores, b.scores, units, THRESHOLD, confidence)

@@ -1,7 +1,5 @@
 """``lit-depth importance``: what skipping each single block costs, with intervals and ranks that admit ties."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer

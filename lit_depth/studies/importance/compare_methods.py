@@ -14,8 +14,6 @@ the method's own scores, which count as given. ``reference_logprob_drop`` comes 
 drop comes of and shares a part of its noise: where its correlation rests on few samples, it may look too high.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +31,7 @@ from lit_depth.module import DepthModule
 from lit_depth.results.verdicts import WITHHELD, differs
 from lit_depth.studies.importance.measure_proxies import TOGETHER
 from lit_depth.studies.shared.block_ranks import drops
-from lit_depth.studies.shared.checks import check_whole_blocks
+from lit_depth.studies.shared.checks import check_one_process, check_one_task, check_whole_blocks
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.importance_scores import describe_samples
 from lit_depth.studies.shared.run_folder import Run
@@ -62,10 +60,8 @@ def check_asked(
     # the command line makes a list of a single word
     names = list(METHODS if methods in ("all", ["all"]) else check_methods(methods))
     check_whole_blocks(model, "--methods")
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"--methods takes one task at a time, got {[task.name for task in datamodule.tasks]}")
-    if trainer.world_size > 1:
-        raise ValueError(f"--methods runs in one process, got {trainer.world_size}: give --trainer.devices 1")
+    check_one_task(datamodule, "--methods takes one task at a time")
+    check_one_process(trainer, "--methods runs in one process")
     if split == "validation":
         raise ValueError("--methods judges masks on the validation split: measure on another one, --split calibration")
     unmeasured, smallest = model.num_blocks - len(blocks), min(mask_sizes(model.num_blocks))
@@ -91,10 +87,7 @@ def compare_methods(
 ) -> dict[str, Any]:
     """The result's ``methods`` entry: every method against the accuracy drop, its masks on the validation split.
 
-    Args:
-        proxies: From `measure_proxies`.
-        measured: Scores of the full model and every leave-one-out mask.
-        blocks: The measured blocks; all others stay active in every mask.
+    Blocks that were not measured stay active in every mask.
     """
     num_blocks = run.model.num_blocks
     sizes = mask_sizes(num_blocks)

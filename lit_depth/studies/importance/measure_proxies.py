@@ -1,7 +1,5 @@
 """Proxy scores of one split for a study, and what they cost: measured once, kept in the folder of the run."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import sys
@@ -31,9 +29,6 @@ _FIRST_BATCH = 32
 
 def measure_proxies(run: Run, split: str, methods: Sequence[str], blocks: Sequence[int]) -> dict[str, Any]:
     """Scores of a split and what they cost; kept in the run's folder, so that a run started again only reads them.
-
-    Args:
-        blocks: What the drops are measured of, for what they cost.
 
     Returns:
         ``{"scores": {method: [num_blocks]}, "forwards": {method: cost}, "forward_seconds", "batch_size"}``, of which

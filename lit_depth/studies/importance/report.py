@@ -1,7 +1,5 @@
 """What ``lit-depth importance`` tells of its result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,10 +100,7 @@ def _section(
     if any(str(row[1]).endswith("*") for row in rows):
         lines.append(LEGEND)
     return Section(
-        heading,
-        "\n\n".join([*lines, *_findings(task)]),
-        Table((units_noun(task["blocks"]), *HEADERS), rows),
-        figures,
+        heading, "\n\n".join([*lines, *_findings(task)]), Table((units_noun(task["blocks"]), *HEADERS), rows), figures
     )
 
 
@@ -176,9 +171,7 @@ def _method_sections(methods: Mapping[str, Any]) -> list[Section]:
     return [
         Section("Methods", explained, Table(headers, _method_rows(entries, str(k))), [METHODS]),
         Section(
-            "Masks of every method",
-            masks + describe_constant(validation),
-            Table(MASK_HEADERS, _mask_rows(methods)),
+            "Masks of every method", masks + describe_constant(validation), Table(MASK_HEADERS, _mask_rows(methods))
         ),
     ]
 

@@ -1,7 +1,5 @@
 """From times of masks on the same requests to percentiles, ratios to the full model, and lines over the depth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Latency against active blocks, drawn from the result of ``lit-depth latency``."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.style import STAGES, new_figure, plain_axes, whole_numbers
@@ -10,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def latency_figure(result: dict[str, Any]) -> Figure:
+def latency_figure(result: dict[str, Any]) -> "Figure":
     """Median of every stage against the number of active blocks, with the fitted line and the ideal one.
 
     The ideal total is that of the full model times the share of active blocks: what skipping would give if nothing

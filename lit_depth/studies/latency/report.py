@@ -1,7 +1,5 @@
 """What ``lit-depth latency`` tells of its result."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """From what a search found, and its scores on the report split, to the content of ``search.json``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

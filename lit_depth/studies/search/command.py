@@ -3,8 +3,6 @@
 With masks of sublayers: which attentions and MLPs.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer

@@ -1,7 +1,5 @@
 """What finds ablations on the calibration split: the search, and its baselines."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,9 +90,8 @@ def run_baselines(
 ) -> tuple[Ablation, Baselines]:
     """The full model, and each baseline's best ablation of every size (None: there is none).
 
-    Args:
-        found: What the search found. The order of importance is that of its first level: with racing the mean of a
-            block that was dropped is over fewer samples. Of a single block the best span is the search's own choice.
+    The order of importance is that of the first level: with racing the mean of a block that was dropped is over fewer
+    samples. Of a single block the best span is the search's own choice.
     """
     most = arguments.max_blocks_to_remove
     spans = [_spans(cache, length, arguments) for length in range(2, most + 1 if arguments.baselines else 2)]

@@ -1,7 +1,5 @@
 """What a search asks its scores of: each pair (mask, sample) of one split is evaluated once, whoever asks again."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Sequence
@@ -26,10 +24,7 @@ class ScoreCache:
     from the scores alone, and so do the rounds. A run that was killed finds its rounds again; in the last of them some
     records may be missing. All processes of a distributed run see all scores, so each asks for the same.
 
-    Args:
-        run: Of one task; its ``max_bad_samples`` is a share of the split's samples.
-        split: The split.
-        folder: Folder for the rounds: ``round_0001``, ...
+    The run is of one task; its ``max_bad_samples`` is a share of the split's samples.
 
     Raises:
         ValueError: If the split has no samples.

@@ -1,7 +1,5 @@
 """Quality against time of the masks that ``lit-depth select`` chose from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def selection_figure(result: Mapping[str, Any]) -> Figure:
+def selection_figure(result: Mapping[str, Any]) -> "Figure":
     """Every candidate at the budget that it needs, the frontier through the best, the budget and what was chosen."""
     figure, axes = new_figure(7.5, 5.5)
     plain_axes(axes)

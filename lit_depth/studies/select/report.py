@@ -1,7 +1,5 @@
 """What ``lit-depth select`` tells of its result: the choice, its reasons, and the table of candidates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import partial

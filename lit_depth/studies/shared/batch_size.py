@@ -1,7 +1,5 @@
 """The batch size ``auto``: found once per run, the same for every mask and any number of processes."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

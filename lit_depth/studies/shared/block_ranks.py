@@ -1,7 +1,5 @@
 """From per-sample scores with each block skipped to importance: drops with intervals, and ranks that admit ties."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +20,7 @@ MEASURES: tuple[Measure, ...] = ("quality", "reference_logprob")
 def drops(scores: Scores, units: Sequence[int], measure: Measure) -> Floats:
     """Per-sample score of the full model minus that with one unit skipped, ``[units, samples]``.
 
-    Args:
-        units: Indices in the mask, of blocks or of their halves, here and below.
-        measure: Which score.
+    ``units`` are indices in the mask, of blocks or of their halves, here and below.
     """
     return scores.rows([scores.full_id], measure) - scores.rows([_without(scores, unit) for unit in units], measure)
 
@@ -122,9 +118,8 @@ def describe_full(scores: Scores, confidence: float) -> dict[str, Any]:
 def find_different(values: Floats, clusters: Sequence[str], confidence: float) -> NDArray[np.int_]:
     """Which rows of ``[rows, samples]`` differ: all pairs are tested together (`pairwise_sign_flip_tests`).
 
-    Returns:
-        ``[rows, rows]``: 1 where the row's mean is significantly larger than the column's, -1 where it is smaller, 0
-        where the two are tied.
+    Gives ``[rows, rows]``: 1 where the row's mean is significantly larger than the column's, -1 where it is smaller, 0
+    where the two are tied.
     """
     different = np.zeros((len(values), len(values)), dtype=int)
     means = values.mean(axis=1)

@@ -3,11 +3,22 @@
 What results of earlier versions lack is `NotRequired`.
 """
 
-# without `from __future__ import annotations`: a TypedDict must see which of its fields are `NotRequired`
+from typing import Annotated, Any, Literal, NotRequired
 
-import math
-import types
-from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic_core import ErrorDetails, PydanticCustomError
+from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, list):  # what is no list is told as that
+        numbers = len(value) == 2 and all(isinstance(limit, (int, float)) for limit in value)
+        if not (numbers and value[0] <= value[1]):
+            raise PydanticCustomError("interval", "[low, high]")
+    return value
+
+
+Interval = Annotated[list[float], BeforeValidator(_ordered)]
 
 Policy = str
 """Name of the rule that made a mask: prefix, suffix, uniform, random, importance, ..."""
@@ -42,10 +53,10 @@ class Effect(TypedDict):
     """
 
     quality: float
-    quality_ci: list[float]
+    quality_ci: Interval
     drop: float
-    drop_ci: list[float]
-    drop_simultaneous_ci: NotRequired[list[float] | None]
+    drop_ci: Interval
+    drop_simultaneous_ci: NotRequired[Interval | None]
     drop_p_holm: NotRequired[float | None]
     reference_logprob: float
     latency_ms: Latency | None
@@ -79,8 +90,8 @@ class PairwiseComparison(TypedDict):
     b: Policy
     num_active_blocks: int | None
     difference: float
-    ci: list[float]
-    simultaneous_ci: NotRequired[list[float]]
+    ci: Interval
+    simultaneous_ci: NotRequired[Interval]
     p_value: float
     p_holm: float
     verdict: Literal["a", "b", "tie", "withheld"]
@@ -103,8 +114,8 @@ class Importance(TypedDict):
     source: str
     num_samples: int
     scores: dict[str, float]
-    intervals: dict[str, list[float]] | None
-    simultaneous_intervals: NotRequired[dict[str, list[float]] | None]
+    intervals: dict[str, Interval] | None
+    simultaneous_intervals: NotRequired[dict[str, Interval] | None]
     p_holm: NotRequired[dict[str, float] | None]
     tied_with: NotRequired[dict[str, list[int]] | None]
     ties: NotRequired[list[Tie] | None]
@@ -135,9 +146,9 @@ class Baseline(TypedDict):
 
     answer: str | None
     quality: float
-    quality_ci: list[float]
+    quality_ci: Interval
     difference: float
-    difference_ci: list[float]
+    difference_ci: Interval
     p_value: float
     beaten: bool
     split: str
@@ -145,6 +156,8 @@ class Baseline(TypedDict):
     reason: str | None
 
 
+# strict: Python counts true as a number, and a text of digits would be read as one
+@with_config(ConfigDict(strict=True, allow_inf_nan=False))
 class Comparison(TypedDict):
     """The whole file; of several tasks with the result of each. Further keys are allowed at every level."""
 
@@ -165,19 +178,28 @@ class Comparison(TypedDict):
     tasks: NotRequired[list["Comparison"]]
 
 
+_COMPARISON = TypeAdapter(Comparison)
+_EXPECTED = {
+    "dict_type": "an object",
+    "list_type": "a list",
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "int_type": "int",
+    "string_type": "str",
+    "bool_type": "true or false",
+}
+
+
 def validate_comparison(obj: Any) -> Comparison:
-    """Check a comparison result against its schema and against itself.
-
-    Args:
-        obj: The object, as built or as read from JSON.
-
-    Returns:
-        The same object.
+    """Check a comparison result, as built or as read from JSON, against its schema and itself, and return it.
 
     Raises:
         ValueError: Naming the first wrong field, such as ``strategies[2].masks[0].quality``.
     """
-    _check(obj, Comparison, "")
+    try:
+        _COMPARISON.validate_python(obj)
+    except ValidationError as error:
+        raise ValueError(_first_wrong(error.errors(include_url=False)[0])) from None
     _check_masks(obj, "")
     for i, task in enumerate(obj.get("tasks", ())):
         _check_masks(task, f"tasks[{i}].")
@@ -204,48 +226,15 @@ def _check_mask(mask: MaskResult, num_blocks: int, num_active: int, where: str) 
     _require(given == active, f"{where}.active_block_indices", f"{active} (mask {name})", given)
 
 
-def _check(value: Any, kind: Any, where: str) -> None:
-    """Compare a JSON value with a type: TypedDict, list, dict, Literal, union, or a plain type."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    is_bool = isinstance(value, bool)  # which Python counts as a number
-    if is_typeddict(kind):
-        _check_fields(value, kind, where)
-    elif origin in (Union, types.UnionType):
-        if value is not None:  # the only unions here are "... or null"
-            _check(value, arguments[0], where)
-    elif origin is Literal:
-        _require(value in arguments, where, f"one of {list(arguments)}", value)
-    elif origin is list:
-        _require(isinstance(value, list), where, "a list", value)
-        if where.endswith(("_ci", ".ci")) or ".intervals." in where or ".simultaneous_intervals." in where:
-            _check_interval(value, where)
-        for index, item in enumerate(value):
-            _check(item, arguments[0], f"{where}[{index}]")
-    elif origin is dict:
-        _require(isinstance(value, dict), where, "an object", value)
-        for key, item in value.items():
-            _check(item, arguments[1], f"{where}.{key}")
-    elif kind is float:
-        is_number = isinstance(value, (int, float)) and not is_bool
-        _require(is_number and math.isfinite(value), where, "a finite number", value)
-    else:
-        expected = "true or false" if kind is bool else kind.__name__
-        _require(isinstance(value, kind) and is_bool == (kind is bool), where, expected, value)
-
-
-def _check_fields(value: Any, kind: Any, where: str) -> None:
-    _require(isinstance(value, dict), where or "comparison", "an object", value)
-    for field, field_kind in get_type_hints(kind).items():
-        place = f"{where}.{field}".lstrip(".")
-        if field in value:
-            _check(value[field], field_kind, place)
-        elif field in kind.__required_keys__:
-            raise ValueError(f"{place}: expected this field, got only {sorted(value)}")
-
-
-def _check_interval(value: list[Any], where: str) -> None:
-    ordered = len(value) == 2 and all(isinstance(limit, (int, float)) for limit in value) and value[0] <= value[1]
-    _require(ordered, where, "[low, high]", value)
+def _first_wrong(error: ErrorDetails) -> str:
+    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error["loc"]).lstrip(".")
+    kind, given = error["type"], error["input"]
+    if kind == "missing":  # pydantic gives the object that lacks the field
+        return f"{where}: expected this field, got only {sorted(given)}"
+    expected = _EXPECTED.get(kind, error["msg"])
+    if kind == "literal_error":
+        expected = f"one of [{error['ctx']['expected'].replace(' or ', ', ')}]"
+    return f"{where or 'comparison'}: expected {expected}, got {given!r}"
 
 
 def _require(condition: bool, where: str, expected: Any, value: Any) -> None:

@@ -4,8 +4,6 @@ A model that scores less than that was not shown to do the task, and nothing tha
 model is needed, and no image is decoded: the answer follows from the references alone.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -40,18 +38,10 @@ def score_constant(answer: str, samples: Sequence[Sample], metric: Any) -> NDArr
 
 
 def best_constant(samples: Sequence[Sample], metric: Any, most: int = MAX_CANDIDATES) -> tuple[str, int]:
-    """The constant answer of the highest mean score.
+    """The constant answer of the highest mean score, and how many were tried.
 
     Candidates are the most frequent reference answers, as they would be read from a model's output, and the letters of
-    the options. Of equally good ones the first in alphabetical order is taken.
-
-    Args:
-        samples: Questions with references, at least one.
-        metric: A class of `lit_depth.metrics`.
-        most: Number of reference answers that are tried; of equally frequent ones the first in alphabetical order.
-
-    Returns:
-        The answer, and how many were tried.
+    the options. Of equally good or frequent ones the first in alphabetical order is taken.
 
     Example:
         >>> from lit_depth.metrics import ExactMatch

@@ -1,7 +1,5 @@
 """The evaluation of masks on one split, in Lightning's predict loop."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,14 +29,8 @@ class Measured(NamedTuple):
 def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measured:
     """Answer a split under masks in Lightning's predict loop; what the run's records hold already is not repeated.
 
-    Args:
-        run: Of one task.
-        masks: Further masks than that of the full model.
-        what: Begins the text before the progress bar.
-
-    Returns:
-        Scores of all masks on the same samples (of all processes), with the best constant answer on these, and the
-        callback that collected them.
+    ``masks`` are those besides the full model's, ``what`` begins the text before the progress bar. The best constant
+    answer stands beside the scores, on the same samples of all processes.
 
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
@@ -60,12 +52,7 @@ def sweep_samples(
 ) -> MaskSweep:
     """`evaluate` on some samples of a split, or all, with the records in a folder of their own.
 
-    Args:
-        text: Stands before the progress bar.
-        positions: Positions in ``datamodule.eval_dataset(split)``; None = all.
-
-    Returns:
-        The callback with complete records of all processes.
+    ``positions`` count in ``datamodule.eval_dataset(split)``; None = all.
     """
     task = run.datamodule.task
     sweep = MaskSweep(masks, records, metric=task.metric, max_bad_samples=run.max_bad_samples, description=text)

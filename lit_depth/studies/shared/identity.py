@@ -1,7 +1,5 @@
 """What makes two runs the same: arguments, model and data, down to the files and weights that an answer depends on."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json
@@ -22,14 +20,8 @@ from lit_depth.results.store import MANIFEST, current_versions
 
 # arguments of the model that change an answer; the others are about training or speed
 _MODEL_ARGUMENTS = (
-    "checkpoint",
-    "revision",
-    "dtype",
-    "attn_implementation",
-    "blocks",
-    "granularity",
-    "phase",
-    "decode_without_prompt",
+    *("checkpoint", "revision", "dtype", "attn_implementation"),
+    *("blocks", "granularity", "phase", "decode_without_prompt"),
 )
 # files of a run's folder that hold what was measured
 _MEASURED = ("**/*.jsonl", "**/batch_size.json", "proxy_scores.json", "records/*.json", "records/*.parquet")
@@ -48,14 +40,8 @@ def identify(
 ) -> dict[str, Any]:
     """Everything that an answer of a run depends on, as JSON.
 
-    Args:
-        splits: Splits whose chosen samples the run depends on.
-        arguments: The command's own arguments as far as they change its result.
-        constant: Whether the result stands beside the best constant answer.
-
-    Returns:
-        ``arguments``: of the command, the model and the data, with a fingerprint of every split's samples; ``model``:
-        see `model_identity`.
+    That is the command's arguments as far as they change its result, a fingerprint of the chosen samples of every
+    split, and the `model_identity`; ``constant``: the result stands beside the best constant answer.
     """
     found = {
         "arguments": {
@@ -155,8 +141,7 @@ def model_identity(model: DepthModule, processor: Any = None) -> dict[str, Any]:
     Files and memory say the same of a model that was loaded and left alone. One that was built or changed in Python is
     known by what is in memory; a checkpoint's code, and what a processor keeps to itself, by the files.
 
-    Args:
-        processor: What prepares the model's inputs; None = the module's own.
+    ``processor`` prepares the model's inputs; None = the module's own.
     """
     files = checkpoint_files(model.hparams["checkpoint"], model.hparams["revision"]) | _remote_code(model)
     decoding = model.decoding_configuration()
@@ -204,11 +189,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def refuse_other_run(folder: Path, there: Mapping[str, Any], identity: Mapping[str, Any], versions: str) -> None:
     """Refuse to continue a run with another identity, or under other versions of packages.
 
-    Args:
-        there: Manifest of the run.
-        identity: `identify` now.
-        versions: ``same``, or ``any``: continue under other versions, which may describe a model in other words: then
-            its files and weights have to be the same.
+    Other versions (``any``) may describe a model in other words: then its files and weights have to be the same.
 
     Raises:
         ValueError: Naming the first thing that differs.
@@ -230,11 +211,7 @@ def refuse_other_run(folder: Path, there: Mapping[str, Any], identity: Mapping[s
 def check_same_model(file: str | Path, name: str, model: DepthModule, arguments: Mapping[str, Any]) -> None:
     """Refuse the result file of another run that was made with another model, as its manifest beside it says.
 
-    Args:
-        file: The file; one that was moved away from its run says nothing of it.
-        name: The argument that names it.
-        model: This run's.
-        arguments: Arguments that must be the same too.
+    A file that was moved away from its run says nothing of it.
 
     Raises:
         ValueError: Naming the first thing that differs.

@@ -3,8 +3,6 @@
 The file is ``{"0": 0.6, "1": 0.03, ...}``, as ``lit-depth importance`` writes it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +64,7 @@ def measure(run: Run, split: str, units: Sequence[int]) -> Measured:
     return evaluate(run, split, leave_one_out(run.model.num_units)[list(units)], "importance")
 
 
-def records_of(measured: Iterable[Measured], *columns: str) -> pd.DataFrame:
+def records_of(measured: Iterable[Measured], *columns: str) -> "pd.DataFrame":
     """Records of all measurements, with ``columns`` (``task``, ``split``) that tell them apart."""
     import pandas as pd
 
@@ -163,8 +161,7 @@ def read_importance(path: str, model: DepthModule, datamodule: DepthDataModule) 
 def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, keep: Sequence[int] = ()) -> list[float]:
     """Scores of a ``{"0": 0.6, ...}`` file as a list, checked.
 
-    Args:
-        keep: Blocks that stay active whatever their score; these may be missing, and count as most important.
+    Blocks of ``keep`` may be missing, and count as most important: they stay active whatever their score.
 
     >>> to_importance({"1": 0.5, "0": 2}, 2, "file.json")
     [2.0, 0.5]
@@ -190,11 +187,7 @@ def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, kee
 
 
 def read_ties(path: str) -> dict[int, list[int]] | None:
-    """Which blocks of a ``{"0": 0.6, ...}`` file are tied, by the result that stands beside it.
-
-    Returns:
-        Of each measured block the blocks that it is tied with; None where the file stands alone, or was changed.
-    """
+    """Which blocks of a ``{"0": 0.6, ...}`` file are tied, by the result beside it; None if alone or changed."""
     try:
         scores, folder = read_object(path), Path(path).parent
         if (folder / RESULT).is_file():
@@ -213,21 +206,22 @@ def read_ties(path: str) -> dict[int, list[int]] | None:
 
 def name_ties(
     masks: Mapping[int, Sequence[int]],
-    scores: Sequence[float],
-    tied_with: Mapping[int, Sequence[int]],
+    scores: Sequence[float] | None,
+    tied_with: Mapping[Any, Sequence[int]] | None,
     keep: Sequence[int],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]] | None:
     """Where the importance policy decided among blocks that the samples cannot tell apart.
 
-    Args:
-        masks: Its active blocks by their number.
-        keep: Blocks that were active whatever their score.
-
-    Returns:
-        Entries as `lit_depth.studies.shared.comparison_schema.Tie`, one for each number of active blocks with ties
-        across the cut.
+    One `lit_depth.studies.shared.comparison_schema.Tie` for each number of active blocks in ``masks`` (to the blocks)
+    with ties across the cut. None where scores were used whose ties are not known.
     """
-    free = {b: [other for other in others if other not in keep] for b, others in tied_with.items() if b not in keep}
+    if scores is None:
+        return []
+    if tied_with is None:
+        return None
+    # blocks of ``keep`` are active whatever their score; JSON has made the keys texts
+    ties = {int(block): others for block, others in tied_with.items() if int(block) not in keep}
+    free = {block: [other for other in others if other not in keep] for block, others in ties.items()}
     found = []
     for count, kept in masks.items():
         blocks = tied_at_cut(scores, free, kept)

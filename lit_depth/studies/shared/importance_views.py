@@ -85,10 +85,7 @@ def matrix_figure(
 ) -> Figure:
     """Numbers in coloured cells, blue below zero and red above; what is not known stays white.
 
-    Args:
-        values: ``[rows][columns]``.
-        limit: Where the colours end on either side.
-        sure: ``[rows][columns]``, False where a cell is to be pale; None = nowhere.
+    The colours end at ``limit`` on either side. A cell that is not ``sure`` is pale.
     """
     numbers = [[float("nan") if value is None else value for value in row] for row in values]
     figure, axes = new_figure(max(6, 0.55 * len(column_names) + 2.5), max(2.5, 0.4 * len(row_names) + 1.5))

@@ -1,7 +1,5 @@
 """How a result is told: printed, drawn, written as a page, logged; its file is the last one written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,6 @@ from lit_depth.studies.shared.run_folder import Run
 
 def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> None:
     """Tell a result in every way at once, and write its file last: whoever sees it may rely on all the rest.
-
-    Args:
-        run: Its loggers get what the report keeps for loggers; the page shows its arguments.
-        report: What is told.
-        name: Name of the result's JSON file.
-        result: Its content.
 
     Raises:
         ValueError: If a file cannot be written.

@@ -1,14 +1,12 @@
 """A run's folder with its manifest, for exactly these arguments, model and data."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lightning.pytorch import Trainer
 
@@ -36,13 +34,8 @@ _OF_DATA = ("prompter", "context", "max_new_tokens")
 class Run:
     """A run of a command: who answers, on which data, and where its files lie.
 
-    Args:
-        trainer: Runs the loops.
-        model: Holds the model.
-        datamodule: Gives the questions, of all tasks or of one (see `for_each_task`).
-        folder: ``<output_dir>/<command>/<name>``.
-        arguments: As the manifest names them, which tells the model in detail.
-        max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
+    It stops above a share ``max_bad_samples``, 0 to 1, of unreadable samples. The manifest names its ``arguments``, and
+    tells the model in detail.
     """
 
     trainer: Trainer
@@ -52,7 +45,7 @@ class Run:
     arguments: Mapping[str, Any]
     max_bad_samples: float
 
-    def for_each_task(self) -> list[Run]:
+    def for_each_task(self) -> list[Self]:
         """The same run on each of its tasks alone."""
         return [replace(self, datamodule=each) for each in self.datamodule.for_each_task()]
 
@@ -73,11 +66,6 @@ def open_run(
 
     The folder is locked against other runs inside the ``with`` statement, and afterwards model and datamodule are what
     they were before it.
-
-    Args:
-        splits: Splits whose chosen samples the run depends on.
-        arguments: The command's own arguments as far as they change its result.
-        max_bad_samples: See `Run`.
 
     Raises:
         ValueError: If the folder holds a run with other arguments, model, data or versions of packages, is in use, or

@@ -1,9 +1,7 @@
 """Per-sample scores of many masks on the same samples, the statistics of their differences, and entries of results."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -47,7 +45,7 @@ class Scores(NamedTuple):
     constant: ConstantAnswer | None = None
 
     @classmethod
-    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Scores:
+    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Self:
         """Pivot complete records (see `lit_depth.results.store.check_complete`)."""
         quality, logprob = (
             records.pivot(index="mask", columns="sample", values=name) for name in ("score", "reference_logprob")
@@ -66,7 +64,7 @@ class Scores(NamedTuple):
         )
 
     @classmethod
-    def pooled(cls, tasks: Sequence[Scores]) -> Scores:
+    def pooled(cls, tasks: Sequence[Self]) -> Self:
         """Several tasks as one: scores are weighted so that the mean over all samples is the mean over tasks.
 
         Raises:
@@ -101,11 +99,8 @@ class Scores(NamedTuple):
 
         Intervals and tests are clustered by image.
 
-        Args:
-            values: Differences of scores, or sums of several such differences.
-            confidence: Coverage of each interval, and of the simultaneous ones together.
-            measure: What the values were computed from; its range is that of the scores.
-            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
+        The range of the values is that of the scores that they were computed from (``measure``), times the number of
+        differences that were added in each row (``terms``).
         """
         return paired_comparisons(**self._samples(values, measure, terms), confidence=confidence)
 
@@ -216,11 +211,7 @@ def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float)
     drops = rows[0] - rows
     family = [None, *(scores.compare(drops[1:], confidence) if len(rows) > 1 else ())]
     return [
-        {
-            **interval_entry(quality, "quality"),
-            **family_entry(found, "drop"),
-            "drop_p_holm": found and found.p_holm,
-        }
+        {**interval_entry(quality, "quality"), **family_entry(found, "drop"), "drop_p_holm": found and found.p_holm}
         for quality, found in zip(scores.mean_intervals(rows, confidence), family)
     ]
 

@@ -1,7 +1,5 @@
 """``lit-depth tokens``: what each token of a prompt does for the final position of every block."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -64,6 +62,7 @@ def tokens(
             file or image cannot be read.
     """
     from lit_depth.functional.token_masking.prompt import token_kinds
+    from lit_depth.studies.shared.checks import check_one_process
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
     from lit_depth.studies.tokens.analysis import describe
@@ -82,8 +81,7 @@ def tokens(
         after_end=after_end,
         spans=spans,
     )
-    if trainer.world_size > 1:
-        raise ValueError(f"tokens is run by one process, got {trainer.world_size}: give --trainer.devices 1")
+    check_one_process(trainer, "tokens is run by one process")
     where = find_device(device, trainer)
     options = {"num_output_tokens": num_output_tokens, "blocks": model.hparams["blocks"]}
     if arguments.from_task:

@@ -1,7 +1,5 @@
 """What ``lit-depth tokens`` measures, prompt by prompt; what the run's folder holds already is not measured again."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from typing import Any

@@ -19,6 +19,7 @@ from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.token_masking.distances import check_prompt
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import load_yaml
+from lit_depth.studies.shared.checks import check_one_task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,9 +73,6 @@ def find_prompts(
     arguments: TokensArguments, model: DepthModule, datamodule: DepthDataModule, options: dict[str, Any]
 ) -> tuple[list[Prompt], list[BadSample]]:
     """The prompts that the arguments ask for, and the questions of the task that cannot be analysed.
-
-    Args:
-        options: How they are analysed, as for `lit_depth.functional.token_masking`.
 
     Raises:
         ValueError: If a file or an image cannot be read, or no prompt is left.
@@ -141,8 +139,7 @@ def prompts_of_task(
     model: DepthModule, datamodule: DepthDataModule, options: dict[str, Any]
 ) -> tuple[list[Prompt], list[BadSample]]:
     """Questions of the validation split, and those that cannot be read or do not fit the model's context."""
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"tokens takes its questions from one task, got {[task.name for task in datamodule.tasks]}")
+    check_one_task(datamodule, "tokens takes its questions from one task")
     dataset = datamodule.eval_dataset("validation")
     found, bad = [], []
     for sample in (dataset[position] for position in range(len(dataset))):

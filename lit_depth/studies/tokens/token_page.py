@@ -78,15 +78,8 @@ def write_token_page(
 ) -> Path:
     """Write the page atomically. All text is escaped or set as text: tokens can be shown as they are.
 
-    Args:
-        path: The HTML file.
-        frame: Rows with the columns of `write_token_masking`, in any order; others are ignored. NaN is an undefined
-            distance (the token was the only visible one). None: a page that waits for a file.
-        title: Title of the page.
-        images: Pictures of the prompt, for the second view.
-
-    Returns:
-        Path of the page.
+    The frame has the columns of `write_token_masking`, in any order. NaN is an undefined distance (the token was the
+    only visible one). No frame makes a page that waits for a file.
 
     Raises:
         ValueError: If columns are missing, there is no row, a step, layer or position is no whole number from 0 on, a
