@@ -37,9 +37,9 @@ from lit_depth.functional.engine.drivers import TrieDriver, driven
 from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import check_answers
-from lit_depth.functional.masking.blocks import context_length, find_blocks
+from lit_depth.functional.masking.blocks import context_length, find_blocks, find_decoder
 from lit_depth.functional.masking.skip import Phase, masked
-from lit_depth.functional.masking.support import check_drivable
+from lit_depth.functional.masking.support import adds_between_blocks, check_drivable
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 
 T = TypeVar("T")
@@ -88,7 +88,8 @@ def sweep_forward(
 def _forward_together(
     model: nn.Module, inputs: Mapping[str, Tensor], masks: MaskSet, blocks: nn.ModuleList, path: str | None, keep: int
 ) -> SweepOutput:
-    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep)
+    adds = adds_between_blocks(find_decoder(model, blocks))
+    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep, adds=adds)
     with driven(blocks, driver.make_forward):
         logits, states = _logits_and_states(model, inputs, blocks)
     found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))

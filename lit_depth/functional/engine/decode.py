@@ -49,7 +49,9 @@ from lit_depth.functional.inputs import (
     reference_logprob,
     scoring_way,
 )
+from lit_depth.functional.masking.blocks import find_decoder
 from lit_depth.functional.masking.skip import masked
+from lit_depth.functional.masking.support import adds_between_blocks
 from lit_depth.functional.masks import MaskSet
 
 # how many masks fitted the memory of a GPU, for as long as the model lives
@@ -263,8 +265,9 @@ def _answer_chunk(
         with masked(model, masks[0], blocks=path):
             way = scoring_way(model, request.inputs, request.answer_ids, request.pad)
     inputs = request.inputs
-    if front is not None:  # images are needed with the prompt only: the front has the embeddings that they went into
-        inputs = {name: value for name, value in inputs.items() if not is_image_input(name)}
+    if front is not None:
+        # pixels are needed once: the front has the embeddings that they went into; sizes and places tell positions
+        inputs = {name: v for name, v in inputs.items() if not (is_image_input(name) and v.is_floating_point())}
     answer = partial(_answer_prompt, model, request, masks, blocks, way, front, check)
     return inside_generate(model, inputs, request.options, answer)
 
@@ -291,7 +294,8 @@ def _answer_prompt(
     asked = prompt.extended(answers) if whole and answers is not None else prompt
     keep, length = (answer_length + 1, prompt.length + answer_length) if whole else (1, prompt.length)
     width = call_width(model, request.inputs)
-    driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length))
+    adds = adds_between_blocks(find_decoder(model, blocks))
+    driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length), adds=adds)
     with driven(blocks, driver.make_forward):
         logits = asked.forward(keep=keep).logits
     if cache is not None:
