@@ -213,4 +213,4 @@ def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     claim, cache = block.__dict__.get(_CLAIM), find_cache(args, kwargs)
     if claim is not None and cache is not None:
         claim(cache)
-        count_tokens(cache, args[0] if args else kwargs.get("hidden_states"))
+        count_tokens(cache, args, kwargs)

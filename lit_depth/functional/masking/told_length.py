@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -62,7 +63,7 @@ class LengthLayer(CacheLayerMixin):
 
     def prefetch(self) -> None: ...
 
-    def reorder_cache(self, beam_idx: Tensor) -> None: ...  # type: ignore[override]
+    def reorder_cache(self, beam_idx: Tensor) -> None: ...
 
     def batch_repeat_interleave(self, repeats: int) -> None: ...
 
@@ -76,8 +77,9 @@ def tell_length(cache: Cache, block_idx: int) -> None:
     setattr(cache, _TOLD, layer)
 
 
-def count_tokens(cache: Cache, hidden_states: Tensor) -> None:
-    """Note that the blocks are about to read ``[batch, seq, hidden]``; does nothing where a block tells the length."""
+def count_tokens(cache: Cache, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Note how many more tokens block 0 is about to read, by its arguments; nothing where a block tells the length."""
     layer = getattr(cache, _TOLD, None)
     if layer is not None:
+        hidden_states = args[0] if args else kwargs["hidden_states"]
         layer.advance(hidden_states.shape[1])

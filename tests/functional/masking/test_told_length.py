@@ -18,19 +18,19 @@ RECURRENT = [True, False, True]
 
 def test_a_layer_counts_what_the_cache_is_told():
     cache = DynamicCache()
-    count_tokens(cache, torch.zeros(2, 5, 8))  # nobody asked for it
+    count_tokens(cache, (torch.zeros(2, 5, 8),), {})  # nobody asked for it
     cache.layers.append(LengthLayer())
     assert cache.get_seq_length() == 0 and not cache.is_initialized
     tell_length(cache, 0)
     for width, length in ((5, 5), (1, 6)):
-        count_tokens(cache, torch.zeros(2, width, 8))
+        count_tokens(cache, (torch.zeros(2, width, 8),), {})
         assert cache.get_seq_length() == length and cache.get_mask_sizes(1, 0) == (length + 1, 0)
     twin = copy.deepcopy(cache)
     cache.crop(-2)
     assert cache.get_seq_length() == 4 and cache.layers[0].is_initialized
     cache.reset()
     assert cache.get_seq_length() == 0
-    count_tokens(twin, torch.zeros(2, 1, 8))
+    count_tokens(twin, (torch.zeros(2, 1, 8),), {})
     assert twin.get_seq_length() == 7
     with pytest.raises(ValueError, match="a mask that skips a block which now runs"):
         cache.update(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 0)
