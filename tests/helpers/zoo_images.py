@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import transformers as t
 
-from tests.helpers.tiny_models import VOCABULARY, tiny_batch, tiny_model
+from tests.helpers.tiny_models import VOCABULARY
 from tests.helpers.tiny_molmo import tiny_inputs, tiny_molmo
 from tests.helpers.zoo_parts import IMAGE_TOKEN, ROWS, TEXT, VISION, Model, pixels, prompts, ready, without
+from tests.helpers.zoo_text import plain
 
 CLIP = {**VISION, "model_type": "clip_vision_model"}
 SIGLIP = {**VISION, "model_type": "siglip_vision_model", "vision_use_head": False}
@@ -105,14 +106,6 @@ def kosmos2() -> Model:
     positions = torch.zeros_like(inputs["input_ids"])
     positions[:, 3:5] = 1
     return ready(t.Kosmos2ForConditionalGeneration(config)), inputs | {"image_embeds_position_mask": positions}
-
-
-def _plain(family: str) -> Callable[[], Model]:
-    def build() -> Model:
-        model = tiny_model(family)
-        return model, tiny_batch(model, rows=ROWS)
-
-    return build
 
 
 def _molmo(family: str) -> Callable[[], Model]:
@@ -360,7 +353,7 @@ def paddleocr_vl() -> Model:
 
 
 IMAGE_ZOO: dict[str, Callable[[], Model]] = {
-    "llava": _plain("llava"),
+    "llava": plain("llava"),
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,
     "paligemma": paligemma,

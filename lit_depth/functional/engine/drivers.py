@@ -145,11 +145,9 @@ class TrieDriver:
             raise CannotDriveError(f"block {block_idx} is not given what the block before it returned")
         self.calls.append(list(_tensors((args, kwargs))))
         self.added.append(None if is_handed else hidden_states)
-        if self.front is not None:
-            if not _same_tensors(self.calls[-1], self.front.calls[block_idx], self.compared):
-                raise CannotDriveError("its attention masks or positions depend on the image tensors")
-            self.added = self.front.added
-        added = self.added[block_idx]
+        if self.front is not None and not _same_tensors(self.calls[-1], self.front.calls[block_idx], self.compared):
+            raise CannotDriveError("its attention masks or positions depend on the image tensors")
+        added = (self.added if self.front is None else self.front.added)[block_idx]
         if added is not None:
             self.groups = [states + added[:, -states.shape[1] :] for states in self.groups]
 

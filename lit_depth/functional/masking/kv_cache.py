@@ -21,7 +21,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from lit_depth.functional.masking.told_length import LengthLayer, tell_length
+from lit_depth.functional.masking.told_length import RUNS_AFTER_ALL, LengthLayer, tell_length
 
 CacheLayer = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
 
@@ -42,10 +42,7 @@ class SkippedLayer(Placeholder):
         """Raise ValueError; like its base, accept None so that caches can be rebuilt across processes."""
         if key_states is None and value_states is None:
             return super().update(key_states, value_states)
-        raise ValueError(
-            "this KV cache was made under a mask that skips a block which now runs; "
-            "make a new cache for every mask, and one for the whole model"
-        )
+        raise ValueError(RUNS_AFTER_ALL)
 
 
 class Claim:

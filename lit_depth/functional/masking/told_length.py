@@ -10,6 +10,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 # attribute of a cache that has such a layer
 _TOLD = "_lit_depth_told_length"
+RUNS_AFTER_ALL = (
+    "this KV cache was made under a mask that skips a block which now runs; "
+    "make a new cache for every mask, and one for the whole model"
+)
 
 
 class LengthLayer(CacheLayerMixin):
@@ -32,10 +36,7 @@ class LengthLayer(CacheLayerMixin):
         """Raise ValueError: the block that would store something is skipped under the mask of this cache."""
         if key_states is None and value_states is None:
             return key_states, value_states
-        raise ValueError(
-            "this KV cache was made under a mask that skips a block which now runs; "
-            "make a new cache for every mask, and one for the whole model"
-        )
+        raise ValueError(RUNS_AFTER_ALL)
 
     def advance(self, num_tokens: int) -> None:
         """Note that the blocks are about to read so many more tokens."""

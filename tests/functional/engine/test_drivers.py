@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from lit_depth.functional import find_blocks, masked, sweep_forward, sweep_generate
+from lit_depth.functional import find_blocks, generate, masked, sweep_forward, sweep_generate
 from lit_depth.functional.engine import api as sweep_module
 from lit_depth.functional.engine import decode as decode_module
 from lit_depth.functional.engine.api import answer_masks
@@ -164,3 +164,20 @@ def test_a_later_chunk_must_be_called_as_the_first_was():
     with driven(blocks, TrieDriver(MaskTrie(masks), None, None, front=front).make_forward):
         with pytest.raises(CannotDriveError, match="depend on the image"):
             model(**other, use_cache=False)
+
+
+@pytest.mark.parametrize("name", ["mpt", "bloom", "falcon, alibi"])
+def test_biases_per_key_are_told_from_rows_by_their_name(name):
+    """As many rows as heads: the first axis of a bias is as long as that of a mask."""
+    model, inputs = ZOO[name]()
+    inputs = {key: torch.cat([value, value[:1]]) for key, value in inputs.items()}
+    assert len(inputs["input_ids"]) == model.config.num_attention_heads
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sweep_generate(model, inputs, masks_for(model), NEW_TOKENS)
+        rows = generate(model, inputs, masks_for(model), NEW_TOKENS)
+    for index, mask in enumerate(masks_for(model)):
+        with masked(model, mask):
+            expected = plain_answers(model, inputs, NEW_TOKENS)
+        assert torch.equal(found[index], expected)
+        assert torch.equal(rows[index], expected[index])
