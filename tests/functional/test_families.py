@@ -210,6 +210,8 @@ def test_hiding_tokens_equals_brute_force(family):
         return
     frame = token_masking(model, one)
     found = torch.tensor(frame.query("variant == 'Full'")["l2_distance"].to_numpy())
+    if name == "ctrl, types":  # what its generate leaves out, and with it what is analysed
+        del one["token_type_ids"]
     expected, norms = hidden_one_by_one(model, one)
     assert ((found.view(expected.shape) - expected).abs() <= 2e-6 * norms[:, None]).all()
 
