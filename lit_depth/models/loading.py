@@ -13,14 +13,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
     PreTrainedModel,
     dynamic_module_utils,
 )
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
 from lit_depth.functional.arguments import checked
+from lit_depth.models.processors import load_processor
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
@@ -72,7 +71,7 @@ def load_checkpoint(
             ignore_mismatched_sizes=True,  # refused below, by name
             **common,
         )
-        processor = _processor_class(config).from_pretrained(source, **common)
+        processor = load_processor(config, source, **common)
     _check_report(source, report)
     _set_attention(model, attn_implementation)
     return model.eval(), processor
@@ -96,7 +95,7 @@ def new_model(
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
         model = _model_class(config).from_config(config, trust_remote_code=trust_remote_code)
-        processor = _processor_class(config).from_pretrained(source, **common)
+        processor = load_processor(config, source, **common)
     _set_attention(model, attn_implementation)
     return model, processor
 
@@ -112,10 +111,6 @@ def _set_attention(model: PreTrainedModel, name: str | None) -> None:
 
 def _model_class(config: Any) -> Any:
     return AutoModelForImageTextToText if _sees_images(config) else AutoModelForCausalLM
-
-
-def _processor_class(config: Any) -> Any:
-    return AutoProcessor if _sees_images(config) else AutoTokenizer
 
 
 def _sees_images(config: Any) -> bool:
