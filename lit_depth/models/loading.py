@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     PreTrainedModel,
     dynamic_module_utils,
 )
@@ -44,6 +46,7 @@ def load_checkpoint(
     dtype: str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    processor_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model in evaluation mode and its processor (a tokenizer, for a text model).
 
@@ -53,9 +56,12 @@ def load_checkpoint(
         dtype: ``"auto"`` (as stored), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``...; None = the model's default.
         trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
+        processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
+            ``{"max_pixels": 250_000}``.
 
     Raises:
-        ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones.
+        ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones; if its
+            processor takes no images although its model does, or does not know one of ``processor_kwargs``.
     """
     if dtype not in DTYPES:
         raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -71,7 +77,7 @@ def load_checkpoint(
             ignore_mismatched_sizes=True,  # refused below, by name
             **common,
         )
-        processor = load_processor(config, source, **common)
+        processor = _load_processor(config, source, processor_kwargs or {}, common)
     _check_report(source, report)
     _set_attention(model, attn_implementation)
     return model.eval(), processor
@@ -84,6 +90,7 @@ def new_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    processor_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """A randomly initialised model from ``config.json`` and processor files, for training.
 
@@ -95,9 +102,38 @@ def new_model(
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
         model = _model_class(config).from_config(config, trust_remote_code=trust_remote_code)
-        processor = load_processor(config, source, **common)
+        processor = _load_processor(config, source, processor_kwargs or {}, common)
     _set_attention(model, attn_implementation)
     return model, processor
+
+
+def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
+    processor = load_processor(config, source, **common, **own)
+    images = getattr(processor, "image_processor", None)
+    if _sees_images(config) and images is None:
+        raise ValueError(
+            f"expected a processor of images beside a {config.model_type} model, got a {type(processor).__name__} "
+            "alone: the checkpoint lacks its preprocessor_config.json or processor_config.json"
+        )
+    known = _settings_of(processor) | _settings_of(images) if images is not None else set()
+    unknown = sorted(own.keys() - known)
+    if unknown:
+        given = f"processor_kwargs {', '.join(unknown)}"
+        if not known:
+            raise ValueError(f"expected no processor_kwargs for a model that takes text alone, got {given}")
+        raise ValueError(f"expected processor_kwargs among {', '.join(sorted(known))}; got {given}")
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is not None and tokenizer.pad_token is None:
+        # a processor pads a batch itself; behind the attention mask it does not matter by what
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _settings_of(part: Any) -> set[str]:
+    """Names of what can be set of a processor, or of its part for images."""
+    given = set(inspect.signature(type(part).__init__).parameters)
+    named = set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", ()))
+    return (given | named) - {"self", "args", "kwargs", "chat_template", *getattr(part, "get_attributes", list)()}
 
 
 def _set_attention(model: PreTrainedModel, name: str | None) -> None:
@@ -110,11 +146,15 @@ def _set_attention(model: PreTrainedModel, name: str | None) -> None:
 
 
 def _model_class(config: Any) -> Any:
-    return AutoModelForImageTextToText if _sees_images(config) else AutoModelForCausalLM
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        return AutoModelForImageTextToText
+    return AutoModelForMultimodalLM if _sees_images(config) else AutoModelForCausalLM
 
 
 def _sees_images(config: Any) -> bool:
-    return type(config) in AutoModelForImageTextToText._model_mapping
+    # some families with ears too are listed only where all senses are
+    all_senses = type(config) in AutoModelForMultimodalLM._model_mapping and hasattr(config, "vision_config")
+    return type(config) in AutoModelForImageTextToText._model_mapping or all_senses
 
 
 @contextmanager
