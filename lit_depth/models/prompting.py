@@ -195,7 +195,9 @@ class Prompter:
     def _end_of_answer(self, behind: str) -> list[int]:
         """The token that ends an answer: the special one that the frame writes there, else the tokenizer's own."""
         following = self._ids(behind.strip())[:1]
-        if following and following[0] in self.tokenizer.all_special_ids:
+        # a tokenizer's list of its special tokens is not complete
+        added = self.tokenizer.added_tokens_decoder
+        if following and following[0] in added and added[following[0]].special:
             return following
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
@@ -314,7 +316,8 @@ class PrefixPrompter(PlainPrompter):
 
         def without_images(some: list[str]) -> dict[str, Tensor]:  # which its processor refuses
             rows = [self._ids(f"{self.tokenizer.bos_token}{text}\n") for text in some]
-            return left_padded(rows, pad_token(self.tokenizer))
+            batch = left_padded(rows, pad_token(self.tokenizer))
+            return {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
 
         return encode_rows(self.processor, framed, images, without_images=without_images)
 
