@@ -14,15 +14,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-    AutoTokenizer,
     PreTrainedModel,
     dynamic_module_utils,
 )
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
 from lit_depth.functional.arguments import checked
+from lit_depth.models.processors import load_processor
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
@@ -109,9 +107,9 @@ def new_model(
 
 
 def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
-    processor = _processor_class(config).from_pretrained(source, **common, **own)
+    processor = load_processor(config, source, **common, **own)
     images = getattr(processor, "image_processor", None)
-    if _sees_images(config) and images is None:
+    if images is None and (_is_listed(config) or hasattr(config, "vision_config")):
         raise ValueError(
             f"expected a processor of images beside a {config.model_type} model, got a {type(processor).__name__} "
             "alone: the checkpoint lacks its preprocessor_config.json or processor_config.json"
@@ -147,19 +145,11 @@ def _set_attention(model: PreTrainedModel, name: str | None) -> None:
 
 
 def _model_class(config: Any) -> Any:
-    if type(config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    return AutoModelForMultimodalLM if _sees_images(config) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if _is_listed(config) else AutoModelForCausalLM
 
 
-def _processor_class(config: Any) -> Any:
-    return AutoProcessor if _sees_images(config) else AutoTokenizer
-
-
-def _sees_images(config: Any) -> bool:
-    # some families with ears too are listed only where all senses are
-    all_senses = type(config) in AutoModelForMultimodalLM._model_mapping and hasattr(config, "vision_config")
-    return type(config) in AutoModelForImageTextToText._model_mapping or all_senses
+def _is_listed(config: Any) -> bool:
+    return type(config) in AutoModelForImageTextToText._model_mapping
 
 
 @contextmanager
