@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
@@ -135,7 +136,7 @@ class MaskSweep(Callback):
                 continue
             for sample, text, logprob in zip(batch["samples"], texts, logprobs):
                 if not math.isfinite(logprob):
-                    raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}")
+                    raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}{_why(pl_module)}")
                 if (mask, sample.id) in self._done:
                     continue
                 answer = clean_prediction(text)
@@ -255,3 +256,11 @@ def _recorded(folder: Path, run: str | None) -> set[tuple[str, str]]:
     """(mask, sample) pairs that earlier, interrupted runs left behind, of whatever number of processes."""
     frame = read_records(sorted(folder.glob("rank*.jsonl")), run=run)
     return set(zip(frame["mask"], frame["sample"]))
+
+
+def _why(pl_module: LightningModule) -> str:
+    halves = any(weight.dtype is torch.float16 for weight in pl_module.parameters())
+    mixed = str(pl_module.trainer.precision) == "16-mixed"
+    if not (halves or mixed):
+        return ""
+    return ": float16 holds no number above 65,504; give --model.dtype bfloat16 or float32, and no 16-mixed precision"

@@ -231,6 +231,16 @@ class DepthDataModule(LightningDataModule):
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
 
+    def check_seen(self, splits: Sequence[str]) -> None:
+        """Refuse tasks whose questions are about images for a model that sees none.
+
+        Raises:
+            ValueError: Naming the task.
+        """
+        for each in self.for_each_task():
+            for split in splits:
+                each.eval_dataset(split).check_seen_by(self._attached().prompter)
+
     def _fixed_batch_size(self) -> int:
         # without a study that measures what fits, such as under `lit-depth validate`
         return 32 if self.batch_size == "auto" else self.batch_size

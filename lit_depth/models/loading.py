@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
     PreTrainedModel,
     dynamic_module_utils,
 )
@@ -108,25 +108,38 @@ def new_model(
 
 
 def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
-    processor = load_processor(config, source, **common, **own)
+    processor = load_processor(config, source, **common)
     images = getattr(processor, "image_processor", None)
-    if _sees_images(config) and images is None:
+    if images is None and (_is_listed(config) or hasattr(config, "vision_config")):
         raise ValueError(
             f"expected a processor of images beside a {config.model_type} model, got a {type(processor).__name__} "
             "alone: the checkpoint lacks its preprocessor_config.json or processor_config.json"
         )
-    known = _settings_of(processor) | _settings_of(images) if images is not None else set()
-    unknown = sorted(own.keys() - known)
-    if unknown:
-        given = f"processor_kwargs {', '.join(unknown)}"
-        if not known:
-            raise ValueError(f"expected no processor_kwargs for a model that takes text alone, got {given}")
-        raise ValueError(f"expected processor_kwargs among {', '.join(sorted(known))}; got {given}")
-    tokenizer = getattr(processor, "tokenizer", None)
-    if tokenizer is not None and tokenizer.pad_token is None:
+    if own:
+        _set_processor(processor, own)
+    if images is not None and processor.tokenizer.pad_token is None:
         # a processor pads a batch itself; behind the attention mask it does not matter by what
-        tokenizer.pad_token = tokenizer.eos_token
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
+
+
+def _set_processor(processor: Any, own: Mapping[str, Any]) -> None:
+    """Put settings of one's own in place of the checkpoint's; an image processor is made anew with them.
+
+    Given to ``from_pretrained`` they would reach the tokenizer too, and some yield to the checkpoint's own.
+    """
+    given, images = copy.deepcopy(dict(own)), getattr(processor, "image_processor", None)
+    if images is None:
+        raise ValueError(f"expected no processor_kwargs for a model that takes text alone, got {', '.join(own)}")
+    of_images, of_all = _settings_of(images), _settings_of(processor)
+    unknown = sorted(own.keys() - of_images - of_all)
+    if unknown:
+        known = ", ".join(sorted(of_images | of_all))
+        raise ValueError(f"expected processor_kwargs among {known}; got {', '.join(unknown)}")
+    changed = {name: value for name, value in given.items() if name in of_images}
+    processor.image_processor = type(images).from_dict({**images.to_dict(), **changed})
+    for name in given.keys() & of_all:
+        setattr(processor, name, given[name])
 
 
 def _settings_of(part: Any) -> set[str]:
@@ -146,15 +159,11 @@ def _set_attention(model: PreTrainedModel, name: str | None) -> None:
 
 
 def _model_class(config: Any) -> Any:
-    if type(config) in AutoModelForImageTextToText._model_mapping:
-        return AutoModelForImageTextToText
-    return AutoModelForMultimodalLM if _sees_images(config) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if _is_listed(config) else AutoModelForCausalLM
 
 
-def _sees_images(config: Any) -> bool:
-    # some families with ears too are listed only where all senses are
-    all_senses = type(config) in AutoModelForMultimodalLM._model_mapping and hasattr(config, "vision_config")
-    return type(config) in AutoModelForImageTextToText._model_mapping or all_senses
+def _is_listed(config: Any) -> bool:
+    return type(config) in AutoModelForImageTextToText._model_mapping
 
 
 @contextmanager

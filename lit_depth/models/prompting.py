@@ -195,7 +195,7 @@ class Prompter:
     def _end_of_answer(self, behind: str) -> list[int]:
         """The token that ends an answer: the special one that the frame writes there, else the tokenizer's own."""
         following = self._ids(behind.strip())[:1]
-        if following and following[0] in self.tokenizer.all_special_ids:
+        if following and following[0] in self._special_tokens():
             return following
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
@@ -214,9 +214,14 @@ class Prompter:
     def _after(self, text: str, mark: str) -> str:
         _, found, answer = text.rpartition(mark)
         answer = answer if found else ""
-        for special in sorted(self.tokenizer.all_special_tokens, key=len, reverse=True):
+        for special in sorted(self._special_tokens().values(), key=len, reverse=True):
             answer = answer.replace(special, "")
         return answer
+
+    def _special_tokens(self) -> dict[int, str]:
+        # `all_special_tokens` leaves out those that have no name, such as the end of a turn
+        added = self.tokenizer.added_tokens_decoder
+        return {token_id: token.content for token_id, token in added.items() if token.special}
 
     def num_vision_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Tokens of each row that carry image features, long ``[batch]``."""
@@ -314,7 +319,8 @@ class PrefixPrompter(PlainPrompter):
 
         def without_images(some: list[str]) -> dict[str, Tensor]:  # which its processor refuses
             rows = [self._ids(f"{self.tokenizer.bos_token}{text}\n") for text in some]
-            return left_padded(rows, pad_token(self.tokenizer))
+            batch = left_padded(rows, pad_token(self.tokenizer))
+            return {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
 
         return encode_rows(self.processor, framed, images, without_images=without_images)
 
