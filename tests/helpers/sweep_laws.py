@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
-from lit_depth.functional import find_blocks, leave_one_out, masked, prefix, random
+from lit_depth.functional import (
+    find_blocks,
+    generate,
+    leave_one_out,
+    masked,
+    prefix,
+    random,
+    sweep_generate,
+)
 from lit_depth.functional.engine.api import answer_masks, sweep_forward
+from tests.helpers.model_zoo import plain_answers
 
 NEW_TOKENS = 6
+FEW_TOKENS = 4
+ANSWERS = torch.tensor([[5, 6, 7], [20, -100, -100], [9, 30, -100]])
 FULL = torch.ones(4, dtype=torch.bool)
 SETS = {
     "leave one out": torch.stack([FULL, *leave_one_out(4)]),
@@ -39,3 +52,40 @@ def get_to_know(model, inputs, answer_ids=None) -> None:
     options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
     answer_masks(model, inputs, full, answer_ids=answer_ids, **options)
     sweep_forward(model, inputs, full, logits_to_keep=1)
+
+
+def masks_for(model) -> torch.Tensor:
+    num_blocks = len(find_blocks(model))
+    return torch.cat([torch.ones(1, num_blocks, dtype=torch.bool), leave_one_out(num_blocks)])
+
+
+def check_every_entry(model, inputs) -> list[str]:
+    """Every entry gives what `masked` and ``generate`` or a forward give; what was said meanwhile."""
+    masks = masks_for(model)
+    expected = []
+    for mask in masks:
+        with masked(model, mask):
+            expected.append(plain_answers(model, inputs, FEW_TOKENS))
+    rows = len(inputs["input_ids"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert torch.equal(sweep_generate(model, inputs, masks, FEW_TOKENS), torch.stack(expected))
+        tokens, _ = answer_masks(
+            model, inputs, masks, max_new_tokens=FEW_TOKENS, eos_token_id=None, pad_token_id=0,
+            answer_ids=ANSWERS[:rows], max_rows=2 * rows,
+        )  # fmt: skip
+        assert torch.equal(tokens, torch.stack(expected))
+        of_row = torch.arange(rows)
+        answers = generate(model, inputs, masks[of_row], FEW_TOKENS)
+        assert torch.equal(answers, torch.stack(expected)[of_row, of_row])
+        together = sweep_forward(model, inputs, masks)
+        last = sweep_forward(model, inputs, masks, logits_to_keep=1).logits
+    for mask, logits, final in zip(masks, together.logits, last):
+        with masked(model, mask), torch.no_grad():
+            alone = model(**inputs, use_cache=False).logits
+        # what stands at padding is nobody's business
+        real = inputs["attention_mask"].bool()
+        real = real if alone.shape[:2] == real.shape else torch.ones(alone.shape[:2], dtype=torch.bool)
+        torch.testing.assert_close(logits[real], alone[real], atol=1e-4, rtol=0)
+        torch.testing.assert_close(final, alone[:, -1:], atol=1e-4, rtol=0)
+    return [str(each.message) for each in caught if "one mask after another" in str(each.message)]

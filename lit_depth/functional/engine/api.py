@@ -24,22 +24,17 @@ from lit_depth.functional.arguments import (
     fits,
     prompt_inputs,
 )
-from lit_depth.functional.engine.decode import (
-    OTHER_ANSWERS,
-    Request,
-    answer_in_chunks,
-    answer_one_by_one,
-    answer_rows,
-    call_width,
-)
+from lit_depth.functional.engine.comparison import OTHER_ANSWERS, Request
+from lit_depth.functional.engine.decode import answer_in_chunks, answer_one_by_one, answer_rows
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError, check_generates
 from lit_depth.functional.engine.drivers import TrieDriver, driven
+from lit_depth.functional.engine.memory import call_width
 from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import check_answers
-from lit_depth.functional.masking.blocks import context_length, find_blocks
+from lit_depth.functional.masking.blocks import context_length, find_blocks, find_decoder
 from lit_depth.functional.masking.skip import Phase, masked
-from lit_depth.functional.masking.support import check_drivable
+from lit_depth.functional.masking.support import adds_between_blocks, check_drivable
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 
 T = TypeVar("T")
@@ -88,7 +83,8 @@ def sweep_forward(
 def _forward_together(
     model: nn.Module, inputs: Mapping[str, Tensor], masks: MaskSet, blocks: nn.ModuleList, path: str | None, keep: int
 ) -> SweepOutput:
-    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep)
+    adds = adds_between_blocks(find_decoder(model, blocks))
+    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep, adds=adds)
     with driven(blocks, driver.make_forward):
         logits, states = _logits_and_states(model, inputs, blocks)
     found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))
@@ -144,7 +140,7 @@ def sweep_generate(
         max_new_tokens: Longest answer.
         eos_token_id: Token (or tokens) that end an answer; None = never.
         pad_token_id: Fills a row after its end.
-        max_rows: Most (mask, sample) rows at once; None = see `lit_depth.functional.engine.decode.affordable_bytes`.
+        max_rows: Most (mask, sample) rows at once; None = see `lit_depth.functional.engine.memory.affordable_bytes`.
         blocks: Dotted path of the blocks where they cannot be found.
         granularity: What one unit of a mask switches, see `masked`. Masks of sublayers are answered one after another.
 

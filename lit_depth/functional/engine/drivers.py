@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError
 from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.masking.forwards import num_outputs
 from lit_depth.functional.masking.skip import unmasked
 from lit_depth.functional.masking.sublayers import HalfForward, find_halves
 
@@ -35,12 +36,23 @@ Forward = Callable[..., Tensor]
 def driven(blocks: nn.ModuleList, make_forward: Callable[[int, Forward], Forward]) -> Iterator[None]:
     """Replace the blocks' instance ``forward`` by ``make_forward(block index, real forward)``; restore exactly.
 
-    A mask that the model is under (`masked`) is replaced, as an inner mask replaces it.
+    A mask that the model is under (`masked`) is replaced, as an inner mask replaces it. Where blocks return tuples,
+    the drivers see the first value alone, and so does the model: nobody reads the weights of an attention here.
     """
     with unmasked(blocks):
         for block_idx, block in enumerate(blocks):
-            block.__dict__["forward"] = make_forward(block_idx, block.forward)
+            returned = num_outputs(type(block).forward)
+            forward = make_forward(block_idx, block.forward if returned is None else _first_output(block.forward))
+            block.__dict__["forward"] = forward if returned is None else _in_tuple(forward, returned)
         yield
+
+
+def _first_output(real: Callable[..., Any]) -> Forward:
+    return lambda *args, **kwargs: real(*args, **kwargs)[0]
+
+
+def _in_tuple(forward: Forward, length: int) -> Callable[..., tuple[Tensor | None, ...]]:
+    return lambda *args, **kwargs: (forward(*args, **kwargs), *(None,) * (length - 1))
 
 
 class Front(NamedTuple):
@@ -48,6 +60,7 @@ class Front(NamedTuple):
 
     embeddings: Tensor  # input of block 0, [batch, seq, hidden]
     calls: list[list[Tensor]]  # tensors among the other arguments of every block
+    added: list[Tensor | None]  # what is added to the hidden states in front of every block
 
 
 class TrieDriver:
@@ -58,6 +71,10 @@ class TrieDriver:
     that are kept go through the MLP, if the block can be halved (`lit_depth.functional.masking.sublayers`): nobody
     reads the others.
 
+    A decoder may add features of an image to the hidden states between two blocks (DeepStack, Meng et al. 2024). It is
+    handed zeros, so that it gives back what it adds; that goes to every group of masks, whether or not the block before
+    it was skipped.
+
     Args:
         trie: The plan.
         width: How many groups share a call; None = all.
@@ -65,6 +82,7 @@ class TrieDriver:
         keep: Positions from the end that the last block returns; 0 = all.
         front: What an earlier pass over the same batch gave to the blocks; this one then needs no image tensors.
         shape: ``(batch, seq)`` of the hidden states that are expected; None = any.
+        adds: Whether the decoder adds features between blocks.
     """
 
     def __init__(
@@ -75,11 +93,13 @@ class TrieDriver:
         keep: int = 0,
         front: Front | None = None,
         shape: tuple[int, int] | None = None,
+        adds: bool = False,
     ) -> None:
-        self.trie, self.width, self.keep, self.shape = trie, width, keep, shape
+        self.trie, self.width, self.keep, self.shape, self.adds = trie, width, keep, shape, adds
         self.front = front
         self.groups: list[Tensor] = []
         self.calls: list[list[Tensor]] = []
+        self.added: list[Tensor | None] = []
         self.compared: set[tuple[int, int]] = set()
         # what the block before has handed on, beside the groups
         self.handed: Tensor | None = None
@@ -103,28 +123,35 @@ class TrieDriver:
                 for place, parent in zip(level.sources, level.parents)
             ]
             if not last:
-                self.handed = hidden_states
-                return hidden_states
+                assert self.handed is not None
+                return self.handed
             leaves = [self.groups[leaf] for leaf in self.trie.leaves]
             self.groups = []  # the driver lives on while rows are decoded
             if self.front is None:
-                assert self.handed is not None
-                self.front = Front(self.embeddings, self.calls)
+                self.front = Front(self.embeddings, self.calls, self.added)
             return torch.cat([states[:, -self.keep :] for states in leaves])
 
         return forward
 
     def _check_call(self, block_idx: int, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a decoder that does more with hidden states than to hand them from block to block."""
+        """Refuse a decoder that does more with hidden states than to hand them on and to add to them."""
         if block_idx == 0:
             _check_shape(hidden_states, self.shape)
             self.embeddings = hidden_states if self.front is None else self.front.embeddings
-            self.groups, self.calls, self.handed = [self.embeddings], [], hidden_states
-        if len(self.calls) != block_idx or hidden_states is not self.handed:
+            self.groups, self.calls, self.added = [self.embeddings], [], []
+            self.handed = hidden_states.new_zeros(()).expand_as(hidden_states) if self.adds else hidden_states
+        is_handed = block_idx == 0 or hidden_states is self.handed
+        if len(self.calls) != block_idx or not (is_handed or self.adds):
             raise CannotDriveError(f"block {block_idx} is not given what the block before it returned")
         self.calls.append(list(_tensors((args, kwargs))))
-        if self.front is not None and not _same_tensors(self.calls[-1], self.front.calls[block_idx], self.compared):
-            raise CannotDriveError("its attention masks or positions depend on the image tensors")
+        self.added.append(None if is_handed else hidden_states)
+        if self.front is not None:
+            if not _same_tensors(self.calls[-1], self.front.calls[block_idx], self.compared):
+                raise CannotDriveError("its attention masks or positions depend on the image tensors")
+            self.added = self.front.added
+        added = self.added[block_idx]
+        if added is not None:
+            self.groups = [states + added[:, -states.shape[1] :] for states in self.groups]
 
     def _cut_before_mlp(self, real: Forward) -> Forward:
         """``real``, but its MLP runs on the kept positions alone; ``real`` itself where the block cannot be halved."""
@@ -230,8 +257,17 @@ def _map_rows(value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any
         mapped = [_map_rows(item, batch, change) for item in value]
         return tuple(mapped) if isinstance(value, tuple) else mapped
     if isinstance(value, dict):
-        return {name: _map_rows(item, batch, change) for name, item in value.items()}
+        return {name: _map_argument(name, item, batch, change) for name, item in value.items()}
     return value
+
+
+def _map_argument(name: str, value: Any, batch: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """`_map_rows`, but for biases per key that are told by their name: their first axis is no row per sample."""
+    if name == "position_bias":  # [heads, 1, keys], one for all rows
+        return value
+    if name == "alibi" and isinstance(value, Tensor) and value.ndim == 3:  # [rows * heads, 1, keys]
+        return change(value.unflatten(0, (batch, -1))).flatten(0, 1)
+    return _map_rows(value, batch, change)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

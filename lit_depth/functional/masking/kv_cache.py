@@ -21,6 +21,8 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from lit_depth.functional.masking.told_length import LengthLayer, tell_length
+
 CacheLayer = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
 
 
@@ -70,8 +72,7 @@ def claim_layers(cache: Cache, owned: Sequence[bool]) -> None:
     Nothing happens when the cache already has this pattern. All checks come before the first change.
 
     Raises:
-        ValueError: the cache holds tokens written under another pattern, or it is of a kind or size that does not fit;
-            or no layer of keys and values is left, which are what tells the length of a sequence.
+        ValueError: the cache holds tokens written under another pattern, or it is of a kind or size that does not fit.
     """
     check_size(cache, len(owned))
     layers = cache.layers
@@ -87,10 +88,12 @@ def claim_layers(cache: Cache, owned: Sequence[bool]) -> None:
         raise ValueError(
             f"this KV cache was filled without skipping blocks {missing}, which the mask skips; make a new cache"
         )
-    check_length_is_told(layers, missing)
+    untold = lost_attention(layers, missing)
     placeholder = SkippedLayer()  # it holds nothing; torch.compile checks one object before every forward, not many
     for block_idx in missing:
         layers[block_idx] = placeholder
+    if untold:
+        tell_length(cache, untold[0])
 
 
 def check_size(cache: Cache, num_blocks: int) -> None:
@@ -108,26 +111,34 @@ def check_size(cache: Cache, num_blocks: int) -> None:
 
 def check_length_is_told(layers: Sequence[CacheLayer], skipped: Sequence[int]) -> None:
     """Raise ValueError where only recurrent states would be left of a cache that has keys and values."""
-    lost = [block_idx for block_idx in skipped if isinstance(layers[block_idx], CacheLayerMixin)]
-    left = [layer for block_idx, layer in enumerate(layers) if block_idx not in skipped]
-    is_told = any(isinstance(layer, CacheLayerMixin) for layer in left)
-    if lost and not is_told and any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in left):
+    lost = lost_attention(layers, skipped)
+    if lost:
         raise ValueError(
             f"expected at least one active block with attention, got a mask that skips all of them: {lost}; "
             "the others keep recurrent states, which do not tell the length of a sequence"
         )
 
 
+def lost_attention(layers: Sequence[CacheLayer], skipped: Sequence[int]) -> list[int]:
+    """The skipped blocks that have keys and values, where all others that keep something have recurrent states."""
+    lost = [block_idx for block_idx in skipped if isinstance(layers[block_idx], CacheLayerMixin)]
+    left = [layer for block_idx, layer in enumerate(layers) if block_idx not in skipped]
+    is_told = any(isinstance(layer, CacheLayerMixin) for layer in left)
+    return lost if not is_told and any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in left) else []
+
+
 def refuse_placeholders(layers: Sequence[CacheLayer], owned: Sequence[bool]) -> None:
     for block_idx, (is_owned, layer) in enumerate(zip(owned, layers)):
-        if is_owned and isinstance(layer, Placeholder):
+        if is_owned and isinstance(layer, Placeholder | LengthLayer):
             raise ValueError(
                 f"block {block_idx} is active, but this KV cache was made under a mask that skips it; make a new cache"
             )
 
 
 def _stores_nothing(layer: CacheLayer) -> bool:
-    return isinstance(layer, SkippedLayer) or (isinstance(layer, DummyLayer) and not isinstance(layer, Placeholder))
+    return isinstance(layer, SkippedLayer | LengthLayer) or (
+        isinstance(layer, DummyLayer) and not isinstance(layer, Placeholder)
+    )
 
 
 def is_filled(layer: CacheLayer) -> bool:

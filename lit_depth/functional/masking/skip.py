@@ -28,6 +28,7 @@ from lit_depth.functional.masking.kv_cache import Claim, find_cache
 from lit_depth.functional.masking.phase_cache import DecodeClaim, PrefillClaim
 from lit_depth.functional.masking.sublayers import HalfForward, check_halves
 from lit_depth.functional.masking.support import check_skippable
+from lit_depth.functional.masking.told_length import count_tokens
 from lit_depth.functional.masks import Granularity, check_mask
 
 Phase = Literal["both", "prefill", "decode"]
@@ -92,7 +93,8 @@ def masked(
 
     Raises:
         ValueError: a mask of the wrong length, dtype or shape or without an active block; no decoder blocks; a model
-            whose blocks depend on one another by index (shared KV, deep-stack visual features); encoder-decoders;
+            whose blocks depend on one another by index (shared KV), or keep states elsewhere than in the layers of a
+            cache (RWKV and its like) or in two streams; encoder-decoders;
             ``decode_without_prompt`` in another phase. In a forward with ``decode_without_prompt``: a block with a
             recurrent state, attention biases per key (ALiBi), or masks other than tensors (flex attention). Sublayers:
             a mask without any attention; blocks of an unknown form (see `lit_depth.functional.masking.sublayers`), such
@@ -211,3 +213,4 @@ def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     claim, cache = block.__dict__.get(_CLAIM), find_cache(args, kwargs)
     if claim is not None and cache is not None:
         claim(cache)
+        count_tokens(cache, args, kwargs)

@@ -53,8 +53,115 @@ def _post_norm_mlp(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor
     return hidden_states
 
 
-# (attention, MLP): of Llama, Mistral, Qwen, Olmo and Olmoe; of Olmo2 and Olmo3
-FORMS: tuple[tuple[Half, Half], ...] = ((_pre_norm_attention, _pre_norm_mlp), (_post_norm_attention, _post_norm_mlp))
+def _both_norms_attention(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.input_layernorm(hidden_states)
+    hidden_states, _ = self.self_attn(hidden_states=hidden_states, **arguments)
+    hidden_states = self.post_attention_layernorm(hidden_states)
+    hidden_states = residual + hidden_states
+    return hidden_states
+
+
+def _both_norms_mlp(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.pre_feedforward_layernorm(hidden_states)
+    hidden_states = self.mlp(hidden_states)
+    hidden_states = self.post_feedforward_layernorm(hidden_states)
+    hidden_states = residual + hidden_states
+    return hidden_states
+
+
+def _sandwich_attention(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.input_layernorm(hidden_states)
+    hidden_states, _ = self.self_attn(hidden_states=hidden_states, **arguments)
+    hidden_states = self.post_self_attn_layernorm(hidden_states)
+    hidden_states = residual + hidden_states
+    return hidden_states
+
+
+def _sandwich_mlp(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.post_attention_layernorm(hidden_states)
+    hidden_states = self.mlp(hidden_states)
+    hidden_states = self.post_mlp_layernorm(hidden_states)
+    hidden_states = residual + hidden_states
+    return hidden_states
+
+
+def _dropout_attention(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.input_layernorm(hidden_states)
+    hidden_states, self_attn_weights = self.self_attn(hidden_states=hidden_states, **arguments)
+    hidden_states = residual + self.resid_attn_dropout(hidden_states)
+    return hidden_states
+
+
+def _dropout_mlp(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.post_attention_layernorm(hidden_states)
+    hidden_states = self.mlp(hidden_states)
+    hidden_states = residual + self.resid_mlp_dropout(hidden_states)
+    return hidden_states
+
+
+def _scaled_attention(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.input_layernorm(hidden_states)
+    hidden_states, _ = self.self_attn(hidden_states=hidden_states, **arguments)
+    hidden_states = residual + hidden_states * self.residual_multiplier
+    return hidden_states
+
+
+def _scaled_mlp(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.post_attention_layernorm(hidden_states)
+    hidden_states = self.mlp(hidden_states)
+    hidden_states = residual + hidden_states * self.residual_multiplier
+    return hidden_states
+
+
+def _routed_mlp(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    hidden_states = self.post_attention_layernorm(hidden_states)
+    hidden_states, _ = self.mlp(hidden_states)
+    hidden_states = residual + hidden_states
+    return hidden_states
+
+
+def _either_norm_attention(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    if not self.norm_after:
+        hidden_states = self.input_layernorm(hidden_states)
+    hidden_states, _ = self.self_attn(hidden_states=hidden_states, **arguments)
+    if self.norm_after:
+        hidden_states = self.input_layernorm(hidden_states)
+    hidden_states = residual + hidden_states
+    return hidden_states
+
+
+def _either_norm_mlp(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    residual = hidden_states
+    if not self.norm_after:
+        hidden_states = self.post_attention_layernorm(hidden_states)
+    hidden_states = self.mlp(hidden_states)
+    if self.norm_after:
+        hidden_states = self.post_attention_layernorm(hidden_states)
+    hidden_states = residual + hidden_states
+    return hidden_states
+
+
+# (attention, MLP), and which blocks are so
+FORMS: tuple[tuple[Half, Half], ...] = (
+    (_pre_norm_attention, _pre_norm_mlp),  # Llama, Mistral, Qwen, Olmo, Olmoe
+    (_post_norm_attention, _post_norm_mlp),  # Olmo2, Olmo3
+    (_both_norms_attention, _both_norms_mlp),  # Gemma2, Gemma3
+    (_sandwich_attention, _sandwich_mlp),  # Glm4, GLM-4V
+    (_dropout_attention, _dropout_mlp),  # Phi3, Phi-4-multimodal
+    (_scaled_attention, _scaled_mlp),  # Granite
+    (_pre_norm_attention, _routed_mlp),  # gpt-oss
+    (_either_norm_attention, _either_norm_mlp),  # Molmo2
+)
 
 
 class HalfForward:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import typing
 
 from torch import nn
+from transformers.cache_utils import Cache
 
 from lit_depth.functional.masking.blocks import find_decoder
-from lit_depth.functional.masking.forwards import num_outputs
 
-# a block that takes one of these computes with what another block made
+# a block that takes one of these computes with what another block made, ...
 _COUPLING_ARGUMENTS = ("shared_kv_states", "block_states", "prev_topk_indices", "prev_router_hidden_states")
+# ... with a state that it hands back to the decoder, or with a second stream beside the residual one
+_OTHER_STATES = ("state", "output_g", "prev_attn_output")
 
 
 def check_skippable(decoder: nn.Module | None, blocks: nn.ModuleList) -> None:
@@ -25,8 +28,8 @@ def check_skippable(decoder: nn.Module | None, blocks: nn.ModuleList) -> None:
         reason = "blocks share the keys and values of earlier blocks"
     elif getattr(config, "cross_attention_layers", None):
         reason = "some blocks cache image states instead of text"
-    elif decoder is not None and any("deepstack" in p for p in inspect.signature(type(decoder).forward).parameters):
-        reason = "deep-stack visual features are added by block index"
+    elif own_cache := _own_cache(decoder):
+        reason = f"its {own_cache} keeps states beside its layers"
     else:
         for block_idx, block in enumerate(blocks):
             reason = reason or _coupling(block_idx, block)
@@ -35,14 +38,36 @@ def check_skippable(decoder: nn.Module | None, blocks: nn.ModuleList) -> None:
 
 
 def _coupling(block_idx: int, block: nn.Module) -> str | None:
-    arguments = [p for p in inspect.signature(type(block).forward).parameters if p in _COUPLING_ARGUMENTS]
+    parameters = inspect.signature(type(block).forward).parameters
+    arguments = [name for name in parameters if name in _COUPLING_ARGUMENTS]
     if arguments:
         return f"block {block_idx} takes the state of other blocks ({', '.join(arguments)})"
+    others = [name for name in parameters if name in _OTHER_STATES]
+    if others:
+        return f"block {block_idx} takes and returns more than the residual stream ({', '.join(others)})"
     for module in block.modules():
         layer_idx = module.__dict__.get("layer_idx")
         if isinstance(layer_idx, int) and layer_idx != block_idx:
             return f"block {block_idx} uses cache layer {layer_idx}"
     return None
+
+
+def _own_cache(decoder: nn.Module | None) -> str | None:
+    """Name of a cache that a decoder asks for and that keeps more than its layers; None for transformers' own ones."""
+    parameters = {} if decoder is None else inspect.signature(type(decoder).forward).parameters
+    for parameter in parameters.values():
+        for kind in (parameter.annotation, *typing.get_args(parameter.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Cache) and kind.__len__ is not Cache.__len__:
+                return kind.__name__
+    return None
+
+
+def adds_between_blocks(decoder: nn.Module | None) -> bool:
+    """Whether a decoder adds visual features to the hidden states behind some of its blocks (DeepStack).
+
+    They are added outside of the blocks, by index: a skipped block is the identity, and the addition stays.
+    """
+    return decoder is not None and any("deepstack" in p for p in inspect.signature(type(decoder).forward).parameters)
 
 
 def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
@@ -55,10 +80,6 @@ def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
     check_skippable(decoder, blocks)
     if decoder is None or not hasattr(model, "config"):
         return "it is not a Hugging Face model"
-    if any(num_outputs(type(block).forward) is not None for block in blocks):
-        return "its blocks return tuples"
-    if any(hasattr(module, "get_rope_index") for module in model.modules()):
-        return "its rotary positions have several axes"
     if any(
         kind and "attention" not in kind or "linear" in kind
         for kind in getattr(decoder.config, "layer_types", None) or ()

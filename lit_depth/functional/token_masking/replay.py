@@ -60,6 +60,8 @@ def replay(
     Returns:
         The attention module's output and the residual update, ``[rows, hidden]`` each.
     """
+    if call.hidden.ndim != 3:
+        raise ValueError(f"expected hidden states [1, seq, hidden], but those of {name} are {list(call.hidden.shape)}")
     length = call.hidden.shape[1]
     hidden = call.hidden[:, -1:].repeat(len(heads), 1, 1)
     args = [_at_last("", value, length) for value in call.args]
@@ -71,7 +73,7 @@ def replay(
         output = first_output(block.forward(hidden, *args, **kwargs))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # shapes that do not fit
+    except (RuntimeError, TypeError) as error:  # shapes that do not fit, or an attention that reads the mask itself
         raise ValueError(f"expected blocks that run on single positions, got {name}: {error}") from error
     finally:
         recorder.replay = None

@@ -9,7 +9,6 @@ import torch
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
-from lit_depth.functional.engine import api as sweep_module
 from lit_depth.functional.engine.api import answer_masks, generate, sweep_forward, sweep_generate
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import reference_logprob
@@ -20,8 +19,7 @@ from lit_depth.studies.shared.mask_grid import POLICIES, plan_masks
 from tests.helpers.pruning import pruned_copy
 from tests.helpers.sweep_laws import NEW_TOKENS, SETS, get_to_know, plain, rows_run
 from tests.helpers.tiny_models import FAMILIES, tiny_batch, tiny_model
-
-DRIVEN = [family for family in FAMILIES if family != "falcon"]
+from tests.helpers.zoo_hybrids import lfm2
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +28,7 @@ def models():
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("family", DRIVEN)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_answers_equal_masked_generate(models, family, batch):
     model = models[family]
     inputs = {name: value[-batch:] for name, value in tiny_batch(model).items()}
@@ -52,7 +50,7 @@ def test_answers_equal_pruned_copies(models, family):
         assert torch.equal(answer, plain(pruned, inputs, torch.ones(int(mask.sum()), dtype=torch.bool)))
 
 
-@pytest.mark.parametrize("family", DRIVEN)
+@pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_forward_equals_masked_forward(models, family):
     model, inputs = models[family], tiny_batch(models[family])
@@ -80,9 +78,9 @@ def test_block_forwards_performed_equal_the_plan(models, family, kind):
 
 
 @pytest.mark.parametrize("kind", SETS)
-@pytest.mark.parametrize("family", ["llama", "olmoe", "olmo2", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "olmoe", "olmo2", "gemma2", "gpt_neox"])
 def test_where_masks_end_only_kept_positions_go_through_the_mlp(models, family, kind):
-    """Positions that the MLPs see; Gemma's blocks cannot be halved and run whole."""
+    """Positions that the MLPs see; GPT-NeoX's blocks cannot be halved and run whole."""
     model, inputs, masks = models[family], tiny_batch(models[family]), SETS[kind]
     rows, length = inputs["input_ids"].shape
     get_to_know(model, inputs)
@@ -96,7 +94,7 @@ def test_where_masks_end_only_kept_positions_go_through_the_mlp(models, family, 
         hook.remove()
     prefixes = {tuple(mask[: i + 1]) for mask in masks.tolist() for i in range(4) if mask[i]}
     read_on = {tuple(mask[: i + 1]) for mask in masks.tolist() for i in range(4) if mask[i] and any(mask[i + 1 :])}
-    cut = 0 if family == "gemma2" else (length - 3) * len(prefixes - read_on)
+    cut = 0 if family == "gpt_neox" else (length - 3) * len(prefixes - read_on)
     assert sum(positions) == rows * (length * len(prefixes) - cut)
 
 
@@ -155,7 +153,7 @@ def test_vision_runs_once_whatever_the_chunks(models):
     assert len(calls) == 2 and torch.equal(whole, chunked)
 
 
-@pytest.mark.parametrize("family", DRIVEN)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_mask_per_row(models, family):
     model, inputs = models[family], tiny_batch(models[family])
     masks = torch.stack([from_mask_id(text) for text in ("0111", "1111", "1000", "0101")])
@@ -213,14 +211,14 @@ def test_answers_are_the_same_whatever_reference_is_their_draft(models, family, 
         assert torch.equal(tokens, expected), name
 
 
-def test_a_model_that_cannot_be_driven_falls_back_with_one_warning(models):
-    model, inputs = models["falcon"], tiny_batch(models["falcon"])
-    sweep_module._WARNED.discard(model)
-    with pytest.warns(UserWarning, match="Falcon.*one mask after another.*tuples") as caught:
-        tokens = sweep_generate(model, inputs, SETS["leave one out"], NEW_TOKENS)
-        sweep_generate(model, inputs, SETS["prefix"], 1)
+def test_a_model_that_cannot_be_driven_falls_back_with_one_warning():
+    model, inputs = lfm2()
+    masks = leave_one_out(3)
+    with pytest.warns(UserWarning, match="Lfm2.*one mask after another.*recurrent") as caught:
+        tokens = sweep_generate(model, inputs, masks, NEW_TOKENS)
+        sweep_generate(model, inputs, masks[:1], 1)
     assert len([w for w in caught if "one mask after another" in str(w.message)]) == 1
-    for mask, answer in zip(SETS["leave one out"], tokens):
+    for mask, answer in zip(masks, tokens):
         assert torch.equal(answer, plain(model, inputs, mask))
 
 
@@ -236,7 +234,7 @@ def test_scores_alone_decode_nothing(models, family):
     hook.remove()
     assert tokens.shape == (len(masks), 4, 0)
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
-    assert len(passes) == (len(masks) if family == "falcon" else 1)
+    assert len(passes) == 1
 
 
 def test_the_model_is_left_as_it_was(models):

@@ -21,8 +21,9 @@ from lit_depth.functional.engine.decoding_configuration import (
     generating_model,
 )
 from lit_depth.functional.latency.stage_timer import time_generation
-from tests.helpers.model_zoo import ROWS, ZOO, plain_answers
+from tests.helpers.model_zoo import ZOO, plain_answers
 from tests.helpers.tiny_models import tiny_batch, tiny_model
+from tests.helpers.zoo_parts import ROWS
 
 NEW_TOKENS = 6
 MASKS = torch.cat([torch.ones(1, 4, dtype=torch.bool), leave_one_out(4)])

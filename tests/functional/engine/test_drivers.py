@@ -7,143 +7,17 @@ import warnings
 import pytest
 import torch
 
-from lit_depth.functional import find_blocks, generate, leave_one_out, masked, sweep_forward, sweep_generate
+from lit_depth.functional import find_blocks, masked, sweep_forward, sweep_generate
 from lit_depth.functional.engine import api as sweep_module
 from lit_depth.functional.engine import decode as decode_module
 from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.engine.drivers import CannotDriveError, Front, TrieDriver, driven
 from lit_depth.functional.engine.trie import MaskTrie
-from lit_depth.functional.inputs import reference_logprob
-from tests.helpers.model_zoo import ZOO, forced_logprob, moshi, plain_answers
+from tests.helpers.model_zoo import ZOO, forced_logprob, plain_answers
+from tests.helpers.sweep_laws import ANSWERS, check_every_entry, masks_for
 from tests.helpers.wrappers import LowRank, SoftPrompt, Wrapper
 
 NEW_TOKENS = 4
-ANSWERS = torch.tensor([[5, 6, 7], [20, -100, -100], [9, 30, -100]])
-# why the engine leaves a family to the model itself; the others are driven
-NOT_DRIVEN = {
-    "falcon": "tuples",
-    "bloom": "tuples",
-    "falcon_h1": "tuples",
-    "mamba": "recurrent state",
-    "qwen2_vl": "several axes",
-    "gpt2": "RuntimeError: shape",
-    "gpt2, types": "RuntimeError: shape",
-    "gpt_bigcode": "RuntimeError: shape",
-    "git": "see 3 rows of 14 tokens, got 3 of 9",
-    "deepseek_v32": "indexer",
-    "deepseek_v4": "compression",
-    "phi3, long": "turn at a length of 11 tokens",
-    "moshi": "does not give the answers",
-}
-FAST = ("llama", "gpt2", "git", "gptj, types", "ctrl, types", "blip2", "kosmos2", "flex_olmo", "moshi")
-
-
-def every_family():
-    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow, id=name) for name in ZOO]
-
-
-def masks_for(model) -> torch.Tensor:
-    num_blocks = len(find_blocks(model))
-    return torch.cat([torch.ones(1, num_blocks, dtype=torch.bool), leave_one_out(num_blocks)])
-
-
-def check_answers(model, inputs) -> list[str]:
-    """Every entry gives what `masked` and ``generate`` or a forward give; what was said meanwhile."""
-    masks = masks_for(model)
-    expected = []
-    for mask in masks:
-        with masked(model, mask):
-            expected.append(plain_answers(model, inputs, NEW_TOKENS))
-    rows = len(inputs["input_ids"])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert torch.equal(sweep_generate(model, inputs, masks, NEW_TOKENS), torch.stack(expected))
-        tokens, _ = answer_masks(
-            model, inputs, masks, max_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0,
-            answer_ids=ANSWERS[:rows], max_rows=2 * rows,
-        )  # fmt: skip
-        assert torch.equal(tokens, torch.stack(expected))
-        of_row = torch.arange(rows)
-        answers = generate(model, inputs, masks[of_row], NEW_TOKENS)
-        assert torch.equal(answers, torch.stack(expected)[of_row, of_row])
-        together = sweep_forward(model, inputs, masks)
-        last = sweep_forward(model, inputs, masks, logits_to_keep=1).logits
-    for mask, logits, final in zip(masks, together.logits, last):
-        with masked(model, mask), torch.no_grad():
-            alone = model(**inputs, use_cache=False).logits
-        # what stands at padding is nobody's business
-        real = inputs["attention_mask"].bool()
-        real = real if alone.shape[:2] == real.shape else torch.ones(alone.shape[:2], dtype=torch.bool)
-        torch.testing.assert_close(logits[real], alone[real], atol=1e-4, rtol=0)
-        torch.testing.assert_close(final, alone[:, -1:], atol=1e-4, rtol=0)
-    return [str(each.message) for each in caught if "one mask after another" in str(each.message)]
-
-
-@pytest.mark.parametrize("name", every_family())
-def test_every_entry_gives_what_one_mask_at_a_time_gives(name):
-    model, inputs = ZOO[name]()
-    said = check_answers(model, inputs)
-    if name in NOT_DRIVEN:
-        assert len(said) == 1 and NOT_DRIVEN[name] in said[0]
-    else:
-        assert said == []
-
-
-@pytest.mark.parametrize(
-    ("window", "length", "new_tokens", "answer_length"), [(8, 3, 14, 2), (8, 3, 3, 12), (6, 4, 2, 6), (8, 3, 0, 12)]
-)
-def test_a_window_that_ends_far_behind_the_prompt_is_noticed(window, length, new_tokens, answer_length):
-    """The first four tokens, or the generated ones, stay inside; Moshi's cache forgets only then."""
-    answers = torch.randint(3, 60, (1, answer_length), generator=torch.Generator().manual_seed(5))
-    options = {"eos_token_id": None, "pad_token_id": 0, "answer_ids": answers}
-    model, inputs = moshi(window)
-    inputs = {name: value[:, :length] for name, value in inputs.items()}
-    answer_masks(model, inputs, masks_for(model), max_new_tokens=1, **options | {"answer_ids": answers[:, :1]})
-    found, scored = answer_masks(model, inputs, masks_for(model), max_new_tokens=new_tokens, **options)
-    model, _ = moshi(window)  # not known yet
-    per_row = generate(model, inputs, masks_for(model)[1:2], max(1, new_tokens))
-    for index, mask in enumerate(masks_for(model)):
-        with masked(model, mask):
-            expected = plain_answers(model, inputs, max(1, new_tokens))
-            scores = forced_logprob(model, inputs, answers)
-            alone = reference_logprob(model, inputs, answers, pad_token_id=0)
-        assert torch.equal(found[index], expected[:, :new_tokens])
-        torch.testing.assert_close(scored[index], scores, atol=1e-4, rtol=0)
-        torch.testing.assert_close(alone, scores, atol=1e-4, rtol=0)
-        if index == 1:
-            assert torch.equal(per_row, expected)
-
-
-@pytest.mark.parametrize(("family", "length"), [("mistral", 2), ("gemma2", 2), ("gpt_oss", 3)])
-def test_a_family_that_keeps_its_window_itself_is_driven_across_it(family, length):
-    model, inputs = ZOO[family]()
-    inputs = {name: value[:1, :length] for name, value in inputs.items()}
-    expected = []
-    for mask in masks_for(model):
-        with masked(model, mask):
-            expected.append(plain_answers(model, inputs, 12))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(sweep_generate(model, inputs, masks_for(model), 12), torch.stack(expected))
-        assert torch.equal(generate(model, inputs, masks_for(model)[:1], 12), expected[0])
-
-
-def test_a_proof_that_ended_inside_of_the_window_is_none():
-    """All rows end with their first token; the next request goes on."""
-    model, inputs = moshi(8)
-    inputs = {name: value[:, :3] for name, value in inputs.items()}
-    masks = masks_for(model)[1:]
-    with masked(model, masks[0]):
-        expected = plain_answers(model, inputs, 14)
-    sweep_generate(model, inputs, masks[:1], 14, eos_token_id=int(expected[0, 0]))
-    assert torch.equal(sweep_generate(model, inputs, masks[:1], 14)[0], expected)
-
-
-def test_a_window_too_far_to_be_measured_is_left_to_the_model():
-    model, inputs = moshi(2**10)
-    request = decode_module.Request(inputs, 2**10, (), 0)
-    assert "its window ends within the answers" in request.check_length(model)
-    assert request._replace(max_new_tokens=2**9).check_length(model) is None
 
 
 # ---- wrappers
@@ -158,7 +32,7 @@ def test_a_wrapper_with_low_rank_updates_is_driven(name):
         setattr(block.mlp, where, LowRank(getattr(block.mlp, where)))
     wrapper = Wrapper(model)
     assert not torch.equal(before, plain_answers(wrapper, inputs, NEW_TOKENS))
-    assert check_answers(wrapper, inputs) == []
+    assert check_every_entry(wrapper, inputs) == []
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -166,7 +40,7 @@ def test_what_a_wrapper_puts_in_front_of_the_prompt_is_seen(name):
     model, inputs = ZOO[name]()
     wrapper = SoftPrompt(model).eval()
     assert not torch.equal(plain_answers(wrapper, inputs, NEW_TOKENS), plain_answers(model, inputs, NEW_TOKENS))
-    said = check_answers(wrapper, inputs)
+    said = check_every_entry(wrapper, inputs)
     rows, length = inputs["input_ids"].shape
     assert len(said) == 1 and f"see {rows} rows of {length + 3} tokens, got {rows} of {length}" in said[0]
     _, found = answer_masks(
@@ -190,7 +64,7 @@ def test_peft_models_are_answered_as_they_are(name, kind):
         if kind == "lora"
         else peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )
-    said = check_answers(peft.get_peft_model(model, config).eval(), inputs)
+    said = check_every_entry(peft.get_peft_model(model, config).eval(), inputs)
     assert (said == []) == (name == "llama" and kind == "lora")
 
 
@@ -200,7 +74,7 @@ def test_peft_models_are_answered_as_they_are(name, kind):
 def test_what_changes_hidden_states_between_blocks_is_noticed():
     model, inputs = ZOO["llama"]()
     find_blocks(model)[2].register_forward_pre_hook(lambda _, args: (args[0] * 1.5, *args[1:]))
-    said = check_answers(model, inputs)
+    said = check_every_entry(model, inputs)
     assert len(said) == 1 and "block 2 is not given what the block before it returned" in said[0]
 
 
@@ -214,19 +88,8 @@ def test_an_engine_that_answers_otherwise_is_noticed(monkeypatch):
         return lambda states, *args, **kwargs: wrong(states, *args, **kwargs) * (1.0 if block_idx else 1.2)
 
     monkeypatch.setattr(decode_module.RowDriver, "make_forward", forgetful)
-    said = check_answers(model, inputs)
+    said = check_every_entry(model, inputs)
     assert len(said) == 1 and "does not give the answers" in said[0]
-
-
-def test_the_engine_is_compared_once_and_again_for_inputs_of_another_kind(monkeypatch):
-    model, inputs = ZOO["gpt_oss"]()  # its window is 4 tokens wide
-    compared = []
-    real = decode_module.plain_steps
-    monkeypatch.setattr(decode_module, "plain_steps", lambda *given: compared.append(1) or real(*given))
-    short = {name: value[:1, :2] for name, value in inputs.items()}
-    for given, times in ((short, 1), (short, 1), (inputs, 2), (inputs, 2)):
-        sweep_generate(model, given, masks_for(model), 2)
-        assert len(compared) == times
 
 
 def test_an_error_of_the_engine_is_told_and_one_of_the_model_is_raised(monkeypatch):

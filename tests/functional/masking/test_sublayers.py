@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import DynamicCache, GraniteConfig, GraniteForCausalLM, PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import (
@@ -36,7 +36,7 @@ from tests.helpers.masking_laws import CountOperations, assert_restored, generat
 from tests.helpers.tiny_models import FAMILIES, placeholders, tiny_batch, tiny_model
 from tests.helpers.zeroing import zeroed_copy
 
-REFUSED = ("gemma2", "gpt_neox", "falcon")
+REFUSED = ("gpt_neox", "falcon")
 SUPPORTED = [family for family in FAMILIES if family not in REFUSED]
 SUBLAYERS = {"granularity": "sublayer"}
 # each single half, and some: among them both halves of a block, halves of all blocks, and one attention alone
@@ -257,7 +257,6 @@ def test_contexts_nest_across_granularities_and_leave_no_trace(models):
 @pytest.mark.parametrize(
     ("family", "departure"),
     [
-        ("gemma2", "self.post_attention_layernorm"),
         ("gpt_neox", "self.input_layernorm"),
         ("falcon", "new_decoder_architecture"),
     ],
@@ -306,10 +305,6 @@ def test_a_form_is_recognised_by_every_statement():
     namespace: dict = {}
     exec("def forward(self, hidden_states): return hidden_states", namespace)
     assert find_halves(namespace["forward"]) == (None, "the source of its forward cannot be read")
-    small = dict(vocab_size=16, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2)
-    granite = GraniteForCausalLM(GraniteConfig(**small))
-    with pytest.raises(ValueError, match="residual_multiplier"):
-        masked(granite, [True] * 4, **SUBLAYERS)
 
 
 @pytest.mark.parametrize(

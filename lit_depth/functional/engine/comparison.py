@@ -1,0 +1,157 @@
+"""What is asked of a batch, and whether the engine answers it as the model itself does: seen once for each kind."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_depth.functional.engine.decoding_configuration import CannotDriveError, greedy_options
+from lit_depth.functional.engine.proof import (
+    LONGEST_WAY,
+    Probe,
+    Steps,
+    plain_steps,
+    probe_of,
+    same_beyond,
+    same_logits,
+    same_tokens,
+    turning_length,
+)
+from lit_depth.functional.inputs import IGNORE, answer_logits, longest_answer, scoring_way
+from lit_depth.functional.masking.skip import masked
+
+# kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
+# as the model lives
+_DRIVEN: weakref.WeakKeyDictionary[nn.Module, dict[Any, int]] = weakref.WeakKeyDictionary()
+OTHER_ANSWERS = "the engine does not give the answers that it gives one mask at a time"
+
+
+class Request(NamedTuple):
+    """What is asked of a batch.
+
+    Attributes:
+        inputs: The prompt, as the model takes it.
+        max_new_tokens: Longest answer; 0 = only score.
+        eos: Tokens that end an answer.
+        pad: Fills a row after its end.
+        answer_ids: Reference answers ``[batch, answer]``, padded on the right with -100; None = score nothing.
+    """
+
+    inputs: Mapping[str, Any]
+    max_new_tokens: int
+    eos: tuple[int, ...]
+    pad: int
+    answer_ids: Tensor | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of ``generate``, which makes at least one token."""
+        return greedy_options(max(1, self.max_new_tokens), self.eos, self.pad)
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of the longest reference answer."""
+        return 0 if self.answer_ids is None else self.answer_ids.shape[1]
+
+    def check_length(self, model: nn.Module) -> str | None:
+        """Why the engine cannot answer sequences as long as these; None if it can."""
+        num_new = max(self.max_new_tokens, self.answer_length)
+        turns = turning_length(model)
+        if self.inputs["input_ids"].shape[1] + num_new > turns:
+            return f"its rotary positions turn at a length of {turns} tokens"
+        probe = probe_of(model, self.inputs, num_new)
+        is_far = probe.kind[1] == "across" and probe.inside > LONGEST_WAY
+        return f"its window ends within the answers, after {probe.inside} tokens" if is_far else None
+
+    def no_answers(self, num_masks: int) -> tuple[Tensor, Tensor]:
+        """Tokens ``[masks, batch, max_new_tokens]`` and log-probabilities ``[masks, batch]``, to be filled in."""
+        batch = len(self.inputs["input_ids"])
+        tokens = torch.full((num_masks, batch, self.max_new_tokens), self.pad)
+        return tokens, torch.zeros(num_masks, 0 if self.answer_ids is None else batch)
+
+
+class Comparison(NamedTuple):
+    """What the model itself does under one mask with a request of a kind that the engine has not answered yet.
+
+    Attributes:
+        kind: What the request stands for.
+        probe: How far it is compared.
+        steps: The model's own first tokens, and what it chose them from.
+        decoded: The engine's logits of the same rows and steps, as far as it came; NaN elsewhere.
+        of_answer: How far reference answers are compared; None without any.
+        answers: The model's logits of these, ``[rows, answer + 1, vocabulary]``.
+    """
+
+    kind: Any
+    probe: Probe
+    steps: Steps
+    decoded: Tensor
+    of_answer: Probe | None = None
+    answers: Tensor | None = None
+
+    def note(self, step: int, rows: Tensor, logits: Tensor) -> None:
+        """Take notice of the engine's logits ``[rows, vocabulary]`` at a step; further rows are under other masks."""
+        mine = rows < len(self.decoded)
+        if step < self.decoded.shape[1]:
+            self.decoded[rows[mine].to(logits.device), step] = logits[mine.to(logits.device)].to(self.decoded.dtype)
+
+    def check(self, model: nn.Module, logits: Tensor, tokens: Tensor, request: Request) -> None:
+        """Compare what the engine gives.
+
+        Args:
+            logits: At the prompts' ends and at those of reference answers, ``[rows, 1 or answer + 1, vocabulary]``.
+            tokens: ``[rows, tokens]``.
+
+        Raises:
+            CannotDriveError: The model gives others.
+        """
+        self.note(0, torch.arange(len(logits)), logits[:, 0])
+        is_same = same_logits(model, self.decoded[:, 0], self.steps.logits[:, 0])
+        if is_same and self.of_answer is not None and self.answers is not None and request.answer_ids is not None:
+            length, inside = self.of_answer.length, self.of_answer.inside
+            known = (request.answer_ids[:, :length] != IGNORE).to(logits.device)
+            is_same = same_beyond(model, logits[:, :length], self.answers[:, :length], known, inside)
+        if is_same and request.max_new_tokens:
+            is_same = same_tokens(model, tokens, self.steps, request.eos) and self._is_same_beyond(
+                model, tokens, request
+            )
+        if not is_same:
+            raise CannotDriveError(OTHER_ANSWERS)
+        # rows may have ended before they got out of the window
+        is_short = self.probe.kind[1] == "across"
+        measured = self.steps.tokens.shape[1] - self.probe.inside if is_short else self.probe.beyond
+        driven_kinds = _DRIVEN.setdefault(model, {})
+        driven_kinds[self.kind] = max(measured, driven_kinds.get(self.kind, -1))
+
+    def _is_same_beyond(self, model: nn.Module, tokens: Tensor, request: Request) -> bool:
+        """Whether the logits of decoded tokens are the same behind the end of a window, as long as the tokens are."""
+        expected = self.steps.tokens.cpu()
+        differs = tokens[:, : expected.shape[1]] != expected
+        over = differs | torch.isin(expected, torch.tensor(request.eos, dtype=torch.long))
+        known = over.cumsum(1) - over.long() == 0  # up to the first one that differs or ends a row
+        known[:, : self.probe.inside + 1] = False
+        logits = self.steps.logits
+        return same_beyond(model, self.decoded, logits, known.to(logits.device), self.probe.inside)
+
+
+def compare(model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str) -> Comparison | None:
+    """What to compare the engine with; None where a request of this kind was answered before."""
+    inputs, ids = request.inputs, request.answer_ids
+    probe = probe_of(model, inputs, request.max_new_tokens)
+    of_answer = None if ids is None else probe_of(model, inputs, longest_answer(ids))
+    kind = how, probe.kind, of_answer and (of_answer.kind, of_answer.beyond)
+    if _DRIVEN.get(model, {}).get(kind, -1) >= probe.beyond:
+        return None
+    with masked(model, mask, blocks=path):
+        longest = max(1, request.max_new_tokens)
+        steps = plain_steps(model, inputs, longest, request.eos, request.pad, max(1, probe.length))
+        found = Comparison(kind, probe, steps, torch.full_like(steps.logits, torch.nan))
+        if ids is None or of_answer is None:
+            return found
+        way = scoring_way(model, inputs, ids, request.pad)
+        answers = answer_logits(model, inputs, ids[:, : of_answer.length], request.pad, way)
+        return found._replace(of_answer=of_answer, answers=answers)
