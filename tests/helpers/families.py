@@ -22,7 +22,7 @@ from lit_depth.recipes.shapes_tokenizer import IMAGE_TOKENS, build_tokenizer
 from tests.helpers.tiny_molmo import FAMILIES as MOLMO_FAMILIES
 from tests.helpers.tiny_molmo import tiny_molmo
 
-NUM_BLOCKS, CONTEXT = 3, 512
+NUM_BLOCKS, CONTEXT = 4, 512
 SIDE, PATCH = 16, 4  # pixels of an image or a crop, and of its patches
 
 
@@ -259,7 +259,7 @@ def _harmony_words() -> PreTrainedTokenizerFast:
     return tokenizer("<|return|>", *marks, pad="<|endoftext|>", template=HARMONY)
 
 
-MIXED = dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=32)
+MIXED = dict(layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=32)
 EXPERTS = dict(num_local_experts=4, num_experts_per_tok=2)
 
 
@@ -323,7 +323,7 @@ def _molmo(family: str) -> Family:
             image_token_length_h=2,
             image_token_length_w=2,
         )
-        model = tiny_molmo(family, vocabulary=len(words) - len(IMAGE_TOKENS), context=CONTEXT)
+        model = tiny_molmo(family, vocabulary=len(words) - len(IMAGE_TOKENS), context=CONTEXT, blocks=NUM_BLOCKS)
         save(folder, model, words, "MolmoProcessor", image)
 
     named = {"olmoe": "MolmoE-1B", "qwen2": "7B-D, 72B", "olmo2": "7B-O"}[family]
@@ -663,6 +663,8 @@ def write_cohere2_vision(folder: Path) -> None:
 
 
 def write_phi4_multimodal(folder: Path) -> None:
+    """Its processor takes every crop for 32 x 32 patches."""
+    patch, side, context = 2, 64, 1024
     named = dict(image_token="<|image|>", audio_token="<|audio|>")
     words = tokenizer("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", pad="<|pad|>", template=PHI, named=named)
     audio = dict(
@@ -677,17 +679,20 @@ def write_phi4_multimodal(folder: Path) -> None:
         audio_token_id=words.convert_tokens_to_ids("<|audio|>"),
     )
     config = t.Phi4MultimodalConfig(
-        **sizes(words, "head_dim", bos_token_id=words.eos_token_id),
-        original_max_position_embeddings=CONTEXT,
-        vision_config=dict(**VISION, crop_size=SIDE, image_token_id=words.convert_tokens_to_ids("<|image|>")),
+        **sizes(words, "head_dim", bos_token_id=words.eos_token_id, max_position_embeddings=context),
+        original_max_position_embeddings=context,
+        vision_config=VISION
+        | dict(
+            image_size=side, patch_size=patch, crop_size=side, image_token_id=words.convert_tokens_to_ids("<|image|>")
+        ),
         audio_config=audio,
     )
     image = dict(
         image_processor_type="Phi4MultimodalImageProcessor",
         feature_extractor_type="Phi4MultimodalFeatureExtractor",
-        size={"height": SIDE, "width": SIDE},
-        patch_size=PATCH,
-        dynamic_hd=4,
+        size={"height": side, "width": side},
+        patch_size=patch,
+        dynamic_hd=1,
     )
     save(folder, t.Phi4MultimodalForCausalLM(config), words, "Phi4MultimodalProcessor", image)
 
@@ -762,3 +767,11 @@ SEEING = (
     Family("Phi-4-multimodal", "Phi4MultimodalForCausalLM", write_phi4_multimodal, sees=True, needs=("torchvision",)),
 )
 FAMILIES = {family.name: family for family in (*SEEING, *TEXT)}
+
+
+if __name__ == "__main__":
+    import sys
+
+    from tests.helpers.family_commands import main
+
+    main(sys.argv[1:])

@@ -14,12 +14,14 @@ FAMILIES = ("olmoe", "qwen2", "olmo2")
 VOCABULARY, ADDED, LENGTH = 48, 8, 12
 
 
-def tiny_config(family: str, vocabulary: int = VOCABULARY, context: int = 128, **others: Any) -> MolmoConfig:
+def tiny_config(
+    family: str, vocabulary: int = VOCABULARY, context: int = 128, blocks: int = 3, **others: Any
+) -> MolmoConfig:
     sizes: dict[str, Any] = dict(
         vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=blocks,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=context,
