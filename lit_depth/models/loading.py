@@ -24,6 +24,8 @@ from lit_depth.functional.arguments import checked
 from lit_depth.models.processors import load_processor
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# what a call of an image processor takes that is no business of its user's
+_NO_SETTINGS = ("data_format", "device", "disable_grouping", "input_data_format", "return_tensors")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
 
 
@@ -135,7 +137,10 @@ def _set_processor(processor: Any, own: Mapping[str, Any]) -> None:
     unknown = sorted(own.keys() - of_images - of_all)
     if unknown:
         known = ", ".join(sorted(of_images | of_all))
-        raise ValueError(f"expected processor_kwargs among {known}; got {', '.join(unknown)}")
+        raise ValueError(
+            f"expected settings of a {type(processor).__name__} as processor_kwargs, got {', '.join(unknown)}; "
+            f"it has {known}"
+        )
     changed = {name: value for name, value in given.items() if name in of_images}
     processor.image_processor = type(images).from_dict({**images.to_dict(), **changed})
     for name in given.keys() & of_all:
@@ -146,7 +151,8 @@ def _settings_of(part: Any) -> set[str]:
     """Names of what can be set of a processor, or of its part for images."""
     given = set(inspect.signature(type(part).__init__).parameters)
     named = set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", ()))
-    return (given | named) - {"self", "args", "kwargs", "chat_template", *getattr(part, "get_attributes", list)()}
+    parts: list[str] = getattr(part, "get_attributes", list)()
+    return (given | named) - {"self", "args", "kwargs", "chat_template", *_NO_SETTINGS, *parts}
 
 
 def _set_attention(model: PreTrainedModel, name: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lit_depth import DepthModule
@@ -12,6 +13,7 @@ from lit_depth.models.loading import load_checkpoint
 from lit_depth.models.prompting import prompter_for
 from lit_depth.models.serving import check_serves
 from tests.helpers.commands import run
+from tests.helpers.families import FAMILIES
 from tests.helpers.tiny_checkpoints import CHAT_TEMPLATE, write_llama, write_llava
 
 
@@ -127,12 +129,13 @@ def test_a_vision_language_model_with_a_tokenizer_alone(llava, tmp_path, capsys)
 
 def test_settings_of_the_processor(llava, llama, tmp_path, capsys):
     smaller = ("--model.processor_kwargs", '{"size": {"shortest_edge": 4}, "crop_size": {"height": 4, "width": 4}}')
-    module = DepthModule(str(llava), processor_kwargs=json.loads(smaller[1]))
-    assert module.processor.image_processor.size["shortest_edge"] == 4
+    given = json.loads(smaller[1])
+    module = DepthModule(str(llava), processor_kwargs=given)
+    assert module.processor.image_processor.size["shortest_edge"] == 4 and given == json.loads(smaller[1])
     line = refusal(llava, tmp_path, capsys, "--model.processor_kwargs", '{"max_pixel": 4}')
-    assert "expected processor_kwargs among" in line and line.endswith("got processor_kwargs max_pixel")
+    assert "expected settings of a LlavaProcessor as processor_kwargs, got max_pixel; it has crop_size, " in line
     line = refusal(llama, tmp_path, capsys, "--model.processor_kwargs.size", "4")
-    assert "expected no processor_kwargs for a model that takes text alone, got processor_kwargs size" in line
+    assert "expected no processor_kwargs for a model that takes text alone, got size" in line
 
 
 def test_variables_of_the_chat_template(llava, llama, tmp_path, capsys):
@@ -146,3 +149,20 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(llava):
     edit(llava / "tokenizer_config.json", pad_token=None)
     tokenizer = load_checkpoint(str(llava))[1].tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"max_pixels": 256}, 4),
+        # a checkpoint's own max_pixels do not come before the size that was given
+        ({"size": {"shortest_edge": 1024, "longest_edge": 1024}}, 16),
+        ({"size": {"shortest_edge": 4096, "longest_edge": 4096}}, 64),
+    ],
+)
+def test_limits_to_the_size_of_an_image_hold(settings, tokens, tmp_path):
+    """A token of this family shows 8 x 8 pixels."""
+    FAMILIES["Qwen2-VL"].write(tmp_path)
+    module = DepthModule(str(tmp_path), processor_kwargs=settings)
+    inputs = module.prompter.encode_prompt("What is it?", Image.new("RGB", (64, 64)))
+    assert module.prompter.num_vision_tokens(inputs).tolist() == [tokens]
