@@ -46,7 +46,7 @@ def test_every_command_scores_a_family_as_the_table_says(family, tmp_path):
     checkpoint.mkdir()
     family.write(checkpoint)
     said = {command: outcome(family, command, checkpoint, tmp_path) for command in COMMANDS}
-    assert row(family, said.values()) == TABLE[family.name], said
+    assert row(family, said) == TABLE[family.name], said
     if said["compare"] == WORKS:
         check_answers(family, checkpoint, tmp_path / "compare" / "default")
 
@@ -81,9 +81,7 @@ def test_families_whose_processors_need_packages_are_scored_with_them():
         for package in {package for name in NEEDING for package in FAMILIES[name].needs}:
             pytest.importorskip(package, reason="`make venv` puts the packages of the extra vision beside .venv's own")
     found = outcomes_with_packages(NEEDING)
-    assert {name: row(FAMILIES[name], said.values()) for name, said in found.items()} == {
-        name: TABLE[name] for name in NEEDING
-    }
+    assert {name: row(FAMILIES[name], said) for name, said in found.items()} == {name: TABLE[name] for name in NEEDING}
 
 
 def test_the_tables_name_every_family():

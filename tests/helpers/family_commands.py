@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,14 @@ def check(command: str, folder: Path) -> None:
             assert all(math.isfinite(row["reference_logprob"]) and 0 <= row["score"] <= 1 for row in rows)
 
 
-def row(family: Family, said: Iterable[str]) -> str:
-    """A family's line of the table, from what all commands said."""
-    different = sorted(set(said))
-    reasons = [text.removeprefix("error: ") for text in different if text != WORKS]
-    result = f"refused: {'; '.join(reasons)}" if reasons else WORKS
+def row(family: Family, said: Mapping[str, str]) -> str:
+    """A family's line of the table, from what each command said; of a refusal the expectation, not its figures."""
+    reasons: dict[str, list[str]] = {}
+    for command, text in said.items():
+        if text != WORKS:
+            reasons.setdefault(text.removeprefix("error: ").partition(";")[0], []).append(command)
+    refused = [f"{', '.join(commands)} refused: {reason}" for reason, commands in reasons.items()]
+    result = "; ".join(refused) or WORKS
     return f"| {family.name} | `{family.model_class}` | {result} | {', '.join(family.needs)} |"
 
 
@@ -140,7 +143,7 @@ def short(rows: dict[str, str]) -> str:
     }
     refused = ", ".join(name for name in FAMILIES if f"| {WORKS} |" not in rows[name])
     lines = [f"- with images: {named[True]}", f"- text: {named[False]}"]
-    return "\n".join([*lines, *([f"- refused, see there: {refused}"] if refused else [])])
+    return "\n".join([*lines, *([f"- but for some commands: {refused}"] if refused else [])])
 
 
 def _between(path: Path, text: str) -> None:
@@ -162,6 +165,6 @@ def main(options: list[str]) -> None:
     names, rows = options[1:] or list(FAMILIES), table()
     needing = outcomes_with_packages([name for name in names if FAMILIES[name].needs])
     for name in names:
-        rows[name] = row(FAMILIES[name], (needing.get(name) or outcomes(name)).values())
+        rows[name] = row(FAMILIES[name], needing.get(name) or outcomes(name))
         print(rows[name], flush=True)
     write_table(rows)
