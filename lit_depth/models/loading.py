@@ -22,6 +22,7 @@ from transformers import (
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
 from lit_depth.functional.arguments import checked
 from lit_depth.models.processors import load_processor
+from lit_depth.models.vision_tower import attend_both_ways
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # what a call of an image processor takes that is no business of its user's
@@ -82,6 +83,7 @@ def load_checkpoint(
         processor = _load_processor(config, source, processor_kwargs or {}, common)
     _check_report(source, report)
     _set_attention(model, attn_implementation)
+    attend_both_ways(model)
     return model.eval(), processor
 
 
@@ -106,6 +108,7 @@ def new_model(
         model = _model_class(config).from_config(config, trust_remote_code=trust_remote_code)
         processor = _load_processor(config, source, processor_kwargs or {}, common)
     _set_attention(model, attn_implementation)
+    attend_both_ways(model)
     return model, processor
 
 

@@ -17,7 +17,12 @@ from typing import Any
 
 import pandas as pd
 
-from tests.helpers.commands import run
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import from_mask_id, masked
+from lit_depth.functional.engine.decoding_configuration import end_token_ids
+from lit_depth.models.loading import load_checkpoint
+from lit_depth.models.prompting import prompter_for
+from tests.helpers.commands import SecondShapes, run
 from tests.helpers.families import FAMILIES, NUM_BLOCKS, Family
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +74,8 @@ def outcome(family: Family, command: str, checkpoint: Path, output: Path) -> str
         code = run(arguments(family, command, checkpoint, output))
     if code == 0:
         check(command, output / command / "default")
+        if command == "compare":
+            check_answers(family, checkpoint, output / command / "default")
         return WORKS
     said = re.findall(r"(?:internal )?error: .*", told.getvalue())
     return said[-1].replace(str(checkpoint), "...") if said else f"exit code {code}"
@@ -90,6 +97,30 @@ def check(command: str, folder: Path) -> None:
             samples, masks = ({row[name] for row in rows} for name in ("sample", "mask"))
             assert command == "search" or (len(samples) == 4 and len(rows) == len(samples) * len(masks))
             assert all(math.isfinite(row["reference_logprob"]) and 0 <= row["score"] <= 1 for row in rows)
+
+
+def check_answers(family: Family, checkpoint: Path, folder: Path) -> None:
+    """What `compare` recorded in batches is what the model generates for each question alone, under each mask."""
+    model, processor = load_checkpoint(str(checkpoint))
+    prompter, task = prompter_for(model, processor), SecondShapes()
+    data = DepthDataModule(prompter, task, num_samples=4, drop_images=not family.sees)
+    samples = {sample.id: sample for sample in data.eval_dataset("validation")}
+    (path,) = (folder / "records").rglob("validation/rank0.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()][1:]
+    assert len({record["mask"] for record in records}) > 1
+    for record in records:
+        inputs = prompter.encode([samples[record["sample"]]])
+        with masked(model, from_mask_id(record["mask"])):
+            tokens = model.generate(
+                **inputs,
+                max_new_tokens=task.max_new_tokens,
+                do_sample=False,
+                eos_token_id=end_token_ids(model, prompter.tokenizer),
+                pad_token_id=prompter.tokenizer.pad_token_id or 0,
+            )
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        (text,) = prompter.tokenizer.batch_decode(new, skip_special_tokens=True)
+        assert text.split() == record["prediction"].split()  # blanks are not kept as they are
 
 
 def row(family: Family, said: Mapping[str, str]) -> str:
