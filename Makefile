@@ -37,6 +37,8 @@ clean: ## remove the environment and all caches, keep results
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The packages of the extra "vision" lie in a folder of their own: tests run without them, but for those of the families
+# whose processors need them. Without their dependencies, as PyPI's torchvision would bring another build of torch.
 # An environment that works is brought up to date in place; one that is absent or broken is made anew.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@set -e; if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -51,4 +53,6 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	fi
 	@echo "installing into $(VENV), a few minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
+	    --target $(VENV)/vision torchvision num2words
 	@touch $@

@@ -22,6 +22,7 @@ from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.models.loading import load_checkpoint, new_model
 from lit_depth.models.prompting import prompter_for
+from lit_depth.models.serving import check_serves
 
 
 class MaskedPredictions(NamedTuple):
@@ -42,6 +43,12 @@ class DepthModule(LightningModule):
         dtype: Number format of the weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; null = the model's default.
         trust_remote_code: Run code that comes with the checkpoint.
+        processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
+            ``{"max_pixels": 250000}`` for images of fewer tokens.
+        chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": true}``; modes of thinking
+            are off unless they are asked for.
+        answer_after: Text behind which the answer begins that is scored, such as ``</think>``; an answer without it is
+            empty. null = all that is generated.
         from_scratch: Initialise the weights at random instead of loading them; ``checkpoint`` then needs only
             ``config.json`` and the processor's files. For training.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
@@ -70,6 +77,9 @@ class DepthModule(LightningModule):
         dtype: str = "auto",
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        answer_after: str | None = None,
         from_scratch: bool = False,
         blocks: str | None = None,
         max_new_tokens: int | None = None,
@@ -94,10 +104,15 @@ class DepthModule(LightningModule):
         names = ("revision", "attn_implementation", "trust_remote_code")
         source = {name: self.hparams[name] for name in names}
         if from_scratch:
-            self.model, self.processor = new_model(checkpoint, **source)
+            self.model, self.processor = new_model(checkpoint, **source, processor_kwargs=processor_kwargs)
         else:
-            self.model, self.processor = load_checkpoint(checkpoint, dtype=dtype, **source)
-        self.prompter = prompter_for(self.model, self.processor)
+            self.model, self.processor = load_checkpoint(
+                checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
+            )
+        self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
+        check_serves(self.prompter, self.model)
+        if answer_after is not None and not answer_after.strip():
+            raise ValueError(f"expected answer_after as a text such as </think>, got {answer_after!r}")
         context = context_length(self.model)
         if max_new_tokens is not None and context is not None and max_new_tokens >= context:
             raise ValueError(
@@ -184,7 +199,7 @@ class DepthModule(LightningModule):
         if not len(masks) or not batch["sample_ids"]:  # all done already, or every sample of the batch was bad
             return MaskedPredictions([], list(masks.ids), [[] for _ in masks], torch.zeros(len(masks), 0))
         tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
-        texts = [self.tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in tokens]
+        texts = [self.prompter.decode(rows, self.hparams["answer_after"]) for rows in tokens]
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 
     def answer(self, batch: Mapping[str, Any], masks: MaskSet, max_new_tokens: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
@@ -125,7 +126,7 @@ class MaskSweep(Callback):
                 continue
             for sample, text, logprob in zip(batch["samples"], texts, logprobs):
                 if not math.isfinite(logprob):
-                    raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}")
+                    raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}{_why(pl_module)}")
                 if (mask, sample.id) in self._done:
                     continue
                 answer = clean_prediction(text)
@@ -239,3 +240,11 @@ def _score_corpus(records: pd.DataFrame, references: pd.Series, corpus: Any) -> 
     }
     keys = zip(records["mask"], records["sample"])
     return records.assign(score=[scores[key] for key in keys])
+
+
+def _why(pl_module: LightningModule) -> str:
+    halves = any(weight.dtype is torch.float16 for weight in pl_module.parameters())
+    mixed = str(pl_module.trainer.precision) == "16-mixed"
+    if not (halves or mixed):
+        return ""
+    return ": float16 holds no number above 65,504; give --model.dtype bfloat16 or float32, and no 16-mixed precision"

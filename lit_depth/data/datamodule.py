@@ -64,6 +64,7 @@ class DepthDataModule(LightningDataModule):
         train_collator: Class path of what makes a training batch of `TrainingItem`, called with the prompter.
         num_workers: Worker processes per loader; 0 = load in the main process.
         seed: Chooses the samples, and the training images and their order.
+        drop_images: Ask without the images: what a text model answers is what the questions give away.
     """
 
     @checked
@@ -83,6 +84,7 @@ class DepthDataModule(LightningDataModule):
         train_collator: str = "lit_depth.recipes.packing.PackedCollator",
         num_workers: int = 0,
         seed: int = 0,
+        drop_images: bool = False,
     ) -> None:
         super().__init__()
         check_least(
@@ -126,6 +128,7 @@ class DepthDataModule(LightningDataModule):
         self.train_collator = train_collator
         self.num_workers = num_workers
         self.seed = seed
+        self.drop_images = drop_images
         # of the module that the batches are for, see `attach`
         self.context: int | None = None
         self.max_new_tokens: int | None = None
@@ -192,6 +195,7 @@ class DepthDataModule(LightningDataModule):
         attached = self._attached()
         collator = EvalCollator(attached.prompter, attached._prompt_limit())
         dataset = self.eval_dataset(split, num_samples)
+        dataset.check_seen_by(attached.prompter)
         # without a study that measures what fits, such as under `lit-depth validate`
         batch_size = 32 if self.batch_size == "auto" else self.batch_size
         if positions is not None:
@@ -211,7 +215,8 @@ class DepthDataModule(LightningDataModule):
                 "asked for: all are taken"
             )
         folder = None if self.path is None else ImageFolder(self.path, (self.path,))
-        return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"), folder)
+        chosen = choose_rows(len(rows), num_samples, f"{self.seed}/{split}")
+        return EvalDataset(rows, self.task, split, chosen, folder, self.drop_images)
 
     def check_disjoint(self, split_a: str, split_b: str) -> None:
         """Refuse two splits whose chosen samples overlap: what selects masks must not also report on them.
@@ -227,6 +232,16 @@ class DepthDataModule(LightningDataModule):
                     f"splits {split_a!r} and {split_b!r} of task {self.task.name!r} must not overlap, "
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
+
+    def check_seen(self, splits: Sequence[str]) -> None:
+        """Refuse tasks whose questions are about images for a model that sees none.
+
+        Raises:
+            ValueError: Naming the task.
+        """
+        for each in self.for_each_task():
+            for split in splits:
+                each.eval_dataset(split).check_seen_by(self._attached().prompter)
 
     def _load(self, split: str, num_samples: int | None) -> datasets.Dataset | QuestionRows:
         task = self.task
@@ -330,6 +345,7 @@ class EvalDataset(Dataset):
         split: Their split.
         indices: The chosen rows.
         folder: Where rows may name images by path, if they do not say so themselves; None = anywhere.
+        drop_images: Leave all images out, unread.
     """
 
     rows: datasets.Dataset | QuestionRows
@@ -337,9 +353,11 @@ class EvalDataset(Dataset):
     split: str
     indices: list[int]
     folder: ImageFolder | None = None
+    drop_images: bool = False
 
     def __post_init__(self) -> None:
         self.folder = getattr(self.rows, "folder", None) or self.folder
+        self.rows = _undecoded_rows(self.rows) if self.drop_images else self.rows
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -352,14 +370,35 @@ class EvalDataset(Dataset):
         try:
             sample = self._sample(self.rows[index], index)
             name = sample.id
-            if sample.image is not None or self.task.needs_image:
-                sample = replace(sample, image=load_image(sample.image, self.folder))
+            sample = self._without(sample) if self.drop_images else self._with_images(sample)
             if not sample.references:
                 raise ValueError("no reference answer")
         # Whatever a broken file or row raises costs this sample, never the run.
         except Exception as error:
             return BadSample(name, f"{type(error).__name__}: {error}")
         return sample
+
+    def _with_images(self, sample: Sample) -> Sample:
+        more = tuple(load_image(image, self.folder) for image in sample.more_images)
+        if sample.image is None and not self.task.needs_image:
+            return replace(sample, more_images=more)
+        return replace(sample, image=load_image(sample.image, self.folder), more_images=more)
+
+    @staticmethod
+    def _without(sample: Sample) -> Sample:
+        return replace(sample, image=None, more_images=())
+
+    def check_seen_by(self, prompter: Any) -> None:
+        """Refuse questions about images for a prompter whose model sees none; the first readable one tells.
+
+        Raises:
+            ValueError: As the prompter says.
+        """
+        if getattr(prompter, "sees_images", True):
+            return
+        first = next((sample for sample in map(self.__getitem__, range(len(self))) if isinstance(sample, Sample)), None)
+        if first is not None and first.images:
+            raise ValueError(f"task {self.task.name}: {prompter.why_unseen()}")
 
     def _sample(self, row: dict[str, Any], index: int) -> Sample:
         sample, task = self.task.sample(row, self.split, index), self.task
@@ -408,9 +447,12 @@ class EvalDataset(Dataset):
         for place, sample in zip(map(self._place, self.indices), self._undecoded()):
             asked = place if sample is None else [getattr(sample, name) for name in _ASKED]
             digest.update(repr(asked).encode(errors="surrogatepass"))
-            images += [] if sample is None else [image_digest(sample.image, self.folder)]
-        if isinstance(self.rows, QuestionRows):
-            images = [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
+            if sample is not None and not self.drop_images:
+                # those of a table's own column are read below, each once
+                first = [] if isinstance(self.rows, QuestionRows) else [sample.image]
+                images += [image_digest(image, self.folder) for image in (*first, *sample.more_images)]
+        if isinstance(self.rows, QuestionRows) and not self.drop_images:
+            images += [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
         digest.update(repr(images).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
 
@@ -419,21 +461,25 @@ class EvalDataset(Dataset):
 
     def _undecoded(self) -> Iterator[Sample | None]:
         """The samples in order, without decoding their images; None where the text is not readable."""
-        rows: Any = self.rows
-        if isinstance(rows, QuestionRows):
-            rows = rows.without_images()
-        else:
-            import datasets
-
-            for column, feature in rows.features.items():
-                if isinstance(feature, datasets.Image):
-                    rows = rows.cast_column(column, datasets.Image(decode=False))
+        rows = _undecoded_rows(self.rows)
         for index in self.indices:
             sample = None
             # A bad row is reported where it is evaluated.
             with contextlib.suppress(Exception):
                 sample = self._sample(rows[index], index)
             yield sample
+
+
+def _undecoded_rows(rows: datasets.Dataset | QuestionRows) -> Any:
+    """The same rows, their images as they are stored, or left out where rows are read by columns."""
+    if isinstance(rows, QuestionRows):
+        return rows.without_images()
+    import datasets
+
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
 
 
 def choose_rows(num_rows: int, num_samples: int | None, key: str) -> list[int]:

@@ -27,10 +27,17 @@ class PromptLimit(NamedTuple):
     origin: str
     context: int | None = None
 
-    def refusal(self, num_tokens: int, num_answer: int, at_least: str = "") -> str | None:
-        """Why a prompt of so many tokens, and its reference answer, cannot be evaluated; None if they can."""
+    def refusal(self, num_tokens: int, num_answer: int, at_least: str = "", of_images: int = 0) -> str | None:
+        """Why a prompt of so many tokens, and its reference answer, cannot be evaluated; None if they can.
+
+        Args:
+            of_images: Tokens of the prompt that carry image features.
+        """
         if num_tokens > self.tokens:
-            return f"the prompt has {at_least}{num_tokens:,} tokens, the limit is {self.tokens:,} ({self.origin})"
+            share = f" ({of_images:,} of images: --model.processor_kwargs makes them smaller)" if of_images else ""
+            return (
+                f"the prompt has {at_least}{num_tokens:,} tokens{share}, the limit is {self.tokens:,} ({self.origin})"
+            )
         if self.context is not None and num_tokens + num_answer > self.context:
             return (
                 f"the reference answer has {at_least}{num_answer:,} tokens behind a prompt of {num_tokens:,}, the "

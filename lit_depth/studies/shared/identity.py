@@ -22,6 +22,7 @@ from lit_depth.results.store import MANIFEST, current_versions
 _MODEL_ARGUMENTS = (
     *("checkpoint", "revision", "dtype", "attn_implementation"),
     *("blocks", "granularity", "phase", "decode_without_prompt"),
+    *("processor_kwargs", "chat_template_kwargs", "answer_after"),
 )
 # files of a run's folder that hold what was measured
 _MEASURED = ("**/*.jsonl", "**/batch_size.json", "proxy_scores.json", "records/*.json", "records/*.parquet")
@@ -58,6 +59,8 @@ def identify(
             },
             "data.seed": datamodule.seed,
             "data.max_prompt_tokens": datamodule.max_prompt_tokens,
+            "data.drop_images": datamodule.drop_images,
+            "prompter": _of_prompter(datamodule.prompter),
             **{
                 f"data fingerprint, {each.task.name}, {split}": each.eval_dataset(split).fingerprint()
                 for each in datamodule.for_each_task()
@@ -69,6 +72,12 @@ def identify(
         "model": model_identity(model, getattr(datamodule.prompter, "processor", None)),
     }
     return as_json(found)
+
+
+def _of_prompter(prompter: Any) -> dict[str, Any]:
+    """How questions are put; one of somebody's own may say no more than its class."""
+    settings = getattr(prompter, "settings", None)
+    return {"class": type(prompter).__name__} if settings is None else settings()
 
 
 def _of_constant(datamodule: DepthDataModule) -> dict[str, str]:

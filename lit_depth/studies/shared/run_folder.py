@@ -93,6 +93,7 @@ def open_run(
     meet(trainer)
     with given_back(model, datamodule), ExitStack() as held:
         datamodule.attach(model)
+        datamodule.check_seen(splits)
 
         # the other processes of a distributed run work under the first one's lock
         def claim() -> None:

@@ -141,10 +141,14 @@ def prompts_of_task(
     """Questions of the validation split, and those that cannot be read or do not fit the model's context."""
     check_one_task(datamodule, "tokens takes its questions from one task")
     dataset = datamodule.eval_dataset("validation")
+    dataset.check_seen_by(model.prompter)
     found, bad = [], []
     for sample in (dataset[position] for position in range(len(dataset))):
         if isinstance(sample, BadSample):
             bad.append(sample)
+            continue
+        if len(sample.images) > 1:
+            bad.append(BadSample(sample.id, f"expected a question about at most one image, got {len(sample.images)}"))
             continue
         prompt = Prompt(sample.id, model.prompter.text(sample), sample.image, sample.image_id)
         try:
