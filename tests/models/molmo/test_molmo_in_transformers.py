@@ -121,7 +121,7 @@ def test_images_that_were_seen_are_not_looked_at_again():
     model.model.vision_tower.register_forward_hook(lambda *_: looked.append(1))
     turn = longer(inputs, more_tokens(inputs["input_ids"], 2))
     found = model(**{**turn, "input_ids": turn["input_ids"][:, LENGTH:]}, cache=cache)
-    assert looked == [] and found.image_hidden_states is None
+    assert looked == [] and found.image_outputs is None
     torch.testing.assert_close(found.logits, model(**turn).logits[:, LENGTH:], atol=1e-4, rtol=0)
 
 

@@ -301,7 +301,12 @@ class TestBatches:
             {"images": [None], "text": ["what", "is"]},
             {"images": [], "text": "what"},
             {"text": "what", "padding_side": "both"},
-            {"text": "what", "return_tensors": "np"},
+            {"text": "what", "return_tensors": "tf"},
+            {"text": ["what", "what is"], "padding": False},
+            {"text": "what", "max_length": 6, "truncation": True, "images": random_image(30, 30)},
+            {"text": "what", "images": random_image(30, 30), "do_resize": False},
+            {"text": ["what", ["is"]]},
+            {"text": "what", "videos": [1]},
         ],
     )
     def test_user_mistakes(self, tiny: MolmoProcessor, arguments: dict) -> None:
