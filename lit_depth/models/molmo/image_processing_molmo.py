@@ -44,7 +44,10 @@ def rgb_pixels(image: Any, apply_exif: bool = True) -> Tensor:
         ValueError: For any other type, data type or shape, and for an image without pixels.
     """
     if isinstance(image, str):
-        image = load_image(image)
+        try:
+            image = load_image(image)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"expected a picture's path or address, got {image[:200]!r}: {error}") from error
     if isinstance(image, Image.Image):
         upright = image.convert("RGB")
         if apply_exif:

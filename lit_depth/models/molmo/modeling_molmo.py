@@ -344,6 +344,8 @@ class MolmoModel(MolmoPreTrainedModel):
             )
         index = image_input_idx.flatten(1)
         row, token = ((index >= 0) & (index >= num_cached)).nonzero(as_tuple=True)
+        if not inputs.is_floating_point():
+            _check_padded_together(inputs, row, index[row, token] - num_cached)
         values = features[row, token].to(embeddings.dtype)
         return embeddings.index_put((row, index[row, token] - num_cached), values, accumulate=True), outputs
 
@@ -390,6 +392,25 @@ def own_conversions(model: PreTrainedModel, **options: Any) -> list[Any]:
     declared = get_model_conversion_mapping(model, **{"add_legacy": False, **options})
     # only one family's name of the head is right
     return [each for each in declared if dense or DENSE_HEAD not in each._original_source_patterns]
+
+
+def _check_padded_together(input_ids: Tensor, row: Tensor, position: Tensor) -> None:
+    """Refuse rows that were prepared apart and padded afterwards, as a pipeline does: their image positions moved.
+
+    All image tokens of a row are one token. Where some rows have it at the positions given and others do not, these
+    were moved; where no row has it, somebody knows what they do.
+    """
+    tokens = input_ids[row, position]
+    low, high = (
+        torch.zeros_like(input_ids[:, 0]).scatter_reduce(0, row, tokens, kind, include_self=False)
+        for kind in ("amin", "amax")
+    )
+    same = (low == high)[row]
+    if same.any() and not same.all():
+        raise ValueError(
+            f"image_input_idx of row {int(row[~same][0])} does not point at its image tokens: rows that were prepared "
+            "one by one cannot be padded together, give the processor all of them at once (a pipeline: batch_size 1)"
+        )
 
 
 class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
