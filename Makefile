@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 BENCHMARKS := $(filter-out benchmarks/gpu_% benchmarks/environment.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint house bench clean
+.PHONY: help venv demo test parity lint house bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -22,6 +22,21 @@ demo: venv ## compare ways to choose blocks on the bundled model (a few minutes)
 test: venv ## run every test and doctest
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --hypothesis-profile=ci --durations=25
 
+# transformers' own common tests are in its source distribution alone; where it cannot be fetched they are skipped
+parity: venv ## run transformers' own common tests on Molmo (fetched once into .parity)
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("transformers"))'); \
+	if [ "$$(cat .parity/version 2>/dev/null)" != "$$version" ]; then \
+	    rm -rf .parity && mkdir .parity && \
+	    $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+	        --dest .parity "transformers==$$version" && \
+	    tar -xzf .parity/transformers-*.tar.gz -C .parity --strip-components=1 "transformers-$$version/tests" && \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .parity/site \
+	        parameterized==0.9.0 && \
+	    echo "$$version" > .parity/version || \
+	    { rm -rf .parity; echo "skipped: the sources of transformers $$version cannot be fetched"; exit 0; }; \
+	fi; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rsfE tests/models/molmo/test_parity.py
+
 lint: venv ## lint, check the formatting, check the types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -34,7 +49,7 @@ bench: venv ## run the benchmarks that need no GPU; results in benchmarks/result
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## remove the environment and all caches, keep results
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .parity build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The packages of the extra "vision" lie in a folder of their own: tests run without them, but for those of the families

@@ -17,6 +17,11 @@ from tests.helpers.comparison_result import comparison  # noqa: F401  (a fixture
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test"):
+        config.addinivalue_line("markers", f"{mark}: of transformers' common tests, see helpers/common_tests.py")
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Folder of reference data beside the checkout; tests that need it skip where it is absent."""

@@ -101,7 +101,7 @@ class VisionWarmup(Callback):
 
 def _cell_features(molmo: Any, batch: dict[str, Any]) -> Tensor:
     """Image tokens of every cell, ``[B, cells, tokens per cell, D]``."""
-    features = molmo.get_image_features(batch["images"], batch["image_masks"]).flatten(1, 2)
+    features = molmo.get_image_features(batch["images"], batch["image_masks"]).pooler_output
     index = batch["cell_tokens"]
     return features[torch.arange(len(index))[:, None, None], index]
 
