@@ -93,7 +93,8 @@ def describe(datamodule: DepthDataModule, prompter: Prompter) -> Report:
         sections.append(
             Section("Faults", f"{len(refused)} questions are left out.", Table(["question", "why"], faults))
         )
-    pictures = [sample for sample in good if sample.image is not None][:_THUMBNAILS]
+    of_images = {sample.image_id: sample for sample in reversed(good) if sample.image is not None}
+    pictures = list(reversed(of_images.values()))[:_THUMBNAILS]
     if pictures:
         sections.append(Section("Pictures", figures=["questions"], printed=False))
     selected = len(read["calibration"][0])
