@@ -2,6 +2,7 @@
 
 from lit_depth.metrics.anls import ANLS, anls
 from lit_depth.metrics.caption_tokens import tokenize_caption
+from lit_depth.metrics.chat_choice import ChatChoiceAccuracy, parse_chat_choice
 from lit_depth.metrics.cider import CIDErD, ReferenceCorpus, cider_d
 from lit_depth.metrics.contains import Contains, contains
 from lit_depth.metrics.exact_match import ExactMatch, exact_match
@@ -14,6 +15,7 @@ from lit_depth.metrics.vqa import MolmoVQAAccuracy, VQAAccuracy, normalize_vqa_a
 __all__ = [
     "ANLS",
     "CIDErD",
+    "ChatChoiceAccuracy",
     "Contains",
     "ExactMatch",
     "MMMUAccuracy",
@@ -30,6 +32,7 @@ __all__ = [
     "mmmu_accuracy",
     "multiple_choice_accuracy",
     "normalize_vqa_answer",
+    "parse_chat_choice",
     "parse_choice",
     "parse_mmmu_choice",
     "relaxed_accuracy",

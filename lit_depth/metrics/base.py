@@ -17,6 +17,7 @@ _WAYS = ("score", "corpus")
 # what people type, and what stands in the results
 SHORT_NAMES = {
     "anls": "ANLS",
+    "chat_choice": "ChatChoiceAccuracy",
     "cider": "CIDErD",
     "contains": "Contains",
     "exact": "ExactMatch",
