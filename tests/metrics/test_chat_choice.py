@@ -14,7 +14,8 @@ OPTIONS = ["dog", "cat", "cow", "hen"]
     [
         "D", "d", "D.", "(D)", "**D**", "**D.** hen", "**(D)**", r"\boxed{D}", r"$\boxed{\text{D}}$", "[D]", "Option D",
         "option D.", "D because it lays eggs", "Answer D", "Answer: D", "The answer is **D**.",
-        "The correct option is D", "The correct choice is (D).", "The correct answer is: D", "D - hen", "hen", "So I choose (D) here",
+        "The correct option is D", "The correct choice is (D).", "The correct answer is: D", "D - hen", "hen",
+        "So I choose (D) here",
         "A dog barks.\nA cat purrs.\nAnswer: D", "Not option A and not option B.\nThe correct option is D.",
     ],
 )  # fmt: skip
