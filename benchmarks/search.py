@@ -28,7 +28,7 @@ from sweep import sequential
 from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import SearchResult, ablation_masks, mask_id
-from lit_depth.functional.statistics import paired_interval
+from lit_depth.functional.statistics import paired_intervals
 from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.finders import run_search
 from lit_depth.studies.search.score_cache import ScoreCache
@@ -77,7 +77,7 @@ def choices(
     for without, with_racing in pairs:
         ids = [mask_id(mask) for mask in ablation_masks(module.num_blocks, [without, with_racing])]
         first, second = scores.rows(ids)
-        interval = paired_interval(first - second, scores.images)
+        (interval,) = paired_intervals([first - second], scores.images)
         entry = {"without_racing": without, "with_racing": with_racing, "difference": interval.estimate}
         entries.append(entry | {"ci": [interval.low, interval.high], "tied": interval.low <= 0 <= interval.high})
     return entries

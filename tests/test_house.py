@@ -31,7 +31,6 @@ AT_HOME = ("lit_depth/models/", "lit_depth/recipes/")
 PUBLISHED = ('"molmo"', "parity must be null or molmo", "MolmoVQAAccuracy", "_MOLMO_NEW_TOKENS")
 EVALUATIONS = {
     "lit_depth/data/hub.py",
-    "lit_depth/data/tasks/mmmu.py",
     "lit_depth/data/tasks/science_qa_img.py",
     "lit_depth/metrics/__init__.py",
     "lit_depth/metrics/vqa.py",

@@ -1,7 +1,5 @@
 """Which blocks cost least when they are removed together: beam search in any Lightning repository."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -115,9 +113,7 @@ class BeamSearchAblation(EvaluationCallback):
         self._num_units = units_of(self.num_blocks, self.granularity)
         free_units(self._num_units, self.max_removed, self.keep)
 
-    def measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
-    ) -> bool:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> bool:
         full = MaskSet.full(self._num_units, self.granularity)
         with trainer.precision_plugin.forward_context():
             scores = score_masks(pl_module, batch, full, self.score_fn, self.blocks)[0]
@@ -128,7 +124,7 @@ class BeamSearchAblation(EvaluationCallback):
         self._full.append(scores[has_score])
         # a loader may fill the same tensors again
         kept = apply_to_collection(move_data_to_device(batch, "cpu"), Tensor, torch.clone)
-        self._batches.append(_Batch(kept, dataloader_idx, has_score))
+        self._batches.append(_Batch(kept, place[1], has_score))
         return True
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """What the callbacks need of somebody else's LightningModule and of its batches."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -40,6 +38,7 @@ def language_model(pl_module: LightningModule, path: str | None = None) -> tuple
         (pl_module.get_submodule(".".join(names[:depth])), ".".join(names[depth:])) for depth in range(len(names))
     ]
     models = [holder for holder in holders if isinstance(holder[0], PreTrainedModel) or _learns_prompts(holder[0])]
+    # a module without a forward of its own only holds what runs
     without = (nn.Module.forward, LightningModule.forward)
     return next(iter(models or [holder for holder in holders if type(holder[0]).forward not in without] or holders))
 
@@ -102,12 +101,7 @@ def undisturbed(pl_module: LightningModule) -> Iterator[None]:
     Inside, every submodule is in evaluation mode, compiled ones run eagerly (nothing is compiled for this), and
     `LatencyTimer` does not listen. Afterwards modes and random states are what they were.
     """
-    with (
-        evaluation_mode(pl_module),
-        same_random_state(pl_module),
-        untimed(),
-        torch.compiler.set_stance("force_eager"),
-    ):
+    with evaluation_mode(pl_module), same_random_state(pl_module), untimed(), torch.compiler.set_stance("force_eager"):
         yield
 
 

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -205,7 +205,9 @@ class DepthDataModule(LightningDataModule):
         """
         attached = self._attached()
         collator = EvalCollator(attached.prompter, attached._prompt_limit())
-        dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
+        dataset = self.eval_dataset(split, num_samples)
+        # without a study that measures what fits, such as under `lit-depth validate`
+        batch_size = 32 if self.batch_size == "auto" else self.batch_size
         if positions is not None:
             dataset = dataset.take(positions)
         sampler = BatchShards(dataset, batch_size, *shard) if shard[1] > 1 else None
@@ -239,10 +241,6 @@ class DepthDataModule(LightningDataModule):
                     f"splits {split_a!r} and {split_b!r} of task {self.task.name!r} must not overlap, "
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
-
-    def _fixed_batch_size(self) -> int:
-        # without a study that measures what fits, such as under `lit-depth validate`
-        return 32 if self.batch_size == "auto" else self.batch_size
 
     def _load(self, split: str, num_samples: int | None) -> datasets.Dataset | QuestionRows:
         task = self.task
@@ -336,6 +334,7 @@ class BatchShards(DistributedSampler):
         return len(self._positions)
 
 
+@dataclass(eq=False)
 class EvalDataset(Dataset):
     """Chosen rows of a split as samples; a row that cannot be read becomes a `BadSample` instead of an error.
 
@@ -347,19 +346,14 @@ class EvalDataset(Dataset):
         folder: Where rows may name images by path, if they do not say so themselves; None = anywhere.
     """
 
-    def __init__(
-        self,
-        rows: datasets.Dataset | QuestionRows,
-        task: Task,
-        split: str,
-        indices: list[int],
-        folder: ImageFolder | None = None,
-    ) -> None:
-        self.rows = rows
-        self.task = task
-        self.split = split
-        self.indices = indices
-        self.folder = getattr(rows, "folder", None) or folder
+    rows: datasets.Dataset | QuestionRows
+    task: Task
+    split: str
+    indices: list[int]
+    folder: ImageFolder | None = None
+
+    def __post_init__(self) -> None:
+        self.folder = getattr(self.rows, "folder", None) or self.folder
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -387,8 +381,7 @@ class EvalDataset(Dataset):
 
     def take(self, positions: Sequence[int]) -> EvalDataset:
         """The same rows, fewer of them chosen: those at these positions."""
-        chosen = [self.indices[position] for position in positions]
-        return EvalDataset(self.rows, self.task, self.split, chosen, self.folder)
+        return replace(self, indices=[self.indices[position] for position in positions])
 
     def ids(self) -> list[tuple[str, str]]:
         """Return (sample id, image id) of every readable sample, without decoding the images.

@@ -1,7 +1,5 @@
 """Tasks that are read from tables: from a repository on the hub, or from a local folder of parquet files."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -150,10 +148,12 @@ class HubTask(Task):
         if self.drops_rows_without_image and layout.image is not None:
             there = [content_id(image) is not None for image in table.column(layout.image)]
             kept = kept[np.array(there, dtype=bool)[kept]]
+        # an empty list counts as one question, so that its row is reported instead of passed over
         lengths = np.ones(len(table), dtype=np.int64)
         if layout.questions is not None:
             lengths = np.maximum(np.array(table.list_lengths(layout.questions), dtype=np.int64), 1)
         rows = np.repeat(kept, lengths[kept])
+        # a question is numbered from the first of its row
         starts = np.repeat(np.cumsum(lengths[kept]) - lengths[kept], lengths[kept])
         numbers = np.arange(len(rows)) - starts
         questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, self._image_folder(source))
@@ -162,13 +162,7 @@ class HubTask(Task):
     def stream(self, split: str, num_samples: int, path: str | None = None) -> QuestionRows:
         """Return the first questions of a role, from different rows as far as there are enough, reading no further.
 
-        Args:
-            split: As for `load`.
-            num_samples: How many.
-            path: As for `load`.
-
-        Raises:
-            ValueError: As `load`.
+        Arguments and errors are those of `Task.stream`.
         """
         source = self.source(split, path)
         part = self._part(split, path, source)

@@ -1,7 +1,5 @@
 """Any picture that a dataset row may hold, as an upright RGB image."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -201,6 +199,7 @@ def _rgb(image: Image.Image, white: int | None = None) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _eight_bits(image, _white(image) if white is None else white)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # Pillow converts premultiplied grey to nothing else
         if image.mode == "La":
             image = image.convert("LA")
         canvas = Image.new("RGBA", image.size, "white")

@@ -1,7 +1,5 @@
 """How long a prompt may be, in tokens, and a bound for texts that are too long to be worth tokenising."""
 
-from __future__ import annotations
-
 import weakref
 from collections import Counter
 from collections.abc import Iterable

@@ -6,7 +6,7 @@ import ast
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,7 @@ class Place:
     layout: Layout
 
 
+@dataclass(frozen=True, eq=False)
 class QuestionRows(Sequence[dict[str, Any]]):
     """Rows of a table counted by question: a row with a list of questions occurs once for each.
 
@@ -113,23 +114,13 @@ class QuestionRows(Sequence[dict[str, Any]]):
         folder: Where rows may name images by path; None = anywhere.
     """
 
-    def __init__(
-        self,
-        table: Any,
-        image_ids: Any,
-        rows: Sequence[int] | np.ndarray,
-        numbers: Sequence[int] | np.ndarray,
-        layout: Layout,
-        split: str,
-        folder: ImageFolder | None = None,
-    ) -> None:
-        self.table = table
-        self.image_ids = image_ids
-        self.rows = rows
-        self.numbers = numbers
-        self.layout = layout
-        self.split = split
-        self.folder = folder
+    table: Any
+    image_ids: Any
+    rows: Sequence[int] | np.ndarray
+    numbers: Sequence[int] | np.ndarray
+    layout: Layout
+    split: str
+    folder: ImageFolder | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,8 +135,7 @@ class QuestionRows(Sequence[dict[str, Any]]):
         """The same questions without reading images, for what depends on the text only."""
         if not isinstance(self.table, ArrowTable) or self.layout.image is None:
             return self
-        table = self.table.without(self.layout.image)
-        return QuestionRows(table, self.image_ids, self.rows, self.numbers, self.layout, self.split, self.folder)
+        return replace(self, table=self.table.without(self.layout.image))
 
     def images(self, positions: Iterable[int]) -> Iterator[Any]:
         """The images of these questions as they are stored, one after another, each row's once."""
@@ -192,18 +182,15 @@ class ArrowTable:
 
 def column_names(schema: Any) -> list[str]:
     """Names of an Arrow schema's columns, and ``list.key`` for the keys of structs and of lists of structs."""
+    import pyarrow.types
+
     names = []
     for field in schema:
         names.append(field.name)
         inner = getattr(field.type, "value_type", field.type)
-        names += [f"{field.name}.{inner.field(i).name}" for i in range(inner.num_fields)] if _is_struct(inner) else []
+        if pyarrow.types.is_struct(inner):
+            names += [f"{field.name}.{inner.field(i).name}" for i in range(inner.num_fields)]
     return names
-
-
-def _is_struct(kind: Any) -> bool:
-    import pyarrow.types
-
-    return pyarrow.types.is_struct(kind)
 
 
 def list_elements(value: Any) -> list[Any]:

@@ -1,7 +1,5 @@
 """Where tables come from: repositories on the hub, or local folders of parquet files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

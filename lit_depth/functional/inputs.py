@@ -1,7 +1,5 @@
 """Log-probability of a reference answer, as decoding would give it, and the inputs of a forward of one's own."""
 
-from __future__ import annotations
-
 import inspect
 import weakref
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,6 @@
 """Training batches of Molmo's family: all questions of an image packed behind its tokens, with labels of its cells."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,7 +44,9 @@ class PackedCollator:
         - for items with cell labels ``cell_shapes``, ``cell_colors`` [batch, cells], padded with -100, and
           ``cell_tokens`` [batch, cells, tokens per cell], see `cell_token_indices`, padded with 0.
         """
-        texts = [self._texts(item.questions) for item in items]
+        texts = [
+            [self.prompter.text(Sample("", "", None, question, ())) for question in item.questions] for item in items
+        ]
         rows = self.processor(
             images=[item.image for item in items], text=[of_item[0] for of_item in texts], padding_side="right"
         )
@@ -57,8 +57,10 @@ class PackedCollator:
                 raise ValueError(
                     f"expected one answer per question, got {len(item.answers)} for {len(item.questions)} questions"
                 )
-            pairs = [(next(prompts), answer) for answer in self._answer_tokens(item.answers)]
+            answers = (row[row != IGNORE].tolist() for row in self.prompter.answer_ids(item.answers))
+            pairs = [(next(prompts), answer) for answer in answers]
             prefix = input_ids[mask.bool()].tolist()
+            # the processor framed the first question too; it joins the others behind the image
             packed.append(pack_row(prefix[: -len(pairs[0][0])], pairs))
         input_ids, position_ids, labels, segments = (
             pad_sequence(list(column), batch_first=True, padding_value=padding)
@@ -74,12 +76,6 @@ class PackedCollator:
         if all(item.cell_shapes for item in items):
             batch |= _cell_labels(items, rows["image_input_idx"])
         return batch
-
-    def _texts(self, questions: Iterable[str]) -> list[str]:
-        return [self.prompter.text(Sample("", "", None, question, ())) for question in questions]
-
-    def _answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
-        return [row[row != IGNORE].tolist() for row in self.prompter.answer_ids(answers)]
 
     def _prompt_tokens(self, prompts: list[str]) -> list[list[int]]:
         # A text-only row is BOS and the framed prompt: the frame stays the processor's business.
@@ -143,6 +139,7 @@ def cell_token_indices(image_input_idx: Tensor, grid: tuple[int, int]) -> Tensor
         ValueError: If the token table cannot be divided into the cells.
     """
     flat = image_input_idx.flatten()
+    # the overview shows the whole image a second time
     candidates = torch.arange(image_input_idx.shape[1], flat.numel(), device=flat.device)
     used = candidates[flat[candidates] >= 0]
     order = used[flat[used].argsort()]

@@ -1,7 +1,5 @@
 """The tokenizer of the bundled checkpoint: byte-level BPE over the words of ``shapes_vqa``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

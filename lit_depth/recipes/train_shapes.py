@@ -5,13 +5,13 @@ labels of the grid's cells, then everything on packed questions, with stochastic
 blocks become expendable.
 """
 
-from __future__ import annotations
-
+import itertools
 import json
 import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -68,36 +68,32 @@ class VisionWarmup(Callback):
         molmo = model.model
         loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         heads: nn.ModuleDict | None = None
-        done = 0
-        while done < self.steps:
-            for batch in loader:
-                batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
-                cells = _cell_features(molmo, batch)
-                if heads is None:
-                    heads = nn.ModuleDict(
-                        {name: nn.Linear(cells.shape[-1], 16) for name in ("cell_shapes", "cell_colors")}
-                    ).to(pl_module.device)
-                    parameters = [*molmo.vision_tower.parameters(), *molmo.connector.parameters(), *heads.parameters()]
-                    optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
-                    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=self.steps)
-                known = batch["cell_shapes"] >= 0
-                tokens = cells[known].flatten(0, 1)
-                labels = {name: batch[name][known].repeat_interleave(cells.shape[2]) for name in heads}
-                logits = {name: head(tokens) for name, head in heads.items()}
-                loss = torch.stack([F.cross_entropy(logits[name], labels[name]) for name in logits]).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                schedule.step()
-                done += 1
-                if done % 50 == 0 or done == self.steps:
-                    right = [(logits[name].argmax(-1) == labels[name]).float().mean().item() for name in logits]
-                    trainer.print(
-                        f"vision warm-up {done}/{self.steps}: shape {right[0]:.3f}, colour {right[1]:.3f} right"
-                    )
-                if done == self.steps:
-                    break
+        # the loader again and again: each pass is in another order
+        batches = itertools.chain.from_iterable(loader for _ in itertools.count())
+        for done, batch in enumerate(itertools.islice(batches, self.steps), start=1):
+            batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+            cells = _cell_features(molmo, batch)
+            if heads is None:
+                # the first batch says how wide a token is
+                heads = nn.ModuleDict(
+                    {name: nn.Linear(cells.shape[-1], 16) for name in ("cell_shapes", "cell_colors")}
+                ).to(pl_module.device)
+                parameters = [*molmo.vision_tower.parameters(), *molmo.connector.parameters(), *heads.parameters()]
+                optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate)
+                schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=self.steps)
+            known = batch["cell_shapes"] >= 0
+            tokens = cells[known].flatten(0, 1)
+            labels = {name: batch[name][known].repeat_interleave(cells.shape[2]) for name in heads}
+            logits = {name: head(tokens) for name, head in heads.items()}
+            loss = torch.stack([F.cross_entropy(logits[name], labels[name]) for name in logits]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            if done % 50 == 0 or done == self.steps:
+                right = [(logits[name].argmax(-1) == labels[name]).float().mean().item() for name in logits]
+                trainer.print(f"vision warm-up {done}/{self.steps}: shape {right[0]:.3f}, colour {right[1]:.3f} right")
         with torch.no_grad():
             molmo.connector.image_projector.w2.weight.mul_(self.output_std / tokens.std())
         pl_module.zero_grad()
@@ -173,16 +169,12 @@ class ExportCheckpoint(Callback):
         weights = {name: value.to(stored) for name, value in model.state_dict().items()}
         model.save_pretrained(self.folder, state_dict=weights)
         pl_module.processor.save_pretrained(self.folder)  # type: ignore[union-attr,operator]
-        every = self.curve_every
-        curve = [
-            sum(self._losses[i : i + every]) / len(self._losses[i : i + every])
-            for i in range(0, len(self._losses), every)
-        ]
+        starts = range(0, len(self._losses), self.curve_every)
         note = {
             "steps": len(self._losses),
             "seconds": round(time.monotonic() - self._start, 1),
-            "steps_per_point": every,
-            "answer_loss": [round(value, 4) for value in curve],
+            "steps_per_point": self.curve_every,
+            "answer_loss": [round(mean(self._losses[start : start + self.curve_every]), 4) for start in starts],
         }
         (Path(self.folder) / "training_curve.json").write_text(json.dumps(note) + "\n")
         trainer.print(f"checkpoint written to {self.folder}")

@@ -1,7 +1,5 @@
 """The built-in tasks, by name. A new one is a file in this folder, an import and an entry in `TASKS`."""
 
-from __future__ import annotations
-
 import difflib
 
 from lit_depth.data.task import Task

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -201,22 +201,21 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("ss") else "s")
 
 
+def _draw_known_by(draws: Draws, scene: Scene, part: int) -> tuple[int, int] | None:
+    # An object whose shape (part 0) or colour (part 1) no other one has.
+    unique = _unique([item[part] for item in scene.objects])
+    known = draws.choice(unique) if unique else None
+    return next((item for item in scene.objects if item[part] == known), None)
+
+
 def _ask_color(draws: Draws, scene: Scene) -> Question | None:
-    unique = _unique([shape for shape, _ in scene.objects])
-    if not unique:
-        return None
-    shape = draws.choice(unique)
-    color = next(c for s, c in scene.objects if s == shape)
-    return Question(f"What color is the {SHAPES[shape]}?", _COLOR_NAMES[color], "color")
+    item = _draw_known_by(draws, scene, 0)
+    return item and Question(f"What color is the {SHAPES[item[0]]}?", _COLOR_NAMES[item[1]], "color")
 
 
 def _ask_shape(draws: Draws, scene: Scene) -> Question | None:
-    unique = _unique([color for _, color in scene.objects])
-    if not unique:
-        return None
-    color = draws.choice(unique)
-    shape = next(s for s, c in scene.objects if c == color)
-    return Question(f"What shape is the {_COLOR_NAMES[color]} object?", SHAPES[shape], "shape")
+    item = _draw_known_by(draws, scene, 1)
+    return item and Question(f"What shape is the {_COLOR_NAMES[item[1]]} object?", SHAPES[item[0]], "shape")
 
 
 def _ask_count(draws: Draws, scene: Scene) -> Question:
@@ -248,6 +247,7 @@ def _ask_relation(draws: Draws, scene: Scene) -> Question | None:
     unique = _unique(scene.objects)
     place = {item: divmod(scene.cells.index(item), scene.columns) for item in unique}
     axis = draws.below(2)  # 0: rows, 1: columns
+    # two objects of one row are neither above nor below each other
     pairs = [(a, b) for a in unique for b in unique if place[a][axis] != place[b][axis]]
     if not pairs:
         return None
@@ -350,9 +350,10 @@ class ShapesVQA(Task):
         )
 
     def training_set(self, num_images: int, seed: int) -> ShapesTrainingSet:
-        return ShapesTrainingSet(num_images, seed, self.train_type_weights)
+        return ShapesTrainingSet(num_images, seed, self.train_type_weights or TYPE_WEIGHTS)
 
 
+@dataclass(eq=False)
 class ShapesTrainingSet(Dataset[TrainingItem]):
     """Images of the train split with their six questions and cell labels, drawn on access.
 
@@ -362,12 +363,9 @@ class ShapesTrainingSet(Dataset[TrainingItem]):
         type_weights: Share of each question type, summing to 1; the task's own shares by default.
     """
 
-    def __init__(
-        self, num_images: int = 50_000, seed: int = 0, type_weights: Mapping[str, float] | None = None
-    ) -> None:
-        self.num_images = num_images
-        self.seed = seed
-        self.type_weights = TYPE_WEIGHTS if type_weights is None else type_weights
+    num_images: int = 50_000
+    seed: int = 0
+    type_weights: Mapping[str, float] = field(default_factory=TYPE_WEIGHTS.copy)
 
     def __len__(self) -> int:
         return self.num_images

@@ -16,8 +16,6 @@ Accuracy lies in [0, 1]. A mean log-probability has no lower bound; so ``referen
 monotone in each sample, and no single hopeless sample decides a mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass

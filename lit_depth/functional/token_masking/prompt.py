@@ -38,9 +38,7 @@ def run_token_masking(
     Args:
         model: A Hugging Face decoder (text or vision-language) in evaluation mode.
         processor: Its processor, or its tokenizer.
-        prompt: See `encode_prompt`.
-        image: See `encode_prompt`.
-        raw: See `encode_prompt`.
+        prompt: For this, ``image`` and ``raw`` see `encode_prompt`.
         num_output_tokens: 1 analyses the prompt; N analyses it again after each of the first N - 1 tokens that the
             model generates.
         after_end: Go on after an end token (of the model's generation_config, or the tokenizer's).
@@ -121,15 +119,13 @@ def start_token(processor: Any) -> int | None:
     return getattr(_tokenizer(processor), "bos_token_id", None) if own is None else own
 
 
-def token_text(processor: Any, token_id: int) -> str:
-    """A token as text; a special token is its name, and half of a character is shown as ``\\ufffd``."""
-    return _tokenizer(processor).decode([int(token_id)])
-
-
 @checked
 def name_tokens(frame: pd.DataFrame, processor: Any) -> pd.DataFrame:
-    """Put ``token_masked``, a text, in place of ``token_id``; ``attrs["generated_text"]`` is what was generated."""
-    texts = {token_id: token_text(processor, token_id) for token_id in frame["token_id"].unique()}
+    """Put ``token_masked``, a text, in place of ``token_id``; ``attrs["generated_text"]`` is what was generated.
+
+    A special token is its name, and half of a character is shown as ``\\ufffd``.
+    """
+    texts = {token_id: _tokenizer(processor).decode([int(token_id)]) for token_id in frame["token_id"].unique()}
     named = frame.rename(columns={"token_id": "token_masked"})
     named["token_masked"] = frame["token_id"].map(texts).astype(object)
     generated, following = frame.attrs["generated_ids"], frame.attrs["next_id"]

@@ -5,8 +5,6 @@ position, one row per set of head outputs. Nothing is assumed about where a bloc
 `check_rebuilt` refuses one whose unmasked row does not come out as in the real forward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
