@@ -148,11 +148,11 @@ class DepthDataModule(LightningDataModule):
         self._rows: dict[tuple[str, str, int | None], datasets.Dataset | QuestionRows] = {}
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches of images with all their questions, as ``train_collator`` makes them."""
+        """Batches of images with all their questions, as ``train_collator`` makes them, shuffled if the task allows."""
         self._refuse_several_tasks()
         images = self.task.training_set(self.train_images, self.seed)
         collator = object_at(self.train_collator, "a collator")(self._attached().prompter)
-        return self._loader(images, self.train_batch_size, collator, shuffle=True)
+        return self._loader(images, self.train_batch_size, collator, shuffle=not self.task.train_in_order)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in evaluation batches; `test_dataloader` and `predict_dataloader` are the same."""
