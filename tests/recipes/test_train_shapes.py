@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
@@ -183,6 +184,13 @@ def test_mistakes_end_before_the_first_step(folder, options, message):
 def test_unknown_blocks_are_refused_before_the_first_step(folder):
     with pytest.raises(ValueError, match="16"):
         fit(new_module(folder), [TrainingPhase(1, MIXTURE, blocks=[0, 16])], TrainInPhases())
+
+
+def test_the_shipped_recipe_counts_its_own_images():
+    recipe = yaml.safe_load((ROOT / "configs" / "train_shapes.yaml").read_text())["data"]
+    phases = [TrainingPhase(**phase) for phase in recipe["task"]["init_args"]["phases"]]
+    assert recipe["train_images"] == ShapesCurriculum(phases).num_steps * recipe["train_batch_size"]
+    assert phases[-1].rate[1] == 0 and phases[-1].blocks is None
 
 
 class Module(nn.Module):
