@@ -4,6 +4,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
@@ -102,22 +103,12 @@ def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
     arguments = [underscored(argument) for argument in arguments if argument != "--debug"]
     command = arguments[0] if arguments else None
-    functions = {"": getattr(DepthTrainer, command)} if command in commands.studies() else {}
-    arguments = join_lists(arguments, *list_options({**functions, "data.": DepthDataModule.__init__}))
     _quiet()
     try:
-        DepthCLI(
-            DepthModule,
-            DepthDataModule,
-            trainer_class=DepthTrainer,
-            trainer_defaults={**dict.fromkeys(_OFF, False), "callbacks": OwnSignals()},
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={"description": f"{commands.QUESTION} (--debug: tracebacks)"},
-            args=arguments,
-            command=command,
-        )
+        if command in commands.tools():
+            import_module(f"lit_depth.tools.{command}").main(arguments[1:])
+        else:
+            _measure(command, arguments)
     except Exception as error:
         if debug:
             raise
@@ -129,6 +120,22 @@ def _run(arguments: list[str]) -> None:
         if lost_connection(error):
             _stop("error: another process of this run has ended; its own message says why")
         _stop(f"internal error: {type(error).__name__}: {one_line(error)}; run again with --debug", error, code=1)
+
+
+def _measure(command: str | None, arguments: list[str]) -> None:
+    functions = {"": getattr(DepthTrainer, command)} if command in commands.studies() else {}
+    DepthCLI(
+        DepthModule,
+        DepthDataModule,
+        trainer_class=DepthTrainer,
+        trainer_defaults={**dict.fromkeys(_OFF, False), "callbacks": OwnSignals()},
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"description": f"{commands.QUESTION} (--debug: tracebacks)"},
+        args=join_lists(arguments, *list_options({**functions, "data.": DepthDataModule.__init__})),
+        command=command,
+    )
 
 
 def _quiet() -> None:

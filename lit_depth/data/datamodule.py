@@ -24,6 +24,7 @@ from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import BadSample, Sample, Task, check_split
 from lit_depth.data.tasks import TASKS, get_task
+from lit_depth.data.tasks.own_files import OwnFiles
 from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.class_paths import object_at
 from lit_depth.functional.masking.blocks import context_length
@@ -46,11 +47,17 @@ class DepthDataModule(LightningDataModule):
     Args:
         prompter: Turns samples into the model's inputs, see `lit_depth.models.prompting`; by default that of the module
             that the trainer runs.
-        task: Name of a built-in task, the class path of one (``package.module.Class``), or a `Task`.
+        task: Name of a built-in task, the class path of one (``package.module.Class``), or a `Task`; null = your own
+            questions in ``path``, or without it shapes_vqa.
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
-        path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the
-            task's own source; with several tasks a folder of such folders, each called as its task.
+        path: Your own questions: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), a folder of them, or a hub id,
+            see `lit_depth.data.tasks.own_files.OwnFiles`. With a task: local folder of parquet files
+            (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the task's own source; with several
+            tasks a folder of such folders, each called as its task.
+        columns: With ``path`` and no task: meaning and name of columns that are not called as usual: question, answer,
+            image, options, id, image_id, split; a name of null = there is none.
+        allow_outside: With ``path`` and no task: read images from outside of that folder too.
         metric: What the answers are scored by, in place of the task's own: a name in `lit_depth.metrics`, or the class
             path of a :class:`torchmetrics.Metric` of your own (see `lit_depth.metrics.base.resolve`).
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
@@ -71,9 +78,11 @@ class DepthDataModule(LightningDataModule):
     def __init__(
         self,
         prompter: Any = None,
-        task: str | Task = "shapes_vqa",
+        task: str | Task | None = None,
         tasks: list[str | Task] | Literal["all"] | None = None,
         path: str | None = None,
+        columns: dict[str, str | None] | None = None,
+        allow_outside: bool = False,
         metric: str | None = None,
         batch_size: int | Literal["auto"] = 32,
         train_batch_size: int = 32,
@@ -104,7 +113,12 @@ class DepthDataModule(LightningDataModule):
                 "lit_depth.models.prompting.prompter_for makes one"
             )
         self.prompter = prompter
-        names = _all_tasks(path) if tasks == "all" else ([task] if tasks is None else tasks)
+        is_own = path is not None and task is None and tasks is None
+        if (columns or allow_outside) and not is_own:
+            raise ValueError("expected columns and allow_outside with a path and no task: a task knows its own columns")
+        if is_own:
+            task = OwnFiles(str(path), columns, allow_outside)
+        names = _all_tasks(path) if tasks == "all" else ([task or "shapes_vqa"] if tasks is None else tasks)
         self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
         for entry in self.tasks:
             lacking = [name for name in ("name", "metric", "max_new_tokens") if not hasattr(entry, name)]
@@ -137,11 +151,11 @@ class DepthDataModule(LightningDataModule):
         self._rows: dict[tuple[str, str, int | None], datasets.Dataset | QuestionRows] = {}
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches of images with all their questions, as ``train_collator`` makes them."""
+        """Batches of images with all their questions, as ``train_collator`` makes them, shuffled if the task allows."""
         self._refuse_several_tasks()
         images = self.task.training_set(self.train_images, self.seed)
         collator = object_at(self.train_collator, "a collator")(self._attached().prompter)
-        return self._loader(images, self.train_batch_size, collator, shuffle=True)
+        return self._loader(images, self.train_batch_size, collator, shuffle=not self.task.train_in_order)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in evaluation batches; `test_dataloader` and `predict_dataloader` are the same."""

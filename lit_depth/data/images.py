@@ -33,7 +33,9 @@ class ImageFolder(NamedTuple):
     tops: tuple[str, ...]
 
     def find(self, path: str | os.PathLike[str]) -> str:
-        """The file's path; raise ValueError if it lies in none of the folders."""
+        """The file's path; raise ValueError if it lies in none of the folders, or on the web."""
+        if "://" in os.fspath(path):
+            raise ValueError(f"expected a file, got the address {os.fspath(path)!r}; download it first")
         found = os.path.normpath(os.path.join(self.start, path))
         for top in self.tops:
             for place, folder in ((os.path.abspath(found), os.path.abspath(top)), map(os.path.realpath, (found, top))):

@@ -21,8 +21,8 @@ class Layout:
     """Which columns of a table hold what.
 
     Args:
-        image: Column of the image; of a list of images the first is taken.
-        question: Column of the question, or key in the elements of ``questions``.
+        image: Column of the image; of a list of images the first is taken. None = there is none.
+        question: Column of the question, or key in the elements of ``questions``. None = there is none.
         answer: Column of the answers, or key in the elements of ``questions``.
         questions: Column with a list of questions about the row's image; each becomes a sample.
         further: Other columns that must be there.
@@ -34,8 +34,8 @@ class Layout:
         instructed: Questions end in a line that asks for a short answer; it is cut off.
     """
 
-    image: str = "image"
-    question: str = "question"
+    image: str | None = "image"
+    question: str | None = "question"
     answer: str = "answers"
     questions: str | None = None
     further: tuple[str, ...] = ()
@@ -48,15 +48,14 @@ class Layout:
     @property
     def required(self) -> tuple[str, ...]:
         """Columns without which the table cannot be read; ``list.key`` for a key in the elements of a list."""
-        if self.questions is None:
-            return (self.image, self.question, self.answer, *self.further)
-        keys = (f"{self.questions}.{key}" for key in (self.question, self.answer))
-        return (self.image, self.questions, *keys, *self.further)
+        prefix = "" if self.questions is None else f"{self.questions}."
+        keys = [f"{prefix}{key}" for key in (self.question, self.answer) if key is not None]
+        return tuple(name for name in (self.image, self.questions, *keys, *self.further) if name is not None)
 
     @property
     def by_content(self) -> bool:
         """Whether images are told apart by their content."""
-        return self.image_id is None and self.questions is None
+        return self.image is not None and self.image_id is None and self.questions is None
 
     def columns(self, there: Sequence[str]) -> list[str]:
         """The columns to read, of those that are there."""
@@ -79,14 +78,14 @@ class Layout:
             if number >= len(elements) or not isinstance(elements[number], Mapping):
                 raise ValueError("the row has no question")
             entry |= elements[number]
-        question, answer = entry.get(self.question), entry.get(self.answer)
+        question, answer = None if self.question is None else entry.get(self.question), entry.get(self.answer)
         if self.instructed and isinstance(question, str):
             question = question.strip().partition("\n")[0]
         return entry | {"question": question, "answer": answer}
 
     def image_of(self, row: Mapping[str, Any]) -> Any:
         """The row's image as it is stored, or None."""
-        value = row.get(self.image)
+        value = None if self.image is None else row.get(self.image)
         return (value[0] if value else None) if isinstance(value, list) else value
 
 
@@ -128,7 +127,7 @@ class QuestionRows(Sequence[dict[str, Any]]):
 
     def without_images(self) -> QuestionRows:
         """The same questions without reading images, for what depends on the text only."""
-        if not isinstance(self.table, ArrowTable):
+        if not isinstance(self.table, ArrowTable) or self.layout.image is None:
             return self
         return replace(self, table=self.table.without(self.layout.image))
 

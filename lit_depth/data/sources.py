@@ -34,12 +34,16 @@ class Source:
 
 @dataclass(frozen=True)
 class LocalSource:
-    """Parquet files that together are one split, found in ``folder`` below the ``top`` that was given."""
+    """Files that together are one split, found in ``folder`` below the ``top`` that was given.
+
+    ``rows`` names a column and the value of the rows that are meant; None = all rows.
+    """
 
     folder: str
     split: str
     files: tuple[str, ...]
     top: str = ""
+    rows: tuple[str, str] | None = None
 
 
 def load_table(source: Source | LocalSource, task: str, streaming: bool) -> Any:
@@ -122,32 +126,39 @@ def repository_names(repository: str) -> list[str]:
 
 
 def find_splits(
-    folder: str, task: str, others: Collection[str] = (), config: Any = None, names: Collection[str] = ()
+    folder: str,
+    task: str,
+    others: Collection[str] = (),
+    config: Any = None,
+    names: Collection[str] = (),
+    suffixes: Sequence[str] = (".parquet",),
 ) -> dict[str, LocalSource]:
-    """Find the parquet files below a folder, by split.
+    """Find the parquet files below a folder, or those of other kinds, by split.
 
     ``FOLDER/<task>`` and ``FOLDER/<config>`` are used instead where they exist, so that one folder can hold many
     tasks or a copy of a repository.
 
     The folder may be a single file. What lies in folders of ``others`` (tasks) is not read; ``names`` are splits
-    besides the usual.
+    besides the usual, ``suffixes`` the endings of the files that are read.
 
     Raises:
-        ValueError: If the folder does not exist or holds no parquet file.
+        ValueError: If the folder does not exist or holds no such file.
     """
     root = Path(folder).expanduser()
+    kinds = ", ".join(suffix.removeprefix(".") for suffix in suffixes)
     if not root.exists():
-        raise ValueError(f"--data.path: {folder} does not exist; expected a folder with parquet files for {task}")
+        raise ValueError(f"--data.path: {folder} does not exist; expected a folder with {kinds} files for {task}")
     for inner in (task, config):
         if isinstance(inner, str) and (root / inner).is_dir():
             root = root / inner
     found: dict[str, list[str]] = {}
-    for path in [root] if root.is_file() else sorted(root.rglob("*.parquet")):
+    below = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes)
+    for path in [root] if root.is_file() else below:
         places = path.relative_to(root).parts[:-1]
         if not any(place in others or place.startswith(".") for place in places):
             found.setdefault(split_name((path.name, *reversed(places)), names), []).append(str(path))
     if not found:
-        raise ValueError(f"--data.path: there is no *.parquet for {task} in {root}; expected validation*.parquet")
+        raise ValueError(f"--data.path: there is no *.{kinds} for {task} in {root}")
     return {split: LocalSource(str(root), split, tuple(files), folder) for split, files in found.items()}
 
 

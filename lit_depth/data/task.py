@@ -102,6 +102,7 @@ class Task:
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
         streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
+        train_in_order: Whether training items come in their own order instead of a shuffled one.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Task:
     needs_image: bool = False
     in_training_mixture: bool = False
     streaming: bool = False
+    train_in_order: bool = False
 
     def load(self, split: str, path: str | None = None) -> datasets.Dataset | QuestionRows:
         """Return the rows of a split, one row per question.

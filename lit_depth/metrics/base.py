@@ -12,6 +12,17 @@ from lit_depth.functional.arguments import checked
 from lit_depth.functional.class_paths import object_at
 
 _WAYS = ("score", "corpus")
+# what people type, and what stands in the results
+SHORT_NAMES = {
+    "anls": "ANLS",
+    "chat_choice": "ChatChoiceAccuracy",
+    "cider": "CIDErD",
+    "contains": "Contains",
+    "exact": "ExactMatch",
+    "multiple_choice": "MultipleChoiceAccuracy",
+    "relaxed": "RelaxedAccuracy",
+    "vqa": "VQAAccuracy",
+}
 Lists = Sequence[Sequence[str]]  # one for each sample
 
 
@@ -39,18 +50,20 @@ def check_one_each(predictions: Sequence[str], **lists: Sequence[Any]) -> None:
 def resolve(name: str) -> type[Metric]:
     """The metric of that name in `lit_depth.metrics`, or at that class path.
 
-    >>> resolve("ExactMatch") is resolve("lit_depth.metrics.ExactMatch")
+    >>> resolve("ExactMatch") is resolve("lit_depth.metrics.ExactMatch") is resolve("exact")
     True
 
     Args:
-        name: Name, or ``package.module.Class`` of a :class:`torchmetrics.Metric` of your own: its ``score(prediction,
-            references, options)`` rates one answer (see `SampleMetric`), or its ``corpus(references)`` makes an object
-            whose ``score(predictions)`` rates those of all samples together (see `CIDErD`). ``max_score`` is the
-            largest score of a sample, 1 unless it says otherwise; a search counts scores as shares of it.
+        name: Name, one of `SHORT_NAMES`, or ``package.module.Class`` of a :class:`torchmetrics.Metric` of your own: its
+            ``score(prediction, references, options)`` rates one answer (see `SampleMetric`), or its
+            ``corpus(references)`` makes an object whose ``score(predictions)`` rates those of all samples together (see
+            `CIDErD`). ``max_score`` is the largest score of a sample, 1 unless it says otherwise; a search counts
+            scores as shares of it.
 
     Raises:
         ValueError: If there is none, or it has neither.
     """
+    name = SHORT_NAMES.get(name, name)
     kind = object_at(name, "a metric") if "." in name else getattr(import_module("lit_depth.metrics"), name, None)
     if not (isinstance(kind, type) and issubclass(kind, Metric)) or not any(hasattr(kind, way) for way in _WAYS):
         raise ValueError(

@@ -22,6 +22,11 @@ SAMPLES = [
     ("ANLS", [("abcd", ["abcx"], (), 0.75), ("x", ["abc"], (), 0.0)]),
     ("RelaxedAccuracy", [("105", ["100"], (), 1.0), ("106", ["100"], (), 0.0)]),
     ("MultipleChoiceAccuracy", [("B", ["B"], ("dog", "cat"), 1.0), ("cat", ["A"], ("dog", "cat"), 0.0)]),
+    (
+        "ChatChoiceAccuracy",
+        [("**B**", ["B"], ("dog", "cat"), 1.0), ("Option A", ["B"], ("dog", "cat"), 0.0)],
+    ),
+    ("Contains", [("I see a cat.", ["Cat"], (), 1.0), ("scatter", ["cat"], (), 0.0)]),
     ("MMMUAccuracy", [("B", ["B"], ("dog", "cat"), 1.0), ("42", ["42"], (), 1.0), ("b", ["B"], ("x", "y"), 0.0)]),
 ]
 

@@ -8,6 +8,7 @@ from lit_depth.data.tasks.coco_2014_vqa import Coco2014VQA
 from lit_depth.data.tasks.coco_caption import CocoCaption
 from lit_depth.data.tasks.doc_qa import DocVQA
 from lit_depth.data.tasks.dv_qa import DVQA
+from lit_depth.data.tasks.easy_vqa import EasyVQA
 from lit_depth.data.tasks.figure_qa import FigureQA
 from lit_depth.data.tasks.info_qa import InfographicVQA
 from lit_depth.data.tasks.mmmu import MMMU
@@ -23,6 +24,7 @@ from lit_depth.functional.class_paths import object_at
 
 TASKS: tuple[type[Task], ...] = (
     ShapesVQA,
+    EasyVQA,
     Coco2014VQA,
     TextVQA,
     OKVQA,

@@ -32,12 +32,7 @@ class MolmoPrompter(Prompter):
         return styled_prompt(_STYLE_OF_TASK.get(asked.task, _STYLE_OF_KIND[kind]), asked.question, asked.options)
 
     def _encode(self, texts: list[str], images: list[tuple[Any, ...]]) -> dict[str, Tensor]:
-        if max(map(len, images)) > 1:
-            raise ValueError(
-                f"expected at most one image, which a prompt of this family shows, got {max(map(len, images))}"
-            )
-        shown = [next(iter(each), None) for each in images]
-        return dict(self.processor(images=shown, text=texts, padding_side="left"))
+        return dict(self.processor(images=[list(each) or None for each in images], text=texts, padding_side="left"))
 
     def prompt_length(self, asked: Asked) -> int:
         length = self._encode([self.text(asked)], [()])["input_ids"].shape[1]
