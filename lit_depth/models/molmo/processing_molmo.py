@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs
 
+from lit_depth.functional.arguments import check_least, fits, plain_type, shorten
 from lit_depth.models.molmo.image_processing_molmo import (
     MolmoImageProcessor,
     MolmoImagesKwargs,
@@ -213,7 +214,12 @@ class MolmoProcessor(ProcessorMixin):
         """
         if kwargs.pop("videos", None) is not None or kwargs.pop("audio", None) is not None:
             raise ValueError("expected text and images, got videos or audio")
-        side = {**kwargs, **(kwargs.get("text_kwargs") or {})}.get("padding_side") or "left"
+        nested = {**kwargs, **(kwargs.get("text_kwargs") or {}), **(kwargs.get("common_kwargs") or {})}
+        for name, kind in {"padding_side": str | None, "return_tensors": str | None, "max_length": int | None}.items():
+            if not fits(nested.get(name), kind):
+                raise ValueError(f"expected {name} as {plain_type(kind)}, got {shorten(nested[name])}")
+        check_least(1, max_length=nested.get("max_length"))
+        side = nested.get("padding_side") or "left"
         options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         wanted, cuts = options["text_kwargs"], options["images_kwargs"]
         tensors = wanted.get("return_tensors")
@@ -222,7 +228,9 @@ class MolmoProcessor(ProcessorMixin):
                 "expected padding_side 'left' or 'right' and return_tensors 'pt', 'np' or None, got "
                 f"{side!r} and {tensors!r}"
             )
-        texts = [text] if isinstance(text, str) else [] if text is None else list(text)
+        if not isinstance(text, str | list | tuple | None):
+            raise ValueError(f"expected text as a text or a list of texts, got {text!r}")
+        texts = [text] if isinstance(text, str) else list(text or ())
         cutter, upright = self.image_processor.with_settings(cuts), cuts.get("apply_exif", True)
         pixels = [[rgb_pixels(image, upright) for image in row] for row in _images_of_rows(images, texts)]
         sequences = [self._sequence(text, row, cutter, wanted) for text, row in zip(texts, pixels)]
