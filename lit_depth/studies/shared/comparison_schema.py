@@ -117,7 +117,8 @@ class Importance(TypedDict):
     intervals: dict[str, Interval] | None
     simultaneous_intervals: NotRequired[dict[str, Interval] | None]
     p_holm: NotRequired[dict[str, float] | None]
-    tied_with: NotRequired[dict[str, list[int]] | None]
+    # in memory by block, in a file by its text
+    tied_with: NotRequired[dict[str | int, list[int]] | None]
     ties: NotRequired[list[Tie] | None]
 
 
