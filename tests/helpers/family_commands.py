@@ -20,6 +20,7 @@ import pandas as pd
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import from_mask_id, masked
 from lit_depth.functional.engine.decoding_configuration import end_token_ids
+from lit_depth.metrics.text import clean_prediction
 from lit_depth.models.loading import load_checkpoint
 from lit_depth.models.prompting import prompter_for
 from tests.helpers.commands import SecondShapes, run
@@ -120,7 +121,7 @@ def check_answers(family: Family, checkpoint: Path, folder: Path) -> None:
             )
         new = tokens[:, inputs["input_ids"].shape[1] :]
         (text,) = prompter.tokenizer.batch_decode(new, skip_special_tokens=True)
-        assert text.split() == record["prediction"].split()  # blanks are not kept as they are
+        assert clean_prediction(text) == clean_prediction(record["prediction"])
 
 
 def row(family: Family, said: Mapping[str, str]) -> str:
