@@ -105,7 +105,7 @@ class BlockRecorder:
             if broken:
                 raise ValueError(f"expected finite {what}, got NaN or infinite ones first from block {min(broken)}")
         if self.of_attention and not self.finite["attention weights"]:
-            used = None if decoder is None else attention_of(decoder)
+            used = None if decoder is None else attention_of(decoder.config)
             names = ", ".join(method.name for method in self.of_attention)
             raise ValueError(
                 f"{names} needs attention weights, which only eager attention returns, and "
