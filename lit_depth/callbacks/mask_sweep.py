@@ -131,7 +131,7 @@ class MaskSweep(Callback):
                     continue
                 answer = clean_prediction(text)
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id, "prediction": answer}
-                record["score"] = None if self._corpus else self.metric.score(answer, sample.references, sample.options)
+                record["score"] = None if self._corpus else self._score(answer, sample)
                 if hasattr(self.metric, "parses"):
                     record["parse_failed"] = not self.metric.parses(answer, sample.options)
                 # a float32 has no more digits, and kernels may differ in the last one
@@ -140,6 +140,21 @@ class MaskSweep(Callback):
         pl_module.requested_masks = None  # type: ignore[assignment]
         if trainer.received_sigterm:  # only Lightning's own handler sets it
             raise SystemExit(128 + signal.SIGTERM)
+
+    def _score(self, answer: str, sample: Any) -> float:
+        score = self.metric.score(answer, sample.references, sample.options)
+        self._check_scores({sample.id: score})
+        return score
+
+    def _check_scores(self, scores: Mapping[str, float]) -> None:
+        """Refuse what a metric of one's own may not give, by sample."""
+        most = self.metric.max_score
+        for sample, score in scores.items():
+            if not 0 <= score <= most * (1 + 1e-9):
+                raise ValueError(
+                    f"expected scores of {type(self.metric).__name__} from 0 to {most:g} (its max_score), got {score} "
+                    f"for sample {sample}"
+                )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_weights(pl_module)
@@ -161,6 +176,7 @@ class MaskSweep(Callback):
         if self._corpus and "references" in frame:
             references = frame[frame["mask"] == REFERENCES].set_index("sample")["references"]
             self.records = _score_corpus(self.records.drop(columns="references"), references, self._corpus)
+            self._check_scores(self.records.set_index("sample")["score"].dropna().to_dict())
 
     @property
     def parse_failed(self) -> dict[str, float]:
