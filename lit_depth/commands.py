@@ -1,12 +1,12 @@
 """Which commands there are, read from their sources: listing them imports nothing of theirs."""
 
-from __future__ import annotations
-
 import ast
 from functools import cache
 from pathlib import Path
 
 _STUDIES = Path(__file__).with_name("studies")
+_TOOLS = Path(__file__).with_name("tools")
+QUESTION = "Which transformer blocks can be skipped, and at what cost?"
 _LIGHTNING = {
     "fit": "Train.",
     "validate": "Evaluate on the validation split by Lightning's loop.",
@@ -22,20 +22,26 @@ def studies() -> dict[str, str]:
     >>> studies()["latency"]
     'Measure vision, prefill and decode time for every number of active blocks.'
     """
-    found = {}
-    for path in sorted(_STUDIES.glob("*/command.py")):
-        name = path.parent.name
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
-        found[name] = (ast.get_docstring(function) or "").partition("\n")[0]
-    return found
+    return {path.parent.name: _first_line(path, path.parent.name) for path in sorted(_STUDIES.glob("*/command.py"))}
+
+
+@cache
+def tools() -> dict[str, str]:
+    """Name of every command about files, and the first line of what it says of itself."""
+    return {path.stem: _first_line(path, "main") for path in sorted(_TOOLS.glob("[a-z]*.py"))}
+
+
+def _first_line(path: Path, name: str) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return (ast.get_docstring(function) or "").partition("\n")[0]
 
 
 def overview() -> str:
     """What ``lit-depth --help`` prints."""
-    every = {**studies(), **_LIGHTNING}
+    every = {**studies(), **tools(), **_LIGHTNING}
     width = max(map(len, every))
     lines = [f"  {name.ljust(width)}  {line}" for name, line in every.items()]
-    head = "usage: lit-depth <command> [options]\n\nWhich transformer blocks can be skipped, and at what cost?\n"
+    head = f"usage: lit-depth <command> [options]\n\n{QUESTION}\n"
     tail = "lit-depth <command> --help lists the options of a command; --debug shows tracebacks."
     return "\n".join([head, "subcommands:", *lines, "", tail])

@@ -5,8 +5,6 @@ the main thread. A main thread that waits inside a library sees no exception: a 
 Only the standard library is imported, so that this works while the rest is being imported.
 """
 
-from __future__ import annotations
-
 import atexit
 import multiprocessing
 import os

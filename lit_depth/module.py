@@ -1,7 +1,5 @@
 """The LightningModule: holds a model and its processor, answers batches under masks, and can be trained."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -24,6 +22,7 @@ from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.models.loading import load_checkpoint, new_model
 from lit_depth.models.prompting import prompter_for
+from lit_depth.models.serving import check_serves
 
 
 class MaskedPredictions(NamedTuple):
@@ -44,6 +43,12 @@ class DepthModule(LightningModule):
         dtype: Number format of the weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; null = the model's default.
         trust_remote_code: Run code that comes with the checkpoint.
+        processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
+            ``{"max_pixels": 250000}`` for images of fewer tokens.
+        chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": true}``; modes of thinking
+            are off unless they are asked for.
+        answer_after: Text behind which the answer begins that is scored, such as ``</think>``; an answer without it is
+            empty. null = all that is generated.
         from_scratch: Initialise the weights at random instead of loading them; ``checkpoint`` then needs only
             ``config.json`` and the processor's files. For training.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
@@ -72,6 +77,9 @@ class DepthModule(LightningModule):
         dtype: str = "auto",
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        answer_after: str | None = None,
         from_scratch: bool = False,
         blocks: str | None = None,
         max_new_tokens: int | None = None,
@@ -89,26 +97,22 @@ class DepthModule(LightningModule):
         self.save_hyperparameters()
         check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
         check_least(1, max_rows=max_rows)
-        check_least(0, learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps)
-        check_least(0, router_loss=router_loss)
+        rates = {"learning_rate": learning_rate, "weight_decay": weight_decay, "router_loss": router_loss}
+        check_least(0, **rates, warmup_steps=warmup_steps)
         for beta in betas:
             check_range(0, 1, betas=beta)
+        names = ("revision", "attn_implementation", "trust_remote_code")
+        source = {name: self.hparams[name] for name in names}
         if from_scratch:
-            self.model, self.processor = new_model(
-                checkpoint,
-                revision=revision,
-                attn_implementation=attn_implementation,
-                trust_remote_code=trust_remote_code,
-            )
+            self.model, self.processor = new_model(checkpoint, **source, processor_kwargs=processor_kwargs)
         else:
             self.model, self.processor = load_checkpoint(
-                checkpoint,
-                revision=revision,
-                dtype=dtype,
-                attn_implementation=attn_implementation,
-                trust_remote_code=trust_remote_code,
+                checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
             )
-        self.prompter = prompter_for(self.model, self.processor)
+        self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
+        check_serves(self.prompter, self.model)
+        if answer_after is not None and not answer_after.strip():
+            raise ValueError(f"expected answer_after as a text such as </think>, got {answer_after!r}")
         context = context_length(self.model)
         if max_new_tokens is not None and context is not None and max_new_tokens >= context:
             raise ValueError(
@@ -148,15 +152,10 @@ class DepthModule(LightningModule):
 
     def masked(self, mask: Tensor) -> AbstractContextManager[nn.Module]:
         """Skip blocks inside a ``with`` statement, by the units and in the phase that the module was made for."""
-        options = self.hparams
-        return masked(
-            self.model,
-            mask,
-            blocks=options["blocks"],
-            granularity=options["granularity"],
-            phase=options["phase"],
-            decode_without_prompt=options["decode_without_prompt"],
-        )
+        return masked(self.model, mask, **self._masking())
+
+    def _masking(self) -> dict[str, Any]:
+        return {name: self.hparams[name] for name in ("blocks", "granularity", "phase", "decode_without_prompt")}
 
     def use_task(self, max_new_tokens: int) -> None:
         """Answer with at most this many tokens, unless the module was made with its own ``max_new_tokens``."""
@@ -199,24 +198,24 @@ class DepthModule(LightningModule):
             masks = MaskSet.full(self.num_units, self.hparams["granularity"])
         if not len(masks) or not batch["sample_ids"]:  # all done already, or every sample of the batch was bad
             return MaskedPredictions([], list(masks.ids), [[] for _ in masks], torch.zeros(len(masks), 0))
-        tokenizer = self.tokenizer
-        tokens, logprobs = answer_masks(
+        tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
+        texts = [self.prompter.decode(rows, self.hparams["answer_after"]) for rows in tokens]
+        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
+
+    def answer(self, batch: Mapping[str, Any], masks: MaskSet, max_new_tokens: int) -> tuple[Tensor, Tensor]:
+        """Tokens and reference log-probabilities of a batch with samples, see `answer_masks`."""
+        return answer_masks(
             self.model,
             model_inputs(batch),
             masks,
             answer_ids=batch["answer_ids"],
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             eos_token_id=self.end_token_ids,
             pad_token_id=self.pad_token_id,
             max_rows=self.hparams["max_rows"],
-            blocks=self.hparams["blocks"],
-            granularity=self.hparams["granularity"],
-            phase=self.hparams["phase"],
-            decode_without_prompt=self.hparams["decode_without_prompt"],
             on_mask=self.on_mask,
+            **self._masking(),
         )
-        texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in tokens]
-        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Tensor:
         """Cross entropy on answer and end tokens, plus the experts' load-balancing loss of each block that ran."""
@@ -251,15 +250,10 @@ class DepthModule(LightningModule):
     test_step = validation_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        options = self.hparams
-        optimizer = torch.optim.AdamW(
-            self.parameters(),
-            lr=options["learning_rate"],
-            betas=options["betas"],
-            weight_decay=options["weight_decay"],
-        )
+        rate, betas, decay = (self.hparams[name] for name in ("learning_rate", "betas", "weight_decay"))
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, betas=betas, weight_decay=decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_cosine_schedule_with_warmup(optimizer, options["warmup_steps"], steps)
+        schedule = get_cosine_schedule_with_warmup(optimizer, self.hparams["warmup_steps"], steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

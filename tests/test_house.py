@@ -31,7 +31,6 @@ AT_HOME = ("lit_depth/models/", "lit_depth/recipes/")
 PUBLISHED = ('"molmo"', "parity must be null or molmo", "MolmoVQAAccuracy", "_MOLMO_NEW_TOKENS")
 EVALUATIONS = {
     "lit_depth/data/hub.py",
-    "lit_depth/data/tasks/mmmu.py",
     "lit_depth/data/tasks/science_qa_img.py",
     "lit_depth/metrics/__init__.py",
     "lit_depth/metrics/vqa.py",
@@ -47,6 +46,7 @@ PRIVATE = {
     "lit_depth/functional/model_state.py": {"_attn_implementation": "transformers.configuration_utils"},
     # the first is documented, in spite of its name; the second is what an interpreter runs at its end
     "lit_depth/interrupts.py": {"_exit": "os", "_run_exitfuncs": "atexit"},
+    "lit_depth/models/chat_templates.py": {"_get_template_variables": "transformers.utils.chat_template_utils"},
     "lit_depth/models/loading.py": {"_model_mapping": "transformers.models.auto.auto_factory"},
     "lit_depth/models/molmo/modeling_molmo.py": {"_original_source_patterns": "transformers.core_model_loading"},
 }

@@ -27,12 +27,13 @@ ALLOWED = {
     "integrations": {*_LEFT_OF_MODULE, "module"},
     "studies": _LEFT_OF_STUDIES,
     "recipes": _LEFT_OF_STUDIES,
+    "tools": {*_LEFT_OF_STUDIES, "studies"},
     "trainer": {*_LEFT_OF_STUDIES, "studies"},
     "options": {"functional", "results", "interrupts"},
     # of the standard library only
     "interrupts": {"commands"},
     "commands": set(),
-    "cli": {*_LEFT_OF_STUDIES, "options", "commands", "studies", "trainer", "interrupts"},
+    "cli": {*_LEFT_OF_STUDIES, "options", "commands", "studies", "tools", "trainer", "interrupts"},
     "__main__": {"cli", "commands", "interrupts"},
 }
 # packages of others that only one layer may import, and one that a layer must do without

@@ -1,7 +1,5 @@
 """Importance of every block as the drop in quality when it is skipped, in any Lightning repository."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -68,9 +66,7 @@ class AccuracyDropImportance(EvaluationCallback):
         # without columns: a process that gets no batch takes part in the gathering too
         self._batches = [torch.zeros(1 + self.num_blocks, 0)]
 
-    def measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
-    ) -> bool:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> bool:
         with trainer.precision_plugin.forward_context():
             scores = score_every_block(pl_module, batch, self.score_fn, self.blocks)
         self._batches.append(scores)

@@ -1,7 +1,5 @@
 """Scores of one batch under many block masks: of somebody's own function, or the accuracy of labelled tokens."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -196,11 +194,7 @@ def _score_together(question: _Question, masks: MaskSet) -> Tensor:
 
 
 def _score_one_by_one(
-    pl_module: LightningModule,
-    batch: Any,
-    masks: MaskSet,
-    score_fn: ScoreFn,
-    blocks: str | None,
+    pl_module: LightningModule, batch: Any, masks: MaskSet, score_fn: ScoreFn, blocks: str | None
 ) -> Tensor:
     labelled = _labelled(batch)
     shape = None if labelled is None else labelled.shape

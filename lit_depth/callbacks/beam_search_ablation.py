@@ -1,7 +1,5 @@
 """Which blocks cost least when they are removed together: beam search in any Lightning repository."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -115,9 +113,7 @@ class BeamSearchAblation(EvaluationCallback):
         self._num_units = units_of(self.num_blocks, self.granularity)
         free_units(self._num_units, self.max_removed, self.keep)
 
-    def measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
-    ) -> bool:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> bool:
         full = MaskSet.full(self._num_units, self.granularity)
         with trainer.precision_plugin.forward_context():
             scores = score_masks(pl_module, batch, full, self.score_fn, self.blocks)[0]
@@ -128,7 +124,7 @@ class BeamSearchAblation(EvaluationCallback):
         self._full.append(scores[has_score])
         # a loader may fill the same tensors again
         kept = apply_to_collection(move_data_to_device(batch, "cpu"), Tensor, torch.clone)
-        self._batches.append(_Batch(kept, dataloader_idx, has_score))
+        self._batches.append(_Batch(kept, place[1], has_score))
         return True
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -177,9 +173,7 @@ class _BatchScores:
     a number of removed blocks is the first sample of the first batch, and so on, in a random order of the batches that
     is drawn for this number: none is torn.
 
-    Args:
-        batches: Those of this process; a sample is a row with a score.
-        score: `score_masks` of a module, a batch and masks.
+    The batches are those of this process; a sample is a row with a score.
     """
 
     def __init__(
@@ -211,6 +205,7 @@ class _BatchScores:
         if size not in self.levels:
             self.levels[size] = self.generator.permutation(len(self.dealt)), {}
         order, place_of = self.levels[size]
+        # a position takes the next free place when it is first asked for, so that batches are spent one after another
         places = np.array([place_of.setdefault(position, len(place_of)) for position in positions])
         ends = np.cumsum([self.dealt[index][2] for index in order])
         turns = np.searchsorted(ends, places, side="right")

@@ -1,7 +1,5 @@
 """Run a whole Lightning loop with some transformer blocks skipped."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -72,56 +70,26 @@ class BlockMask(Callback):
             mask = ~from_indices(num_blocks, skipped) if skipped else from_indices(num_blocks, range(num_blocks))
         context = ExitStack()
         context.enter_context(
-            masked(
-                model,
-                mask,
-                blocks=path,
-                phase=self.phase,
-                decode_without_prompt=self.decode_without_prompt,
-            )
+            masked(model, mask, blocks=path, phase=self.phase, decode_without_prompt=self.decode_without_prompt)
         )
         # validation runs within fit: a stack keeps the outer context until the outer loop ends
         self._contexts.append(context)
 
-    def _leave(self) -> None:
-        if self._contexts:
-            self._contexts.pop().close()
-
     def _leave_all(self) -> None:
         while self._contexts:
-            self._leave()
+            self._contexts.pop().close()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Enter the mask for the whole of fit."""
+        """Enter the mask for the whole of a loop; validation within fit enters it once more."""
         self._enter(pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the mask of fit."""
-        self._leave()
+        """Leave the mask of the loop that ends."""
+        if self._contexts:
+            self._contexts.pop().close()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Enter the mask for validation, alone or within fit."""
-        self._enter(pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the mask of validation."""
-        self._leave()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Enter the mask for test."""
-        self._enter(pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the mask of test."""
-        self._leave()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Enter the mask for predict."""
-        self._enter(pl_module)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the mask of predict."""
-        self._leave()
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
+    on_validation_end = on_test_end = on_predict_end = on_fit_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave every mask entered so far, whichever loop failed."""

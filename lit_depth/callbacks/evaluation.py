@@ -1,7 +1,5 @@
 """What every callback does that measures a LightningModule in its evaluation loops: the hooks, and the way to log."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -47,10 +45,11 @@ class EvaluationCallback(Callback):
     def after_batch(self) -> None:
         """A step is over, in a sanity check too."""
 
-    def measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
-    ) -> bool:
-        """Measure a batch after the module's own step; whether it counts as one of ``max_batches``."""
+    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> bool:
+        """Measure a batch after the module's own step; whether it counts as one of ``max_batches``.
+
+        ``place`` is the index of the batch and that of its loader.
+        """
         raise NotImplementedError
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -92,6 +91,7 @@ class EvaluationCallback(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
 
+    # a test loop is measured as a validation loop is
     on_test_start = on_validation_start
     on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end

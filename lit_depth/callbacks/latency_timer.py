@@ -1,7 +1,5 @@
 """Time the requests that a LightningModule answers: vision, prefill, decode steps, total."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -72,14 +70,12 @@ class LatencyTimer(AnyLoopCallback):
         assert self._timer is not None
         self._timer.__exit__(None, None, None)
 
-    def measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
-    ) -> bool:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> bool:
         assert self._timer is not None
         self._seen += 1
         if self._seen > self.warmup_batches:
-            place = {"batch": batch_idx, "dataloader": dataloader_idx}
-            self.samples += [{**place, **request} for request in self._timer.requests()]
+            where = dict(zip(("batch", "dataloader"), place))
+            self.samples += [where | request for request in self._timer.requests()]
         return True
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
@@ -106,12 +102,8 @@ class LatencyTimer(AnyLoopCallback):
 def describe(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Percentiles of every stage in milliseconds, of the time to the first token, and tokens per second.
 
-    Args:
-        samples: As `StageTimer.requests` gives them.
-
-    Returns:
-        ``{stage: summarize(...)}`` (None for a stage that no sample has), ``ttft`` = vision + prefill,
-        ``output_tokens_per_second`` over all samples, and ``num_requests``; only the last for no samples.
+    A stage that no sample has is None; ``ttft`` is vision + prefill, ``output_tokens_per_second`` over all samples. No
+    samples give only ``num_requests``.
 
     >>> describe([])
     {'num_requests': 0}

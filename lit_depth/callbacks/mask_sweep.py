@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm.auto import tqdm
 
@@ -85,7 +86,9 @@ class MaskSweep(Callback):
         self.masks = MaskSet(self.masks.bits, pl_module.hparams.get("granularity", self.masks.granularity))
         # outside of a run's folder records belong to the weights that made them
         self._run = run_of(self.folder / "rank0.jsonl") or self.weights
-        self._done = _recorded(self.folder, self._run)
+        # by earlier, interrupted runs, of whatever number of processes
+        frame = read_records(sorted(self.folder.glob("rank*.jsonl")), run=self._run)
+        self._done = set(zip(frame["mask"], frame["sample"]))
         loaders = trainer.predict_dataloaders
         loaders = loaders if isinstance(loaders, list) else [loaders]
         self._num_samples = sum(len(loader.dataset) for loader in loaders)
@@ -100,12 +103,7 @@ class MaskSweep(Callback):
         pl_module.on_mask = self._progress.update
 
     def on_predict_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any, **__: Any
     ) -> None:
         self._record_bad_samples(batch)
         # a batch that was interrupted is answered as a whole once more: a resumed run repeats the very computation,
@@ -116,26 +114,19 @@ class MaskSweep(Callback):
         pl_module.request_masks(wanted)  # type: ignore[operator]
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         assert self._writer is not None
         if self._corpus and outputs.mask_ids:
             for sample in batch["samples"]:
                 if (REFERENCES, sample.id) not in self._done:
-                    kept = {"mask": REFERENCES, "sample": sample.id, "references": sample.references}
-                    self._writer.write(kept)
+                    self._writer.write({"mask": REFERENCES, "sample": sample.id, "references": sample.references})
         for mask, texts, logprobs in zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist()):
             if mask not in self.masks.ids:  # asked for by another callback
                 continue
             for sample, text, logprob in zip(batch["samples"], texts, logprobs):
                 if not math.isfinite(logprob):
-                    raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}")
+                    raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}{_why(pl_module)}")
                 if (mask, sample.id) in self._done:
                     continue
                 answer = clean_prediction(text)
@@ -251,7 +242,9 @@ def _score_corpus(records: pd.DataFrame, references: pd.Series, corpus: Any) -> 
     return records.assign(score=[scores[key] for key in keys])
 
 
-def _recorded(folder: Path, run: str | None) -> set[tuple[str, str]]:
-    """(mask, sample) pairs that earlier, interrupted runs left behind, of whatever number of processes."""
-    frame = read_records(sorted(folder.glob("rank*.jsonl")), run=run)
-    return set(zip(frame["mask"], frame["sample"]))
+def _why(pl_module: LightningModule) -> str:
+    halves = any(weight.dtype is torch.float16 for weight in pl_module.parameters())
+    mixed = str(pl_module.trainer.precision) == "16-mixed"
+    if not (halves or mixed):
+        return ""
+    return ": float16 holds no number above 65,504; give --model.dtype bfloat16 or float32, and no 16-mixed precision"

@@ -1,13 +1,7 @@
 """Proxy scores of block importance while somebody else's Lightning loop validates or tests.
 
-Activation and relative magnitude, block influence (Men et al. 2024, *ShortGPT*), angular distance (Gromov et al. 2024,
-*The Unreasonable Ineffectiveness of the Deeper Layers*), gradient and Taylor scores (Molchanov et al. 2019, *Importance
-Estimation for Neural Network Pruning*; Michel et al. 2019, *Are Sixteen Heads Really Better than One?*) and attention
-entropy (Clark et al. 2019, *What Does BERT Look At?*). Formulas and units stand in
-`lit_depth.functional.importance.proxies`.
+Their formulas, units and sources stand in `lit_depth.functional.importance.proxies`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -77,9 +71,7 @@ class ProxyImportance(EvaluationCallback):
     def start(self, pl_module: LightningModule, model: nn.Module, path: str) -> None:
         self._scores = ProxyScores(model, self.methods, find_blocks(model, path))
 
-    def measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
-    ) -> bool:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> bool:
         scores = self._scores
         assert scores is not None
         inputs, labels = self.inputs_of(pl_module, batch)

@@ -1,7 +1,5 @@
 """What hiding each token from each block changes, measured on the samples that a LightningModule evaluates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -72,32 +70,22 @@ rows of all processes |
     def start(self, pl_module: LightningModule, model: nn.Module, path: str) -> None:
         self.results, self.summary, self._frames = None, {}, []
 
-    def measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
-    ) -> bool:
+    def measure(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> bool:
         if not isinstance(batch, Mapping):
             raise ValueError(f"expected batches that are mappings with input_ids, got {type(batch).__name__}")
         if len(self._frames) >= self.num_samples:
             return False
         model, path = language_model(pl_module, self.blocks)
-        row, row_inputs = 0, (prompter_class(model) or Prompter).row_inputs
+        row_inputs = (prompter_class(model) or Prompter).row_inputs
+        ends = getattr(pl_module, "end_token_ids", None)
+        options: dict[str, Any] = {"after_end": self.after_end, "end_tokens": ends, "blocks": path}
         # weights of 16 bits are raised for the analysis, which inference mode would not allow
         with undisturbed(pl_module), torch.inference_mode(False), unmasked(find_blocks(model, path)):
-            while len(self._frames) < self.num_samples:
-                inputs = row_inputs(batch, row)
-                frame = token_masking(
-                    model,
-                    inputs,
-                    self.num_output_tokens,
-                    after_end=self.after_end,
-                    end_tokens=getattr(pl_module, "end_token_ids", None),
-                    blocks=path,
-                )
+            # `row_inputs` says of a batch without rows of tokens what is wrong with it
+            for row in range(max(1, len(batch.get("input_ids", ()))))[: self.num_samples - len(self._frames)]:
+                frame = token_masking(model, row_inputs(batch, row), self.num_output_tokens, **options)
                 frame.insert(0, "sample", len(self._frames))
                 self._frames.append(frame)
-                row += 1
-                if row == len(batch["input_ids"]):
-                    break
         return True
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """What the callbacks need of somebody else's LightningModule and of its batches."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -26,8 +24,7 @@ def language_model(pl_module: LightningModule, path: str | None = None) -> tuple
     learned prompts before the tokens counts as one: what is inside it would run without them. Blocks that no Hugging
     Face model holds are those of the outermost module that has a ``forward``.
 
-    Args:
-        path: Dotted path of the blocks from ``pl_module``, where they cannot be found.
+    ``path`` leads from ``pl_module`` to the blocks, where they cannot be found.
 
     Raises:
         ValueError: As `find_blocks`.
@@ -40,6 +37,7 @@ def language_model(pl_module: LightningModule, path: str | None = None) -> tuple
         (pl_module.get_submodule(".".join(names[:depth])), ".".join(names[depth:])) for depth in range(len(names))
     ]
     models = [holder for holder in holders if isinstance(holder[0], PreTrainedModel) or _learns_prompts(holder[0])]
+    # a module without a forward of its own only holds what runs
     without = (nn.Module.forward, LightningModule.forward)
     return next(iter(models or [holder for holder in holders if type(holder[0]).forward not in without] or holders))
 
@@ -54,10 +52,7 @@ def inputs_and_labels(model: nn.Module, batch: Any, otherwise: str) -> tuple[dic
     The batch is a mapping whose tensors are all inputs of the model, ``labels`` aside. In evaluation batches of this
     package, which have none, the reference answers (``answer_ids``) are what is labelled.
 
-    Args:
-        model: Holds the model that reads them.
-        batch: See above.
-        otherwise: What to do with batches of another kind, for the message.
+    The message for batches of another kind ends in what to do with them, ``otherwise``.
 
     Raises:
         ValueError: The batch is no mapping.
@@ -102,12 +97,7 @@ def undisturbed(pl_module: LightningModule) -> Iterator[None]:
     Inside, every submodule is in evaluation mode, compiled ones run eagerly (nothing is compiled for this), and
     `LatencyTimer` does not listen. Afterwards modes and random states are what they were.
     """
-    with (
-        evaluation_mode(pl_module),
-        same_random_state(pl_module),
-        untimed(),
-        torch.compiler.set_stance("force_eager"),
-    ):
+    with evaluation_mode(pl_module), same_random_state(pl_module), untimed(), torch.compiler.set_stance("force_eager"):
         yield
 
 

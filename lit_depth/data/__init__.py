@@ -6,13 +6,4 @@ from lit_depth.data.task import BadSample, Sample, Task, TrainingItem
 from lit_depth.data.tasks import get_task
 from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 
-__all__ = [
-    "BadSample",
-    "DepthDataModule",
-    "EvalCollator",
-    "Sample",
-    "ShapesVQA",
-    "Task",
-    "TrainingItem",
-    "get_task",
-]
+__all__ = ["BadSample", "DepthDataModule", "EvalCollator", "Sample", "ShapesVQA", "Task", "TrainingItem", "get_task"]

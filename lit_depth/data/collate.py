@@ -50,7 +50,7 @@ class EvalCollator:
             good, tensors = short, self._tensors(short)
         return {
             **tensors,
-            "samples": [replace(sample, image=None) for sample in good],
+            "samples": [replace(sample, image=None, more_images=()) for sample in good],
             "sample_ids": [sample.id for sample in good],
             "bad_samples": bad,
         }
@@ -79,7 +79,8 @@ class EvalCollator:
             return [None] * len(tensors.get("input_ids", ()))
         real = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))
         lengths = zip(real.sum(1).tolist(), (tensors["answer_ids"] != IGNORE).sum(1).tolist())
-        return [self.limit.refusal(*pair) for pair in lengths]
+        of_images = self.prompter.num_vision_tokens(tensors).tolist()
+        return [self.limit.refusal(*pair, of_images=count) for pair, count in zip(lengths, of_images)]
 
     def _refusal(self, sample: Sample) -> str | None:
         try:

@@ -7,7 +7,7 @@ import copy
 import hashlib
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import BadSample, Sample, Task, check_split
 from lit_depth.data.tasks import TASKS, get_task
+from lit_depth.data.tasks.own_files import OwnFiles
 from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.class_paths import object_at
 from lit_depth.functional.masking.blocks import context_length
@@ -46,11 +47,17 @@ class DepthDataModule(LightningDataModule):
     Args:
         prompter: Turns samples into the model's inputs, see `lit_depth.models.prompting`; by default that of the module
             that the trainer runs.
-        task: Name of a built-in task, the class path of one (``package.module.Class``), or a `Task`.
+        task: Name of a built-in task, the class path of one (``package.module.Class``), or a `Task`; null = your own
+            questions in ``path``, or without it shapes_vqa.
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
-        path: Local folder of parquet files (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the
-            task's own source; with several tasks a folder of such folders, each called as its task.
+        path: Your own questions: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), a folder of them, or a hub id,
+            see `lit_depth.data.tasks.own_files.OwnFiles`. With a task: local folder of parquet files
+            (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the task's own source; with several
+            tasks a folder of such folders, each called as its task.
+        columns: With ``path`` and no task: meaning and name of columns that are not called as usual: question, answer,
+            image, options, id, image_id, split; a name of null = there is none.
+        allow_outside: With ``path`` and no task: read images from outside of that folder too.
         metric: What the answers are scored by, in place of the task's own: a name in `lit_depth.metrics`, or the class
             path of a :class:`torchmetrics.Metric` of your own (see `lit_depth.metrics.base.resolve`).
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
@@ -64,15 +71,18 @@ class DepthDataModule(LightningDataModule):
         train_collator: Class path of what makes a training batch of `TrainingItem`, called with the prompter.
         num_workers: Worker processes per loader; 0 = load in the main process.
         seed: Chooses the samples, and the training images and their order.
+        drop_images: Ask without the images: what a text model answers is what the questions give away.
     """
 
     @checked
     def __init__(
         self,
         prompter: Any = None,
-        task: str | Task = "shapes_vqa",
+        task: str | Task | None = None,
         tasks: list[str | Task] | Literal["all"] | None = None,
         path: str | None = None,
+        columns: dict[str, str | None] | None = None,
+        allow_outside: bool = False,
         metric: str | None = None,
         batch_size: int | Literal["auto"] = 32,
         train_batch_size: int = 32,
@@ -83,6 +93,7 @@ class DepthDataModule(LightningDataModule):
         train_collator: str = "lit_depth.recipes.packing.PackedCollator",
         num_workers: int = 0,
         seed: int = 0,
+        drop_images: bool = False,
     ) -> None:
         super().__init__()
         check_least(
@@ -102,7 +113,12 @@ class DepthDataModule(LightningDataModule):
                 "lit_depth.models.prompting.prompter_for makes one"
             )
         self.prompter = prompter
-        names = _all_tasks(path) if tasks == "all" else ([task] if tasks is None else tasks)
+        is_own = path is not None and task is None and tasks is None
+        if (columns or allow_outside) and not is_own:
+            raise ValueError("expected columns and allow_outside with a path and no task: a task knows its own columns")
+        if is_own:
+            task = OwnFiles(str(path), columns, allow_outside)
+        names = _all_tasks(path) if tasks == "all" else ([task or "shapes_vqa"] if tasks is None else tasks)
         self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
         for entry in self.tasks:
             lacking = [name for name in ("name", "metric", "max_new_tokens") if not hasattr(entry, name)]
@@ -126,6 +142,7 @@ class DepthDataModule(LightningDataModule):
         self.train_collator = train_collator
         self.num_workers = num_workers
         self.seed = seed
+        self.drop_images = drop_images
         # of the module that the batches are for, see `attach`
         self.context: int | None = None
         self.max_new_tokens: int | None = None
@@ -134,11 +151,11 @@ class DepthDataModule(LightningDataModule):
         self._rows: dict[tuple[str, str, int | None], datasets.Dataset | QuestionRows] = {}
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled batches of images with all their questions, as ``train_collator`` makes them."""
+        """Batches of images with all their questions, as ``train_collator`` makes them, shuffled if the task allows."""
         self._refuse_several_tasks()
         images = self.task.training_set(self.train_images, self.seed)
         collator = object_at(self.train_collator, "a collator")(self._attached().prompter)
-        return self._loader(images, self.train_batch_size, collator, shuffle=True)
+        return self._loader(images, self.train_batch_size, collator, shuffle=not self.task.train_in_order)
 
     def val_dataloader(self) -> DataLoader:
         """The validation split in evaluation batches; `test_dataloader` and `predict_dataloader` are the same."""
@@ -191,7 +208,10 @@ class DepthDataModule(LightningDataModule):
         """
         attached = self._attached()
         collator = EvalCollator(attached.prompter, attached._prompt_limit())
-        dataset, batch_size = self.eval_dataset(split, num_samples), self._fixed_batch_size()
+        dataset = self.eval_dataset(split, num_samples)
+        dataset.check_seen_by(attached.prompter)
+        # without a study that measures what fits, such as under `lit-depth validate`
+        batch_size = 32 if self.batch_size == "auto" else self.batch_size
         if positions is not None:
             dataset = dataset.take(positions)
         sampler = BatchShards(dataset, batch_size, *shard) if shard[1] > 1 else None
@@ -209,7 +229,8 @@ class DepthDataModule(LightningDataModule):
                 "asked for: all are taken"
             )
         folder = None if self.path is None else ImageFolder(self.path, (self.path,))
-        return EvalDataset(rows, self.task, split, choose_rows(len(rows), num_samples, f"{self.seed}/{split}"), folder)
+        chosen = choose_rows(len(rows), num_samples, f"{self.seed}/{split}")
+        return EvalDataset(rows, self.task, split, chosen, folder, self.drop_images)
 
     def check_disjoint(self, split_a: str, split_b: str) -> None:
         """Refuse two splits whose chosen samples overlap: what selects masks must not also report on them.
@@ -226,9 +247,15 @@ class DepthDataModule(LightningDataModule):
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
 
-    def _fixed_batch_size(self) -> int:
-        # without a study that measures what fits, such as under `lit-depth validate`
-        return 32 if self.batch_size == "auto" else self.batch_size
+    def check_seen(self, splits: Sequence[str]) -> None:
+        """Refuse tasks whose questions are about images for a model that sees none.
+
+        Raises:
+            ValueError: Naming the task.
+        """
+        for each in self.for_each_task():
+            for split in splits:
+                each.eval_dataset(split).check_seen_by(self._attached().prompter)
 
     def _load(self, split: str, num_samples: int | None) -> datasets.Dataset | QuestionRows:
         task = self.task
@@ -322,6 +349,7 @@ class BatchShards(DistributedSampler):
         return len(self._positions)
 
 
+@dataclass(eq=False)
 class EvalDataset(Dataset):
     """Chosen rows of a split as samples; a row that cannot be read becomes a `BadSample` instead of an error.
 
@@ -331,21 +359,19 @@ class EvalDataset(Dataset):
         split: Their split.
         indices: The chosen rows.
         folder: Where rows may name images by path, if they do not say so themselves; None = anywhere.
+        drop_images: Leave all images out, unread.
     """
 
-    def __init__(
-        self,
-        rows: datasets.Dataset | QuestionRows,
-        task: Task,
-        split: str,
-        indices: list[int],
-        folder: ImageFolder | None = None,
-    ) -> None:
-        self.rows = rows
-        self.task = task
-        self.split = split
-        self.indices = indices
-        self.folder = getattr(rows, "folder", None) or folder
+    rows: datasets.Dataset | QuestionRows
+    task: Task
+    split: str
+    indices: list[int]
+    folder: ImageFolder | None = None
+    drop_images: bool = False
+
+    def __post_init__(self) -> None:
+        self.folder = getattr(self.rows, "folder", None) or self.folder
+        self.rows = _undecoded_rows(self.rows) if self.drop_images else self.rows
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -358,8 +384,7 @@ class EvalDataset(Dataset):
         try:
             sample = self._sample(self.rows[index], index)
             name = sample.id
-            if sample.image is not None or self.task.needs_image:
-                sample = replace(sample, image=load_image(sample.image, self.folder))
+            sample = self._without(sample) if self.drop_images else self._with_images(sample)
             if not sample.references:
                 raise ValueError("no reference answer")
         # Whatever a broken file or row raises costs this sample, never the run.
@@ -367,14 +392,35 @@ class EvalDataset(Dataset):
             return BadSample(name, f"{type(error).__name__}: {error}")
         return sample
 
+    def _with_images(self, sample: Sample) -> Sample:
+        more = tuple(load_image(image, self.folder) for image in sample.more_images)
+        if sample.image is None and not self.task.needs_image:
+            return replace(sample, more_images=more)
+        return replace(sample, image=load_image(sample.image, self.folder), more_images=more)
+
+    @staticmethod
+    def _without(sample: Sample) -> Sample:
+        return replace(sample, image=None, more_images=())
+
+    def check_seen_by(self, prompter: Any) -> None:
+        """Refuse questions about images for a prompter whose model sees none; the first readable one tells.
+
+        Raises:
+            ValueError: As the prompter says.
+        """
+        if getattr(prompter, "sees_images", True):
+            return
+        first = next((sample for sample in map(self.__getitem__, range(len(self))) if isinstance(sample, Sample)), None)
+        if first is not None and first.images:
+            raise ValueError(f"task {self.task.name}: {prompter.why_unseen()}")
+
     def _sample(self, row: dict[str, Any], index: int) -> Sample:
         sample, task = self.task.sample(row, self.split, index), self.task
         return replace(sample, task=sample.task or task.name, answer_kind=sample.answer_kind or task.answer_kind)
 
     def take(self, positions: Sequence[int]) -> EvalDataset:
         """The same rows, fewer of them chosen: those at these positions."""
-        chosen = [self.indices[position] for position in positions]
-        return EvalDataset(self.rows, self.task, self.split, chosen, self.folder)
+        return replace(self, indices=[self.indices[position] for position in positions])
 
     def ids(self) -> list[tuple[str, str]]:
         """Return (sample id, image id) of every readable sample, without decoding the images.
@@ -415,9 +461,12 @@ class EvalDataset(Dataset):
         for place, sample in zip(map(self._place, self.indices), self._undecoded()):
             asked = place if sample is None else [getattr(sample, name) for name in _ASKED]
             digest.update(repr(asked).encode(errors="surrogatepass"))
-            images += [] if sample is None else [image_digest(sample.image, self.folder)]
-        if isinstance(self.rows, QuestionRows):
-            images = [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
+            if sample is not None and not self.drop_images:
+                # those of a table's own column are read below, each once
+                first = [] if isinstance(self.rows, QuestionRows) else [sample.image]
+                images += [image_digest(image, self.folder) for image in (*first, *sample.more_images)]
+        if isinstance(self.rows, QuestionRows) and not self.drop_images:
+            images += [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
         digest.update(repr(images).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
 
@@ -426,21 +475,25 @@ class EvalDataset(Dataset):
 
     def _undecoded(self) -> Iterator[Sample | None]:
         """The samples in order, without decoding their images; None where the text is not readable."""
-        rows: Any = self.rows
-        if isinstance(rows, QuestionRows):
-            rows = rows.without_images()
-        else:
-            import datasets
-
-            for column, feature in rows.features.items():
-                if isinstance(feature, datasets.Image):
-                    rows = rows.cast_column(column, datasets.Image(decode=False))
+        rows = _undecoded_rows(self.rows)
         for index in self.indices:
             sample = None
             # A bad row is reported where it is evaluated.
             with contextlib.suppress(Exception):
                 sample = self._sample(rows[index], index)
             yield sample
+
+
+def _undecoded_rows(rows: datasets.Dataset | QuestionRows) -> Any:
+    """The same rows, their images as they are stored, or left out where rows are read by columns."""
+    if isinstance(rows, QuestionRows):
+        return rows.without_images()
+    import datasets
+
+    for column, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
 
 
 def choose_rows(num_rows: int, num_samples: int | None, key: str) -> list[int]:

@@ -1,7 +1,5 @@
 """Tasks that are read from tables: from a repository on the hub, or from a local folder of parquet files."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -10,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lit_depth.data.images import ImageFolder
 from lit_depth.data.rows import (
     PLACE,
     ArrowTable,
@@ -141,33 +140,29 @@ class HubTask(Task):
                 answers are withheld.
         """
         source = self.source(split, path)
-        dataset = load_table(source, self.name, streaming=False)
+        dataset = self._table(source)
         layout = self._fit_layout(dataset.features.arrow_schema, source)
         table = ArrowTable(dataset.select_columns(layout.columns(dataset.column_names)))
         image_ids = self._ids_of_images(table, layout, source)
         kept = self._rows_of_role(split, path, source, layout, image_ids)
-        if self.drops_rows_without_image:
+        if self.drops_rows_without_image and layout.image is not None:
             there = [content_id(image) is not None for image in table.column(layout.image)]
             kept = kept[np.array(there, dtype=bool)[kept]]
+        # an empty list counts as one question, so that its row is reported instead of passed over
         lengths = np.ones(len(table), dtype=np.int64)
         if layout.questions is not None:
             lengths = np.maximum(np.array(table.list_lengths(layout.questions), dtype=np.int64), 1)
         rows = np.repeat(kept, lengths[kept])
+        # a question is numbered from the first of its row
         starts = np.repeat(np.cumsum(lengths[kept]) - lengths[kept], lengths[kept])
         numbers = np.arange(len(rows)) - starts
-        questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, image_folder(source))
+        questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, self._image_folder(source))
         return self._checked(questions, source)
 
     def stream(self, split: str, num_samples: int, path: str | None = None) -> QuestionRows:
         """Return the first questions of a role, from different rows as far as there are enough, reading no further.
 
-        Args:
-            split: As for `load`.
-            num_samples: How many.
-            path: As for `load`.
-
-        Raises:
-            ValueError: As `load`.
+        Arguments and errors are those of `Task.stream`.
         """
         source = self.source(split, path)
         part = self._part(split, path, source)
@@ -192,7 +187,7 @@ class HubTask(Task):
         # not always a row's first question: those of one kind may stand at the same place in every row
         places = ((index, (turn + index) % lengths[index]) for index, turn in turns if turn < lengths[index])
         rows, numbers = zip(*sorted(islice(places, num_samples))) if table else ((), ())
-        questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, image_folder(source))
+        questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, self._image_folder(source))
         return self._checked(questions, source)
 
     def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
@@ -234,6 +229,12 @@ class HubTask(Task):
             there = ", ".join(f"{role} = {name}" for role, name in self.splits.items())
             raise ValueError(f"{self.name}: {self.repository} has no split for the role {split}; there are {there}")
         return Source(self.repository, self.splits[split], self.config, self.revision)
+
+    def _image_folder(self, source: Source | LocalSource) -> ImageFolder:
+        return image_folder(source)
+
+    def _table(self, source: Source | LocalSource) -> Any:
+        return load_table(source, self.name, streaming=False)
 
     def _local_source(self, role: str, path: str) -> LocalSource:
         others = task_names() - {self.name}
@@ -279,7 +280,7 @@ class HubTask(Task):
         validation = self._sources(path).get("validation")
         # Some datasets repeat images in their splits. Where nothing but the content tells, it is looked at.
         if role != "validation" and validation is not None and _same_place(source, validation) and layout.by_content:
-            dataset = load_table(validation, self.name, streaming=False)
+            dataset = self._table(validation)
             theirs = self._fit_layout(dataset.features.arrow_schema, validation)
             reserved = set(self._ids_of_images(ArrowTable(dataset), theirs, validation))
             keep = np.array([image_id not in reserved for image_id in image_ids], dtype=bool)

@@ -1,7 +1,5 @@
 """Any picture that a dataset row may hold, as an upright RGB image."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -16,7 +14,6 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Pillow can open many more formats, some by starting other programs: what a dataset holds is not to be trusted.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "ICO")
-
 
 # An image of more pixels is reduced by a whole number as it is read: one of 169 million, which may come in 50 kB, took
 # 3.5 GB by the time that it was crops. The largest canvas of a model has some 1 million, and page scans have 10.
@@ -36,7 +33,9 @@ class ImageFolder(NamedTuple):
     tops: tuple[str, ...]
 
     def find(self, path: str | os.PathLike[str]) -> str:
-        """The file's path; raise ValueError if it lies in none of the folders."""
+        """The file's path; raise ValueError if it lies in none of the folders, or on the web."""
+        if "://" in os.fspath(path):
+            raise ValueError(f"expected a file, got the address {os.fspath(path)!r}; download it first")
         found = os.path.normpath(os.path.join(self.start, path))
         for top in self.tops:
             for place, folder in ((os.path.abspath(found), os.path.abspath(top)), map(os.path.realpath, (found, top))):
@@ -46,7 +45,7 @@ class ImageFolder(NamedTuple):
 
 
 def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
-    """Decode a picture, turn it upright and convert it to RGB.
+    """Decode a picture as `datasets.Image` gives it, turn it upright and convert it to RGB.
 
     >>> load_image(Image.new("LA", (2, 1), (0, 0))).getpixel((0, 0))
     (255, 255, 255)
@@ -54,13 +53,6 @@ def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
     EXIF orientation is applied, transparent pixels show white, 16-bit grey is scaled to 8 bits, of an animation the
     first frame is taken. An image of more than 2^25 (34 million) pixels is reduced by the smallest whole number that
     brings it below, each new pixel the mean of a square of old ones.
-
-    Args:
-        value: What `datasets.Image` gives: a PIL image, ``{"bytes": ..., "path": ...}``, or the bytes of a file.
-        folder: Where a path may lead; None = anywhere.
-
-    Returns:
-        A decoded image of mode RGB that carries no orientation.
 
     Raises:
         ValueError: If there is no image, it cannot be decoded, or it has more pixels than Pillow's limit against
@@ -94,12 +86,7 @@ def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
 def image_digest(value: Any, folder: ImageFolder | None = None) -> str:
     """Digest of a picture before it is decoded: of the stored bytes, of a file's content, or of a PIL image's pixels.
 
-    Args:
-        value: As for `load_image`.
-        folder: As for `load_image`.
-
-    Returns:
-        16 hexadecimal digits; for what is no image, why not.
+    It has 16 hexadecimal digits; what is no image gives why not.
     """
     try:
         source = _source(value, folder)
@@ -199,6 +186,7 @@ def _rgb(image: Image.Image, white: int | None = None) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _eight_bits(image, _white(image) if white is None else white)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        # Pillow converts premultiplied grey to nothing else
         if image.mode == "La":
             image = image.convert("LA")
         canvas = Image.new("RGBA", image.size, "white")

@@ -1,7 +1,5 @@
 """How long a prompt may be, in tokens, and a bound for texts that are too long to be worth tokenising."""
 
-from __future__ import annotations
-
 import weakref
 from collections import Counter
 from collections.abc import Iterable
@@ -29,10 +27,17 @@ class PromptLimit(NamedTuple):
     origin: str
     context: int | None = None
 
-    def refusal(self, num_tokens: int, num_answer: int, at_least: str = "") -> str | None:
-        """Why a prompt of so many tokens, and its reference answer, cannot be evaluated; None if they can."""
+    def refusal(self, num_tokens: int, num_answer: int, at_least: str = "", of_images: int = 0) -> str | None:
+        """Why a prompt of so many tokens, and its reference answer, cannot be evaluated; None if they can.
+
+        Args:
+            of_images: Tokens of the prompt that carry image features.
+        """
         if num_tokens > self.tokens:
-            return f"the prompt has {at_least}{num_tokens:,} tokens, the limit is {self.tokens:,} ({self.origin})"
+            share = f" ({of_images:,} of images: --model.processor_kwargs makes them smaller)" if of_images else ""
+            return (
+                f"the prompt has {at_least}{num_tokens:,} tokens{share}, the limit is {self.tokens:,} ({self.origin})"
+            )
         if self.context is not None and num_tokens + num_answer > self.context:
             return (
                 f"the reference answer has {at_least}{num_answer:,} tokens behind a prompt of {num_tokens:,}, the "
@@ -47,13 +52,8 @@ def fewest_tokens(tokenizer: Any, text: str) -> int:
     A token stands for a piece of the text. So of every byte (or character) the text has at most as many as its tokens
     times the most of it that any token of the vocabulary has.
 
-    Args:
-        tokenizer: A tokenizer of transformers. Only for byte-level BPE, and BPE that falls back to bytes, is there a
-            bound: others may leave parts of a text out, or stand one token for any unknown stretch.
-        text: Any text.
-
-    Returns:
-        The bound; 0 where there is none.
+    Only for byte-level BPE, and BPE that falls back to bytes, is there a bound (else 0): others may leave parts of a
+    text out, or stand one token for any unknown stretch.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.model, models.BPE):

@@ -6,7 +6,7 @@ import ast
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,8 @@ class Layout:
     """Which columns of a table hold what.
 
     Args:
-        image: Column of the image; of a list of images the first is taken.
-        question: Column of the question, or key in the elements of ``questions``.
+        image: Column of the image; of a list of images the first is taken. None = there is none.
+        question: Column of the question, or key in the elements of ``questions``. None = there is none.
         answer: Column of the answers, or key in the elements of ``questions``.
         questions: Column with a list of questions about the row's image; each becomes a sample.
         further: Other columns that must be there.
@@ -34,8 +34,8 @@ class Layout:
         instructed: Questions end in a line that asks for a short answer; it is cut off.
     """
 
-    image: str = "image"
-    question: str = "question"
+    image: str | None = "image"
+    question: str | None = "question"
     answer: str = "answers"
     questions: str | None = None
     further: tuple[str, ...] = ()
@@ -48,15 +48,14 @@ class Layout:
     @property
     def required(self) -> tuple[str, ...]:
         """Columns without which the table cannot be read; ``list.key`` for a key in the elements of a list."""
-        if self.questions is None:
-            return (self.image, self.question, self.answer, *self.further)
-        keys = (f"{self.questions}.{key}" for key in (self.question, self.answer))
-        return (self.image, self.questions, *keys, *self.further)
+        prefix = "" if self.questions is None else f"{self.questions}."
+        keys = [f"{prefix}{key}" for key in (self.question, self.answer) if key is not None]
+        return tuple(name for name in (self.image, self.questions, *keys, *self.further) if name is not None)
 
     @property
     def by_content(self) -> bool:
         """Whether images are told apart by their content."""
-        return self.image_id is None and self.questions is None
+        return self.image is not None and self.image_id is None and self.questions is None
 
     def columns(self, there: Sequence[str]) -> list[str]:
         """The columns to read, of those that are there."""
@@ -79,14 +78,14 @@ class Layout:
             if number >= len(elements) or not isinstance(elements[number], Mapping):
                 raise ValueError("the row has no question")
             entry |= elements[number]
-        question, answer = entry.get(self.question), entry.get(self.answer)
+        question, answer = None if self.question is None else entry.get(self.question), entry.get(self.answer)
         if self.instructed and isinstance(question, str):
             question = question.strip().partition("\n")[0]
         return entry | {"question": question, "answer": answer}
 
     def image_of(self, row: Mapping[str, Any]) -> Any:
         """The row's image as it is stored, or None."""
-        value = row.get(self.image)
+        value = None if self.image is None else row.get(self.image)
         return (value[0] if value else None) if isinstance(value, list) else value
 
 
@@ -101,36 +100,21 @@ class Place:
     layout: Layout
 
 
+@dataclass(frozen=True, eq=False)
 class QuestionRows(Sequence[dict[str, Any]]):
     """Rows of a table counted by question: a row with a list of questions occurs once for each.
 
-    Args:
-        table: Gives a row by its number.
-        image_ids: Gives a row's image id by its number.
-        rows: Row number of each question.
-        numbers: Number of each question in its row's list.
-        layout: Of the table.
-        split: The dataset's own name of the split.
-        folder: Where rows may name images by path; None = anywhere.
+    ``table`` and ``image_ids`` give a row and its image id by the row's number. Each question has the number of its row
+    (``rows``), and its own in the row's list (``numbers``). ``folder``: where rows may name images by path.
     """
 
-    def __init__(
-        self,
-        table: Any,
-        image_ids: Any,
-        rows: Sequence[int] | np.ndarray,
-        numbers: Sequence[int] | np.ndarray,
-        layout: Layout,
-        split: str,
-        folder: ImageFolder | None = None,
-    ) -> None:
-        self.table = table
-        self.image_ids = image_ids
-        self.rows = rows
-        self.numbers = numbers
-        self.layout = layout
-        self.split = split
-        self.folder = folder
+    table: Any
+    image_ids: Any
+    rows: Sequence[int] | np.ndarray
+    numbers: Sequence[int] | np.ndarray
+    layout: Layout
+    split: str
+    folder: ImageFolder | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -143,10 +127,9 @@ class QuestionRows(Sequence[dict[str, Any]]):
 
     def without_images(self) -> QuestionRows:
         """The same questions without reading images, for what depends on the text only."""
-        if not isinstance(self.table, ArrowTable):
+        if not isinstance(self.table, ArrowTable) or self.layout.image is None:
             return self
-        table = self.table.without(self.layout.image)
-        return QuestionRows(table, self.image_ids, self.rows, self.numbers, self.layout, self.split, self.folder)
+        return replace(self, table=self.table.without(self.layout.image))
 
     def images(self, positions: Iterable[int]) -> Iterator[Any]:
         """The images of these questions as they are stored, one after another, each row's once."""
@@ -155,11 +138,7 @@ class QuestionRows(Sequence[dict[str, Any]]):
 
 
 class ArrowTable:
-    """A `datasets.Dataset` as rows of plain values: stored bytes where the columns declare images.
-
-    Args:
-        dataset: Of any format.
-    """
+    """A `datasets.Dataset` as rows of plain values: stored bytes where the columns declare images."""
 
     def __init__(self, dataset: Any) -> None:
         # Arrow rows skip the decoding of images, whether a column declares them or not.
@@ -193,18 +172,15 @@ class ArrowTable:
 
 def column_names(schema: Any) -> list[str]:
     """Names of an Arrow schema's columns, and ``list.key`` for the keys of structs and of lists of structs."""
+    import pyarrow.types
+
     names = []
     for field in schema:
         names.append(field.name)
         inner = getattr(field.type, "value_type", field.type)
-        names += [f"{field.name}.{inner.field(i).name}" for i in range(inner.num_fields)] if _is_struct(inner) else []
+        if pyarrow.types.is_struct(inner):
+            names += [f"{field.name}.{inner.field(i).name}" for i in range(inner.num_fields)]
     return names
-
-
-def _is_struct(kind: Any) -> bool:
-    import pyarrow.types
-
-    return pyarrow.types.is_struct(kind)
 
 
 def list_elements(value: Any) -> list[Any]:
@@ -230,15 +206,11 @@ def content_id(image: Any) -> str | None:
 def answer_texts(value: Any, keep_empty: bool = False) -> tuple[str, ...]:
     """Read the accepted answers, however they are stored: a text, a number, a list, a list written as a text.
 
+    They are stripped, repeated ones kept, empty ones only beside others and with ``keep_empty``, where their number
+    matters.
+
     >>> answer_texts("['two', '2']"), answer_texts([{"answer": "net"}]), answer_texts(3), answer_texts(["", None])
     (('two', '2'), ('net',), ('3',), ())
-
-    Args:
-        value: Text, number, None, or a list of these or of ``{"answer": ...}``.
-        keep_empty: Keep empty answers beside others, where their number matters.
-
-    Returns:
-        The answers stripped, repeated ones kept; none if all are empty.
     """
     if isinstance(value, str):
         value = parse_list(value)

@@ -1,7 +1,5 @@
 """Where tables come from: repositories on the hub, or local folders of parquet files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -36,31 +34,22 @@ class Source:
 
 @dataclass(frozen=True)
 class LocalSource:
-    """Parquet files that together are one split.
+    """Files that together are one split, found in ``folder`` below the ``top`` that was given.
 
-    Args:
-        folder: Where they were found.
-        split: Its name, see `split_name`.
-        files: Their paths.
-        top: The folder that was given, in which that one lies.
+    ``rows`` names a column and the value of the rows that are meant; None = all rows.
     """
 
     folder: str
     split: str
     files: tuple[str, ...]
     top: str = ""
+    rows: tuple[str, str] | None = None
 
 
 def load_table(source: Source | LocalSource, task: str, streaming: bool) -> Any:
     """Load the rows of a source, from the hub through `datasets.load_dataset` and its cache.
 
-    Args:
-        source: What to load.
-        task: Name of the task, for messages.
-        streaming: Read rows when they are asked for instead of downloading and converting all of them.
-
-    Returns:
-        A `datasets.Dataset`, or a `datasets.IterableDataset` if streaming.
+    Streaming reads rows when they are asked for instead of downloading and converting all of them.
 
     Raises:
         ValueError: If the hub cannot be reached and nothing is cached, or the repository, configuration, revision or
@@ -137,48 +126,47 @@ def repository_names(repository: str) -> list[str]:
 
 
 def find_splits(
-    folder: str, task: str, others: Collection[str] = (), config: Any = None, names: Collection[str] = ()
+    folder: str,
+    task: str,
+    others: Collection[str] = (),
+    config: Any = None,
+    names: Collection[str] = (),
+    suffixes: Sequence[str] = (".parquet",),
 ) -> dict[str, LocalSource]:
-    """Find the parquet files below a folder, by split.
+    """Find the parquet files below a folder, or those of other kinds, by split.
 
     ``FOLDER/<task>`` and ``FOLDER/<config>`` are used instead where they exist, so that one folder can hold many
     tasks or a copy of a repository.
 
-    Args:
-        folder: Folder, or a single parquet file.
-        task: Name of the task.
-        others: Names of the other tasks: what lies in their folders is not read.
-        config: The task's configuration.
-        names: Names of splits besides the usual ones.
+    The folder may be a single file. What lies in folders of ``others`` (tasks) is not read; ``names`` are splits
+    besides the usual, ``suffixes`` the endings of the files that are read.
 
     Raises:
-        ValueError: If the folder does not exist or holds no parquet file.
+        ValueError: If the folder does not exist or holds no such file.
     """
     root = Path(folder).expanduser()
+    kinds = ", ".join(suffix.removeprefix(".") for suffix in suffixes)
     if not root.exists():
-        raise ValueError(f"--data.path: {folder} does not exist; expected a folder with parquet files for {task}")
+        raise ValueError(f"--data.path: {folder} does not exist; expected a folder with {kinds} files for {task}")
     for inner in (task, config):
         if isinstance(inner, str) and (root / inner).is_dir():
             root = root / inner
     found: dict[str, list[str]] = {}
-    for path in [root] if root.is_file() else sorted(root.rglob("*.parquet")):
+    below = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes)
+    for path in [root] if root.is_file() else below:
         places = path.relative_to(root).parts[:-1]
         if not any(place in others or place.startswith(".") for place in places):
             found.setdefault(split_name((path.name, *reversed(places)), names), []).append(str(path))
     if not found:
-        raise ValueError(f"--data.path: there is no *.parquet for {task} in {root}; expected validation*.parquet")
+        raise ValueError(f"--data.path: there is no *.{kinds} for {task} in {root}")
     return {split: LocalSource(str(root), split, tuple(files), folder) for split, files in found.items()}
 
 
 def split_name(parts: Sequence[str], names: Collection[str] = ()) -> str:
-    """Read off the split of a file from its name, or else from the folders that it is in.
+    """Read off the split of a file from its name, or else from the folders that it is in, from the inside out.
 
     >>> split_name(["val-00000-of-00002.parquet"]), split_name(["0000.parquet", "test"]), split_name(["a.parquet"])
     ('validation', 'test', 'unnamed')
-
-    Args:
-        parts: The file's name, then its folders from the inside out.
-        names: Names of splits besides the usual ones.
     """
     known = _SPLIT_NAMES | {canonical_split(name) for name in names}
     for part in parts:

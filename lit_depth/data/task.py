@@ -28,7 +28,7 @@ class _HostOnly:
 
 @dataclass(frozen=True)
 class Sample(_HostOnly):
-    """One question about at most one image.
+    """One question about an image, about several, or about none.
 
     Args:
         id: Unique among all samples of the task, whatever the split.
@@ -42,6 +42,7 @@ class Sample(_HostOnly):
         task: Name of the task; empty = that of the task which gave the sample.
         answer_kind: A word or phrase (``short``), a letter of `options` (``choice``), a ``number``, a ``caption``, or
             anything (``free``); empty = the task's. A sample with options is always answered by a letter.
+        more_images: Further pictures of the question in their order, as `image`.
     """
 
     id: str
@@ -53,6 +54,12 @@ class Sample(_HostOnly):
     meta: Mapping[str, Any] = field(default_factory=dict)
     task: str = ""
     answer_kind: AnswerKind | Literal[""] = ""
+    more_images: tuple[Any, ...] = ()
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        """All pictures of the question, in order."""
+        return (() if self.image is None else (self.image,)) + self.more_images
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class Task:
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
         streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
+        train_in_order: Whether training items come in their own order instead of a shuffled one.
     """
 
     name: str
@@ -104,6 +112,7 @@ class Task:
     needs_image: bool = False
     in_training_mixture: bool = False
     streaming: bool = False
+    train_in_order: bool = False
 
     def load(self, split: str, path: str | None = None) -> datasets.Dataset | QuestionRows:
         """Return the rows of a split, one row per question.

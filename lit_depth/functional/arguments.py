@@ -4,8 +4,6 @@
 vocabulary) is for the other functions here, one for each kind.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import functools
 import inspect
@@ -49,10 +47,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.cache
     def hints() -> dict[str, Any]:
-        parameters = signature.parameters.values()
-        annotations = {each.name: each.annotation for each in parameters if each.kind not in (2, 4)}  # *args, **kwargs
         return {
-            name: _resolve(hint, function) for name, hint in annotations.items() if hint is not inspect.Parameter.empty
+            each.name: _resolve(each.annotation, function)
+            for each in signature.parameters.values()
+            if each.annotation is not each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         }
 
     @functools.wraps(function)
@@ -236,12 +234,11 @@ def check_share(**values: float) -> None:
             raise ValueError(f"expected {name} between 0 and 1, got {shorten(value)}")
 
 
-def check_token_ids(model: nn.Module, *, least: int = 0, **ids: Tensor | int | None) -> None:
+def check_token_ids(model: nn.Module, **ids: Tensor | int | None) -> None:
     """Raise ValueError for ids that the model has no embedding of: on a GPU they would end the process.
 
     Args:
         model: A Hugging Face model; one that does not say how many embeddings it has is believed.
-        least: Smallest id allowed, where some stand for something else.
         ids: Token ids by the name of the argument, long tensors of any shape or integers.
     """
     size = num_embeddings(model)
@@ -249,11 +246,9 @@ def check_token_ids(model: nn.Module, *, least: int = 0, **ids: Tensor | int | N
         if value is None or isinstance(value, Tensor) and not value.numel():
             continue
         low, high = (int(value.min()), int(value.max())) if isinstance(value, Tensor) else (value, value)
-        if low < least or (size is not None and high >= size):
-            wrong = low if low < least else high
-            raise ValueError(
-                f"expected {name} from {least} to {'the last one' if size is None else size - 1}, got {wrong}"
-            )
+        if low < 0 or (size is not None and high >= size):
+            last = "the last one" if size is None else size - 1
+            raise ValueError(f"expected {name} from 0 to {last}, got {low if low < 0 else high}")
 
 
 def num_embeddings(model: nn.Module) -> int | None:

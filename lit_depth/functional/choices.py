@@ -1,7 +1,5 @@
 """The letters of multiple choice: prompts, answers and metrics number the options by this one list."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Sequence
 

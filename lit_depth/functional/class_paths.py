@@ -1,7 +1,5 @@
 """Objects by their class path, as YAML files name them."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -1,10 +1,7 @@
 """Does a model hold the same weights as before? All values, or a sample of each weight where that must be cheap."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -33,8 +30,8 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for name, value in model.state_dict().items():
-            digest.update(_head(name, value))
-            chunks = _chunks(value)
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode())
+            chunks = () if value.is_meta else _bytes(value).split(_CHUNK_BYTES)
             # a thread costs more than hashing a small weight
             for part in pool.map(_digest, chunks) if len(chunks) > 1 else map(_digest, chunks):
                 digest.update(part)
@@ -52,24 +49,13 @@ def weights_sample(model: nn.Module) -> str:
     """
     digest, samples = hashlib.sha256(), defaultdict(list)
     for name, value in model.state_dict().items():
-        digest.update(_head(name, value))
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode())
         if not value.is_meta:
             flat = value.detach().flatten()
             samples[str(flat.device), str(flat.dtype)].append(flat[:: max(1, len(flat) // _SAMPLED)])
     for _, parts in sorted(samples.items(), key=lambda item: item[0][1]):  # one transfer from a device
         digest.update(_bytes(torch.cat(parts)).numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _head(name: str, value: Tensor) -> bytes:
-    return f"{name} {tuple(value.shape)} {value.dtype};".encode()
-
-
-def _chunks(value: Tensor) -> Sequence[Tensor]:
-    """The bytes of a weight, in order."""
-    if value.is_meta:
-        return ()
-    return _bytes(value).split(_CHUNK_BYTES)
 
 
 def _bytes(value: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Log-probability of a reference answer, as decoding would give it, and the inputs of a forward of one's own."""
 
-from __future__ import annotations
-
 import inspect
 import weakref
 from collections.abc import Iterator, Mapping
@@ -196,10 +194,10 @@ def with_positions(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, 
 def is_image_input(name: str) -> bool:
     """Whether an input of a vision-language model holds images or tells about them, by the names that models give it.
 
-    >>> list(filter(is_image_input, ["input_ids", "pixel_values", "image_grid_thw", "images"]))
-    ['pixel_values', 'image_grid_thw', 'images']
+    >>> list(filter(is_image_input, ["input_ids", "pixel_values", "image_grid_thw", "images", "batch_num_images"]))
+    ['pixel_values', 'image_grid_thw', 'images', 'batch_num_images']
     """
-    return name.startswith(("image", "pixel"))
+    return "image" in name or "pixel" in name or name.startswith(("aspect_ratio", "spatial_shapes"))
 
 
 def count_image_tokens(config: Any, input_ids: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 """Change a model for one pass and give it back exactly, also after an exception."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

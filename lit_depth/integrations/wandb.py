@@ -1,7 +1,5 @@
 """Reports in Weights & Biases. The only module that imports wandb: import it where it is needed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

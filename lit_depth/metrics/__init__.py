@@ -2,7 +2,9 @@
 
 from lit_depth.metrics.anls import ANLS, anls
 from lit_depth.metrics.caption_tokens import tokenize_caption
+from lit_depth.metrics.chat_choice import ChatChoiceAccuracy, parse_chat_choice
 from lit_depth.metrics.cider import CIDErD, ReferenceCorpus, cider_d
+from lit_depth.metrics.contains import Contains, contains
 from lit_depth.metrics.exact_match import ExactMatch, exact_match
 from lit_depth.metrics.mmmu import MMMUAccuracy, mmmu_accuracy, parse_mmmu_choice
 from lit_depth.metrics.multiple_choice import MultipleChoiceAccuracy, multiple_choice_accuracy, parse_choice
@@ -13,6 +15,8 @@ from lit_depth.metrics.vqa import MolmoVQAAccuracy, VQAAccuracy, normalize_vqa_a
 __all__ = [
     "ANLS",
     "CIDErD",
+    "ChatChoiceAccuracy",
+    "Contains",
     "ExactMatch",
     "MMMUAccuracy",
     "MolmoVQAAccuracy",
@@ -23,10 +27,12 @@ __all__ = [
     "anls",
     "cider_d",
     "clean_prediction",
+    "contains",
     "exact_match",
     "mmmu_accuracy",
     "multiple_choice_accuracy",
     "normalize_vqa_answer",
+    "parse_chat_choice",
     "parse_choice",
     "parse_mmmu_choice",
     "relaxed_accuracy",

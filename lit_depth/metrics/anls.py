@@ -1,7 +1,5 @@
 """Average normalised Levenshtein similarity (doc_qa, info_qa, st_qa)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein

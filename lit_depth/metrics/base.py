@@ -1,7 +1,5 @@
 """The shells that per-sample metrics share: keep one score per sample, report the mean."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -14,6 +12,18 @@ from lit_depth.functional.arguments import checked
 from lit_depth.functional.class_paths import object_at
 
 _WAYS = ("score", "corpus")
+# what people type, and what stands in the results
+SHORT_NAMES = {
+    "anls": "ANLS",
+    "chat_choice": "ChatChoiceAccuracy",
+    "cider": "CIDErD",
+    "contains": "Contains",
+    "exact": "ExactMatch",
+    "multiple_choice": "MultipleChoiceAccuracy",
+    "relaxed": "RelaxedAccuracy",
+    "vqa": "VQAAccuracy",
+}
+Lists = Sequence[Sequence[str]]  # one for each sample
 
 
 def check_references(references: Sequence[Any]) -> None:
@@ -26,22 +36,34 @@ def check_references(references: Sequence[Any]) -> None:
         raise ValueError(f"expected references, a list of at least one accepted answer, got {references!r}")
 
 
+def check_one_each(predictions: Sequence[str], **lists: Sequence[Any]) -> None:
+    """Refuse lists, given by name, that do not have one entry per prediction."""
+    for name, values in lists.items():
+        if len(values) != len(predictions):
+            raise ValueError(
+                f"expected one list of {name} per prediction, got {len(predictions)} predictions and {len(values)} "
+                f"lists of {name}"
+            )
+
+
 @checked
 def resolve(name: str) -> type[Metric]:
     """The metric of that name in `lit_depth.metrics`, or at that class path.
 
-    >>> resolve("ExactMatch") is resolve("lit_depth.metrics.ExactMatch")
+    >>> resolve("ExactMatch") is resolve("lit_depth.metrics.ExactMatch") is resolve("exact")
     True
 
     Args:
-        name: Name, or ``package.module.Class`` of a :class:`torchmetrics.Metric` of your own: its ``score(prediction,
-            references, options)`` rates one answer (see `SampleMetric`), or its ``corpus(references)`` makes an object
-            whose ``score(predictions)`` rates those of all samples together (see `CIDErD`). ``max_score`` is the
-            largest score of a sample, 1 unless it says otherwise; a search counts scores as shares of it.
+        name: Name, one of `SHORT_NAMES`, or ``package.module.Class`` of a :class:`torchmetrics.Metric` of your own: its
+            ``score(prediction, references, options)`` rates one answer (see `SampleMetric`), or its
+            ``corpus(references)`` makes an object whose ``score(predictions)`` rates those of all samples together (see
+            `CIDErD`). ``max_score`` is the largest score of a sample, 1 unless it says otherwise; a search counts
+            scores as shares of it.
 
     Raises:
         ValueError: If there is none, or it has neither.
     """
+    name = SHORT_NAMES.get(name, name)
     kind = object_at(name, "a metric") if "." in name else getattr(import_module("lit_depth.metrics"), name, None)
     if not (isinstance(kind, type) and issubclass(kind, Metric)) or not any(hasattr(kind, way) for way in _WAYS):
         raise ValueError(
@@ -94,12 +116,7 @@ class SampleMetric(Metric):
         raise NotImplementedError
 
     @checked
-    def update(
-        self,
-        predictions: Sequence[str],
-        references: Sequence[Sequence[str]],
-        options: Sequence[Sequence[str]] | None = None,
-    ) -> None:
+    def update(self, predictions: Sequence[str], references: Lists, options: Lists | None = None) -> None:
         """Add a batch.
 
         Args:
@@ -110,17 +127,8 @@ class SampleMetric(Metric):
         Raises:
             ValueError: If the lengths differ, or if :meth:`score` refuses a sample.
         """
-        if len(predictions) != len(references):
-            raise ValueError(
-                f"expected one list of references per prediction, got {len(predictions)} predictions "
-                f"and {len(references)} lists of references"
-            )
         options = [()] * len(predictions) if options is None else options
-        if len(predictions) != len(options):
-            raise ValueError(
-                f"expected one list of options per prediction, got {len(predictions)} predictions "
-                f"and {len(options)} lists of options"
-            )
+        check_one_each(predictions, references=references, options=options)
         if not predictions:
             return
         scores = [self.score(*sample) for sample in zip(predictions, references, options)]
@@ -135,9 +143,6 @@ class ChoiceMetric(SampleMetric):
     """A sample metric that reads a choice among options, and counts the answers in which it found none.
 
     Such an answer scores 0; the state ``parse_failed`` (summed over processes) says how many there were.
-
-    Args:
-        **kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
     parse_failed: torch.Tensor
@@ -152,12 +157,7 @@ class ChoiceMetric(SampleMetric):
         raise NotImplementedError
 
     @checked
-    def update(
-        self,
-        predictions: Sequence[str],
-        references: Sequence[Sequence[str]],
-        options: Sequence[Sequence[str]] | None = None,
-    ) -> None:
+    def update(self, predictions: Sequence[str], references: Lists, options: Lists | None = None) -> None:
         """Add a batch, as :meth:`SampleMetric.update` does, and count the answers without a choice."""
         super().update(predictions, references, options)
         options = [()] * len(predictions) if options is None else options

@@ -1,7 +1,5 @@
 """Words of a caption, as the COCO caption evaluation counts them."""
 
-from __future__ import annotations
-
 import re
 
 from lit_depth.functional.arguments import checked

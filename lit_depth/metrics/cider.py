@@ -1,7 +1,5 @@
 """CIDEr-D: consensus of a caption with the captions of people (coco_caption)."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -13,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lit_depth.functional.arguments import checked
-from lit_depth.metrics.base import check_references
+from lit_depth.metrics.base import check_one_each, check_references
 from lit_depth.metrics.caption_tokens import tokenize_caption
 
 MAX_ORDER = 4
@@ -89,6 +87,7 @@ def _similarity(prediction: Vectors, reference: Vectors) -> float:
     for weights, norm, other_weights, other_norm in zip(*prediction[:2], *reference[:2]):
         if norm and other_norm:
             shared = (ngram for ngram in weights if ngram in other_weights)
+            # to repeat a word more often than the reference does earns nothing
             clipped = sum(min(weights[ngram], other_weights[ngram]) * other_weights[ngram] for ngram in shared)
             total += clipped / (norm * other_norm)
     length_difference = prediction[2] - reference[2]
@@ -178,11 +177,7 @@ class CIDErD(Metric):
         Raises:
             ValueError: If the lengths differ, or if an image has no references.
         """
-        if len(predictions) != len(references):
-            raise ValueError(
-                f"expected one list of references per prediction, got {len(predictions)} predictions "
-                f"and {len(references)} lists of references"
-            )
+        check_one_each(predictions, references=references)
         for captions in references:
             check_references(captions)
         # JSON in ASCII has no line feed of its own

@@ -1,7 +1,5 @@
 """Exact match after light normalisation (figure_qa, dv_qa, tally_qa)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from lit_depth.functional.arguments import checked

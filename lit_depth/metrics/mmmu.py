@@ -1,7 +1,5 @@
 """MMMU: multiple choice and open questions, read by the rules of the official parser."""
 
-from __future__ import annotations
-
 import ast
 import math
 import re

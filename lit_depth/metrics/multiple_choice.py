@@ -1,7 +1,5 @@
 """Multiple choice answered with a letter (science_qa_img)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Relaxed accuracy: numbers may be off by five per cent (chart_qa, plot_qa)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

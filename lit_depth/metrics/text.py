@@ -1,7 +1,5 @@
 """Text handling that several metrics share."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from lit_depth.functional.arguments import checked

@@ -1,7 +1,5 @@
 """VQA soft accuracy (coco_2014_vqa, text_vqa, okvqa)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Literal

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,18 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
     PreTrainedModel,
     dynamic_module_utils,
 )
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
 from lit_depth.functional.arguments import checked
+from lit_depth.models.processors import load_processor
+from lit_depth.models.vision_tower import attend_both_ways
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# what a call of an image processor takes that is no business of its user's
+_NO_SETTINGS = ("data_format", "device", "disable_grouping", "input_data_format", "return_tensors")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
 
 
@@ -45,6 +49,7 @@ def load_checkpoint(
     dtype: str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    processor_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model in evaluation mode and its processor (a tokenizer, for a text model).
 
@@ -54,9 +59,12 @@ def load_checkpoint(
         dtype: ``"auto"`` (as stored), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``...; None = the model's default.
         trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
+        processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
+            ``{"max_pixels": 250_000}``.
 
     Raises:
-        ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones.
+        ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones; if its
+            processor takes no images although its model does, or does not know one of ``processor_kwargs``.
     """
     if dtype not in DTYPES:
         raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -72,9 +80,10 @@ def load_checkpoint(
             ignore_mismatched_sizes=True,  # refused below, by name
             **common,
         )
-        processor = _processor_class(config).from_pretrained(source, **common)
+        processor = _load_processor(config, source, processor_kwargs or {}, common)
     _check_report(source, report)
     _set_attention(model, attn_implementation)
+    attend_both_ways(model)
     return model.eval(), processor
 
 
@@ -85,6 +94,7 @@ def new_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    processor_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """A randomly initialised model from ``config.json`` and processor files, for training.
 
@@ -96,9 +106,56 @@ def new_model(
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
         model = _model_class(config).from_config(config, trust_remote_code=trust_remote_code)
-        processor = _processor_class(config).from_pretrained(source, **common)
+        processor = _load_processor(config, source, processor_kwargs or {}, common)
     _set_attention(model, attn_implementation)
+    attend_both_ways(model)
     return model, processor
+
+
+def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
+    processor = load_processor(config, source, **common)
+    images = getattr(processor, "image_processor", None)
+    if images is None and (_is_listed(config) or hasattr(config, "vision_config")):
+        raise ValueError(
+            f"expected a processor of images beside a {config.model_type} model, got a {type(processor).__name__} "
+            "alone: the checkpoint lacks its preprocessor_config.json or processor_config.json"
+        )
+    if own:
+        _set_processor(processor, own)
+    if images is not None and processor.tokenizer.pad_token is None:
+        # a processor pads a batch itself; behind the attention mask it does not matter by what
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
+
+
+def _set_processor(processor: Any, own: Mapping[str, Any]) -> None:
+    """Put settings of one's own in place of the checkpoint's; an image processor is made anew with them.
+
+    Given to ``from_pretrained`` they would reach the tokenizer too, and some yield to the checkpoint's own.
+    """
+    given, images = copy.deepcopy(dict(own)), getattr(processor, "image_processor", None)
+    if images is None:
+        raise ValueError(f"expected no processor_kwargs for a model that takes text alone, got {', '.join(own)}")
+    of_images, of_all = _settings_of(images), _settings_of(processor)
+    unknown = sorted(own.keys() - of_images - of_all)
+    if unknown:
+        known = ", ".join(sorted(of_images | of_all))
+        raise ValueError(
+            f"expected settings of a {type(processor).__name__} as processor_kwargs, got {', '.join(unknown)}; "
+            f"it has {known}"
+        )
+    changed = {name: value for name, value in given.items() if name in of_images}
+    processor.image_processor = type(images).from_dict({**images.to_dict(), **changed})
+    for name in given.keys() & of_all:
+        setattr(processor, name, given[name])
+
+
+def _settings_of(part: Any) -> set[str]:
+    """Names of what can be set of a processor, or of its part for images."""
+    given = set(inspect.signature(type(part).__init__).parameters)
+    named = set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", ()))
+    parts: list[str] = getattr(part, "get_attributes", list)()
+    return (given | named) - {"self", "args", "kwargs", "chat_template", *_NO_SETTINGS, *parts}
 
 
 def _set_attention(model: PreTrainedModel, name: str | None) -> None:
@@ -111,14 +168,10 @@ def _set_attention(model: PreTrainedModel, name: str | None) -> None:
 
 
 def _model_class(config: Any) -> Any:
-    return AutoModelForImageTextToText if _sees_images(config) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if _is_listed(config) else AutoModelForCausalLM
 
 
-def _processor_class(config: Any) -> Any:
-    return AutoProcessor if _sees_images(config) else AutoTokenizer
-
-
-def _sees_images(config: Any) -> bool:
+def _is_listed(config: Any) -> bool:
     return type(config) in AutoModelForImageTextToText._model_mapping
 
 

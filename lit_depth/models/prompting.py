@@ -2,23 +2,28 @@
 
 A task says what is asked (question, options, kind of answer, its own name); a prompter writes it the way its family was
 trained to be asked, and knows the names of the inputs that come of it. A family of its own kind names its prompter in
-``prompter_class`` of its model class; every other model is asked through the chat template of its processor or
-tokenizer, or as plain text where there is none.
+``prompter_class`` of its model class, or, where that class is not ours, has ``PROMPTER`` in
+``models/<model type>/prompting_<model type>.py``; every other model is asked through the chat template of its processor
+or tokenizer, or in a plain frame where there is none.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from lit_depth.functional.arguments import num_embeddings
 from lit_depth.functional.choices import option_letters
 from lit_depth.functional.inputs import IGNORE, count_image_tokens
 from lit_depth.functional.token_masking.prompt import encode_prompt, image_token_ids, row_inputs
+from lit_depth.models.chat_templates import ChatTemplate
+from lit_depth.models.padding import encode_rows, left_padded, pad_token
 
 Box = tuple[float, float, float, float]
 
@@ -30,14 +35,21 @@ _INSTRUCTIONS = {
     "caption": "Describe the picture in one sentence.",
     "free": "",
 }
+# how instruction-tuned families without a chat template were trained to be asked, by the type of their configuration
+_FRAMES = {
+    "llava": "USER: {images}{text} ASSISTANT:",
+    "llava_next": "USER: {images}{text} ASSISTANT:",
+    "vipllava": "###Human: {images}{text}###Assistant:",
+}
+_PREFIX_FAMILIES = ("paligemma",)
 
 
 class Asked(Protocol):
     """What a prompter reads of a `lit_depth.data.Sample`."""
 
     @property
-    def image(self) -> Any:
-        """An upright RGB picture, or None."""
+    def images(self) -> tuple[Any, ...]:
+        """Upright RGB pictures in their order; empty for a question about text alone."""
 
     @property
     def question(self) -> str:
@@ -67,6 +79,14 @@ class VisionToken(NamedTuple):
     """(left, top, right, bottom) in pixels of the original image; None where the token shows letterbox border only."""
 
 
+class AnswerFrame(NamedTuple):
+    """What stands around an answer: the end of its prompt, what the model writes first, and what follows."""
+
+    prompt: str
+    lead: str
+    behind: str
+
+
 class Prompter:
     """What all families share. A subclass gives `text`, and overrides what its family does in its own way.
 
@@ -77,6 +97,8 @@ class Prompter:
 
     image_inputs: tuple[str, ...] = ()
     """Names of the model inputs that hold images."""
+    num_embeddings: int | None = None
+    """Number of token ids that the model reads; None = unknown."""
 
     def __init__(self, processor: Any, config: Any = None) -> None:
         self.processor = processor
@@ -86,6 +108,23 @@ class Prompter:
     def tokenizer(self) -> Any:
         """The processor's tokenizer; a text model's processor is its tokenizer."""
         return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether questions can show images to the model."""
+        return bool(self.image_inputs)
+
+    def why_unseen(self) -> str:
+        """Why a question about images cannot be put to a model that does not see them."""
+        kind = type(self.tokenizer).__name__
+        return (
+            f"expected a model that sees images, got one with a tokenizer alone ({kind}): --data.drop_images true asks "
+            "without the images"
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What a prompt depends on beside the processor, fit for JSON."""
+        return {"class": type(self).__name__}
 
     def text(self, asked: Asked) -> str:
         """What is written of a sample, before the frame that every prompt has (roles, start and image tokens)."""
@@ -99,10 +138,21 @@ class Prompter:
 
         Raises:
             ValueError: If a sample cannot be put to this model.
+            NotImplementedError: If there are images, and the model sees none.
         """
-        return self._encode([self.text(sample) for sample in samples], [sample.image for sample in samples])
+        images = [tuple(sample.images) for sample in samples]
+        if any(images) and not self.sees_images:
+            raise NotImplementedError(self.why_unseen())
+        inputs = self._encode([self.text(sample) for sample in samples], images)
+        highest = int(inputs["input_ids"].max())
+        if self.num_embeddings is not None and highest >= self.num_embeddings:
+            raise ValueError(
+                f"expected token ids below {self.num_embeddings:,}, which the model has, got {highest:,} "
+                f"({self.tokenizer.decode([highest])!r}) from its tokenizer"
+            )
+        return inputs
 
-    def _encode(self, texts: list[str], images: list[Any]) -> dict[str, Tensor]:
+    def _encode(self, texts: list[str], images: list[tuple[Any, ...]]) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def encode_prompt(self, prompt: str, image: Any = None, *, raw: bool = False) -> dict[str, Tensor]:
@@ -113,11 +163,15 @@ class Prompter:
         """
         if raw or not prompt.strip():
             return encode_prompt(self.processor, prompt, image, raw=raw)
-        return self._encode([prompt], [image])
+        if image is not None and not self.sees_images:
+            raise ValueError(
+                f"expected a processor that takes images, got the tokenizer {type(self.tokenizer).__name__}"
+            )
+        return self._encode([prompt], [() if image is None else (image,)])
 
     def prompt_length(self, asked: Asked) -> int | None:
-        """Tokens of the prompt, those of its image included, without preparing the image; None = nobody can tell."""
-        return None
+        """Tokens of the prompt, those of its images included, without preparing these; None = nobody can tell."""
+        return None if asked.images else self._encode([self.text(asked)], [()])["input_ids"].shape[1]
 
     def answer_ids(self, texts: Sequence[str]) -> Tensor:
         """Tokens that the model should generate for each answer, the end token (if there is one) included.
@@ -125,23 +179,66 @@ class Prompter:
         Returns:
             Long ``[batch, answer]``, padded on the right with -100.
         """
-        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        lead = self._before_answer()
-        rows = [self.tokenizer(lead + text, add_special_tokens=False)["input_ids"] for text in texts]
-        return pad_sequence([torch.tensor([*row, *end]) for row in rows], batch_first=True, padding_value=IGNORE)
+        frame = self._answer_frame()
+        end = self._end_of_answer(frame.behind)
+        rows = [torch.tensor([*self._ids_behind(frame.prompt, frame.lead + text), *end]) for text in texts]
+        return pad_sequence(rows, batch_first=True, padding_value=IGNORE)
 
-    def _before_answer(self) -> str:
-        """What stands between the prompt and the answer's first letter."""
-        return " "
+    def _answer_frame(self) -> AnswerFrame:
+        return AnswerFrame(":", " ", "")
+
+    def _ids_behind(self, before: str, text: str) -> list[int]:
+        """Tokens of a text where it stands behind another: some tokenizers write the first word of a text otherwise."""
+        start, whole = self._ids(before), self._ids(before + text)
+        return whole[len(start) :] if whole[: len(start)] == start else self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _end_of_answer(self, behind: str) -> list[int]:
+        """The token that ends an answer: the special one that the frame writes there, else the tokenizer's own."""
+        following = self._ids(behind.strip())[:1]
+        if following and following[0] in self._special_tokens():
+            return following
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def decode(self, tokens: Tensor, answer_after: str | None = None) -> list[str]:
+        """Generated tokens ``[rows, tokens]`` as text, without special tokens.
+
+        Args:
+            answer_after: Leave out all up to the last occurrence of this text, which may hold special tokens; an
+                answer without it is empty. None = leave out nothing.
+        """
+        if answer_after is None:
+            texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            return texts
+        return [self._after(text, answer_after) for text in self.tokenizer.batch_decode(tokens)]
+
+    def _after(self, text: str, mark: str) -> str:
+        _, found, answer = text.rpartition(mark)
+        answer = answer if found else ""
+        for special in sorted(self._special_tokens().values(), key=len, reverse=True):
+            answer = answer.replace(special, "")
+        return answer
+
+    def _special_tokens(self) -> dict[int, str]:
+        # `all_special_tokens` leaves out those that have no name, such as the end of a turn
+        added = self.tokenizer.added_tokens_decoder
+        return {token_id: token.content for token_id, token in added.items() if token.special}
 
     def num_vision_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Tokens of each row that carry image features, long ``[batch]``."""
-        return count_image_tokens(self.config, inputs["input_ids"])
+        ids = inputs["input_ids"]
+        if image_token_ids(None, self.config):
+            return count_image_tokens(self.config, ids)
+        return torch.isin(ids, self._image_tokens(ids)).sum(1)
 
     def image_token_positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Which positions an image put into the prompt, borders and separators included: bool ``[batch, seq]``."""
-        ids = inputs["input_ids"]
-        return torch.isin(ids, ids.new_tensor(sorted(image_token_ids(self.processor, self.config))))
+        return torch.isin(inputs["input_ids"], self._image_tokens(inputs["input_ids"]))
+
+    def _image_tokens(self, ids: Tensor) -> Tensor:
+        return ids.new_tensor(sorted(image_token_ids(self.processor, self.config)))
 
     def image_places(self, image: Any) -> list[VisionToken]:
         """Which part of a picture each of its vision tokens shows, by position; empty where nobody can tell."""
@@ -154,83 +251,144 @@ class Prompter:
 
 
 class TextPrompter(Prompter):
-    """Plain text, for a model without a chat template: ``Question: ... Answer:``.
-
-    It shows no images. What a model answers that cannot see them is what the questions give away.
-    """
+    """Plain text, for a text model without a chat template: ``Question: ... Answer:``."""
 
     def text(self, asked: Asked) -> str:
-        question = asked.question or _INSTRUCTIONS["caption"]
-        return "\n".join([f"Question: {question}", *_option_lines(asked), "Answer:"])
+        return plain_question(asked)
 
-    def _encode(self, texts: list[str], images: list[Any]) -> dict[str, Tensor]:
-        _warn_unseen(images)
-        return left_padded([self.tokenizer(text)["input_ids"] for text in texts], pad_token(self.tokenizer))
-
-    def encode_prompt(self, prompt: str, image: Any = None, *, raw: bool = False) -> dict[str, Tensor]:
-        return encode_prompt(self.processor, prompt, image, raw=raw)
-
-    def prompt_length(self, asked: Asked) -> int:
-        return len(self.tokenizer(self.text(asked))["input_ids"])
+    def _encode(self, texts: list[str], images: list[tuple[Any, ...]]) -> dict[str, Tensor]:
+        return left_padded(self.tokenizer(texts)["input_ids"], pad_token(self.tokenizer))
 
 
-class ChatPrompter(Prompter):
-    """The chat template of a processor, or of a text model's tokenizer, which does not show images.
-
-    Args:
-        processor: With a ``chat_template``.
-        config: As for `Prompter`.
-    """
+class ImagePrompter(Prompter):
+    """What prompters of processors that take images share: the frame is a text, and the processor does the rest."""
 
     def __init__(self, processor: Any, config: Any = None) -> None:
         super().__init__(processor, config)
         self.image_inputs = tuple(getattr(getattr(processor, "image_processor", None), "model_input_names", ()))
 
+    def _framed(self, text: str, num_images: int = 0) -> str:
+        raise NotImplementedError
+
+    def _encode(self, texts: list[str], images: list[tuple[Any, ...]]) -> dict[str, Tensor]:
+        framed = [self._framed(text, len(shown)) for text, shown in zip(texts, images)]
+        start = self.tokenizer.bos_token
+        # as transformers decides it of one conversation
+        starts = start is not None and framed[0].startswith(start)
+        return encode_rows(self.processor, framed, images, add_special_tokens=not starts)
+
+
+class PlainPrompter(ImagePrompter):
+    """A vision-language model without a chat template: in its family's own frame, else as `TextPrompter` asks.
+
+    Raises:
+        ValueError: If the processor does not say which text stands for an image.
+    """
+
+    def __init__(self, processor: Any, config: Any = None) -> None:
+        super().__init__(processor, config)
+        self.frame = _FRAMES.get(getattr(config, "model_type", ""))
+        if not isinstance(getattr(processor, "image_token", None), str):
+            raise ValueError(
+                f"expected a processor with a chat template or an image_token, got a {type(processor).__name__} "
+                "without either"
+            )
+
     def text(self, asked: Asked) -> str:
-        kind = "choice" if asked.options else asked.answer_kind or "short"
-        parts = [asked.question, *_option_lines(asked), _INSTRUCTIONS[kind]]
-        return "\n".join(part for part in parts if part)
+        return plain_question(asked) if self.frame is None else instructed_question(asked)
 
-    def _encode(self, texts: list[str], images: list[Any]) -> dict[str, Tensor]:
-        if not self.image_inputs:
-            _warn_unseen(images)
-            rows = [self.tokenizer(self._framed(text), add_special_tokens=False)["input_ids"] for text in texts]
-            return left_padded(rows, pad_token(self.tokenizer))
-        if self.tokenizer.pad_token_id is None:
-            raise ValueError(f"expected a tokenizer with a pad token, got a {type(self.tokenizer).__name__} without")
-        encoded = self.processor(
-            images=[image for image in images if image is not None] or None,
-            text=[self._framed(text, image is not None) for text, image in zip(texts, images)],
-            add_special_tokens=False,  # the template writes them
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        return {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+    def _framed(self, text: str, num_images: int = 0) -> str:
+        images = f"{self.processor.image_token}\n" * num_images
+        return (self.frame or "{images}{text}").format(images=images, text=text)
 
-    def _framed(self, text: str, with_image: bool = False, answer: str | None = None) -> str:
-        """The template's text of one question, up to where the answer begins; with an answer to its end."""
-        content: Any = [{"type": "image"}] * with_image + [{"type": "text", "text": text}]
-        turns = [{"role": "user", "content": content if self.image_inputs else text}]
-        if answer is not None:
-            content = [{"type": "text", "text": answer}] if self.image_inputs else answer
-            turns.append({"role": "assistant", "content": content})
-        framed: str = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
-        return framed
 
-    def _before_answer(self) -> str:
+class PrefixPrompter(PlainPrompter):
+    """A task's name in front of the question, as PaliGemma was trained: ``answer en What is it?``, ``caption en``.
+
+    Its processor puts start and end of the prefix around the text.
+    """
+
+    def text(self, asked: Asked) -> str:
+        if asked.answer_kind == "caption" and not asked.question:
+            return "caption en"
+        # a line end would end the prefix
+        return " ".join(["answer en", *asked.question.split(), *_option_lines(asked)])
+
+    def _framed(self, text: str, num_images: int = 0) -> str:
+        return self.processor.image_token * num_images + text
+
+    def _encode(self, texts: list[str], images: list[tuple[Any, ...]]) -> dict[str, Tensor]:
+        framed = [self._framed(text, len(shown)) for text, shown in zip(texts, images)]
+
+        def without_images(some: list[str]) -> dict[str, Tensor]:  # which its processor refuses
+            rows = [self._ids(f"{self.tokenizer.bos_token}{text}\n") for text in some]
+            batch = left_padded(rows, pad_token(self.tokenizer))
+            return {**batch, "token_type_ids": torch.zeros_like(batch["input_ids"])}
+
+        return encode_rows(self.processor, framed, images, without_images=without_images)
+
+    def _answer_frame(self) -> AnswerFrame:
+        return AnswerFrame("\n", "", "")
+
+
+class ChatPrompter(ImagePrompter):
+    """The chat template of a processor, or of a text model's tokenizer, which does not show images.
+
+    Args:
+        processor: With a ``chat_template``, or a tokenizer with one.
+        config: As for `Prompter`.
+        chat_template_kwargs: Variables that the template reads, such as ``{"enable_thinking": True}``; a mode of
+            thinking is off unless it is asked for (see `lit_depth.models.chat_templates.QUIET`).
+
+    Raises:
+        ValueError: If the template does not read one of the variables.
+    """
+
+    def __init__(
+        self, processor: Any, config: Any = None, chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(processor, config)
+        owner = processor if getattr(processor, "chat_template", None) else self.tokenizer
+        self.template = ChatTemplate(owner, chat_template_kwargs)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "chat_template_kwargs": self.template.variables}
+
+    def text(self, asked: Asked) -> str:
+        return instructed_question(asked)
+
+    def _framed(self, text: str, num_images: int = 0) -> str:
+        return self.template.write(self._turn("user", text, num_images))
+
+    def _turn(self, role: str, text: str, num_images: int = 0) -> dict[str, Any]:
+        typed = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
+        return {"role": role, "content": typed if self.image_inputs else text}
+
+    def _encode(self, texts: list[str], images: list[tuple[Any, ...]]) -> dict[str, Tensor]:
+        if self.image_inputs:
+            return super()._encode(texts, images)
+        return left_padded([self._ids(self._framed(text)) for text in texts], pad_token(self.tokenizer))
+
+    def _answer_frame(self) -> AnswerFrame:
         # read off the template: some have a space there, some a line end that the prompt brings along
-        prompt, whole = self._framed("?"), self._framed("?", answer="answer")
-        return whole.removeprefix(prompt).partition("answer")[0] if whole.startswith(prompt) else ""
+        prompt = self._framed("?")
+        whole = self.template.write(self._turn("user", "?"), self._turn("assistant", "answer"))
+        lead, _, behind = whole.removeprefix(prompt).partition("answer")
+        return AnswerFrame(prompt, lead, behind) if whole.startswith(prompt) else AnswerFrame(prompt, "", "")
 
 
 def prompter_class(model: Any) -> type[Prompter] | None:
     """The prompter that a model's family has of its own."""
     found: type[Prompter] | None = getattr(model, "prompter_class", None)
+    family = getattr(getattr(model, "config", None), "model_type", "")
+    # the folder first: asking for what stands in one that is missing raises
+    names = [f"lit_depth.models.{family}", f"lit_depth.models.{family}.prompting_{family}"]
+    if found is None and family.isidentifier() and all(find_spec(name) for name in names):
+        found = import_module(names[-1]).PROMPTER
     return found
 
 
-def prompter_for(model: nn.Module, processor: Any) -> Prompter:
+def prompter_for(model: nn.Module, processor: Any, chat_template_kwargs: Mapping[str, Any] | None = None) -> Prompter:
     """What puts questions to a model.
 
     >>> from lit_depth import load_bundled
@@ -240,29 +398,43 @@ def prompter_for(model: nn.Module, processor: Any) -> Prompter:
     Args:
         model: A Hugging Face model.
         processor: Its processor, or the tokenizer of a text model.
+        chat_template_kwargs: See `ChatPrompter`.
+
+    Raises:
+        ValueError: If there is no chat template that reads ``chat_template_kwargs``.
     """
+    config, own = getattr(model, "config", None), prompter_class(model)
     parts = (processor, getattr(processor, "tokenizer", None))
-    general = ChatPrompter if any(getattr(part, "chat_template", None) for part in parts) else TextPrompter
-    return (prompter_class(model) or general)(processor, getattr(model, "config", None))
+    prompter: Prompter
+    if own is None and any(getattr(part, "chat_template", None) for part in parts):
+        prompter = ChatPrompter(processor, config, chat_template_kwargs)
+    elif chat_template_kwargs:
+        raise ValueError(
+            f"expected no chat_template_kwargs for a model without a chat template, got {dict(chat_template_kwargs)}"
+        )
+    else:
+        prompter = (own or _plain_class(processor, config))(processor, config)
+    prompter.num_embeddings = num_embeddings(model)
+    return prompter
 
 
-def left_padded(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """Rows of tokens as one batch.
-
-    >>> left_padded([[5], [6, 7]], pad=0)
-    {'input_ids': tensor([[0, 5],
-            [6, 7]]), 'attention_mask': tensor([[0, 1],
-            [1, 1]])}
-    """
-    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
-    input_ids = pad_sequence(ids, batch_first=True, padding_value=pad, padding_side="left")
-    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side="left")
-    return {"input_ids": input_ids, "attention_mask": mask}
+def _plain_class(processor: Any, config: Any) -> type[Prompter]:
+    if not hasattr(processor, "image_processor"):
+        return TextPrompter
+    return PrefixPrompter if getattr(config, "model_type", "") in _PREFIX_FAMILIES else PlainPrompter
 
 
-def pad_token(tokenizer: Any) -> int:
-    """Token that fills rows: the pad token, else the end token, else 0."""
-    return next(each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if each is not None)
+def plain_question(asked: Asked) -> str:
+    """A question as base models complete it: ``Question: ...``, options, ``Answer:``, a line each."""
+    question = asked.question or _INSTRUCTIONS["caption"]
+    return "\n".join([f"Question: {question}", *_option_lines(asked), "Answer:"])
+
+
+def instructed_question(asked: Asked) -> str:
+    """A question as instruction-tuned models are asked: with its options, and how long the answer should be."""
+    kind = "choice" if asked.options else asked.answer_kind or "short"
+    parts = [asked.question, *_option_lines(asked), _INSTRUCTIONS[kind]]
+    return "\n".join(part for part in parts if part)
 
 
 def option_lines(options: Sequence[str], mark: str = ": ") -> list[str]:
@@ -272,11 +444,6 @@ def option_lines(options: Sequence[str], mark: str = ": ") -> list[str]:
     ['A: a cat', 'B: a cow']
     """
     return [f"{letter}{mark}{option}" for letter, option in zip(option_letters(options) if options else "", options)]
-
-
-def _warn_unseen(images: Sequence[Any]) -> None:
-    if any(image is not None for image in images):
-        warnings.warn("a model without a processor of images does not see them", stacklevel=3)
 
 
 def _option_lines(asked: Asked) -> list[str]:

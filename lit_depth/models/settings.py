@@ -68,6 +68,8 @@ def processor_settings(processor: Any) -> dict[str, Any]:
     templates = [getattr(part, "chat_template", None) for part in (processor, tokenizer)]
     return {
         "class": type(processor).__name__,
+        # one name in a checkpoint may stand for several, by the packages that are installed
+        "image_processor": type(getattr(processor, "image_processor", None)).__name__,
         "chat_template": _digest(json.dumps(templates)),
         "processor": settings,
         "tokenizer": {

@@ -1,8 +1,7 @@
 """Training batches of Molmo's family: all questions of an image packed behind its tokens, with labels of its cells."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,10 +42,13 @@ class PackedCollator:
         - ``attention_mask`` bool [batch, 1, seq, seq], True = may attend; a padded position attends to itself only,
         - ``labels`` [batch, seq]: the input id at answer and end tokens, -100 elsewhere (the model shifts),
         - ``images``, ``image_masks``, ``image_input_idx`` as the processor gives them,
-        - for items with cell labels ``cell_shapes``, ``cell_colors`` [batch, cells], padded with -100, and
-          ``cell_tokens`` [batch, cells, tokens per cell], see `cell_token_indices`, padded with 0.
+        - where all items have cell labels: ``token_cells`` [batch, crops * tokens], the cell behind each image token,
+          see `cells_of_tokens`, ``cell_shapes`` and ``cell_colors`` [batch, cells], padded with -100, and ``grids``
+          [batch, 2], rows and columns.
         """
-        texts = [self._texts(item.questions) for item in items]
+        texts = [
+            [self.prompter.text(Sample("", "", None, question, ())) for question in item.questions] for item in items
+        ]
         rows = self.processor(
             images=[item.image for item in items], text=[of_item[0] for of_item in texts], padding_side="right"
         )
@@ -57,8 +59,10 @@ class PackedCollator:
                 raise ValueError(
                     f"expected one answer per question, got {len(item.answers)} for {len(item.questions)} questions"
                 )
-            pairs = [(next(prompts), answer) for answer in self._answer_tokens(item.answers)]
+            answers = (row[row != IGNORE].tolist() for row in self.prompter.answer_ids(item.answers))
+            pairs = [(next(prompts), answer) for answer in answers]
             prefix = input_ids[mask.bool()].tolist()
+            # the processor framed the first question too; it joins the others behind the image
             packed.append(pack_row(prefix[: -len(pairs[0][0])], pairs))
         input_ids, position_ids, labels, segments = (
             pad_sequence(list(column), batch_first=True, padding_value=padding)
@@ -74,12 +78,6 @@ class PackedCollator:
         if all(item.cell_shapes for item in items):
             batch |= _cell_labels(items, rows["image_input_idx"])
         return batch
-
-    def _texts(self, questions: Iterable[str]) -> list[str]:
-        return [self.prompter.text(Sample("", "", None, question, ())) for question in questions]
-
-    def _answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
-        return [row[row != IGNORE].tolist() for row in self.prompter.answer_ids(answers)]
 
     def _prompt_tokens(self, prompts: list[str]) -> list[list[int]]:
         # A text-only row is BOS and the framed prompt: the frame stays the processor's business.
@@ -143,6 +141,7 @@ def cell_token_indices(image_input_idx: Tensor, grid: tuple[int, int]) -> Tensor
         ValueError: If the token table cannot be divided into the cells.
     """
     flat = image_input_idx.flatten()
+    # the overview shows the whole image a second time
     candidates = torch.arange(image_input_idx.shape[1], flat.numel(), device=flat.device)
     used = candidates[flat[candidates] >= 0]
     order = used[flat[used].argsort()]
@@ -158,13 +157,42 @@ def cell_token_indices(image_input_idx: Tensor, grid: tuple[int, int]) -> Tensor
     return table.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
+def cells_of_tokens(image_input_idx: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tell which cell of a grid lies behind each image token.
+
+    Args:
+        image_input_idx: Long [crops, tokens] of one image; crop 0 is the overview, negative = unused.
+        grid: Rows and columns of square cells that cover the image.
+
+    Returns:
+        Long [crops * tokens]: the row-major number of the cell, -1 where there is none (a border, an unused token).
+
+    Raises:
+        ValueError: As `cell_token_indices`.
+    """
+    cells = torch.full((image_input_idx.numel(),), -1)
+    by_cell = cell_token_indices(image_input_idx, grid)
+    cells[by_cell] = torch.arange(len(by_cell))[:, None].expand_as(by_cell)
+    cells[: image_input_idx.shape[1]] = _cells_of_overview(image_input_idx.shape[1], grid)
+    return cells
+
+
+def _cells_of_overview(num_tokens: int, grid: tuple[int, int]) -> Tensor:
+    """The cell behind the centre of each token of a square overview, on whose middle the image was scaled to fit."""
+    rows, columns = grid
+    side = math.isqrt(num_tokens)
+    centres = (torch.arange(side) + 0.5) / side - 0.5
+    row, column = ((centres * max(grid) + count / 2).floor().long() for count in grid)
+    inside = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))
+    return torch.where(inside, row[:, None] * columns + column, -1).flatten()
+
+
 def _cell_labels(items: Sequence[TrainingItem], image_input_idx: Tensor) -> dict[str, Tensor]:
-    tokens = [cell_token_indices(idx, item.grid) for idx, item in zip(image_input_idx, items)]
     shapes = [torch.tensor(item.cell_shapes) for item in items]
     colors = [torch.tensor(item.cell_colors) for item in items]
     return {
+        "token_cells": torch.stack([cells_of_tokens(idx, item.grid) for idx, item in zip(image_input_idx, items)]),
         "cell_shapes": pad_sequence(shapes, batch_first=True, padding_value=IGNORE),
         "cell_colors": pad_sequence(colors, batch_first=True, padding_value=IGNORE),
-        # 0 is a valid index, so a gather needs no special case; the labels say which cells do not exist.
-        "cell_tokens": pad_sequence(tokens, batch_first=True, padding_value=0),
+        "grids": torch.tensor([item.grid for item in items]),
     }

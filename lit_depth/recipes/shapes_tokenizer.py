@@ -1,18 +1,20 @@
-"""The tokenizer of the bundled checkpoint: byte-level BPE over the words of ``shapes_vqa``."""
-
-from __future__ import annotations
+"""The tokenizer of the shapes model: byte-level BPE over the words of ``shapes_vqa`` and ``easy_vqa``."""
 
 from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lit_depth.data.tasks.shapes_vqa import COLORS, NUMBERS, RELATIONS, SHAPES, plural
+from lit_depth.data.tasks.shapes_vqa import COLORS, DIRECTIONS, NUMBERS, PLACES, RELATIONS, SHAPES, plural
 
 END_TOKEN = "<|endoftext|>"
 PAD_TOKEN = "<|padding|>"
 # Molmo's own order; the released checkpoints append them to the text vocabulary in this order too.
 IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
+
+# Words of easy-VQA.
+EASY_SHAPES = ("circle", "rectangle", "triangle")
+EASY_COLORS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
 
 
 def build_tokenizer(additional_special_tokens: Sequence[str] = IMAGE_TOKENS) -> PreTrainedTokenizerFast:
@@ -56,6 +58,19 @@ def build_tokenizer(additional_special_tokens: Sequence[str] = IMAGE_TOKENS) -> 
     return fast
 
 
+def _easy_vqa_questions() -> list[str]:
+    questions = ["what color is the shape?", "what is the color of the shape?", "what shape is in the image?"]
+    questions += ["what shape does the image contain?", "what shape is present?"]
+    for color in EASY_COLORS:
+        questions += [f"is a {color} shape present?", f"is there a {color} shape?", f"is no {color} shape present?"]
+        questions += [f"does the image not contain a {color} shape?", f"what is the {color} shape?"]
+        questions += [f"is there not a {color} shape in the image?"]
+    for shape in EASY_SHAPES:
+        questions += [f"what color is the {shape}?", f"what is the color of the {shape}?", f"is no {shape} present?"]
+        questions += [f"does the image contain a {shape}?"]
+    return questions
+
+
 def _corpus() -> list[str]:
     # Every question template filled with every word once: enough for a merge of each word, and nothing is sampled.
     questions = [f"What color is the {shape}?" for shape in SHAPES]
@@ -66,6 +81,16 @@ def _corpus() -> list[str]:
     questions += [f"Is there a {color} {shape}?" for color in COLORS for shape in SHAPES]
     questions += [f"Is there an orange {shape}?" for shape in SHAPES]
     questions += [f"Is the red {shape} {words} the blue {shape}?" for words, *_ in RELATIONS for shape in SHAPES]
+    questions += [f"Which {line} is the {c} {s} in?" for line, _ in PLACES for c in COLORS for s in SHAPES]
+    questions += [
+        f"What {kind} is the object {words} the {shape}?"
+        for kind in ("color", "shape")
+        for words, _ in DIRECTIONS
+        for shape in SHAPES
+    ]
     answers = [*COLORS, *SHAPES, *NUMBERS, "yes", "no", *(answer for _, *answers in RELATIONS for answer in answers)]
+    answers += dict.fromkeys(word for _, words in PLACES for word in words[3])
+    questions += _easy_vqa_questions()
+    answers += [*EASY_SHAPES, *EASY_COLORS]
     # Twice: a word seen only once, such as a number, would not be worth a merge to the trainer.
     return [f" User: vqa2: {q} Assistant:" for q in questions] + [f" {answer}" for answer in answers] * 2

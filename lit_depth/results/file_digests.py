@@ -1,7 +1,5 @@
 """Digests of files, remembered in the user's cache folder: many gigabytes of weights are read once, not every time."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -12,7 +10,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-_BLOCK_BYTES = 2**20
 _REMEMBERED_BYTES = 2**20  # a smaller file is read faster than the cache
 # a file may be written twice within one tick of its file system's clock
 _SETTLED_SECONDS = 2.0
@@ -52,11 +49,8 @@ def file_digest(path: Path) -> str:
 
 
 def _read(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _header(path: Path) -> str:

@@ -1,7 +1,5 @@
 """One process at a time: what holds a run's folder, and each of its records files."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 
@@ -20,9 +18,7 @@ def hold(path: Path, what: Path) -> BaseFileLock:
     ``<path>.held`` stands for it, with the process and its host inside; one that a dead process of this host left is
     taken over, and so is one that stays empty.
 
-    Args:
-        path: The lock file; it is made where it is missing, and stays.
-        what: What the lock stands for, for the message.
+    The file is made where it is missing, and stays.
 
     Raises:
         ValueError: If another process holds it.

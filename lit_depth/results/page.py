@@ -1,7 +1,5 @@
 """One self-contained HTML page per run: opens offline, nothing is fetched."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping
@@ -25,15 +23,6 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 
 def write_page(folder: str | Path, report: Report, figures: Mapping[str, Path], arguments: Mapping[str, Any]) -> Path:
     """Write ``report.html`` atomically. All text is escaped: model outputs can be shown as they are.
-
-    Args:
-        folder: Where to write.
-        report: What to show.
-        figures: PNG file of each figure that a section names, to be embedded.
-        arguments: Of the run, shown at the end.
-
-    Returns:
-        Path of the page.
 
     Raises:
         ValueError: If a figure is missing or not a PNG, or if the file cannot be written.

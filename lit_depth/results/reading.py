@@ -4,8 +4,6 @@ What is nested too deeply overflows the stack of every reader, and a few lines o
 (*billion laughs*) stand for more values than fit in memory. Both are refused before anything is built.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -3,14 +3,12 @@
 A run may be killed at any point: a line counts once its line feed is on disk. The first line names the run.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from lit_depth.results.locks import hold
 from lit_depth.results.store import check_run, prepare_folder, readable_errors, refuse_links, run_of, to_plain
@@ -27,9 +25,7 @@ class RecordWriter:
     The first line names the run. What a killed run left of its last line is cut off on opening. One file has one
     writer: use one per process.
 
-    Args:
-        path: The file; its folder is created.
-        run: Id of the run; None = that of the manifest above the file, if there is one.
+    The file's folder is created. ``run`` None is that of the manifest above the file, if there is one.
 
     Raises:
         ValueError: If the file belongs to another run, another process writes to it, or it cannot be written.
@@ -109,7 +105,7 @@ class RecordWriter:
             self._file.close()
         self._lock.release()
 
-    def __enter__(self) -> RecordWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -120,7 +116,7 @@ class RecordWriter:
 
 def read_records(
     paths: Iterable[str | Path], keep: Literal["first", "last"] = "first", run: str | None = None
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Read and merge record files; of a (mask, sample) that occurs again one record is kept.
 
     Args:
@@ -188,13 +184,8 @@ def _run_named_in(path: Path, line: bytes) -> str | None:
     )
 
 
-def check_complete(frame: pd.DataFrame, mask_ids: Sequence[str], num_samples: int) -> None:
-    """Check that every mask has a record of each of the same samples.
-
-    Args:
-        frame: Output of :func:`read_records`.
-        mask_ids: The masks that were asked for; further ones in the frame are not looked at.
-        num_samples: Number of samples per mask.
+def check_complete(frame: "pd.DataFrame", mask_ids: Sequence[str], num_samples: int) -> None:
+    """Check that every mask has a record of each of the same samples; further masks are not looked at.
 
     Raises:
         ValueError: If records are missing or masks saw different samples.

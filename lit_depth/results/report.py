@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.table import Cell
+from lit_depth.results.table import Cell, check_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,11 +16,7 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headers.
-
-    Args:
-        headers: One per column.
-        rows: One cell per header each, shown as by `lit_depth.results.table.format_table`.
+    """Rows under headers, one cell per header each, shown as by `lit_depth.results.table.format_table`.
 
     Raises:
         ValueError: If a row does not have one cell per header.
@@ -30,11 +26,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.headers):
-                raise ValueError(
-                    f"expected {len(self.headers)} cells per row ({', '.join(self.headers)}), got {len(row)}: {row!r}"
-                )
+        check_rows(self.rows, self.headers)
 
 
 @dataclass(frozen=True)

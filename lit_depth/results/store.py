@@ -4,8 +4,6 @@ A run may be killed at any point, so every file is written beside its place and 
 run: the file names the run of the manifest above it, and is refused in the folder of another one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -179,13 +177,13 @@ def to_plain(obj: Any, where: str = "$") -> Any:
     return str(obj) if isinstance(obj, os.PathLike) else obj
 
 
-def save_figure(fig: Figure, path: str | Path, dpi: int = 150) -> None:
+def save_figure(fig: "Figure", path: str | Path, dpi: int = 150) -> None:
     """Save a matplotlib figure as PNG, atomically."""
     with atomic_path(path) as temporary:
         fig.savefig(temporary, dpi=dpi, format="png")
 
 
-def write_parquet(path: str | Path, frame: pd.DataFrame) -> None:
+def write_parquet(path: str | Path, frame: "pd.DataFrame") -> None:
     """Write a table, such as the merged records, as parquet, atomically and without its index."""
     with atomic_path(path) as temporary:
         frame.to_parquet(temporary, index=False)
@@ -199,8 +197,7 @@ def write_of_run(path: Path, obj: Mapping[str, Any]) -> None:
 def read_of_run(path: Path, **kinds: type) -> dict[str, Any]:
     """Read what `write_of_run` wrote, as this run.
 
-    Args:
-        kinds: Entries that must be there, and of which type.
+    ``kinds`` are entries that must be there, and of which type.
 
     Raises:
         ValueError: If the file belongs to another run, cannot be read, or lacks an entry.
@@ -237,10 +234,7 @@ def check_run(path: Path, named: Any, expected: str | None) -> None:
 def write_manifest(folder: str | Path, arguments: Mapping[str, Any], **extra: Any) -> None:
     """Write ``manifest.json``: all arguments, the versions they ran with, and whatever else identifies the run.
 
-    Args:
-        folder: Folder of the run.
-        arguments: All arguments of the command, JSON values or paths.
-        **extra: Further entries, such as fingerprints of checkpoint and data, seeds, or the state of the run.
+    Further entries may be fingerprints of checkpoint and data, seeds, or the state of the run.
     """
     versions = current_versions() | {"platform": platform.platform()}
     write_json(Path(folder) / MANIFEST, {"arguments": arguments, "versions": versions, **extra})

@@ -12,6 +12,7 @@ from lit_depth.results.verdicts import constant_label, refusal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe & Ito (2008): told apart with any colour vision. Marker and colour say the same thing twice.
@@ -28,10 +29,26 @@ STAGES: dict[Stage, tuple[str, str, str]] = {
 }
 
 
+def new_figure(width: float, height: float, *panels: int, **options: Any) -> tuple[Figure, Any]:
+    """A figure of so many inches and its axes, see ``matplotlib.figure.Figure.subplots``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(*panels, **options)
+
+
 def plain_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def whole_numbers(*axes: Axis) -> None:
+    """Ticks at whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    for each in axes:
+        each.set_major_locator(MaxNLocator(integer=True))
 
 
 def legend(figure: Figure, axes: Axes, title: str) -> None:
@@ -50,6 +67,22 @@ def bar_lengths(values: Sequence[float], limits: Sequence[Sequence[float]]) -> l
     return [below, above]
 
 
+def line_with_bars(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    limits: Sequence[Sequence[float]],
+    marks: Sequence[bool],
+    look: tuple[str, str],
+    label: str,
+) -> None:
+    """Draw points with intervals, joined by a line; the marked points are `hollow`."""
+    color, marker = look
+    sizes: dict[str, Any] = {"markersize": 6, "linewidth": 1.8, "elinewidth": 1.2, "capsize": 3}
+    axes.errorbar(x, y, yerr=bar_lengths(y, limits), color=color, marker=marker, label=label, **sizes)
+    hollow(axes, x, y, marks, color, marker)
+
+
 def hollow(
     axes: Axes, x: Sequence[float], y: Sequence[float], marks: Sequence[bool], color: str, marker: str, size: float = 6
 ) -> None:
@@ -63,11 +96,7 @@ def hollow(
 
 
 def draw_constant(axes: Axes, baseline: Mapping[str, Any] | None, full: float | None = None) -> None:
-    """A dotted line at the best constant answer, where it is known.
-
-    Args:
-        full: Quality of the full model, where the axis is the drop from it.
-    """
+    """A dotted line at the best constant answer, where it is known; ``full`` where the axis is the drop from that."""
     if baseline is not None:
         label = f"{constant_label(baseline)}\n(hollow: not above it, or constant)"
         height = baseline["quality"] if full is None else full - baseline["quality"]

@@ -1,7 +1,5 @@
 """Short plain-text tables, as printed at the end of a command."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 Cell = str | int | float | None
@@ -14,17 +12,13 @@ def format_cell(cell: Cell) -> str:
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
-def format_p_value(p: float) -> str:
-    """A p-value with three decimals, or that it is smaller."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+def format_p_value(p: float | None) -> str | None:
+    """A p-value with three decimals, or that it is smaller; None stays None."""
+    return None if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def format_interval(limits: Sequence[float] | None, sign: str = "+") -> str | None:
-    """Lower and upper end with three decimals; None stays None.
-
-    Args:
-        limits: (low, high).
-        sign: ``+`` = with the sign, as of differences; empty = without, as of shares.
+    """Lower and upper end with three decimals; None stays None. Differences have a sign, shares none (``sign=""``).
 
     >>> format_interval([-0.1, 0.25]), format_interval((0.5, 0.75), sign="")
     ('[-0.100, +0.250]', '[0.500, 0.750]')
@@ -35,12 +29,7 @@ def format_interval(limits: Sequence[float] | None, sign: str = "+") -> str | No
 def format_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str]) -> str:
     """Align rows in columns: numbers to the right, text to the left.
 
-    Args:
-        rows: Cells; floats get three decimals, None becomes a dash. Pass text for any other format.
-        headers: One per column.
-
-    Returns:
-        Lines without trailing spaces or final line feed.
+    Floats get three decimals, None becomes a dash. Pass text for any other format.
 
     Raises:
         ValueError: If a row does not have one cell per header.
@@ -52,14 +41,19 @@ def format_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str]) -> str:
         prefix           8    0.781
         importance      10        -
     """
-    for row in rows:
-        if len(row) != len(headers):
-            raise ValueError(f"expected {len(headers)} cells per row ({', '.join(headers)}), got {len(row)}: {row!r}")
+    check_rows(rows, headers)
     texts = [[format_cell(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *texts)]
     right = [is_numeric([row[i] for row in rows]) for i in range(len(headers))]
     lines = [list(headers), ["-" * width for width in widths], *texts]
     return "\n".join(_align(line, widths, right) for line in lines)
+
+
+def check_rows(rows: Sequence[Sequence[Cell]], headers: Sequence[str]) -> None:
+    """Raise ValueError if a row does not have one cell per header."""
+    for row in rows:
+        if len(row) != len(headers):
+            raise ValueError(f"expected {len(headers)} cells per row ({', '.join(headers)}), got {len(row)}: {row!r}")
 
 
 def is_numeric(cells: Sequence[Cell]) -> bool:

@@ -22,14 +22,8 @@ _TEXTS = ("prompt", "token_masked", "variant")
 def write_token_masking(folder: str | Path, frame: pd.DataFrame) -> list[Path]:
     """Write ``masking_results.csv``, ``.json`` (a list of records, one a line) and ``.parquet``, each atomically.
 
-    Args:
-        folder: Where to write.
-        frame: Rows with the columns of :data:`COLUMNS` and, for several prompts,
-            ``prompt`` in front. NaN is an empty cell in the CSV file and null in JSON. Other values are written with
-            as many digits as give back the same float32.
-
-    Returns:
-        The paths.
+    For several prompts ``prompt`` stands in front of :data:`COLUMNS`. NaN is an empty cell in the CSV file and null in
+    JSON. Other values are written with as many digits as give back the same float32.
 
     Raises:
         ValueError: If a distance is infinite, or a file cannot be written.
@@ -54,10 +48,7 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     By hand, because Python's writer leaves a lone carriage return without quotes, where every reader ends the line.
     """
     columns = [_cells(frame[name]) for name in frame.columns]
-    with (
-        atomic_path(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file,
-    ):
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace", newline="") as file:
         file.writelines(",".join(row) + "\n" for row in [frame.columns, *zip(*columns)])
 
 
@@ -94,11 +85,7 @@ def read_token_masking(path: str | Path) -> pd.DataFrame:
 
     A token may read ``NA``, ``null``, ``1`` or nothing at all, and is none of these values.
 
-    Args:
-        path: ``masking_results.csv``, ``.json`` or ``.parquet``, or another file of these columns.
-
-    Returns:
-        The same table whichever of the files is read: texts as str, distances as float32.
+    The table is the same whichever of the three files is read: texts as str, distances as float32.
 
     Raises:
         ValueError: If the file cannot be read, or has other columns.

@@ -3,11 +3,11 @@
 An entry of a result has ``block``, and for half a block also ``sublayer``: ``attn`` or ``mlp``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from lit_depth.results.style import whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,17 +38,15 @@ def unit_places(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     return [2 * entry["block"] + (entry["sublayer"] == "mlp") for entry in entries]
 
 
-def label_units(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
+def label_units(axes: "Axes", entries: Sequence[Mapping[str, Any]]) -> None:
     """Name the entries along the x axis; of very many blocks only some."""
-    from matplotlib.ticker import MaxNLocator
-
     places = unit_places(entries)
     if units_noun(entries) == "sublayer":
         axes.set_xticks(places, [str(unit_name(entry)) for entry in entries], rotation=90, fontsize=8)
     elif len(places) <= 32:
         axes.set_xticks(places)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
 
 
 def unit_names(units: Sequence[int], granularity: str) -> list[str]:

@@ -5,11 +5,10 @@ are drawn or printed beside it are the simultaneous ones, which exclude 0 in the
 not beat the best constant answer, no verdict is given at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+Part = tuple[str, str, Mapping[str, Any]]
 WITHHELD = "withheld"
 AT_CONSTANT, IS_CONSTANT = "*", "**"
 LEGEND = f"{AT_CONSTANT} at or below the best constant answer; {IS_CONSTANT} one and the same answer to every question."
@@ -28,10 +27,7 @@ def differs(p_holm: float | None, confidence: float) -> bool:
 def refusal(entry: Mapping[str, Any], where: str = "") -> str | None:
     """Why no verdict is given, in one sentence; None where there are verdicts.
 
-    Args:
-        entry: A result, or the part of it about one task, with ``full`` and ``baseline``. Results of earlier versions
-            have no baseline: nothing is known against them.
-        where: What the samples are of, such as the task.
+    Results of earlier versions have no baseline: nothing is known against them. ``where`` is what the samples are of.
 
     >>> baseline = {"answer": "yes", "quality": 0.458, "difference": -0.291, "difference_ci": [-0.4, -0.18]}
     >>> refusal({"full": {"quality": 0.167}, "baseline": {**baseline, "beaten": False}}, "chart_qa")[:76]
@@ -52,11 +48,7 @@ def refusal(entry: Mapping[str, Any], where: str = "") -> str | None:
 def describe_constant(entry: Mapping[str, Any]) -> str:
     """The best constant answer and the number of distinct answers, to stand behind the full model's quality.
 
-    Args:
-        entry: As for `refusal`.
-
-    Returns:
-        Sentences that begin with a space; nothing where there is no baseline.
+    The text begins with a space; it is empty where there is no baseline.
     """
     baseline = entry.get("baseline")
     if baseline is None:
@@ -74,32 +66,21 @@ def describe_constant(entry: Mapping[str, Any]) -> str:
     )
 
 
-def withheld_scalar(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What loggers keep first: why there are no verdicts, of each part of a result by its name; empty = there are."""
-    return {"withheld": " ".join(reason for name, entry in measured.items() if (reason := refusal(entry, name)))}
+def verdict_scalars(measured: Sequence[Part], also: Sequence[Part] = ()) -> dict[str, Any]:
+    """What loggers keep first: why there are no verdicts, and of each part its best constant answer.
 
-
-def baseline_scalars(entry: Mapping[str, Any], suffix: str = "") -> dict[str, Any]:
-    """What loggers keep of the best constant answer, and the number of distinct answers of the full model."""
-    baseline = entry.get("baseline")
-    if baseline is None:
-        return {}
-    found = {f"baseline/{key}{suffix}": baseline[key] for key in ("answer", "quality", "beaten")}
-    return found | {f"full/num_distinct_answers{suffix}": entry["full"].get("num_distinct_answers")}
-
-
-def verdict_scalars(measured: Sequence[tuple[str, str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """`withheld_scalar` and `baseline_scalars` of all parts of a result.
-
-    Args:
-        measured: Of each part its name in a sentence, the end of its keys (such as ``/<task>``), and the part itself.
+    A part has a name in a sentence, an end of its keys (``/<task>``), and itself. Those of ``also`` withhold nothing.
 
     >>> verdict_scalars([("a", "/a", {"full": {"num_distinct_answers": 3}, "baseline": None})])
     {'withheld': ''}
     """
-    found: dict[str, Any] = dict(withheld_scalar({name: entry for name, _, entry in measured}))
-    for _, suffix, entry in measured:
-        found |= baseline_scalars(entry, suffix)
+    found: dict[str, Any] = {
+        "withheld": " ".join(reason for name, _, entry in measured if (reason := refusal(entry, name)))
+    }
+    for _, end, entry in (*measured, *also):
+        if (baseline := entry.get("baseline")) is not None:
+            found |= {f"baseline/{key}{end}": baseline[key] for key in ("answer", "quality", "beaten")}
+            found[f"full/num_distinct_answers{end}"] = entry["full"].get("num_distinct_answers")
     return found
 
 

@@ -45,7 +45,7 @@ def module() -> DepthModule:
     return module
 
 
-@pytest.mark.parametrize("metric", ["Nope", "anls", "base", "clean_prediction"])
+@pytest.mark.parametrize("metric", ["Nope", "exact_match", "base", "clean_prediction"])
 def test_what_is_no_metric_is_refused(tmp_path, metric):
     with pytest.raises(ValueError, match=f"expected the name of a metric in lit_depth.metrics, .* got '{metric}'"):
         MaskSweep(MASKS, tmp_path, metric)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from tests.helpers.hub_fixtures import DATASETS, write_dataset
+from tests.helpers.hub_datasets import DATASETS, write_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)

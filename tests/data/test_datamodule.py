@@ -260,3 +260,63 @@ def test_another_metric_for_every_task_leaves_the_given_tasks_alone():
     data = DepthDataModule(tasks=[task, "okvqa"], metric="my_package.MyMetric")
     assert {each.task.metric for each in data.for_each_task()} == {"my_package.MyMetric"}
     assert task.metric == "ExactMatch" and get_task("okvqa").metric == "VQAAccuracy"
+
+
+class Pairs(RepeatedTask):
+    """Questions about two pictures; the second one of the second question cannot be read."""
+
+    second = ("red", "blue", "green")
+
+    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
+        return super().load(split).map(lambda row, index: {"answers": ["yes"], "index": index}, with_indices=True)
+
+    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
+        second = b"no image" if index == 1 else Image.new("RGBA", (8, 4), self.second[index])
+        return Sample(f"{index}", f"{index}", row["image"], "Same?", ("yes",), more_images=(second,))
+
+
+def test_a_question_may_have_several_images():
+    task = Pairs()
+    task.load = lambda split, path=None: Pairs.load(task, split).select([0, 2])
+    dataset = DepthDataModule(Nothing(), task, num_samples=None).eval_dataset("validation")
+    first, second = (dataset[position] for position in range(2))
+    assert [(image.mode, image.size) for image in first.images] == [("RGB", (56, 56)), ("RGB", (8, 4))]
+    assert first.images == (first.image, *first.more_images) and first.more_images[0].getpixel((0, 0)) == (255, 0, 0)
+    assert isinstance(second, BadSample) and "the image cannot be decoded" in second.reason
+    # the further picture is a part of what is asked
+    before, task.second = dataset.fingerprint(), ("black", "blue", "green")
+    changed = DepthDataModule(Nothing(), task, num_samples=None).eval_dataset("validation")
+    assert changed.fingerprint() != before
+
+
+def test_images_are_dropped_unread():
+    whole = DepthDataModule(Nothing(), RepeatedTask(), num_samples=2)
+    dropped = DepthDataModule(Nothing(), RepeatedTask(), num_samples=2, drop_images=True)
+    samples = [[data.eval_dataset("validation")[position] for position in range(2)] for data in (whole, dropped)]
+    assert isinstance(samples[0][1], BadSample)  # its image is damaged
+    assert [sample.images for sample in samples[1]] == [(), ()]
+    assert samples[1][0].question == samples[0][0].question and samples[1][0].id == samples[0][0].id
+    assert whole.eval_dataset("validation").fingerprint() != dropped.eval_dataset("validation").fingerprint()
+    several = DepthDataModule(Nothing(), Pairs(), num_samples=None, drop_images=True)
+    assert not any(several.eval_dataset("validation")[position].images for position in range(3))
+
+
+class Unseeing(Nothing):
+    sees_images = False
+
+    def why_unseen(self) -> str:
+        return "expected eyes"
+
+
+@pytest.mark.parametrize("task", [ShapesVQA(num_images=2), Pairs()])
+def test_a_model_that_sees_no_images_is_not_asked_about_any(task):
+    data = DepthDataModule(Unseeing(), task, num_samples=2, calibration_samples=2)
+    for refused in (data.eval_dataloader, lambda: data.check_seen(["calibration", "validation"])):
+        with pytest.raises(ValueError, match=f"task {task.name}: expected eyes"):
+            refused()
+    for kept in (
+        DepthDataModule(Unseeing(), task, num_samples=2, calibration_samples=2, drop_images=True),
+        DepthDataModule(Nothing(), task, num_samples=2, calibration_samples=2),
+    ):
+        kept.eval_dataloader()
+        kept.check_seen(["calibration", "validation"])

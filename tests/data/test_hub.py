@@ -22,7 +22,8 @@ from lit_depth.data.tasks.plot_qa import PlotQA
 from lit_depth.data.tasks.science_qa_img import ScienceQAImage
 from lit_depth.data.tasks.st_qa import SceneTextVQA
 from lit_depth.data.tasks.text_vqa import TextVQA
-from tests.helpers.hub_fixtures import DATASETS, draw, encode, png_of_size, write_dataset, write_rows
+from tests.helpers.hub_datasets import DATASETS, write_dataset
+from tests.helpers.hub_fixtures import draw, encode, png_of_size, write_rows
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 

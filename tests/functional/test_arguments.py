@@ -109,6 +109,8 @@ RIGHT: dict[Any, dict[str, Any]] = {
     M.anls: dict(prediction="a", references=["a"]),
     M.relaxed_accuracy: dict(prediction="1", references=["1"]),
     M.exact_match: dict(prediction="a", references=["a"]),
+    M.contains: dict(prediction="a", references=["a"]),
+    M.parse_chat_choice: dict(prediction="A", options=["x", "y"]),
     M.multiple_choice_accuracy: dict(prediction="A", options=["x", "y"], answer="A"),
     M.mmmu_accuracy: dict(prediction="A", references=["A"], options=["x", "y"]),
     M.parse_choice: dict(prediction="A", options=["x", "y"]),
@@ -208,7 +210,7 @@ REFUSED = [
     (lit_depth.DepthModule, dict(max_new_tokens=True), "max_new_tokens as an integer or None"),
     (lit_depth.DepthModule, dict(granularity="head"), "granularity as 'block' or 'sublayer'"),
     (DepthDataModule, dict(num_samples=0), "num_samples of at least 1, got 0"),
-    (DepthDataModule, dict(task=5), "task as text or a Task"),
+    (DepthDataModule, dict(task=5), "task as text, a Task or None"),
 ]
 
 

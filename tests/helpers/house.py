@@ -11,8 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lit_depth"
-# the fixed rooms of a command, of which every command has its own
+# the fixed rooms of a command, of which every command has its own; they share its test
 ROOMS = {"command", "analysis", "figures", "report", "arguments"}
+# names that several folders may have: the rooms, and what a command measures before it is analysed
+SHARED_STEMS = ROOMS | {"measurements"}
 MOST_FILES, MOST_LINES, MOST_CODE_LINES, MOST_BRANCHES = 10, 300, 50, 12
 
 
@@ -205,7 +207,7 @@ def outside_of_habits() -> list[str]:
     for path, text in texts.items():
         stem = Path(path).stem
         folders[str(Path(path).parent)] += stem != "__init__"
-        if stem not in ROOMS and not stem.startswith("__"):
+        if stem not in SHARED_STEMS and not stem.startswith("__"):
             stems[stem].append(path)
         lines = text.splitlines()
         if len(lines) > MOST_LINES:

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from lit_depth.functional.statistics import Interval, paired_intervals, sign_flip_tests
+
+
+def paired_interval(differences: Any, *args: Any, **options: Any) -> Interval:
+    """`paired_intervals` of one row ``[num_samples]``."""
+    return paired_intervals(np.asarray(differences, dtype=np.float64)[None], *args, **options)[0]
+
+
+def sign_flip_test(differences: Any, *args: Any, **options: Any) -> float:
+    """`sign_flip_tests` of one row ``[num_samples]``."""
+    return float(sign_flip_tests(np.asarray(differences, dtype=np.float64)[None], *args, **options)[0])
 
 
 def clustered(generator: np.random.Generator, num_samples: int, num_clusters: int) -> tuple[np.ndarray, np.ndarray]:

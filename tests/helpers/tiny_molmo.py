@@ -14,15 +14,17 @@ FAMILIES = ("olmoe", "qwen2", "olmo2")
 VOCABULARY, ADDED, LENGTH = 48, 8, 12
 
 
-def tiny_config(family: str, **others: Any) -> MolmoConfig:
+def tiny_config(
+    family: str, vocabulary: int = VOCABULARY, context: int = 128, blocks: int = 3, **others: Any
+) -> MolmoConfig:
     sizes: dict[str, Any] = dict(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=blocks,
         num_attention_heads=4,
         num_key_value_heads=4,
-        max_position_embeddings=128,
+        max_position_embeddings=context,
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
@@ -35,13 +37,13 @@ def tiny_config(family: str, **others: Any) -> MolmoConfig:
     vision = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
     )
-    given = {"vit_layers": (-1, -2), "additional_vocab_size": ADDED, "tokenizer_vocab_size": VOCABULARY - 2}
+    given = {"vit_layers": (-1, -2), "additional_vocab_size": ADDED, "tokenizer_vocab_size": vocabulary - 2}
     return MolmoConfig(text_config=text, vision_config=vision, **given | others)
 
 
-def tiny_molmo(family: str) -> MolmoForConditionalGeneration:
+def tiny_molmo(family: str, **sizes: int) -> MolmoForConditionalGeneration:
     torch.manual_seed(0)
-    model = MolmoForConditionalGeneration(tiny_config(family))
+    model = MolmoForConditionalGeneration(tiny_config(family, **sizes))
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
         if weight.dim() > 1:

@@ -12,6 +12,8 @@ from lit_depth.metrics.base import SampleMetric, new_metric, resolve
 from tests.helpers import own_metrics
 
 TEN = ["cat"] * 3 + ["dog"] * 7
+CORPORA = {"CIDErD", "ReferenceCorpus"}  # score all samples together
+SHELLS = [name for name in metrics.__all__ if isinstance(getattr(metrics, name), type) and name not in CORPORA]
 # metric, then (prediction, references, options, score) by hand
 SAMPLES = [
     ("ExactMatch", [("3.", ["3"], (), 1.0), ("4", ["3"], (), 0.0)]),
@@ -20,6 +22,11 @@ SAMPLES = [
     ("ANLS", [("abcd", ["abcx"], (), 0.75), ("x", ["abc"], (), 0.0)]),
     ("RelaxedAccuracy", [("105", ["100"], (), 1.0), ("106", ["100"], (), 0.0)]),
     ("MultipleChoiceAccuracy", [("B", ["B"], ("dog", "cat"), 1.0), ("cat", ["A"], ("dog", "cat"), 0.0)]),
+    (
+        "ChatChoiceAccuracy",
+        [("**B**", ["B"], ("dog", "cat"), 1.0), ("Option A", ["B"], ("dog", "cat"), 0.0)],
+    ),
+    ("Contains", [("I see a cat.", ["Cat"], (), 1.0), ("scatter", ["cat"], (), 0.0)]),
     ("MMMUAccuracy", [("B", ["B"], ("dog", "cat"), 1.0), ("42", ["42"], (), 1.0), ("b", ["B"], ("x", "y"), 0.0)]),
 ]
 
@@ -38,18 +45,18 @@ def test_scores_are_kept_per_sample_whatever_the_batches(name: str, samples: lis
     assert metric.max_score == 1.0
 
 
-@pytest.mark.parametrize(("name", "samples"), SAMPLES)
-def test_references_are_checked(name: str, samples: list[tuple]) -> None:
-    prediction, _, options, _ = samples[0]
-    for references in ([], (), "cat"):
+@pytest.mark.parametrize("name", SHELLS)
+def test_every_sample_metric_keeps_the_score_of_each_sample_and_checks_its_references(name: str) -> None:
+    metric = getattr(metrics, name)()
+    assert isinstance(metric, SampleMetric)
+    predictions, references, options = ["B", "3", "dog"], ["B"] * 10, ["dog", "cat"]
+    for prediction in predictions:
+        metric.update([prediction], [references], [options])
+    expected = [metric.score(each, references, options) for each in predictions]
+    assert torch.cat(metric.scores).tolist() == pytest.approx(expected)  # kept in float32
+    for wrong in ([], (), "cat"):
         with pytest.raises(ValueError, match="expected references"):
-            getattr(metrics, name).score(prediction, references, options)
-
-
-def test_every_sample_metric_is_listed_here() -> None:
-    shells = {name for name in metrics.__all__ if isinstance(getattr(metrics, name), type)}
-    assert shells - {"CIDErD", "ReferenceCorpus"} == {name for name, _ in SAMPLES}
-    assert all(issubclass(getattr(metrics, name), SampleMetric) for name, _ in SAMPLES)
+            metric.score("B", wrong, options)
 
 
 def test_unpaired_batches_are_refused() -> None:
@@ -82,7 +89,7 @@ def test_a_choice_metric_survives_forward_and_clone() -> None:
 
 
 def test_a_metric_is_found_by_its_name_or_class_path() -> None:
-    for name, _ in SAMPLES:
+    for name in SHELLS:
         assert resolve(name) is resolve(f"lit_depth.metrics.{name}") is getattr(metrics, name)
     assert resolve("CIDErD") is metrics.CIDErD
     assert resolve("tests.helpers.own_metrics.Remainder") is own_metrics.Remainder

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace, Sequence, Split
+from transformers import PreTrainedTokenizerFast
 
+import lit_depth.models
 from lit_depth.data import BadSample, DepthDataModule, EvalCollator, Sample
+from lit_depth.functional.inputs import is_image_input
 from lit_depth.functional.token_masking.prompt import encode_prompt
 from lit_depth.models.loading import load_bundled, load_checkpoint
 from lit_depth.models.molmo import MolmoPrompter
-from lit_depth.models.prompting import ChatPrompter, Prompter, TextPrompter, left_padded, prompter_class, prompter_for
+from lit_depth.models.prompting import (
+    ChatPrompter,
+    PlainPrompter,
+    PrefixPrompter,
+    Prompter,
+    TextPrompter,
+    prompter_class,
+    prompter_for,
+)
+from lit_depth.models.serving import check_serves
 from tests.helpers.commands import run
+from tests.helpers.families import FAMILIES
 from tests.helpers.tiny_checkpoints import NUM_BLOCKS, PATCHES, write_llama, write_llava
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
@@ -50,6 +70,19 @@ def test_a_model_is_asked_in_the_way_of_its_family(llava, llama, tmp_path):
     bundled = load_bundled()
     assert type(prompter_for(*bundled)) is MolmoPrompter is prompter_class(bundled[0])
     assert prompter_class(load_checkpoint(str(llama))[0]) is prompter_class(None) is None
+
+
+def test_a_family_that_transformers_knows_has_a_prompter_by_its_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "some_family"
+    folder.mkdir()
+    (folder / "prompting_some_family.py").write_text(
+        "from lit_depth.models.prompting import TextPrompter\n\n\nclass Mine(TextPrompter): ...\n\n\nPROMPTER = Mine\n"
+    )
+    monkeypatch.setattr(lit_depth.models, "__path__", [*lit_depth.models.__path__, str(tmp_path)])
+    (tmp_path / "half").mkdir()  # a folder with something else in it
+    kinds = ("some_family", "half", "other", "no-name")
+    found = [prompter_class(SimpleNamespace(config=SimpleNamespace(model_type=kind))) for kind in kinds]
+    assert [each and each.__name__ for each in found] == ["Mine", None, None, None]
 
 
 # ---- chat template
@@ -103,8 +136,8 @@ def test_answers_begin_and_end_as_the_template_writes_them(llava, tmp_path):
     assert prompt + answer == prompter.tokenizer(whole, add_special_tokens=False)["input_ids"]
     # a template that ends its prompt with a line end has no space in front of the answer
     text = prompter_of(write_llama(tmp_path, TEXT_CHAT))
-    with pytest.warns(UserWarning, match="does not see them"):
-        ids = [*text.encode([SHORT])["input_ids"][0].tolist(), *text.answer_ids(["red"])[0].tolist()]
+    unseen = replace(SHORT, image=None)
+    ids = [*text.encode([unseen])["input_ids"][0].tolist(), *text.answer_ids(["red"])[0].tolist()]
     asked = "What color is it?\nAnswer in one word or a short phrase."
     assert text.tokenizer.decode(ids) == f"[user]\n{asked}<|endoftext|>[assistant]\nred<|endoftext|>"
 
@@ -158,12 +191,6 @@ def test_a_prompt_of_ones_own(llava, llama):
         prompter_of(llama).encode_prompt("Is it?", PICTURE)
 
 
-def test_left_padding():
-    batch = left_padded([[3, 4, 5], [6]], pad=9)
-    assert batch["input_ids"].tolist() == [[3, 4, 5], [9, 9, 6]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-
-
 # ---- commands
 
 
@@ -171,6 +198,7 @@ def test_left_padding():
 @pytest.mark.parametrize("family", ["llava", "llama"])
 def test_blocks_of_other_families_are_ranked(family, request, tmp_path):
     options = ["--data.num_samples", 8, "--data.calibration_samples", 8, "--data.batch_size", 4]
+    options += ["--data.drop_images", "true"] if family == "llama" else []
     checkpoint = ["--model.checkpoint", request.getfixturevalue(family), "--trainer.accelerator", "cpu"]
     assert run(["importance", *checkpoint, *options, "--output_dir", tmp_path]) == 0
     folder = tmp_path / "importance" / "default"
@@ -208,3 +236,253 @@ def test_every_question_of_a_task_reaches_the_model(llama):
     (batch,) = data.eval_dataloader("validation")
     assert len(batch["sample_ids"]) == 20 and batch["bad_samples"] == []
     assert {(sample.task, sample.answer_kind) for sample in batch["samples"]} == {("color_words", "short")}
+
+
+# ---- every family
+
+
+@pytest.fixture(scope="session")
+def of_family(tmp_path_factory):
+    """Model and processor of a tiny checkpoint of a family, each written once."""
+    folders: dict[str, Path] = {}
+
+    def load(name: str):
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("family")
+            FAMILIES[name].write(folders[name])
+        return load_checkpoint(str(folders[name]))
+
+    return load
+
+
+def runs_here(family) -> bool:
+    return all(find_spec(package) for package in family.needs)
+
+
+ALONE = replace(FREE, image=None, question="Is it so?")
+PAIR = replace(SHORT, image=PICTURE.resize((30, 50)), more_images=(PICTURE.resize((64, 64)),), question="The same?")
+SEEN = [family.name for family in FAMILIES.values() if family.sees and runs_here(family)]
+
+
+def check_rows(model, prompter, samples):
+    """A row of a batch holds the tokens of its sample alone, and is answered as that is; returns the batch."""
+
+    def answers(inputs):
+        return model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+
+    batch = prompter.encode(samples)
+    together = answers(batch)
+    for row, sample in enumerate(samples):
+        alone, kept = prompter.encode([sample]), batch["attention_mask"][row].bool()
+        assert kept[-1] and torch.equal(batch["input_ids"][row][kept], alone["input_ids"][0])
+        (answer,) = answers(alone)
+        assert torch.equal(answer, together[row, : len(answer)])  # which others may go on longer than
+    return batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEEN)
+def test_questions_about_several_images_one_or_none_stand_in_one_batch(name, of_family):
+    model, processor = of_family(name)
+    prompter = prompter_for(model, processor)
+    check_serves(prompter, model)
+    samples = [ALONE, SHORT, PAIR]
+    batch = check_rows(model, prompter, samples)
+    tokens = prompter.num_vision_tokens(batch)
+    assert tokens[0] == 0 < tokens[1:].min()
+    # any order, and each kind alone
+    check_rows(model, prompter, samples[::-1])
+    for sample in samples:
+        batch = check_rows(model, prompter, [sample, replace(sample, question="And this, which is longer?")])
+        assert any(is_image_input(each) for each in batch) == bool(sample.images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.sees and runs_here(family)])
+def test_text_models_are_asked_in_batches_and_see_no_images(name, of_family):
+    model, tokenizer = of_family(name)
+    prompter = prompter_for(model, tokenizer)
+    check_serves(prompter, model)
+    check_rows(model, prompter, [ALONE, replace(CHOICE, image=None)])
+    assert not prompter.sees_images
+    with pytest.raises(NotImplementedError, match="a model that sees images, .* --data.drop_images true"):
+        prompter.encode([SHORT])
+
+
+@pytest.mark.parametrize(
+    ("name", "lead", "end"),
+    [
+        # the tokenizer's own end token is another in each of these
+        ("Gemma 2", "", "<end_of_turn>"),
+        ("Phi-3", "", "<|end|>"),
+        ("Qwen3", "", "<|im_end|>"),
+        ("OLMo", " ", "<|endoftext|>"),
+    ],
+)
+def test_an_answer_ends_as_its_family_ends_a_turn(name, lead, end, of_family):
+    prompter = prompter_for(*of_family(name))
+    assert prompter.tokenizer.decode(prompter.answer_ids(["red"])[0]) == f"{lead}red{end}"
+    prompt = prompter.tokenizer.decode(prompter.encode([ALONE])["input_ids"][0])
+    assert ("<think>\n\n</think>\n\n" in prompt) == (name == "Qwen3")
+
+
+def test_the_first_word_of_an_answer_is_written_as_inside_a_text():
+    """SentencePiece puts a mark in front of a text's first word, which no answer has behind its prompt."""
+    words = {"▁": 0, "▁Q": 1, ":": 2, "▁red": 3, "red": 4, "\n": 5, "<unk>": 6}
+    backend = Tokenizer(WordLevel(words, "<unk>"))
+    backend.pre_tokenizer = Sequence([Metaspace(prepend_scheme="first"), Split(Regex(r"\n|:"), "isolated")])
+    prompter = TextPrompter(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"))
+    assert prompter._ids("red") == [3] and prompter._ids("Q:\nred") == [1, 2, 5, 4]
+    assert prompter._ids_behind("Q:\n", "red") == [4] and prompter._ids_behind("Q:", " red") == [3]
+
+
+# ---- plain frames
+
+
+def without_template(llava, family):
+    model, processor = load_checkpoint(str(llava))
+    processor.chat_template = processor.tokenizer.chat_template = None
+    model.config.model_type = family
+    return model, processor
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "described"),
+    [
+        (
+            "llava",
+            "USER: {images}What color is it?\nAnswer in one word or a short phrase. ASSISTANT:",
+            "USER: {images}Describe the picture in one sentence. ASSISTANT:",
+        ),
+        (
+            "vipllava",
+            "###Human: {images}What color is it?\nAnswer in one word or a short phrase.###Assistant:",
+            "###Human: {images}Describe the picture in one sentence.###Assistant:",
+        ),
+        (
+            "a base model",
+            "{images}Question: What color is it?\nAnswer:",
+            "{images}Question: Describe the picture in one sentence.\nAnswer:",
+        ),
+    ],
+)
+def test_a_model_without_a_template_is_asked_in_a_plain_frame(family, asked, described, llava):
+    model, processor = without_template(llava, family)
+    prompter = prompter_for(model, processor)
+    assert type(prompter) is PlainPrompter
+    check_serves(prompter, model)
+    for sample, text in ((SHORT, asked), (CAPTION, described)):
+        for shown in ((), (PICTURE,), (PICTURE, PICTURE)):
+            several = replace(sample, image=next(iter(shown), None), more_images=shown[1:])
+            ids = prompter.encode([several])["input_ids"][0]
+            images = ("<image>" * PATCHES + "\n") * len(shown)
+            assert prompter.tokenizer.decode(ids) == text.format(images=images)
+    assert prompter.tokenizer.decode(prompter.answer_ids(["red"])[0]) == " red<|endoftext|>"
+    check_rows(model, prompter, [SHORT, ALONE, PAIR])
+
+
+def test_a_prefix_names_the_task(of_family):
+    prompter = prompter_for(*of_family("PaliGemma"))
+    assert type(prompter) is PrefixPrompter
+    texts = ["answer en What color is it?", "answer en Which? A. a cat B. a dog", "caption en"]
+    assert [prompter.text(sample) for sample in (SHORT, CHOICE, CAPTION)] == texts
+    assert prompter.text(FREE) == "answer en Is there a red cross?"
+    decoded = prompter.tokenizer.decode(prompter.encode([SHORT])["input_ids"][0])
+    assert decoded.replace("<image>", "") == "<bos>answer en What color is it?\n"
+    assert prompter.tokenizer.decode(prompter.encode([ALONE])["input_ids"][0]) == "<bos>answer en Is it so?\n"
+    assert prompter.tokenizer.decode(prompter.answer_ids(["red"])[0]) == "red<eos>"
+
+
+def test_a_processor_without_template_or_image_token_is_named(llava):
+    model, processor = without_template(llava, "llava")
+    del processor.image_token
+    with pytest.raises(ValueError, match="expected a processor with a chat template or an image_token, got a Llava"):
+        prompter_for(model, processor)
+
+
+def test_a_template_that_only_the_tokenizer_has(llava):
+    model, processor = load_checkpoint(str(llava))
+    expected = prompter_for(model, processor).encode([SHORT])
+    processor.tokenizer.chat_template, processor.chat_template = processor.chat_template, None
+    found = prompter_for(model, processor).encode([SHORT])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+# ---- reasoning
+
+
+def test_the_part_behind_the_reasoning_is_the_answer(of_family):
+    prompter = prompter_for(*of_family("Gemma 2"))
+    texts = [
+        "I see </think> no </think> two<end_of_turn>\n<pad><pad>",
+        "<start_of_turn>four",
+        "</think><start_of_turn>model\nfive<eos>",
+    ]
+    rows = prompter.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert prompter.decode(rows, "</think>") == [" two\n", "", "model\nfive"]
+    assert prompter.decode(rows, "<start_of_turn>model\n") == ["", "", "five"]  # a mark may hold special tokens
+    assert prompter.decode(rows)[1] == "four"
+
+
+# ---- commands
+
+
+@pytest.fixture
+def quick(tmp_path):
+    counts = ["--data.num_samples", 4, "--data.calibration_samples", 4, "--data.batch_size", 2]
+    return [*counts, "--trainer.accelerator", "cpu", "--output_dir", tmp_path]
+
+
+def last_error(capsys) -> str:
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["importance"], ["tokens"], ["latency"]], ids=lambda command: command[0])
+def test_a_text_model_is_not_asked_about_images_unless_they_are_dropped(command, llama, quick, tmp_path, capsys):
+    command = [*command, "--model.checkpoint", llama, *quick]
+    assert run(command) == 2
+    line = last_error(capsys)
+    assert "task shapes_vqa: expected a model that sees images" in line and "--data.drop_images true" in line
+    # the refused run left nothing that would stand in the way
+    assert run([*command, "--data.drop_images", "true"]) == 0
+    manifest = json.loads(next(tmp_path.rglob("manifest.json")).read_text())
+    assert manifest["arguments"]["data.drop_images"] is True
+
+
+@pytest.mark.slow
+def test_settings_of_prompts_belong_to_the_run(of_family, quick, tmp_path, capsys):
+    folder = tmp_path / "qwen"
+    FAMILIES["Qwen2-VL"].write(folder)
+    command = ["importance", "--model.checkpoint", folder, *quick]
+    smaller = ["--model.processor_kwargs", '{"max_pixels": 256}', "--model.answer_after", "</think>"]
+    assert run([*command, *smaller]) == 0
+    manifest = json.loads(next(tmp_path.rglob("manifest.json")).read_text())
+    arguments = manifest["arguments"]
+    assert arguments["model.processor_kwargs"] == {"max_pixels": 256} and arguments["model.answer_after"] == "</think>"
+    assert arguments["prompter"] == {"class": "ChatPrompter", "chat_template_kwargs": {}}
+    assert manifest["model"]["processor"]["processor"]["image_processor"]["size"]["longest_edge"] == 256
+    for other, name in ((smaller[2:], "processor_kwargs"), (smaller[:2], "answer_after")):
+        assert run([*command, *other]) == 2 and f"another model.{name}" in last_error(capsys)
+    # thousands of tokens are more than the model's context
+    large = ["--model.processor_kwargs", '{"size": {"shortest_edge": 65536, "longest_edge": 70000}}', "--name", "large"]
+    assert run([*command, *large]) == 2
+    line = last_error(capsys)
+    assert "of images: --model.processor_kwargs makes them smaller), the limit is 5" in line
+
+
+@pytest.mark.slow
+def test_numbers_too_large_for_float16_are_named_by_mask_and_sample(llama, quick, tmp_path, capsys):
+    model, tokenizer = load_checkpoint(str(llama))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.mul_(3000.0 if "down_proj" in name else 100.0 if "up_proj" in name else 1.0)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "hot")
+    command = ["--model.checkpoint", tmp_path / "hot", "--data.drop_images", "true", *quick]
+    assert run(["importance", *command]) == 0
+    for each in (["importance"], ["compare", "--policies", "prefix"], ["search", "--max_blocks_to_remove", 1]):
+        assert run([*each, *command, "--model.dtype", "float16", "--name", "half"]) == 2
+        line = last_error(capsys)
+        assert re.search("logits are NaN or infinite for mask [01]{4}, sample [a-z]+-0-.*: .*dtype bfloat16", line)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_depth.studies.compare.schema import validate_comparison
+from lit_depth.studies.shared.comparison_schema import validate_comparison
 from lit_depth.results.store import write_json
 
 nbclient = pytest.importorskip("nbclient", reason="nbclient (extra 'dev') runs the notebooks")

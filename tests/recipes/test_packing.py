@@ -9,8 +9,9 @@ from PIL import Image
 
 from lit_depth.data.task import TrainingItem
 from lit_depth.data.tasks.shapes_vqa import CELL_PIXELS, COLORS, EMPTY_COLOR, SHAPES, ShapesTrainingSet
+from lit_depth.models.molmo.vision_tokens_molmo import vision_tokens
 from lit_depth.models.prompting import TextPrompter
-from lit_depth.recipes.packing import PackedCollator, cell_token_indices, segment_mask
+from lit_depth.recipes.packing import PackedCollator, cell_token_indices, cells_of_tokens, segment_mask
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,8 @@ def test_shapes_and_padding(packed, items):
     assert packed["attention_mask"].shape == (batch, 1, seq, seq) and packed["attention_mask"].dtype == torch.bool
     assert packed["attention_mask"].any(-1).all(), "every position attends to something"
     assert packed["cell_shapes"].shape == packed["cell_colors"].shape == (batch, 6)
-    assert packed["cell_tokens"].shape == (batch, 6, 4)
+    assert packed["token_cells"].shape == packed["image_input_idx"].flatten(1).shape
+    assert packed["grids"].tolist() == [list(item.grid) for item in items]
 
 
 def test_packed_logits_equal_unpacked_logits(processor, items, packed):
@@ -104,16 +106,40 @@ def test_cell_tokens_lie_on_their_cells(processor):
         assert torch.allclose(cells[indices], torch.arange(rows * columns)[:, None].expand(-1, 4).float(), atol=1e-3)
 
 
+def test_every_token_knows_the_cell_behind_its_centre(processor):
+    # The places of the tokens as the processor's geometry has them, computed without the collator.
+    side = processor.image_processor.image_token_length_h
+    for rows, columns in ((2, 2), (2, 3), (3, 2)):
+        height, width = rows * CELL_PIXELS, columns * CELL_PIXELS
+        image = Image.new("RGB", (width, height))
+        idx = processor(images=[image], text=["x"], padding_side="right")["image_input_idx"][0]
+        cells = cells_of_tokens(idx, (rows, columns))
+        place = {token.position: token for token in vision_tokens(processor.image_processor, height, width)}
+        for number, position in enumerate(idx.flatten().tolist()):
+            if position < 0:
+                assert cells[number] == -1
+            elif number < side * side:  # the overview: a square of the longer side, centred on the image
+                down, across = ((n + 0.5) / side * max(height, width) for n in divmod(number, side))
+                y, x = down - (max(height, width) - height) / 2, across - (max(height, width) - width) / 2
+                inside = 0 <= y < height and 0 <= x < width
+                assert cells[number] == (y // CELL_PIXELS * columns + x // CELL_PIXELS if inside else -1)
+            else:
+                left, top, right, bottom = place[position].box
+                y, x = (top + bottom) / 2, (left + right) / 2
+                assert cells[number] == y // CELL_PIXELS * columns + x // CELL_PIXELS
+
+
 def test_cell_labels_are_padded_and_aligned(packed, items):
     for row, item in enumerate(items):
         cells = len(item.cell_shapes)
         assert packed["cell_shapes"][row].tolist() == [*item.cell_shapes, *[-100] * (6 - cells)]
         assert packed["cell_colors"][row].tolist() == [*item.cell_colors, *[-100] * (6 - cells)]
-        images, indices = packed["images"][row], packed["cell_tokens"][row]
+        images, cells_behind = packed["images"][row], packed["token_cells"][row]
+        tokens = images.reshape(-1, 4, 2, 4, 2, 147).transpose(2, 3).reshape(-1, 4 * 147)
         for cell, color in enumerate(item.cell_colors):
-            # The tokens of a cell see more than its background exactly when the label names an object.
-            values = images.reshape(-1, 4, 2, 4, 2, 147).transpose(2, 3).reshape(-1, 4 * 147)[indices[cell]]
-            pixels = values.reshape(-1, 3)
+            # The high-resolution tokens of a cell see more than its background exactly when it holds an object.
+            behind = (cells_behind == cell).nonzero().flatten()
+            pixels = tokens[behind[behind >= 16]].reshape(-1, 3)
             assert (pixels.std(0).max() > 0.1) == (color != EMPTY_COLOR)
     assert packed["cell_colors"].max() <= len(COLORS) and packed["cell_shapes"].max() <= len(SHAPES)
 
@@ -128,7 +154,7 @@ def test_a_grid_that_does_not_fit_is_refused(processor, grid):
 def test_items_without_labels_have_no_label_tensors(prompter, items):
     item = TrainingItem(items[0].image, ("a question?", "b?"), ("yes", "some other words"))
     batch = PackedCollator(prompter)([item, items[1]])
-    assert not any(key.startswith("cell_") for key in batch)
+    assert not {"token_cells", "cell_shapes", "cell_colors", "grids"} & set(batch)
     assert batch["input_ids"].shape[0] == 2
 
 

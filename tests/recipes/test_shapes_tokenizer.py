@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 from lit_depth.data.tasks.shapes_vqa import COLORS, NUMBERS, SHAPES, draw_shapes_image
-from lit_depth.recipes.shapes_tokenizer import IMAGE_TOKENS, build_tokenizer
+from lit_depth.models.loading import BUNDLED
+from lit_depth.recipes.shapes_tokenizer import EASY_COLORS, EASY_SHAPES, IMAGE_TOKENS, build_tokenizer
+from tests.helpers.house import ROOT
+
+CONFIG = ROOT / "configs" / "molmoe_shapes"
+PLACES = ("top", "middle", "bottom", "left", "right")
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +34,17 @@ def test_vocabulary(tokenizer):
     assert tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS)) == expected
 
 
-@pytest.mark.parametrize("answer", [*COLORS, *SHAPES, *NUMBERS, "yes", "no", "above", "left"])
+@pytest.mark.parametrize(
+    "answer", sorted({*COLORS, *SHAPES, *NUMBERS, "yes", "no", "above", "below", *PLACES, *EASY_COLORS, *EASY_SHAPES})
+)
 def test_an_answer_is_one_token(tokenizer, answer):
     assert len(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]) == 1
 
 
 def test_a_word_of_the_task_is_one_token(tokenizer):
     for index in range(100):
-        for question in draw_shapes_image(0, "train", index).questions:
+        weights = {"color": 0.1, "count": 0.2, "existence": 0.1, "relation": 0.2, "place": 0.2, "hop": 0.2}
+        for question in draw_shapes_image(0, "train", index, weights).questions:
             tokens = tokenizer.tokenize(f" User: vqa2: {question.text} Assistant:")
             words = [" User", ":", " vqa", "2", ":"]
             words += [f" {word}" for word in question.text.removesuffix("?").split()] + ["?", " Assistant", ":"]
@@ -61,9 +71,41 @@ def test_same_tokenizer_in_every_process(tokenizer):
     assert other == hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
-    from transformers import AutoTokenizer
+@pytest.mark.parametrize(
+    "question",
+    [
+        "does the image not contain a teal shape?",
+        "is there not a gray shape in the image?",
+        "what is the color of the rectangle?",
+        "is no brown shape present?",
+    ],
+)
+def test_a_word_of_easy_vqa_is_one_token(tokenizer, question):
+    words = question.removesuffix("?").split()
+    assert len(tokenizer.tokenize(f" {question}")) == len(words) + 1
 
+
+def test_what_training_starts_from_is_this_tokenizer(tokenizer):
+    stored = AutoTokenizer.from_pretrained(CONFIG)
+    assert stored.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert stored.init_kwargs["padding_side"] == tokenizer.padding_side == "left"
+    assert (stored.bos_token, stored.eos_token, stored.pad_token) == (
+        tokenizer.bos_token,
+        tokenizer.eos_token,
+        tokenizer.pad_token,
+    )
+
+
+def test_training_starts_from_the_bundled_architecture_with_room_for_all_words(tokenizer):
+    ours, bundled = (json.loads((folder / "config.json").read_text()) for folder in (CONFIG, BUNDLED))
+    words, rows = ours.pop("vocab_size"), ours.pop("embedding_size")
+    assert words == len(tokenizer) <= rows and rows % 16 == 0
+    assert ours == {name: value for name, value in bundled.items() if name not in ("vocab_size", "embedding_size")}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        assert (CONFIG / name).read_text() == (BUNDLED / name).read_text()
+
+
+def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.get_vocab() == tokenizer.get_vocab()

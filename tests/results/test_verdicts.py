@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from lit_depth.results.verdicts import (
-    baseline_scalars,
     constant_label,
     describe_constant,
     differs,
@@ -69,7 +68,8 @@ def test_loggers_keep_why_there_is_no_verdict():
     found = verdict_scalars([("a", "/a", entry()), ("b", "/b", entry(beaten=True))])
     assert found["withheld"].startswith("No verdict on a:") and "on b" not in found["withheld"]
     assert found["baseline/beaten/a"] is False and found["baseline/beaten/b"] is True
-    assert baseline_scalars(entry()) == {
+    assert verdict_scalars([], also=[("a", "", entry())]) == {
+        "withheld": "",
         "baseline/answer": "yes",
         "baseline/quality": 0.458,
         "baseline/beaten": False,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lit_depth.studies.compare.schema import validate_comparison
+from lit_depth.studies.shared.comparison_schema import validate_comparison
 from lit_depth.studies.shared.importance_scores import COMPARISON
 from tests.helpers.commands import close, run
 

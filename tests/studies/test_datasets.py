@@ -1,4 +1,4 @@
-"""The fourteen datasets through the commands: importance of each, all together, two processes as one."""
+"""The public datasets through the commands: importance of each, all together, two processes as one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 
 from lit_depth.metrics import cider_d
 from lit_depth.results.records import read_records
-from tests.helpers import hub_fixtures
 from tests.helpers.commands import run
+from tests.helpers.hub_datasets import DATASETS, write_dataset
+from tests.helpers.hub_fixtures import write_rows
 
-NAMES = sorted(hub_fixtures.DATASETS)
+NAMES = sorted(DATASETS)
 # enough calibration and validation questions whichever half of a split's images they come from
 ROWS = 40
 
@@ -23,7 +24,7 @@ ROWS = 40
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
     for name in NAMES:
-        hub_fixtures.write_dataset(name, root / name, ROWS)
+        write_dataset(name, root / name, ROWS)
     return root
 
 
@@ -45,12 +46,12 @@ def test_importance_of_every_dataset(small_checkpoint, folders, tmp_path, name):
 @pytest.mark.slow
 def test_malformed_rows_cost_every_mask_the_same_samples(small_checkpoint, tmp_path):
     """Every third image is damaged, each in another way."""
-    rows, features = hub_fixtures.DATASETS["text_vqa"][0]("validation", 0, 96)
+    rows, features = DATASETS["text_vqa"][0]("validation", 0, 96)
     for index in range(0, 96, 3):
         image = rows[index]["image"]["bytes"]
         rows[index]["image"] = {"bytes": image[: 8 + len(image) * index // 200], "path": None}
-    hub_fixtures.write_rows(tmp_path / "data" / "validation.parquet", rows, features)
-    hub_fixtures.write_rows(tmp_path / "data" / "calibration.parquet", rows[1:3], features)
+    write_rows(tmp_path / "data" / "validation.parquet", rows, features)
+    write_rows(tmp_path / "data" / "calibration.parquet", rows[1:3], features)
     command = ["importance", "--data.task", "text_vqa", "--data.path", tmp_path / "data", "--split", "validation"]
     command += ["--model.checkpoint", small_checkpoint, "--output_dir", tmp_path, "--data.batch_size", "8"]
     assert run([*command, "--name", "strict"]) == 2

@@ -30,10 +30,11 @@ from lit_depth.functional import (
     reference_logprob,
     score_ablations,
 )
-from lit_depth.functional.statistics import mean_intervals, paired_interval
+from lit_depth.functional.statistics import mean_intervals
 from lit_depth.metrics import ExactMatch
 from lit_depth.module import model_inputs
 from tests.helpers.commands import close, run
+from tests.helpers.simulated import paired_interval
 from tests.helpers.simulated_search import Simulated, data, removed_by, simulated
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

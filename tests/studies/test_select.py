@@ -34,7 +34,7 @@ def read(folder, name: str = "selection.json"):
 def steady_clock(monkeypatch):
     """Requests of 10 ms and 1 ms per active block, on a machine where nothing else runs."""
 
-    def measure(trainer, model, datamodule, split, masks, path, *, num_requests, **_):
+    def measure(run, split, masks, path, *, num_requests, **_):
         import pandas as pd
 
         rows = [
@@ -46,7 +46,7 @@ def steady_clock(monkeypatch):
 
     monkeypatch.setattr(study, "time_masks", measure)
     # the untrained model beats no constant answer, and would be given no mask
-    monkeypatch.setattr(study, "describe_baseline", lambda scores, full_id, confidence: None)
+    monkeypatch.setattr(study, "describe_baseline", lambda scores, confidence: None)
 
 
 @pytest.mark.slow
@@ -85,8 +85,8 @@ def test_a_mask_that_is_slower_when_measured_again_is_dropped(checkpoint, tmp_pa
     best = read(tmp_path)["selected"]
     steady = study.time_masks
 
-    def drifting(trainer, model, datamodule, split, masks, *args, **options):
-        frame = steady(trainer, model, datamodule, split, masks, *args, **options)
+    def drifting(run, split, masks, *args, **options):
+        frame = steady(run, split, masks, *args, **options)
         if split == "validation":
             frame["total"] += [100.0 if mask == best["mask_id"] else 0.0 for mask in frame["mask"]]
         return frame
@@ -103,8 +103,8 @@ def test_a_mask_that_is_slower_when_measured_again_is_dropped(checkpoint, tmp_pa
 def test_the_minimum_is_that_of_the_last_measurement(checkpoint, tmp_path, capsys, monkeypatch, steady_clock):
     steady = study.time_masks
 
-    def slower_by_two(trainer, model, datamodule, split, *args, **options):
-        frame = steady(trainer, model, datamodule, split, *args, **options)
+    def slower_by_two(run, split, *args, **options):
+        frame = steady(run, split, *args, **options)
         frame["total"] += 2.0 if split == "validation" else 0.0
         return frame
 

@@ -373,7 +373,7 @@ def test_mistakes_with_a_text_model(text_module, tmp_path, picture):
         ({"prompt": "cat", "image": picture}, "expected a processor that takes images"),
         ({"prompt": "cat cat cat", "num_output_tokens": 5}, "at most 6 tokens .*got a prompt of 3 and 4 to generate"),
         ({"prompt": "cat", "spans": True}, "--spans needs an image"),
-        ({}, "no question can be analysed"),
+        ({}, "expected a model that sees images, got one with a tokenizer alone"),
     ):
         with pytest.raises(ValueError, match=message):
             analyse(text_module, tmp_path, **options)

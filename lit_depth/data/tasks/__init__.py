@@ -1,7 +1,5 @@
 """The built-in tasks, by name. A new one is a file in this folder, an import and an entry in `TASKS`."""
 
-from __future__ import annotations
-
 import difflib
 
 from lit_depth.data.task import Task
@@ -10,6 +8,7 @@ from lit_depth.data.tasks.coco_2014_vqa import Coco2014VQA
 from lit_depth.data.tasks.coco_caption import CocoCaption
 from lit_depth.data.tasks.doc_qa import DocVQA
 from lit_depth.data.tasks.dv_qa import DVQA
+from lit_depth.data.tasks.easy_vqa import EasyVQA
 from lit_depth.data.tasks.figure_qa import FigureQA
 from lit_depth.data.tasks.info_qa import InfographicVQA
 from lit_depth.data.tasks.mmmu import MMMU
@@ -25,6 +24,7 @@ from lit_depth.functional.class_paths import object_at
 
 TASKS: tuple[type[Task], ...] = (
     ShapesVQA,
+    EasyVQA,
     Coco2014VQA,
     TextVQA,
     OKVQA,

@@ -1,7 +1,5 @@
 """ChartQA: questions about charts, by people and by programs."""
 
-from __future__ import annotations
-
 from lit_depth.data.hub import HubTask
 from lit_depth.data.rows import Layout
 

@@ -1,7 +1,5 @@
 """VQA v2: short questions about COCO photographs (validation images of 2014)."""
 
-from __future__ import annotations
-
 from lit_depth.data.hub import SoftAccuracyTask
 from lit_depth.data.rows import Layout
 

@@ -1,7 +1,5 @@
 """COCO captions: one sentence about a photograph (validation images of 2014)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

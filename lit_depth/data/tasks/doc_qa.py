@@ -1,7 +1,5 @@
 """DocVQA: questions about scanned documents."""
 
-from __future__ import annotations
-
 from lit_depth.data.hub import HubTask
 from lit_depth.data.rows import Layout
 from lit_depth.data.sources import Source

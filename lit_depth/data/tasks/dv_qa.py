@@ -1,7 +1,5 @@
 """DVQA: questions about drawn bar charts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """FigureQA: yes/no questions about drawn figures."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """InfographicVQA: questions about infographics."""
 
-from __future__ import annotations
-
 from lit_depth.data.hub import HubTask
 from lit_depth.data.rows import Layout
 

@@ -1,48 +1,20 @@
 """MMMU: college-level questions of thirty subjects, multiple choice or open."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from lit_depth.data.hub import HubTask
 from lit_depth.data.rows import Layout, answer_texts
 from lit_depth.functional.choices import MAX_OPTIONS, option_letters
 
-_PER_SUBJECT = "MMMU/MMMU"
-SUBJECTS = (
-    "Accounting",
-    "Agriculture",
-    "Architecture_and_Engineering",
-    "Art",
-    "Art_Theory",
-    "Basic_Medical_Science",
-    "Biology",
-    "Chemistry",
-    "Clinical_Medicine",
-    "Computer_Science",
-    "Design",
-    "Diagnostics_and_Laboratory_Medicine",
-    "Economics",
-    "Electronics",
-    "Energy_and_Power",
-    "Finance",
-    "Geography",
-    "History",
-    "Literature",
-    "Manage",
-    "Marketing",
-    "Materials",
-    "Math",
-    "Mechanical_Engineering",
-    "Music",
-    "Pharmacy",
-    "Physics",
-    "Psychology",
-    "Public_Health",
-    "Sociology",
-)
-"""Configurations of ``MMMU/MMMU``."""
+# configurations of ``MMMU/MMMU``, one for each subject
+_SUBJECTS = """
+Accounting Agriculture Architecture_and_Engineering Art Art_Theory Basic_Medical_Science Biology Chemistry
+Clinical_Medicine Computer_Science Design Diagnostics_and_Laboratory_Medicine Economics Electronics
+Energy_and_Power Finance Geography History Literature Manage Marketing Materials Math Mechanical_Engineering
+Music Pharmacy Physics Psychology Public_Health Sociology
+"""
+SUBJECTS = tuple(_SUBJECTS.split())
 
 
 class MMMU(HubTask):
@@ -67,18 +39,10 @@ class MMMU(HubTask):
         ),
     )
 
-    def __init__(
-        self,
-        repository: str | None = None,
-        config: str | list[str] | None = None,
-        revision: str | None = None,
-        splits: dict[str, str] | None = None,
-        streaming: bool = False,
-        parity: Literal["molmo"] | None = None,
-    ) -> None:
-        if repository == _PER_SUBJECT and config is None:
+    def __init__(self, repository: str | None = None, config: str | list[str] | None = None, **options: Any) -> None:
+        if repository == "MMMU/MMMU" and config is None:
             config = list(SUBJECTS)
-        super().__init__(repository, config, revision, splits, streaming, parity)
+        super().__init__(repository, config, **options)
 
     def options(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
         if entry["question_type"] == "open":

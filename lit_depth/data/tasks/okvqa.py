@@ -1,7 +1,5 @@
 """OK-VQA: questions about photographs that need outside knowledge."""
 
-from __future__ import annotations
-
 from lit_depth.data.hub import SoftAccuracyTask
 from lit_depth.data.rows import Layout
 from lit_depth.data.sources import Source

@@ -1,7 +1,5 @@
 """PlotQA: questions about drawn plots."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

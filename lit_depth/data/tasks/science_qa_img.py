@@ -1,7 +1,5 @@
 """ScienceQA, the questions with an image: school science as multiple choice."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,8 +36,17 @@ COLORS = {
 NUMBERS = ("zero", "one", "two", "three", "four")
 # Per axis of the grid, rows first: the words of a question and the answers "first is before" and "first is after".
 RELATIONS = (("above or below", "above", "below"), ("left or right of", "left", "right"))
+# What "above the red circle" means: words, and the step in rows and columns.
+DIRECTIONS = (("above", (-1, 0)), ("below", (1, 0)), ("left of", (0, -1)), ("right of", (0, 1)))
+# Per axis of the grid, rows first: its name, and where its lines are, of two and of three.
+PLACES = (
+    ("row", {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}),
+    ("column", {2: ("left", "right"), 3: ("left", "middle", "right")}),
+)
 # Yes/no questions are 15%, so that no constant answer scores more than about 8%.
 TYPE_WEIGHTS = {"color": 0.25, "shape": 0.25, "count": 0.20, "existence": 0.15, "relation": 0.15}
+# Steps on the way to relations, for training alone: where one object is, and what stands beside it.
+TRAINING_TYPES = (*TYPE_WEIGHTS, "place", "hop")
 QUESTIONS_PER_IMAGE = {"train": 6, "calibration": 4, "validation": 4}
 GRIDS = ((2, 2), (2, 3), (3, 2))  # rows, columns
 CELL_PIXELS = 28
@@ -110,7 +119,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its one-word answer; `type` is a key of `TYPE_WEIGHTS`."""
+    """A question with its one-word answer; `type` is one of `TRAINING_TYPES`."""
 
     text: str
     answer: str
@@ -201,22 +210,21 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("ss") else "s")
 
 
+def _draw_known_by(draws: Draws, scene: Scene, part: int) -> tuple[int, int] | None:
+    # An object whose shape (part 0) or colour (part 1) no other one has.
+    unique = _unique([item[part] for item in scene.objects])
+    known = draws.choice(unique) if unique else None
+    return next((item for item in scene.objects if item[part] == known), None)
+
+
 def _ask_color(draws: Draws, scene: Scene) -> Question | None:
-    unique = _unique([shape for shape, _ in scene.objects])
-    if not unique:
-        return None
-    shape = draws.choice(unique)
-    color = next(c for s, c in scene.objects if s == shape)
-    return Question(f"What color is the {SHAPES[shape]}?", _COLOR_NAMES[color], "color")
+    item = _draw_known_by(draws, scene, 0)
+    return item and Question(f"What color is the {SHAPES[item[0]]}?", _COLOR_NAMES[item[1]], "color")
 
 
 def _ask_shape(draws: Draws, scene: Scene) -> Question | None:
-    unique = _unique([color for _, color in scene.objects])
-    if not unique:
-        return None
-    color = draws.choice(unique)
-    shape = next(s for s, c in scene.objects if c == color)
-    return Question(f"What shape is the {_COLOR_NAMES[color]} object?", SHAPES[shape], "shape")
+    item = _draw_known_by(draws, scene, 1)
+    return item and Question(f"What shape is the {_COLOR_NAMES[item[1]]} object?", SHAPES[item[0]], "shape")
 
 
 def _ask_count(draws: Draws, scene: Scene) -> Question:
@@ -244,11 +252,16 @@ def _ask_existence(draws: Draws, scene: Scene) -> Question:
     return Question(f"Is there {article} {_name(item)}?", answer, "existence")
 
 
+def _unique_places(scene: Scene) -> dict[tuple[int, int], tuple[int, int]]:
+    """Row and column of every object that has no twin."""
+    return {item: divmod(scene.cells.index(item), scene.columns) for item in _unique(scene.objects)}
+
+
 def _ask_relation(draws: Draws, scene: Scene) -> Question | None:
-    unique = _unique(scene.objects)
-    place = {item: divmod(scene.cells.index(item), scene.columns) for item in unique}
+    place = _unique_places(scene)
     axis = draws.below(2)  # 0: rows, 1: columns
-    pairs = [(a, b) for a in unique for b in unique if place[a][axis] != place[b][axis]]
+    # two objects of one row are neither above nor below each other
+    pairs = [(a, b) for a in place for b in place if place[a][axis] != place[b][axis]]
     if not pairs:
         return None
     first, second = draws.choice(pairs)
@@ -257,12 +270,39 @@ def _ask_relation(draws: Draws, scene: Scene) -> Question | None:
     return Question(f"Is the {_name(first)} {words} the {_name(second)}?", answer, "relation")
 
 
+def _ask_place(draws: Draws, scene: Scene) -> Question | None:
+    place = _unique_places(scene)
+    if not place:
+        return None
+    item = draws.choice(list(place))
+    axis = draws.below(2)
+    line, words = PLACES[axis]
+    answer = words[(scene.rows, scene.columns)[axis]][place[item][axis]]
+    return Question(f"Which {line} is the {_name(item)} in?", answer, "place")
+
+
+def _ask_hop(draws: Draws, scene: Scene) -> Question | None:
+    hops = []
+    for item, (row, column) in _unique_places(scene).items():
+        for words, (down, right) in DIRECTIONS:
+            y, x = row + down, column + right
+            if 0 <= y < scene.rows and 0 <= x < scene.columns and (cell := scene.cells[y * scene.columns + x]):
+                hops.append((item, words, cell))
+    if not hops:
+        return None
+    item, words, (shape, color) = draws.choice(hops)
+    kind, answer = ("color", _COLOR_NAMES[color]) if draws.below(2) else ("shape", SHAPES[shape])
+    return Question(f"What {kind} is the object {words} the {_name(item)}?", answer, "hop")
+
+
 _ASK = {
     "color": _ask_color,
     "shape": _ask_shape,
     "count": _ask_count,
     "existence": _ask_existence,
     "relation": _ask_relation,
+    "place": _ask_place,
+    "hop": _ask_hop,
 }
 
 
@@ -302,6 +342,13 @@ def _paint(draws: Draws, scene: Scene) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+def check_type_weights(weights: Mapping[str, float]) -> None:
+    """Raise ValueError unless these are shares of question types, see `TRAINING_TYPES`, that sum to 1."""
+    known = set(weights) <= set(TRAINING_TYPES) and all(0 <= weight <= 1 for weight in weights.values())
+    if not known or abs(sum(weights.values()) - 1) > 1e-6:
+        raise ValueError(f"expected shares of {', '.join(TRAINING_TYPES)} that sum to 1, got {dict(weights)}")
+
+
 class ShapesVQA(Task):
     """Questions about coloured shapes on a grid; the task that the bundled checkpoint was trained on.
 
@@ -309,7 +356,8 @@ class ShapesVQA(Task):
         num_images: Images per split that `load` draws; 4 questions each (6 in the train split).
         seed: Another seed gives other images of the same kind.
         train_type_weights: Share of each question type in the training set, summing to 1, to dwell on the hard ones;
-            null = the shares of the evaluation splits.
+            ``place`` (which row or column is it in) and ``hop`` (what is above it) are asked in training alone. null =
+            the shares of the evaluation splits.
     """
 
     name = "shapes_vqa"
@@ -321,9 +369,7 @@ class ShapesVQA(Task):
     ) -> None:
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
-        weights = train_type_weights or TYPE_WEIGHTS
-        if set(weights) - set(TYPE_WEIGHTS) or abs(sum(weights.values()) - 1) > 1e-6:
-            raise ValueError(f"train_type_weights must be shares of {list(TYPE_WEIGHTS)} that sum to 1, got {weights}")
+        check_type_weights(train_type_weights or TYPE_WEIGHTS)
         self.num_images = num_images
         self.seed = seed
         self.train_type_weights = train_type_weights
@@ -349,25 +395,20 @@ class ShapesVQA(Task):
             meta={"question_type": row["question_type"]},
         )
 
-    def training_set(self, num_images: int, seed: int) -> ShapesTrainingSet:
-        return ShapesTrainingSet(num_images, seed, self.train_type_weights)
+    def training_set(self, num_images: int, seed: int) -> Dataset[TrainingItem]:
+        return ShapesTrainingSet(num_images, seed, self.train_type_weights or TYPE_WEIGHTS)
 
 
+@dataclass(eq=False)
 class ShapesTrainingSet(Dataset[TrainingItem]):
     """Images of the train split with their six questions and cell labels, drawn on access.
 
-    Args:
-        num_images: Length.
-        seed: As in `ShapesVQA`.
-        type_weights: Share of each question type, summing to 1; the task's own shares by default.
+    ``type_weights`` are the share of each question type, summing to 1; by default those of the task.
     """
 
-    def __init__(
-        self, num_images: int = 50_000, seed: int = 0, type_weights: Mapping[str, float] | None = None
-    ) -> None:
-        self.num_images = num_images
-        self.seed = seed
-        self.type_weights = TYPE_WEIGHTS if type_weights is None else type_weights
+    num_images: int = 50_000
+    seed: int = 0
+    type_weights: Mapping[str, float] = field(default_factory=TYPE_WEIGHTS.copy)
 
     def __len__(self) -> int:
         return self.num_images

@@ -1,7 +1,5 @@
 """Scene-text VQA: questions about text in photographs."""
 
-from __future__ import annotations
-
 from lit_depth.data.hub import HubTask
 from lit_depth.data.rows import Layout
 

@@ -1,7 +1,5 @@
 """TallyQA: simple and complex counting questions about photographs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

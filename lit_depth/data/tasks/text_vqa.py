@@ -1,7 +1,5 @@
 """TextVQA: questions about text in photographs."""
 
-from __future__ import annotations
-
 from lit_depth.data.hub import SoftAccuracyTask
 from lit_depth.data.rows import Layout
 

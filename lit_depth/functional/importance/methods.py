@@ -4,8 +4,6 @@ A method is a function, and what it is a function of (its kind); see :data:`SIGN
 stand in `lit_depth.functional.importance.proxies`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import math

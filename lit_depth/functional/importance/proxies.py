@@ -33,8 +33,6 @@ other units than blocks, and Molchanov et al. square what is here an absolute va
 2019, *What Does BERT Look At? An Analysis of BERT's Attention*.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -230,11 +228,7 @@ class ProxyScores:
         self._num_labels += num_labels
 
     def reduce(self, all_sum: Callable[[Tensor], Tensor]) -> None:
-        """Pool the batches of several processes; each calls this once, after its last update.
-
-        Args:
-            all_sum: Returns the sum of a tensor over all processes, in its shape and on its device.
-        """
+        """Pool the batches of several processes; each calls this once, after its last update."""
         self._totals = {method: all_sum(total) for method, total in self._totals.items()}
         self._num_labels = int(all_sum(torch.tensor([self._num_labels])))
         for weight in self._weights:
@@ -306,26 +300,29 @@ def _pieces(gradient: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def _check_weights(model: nn.Module, blocks: nn.ModuleList) -> None:
-    reason = None
-    if any(getattr(module, "is_quantized", False) for module in model.modules()):
-        reason = f"{type(model).__name__} is quantised"
-    for block_idx, block in enumerate(blocks):
-        if reason is None and next(block.parameters(), None) is None:
-            reason = f"block {block_idx} has no parameters (quantised ones may be buffers)"
-        for name, weight in block.named_parameters():
-            # fewer than 16 bits are storage formats that no layer differentiates
-            if reason is None and (not weight.is_floating_point() or weight.dtype.itemsize < 2):
-                reason = f"{name} of block {block_idx} is {weight.dtype} (quantised?)"
-            if reason is None and weight.is_meta:
-                reason = f"{name} of block {block_idx} is not in memory (offloaded?)"
-            if reason is None and weight.is_inference():
-                reason = f"{name} of block {block_idx} was made in inference mode"
+    reason = next(_reasons_against_gradients(model, blocks), None)
     if reason is not None:
         others = ", ".join(method for method in METHODS if method not in GRADIENT_METHODS)
         raise ValueError(
             f"{', '.join(GRADIENT_METHODS)} need weights that can take a gradient, but {reason}; "
             f"load the model in full precision, or choose among {others}"
         )
+
+
+def _reasons_against_gradients(model: nn.Module, blocks: nn.ModuleList) -> Iterator[str]:
+    if any(getattr(module, "is_quantized", False) for module in model.modules()):
+        yield f"{type(model).__name__} is quantised"
+    for block_idx, block in enumerate(blocks):
+        if next(block.parameters(), None) is None:
+            yield f"block {block_idx} has no parameters (quantised ones may be buffers)"
+        for name, weight in block.named_parameters():
+            # fewer than 16 bits are storage formats that no layer differentiates
+            if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+                yield f"{name} of block {block_idx} is {weight.dtype} (quantised?)"
+            if weight.is_meta:
+                yield f"{name} of block {block_idx} is not in memory (offloaded?)"
+            if weight.is_inference():
+                yield f"{name} of block {block_idx} was made in inference mode"
 
 
 def _outside_inference_mode(value: Any) -> Any:

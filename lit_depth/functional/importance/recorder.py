@@ -16,10 +16,8 @@ from lit_depth.functional.model_state import attention_of
 class BlockRecorder:
     """Hooks on the blocks during one forward, and what they saw: sums over the tokens that are not padding.
 
-    Args:
-        blocks: The decoder blocks.
-        attention_mask: ``[batch, seq]``, 0 = padding.
-        methods: Those of kind ``states``, ``last_state`` and ``attention`` are taken.
+    ``attention_mask`` is ``[batch, seq]``, 0 = padding; methods of kind ``states``, ``last_state`` and ``attention``
+    are taken.
     """
 
     def __init__(self, blocks: nn.ModuleList, attention_mask: Tensor, methods: Sequence[Method]) -> None:

@@ -122,6 +122,7 @@ def fit_line(counts: Sequence[int], times_ms: Sequence[float]) -> Line:
     intercept = float(y_mean - slope * x_mean)
     total = float(((y - y_mean) ** 2).sum())
     residual = float(((y - intercept - slope * x) ** 2).sum())
+    # any two times lie on a line, which says nothing about a third
     if len(x) == 2:
         return Line(slope, intercept, None)
     return Line(slope, intercept, 1.0 - residual / total if total > 0 else 1.0)
@@ -209,10 +210,7 @@ def select_for_budget(candidates: Sequence[Candidate], budget_ms: float) -> Cand
 
 @checked
 def request_mask(
-    candidates: Sequence[Candidate],
-    complexity: str,
-    budget_ms: float,
-    tolerances: Mapping[str, float] = TOLERANCES,
+    candidates: Sequence[Candidate], complexity: str, budget_ms: float, tolerances: Mapping[str, float] = TOLERANCES
 ) -> Candidate:
     """Choose the mask of one request: the fastest that loses little enough, or the best that is fast enough.
 

@@ -6,7 +6,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -73,9 +72,7 @@ class StageTimer:
         ]
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
@@ -217,12 +214,10 @@ def time_generation(
 def summarize(samples: list[float]) -> dict[str, float | None]:
     """Percentiles and moments of a list of times.
 
+    ``P99`` is None for fewer than 10 samples, which say nothing about it.
+
     >>> summarize([1.0, 2.0, 3.0])["P50"], summarize([1.0, 2.0, 3.0])["P99"]
     (2.0, None)
-
-    Returns:
-        ``P50``, ``P95``, ``P99``, ``mean``, ``std``, ``min`` and ``max``; ``P99`` is None for fewer than 10 samples,
-        which say nothing about it.
     """
     values = np.asarray(samples, dtype=float)
     p50, p95, p99 = np.percentile(values, [50, 95, 99]).tolist()

@@ -1,7 +1,5 @@
 """Ablations, units removed together: their masks, what a search has to beat, and how units interact."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -20,8 +20,6 @@ What racing guarantees, each with a probability of at least ``1 - delta`` for al
 Neither speaks of the second and third of a beam: they are the best by their means on the samples that were spent.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Hashable, Sequence
@@ -302,8 +300,7 @@ def _level(table: ScoreTable, parents: dict[Removed, tuple[Removed, ...]], outco
         for row, (removed, extended) in enumerate(parents.items())
     }
     order = sorted(
-        ablations,
-        key=lambda row: (row in outcome.dropped, -ablations[row].num_samples, -ablations[row].score, row),
+        ablations, key=lambda row: (row in outcome.dropped, -ablations[row].num_samples, -ablations[row].score, row)
     )
     return SearchLevel(
         ablations=tuple(ablations[row] for row in order),

@@ -16,8 +16,6 @@ Accuracy lies in [0, 1]. A mean log-probability has no lower bound; so ``referen
 monotone in each sample, and no single hopeless sample decides a mean.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -104,11 +102,6 @@ class Outcome(NamedTuple):
 class Samples:
     """The samples of a search, and the random order in which a level spends them.
 
-    Args:
-        num_samples: Their number.
-        clusters: Cluster (image) of each sample; None makes every sample its own.
-        seed: Seed of the orders.
-
     Attributes:
         order: ``[num_samples]`` sample positions; a place in it is a column of the table.
         is_first: ``[num_samples]`` bool, True at places whose cluster has no sample before.
@@ -145,11 +138,6 @@ class Samples:
 
 class ScoreTable:
     """Scores ``[candidates, samples]``, filled as the race asks for them.
-
-    Args:
-        evaluate: See `lit_depth.functional.search.beam.beam_search`.
-        masks: Bool ``[candidates, num_units]``.
-        samples: Shared by all levels of a search, as is the knowledge which of them are bad.
 
     Attributes:
         evaluations: Pairs (mask, sample) asked for.
@@ -211,12 +199,12 @@ class ScoreTable:
     def proves(self, score: RankBy, better: Sequence[int], worse: Sequence[int], alpha: float) -> NDArray[np.bool_]:
         """Whether rows are proven better than others on samples that both have seen, the first of each cluster.
 
-        Returns:
-            Bool ``[worse, better]``. The probability that an entry whose "worse" has no smaller true mean is ever True,
-            in any round, is at most ``alpha``.
+        Bool ``[worse, better]``. The probability that an entry whose "worse" has no smaller true mean is ever True, in
+        any round, is at most ``alpha``.
         """
         values = self.bounded(score)[:, self.samples.is_first & ~self.samples.bad]
         differences = values[list(better)][None] - values[list(worse)][:, None]
+        # where one of the two was not asked, a difference of 0 leaves the evidence as it is
         evidence = log_evidence(np.where(np.isfinite(differences), differences, 0.0))
         return evidence.max(axis=-1, initial=0.0) >= -math.log(alpha)
 
@@ -226,13 +214,9 @@ class ScoreTable:
         Samples come in random order, without replacement: were a rival to end so far below, the mean difference of
         those that are left would follow from that of those before, and the next one is drawn from what is left.
 
-        Args:
-            rivals: Rows that each is compared with, ``[rows, any number, places]``, each chosen before its sample was
-                seen; -1 where with none.
-
-        Returns:
-            ``[rows, any number]``, the most that there was after any sample: see
-            `lit_depth.functional.statistics.log_evidence`.
+        Gives ``[rows, any number]``: the most that there was after any sample, see
+        `lit_depth.functional.statistics.log_evidence`. The rivals, ``[rows, any number, places]``, were each chosen
+        before its sample was seen; -1 = none.
         """
         places = np.flatnonzero(~self.samples.bad)
         values, opponents = self.bounded(score)[:, places], rivals[..., places]

@@ -7,18 +7,11 @@ from lit_depth.functional.statistics.clusters import Floats, cluster_covariance,
 from lit_depth.functional.statistics.intervals import (
     FamilyRow,
     Interval,
-    macro_intervals,
     mean_intervals,
     paired_comparisons,
-    paired_interval,
     paired_intervals,
 )
-from lit_depth.functional.statistics.paired_tests import (
-    holm,
-    pairwise_sign_flip_tests,
-    sign_flip_test,
-    sign_flip_tests,
-)
+from lit_depth.functional.statistics.paired_tests import holm, pairwise_sign_flip_tests, sign_flip_tests
 from lit_depth.functional.statistics.rank import RankCorrelation, spearman
 from lit_depth.functional.statistics.sequential import confidence_sequence, log_evidence
 
@@ -32,13 +25,10 @@ __all__ = [
     "confidence_sequence",
     "holm",
     "log_evidence",
-    "macro_intervals",
     "mean_intervals",
     "paired_comparisons",
-    "paired_interval",
     "paired_intervals",
     "pairwise_sign_flip_tests",
-    "sign_flip_test",
     "sign_flip_tests",
     "spearman",
 ]

@@ -5,18 +5,16 @@ noisy orders is below that of the orders themselves, the more so the fewer sampl
 correlation that measurements without noise would show.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from lit_depth.functional.statistics import Interval, cluster_covariance, cluster_sums, spearman
+from lit_depth.functional.arguments import check_share
+from lit_depth.functional.statistics import Floats, Interval, cluster_covariance, cluster_sums, spearman
 
-Floats = NDArray[np.float64]
 # dense near +-1, where they are told apart best
 _CORRELATIONS = np.tanh(np.linspace(-4.5, 4.5, 61))
 _NUM_DRAWS = 4000
@@ -89,19 +87,12 @@ def rank_agreement(
     num_blocks = len(sides[0])
     if len(sides[1]) != num_blocks or num_blocks < 4:
         raise ValueError(f"expected the same 4 or more blocks twice, got {num_blocks} and {len(sides[1])}")
-    if not 0 < confidence < 1 or not -1 <= threshold < 1:
-        raise ValueError(f"expected a confidence in (0, 1) and a threshold in [-1, 1), got {confidence}, {threshold}")
-    if not all(np.isfinite(values).all() for values in sides):
-        raise ValueError("expected finite drops, got some that are NaN or infinite")
+    if not -1 <= threshold < 1:
+        raise ValueError(f"expected a threshold in [-1, 1), got {threshold}")
+    check_share(confidence=confidence)
     means = np.stack([values.mean(axis=1) for values in sides])
     observed, p_value = _observed(*means)
-    found = [_noise(each, names) for each, names in zip(sides, (first_clusters, second_clusters))]
-    counts = [count for _, count in found]
-    if min(counts) < 4:
-        raise ValueError(f"expected at least 4 clusters (images) on either side, got {min(counts)}")
-    # variances that are estimated themselves: as for Student's t
-    degrees = min(counts) - 1
-    noise = [covariance * (degrees / max(degrees - 2, 1)) for covariance, _ in found]
+    noise, degrees = _noises(zip(sides, (first_clusters, second_clusters)))
     rng = np.random.default_rng(seed)
     posterior = _Posterior(means, noise, confidence, degrees)
     low, high = posterior.limits(_NUM_DRAWS, rng)
@@ -154,28 +145,34 @@ def rank_agreement_with(
             f"expected scores [num_blocks >= 4] and drops [num_blocks, num_samples], "
             f"got {list(known.shape)} and {list(measured.shape)}"
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
-    if not (np.isfinite(known).all() and np.isfinite(measured).all()):
-        raise ValueError("expected finite scores and drops, got some that are NaN or infinite")
+    check_share(confidence=confidence)
     means = measured.mean(axis=1)
     observed, p_value = _observed(known, means)
-    covariance, count = _noise(measured, clusters)
-    if count < 4:
-        raise ValueError(f"expected at least 4 clusters (images), got {count}")
-    degrees = count - 1
+    noise, degrees = _noises([(measured, clusters)])
     normal = stats.norm.ppf(stats.rankdata(known) / (len(known) + 1))
-    noise = [covariance * (degrees / max(degrees - 2, 1)), _EXACT * np.eye(len(known))]
-    posterior = _Posterior(np.stack([means, normal]), noise, confidence, degrees)
+    posterior = _Posterior(np.stack([means, normal]), [*noise, _EXACT * np.eye(len(known))], confidence, degrees)
     low, high = posterior.limits(_NUM_DRAWS, np.random.default_rng(seed))
     return Interval(observed, low, high), p_value
 
 
 def _observed(first: Floats, second: Floats) -> tuple[float, float]:
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("expected finite scores and drops, got some that are NaN or infinite")
     correlation, p_value = spearman(first, second)
     if correlation.estimate is None or p_value is None:
         raise ValueError("expected values that are not all equal on either side, got one side without any order")
     return correlation.estimate, p_value
+
+
+def _noises(sides: Iterable[tuple[Floats, Sequence[str] | None]]) -> tuple[list[Floats], int]:
+    """Covariance of the means of each side, and the degrees of freedom of the less certain one."""
+    found = [_noise(values, clusters) for values, clusters in sides]
+    fewest = min(count for _, count in found)
+    if fewest < 4:
+        raise ValueError(f"expected at least 4 clusters (images) on either side, got {fewest}")
+    degrees = fewest - 1
+    # variances that are estimated themselves: as for Student's t
+    return [covariance * (degrees / max(degrees - 2, 1)) for covariance, _ in found], degrees
 
 
 def _noise(values: Floats, clusters: Sequence[str] | None) -> tuple[Floats, int]:
@@ -208,6 +205,7 @@ class _Posterior:
     def __init__(self, means: Floats, noise: Sequence[Floats], confidence: float, degrees: int) -> None:
         num_blocks = means.shape[1]
         deviations = means - np.median(means, axis=1, keepdims=True)
+        # noise that all blocks share moves no rank: only what tells them apart counts
         contrasts = np.array([np.trace(c) / num_blocks - c.mean() for c in noise])
         # spread of the bulk of the blocks; a block that stands out must not set the scale of the others
         width = np.maximum(stats.median_abs_deviation(means, axis=1, scale="normal"), np.sqrt(contrasts))

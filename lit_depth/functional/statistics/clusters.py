@@ -48,10 +48,7 @@ class ClusterSums(NamedTuple):
 
 
 def sum_clusters(
-    values: ArrayLike,
-    clusters: Labels | None = None,
-    tasks: Labels | None = None,
-    score_range: ArrayLike | None = None,
+    values: ArrayLike, clusters: Labels | None = None, tasks: Labels | None = None, score_range: ArrayLike | None = None
 ) -> ClusterSums:
     """Check samples and sum them over clusters.
 
@@ -79,6 +76,7 @@ def sum_clusters(
             raise ValueError(f"expected one task per sample ({array.shape[1]}), got {len(tasks)}")
         _, task_of, counts = np.unique(np.asarray(tasks), return_inverse=True, return_counts=True)
         weights = (array.shape[1] / (len(counts) * counts))[task_of]
+        # images of one name in two tasks are two clusters
         own = range(array.shape[1]) if clusters is None else clusters
         names = [f"{task}/{cluster}" for task, cluster in zip(task_of, own)]
     sums, _ = cluster_sums(np.concatenate([array * weights, bounds * weights, weights[None]]), names)

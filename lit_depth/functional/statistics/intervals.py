@@ -8,15 +8,14 @@ others among them is too narrow: it rests on a variance that the sample hardly s
 for what was not seen, which is what `paired_intervals` adds; see ``docs/statistics.md`` for the simulated coverage.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from lit_depth.functional.arguments import check_share
 from lit_depth.functional.statistics.clusters import ClusterSums, Floats, Labels, sum_clusters
 from lit_depth.functional.statistics.paired_tests import flip_clusters, holm
 
@@ -55,22 +54,6 @@ class FamilyRow(NamedTuple):
     simultaneous: Interval
 
 
-def paired_interval(
-    differences: ArrayLike, clusters: Labels | None = None, confidence: float = 0.95, **options: Any
-) -> Interval:
-    """Mean of per-sample differences ``[num_samples]`` with its interval; for all else see :func:`paired_intervals`.
-
-    Example:
-        >>> interval = paired_interval([1.0] * 3 + [0.0] * 253)
-        >>> print(f"{interval.estimate:.4f} [{interval.low:.4f}, {interval.high:.4f}]")
-        0.0117 [-0.0053, 0.0300]
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"expected differences of shape [num_samples], got {list(values.shape)}")
-    return paired_intervals(values[None], clusters, confidence, **options)[0]
-
-
 def paired_intervals(
     differences: ArrayLike,
     clusters: Labels | None = None,
@@ -102,7 +85,7 @@ def paired_intervals(
     sample costs degrees of freedom of Student's t (Satterthwaite 1946, doi:10.2307/3002019). Where no range is known,
     limits are Student's, with s about the mean.
 
-    The test decides about 0: the interval is extended to 0 where :func:`sign_flip_test` of these clusters and this seed
+    The test decides about 0: the interval is extended to 0 where a sign-flip test of these clusters and this seed
     does not reject at the level ``1 - confidence``, and ends at the smallest number beside 0 where it does.
 
     Args:
@@ -126,7 +109,7 @@ def paired_intervals(
     Raises:
         ValueError: On a wrong shape, on values that are not finite or beyond the range, and on fewer than two clusters.
     """
-    _check_confidence(confidence)
+    check_share(confidence=confidence)
     sums = sum_clusters(differences, clusters, tasks, score_range)
     rejected = flip_clusters(sums.values, num_permutations, seed) < 1 - confidence
     return _dual_intervals(sums, confidence, rejected, scale)
@@ -162,7 +145,7 @@ def paired_comparisons(
         p 0.004 [0.010, 0.062], together p 0.008 [0.006, 0.067]
         p 0.031 [0.002, 0.047], together p 0.031 [0.000, 0.052]
     """
-    _check_confidence(confidence)
+    check_share(confidence=confidence)
     sums = sum_clusters(differences, clusters, tasks, score_range)
     rows, alpha = len(sums.values), 1 - confidence
     p_values = flip_clusters(sums.values, max(num_permutations, int(_RESOLUTION * rows / alpha)), seed)
@@ -170,52 +153,6 @@ def paired_comparisons(
     single = _dual_intervals(sums, confidence, p_values < alpha, scale)
     together = _dual_intervals(sums, 1 - alpha / max(rows, 1), adjusted < alpha, scale)
     return [FamilyRow(*row) for row in zip(single, p_values.tolist(), adjusted.tolist(), together)]
-
-
-def macro_intervals(
-    tasks: Sequence[tuple[ArrayLike, Labels | None]],
-    confidence: float = 0.95,
-    *,
-    score_range: float | None = 1.0,
-    scale: float = 1.0,
-    seed: int = 0,
-) -> list[Interval]:
-    """Means of differences over tasks, each task with the same weight however many samples it has.
-
-    The noise within tasks counts, not the differences between them: the tasks are the given ones, not a sample. Tasks
-    count as independent: where they share images, the limits are too narrow.
-
-    Args:
-        tasks: For each task differences ``[num_rows, num_samples of the task]`` and the cluster of each sample.
-        confidence: As for :func:`paired_intervals`, which gives the limits, like the next.
-        score_range: Of all tasks.
-        scale: Where the range is not known.
-        seed: Seed of the random sign patterns.
-
-    Returns:
-        One :class:`Interval` per row.
-
-    Example:
-        >>> easy, hard = np.zeros((1, 4)), np.array([[1.0, 0.0] * 8])
-        >>> print(f"{macro_intervals([(easy, None), (hard, None)])[0].estimate:.2f}")
-        0.25
-    """
-    arrays = [np.asarray(values, dtype=np.float64) for values, _ in tasks]
-    labels = np.repeat(np.arange(len(arrays)), [values.shape[1] for values in arrays])
-    clusters = [
-        str(cluster)
-        for values, (_, names) in zip(arrays, tasks)
-        for cluster in (range(values.shape[1]) if names is None else names)
-    ]
-    return paired_intervals(
-        np.concatenate(arrays, axis=1),
-        clusters,
-        confidence,
-        score_range=score_range,
-        scale=scale,
-        tasks=labels,
-        seed=seed,
-    )
 
 
 def mean_intervals(
@@ -254,18 +191,13 @@ def mean_intervals(
         >>> print(f"[{interval.low:.3f}, {interval.high:.3f}]")  # 0.025 ** (1 / 3) = 0.292
         [0.292, 1.000]
     """
-    _check_confidence(confidence)
+    check_share(confidence=confidence)
     sums = sum_clusters(scores, clusters, tasks, score_range)
     if score_range is None:
         return _intervals(sums.means, *_limits_over_tasks(sums, lambda task: _student_limits(task, confidence, scale)))
     if np.any(np.asarray(scores) < 0):
         raise ValueError(f"expected scores of at least 0, got {float(np.min(scores)):g}")
     return _intervals(sums.means, *_limits_over_tasks(sums, lambda task: _effective_binomial_limits(task, confidence)))
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
 
 
 def _intervals(estimates: Floats, lows: Floats, highs: Floats) -> list[Interval]:
@@ -327,6 +259,7 @@ def _bounded_limits(sums: ClusterSums, confidence: float, rejected: NDArray[np.b
     estimated = (sums.residuals**2).sum(axis=1)
     variances = estimated + unit**2 + _prevailing(sums.values / total) ** 2 + 2 * estimates**2 / (count * (count + 2))
     degrees = np.maximum(count - 1, 1e-3)
+    # where no spread was seen, all variance is added and none estimated: the degrees of freedom are infinite
     with np.errstate(divide="ignore"):
         degrees = degrees * (variances / estimated) ** 2
     margins = _quantile(confidence, degrees) * shrink * np.sqrt(variances)
@@ -343,6 +276,7 @@ def _far_distances(sums: ClusterSums, confidence: float, rejected: NDArray[np.bo
     count = largest.sum(axis=1) / unit
     sizes = np.abs(_prevailing(sums.values / sums.sizes.sum()))
     sizes = np.where(sizes > 0, sizes, unit)
+    # a little below the count: the beta distribution needs parameters above 0
     seen = np.minimum(np.abs(sums.means) / sizes, count * (1 - 1e-12))
     tail = (1 - confidence) * np.where(rejected, _FAR_SHARE, 1.0)
     return sizes * count * stats.beta.ppf(1 - tail, seen + 1, count - seen)

@@ -1,8 +1,7 @@
 """Tests of paired differences: sign flips of whole clusters, McNemar's test, and corrections for testing many rows."""
 
-from __future__ import annotations
-
 import itertools
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -18,21 +17,6 @@ _MAX_LATTICE_POINTS = 2**16
 _MAX_DENOMINATOR = 60
 # what the Fourier transform of a distribution leaves as noise
 _SMALLEST_LATTICE_P = 1e-13
-
-
-def sign_flip_test(
-    differences: ArrayLike, clusters: Labels | None = None, num_permutations: int = 10_000, seed: int = 0
-) -> float:
-    """Two-sided p-value of "the differences are symmetric about zero"; see :func:`sign_flip_tests`.
-
-    Example:
-        >>> round(sign_flip_test([1.0, 1.0, 1.0, 1.0, 1.0]), 6)
-        0.0625
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"expected differences of shape [num_samples], got {list(values.shape)}")
-    return float(sign_flip_tests(values[None], clusters, num_permutations, seed)[0])
 
 
 def sign_flip_tests(
@@ -137,23 +121,25 @@ def _lattice_p_value(sizes: NDArray[np.int64], counts: NDArray[np.int64], observ
 
 def _sampled_p_values(sums: Floats, num_permutations: int, seed: int) -> Floats:
     """Shares of random sign patterns, the same for all rows, whose totals are at least as large as those observed."""
-    num_clusters = sums.shape[1]
     observed = np.abs(sums.sum(axis=1)) - 1e-9 * np.abs(sums).sum(axis=1)
-    generator = np.random.default_rng(seed)
     exceed = np.zeros(len(sums))
-    block = max(1, _MAX_SIGNS_PER_BLOCK // num_clusters)
-    for start in range(0, num_permutations, block):
-        size = (min(block, num_permutations - start), num_clusters)
-        totals = (2.0 * generator.integers(2, size=size, dtype=np.int8) - 1) @ sums.T
+    for totals in _random_totals(sums, num_permutations, seed):
         exceed += (np.abs(totals) >= observed).sum(axis=0)
     return (1 + exceed) / (1 + num_permutations)
 
 
+def _random_totals(sums: Floats, num_permutations: int, seed: int, num_rows: int = 1) -> Iterator[Floats]:
+    """Totals ``[patterns, rows]`` under random sign patterns, a block of these at a time, small enough for memory."""
+    generator = np.random.default_rng(seed)
+    # what is computed of a pattern may be wider than its signs
+    block = max(1, _MAX_SIGNS_PER_BLOCK // max(num_rows, sums.shape[1]))
+    for start in range(0, num_permutations, block):
+        size = (min(block, num_permutations - start), sums.shape[1])
+        yield (2.0 * generator.integers(2, size=size, dtype=np.int8) - 1) @ sums.T
+
+
 def pairwise_sign_flip_tests(
-    values: ArrayLike,
-    clusters: Labels | None = None,
-    num_permutations: int = 10_000,
-    seed: int = 0,
+    values: ArrayLike, clusters: Labels | None = None, num_permutations: int = 10_000, seed: int = 0
 ) -> dict[tuple[int, int], float]:
     """Sign-flip tests of all pairs of rows, p-values corrected for testing all of them together.
 
@@ -189,11 +175,7 @@ def pairwise_sign_flip_tests(
     observed = np.abs(means[first] - means[second]) / spread
     order = np.argsort(-observed)
     exceed = np.zeros(len(pairs))
-    generator = np.random.default_rng(seed)
-    rows = max(1, _MAX_SIGNS_PER_BLOCK // max(len(pairs), sums.shape[1]))
-    for start in range(0, num_permutations, rows):
-        size = (min(rows, num_permutations - start), sums.shape[1])
-        totals = (2.0 * generator.integers(2, size=size, dtype=np.int8) - 1) @ sums.T
+    for totals in _random_totals(sums, num_permutations, seed, len(pairs)):
         statistics = (np.abs(totals[:, first] - totals[:, second]) / spread)[:, order]
         largest = np.maximum.accumulate(statistics[:, ::-1], axis=1)[:, ::-1]
         exceed += (largest >= observed[order] - 1e-9).sum(axis=0)

@@ -1,7 +1,5 @@
 """Rank correlation with an interval, where one can be estimated."""
 
-from __future__ import annotations
-
 import itertools
 from typing import NamedTuple
 

@@ -1,10 +1,9 @@
 """Evidence that may be looked at after every sample: confidence sequences and betting."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lit_depth.functional.arguments import check_share
 from lit_depth.functional.statistics.clusters import Floats
 
 
@@ -42,8 +41,7 @@ def confidence_sequence(
         raise ValueError(f"expected values of shape [n], got {list(observed.shape)}")
     if not np.all((observed >= low) & (observed <= high)):  # false for NaN too
         raise ValueError(f"expected finite values in [{low}, {high}]")
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
+    check_share(confidence=confidence)
     scaled = (observed - low) / (high - low)
     bets = _predictable_bets(scaled, 1 - confidence)
     means = np.linspace(0, 1, resolution + 1)

@@ -1,7 +1,5 @@
 """What the last query of every block's attention sees: noted by a stand-in for transformers' attention function."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial

@@ -109,16 +109,8 @@ def token_masking(
         (36, ['Full', 'Attn', 'Head_0', 'Head_1'])
     """
     stop = _end_tokens(model, after_end, end_tokens)
-    effects, ids, next_id = _measure(model, inputs, num_output_tokens, blocks, _hide_each, stop)
-    frames = []
-    for effect in effects:
-        num_tokens, num_variants = effect.distances.shape[:2]
-        tokens = {
-            "token_id": np.repeat(ids[:num_tokens], num_variants),
-            "token_position": np.repeat(np.arange(num_tokens), num_variants),
-        }
-        frames.append(_frame(effect, tokens))
-    return _joined(frames, inputs, ids, next_id)
+    measured = _measure(model, inputs, num_output_tokens, blocks, _hide_each, stop)
+    return _table(measured, inputs, lambda ids: {"token_id": ids, "token_position": np.arange(len(ids))})
 
 
 @checked
@@ -135,13 +127,9 @@ def span_masking(
     """Like `token_masking`, but hide all tokens of a span together: the image as a whole, the question as a whole.
 
     Args:
-        model: See `token_masking`.
-        inputs: See `token_masking`.
+        model: This and all others not named here: see `token_masking`.
         spans: Name of each span -> its positions in the prompt; spans may overlap.
         num_output_tokens: See `token_masking`. Generated tokens belong to no span.
-        after_end: See `token_masking`.
-        end_tokens: See `token_masking`.
-        blocks: See `token_masking`.
 
     Returns:
         One row per generation step, block, span and variant, in this order, with the columns ``generation_step``,
@@ -169,16 +157,9 @@ def span_masking(
         return torch.stack([_mix(rest, values) for rest in hidden])
 
     stop = _end_tokens(model, after_end, end_tokens)
-    effects, ids, next_id = _measure(model, inputs, num_output_tokens, blocks, hide, stop)
-    frames = []
-    for effect in effects:
-        num_variants = effect.distances.shape[1]
-        columns = {
-            "span": np.repeat(np.array(list(spans), dtype=object), num_variants),
-            "num_tokens": np.repeat([len(span) for span in positions], num_variants),
-        }
-        frames.append(_frame(effect, columns))
-    return _joined(frames, inputs, ids, next_id)
+    measured = _measure(model, inputs, num_output_tokens, blocks, hide, stop)
+    names, sizes = np.array(list(spans), dtype=object), [len(span) for span in positions]
+    return _table(measured, inputs, lambda _: {"span": names, "num_tokens": sizes})
 
 
 class _Effect(NamedTuple):
@@ -189,30 +170,39 @@ class _Effect(NamedTuple):
     distances: Tensor
 
 
-def _frame(effect: _Effect, hidden: dict[str, np.ndarray]) -> pd.DataFrame:
+class _Measured(NamedTuple):
+    """Effects of every step and block, the prompt with the tokens generated behind it, and the one that follows."""
+
+    effects: list[_Effect]
+    ids: list[int]
+    next_id: int | None
+
+
+def _table(
+    measured: _Measured, inputs: Mapping[str, Any], hidden: Callable[[list[int]], dict[str, Any]]
+) -> pd.DataFrame:
+    """One row per effect, hidden set and variant; ``hidden`` describes the sets of a step, given its tokens."""
     import pandas as pd
 
-    distances = effect.distances.float().cpu().numpy()
-    num_sets, num_variants = distances.shape[:2]
-    variants = np.array(["Full", "Attn", *(f"Head_{head}" for head in range(num_variants - 2))], dtype=object)
-    return pd.DataFrame(
-        {
+    frames = []
+    for effect in measured.effects:
+        distances = effect.distances.float().cpu().numpy()
+        num_sets, num_variants = distances.shape[:2]
+        # the hidden sets are the tokens of this step, or spans of them
+        described = hidden(measured.ids[:num_sets])
+        variants = np.array(["Full", "Attn", *(f"Head_{head}" for head in range(num_variants - 2))], dtype=object)
+        columns = {
             "generation_step": effect.generation_step,
             "layer": effect.block_idx,
-            **hidden,
+            **{name: np.repeat(values, num_variants) for name, values in described.items()},
             "variant": np.tile(variants, num_sets),
             "l2_distance": distances[..., 0].ravel(),
             "cosine_distance": distances[..., 1].ravel(),
         }
-    )
-
-
-def _joined(frames: list[pd.DataFrame], inputs: Mapping[str, Any], ids: list[int], next_id: int | None) -> pd.DataFrame:
-    import pandas as pd
-
+        frames.append(pd.DataFrame(columns))
     frame = pd.concat(frames, ignore_index=True)
-    frame.attrs["generated_ids"] = ids[inputs["input_ids"].shape[1] :]
-    frame.attrs["next_id"] = next_id
+    frame.attrs["generated_ids"] = measured.ids[inputs["input_ids"].shape[1] :]
+    frame.attrs["next_id"] = measured.next_id
     return frame
 
 
@@ -232,13 +222,12 @@ def _end_tokens(model: nn.Module, after_end: bool, given: Sequence[int] | None) 
 @torch.no_grad()
 def _measure(
     model: nn.Module, inputs: Mapping[str, Any], num_output_tokens: int, path: str | None, hide: Hide, stop: list[int]
-) -> tuple[list[_Effect], list[int], int | None]:
-    """Effects for every step and block, the prompt with the tokens generated behind it, and the one that follows."""
+) -> _Measured:
     blocks = find_blocks(model, path)
     config = getattr(find_decoder(model, blocks), "config", None)
     current = _check_inputs(model, inputs, num_output_tokens, config)
 
-    def measure(prompt: PreparedPrompt | None) -> tuple[list[_Effect], list[int], int | None]:
+    def measure(prompt: PreparedPrompt | None) -> _Measured:
         effects: list[_Effect] = []
         ids, token, decoded = current["input_ids"], None, None
         forward: Callable[[], Any]
@@ -267,7 +256,7 @@ def _measure(
                     break
                 prompt = prompt.extended(token[:, None], decoded)
                 ids = prompt.ids
-        return effects, ids[0].tolist(), None if token is None else int(token)
+        return _Measured(effects, ids[0].tolist(), None if token is None else int(token))
 
     if callable(getattr(model, "generate", None)):
         return inside_generate(model, current, greedy_options(num_output_tokens, stop, pad=0), measure)

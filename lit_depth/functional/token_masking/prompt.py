@@ -38,9 +38,7 @@ def run_token_masking(
     Args:
         model: A Hugging Face decoder (text or vision-language) in evaluation mode.
         processor: Its processor, or its tokenizer.
-        prompt: See `encode_prompt`.
-        image: See `encode_prompt`.
-        raw: See `encode_prompt`.
+        prompt: For this, ``image`` and ``raw`` see `encode_prompt`.
         num_output_tokens: 1 analyses the prompt; N analyses it again after each of the first N - 1 tokens that the
             model generates.
         after_end: Go on after an end token (of the model's generation_config, or the tokenizer's).
@@ -73,15 +71,9 @@ def run_token_masking(
 def encode_prompt(processor: Any, prompt: str, image: Any = None, *, raw: bool = False) -> dict[str, Tensor]:
     """The model's inputs for one prompt.
 
-    Args:
-        processor: A processor, or the tokenizer of a text model. Special tokens in the prompt's text count as such.
-        prompt: The text. Some processors wrap it, such as `` User: {prompt} Assistant:``.
-        image: One image as the processor takes it, such as a PIL image; None for text alone.
-        raw: The prompt is complete as it is: no wrapping (a processor that wraps has ``encode_raw`` beside its call),
-            and no second start token where it begins with one.
-
-    Returns:
-        ``input_ids`` and ``attention_mask`` ``[1, seq]``, and whatever tensors the processor adds for the image.
+    Special tokens in the prompt's text count as such. Some processors wrap it, such as `` User: {prompt} Assistant:``;
+    one that is ``raw`` is complete as it is: no wrapping (a processor that wraps has ``encode_raw`` beside its call),
+    and no second start token. Gives ``input_ids`` and ``attention_mask`` ``[1, seq]``, and the image's tensors.
 
     Raises:
         ValueError: If the prompt is empty or blank, or an image is given to a tokenizer.
@@ -121,15 +113,13 @@ def start_token(processor: Any) -> int | None:
     return getattr(_tokenizer(processor), "bos_token_id", None) if own is None else own
 
 
-def token_text(processor: Any, token_id: int) -> str:
-    """A token as text; a special token is its name, and half of a character is shown as ``\\ufffd``."""
-    return _tokenizer(processor).decode([int(token_id)])
-
-
 @checked
 def name_tokens(frame: pd.DataFrame, processor: Any) -> pd.DataFrame:
-    """Put ``token_masked``, a text, in place of ``token_id``; ``attrs["generated_text"]`` is what was generated."""
-    texts = {token_id: token_text(processor, token_id) for token_id in frame["token_id"].unique()}
+    """Put ``token_masked``, a text, in place of ``token_id``; ``attrs["generated_text"]`` is what was generated.
+
+    A special token is its name, and half of a character is shown as ``\\ufffd``.
+    """
+    texts = {token_id: _tokenizer(processor).decode([int(token_id)]) for token_id in frame["token_id"].unique()}
     named = frame.rename(columns={"token_id": "token_masked"})
     named["token_masked"] = frame["token_id"].map(texts).astype(object)
     generated, following = frame.attrs["generated_ids"], frame.attrs["next_id"]
@@ -147,10 +137,7 @@ def token_kinds(processor: Any, token_ids: Iterable[int], config: Any = None) ->
     ``vision`` is every token that an image puts into the prompt, border and column tokens included. The start token is
     a kind of its own because many heads rest on it, whatever the prompt says.
 
-    Args:
-        processor: Processor or tokenizer.
-        token_ids: The prompt's tokens.
-        config: The model's configuration, which names the image token of some models.
+    The model's configuration names the image token of some models.
 
     Example:
         >>> from lit_depth import load_bundled
@@ -181,13 +168,8 @@ def row_inputs(batch: Mapping[str, Any], row: int) -> dict[str, Tensor]:
     Families whose image inputs count positions of the padded row have a ``row_inputs`` of their own, see
     `lit_depth.models.prompting.Prompter`.
 
-    Args:
-        batch: Inputs of a model with a batch axis in front; other entries are left out. ``attention_mask`` is 0 at the
-            padding, on whichever side.
-        row: Which one.
-
-    Returns:
-        The inputs of this row, with a batch axis of 1.
+    The batch axis stays, of length 1. ``attention_mask`` is 0 at the padding, on whichever side; entries without that
+    axis are left out.
 
     Raises:
         ValueError: If there are no ``input_ids`` ``[batch, seq]``, the attention mask has another shape, or an image

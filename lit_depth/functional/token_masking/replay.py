@@ -5,8 +5,6 @@ position, one row per set of head outputs. Nothing is assumed about where a bloc
 `check_rebuilt` refuses one whose unmasked row does not come out as in the real forward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -57,8 +55,7 @@ def replay(
 ) -> tuple[Tensor, Tensor]:
     """Run the block at the final position with given head outputs ``[rows, heads, head_dim]``.
 
-    Returns:
-        The attention module's output and the residual update, ``[rows, hidden]`` each.
+    Gives the attention module's output and the residual update, ``[rows, hidden]`` each.
     """
     if call.hidden.ndim != 3:
         raise ValueError(f"expected hidden states [1, seq, hidden], but those of {name} are {list(call.hidden.shape)}")

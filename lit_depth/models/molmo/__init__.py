@@ -1,6 +1,14 @@
 """Molmo as a composition of transformers' own parts, registered with the Auto classes."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor
@@ -14,7 +22,10 @@ AutoConfig.register("molmo", MolmoConfig, exist_ok=True)
 # one class for both of transformers' backends: it needs neither torchvision nor a fallback warning
 _BACKENDS: dict[str, type] = {"pil": MolmoImageProcessor, "torchvision": MolmoImageProcessor}
 AutoImageProcessor.register(MolmoConfig, image_processor_classes=_BACKENDS, exist_ok=True)
-AutoModelForImageTextToText.register(MolmoConfig, MolmoForConditionalGeneration, exist_ok=True)
+AutoModel.register(MolmoConfig, MolmoModel, exist_ok=True)
+# the model card of the release loads it as a causal language model
+for _auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    _auto.register(MolmoConfig, MolmoForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(MolmoConfig, MolmoProcessor, exist_ok=True)
 
 __all__ = [

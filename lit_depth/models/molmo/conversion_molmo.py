@@ -123,15 +123,15 @@ def _dense(attention_norm: str, mlp_norm: str) -> Conversions:
     ]
 
 
+HEAD: Conversions = [WeightRenaming(DENSE_HEAD, r"^lm_head\.weight")]
 MOLMO: Conversions = [
-    WeightRenaming(r"^model\.transformer\.ln_f", r"^model\.language_model\.norm"),
-    WeightRenaming(r"^model\.transformer\.blocks", r"^model\.language_model\.layers"),
-    WeightRenaming(DENSE_HEAD, r"^lm_head\.weight"),
-    WeightRenaming(r"^model\.vision_backbone\.image_vit", r"^model\.vision_tower"),
-    WeightRenaming(r"^model\.vision_backbone", r"^model\.connector"),
+    WeightRenaming(r"^transformer\.ln_f", r"^language_model\.norm"),
+    WeightRenaming(r"^transformer\.blocks", r"^language_model\.layers"),
+    WeightRenaming(r"^vision_backbone\.image_vit", r"^vision_tower"),
+    WeightRenaming(r"^vision_backbone", r"^connector"),
     WeightConverter(
-        [r"^model\.transformer\.wte\.embedding", r"^model\.transformer\.wte\.new_embedding"],
-        r"^model\.language_model\.embed_tokens\.weight",
+        [r"^transformer\.wte\.embedding", r"^transformer\.wte\.new_embedding"],
+        r"^language_model\.embed_tokens\.weight",
         operations=[JoinVocabulary()],
     ),
 ]
@@ -175,11 +175,15 @@ VISION: Conversions = [
 def register_conversions() -> None:
     """Make ``from_pretrained`` and ``save_pretrained`` speak the released names for Molmo's classes."""
     declarations = {
-        "MolmoForConditionalGeneration": MOLMO,
+        "MolmoForConditionalGeneration": HEAD,
+        "MolmoModel": MOLMO,
         "MolmoOlmoeModel": OLMOE,
         "MolmoQwen2Model": QWEN2,
         "MolmoOlmo2Model": OLMO2,
         "MolmoVisionModel": VISION,
     }
+    for each in MOLMO:
+        # transformers scopes what is inside another model; alone, the model finds its own prefix in released names
+        each.scope_prefix, each.base_model_prefix = "", "model"
     for class_name, declaration in declarations.items():
         register_checkpoint_conversion_mapping(class_name, declaration, overwrite=True)

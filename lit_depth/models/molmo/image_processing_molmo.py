@@ -4,11 +4,9 @@ Shape legend: T crops of one image (the overview comes first), N patches per cro
 vision features per crop. Margins, windows and crops are counted in patches unless a name ends in `_px`.
 """
 
-from __future__ import annotations
-
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,12 +15,18 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, load_image
 from transformers.processing_utils import ImagesKwargs
 
 from lit_depth.functional.arguments import checked
 from lit_depth.models.molmo.tiling_molmo import ImageLayout, fit_within, image_layout, select_tiling
 
+# what a call can change for itself: the arguments of `MolmoImageProcessor`, and what is no setting
+_SETTINGS = (
+    "base_image_input_size", "image_patch_size", "overlap_margins", "max_crops", "image_token_length_h",
+    "image_token_length_w", "image_padding_mask", "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
+_OF_A_CALL = ("apply_exif", "return_tensors")
 MISSING_CROP = -1
 """Fills `images`, `image_masks` and `image_input_idx` of crops that a row does not have."""
 
@@ -32,12 +36,18 @@ def rgb_pixels(image: Any, apply_exif: bool = True) -> Tensor:
 
     Args:
         image: PIL image of any mode, numpy uint8 `[height, width, channels]` or torch uint8
-            `[channels, height, width]` with 1, 3 or 4 channels.
+            `[channels, height, width]` with 1, 3 or 4 channels; or a file's path or an address, which transformers
+            reads, upright.
         apply_exif: Rotate and flip a PIL image as its EXIF orientation says.
 
     Raises:
         ValueError: For any other type, data type or shape, and for an image without pixels.
     """
+    if isinstance(image, str):
+        try:
+            image = load_image(image)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"expected a picture's path or address, got {image[:200]!r}: {error}") from error
     if isinstance(image, Image.Image):
         upright = image.convert("RGB")
         if apply_exif:
@@ -63,8 +73,20 @@ def rgb_pixels(image: Any, apply_exif: bool = True) -> Tensor:
     return pixels[:3].expand(3, -1, -1)
 
 
+def images_of_row(entry: Any) -> list[Any]:
+    """The images of one row, given as an image, a list of images, or None for none.
+
+    >>> images_of_row(None), images_of_row("image"), images_of_row(("image", "image"))
+    ([], ['image'], ['image', 'image'])
+    """
+    return [] if entry is None else list(entry) if isinstance(entry, (list, tuple)) else [entry]
+
+
 class MolmoImagesKwargs(ImagesKwargs, total=False):
-    """Fields of a released `preprocessor_config.json`; `from_pretrained` takes each as an override."""
+    """Fields of a released `preprocessor_config.json`; `from_pretrained` and a call take each as an override, a call
+    also whether to turn PIL images upright."""
+
+    apply_exif: bool
 
     base_image_input_size: int | list[int]
     image_patch_size: int
@@ -199,51 +221,78 @@ class MolmoImageProcessor(BaseImageProcessor):
         """Tokens that an image of this size in pixels adds to the prompt, column and border tokens included."""
         return len(self.layout(height, width).token_kinds)
 
-    def preprocess(self, images: Any, apply_exif: bool = True, **kwargs: Any) -> BatchFeature:
+    def with_settings(self, changes: Mapping[str, Any]) -> Self:
+        """This processor, or where settings are to differ a copy with those; what a call says besides is left out.
+
+        Args:
+            changes: Arguments of the constructor and of `preprocess`; None = as it is.
+
+        Raises:
+            ValueError: If one is neither, or sizes do not fit together.
+        """
+        changes = {name: value for name, value in changes.items() if value is not None and name not in _OF_A_CALL}
+        current = {name: getattr(self, name) for name in _SETTINGS}
+        if unknown := sorted(changes.keys() - current.keys()):
+            raise ValueError(f"expected image settings among {', '.join(current)}, got {', '.join(unknown)}")
+        return self if changes.items() <= current.items() else type(self)(**{**current, **changes})
+
+    def preprocess(
+        self, images: Any, apply_exif: bool = True, return_tensors: str | None = "pt", **settings: Any
+    ) -> BatchFeature:
         """Crop a batch of images.
 
         Args:
-            images: One image or a list of them (see `rgb_pixels`); None stands for a row without an image.
+            images: One image or a list with one entry for each row: an image (see `rgb_pixels`), a list of images, or
+                None for a row without.
             apply_exif: Rotate and flip PIL images as their EXIF orientation says.
-            kwargs: Only `return_tensors="pt"`; settings are fixed at construction.
+            return_tensors: "pt"; "np" or None give numpy arrays.
+            settings: Arguments of the constructor, for this call alone.
 
         Returns:
             `images` float32 `[batch, T, N, P * P * 3]`, patches row by row and pixels in (height, width, channel)
             order; `image_masks` float32 `[batch, T, N]`, the share of each patch that is image, not letterbox;
-            `image_input_idx` long `[batch, T, M]`, positions counted from the image's first token. Crops that a row
-            lacks hold -1, features in the overlap -100.
+            `image_input_idx` long `[batch, T, M]`, positions counted from the first image token of the row. Crops that
+            a row lacks hold -1, features in the overlap -100. Several images of a row follow one another, and so do
+            their tokens.
 
-            `image_masks` keeps a quirk of the release, because its weights were trained with it: the masks of the
-            crops come first and a row of -1 (for the overview, which is crop 0) comes last.
+            `image_masks` keeps a quirk of the release, because its weights were trained with it: the masks of an
+            image's crops come first and a row of -1 (for its overview, which is crop 0) comes last.
 
         Raises:
             ValueError: If there is no image at all or one cannot be read as RGB.
         """
-        unknown = set(kwargs) - {"return_tensors"}
-        if unknown or kwargs.get("return_tensors", "pt") not in ("pt", None):
-            raise ValueError(f"expected no arguments besides apply_exif and return_tensors='pt', got {kwargs}")
+        if return_tensors not in ("pt", "np", None):
+            raise ValueError(f"expected return_tensors 'pt', 'np' or None, got {return_tensors!r}")
+        processor = self.with_settings(settings)
         rows = images if isinstance(images, (list, tuple)) else [images]
-        pixels = [None if image is None else rgb_pixels(image, apply_exif) for image in rows]
-        if all(image is None for image in pixels):
+        pixels = [[rgb_pixels(image, apply_exif) for image in images_of_row(row)] for row in rows]
+        if not any(pixels):
             raise ValueError(f"expected at least one image, got {len(pixels)} rows without any")
-        layouts = [None if image is None else self.layout(*image.shape[1:]) for image in pixels]
-        num_crops = max(len(layout.image_input_idx) for layout in layouts if layout is not None)
+        data = processor._crops(pixels)
+        return BatchFeature(data if return_tensors == "pt" else {name: each.numpy() for name, each in data.items()})
 
+    def _crops(self, pixels: list[list[Tensor]]) -> dict[str, Tensor]:
+        """What `preprocess` returns, of rows of images given as uint8 `[3, H, W]`."""
+        layouts = [[self.layout(*image.shape[1:]) for image in row] for row in pixels]
+        num_crops = max(sum(len(layout.image_input_idx) for layout in row) for row in layouts)
         num_patches, num_features = self.crop_patches**2, self.image_token_length_h * self.image_token_length_w
         data = {
-            "images": torch.empty(len(rows), num_crops, num_patches, self.image_patch_size**2 * 3),
-            "image_masks": torch.full((len(rows), num_crops, num_patches), float(MISSING_CROP)),
-            "image_input_idx": torch.full((len(rows), num_crops, num_features), MISSING_CROP),
+            "images": torch.empty(len(pixels), num_crops, num_patches, self.image_patch_size**2 * 3),
+            "image_masks": torch.full((len(pixels), num_crops, num_patches), float(MISSING_CROP)),
+            "image_input_idx": torch.full((len(pixels), num_crops, num_features), MISSING_CROP),
         }
-        for row, (image, layout) in enumerate(zip(pixels, layouts)):
-            used = 0 if layout is None else len(layout.image_input_idx)
-            data["images"][row, used:] = MISSING_CROP
-            if image is not None and layout is not None:
-                data["image_input_idx"][row, :used] = layout.image_input_idx
-                self._write_crops(image, data["images"][row, :used], data["image_masks"][row, : used - 1])
+        for row, images in enumerate(pixels):
+            crop = token = 0
+            for image, layout in zip(images, layouts[row]):
+                index = layout.image_input_idx
+                stop = crop + len(index)
+                data["image_input_idx"][row, crop:stop] = torch.where(index >= 0, index + token, index)
+                self._write_crops(image, data["images"][row, crop:stop], data["image_masks"][row, crop : stop - 1])
+                crop, token = stop, token + len(layout.token_kinds)
+            data["images"][row, crop:] = MISSING_CROP
         if not self.image_padding_mask:
             del data["image_masks"]
-        return BatchFeature(data)
+        return data
 
     def _write_crops(self, pixels: Tensor, images: Tensor, masks: Tensor) -> None:
         """Fill `images` `[T, N, P * P * 3]` and `masks` `[T - 1, N]` of one image given as uint8 `[3, H, W]`."""

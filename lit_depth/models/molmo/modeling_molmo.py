@@ -10,7 +10,7 @@ SwiGLU projects to the text width, and the result is *added* to the embeddings o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,26 +19,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, CLIPVisionConfig, GenerationMixin, Olmo2Model, OlmoeModel, PreTrainedModel, Qwen2Model
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MultimodalCausalLMOutputWithPast,
+    MultimodalMoeBaseModelOutputWithPast,
+)
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPPreTrainedModel, CLIPVisionEmbeddings
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.conversion_molmo import DENSE_HEAD, register_conversions
 from lit_depth.models.molmo.prompting_molmo import MolmoPrompter
 from lit_depth.models.molmo.vision_tokens_molmo import count_vision_tokens
 
-
-@dataclass
-class MolmoModelOutput(BaseModelOutputWithPast):
-    """Outputs of `MolmoModel`: those of `MolmoOutput`, without the head's."""
-
-    router_logits: tuple[Tensor, ...] | None = None
-    image_hidden_states: Tensor | None = None
+# as transformers names it of all its models
+_old_cache_name = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
 
 
 @dataclass
-class MolmoOutput(CausalLMOutputWithPast):
+class MolmoOutput(MultimodalCausalLMOutputWithPast):
     """Outputs of `MolmoForConditionalGeneration`; what was not asked for is None.
 
     Attributes:
@@ -49,12 +50,11 @@ class MolmoOutput(CausalLMOutputWithPast):
         hidden_states: One ``[B, S, D]`` before each block, and the last after the final norm.
         attentions: One ``[B, heads, S, S]`` per block that ran (eager attention only).
         router_logits: One ``[B * S, experts]`` per block that ran (mixture of experts only).
-        image_hidden_states: Projected image features ``[B, T, M, D]``.
+        image_outputs: What `MolmoModel.get_image_features` returned; None where no image was looked at.
     """
 
     last_hidden_state: Tensor | None = None
     router_logits: tuple[Tensor, ...] | None = None
-    image_hidden_states: Tensor | None = None
 
 
 class MolmoVisionModel(CLIPPreTrainedModel):
@@ -76,14 +76,18 @@ class MolmoVisionModel(CLIPPreTrainedModel):
         self.encoder = CLIPEncoder(config)  # type: ignore[arg-type]  # annotated as the config around this one
         self.post_init()
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Features of every patch.
 
         Args:
             pixel_values: ``[crops, 3, height, width]``, normalised.
+            **kwargs: ``output_hidden_states``, ``output_attentions``, ``return_dict``.
 
         Returns:
-            ``[crops, N, V * len(used_blocks)]``, without the class token.
+            ``last_hidden_state`` ``[crops, 1 + N, V]`` of the deepest used block, the class token first, and
+            ``pooler_output`` ``[crops, N, V * len(used_blocks)]`` without it.
         """
         hidden = self.pre_layrnorm(self.embeddings(pixel_values))
         outputs = {}
@@ -91,7 +95,8 @@ class MolmoVisionModel(CLIPPreTrainedModel):
             hidden = block(hidden, attention_mask=None)
             if index in self.used_blocks:
                 outputs[index] = hidden[:, 1:]
-        return torch.cat([outputs[index] for index in self.used_blocks], dim=-1)
+        features = torch.cat([outputs[index] for index in self.used_blocks], dim=-1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=features)
 
 
 class MolmoPooling(nn.Module):
@@ -200,6 +205,13 @@ class MolmoOlmo2Model(_MolmoTextModel, Olmo2Model):
 TEXT_MODELS: dict[str, Any] = {"olmoe": MolmoOlmoeModel, "qwen2": MolmoQwen2Model, "olmo2": MolmoOlmo2Model}
 
 
+class _HasExperts:
+    """Whether experts can be switched: of a model, whether it has any; of a class, whether its models may."""
+
+    def __get__(self, model: PreTrainedModel | None, owner: type) -> Callable[[], bool]:
+        return lambda: model is None or model.config.text_config.model_type == "olmoe"
+
+
 class MolmoPreTrainedModel(PreTrainedModel):
     config_class = MolmoConfig
     base_model_prefix = "model"
@@ -211,10 +223,7 @@ class MolmoPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        return True
+    _can_set_experts_implementation = _HasExperts()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -241,16 +250,27 @@ class MolmoModel(MolmoPreTrainedModel):
         self.language_model = TEXT_MODELS[config.text_config.model_type](config.text_config)
         self.post_init()
 
-    def get_image_features(self, images: Tensor, image_masks: Tensor | None = None) -> Tensor:
+    @merge_with_config_defaults
+    @can_return_tuple
+    def get_image_features(
+        self,
+        images: Tensor,
+        image_masks: Tensor | None = None,
+        image_input_idx: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
         """Image features in the text model's space.
 
         Args:
             images: ``[B, T, N, P * P * 3]``, patches in row-major order, pixels in (row, column, channel) order;
                 a missing crop is filled with -1.
             image_masks: ``[B, T, N]`` share of each patch that is image, or None.
+            image_input_idx: Taken so that a processor's image inputs can be given whole; features do not depend on it.
+            **kwargs: ``output_hidden_states``, ``output_attentions``, ``return_dict``.
 
         Returns:
-            ``[B, T, M, D]``.
+            ``pooler_output`` ``[B, T * M, D]``, crop by crop; the vision tower's ``last_hidden_state``
+            ``[B * T, 1 + N, V]``, and its ``hidden_states`` and ``attentions`` where asked for.
 
         Raises:
             ValueError: If the images do not have the geometry of this model.
@@ -269,86 +289,89 @@ class MolmoModel(MolmoPreTrainedModel):
         present = (flat != -1).flatten(1).any(dim=1)
         pixels = flat.view(-1, rows, columns, vision.patch_size, vision.patch_size, 3)
         pixels = pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-        features = self.vision_tower(pixels) * present.view(-1, 1, 1)
-        return self.connector(features.unflatten(0, (batch, crops)), image_masks)
+        outputs = self.vision_tower(pixels, return_dict=True, **kwargs)
+        features = (outputs.pooler_output * present.view(-1, 1, 1)).unflatten(0, (batch, crops))
+        outputs.pooler_output = self.connector(features, image_masks).flatten(1, 2)
+        return outputs
 
     def embed(
         self,
-        input_ids: Tensor,
+        inputs: Tensor,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
         num_cached: int = 0,
-    ) -> tuple[Tensor, Tensor | None]:
+        **kwargs: Any,
+    ) -> tuple[Tensor, BaseModelOutputWithPooling | None]:
         """Input embeddings with the image features added at their positions.
 
         Args:
-            input_ids: ``[B, S]``.
+            inputs: Tokens ``[B, S]``, or their embeddings ``[B, S, D]``.
             images: ``[B, T, N, P * P * 3]`` or None.
             image_masks: ``[B, T, N]`` or None.
             image_input_idx: ``[B, T, M]`` position of each image token in its own row, counted from the beginning of
                 the sequence; negative = unused.
-            num_cached: Tokens of the sequence before ``input_ids``: image tokens among them have been seen.
+            num_cached: Tokens of the sequence before ``inputs``: image tokens among them have been seen.
+            **kwargs: Passed to `get_image_features`.
 
         Returns:
-            Embeddings ``[B, S, D]`` and image features ``[B, T, M, D]``, or None where no image token is new.
+            Embeddings ``[B, S, D]`` and what `get_image_features` gave, or None where no image token is new.
 
         Raises:
             ValueError: If the images do not fit the model or their positions, or a position lies behind the sequence.
         """
-        embeddings = self.language_model.embed_tokens(input_ids)
+        embeddings = inputs if inputs.is_floating_point() else self.language_model.embed_tokens(inputs)
         if images is None:
             return embeddings, None
         if image_input_idx is None:
             raise ValueError("images were given without image_input_idx (the position of every image token)")
-        length = num_cached + input_ids.shape[1]
+        length = num_cached + inputs.shape[1]
         if (image_input_idx >= length).any():
             raise ValueError(
                 f"image_input_idx must lie below {length}, the length of the sequence"
-                + (f" ({num_cached} cached tokens and {input_ids.shape[1]} new ones)" if num_cached else "")
+                + (f" ({num_cached} cached tokens and {inputs.shape[1]} new ones)" if num_cached else "")
                 + f", got {int(image_input_idx.max())}"
             )
         if not (image_input_idx >= num_cached).any():
             return embeddings, None
-        features = self.get_image_features(images, image_masks)
-        if features.shape[:3] != image_input_idx.shape:
+        outputs = self.get_image_features(images, image_masks, return_dict=True, **kwargs)
+        features = outputs.pooler_output
+        expected = [*images.shape[:2], features.shape[1] // images.shape[1]]
+        if list(image_input_idx.shape) != expected:
             raise ValueError(
-                f"image_input_idx must have shape {list(features.shape[:3])} (batch, crops, tokens of a crop), "
+                f"image_input_idx must have shape {expected} (batch, crops, tokens of a crop), "
                 f"got {list(image_input_idx.shape)}"
             )
-        row, crop, token = ((image_input_idx >= 0) & (image_input_idx >= num_cached)).nonzero(as_tuple=True)
-        position = image_input_idx[row, crop, token] - num_cached
-        values = features[row, crop, token].to(embeddings.dtype)
-        return embeddings.index_put((row, position), values, accumulate=True), features
+        index = image_input_idx.flatten(1)
+        row, token = ((index >= 0) & (index >= num_cached)).nonzero(as_tuple=True)
+        if not inputs.is_floating_point():
+            _check_padded_together(inputs, row, index[row, token] - num_cached)
+        values = features[row, token].to(embeddings.dtype)
+        return embeddings.index_put((row, index[row, token] - num_cached), values, accumulate=True), outputs
 
     @can_return_tuple
+    @_old_cache_name
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
         image_input_idx: Tensor | None = None,
         use_cache: bool | None = None,
-        cache: Cache | None = None,
         **kwargs: Any,
-    ) -> MolmoModelOutput:
+    ) -> MultimodalMoeBaseModelOutputWithPast:
         """Hidden states ``[B, S, D]``; arguments as in `MolmoForConditionalGeneration.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if cache is not None and past_key_values is not None:
-            raise ValueError("give the cache once, as cache or under its old name past_key_values")
-        cache = past_key_values if cache is None else cache
-        features = None
-        if inputs_embeds is None:
-            assert input_ids is not None
-            num_cached = 0 if cache is None or images is None else int(cache.get_seq_length())
-            inputs_embeds, features = self.embed(input_ids, images, image_masks, image_input_idx, num_cached)
-        elif images is not None:
-            raise ValueError("images need input_ids; with inputs_embeds, add the image features yourself (see embed)")
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        assert inputs is not None
+        num_cached = 0 if cache is None or images is None else int(cache.get_seq_length())
+        recorded = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+        inputs_embeds, image_outputs = self.embed(inputs, images, image_masks, image_input_idx, num_cached, **recorded)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         outputs = self.language_model(
@@ -360,7 +383,34 @@ class MolmoModel(MolmoPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        return MolmoModelOutput(**outputs, image_hidden_states=features)
+        return MultimodalMoeBaseModelOutputWithPast(**outputs, image_outputs=image_outputs)
+
+
+def own_conversions(model: PreTrainedModel, **options: Any) -> list[Any]:
+    """Conversions between a model's names and the released ones: of those declared, the ones of its own family."""
+    dense = model.config.text_config.model_type != "olmoe"
+    declared = get_model_conversion_mapping(model, **{"add_legacy": False, **options})
+    # only one family's name of the head is right
+    return [each for each in declared if dense or DENSE_HEAD not in each._original_source_patterns]
+
+
+def _check_padded_together(input_ids: Tensor, row: Tensor, position: Tensor) -> None:
+    """Refuse rows that were prepared apart and padded afterwards, as a pipeline does: their image positions moved.
+
+    All image tokens of a row are one token. Where some rows have it at the positions given and others do not, these
+    were moved; where no row has it, somebody knows what they do.
+    """
+    tokens = input_ids[row, position]
+    low, high = (
+        torch.zeros_like(input_ids[:, 0]).scatter_reduce(0, row, tokens, kind, include_self=False)
+        for kind in ("amin", "amax")
+    )
+    same = (low == high)[row]
+    if same.any() and not same.all():
+        raise ValueError(
+            f"image_input_idx of row {int(row[~same][0])} does not point at its image tokens: rows that were prepared "
+            "one by one cannot be padded together, give the processor all of them at once (a pipeline: batch_size 1)"
+        )
 
 
 class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
@@ -377,30 +427,28 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         self.model = MolmoModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-        # A model that was not loaded would be saved through every declared conversion, but only one family's head
-        # name is right. Loading replaces this list by the conversions that the checkpoint needed.
-        dense = config.text_config.model_type != "olmoe"
-        self._weight_conversions = [
-            conversion
-            for conversion in get_model_conversion_mapping(self, add_legacy=False)
-            if dense or DENSE_HEAD not in conversion._original_source_patterns
-        ]
+        # A model that was not loaded would be saved through every declared conversion. Loading replaces this list by
+        # the conversions that the checkpoint needed.
+        self._weight_conversions = own_conversions(self)
 
-    def get_image_features(self, images: Tensor, image_masks: Tensor | None = None) -> Tensor:
+    def get_image_features(
+        self, images: Tensor, image_masks: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """See `MolmoModel.get_image_features`."""
-        return self.model.get_image_features(images, image_masks)
+        return self.model.get_image_features(images, image_masks, **kwargs)
 
     def num_vision_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Image features of each row that reach its text, long ``[batch]``."""
         return count_vision_tokens(inputs)
 
     @can_return_tuple
+    @_old_cache_name
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         images: Tensor | None = None,
         image_masks: Tensor | None = None,
@@ -408,7 +456,6 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        cache: Cache | None = None,
         **kwargs: Any,
     ) -> MolmoOutput:
         """Next-token logits.
@@ -417,8 +464,8 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             input_ids: ``[B, S]``.
             attention_mask: ``[B, S]`` (1 = real token), or ``[B, 1, S, S]`` bool or additive.
             position_ids: ``[B, S]``; derived from a 2-D attention mask by default.
-            past_key_values: Cache to continue, under its old name.
-            inputs_embeds: ``[B, S, D]`` instead of ``input_ids``.
+            cache: Cache to continue; its old name ``past_key_values`` is taken too, with a warning.
+            inputs_embeds: ``[B, S, D]`` instead of ``input_ids``; image features are added to them.
             images: ``[B, T, N, P * P * 3]``; a missing crop is filled with -1. With the prompt, not while decoding; in
                 a later turn on the same cache those of all turns, or the new ones alone.
             image_masks: ``[B, T, N]`` share of each patch that is image and not padding.
@@ -427,7 +474,6 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             labels: ``[B, S]`` aligned with ``input_ids``; -100 = ignored.
             use_cache: Whether to return a filled cache.
             logits_to_keep: Number of last positions (0 = all), or their indices.
-            cache: Cache to continue.
             **kwargs: Passed to the text model (``output_hidden_states``, ``output_router_logits``, ...);
                 ``return_dict=False`` returns a tuple, as elsewhere in transformers.
         """
@@ -435,7 +481,6 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             cache=cache,
             inputs_embeds=inputs_embeds,
             images=images,
@@ -449,7 +494,9 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+            # with targets that are shifted already, or a count of them over several batches
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return MolmoOutput(loss=loss, logits=logits, **outputs)
 
     def prepare_inputs_for_generation(  # generate passes all but input_ids by name

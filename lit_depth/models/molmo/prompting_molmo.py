@@ -31,13 +31,13 @@ class MolmoPrompter(Prompter):
         kind = "choice" if asked.options else asked.answer_kind or "short"
         return styled_prompt(_STYLE_OF_TASK.get(asked.task, _STYLE_OF_KIND[kind]), asked.question, asked.options)
 
-    def _encode(self, texts: list[str], images: list[Any]) -> dict[str, Tensor]:
-        return dict(self.processor(images=images, text=texts, padding_side="left"))
+    def _encode(self, texts: list[str], images: list[tuple[Any, ...]]) -> dict[str, Tensor]:
+        return dict(self.processor(images=[list(each) or None for each in images], text=texts, padding_side="left"))
 
     def prompt_length(self, asked: Asked) -> int:
-        length = self._encode([self.text(asked)], [None])["input_ids"].shape[1]
-        image = asked.image
-        return length + (0 if image is None else self.processor.image_processor.num_image_tokens(*image.size[::-1]))
+        length = self._encode([self.text(asked)], [()])["input_ids"].shape[1]
+        count = self.processor.image_processor.num_image_tokens
+        return length + sum(count(*image.size[::-1]) for image in asked.images)
 
     def num_vision_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         return count_vision_tokens(inputs)

@@ -1,7 +1,5 @@
 """The four questions that a comparison is run for, answered with numbers; "not shown" and "withheld" are answers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,24 +64,17 @@ def withhold(comparisons: Entries, answers: dict[str, Any], reason: str) -> tupl
 def _beats(mine: Entries, winner: str, versus: str, confidence: float) -> dict[str, Any]:
     name = winner.capitalize()
     if not mine:
-        return {
-            "answer": "not shown",
-            "text": f"{name} and {versus} keep the same blocks: there is nothing to compare.",
-        }
+        text = f"{name} and {versus} keep the same blocks: there is nothing to compare."
+        return {"answer": "not shown", "text": text}
     sign = 1.0 if mine[0]["a"] == winner else -1.0
     (overall,) = (c for c in mine if c["num_active_blocks"] is None)
     at_count = [c for c in mine if c["num_active_blocks"] is not None]
     difference = sign * overall["difference"]
     low, high = sorted(sign * bound for bound in overall["simultaneous_ci"])
-    won, lost = (
-        [
-            c["num_active_blocks"]
-            for c in at_count
-            if differs(c["p_holm"], confidence) and direction * sign * c["difference"] > 0
-        ]
-        for direction in (1, -1)
-    )
     counts = [c["num_active_blocks"] for c in at_count]
+    # what differs, and in which direction seen from the winner
+    sure = {c["num_active_blocks"]: sign * c["difference"] for c in at_count if differs(c["p_holm"], confidence)}
+    won, lost = [k for k in sure if sure[k] > 0], [k for k in sure if sure[k] < 0]
     tied = [count for count in counts if count not in won and count not in lost]
     text = (
         f"{name} minus {versus}, {'averaged over' if len(counts) > 1 else 'at'} {list_counts(counts)} active blocks: "
@@ -155,18 +146,13 @@ def _is_scalar(comparisons: Entries, frame: pd.DataFrame, confidence: float) -> 
     # where all masks are the same (all blocks active) there is nothing to explain
     compared = sorted({c["num_active_blocks"] for c in at_count})
     share = variance_explained(frame[frame["num_active_blocks"].isin(compared)])
-    head = (
-        f"The number of active blocks ({list_counts(compared)}) alone explains {share:.0%} of the variance of quality "
-        "between policies and counts; "
-        if share is not None
-        else ""
-    )
-    tail = (
-        f"at {list_counts(different)} active blocks two policies with equally many blocks differ"
-        if different
-        else "no two policies with equally many blocks differ on these samples"
-    )
-    text = f"{head}{tail} (corrected over all {len(at_count)} tests)."
+    text = "no two policies with equally many blocks differ on these samples"
+    if different:
+        text = f"at {list_counts(different)} active blocks two policies with equally many blocks differ"
+    text += f" (corrected over all {len(at_count)} tests)."
+    if share is not None:
+        explained = f"explains {share:.0%} of the variance of quality between policies and counts"
+        text = f"The number of active blocks ({list_counts(compared)}) alone {explained}; {text}"
     return {
         "answer": "no" if different else "not shown",
         "text": text[0].upper() + text[1:],
@@ -178,12 +164,8 @@ def _is_scalar(comparisons: Entries, frame: pd.DataFrame, confidence: float) -> 
 def variance_explained(frame: pd.DataFrame) -> float | None:
     """Share of the variance of quality that the number of active blocks explains (R squared of a one-way layout).
 
-    Args:
-        frame: One row per policy and count, with ``num_active_blocks`` and ``quality``.
-
-    Returns:
-        None where the share would be 0 or 1 whatever was measured: two points, one count, one policy per count; and
-        where quality does not vary.
+    None where the share would be 0 or 1 whatever was measured (two points, one count, one policy per count), and where
+    quality does not vary.
     """
     counts = frame["num_active_blocks"].nunique()
     if len(frame) <= 2 or counts < 2 or counts == len(frame):

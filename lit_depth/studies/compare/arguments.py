@@ -1,7 +1,5 @@
 """What a comparison is asked for, checked before anything is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +12,6 @@ from lit_depth.studies.shared.mask_grid import PlannedMask, check_plan, needs_im
 @dataclass(frozen=True)
 class CompareArguments:
     """The arguments of ``lit-depth compare``, as the command names them.
-
-    Args:
-        num_blocks: Blocks of the model.
-        names: The policies that are compared, without repetitions.
-        counts: Their numbers of active blocks, in order.
 
     Raises:
         ValueError: If one is out of range.

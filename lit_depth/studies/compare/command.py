@@ -1,7 +1,5 @@
 """``lit-depth compare``: depth-mask policies against each other, in quality and in latency."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -59,11 +57,12 @@ def compare(
     from lit_depth.results.store import write_json, write_parquet
     from lit_depth.studies.compare.analysis import describe
     from lit_depth.studies.compare.arguments import CompareArguments
-    from lit_depth.studies.compare.measurements import given_importance, measure_answers, measure_times, used_ties
+    from lit_depth.studies.compare.measurements import given_importance, measure_times
     from lit_depth.studies.compare.report import report
-    from lit_depth.studies.compare.schema import validate_comparison
     from lit_depth.studies.shared.checks import check_whole_blocks
-    from lit_depth.studies.shared.importance_scores import COMPARISON, SCORES, measure_mean, records_of
+    from lit_depth.studies.shared.comparison_schema import validate_comparison
+    from lit_depth.studies.shared.evaluate import evaluate
+    from lit_depth.studies.shared.importance_scores import COMPARISON, SCORES, measure_mean, name_ties, records_of
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
     from lit_depth.studies.shared.time_masks import clock_settings
@@ -88,25 +87,28 @@ def compare(
         for each in datamodule.for_each_task():
             each.check_disjoint(*splits)
     options, clock = arguments.identity(scores), clock_settings(trainer.strategy.root_device)
-    with open_run(trainer, model, datamodule, splits, options, output_dir, "compare", name) as (folder, identity):
+    opened = open_run(trainer, model, datamodule, splits, options, output_dir, "compare", name, max_bad_samples)
+    with opened as run:
         if measures_importance:
-            scores, found = measure_mean(trainer, model, datamodule, folder, confidence, max_bad_samples)
+            scores, found = measure_mean(run, confidence)
             entry = entry | found
         plan = arguments.plan(scores)
-        measured = measure_answers(trainer, model, datamodule, plan, folder, max_bad_samples)
+        masks = [planned.mask for planned in plan]
+        measured = [evaluate(each, "validation", masks, "masks") for each in run.for_each_task()]
         if not trainer.is_global_zero:
             return {}
-        latency, num_requests = measure_times(trainer, model, datamodule, plan, folder, arguments, clock)
+        latency, num_requests = measure_times(run, plan, arguments, clock)
+        chosen = {each.count: each.mask.nonzero().flatten().tolist() for each in plan if each.policy == "importance"}
         shared = {
             "num_blocks": model.num_blocks,
             "latency_device": str(trainer.strategy.root_device),
             "latency_requests": num_requests,
             "confidence": confidence,
-            "importance": entry | {"ties": used_ties(plan, scores, entry["tied_with"], arguments.keep)},
+            "importance": entry | {"ties": name_ties(chosen, scores, entry["tied_with"], arguments.keep)},
         }
-        result = describe(measured, plan, latency, shared, model.num_blocks, confidence)
-        write_parquet(folder / "records.parquet", records_of(measured, "task"))
+        result = describe(measured, plan, latency, shared, confidence)
+        write_parquet(run.folder / "records.parquet", records_of(measured, "task"))
         if entry["scores"]:
-            write_json(folder / SCORES, entry["scores"])
-        publish(trainer, report(validate_comparison(result)), folder, COMPARISON, result, identity)
+            write_json(run.folder / SCORES, entry["scores"])
+        publish(run, report(validate_comparison(result)), COMPARISON, result)
     return result

@@ -1,4 +1,4 @@
-"""The figures of a mask comparison, drawn from its result (see :class:`lit_depth.studies.compare.schema.Comparison`).
+"""The figures of a mask comparison, drawn from its result (a `lit_depth.studies.shared.comparison_schema.Comparison`).
 
 matplotlib is imported inside the functions and used without pyplot: no global state, no display needed.
 """
@@ -18,11 +18,14 @@ from lit_depth.results.style import (
     draw_constant,
     hollow,
     legend,
+    line_with_bars,
+    new_figure,
     plain_axes,
+    whole_numbers,
     withheld_title,
 )
 from lit_depth.results.verdicts import SIMULTANEOUS, mark_strategy
-from lit_depth.studies.compare.schema import Comparison, Latency, Strategy
+from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,12 +62,12 @@ def quality_figure(comparison: Comparison) -> Figure:
     intervals are those of the drop from the full model, simultaneous over all policies and counts: a bar leaves the
     dashed line of the full model free exactly where the two differ. A hollow marker answers no better than a constant.
     """
-    figure, axes = _figure(comparison)
+    figure, axes = new_figure(8, 5)
     policies = by_policy(comparison)
     # Side by side, so that intervals at one number of blocks can be told apart.
     offsets = [0.09 * (i - (len(policies) - 1) / 2) for i in range(len(policies))]
     for offset, (policy, strategies) in zip(offsets, policies.items()):
-        color, marker = _look(policy, comparison)
+        look = _look(policy, comparison)
         blocks = [strategy["num_active_blocks"] for strategy in strategies]
         quality = [strategy["quality"] for strategy in strategies]
         limits = [_limits(strategy, comparison) for strategy in strategies]
@@ -72,22 +75,10 @@ def quality_figure(comparison: Comparison) -> Figure:
         num_masks = max(len(strategy["masks"]) for strategy in strategies)
         if num_masks > 1:
             ranges = [[mask["quality"] for mask in strategy["masks"]] for strategy in strategies]
-            low, high = [min(values) for values in ranges], [max(values) for values in ranges]
-            axes.fill_between(blocks, low, high, color=color, alpha=0.15, linewidth=0)
+            _shade(axes, blocks, ranges, look[0], 0.15)
             label = f"{policy}, mean of {num_masks}\n(range shaded)"
-        axes.errorbar(
-            [block + offset for block in blocks],
-            quality,
-            yerr=bar_lengths(quality, limits),
-            color=color,
-            marker=marker,
-            markersize=6,
-            linewidth=1.8,
-            elinewidth=1.2,
-            capsize=3,
-            label=label,
-        )
-        hollow(axes, [block + offset for block in blocks], quality, _marks(strategies, comparison), color, marker)
+        places = [block + offset for block in blocks]
+        line_with_bars(axes, places, quality, limits, _marks(strategies, comparison), look, label)
     full = comparison["full"]["quality"]
     axes.axhline(full, color=GREY, linestyle="--", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
     draw_constant(axes, comparison.get("baseline"))
@@ -131,26 +122,21 @@ def latency_figure(comparison: Comparison) -> Figure:
     Raises:
         ValueError: If no latency was measured.
     """
-    from matplotlib.figure import Figure
-
     times = _times_by_count(comparison)
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    request, token = figure.subplots(1, 2)
+    figure, (request, token) = new_figure(8, 5, 1, 2)
     for stage, (label, color, marker) in STAGES.items():
         axes = token if stage == "decode_per_token" else request
         values = [[latency[stage]["P50"] for latency in latencies] for latencies in times.values()]
         means = [sum(medians) / len(medians) for medians in values]
-        low, high = [min(medians) for medians in values], [max(medians) for medians in values]
-        axes.fill_between(list(times), low, high, color=color, alpha=0.2, linewidth=0)
+        _shade(axes, list(times), values, color, 0.2)
         axes.plot(list(times), means, color=color, marker=marker, markersize=6, linewidth=1.8, label=label)
     request.set_ylabel("Median time per request (ms)")
     token.set_ylabel("Median time per decoded token (ms)")
     for axes in (request, token):
         _block_axis(axes, comparison, with_full=comparison["full"]["latency_ms"] is not None)
         axes.set_ylim(bottom=0)  # a saving is read as a share of the height
-    figure.suptitle(
-        _title(comparison, f"{_requests(comparison)}shaded: range over masks"), x=0.01, ha="left", fontsize=11
-    )
+    title = _title(comparison, f"{_requests(comparison)}shaded: range over masks")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.legend(loc="outside lower center", ncols=len(STAGES), frameon=False)
     return figure
 
@@ -167,14 +153,14 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     from lit_depth.functional.latency.budget import pareto_frontier
 
     _times_by_count(comparison)
-    figure, axes = _figure(comparison)
+    figure, axes = new_figure(8, 5)
+    plain_axes(axes)
     points: list[tuple[float, float, int]] = []
     for policy, strategies in by_policy(comparison).items():
         color, marker = _look(policy, comparison)
         mine = [(total_ms(s["latency_ms"]), s["quality"], s["num_active_blocks"]) for s in strategies]
-        quality = [point[1] for point in mine]
+        times, quality, _ = zip(*mine)
         bars = bar_lengths(quality, [_limits(strategy, comparison) for strategy in strategies])
-        times = [point[0] for point in mine]
         axes.errorbar(times, quality, yerr=bars, fmt="none", ecolor=color, elinewidth=1, alpha=0.35)
         axes.plot(times, quality, marker, color=color, markersize=8, markeredgecolor="white", label=policy)
         hollow(axes, times, quality, _marks(strategies, comparison), color, marker, size=8)
@@ -186,20 +172,11 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
         axes.plot(*points[-1][:2], "*", color="black", markersize=14, markeredgecolor="white", label=label)
     draw_constant(axes, comparison.get("baseline"))
     frontier = pareto_frontier(points)
-    axes.plot(
-        [point[0] for point in frontier],
-        [point[1] for point in frontier],
-        drawstyle="steps-post",
-        color=GREY,
-        linestyle="--",
-        linewidth=1.2,
-        zorder=1,
-        label="Pareto frontier",
-    )
-    for time, quality_value, count in frontier:
-        axes.annotate(
-            str(count), (time, quality_value), (-5, 6), textcoords="offset points", ha="right", fontsize=9, color=GREY
-        )
+    steps = {"drawstyle": "steps-post", "color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 1}
+    axes.plot(*list(zip(*frontier))[:2], **steps, label="Pareto frontier")
+    beside = {"xytext": (-5, 6), "textcoords": "offset points", "ha": "right", "fontsize": 9, "color": GREY}
+    for *point, count in frontier:
+        axes.annotate(str(count), point, **beside)
     axes.margins(x=0.08, y=0.1)
     axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
     axes.set_xlabel("Median total time per request (ms)")
@@ -210,18 +187,12 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def _figure(comparison: Comparison) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    plain_axes(axes)
-    return figure, axes
+def _shade(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], color: str, alpha: float) -> None:
+    """The range of the values at each place."""
+    axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=color, alpha=alpha, linewidth=0)
 
 
 def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     plain_axes(axes)
     counts = {strategy["num_active_blocks"] for strategy in comparison["strategies"]}
     if with_full:
@@ -229,7 +200,7 @@ def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
     if len(counts) <= _MAX_TICKS:
         axes.set_xticks(sorted(counts))
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
     axes.set_xlabel(f"Active blocks (of {comparison['num_blocks']})")
 
 

@@ -1,23 +1,13 @@
 """What ``lit-depth compare`` tells of its result."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table
 from lit_depth.results.style import Stage
 from lit_depth.results.table import Cell, format_interval
-from lit_depth.results.verdicts import (
-    LEGEND,
-    WITHHELD,
-    baseline_scalars,
-    describe_constant,
-    mark_strategy,
-    refusal,
-    withheld_scalar,
-)
+from lit_depth.results.verdicts import LEGEND, WITHHELD, describe_constant, mark_strategy, refusal, verdict_scalars
 from lit_depth.studies.compare.figures import by_policy, comparison_figures, has_latency, task_figure, total_ms
-from lit_depth.studies.compare.schema import Comparison, Latency, Strategy
+from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 from lit_depth.studies.shared.importance_scores import tie_sentences
 
 QUESTIONS = {
@@ -56,11 +46,7 @@ def report(comparison: Comparison) -> Report:
         scalars=_scalars(comparison),
         curves=_curves(comparison),
         charts=_charts(comparison),
-        metadata={
-            "task": comparison["task"],
-            "metric": comparison["metric"],
-            "num_samples": comparison["num_samples"],
-        },
+        metadata={key: comparison[key] for key in ("task", "metric", "num_samples")},
     )
 
 
@@ -135,11 +121,9 @@ def _medians(latency: Latency | None) -> list[float | None]:
 
 def _scalars(comparison: Comparison) -> dict[str, Scalar]:
     full = comparison["full"]
-    scalars: dict[str, Scalar] = {
-        **withheld_scalar({comparison["task"]: comparison}),
-        "full/quality": full["quality"],
-        **baseline_scalars(comparison),
-    }
+    tasks = [(task["task"], f"/{task['task']}", task) for task in comparison.get("tasks", ())]
+    scalars = verdict_scalars([(comparison["task"], "", comparison)], also=tasks)
+    scalars |= {f"full/quality{end}": each["full"]["quality"] for _, end, each in [("", "", comparison), *tasks]}
     if full["latency_ms"] is not None:
         scalars["full/latency_ms/total"] = full["latency_ms"]["total"]["P50"]
         scalars["latency/num_requests"] = comparison.get("latency_requests")
@@ -147,9 +131,6 @@ def _scalars(comparison: Comparison) -> dict[str, Scalar]:
     for question, answer in answers.items():
         if answer is not None:
             scalars |= {f"answers/{question}": answer["answer"], f"answers/{question}_text": answer["text"]}
-    for task in comparison.get("tasks", ()):
-        name = task["task"]
-        scalars |= {f"full/quality/{name}": task["full"]["quality"], **baseline_scalars(task, f"/{name}")}
     return scalars
 
 

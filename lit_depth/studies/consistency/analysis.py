@@ -1,14 +1,13 @@
 """From two measurements of the same blocks to how closely they agree."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_depth.functional.masks import Granularity
 from lit_depth.studies.shared.block_ranks import describe_agreement, withhold_agreement
-from lit_depth.studies.shared.importance_scores import Measured, task_entry
+from lit_depth.studies.shared.evaluate import Measured
+from lit_depth.studies.shared.importance_scores import task_entry
 
 
 def check_comparable(splits: Sequence[str], num_tasks: int, num_units: int, granularity: str, threshold: float) -> None:
@@ -29,33 +28,21 @@ def describe(
     measured: Sequence[Measured],
     splits: Sequence[str],
     units: Sequence[int],
-    num_units: int,
     granularity: Granularity,
     threshold: float,
     confidence: float,
 ) -> dict[str, Any]:
-    """Every measurement, and the agreement of both splits of each task, or of every pair of tasks.
-
-    Args:
-        measured: Each task on each split, task by task.
-        splits: The two splits to compare within each task, or one.
-        units: Indices in a mask of what was measured.
-        num_units: Length of a mask.
-        granularity: What the units are.
-        threshold: Rank correlation that counts as consistent.
-        confidence: Coverage of all intervals.
-    """
+    """Every measurement, and the agreement of both splits of each task, or of every pair of tasks."""
     by_name: Mapping[str, Measured] = {
         each.task.name if len(splits) == 1 else f"{each.task.name}, {each.split}": each for each in measured
     }
     names = list(by_name)
     entries = [
-        {"name": name, "split": each.split} | task_entry(each, units, num_units, confidence, granularity)
+        {"name": name, "split": each.split} | task_entry(each, units, confidence, granularity)
         for name, each in by_name.items()
     ]
     pairs = [
-        {"a": a, "b": b}
-        | describe_agreement(by_name[a].scores, by_name[b].scores, units, num_units, threshold, confidence)
+        {"a": a, "b": b} | describe_agreement(by_name[a].scores, by_name[b].scores, units, threshold, confidence)
         for a, b in (zip(names[::2], names[1::2]) if len(splits) == 2 else itertools.combinations(names, 2))
     ]
     withhold_agreement(pairs, entries)

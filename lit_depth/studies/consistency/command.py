@@ -1,7 +1,5 @@
 """``lit-depth consistency``: do two splits, or two tasks, rank the blocks alike?"""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -67,12 +65,13 @@ def consistency(
         for split in splits:
             datamodule = datamodule.take(split, num_samples)
     arguments = {"blocks": blocks, "splits": splits, "threshold": threshold, "confidence": confidence}
-    with open_run(trainer, model, datamodule, splits, arguments, output_dir, "consistency", name) as (folder, identity):
+    opened = open_run(trainer, model, datamodule, splits, arguments, output_dir, "consistency", name, max_bad_samples)
+    with opened as run:
         measured = []
-        for each in datamodule.for_each_task():
+        for each in run.for_each_task():
             if len(splits) == 2:
-                each.check_disjoint(*splits)
-            measured += [measure(trainer, model, each, split, units, folder, max_bad_samples) for split in splits]
+                each.datamodule.check_disjoint(*splits)
+            measured += [measure(each, split, units) for split in splits]
         if not trainer.is_global_zero:
             return {}
         result = {
@@ -81,8 +80,8 @@ def consistency(
             "splits": splits,
             "threshold": threshold,
             "confidence": confidence,
-            **describe(measured, splits, units, model.num_units, granularity, threshold, confidence),
+            **describe(measured, splits, units, granularity, threshold, confidence),
         }
-        write_parquet(folder / "records.parquet", records_of(measured, "task", "split"))
-        publish(trainer, report(result), folder, RESULT, result, identity)
+        write_parquet(run.folder / "records.parquet", records_of(measured, "task", "split"))
+        publish(run, report(result), RESULT, result)
     return result

@@ -1,14 +1,13 @@
 """Side-by-side bars and scatter of two importance measurements, and matrices of blocks and tasks."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.style import bar_lengths, plain_axes
+from lit_depth.results.style import bar_lengths, new_figure, plain_axes, whole_numbers
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
-from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, differs, refusal
+from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, refusal
+from lit_depth.studies.shared.importance_views import PALE, agreement_figure, is_sure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,14 +16,12 @@ _COLORS = ("#0072B2", "#E69F00")
 _LABELS = {"quality": "Drop in quality ({metric})", "reference_logprob": "Drop in reference\nlog-probability (nats)"}
 # of more pairs the matrix shows all, and the JSON file holds every number
 _MAX_PAIR_FIGURES = 10
-PALE = 0.35  # opacity of what is no difference
 
 
-def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]]:
+def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], "Figure"]]:
     """Names of all figures of a result, and what draws each.
 
-    Returns:
-        ``consistency_<a>_<b>`` for each of at most 10 pairs, and ``consistency_matrix`` of several tasks.
+    They are ``consistency_<a>_<b>`` for each of at most 10 pairs, and ``consistency_matrix`` of several tasks.
     """
     measured = {entry["name"]: entry for entry in result["measurements"]}
     figures: dict[str, Callable[[], Figure]] = {}
@@ -37,17 +34,14 @@ def consistency_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure
     return figures
 
 
-def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], result: dict[str, Any]) -> Figure:
+def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], result: dict[str, Any]) -> "Figure":
     """Two measurements of the same blocks: drops side by side, and ranks against each other; for both measures."""
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
 
     blocks, places = a["blocks"], unit_places(a["blocks"])
-    figure = Figure(figsize=(max(10, 0.3 * len(blocks) + 5), 7), layout="constrained")
     width = max(2, len(blocks) // 7)
+    figure, panels = new_figure(max(10, 0.3 * len(blocks) + 5), 7, 2, 2, width_ratios=[width, 1 + width // 3])
     legend: dict[str, Patch] = {}
-    panels = figure.subplots(2, 2, width_ratios=[width, 1 + width // 3])
     for (bars, scatter), (measure, label) in zip(panels, _LABELS.items()):
         values = [[entry[measure]["drop"] for entry in side["blocks"]] for side in (a, b)]
         limits = [[entry[measure]["drop_simultaneous_ci"] for entry in side["blocks"]] for side in (a, b)]
@@ -75,8 +69,7 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
             sharing.setdefault(point, []).append(str(unit_name(entry)))
         for point, names in sharing.items():
             scatter.annotate(", ".join(names), point, (4, 3), textcoords="offset points", fontsize=8, color="#333333")
-        for axis in (scatter.xaxis, scatter.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(scatter.xaxis, scatter.yaxis)
         scatter.set_xlabel(f"Rank, {a['name']}")
         scatter.set_ylabel(f"Rank, {b['name']}")
         scatter.set_title(_agreement(pair[measure], result["confidence"]), loc="left", fontsize=10)
@@ -98,68 +91,3 @@ def _agreement(entry: dict[str, Any], confidence: float) -> str:
     low, high = entry["ci"]
     free = f"free of noise: {low:.2f} to {high:.2f} ({confidence:.0%})"
     return f"Spearman {entry['spearman']:.3f}: {entry['verdict']}\n{free}"
-
-
-def is_sure(entry: Mapping[str, Any], measured: Mapping[str, Any], confidence: float) -> bool:
-    """Whether a drop is drawn as one: it differs from 0 within its family, and the model does the task.
-
-    Args:
-        entry: The drop, with ``p_holm``.
-        measured: ``full`` and ``baseline`` of the same samples.
-        confidence: One less the level of the tests.
-    """
-    return differs(entry["p_holm"], confidence) and refusal(measured) is None
-
-
-def agreement_figure(pairs: Sequence[dict[str, Any]], names: Sequence[str]) -> Figure:
-    """Rank correlation of the drops in quality between all tasks."""
-    values: list[list[float | None]] = [[1.0 if a == b else None for b in names] for a in names]
-    sure = [[True for _ in names] for _ in names]
-    for pair in pairs:
-        a, b = names.index(pair["a"]), names.index(pair["b"])
-        values[a][b] = values[b][a] = pair["quality"]["spearman"]
-        sure[a][b] = sure[b][a] = pair["quality"]["verdict"] != WITHHELD
-    title = "Rank correlation of block importance between tasks"
-    if not all(map(all, sure)):
-        title += "\npale: no verdict, not shown to beat a constant answer on one of the two"
-    return matrix_figure(values, names, names, title, 1.0, sure=sure)
-
-
-def matrix_figure(
-    values: Sequence[Sequence[float | None]],
-    row_names: Sequence[str],
-    column_names: Sequence[str],
-    title: str,
-    limit: float,
-    column_label: str = "",
-    sure: Sequence[Sequence[bool]] | None = None,
-) -> Figure:
-    """Numbers in coloured cells, blue below zero and red above; what is not known stays white.
-
-    Args:
-        values: ``[rows][columns]``.
-        limit: Where the colours end on either side.
-        sure: ``[rows][columns]``, False where a cell is to be pale; None = nowhere.
-    """
-    from matplotlib.figure import Figure
-
-    numbers = [[float("nan") if value is None else value for value in row] for row in values]
-    size = max(6, 0.55 * len(column_names) + 2.5), max(2.5, 0.4 * len(row_names) + 1.5)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    alphas = [[1.0 if sure is None or sure[r][c] else PALE for c in range(len(row))] for r, row in enumerate(values)]
-    image = axes.imshow(numbers, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", alpha=alphas)
-    for row, cells in enumerate(values):
-        for column, value in enumerate(cells):
-            if value is not None:
-                color = "white" if abs(value) > 0.6 * limit and alphas[row][column] == 1 else "black"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
-    slanted = max(map(len, column_names)) > 4
-    axes.set_xticks(
-        range(len(column_names)), column_names, rotation=45 if slanted else 0, ha="right" if slanted else "center"
-    )
-    axes.set_yticks(range(len(row_names)), row_names)
-    axes.set_xlabel(column_label)
-    axes.set_title(title, loc="left", fontsize=11)
-    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-    return figure

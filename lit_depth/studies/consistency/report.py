@@ -1,14 +1,12 @@
 """What ``lit-depth consistency`` tells of its result."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from lit_depth.results.report import Report, Scalar, Table
+from lit_depth.results.report import Report, Table
 from lit_depth.results.table import Cell
-from lit_depth.results.verdicts import WITHHELD, baseline_scalars, refusal, withheld_scalar
+from lit_depth.results.verdicts import WITHHELD, refusal, verdict_scalars
 from lit_depth.studies.consistency.figures import consistency_figures
-from lit_depth.studies.shared.importance_tables import agreement_section, headline
+from lit_depth.studies.shared.importance_views import agreement_section, headline
 
 COLUMNS = ("a", "b", "measure", "spearman", "noise_free_low", "noise_free_high", "p_value", "verdict")
 
@@ -18,9 +16,7 @@ def report(result: dict[str, Any]) -> Report:
     figures = consistency_figures(result)
     measured = result["measurements"]
     refused = [reason for entry in measured if (reason := refusal(entry, f"{entry['task']} ({entry['split']} split)"))]
-    scalars: dict[str, Scalar] = {**withheld_scalar({entry["name"]: entry for entry in measured})}
-    for entry in measured:
-        scalars |= baseline_scalars(entry, f"/{entry['name']}")
+    scalars = verdict_scalars([(entry["name"], f"/{entry['name']}", entry) for entry in measured])
     for pair in result["pairs"]:
         scalars |= {f"{key}/{pair['a']} - {pair['b']}": pair["quality"][key] for key in ("spearman", "verdict")}
     return Report(

@@ -1,20 +1,14 @@
 """From measurements of one task or several to importance by task, its mean, and the agreement of the tasks."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from lit_depth.functional.masks import Granularity
-from lit_depth.studies.shared.block_ranks import (
-    describe_agreement,
-    describe_blocks,
-    describe_full,
-    withhold_agreement,
-)
+from lit_depth.studies.shared.block_ranks import describe_agreement, describe_blocks, describe_full, withhold_agreement
 from lit_depth.studies.shared.constant_answer import describe_baseline
-from lit_depth.studies.shared.importance_scores import Measured, task_entry
+from lit_depth.studies.shared.evaluate import Measured
+from lit_depth.studies.shared.importance_scores import task_entry
 from lit_depth.studies.shared.scores import Scores
 
 # rank correlation from which two orders of the blocks count as the same
@@ -22,21 +16,12 @@ THRESHOLD = 0.9
 
 
 def describe(
-    measured: Sequence[Measured], units: Sequence[int], num_units: int, granularity: Granularity, confidence: float
+    measured: Sequence[Measured], units: Sequence[int], granularity: Granularity, confidence: float
 ) -> dict[str, Any]:
-    """Every task; of several also their mean, and how closely each pair of them agrees.
-
-    Args:
-        measured: One per task, all on the same split.
-        units: Indices in a mask of what was measured.
-        num_units: Length of a mask.
-        granularity: What the units are.
-        confidence: Coverage of all intervals.
-    """
-    tasks = [task_entry(each, units, num_units, confidence, granularity) for each in measured]
+    """Every task; of several also their mean, and how closely each pair of them agrees."""
+    tasks = [task_entry(each, units, confidence, granularity) for each in measured]
     pairs = [
-        {"a": a.task.name, "b": b.task.name}
-        | describe_agreement(a.scores, b.scores, units, num_units, THRESHOLD, confidence)
+        {"a": a.task.name, "b": b.task.name} | describe_agreement(a.scores, b.scores, units, THRESHOLD, confidence)
         for a, b in itertools.combinations(measured, 2)
     ]
     withhold_agreement(pairs, tasks)
@@ -45,8 +30,8 @@ def describe(
     pooled = Scores.pooled([each.scores for each in measured])
     return {
         "tasks": tasks,
-        "macro": describe_blocks(pooled, units, num_units, confidence, granularity),
-        "full": describe_full(pooled, num_units, confidence),
-        "baseline": describe_baseline(pooled, "1" * num_units, confidence),
+        "macro": describe_blocks(pooled, units, confidence, granularity),
+        "full": describe_full(pooled, confidence),
+        "baseline": describe_baseline(pooled, confidence),
         "agreement": pairs,
     }

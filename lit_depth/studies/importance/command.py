@@ -1,7 +1,5 @@
 """``lit-depth importance``: what skipping each single block costs, with intervals and ranks that admit ties."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -73,11 +71,11 @@ def importance(
     asked = check_asked(methods, trainer, model, datamodule, split, blocks)
     splits = [split, "validation"] if asked else [split]
     arguments = {"blocks": blocks, "split": split, "confidence": confidence} | ({"methods": asked} if asked else {})
-    with open_run(trainer, model, datamodule, splits, arguments, output_dir, "importance", name) as (folder, identity):
+    opened = open_run(trainer, model, datamodule, splits, arguments, output_dir, "importance", name, max_bad_samples)
+    with opened as run:
         # first, because it is short and may refuse the model
-        proxies = measure_proxies(trainer, model, datamodule, split, asked, blocks, folder) if asked else {}
-        tasks = datamodule.for_each_task()
-        measured = [measure(trainer, model, each, split, units, folder, max_bad_samples) for each in tasks]
+        proxies = measure_proxies(run, split, asked, blocks) if asked else {}
+        measured = [measure(each, split, units) for each in run.for_each_task()]
         if not trainer.is_global_zero:
             return {}
         result = {
@@ -85,12 +83,10 @@ def importance(
             "num_blocks": model.num_blocks,
             "split": split,
             "confidence": confidence,
-            **describe(measured, units, model.num_units, granularity, confidence),
+            **describe(measured, units, granularity, confidence),
         }
         if asked:
-            result["methods"] = compare_methods(
-                trainer, model, datamodule, proxies, measured[0].scores, blocks, folder, confidence, max_bad_samples
-            )
-        write_parquet(folder / "records.parquet", records_of(measured, "task"))
-        publish(trainer, report(result), folder, RESULT, result, identity)
+            result["methods"] = compare_methods(run, proxies, measured[0].scores, blocks, confidence)
+        write_parquet(run.folder / "records.parquet", records_of(measured, "task"))
+        publish(run, report(result), RESULT, result)
     return result

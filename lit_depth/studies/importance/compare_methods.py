@@ -14,10 +14,7 @@ the method's own scores, which count as given. ``reference_logprob_drop`` comes 
 drop comes of and shares a part of its noise: where its correlation rests on few samples, it may look too high.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,14 +30,15 @@ from lit_depth.functional.statistics.agreement import rank_agreement_with
 from lit_depth.module import DepthModule
 from lit_depth.results.verdicts import WITHHELD, differs
 from lit_depth.studies.importance.measure_proxies import TOGETHER
-from lit_depth.studies.shared.block_ranks import describe_full, drops
-from lit_depth.studies.shared.checks import check_whole_blocks
-from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.block_ranks import drops
+from lit_depth.studies.shared.checks import check_one_process, check_one_task, check_whole_blocks
 from lit_depth.studies.shared.evaluate import evaluate
-from lit_depth.studies.shared.scores import Scores, family_entry, no_difference
+from lit_depth.studies.shared.importance_scores import describe_samples
+from lit_depth.studies.shared.run_folder import Run
+from lit_depth.studies.shared.scores import Measure, Scores, family_entry, interval_entry
 
 # method -> measure of `Scores`; the first is what all others are held against
-DROPS = {"accuracy_drop": "quality", "reference_logprob_drop": "reference_logprob"}
+DROPS: dict[str, Measure] = {"accuracy_drop": "quality", "reference_logprob_drop": "reference_logprob"}
 
 
 def check_asked(
@@ -62,10 +60,8 @@ def check_asked(
     # the command line makes a list of a single word
     names = list(METHODS if methods in ("all", ["all"]) else check_methods(methods))
     check_whole_blocks(model, "--methods")
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"--methods takes one task at a time, got {[task.name for task in datamodule.tasks]}")
-    if trainer.world_size > 1:
-        raise ValueError(f"--methods runs in one process, got {trainer.world_size}: give --trainer.devices 1")
+    check_one_task(datamodule, "--methods takes one task at a time")
+    check_one_process(trainer, "--methods runs in one process")
     if split == "validation":
         raise ValueError("--methods judges masks on the validation split: measure on another one, --split calibration")
     unmeasured, smallest = model.num_blocks - len(blocks), min(mask_sizes(model.num_blocks))
@@ -87,26 +83,15 @@ def mask_sizes(num_blocks: int) -> list[int]:
 
 
 def compare_methods(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    proxies: Mapping[str, Any],
-    measured: Scores,
-    blocks: Sequence[int],
-    folder: Path,
-    confidence: float,
-    max_bad_samples: float,
+    run: Run, proxies: Mapping[str, Any], measured: Scores, blocks: Sequence[int], confidence: float
 ) -> dict[str, Any]:
     """The result's ``methods`` entry: every method against the accuracy drop, its masks on the validation split.
 
-    Args:
-        proxies: From `measure_proxies`.
-        measured: Scores of the full model and every leave-one-out mask.
-        blocks: The measured blocks; all others stay active in every mask.
+    Blocks that were not measured stay active in every mask.
     """
-    num_blocks = model.num_blocks
+    num_blocks = run.model.num_blocks
     sizes = mask_sizes(num_blocks)
-    raw = {method: drops(measured, blocks, num_blocks, key).mean(axis=1) for method, key in DROPS.items()}
+    raw = {method: drops(measured, blocks, key).mean(axis=1) for method, key in DROPS.items()}
     raw |= {method: np.array(values)[list(blocks)] for method, values in proxies["scores"].items()}
     directions = {method: "higher" if method in DROPS else find_method(method).direction for method in raw}
     important = {method: -values if directions[method] == "lower" else values for method, values in raw.items()}
@@ -114,10 +99,11 @@ def compare_methods(
         method: [mask_of(values.tolist(), blocks, num_blocks, size) for size in sizes]
         for method, values in important.items()
     }
-    masks = [torch.ones(num_blocks, dtype=torch.bool), *(mask for each in chosen.values() for mask in each)]
-    text = f"masks of every method, {datamodule.task.name}, validation split"
-    validation, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
-    reference = drops(measured, blocks, num_blocks, "quality")
+    masks = [mask for each in chosen.values() for mask in each]
+    validation = evaluate(run, "validation", masks, "masks of every method")
+    samples = describe_samples(validation, confidence)
+    baseline = samples["baseline"]
+    reference = drops(measured, blocks, "quality")
     entries: list[dict[str, Any]] = [
         {
             "method": method,
@@ -130,9 +116,8 @@ def compare_methods(
         }
         for method, values in raw.items()
     ]
-    baseline = describe_baseline(validation, "1" * num_blocks, confidence)
     ids = {method: [mask_id(mask) for mask in each] for method, each in chosen.items()}
-    for entry, masks_of_method in zip(entries, _describe_masks(ids, sizes, validation, confidence)):
+    for entry, masks_of_method in zip(entries, _describe_masks(ids, sizes, validation.scores, confidence)):
         entry["masks"] = masks_of_method
         if baseline and not baseline["beaten"]:
             for each in masks_of_method:
@@ -143,13 +128,7 @@ def compare_methods(
         "forward_seconds": proxies["forward_seconds"],
         "batch_size": proxies["batch_size"],
         "proxies_together_forwards": proxies["forwards"][TOGETHER],
-        "validation": {
-            "num_samples": len(validation.images),
-            "num_images": len(set(validation.images)),
-            "num_bad_samples": len(sweep.bad_samples),
-            "full": describe_full(validation, num_blocks, confidence),
-            "baseline": baseline,
-        },
+        "validation": {key: value for key, value in samples.items() if key != "bad_samples"},
         "entries": entries,
     }
 
@@ -216,21 +195,13 @@ def _describe_masks(
         values = scores.rows(each)
         quality = scores.mean_intervals(values, confidence)
         entries: list[dict[str, Any]] = []
-        for index, (name, size) in enumerate(zip(each, sizes)):
+        for name, size, interval in zip(each, sizes, quality):
+            entry = {"num_active_blocks": size, "mask_id": name, **interval_entry(interval, "quality")}
+            entry["num_distinct_answers"] = scores.distinct_answers(name)
             found = tests.get(name)
-            entries.append(
-                {
-                    "num_active_blocks": size,
-                    "mask_id": name,
-                    "quality": quality[index].estimate,
-                    "quality_ci": [quality[index].low, quality[index].high],
-                    "num_distinct_answers": scores.distinct_answers(name),
-                    **(family_entry(found, "difference") if found else no_difference("difference")),
-                    "p_value": found and found.p_value,
-                    "p_holm": found and found.p_holm,
-                    "verdict": _verdict(found, confidence),
-                }
-            )
+            p_values = {"p_value": found and found.p_value, "p_holm": found and found.p_holm}
+            entry |= family_entry(found, "difference") | p_values | {"verdict": _verdict(found, confidence)}
+            entries.append(entry)
         result.append(entries)
     return result
 

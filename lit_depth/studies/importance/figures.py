@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.style import bar_lengths, plain_axes, withheld_title
+from lit_depth.results.style import bar_lengths, new_figure, plain_axes, withheld_title
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
-from lit_depth.studies.consistency.figures import agreement_figure, is_sure, matrix_figure
+from lit_depth.studies.shared.importance_views import agreement_figure, is_sure, matrix_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,9 +33,8 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
     figures: dict[str, Callable[[], Figure]] = {}
     for task in tasks:
         title = f"{task['task']}, {task['num_samples']} samples, {split} split"
-        figures[task_figure(task, tasks)] = partial(
-            importance_figure, task["blocks"], title, task["metric"], confidence, task
-        )
+        bars = partial(importance_figure, task["blocks"], title, task["metric"], confidence, task)
+        figures[task_figure(task, tasks)] = bars
     if result["macro"]:
         metric = " / ".join(dict.fromkeys(task["metric"] for task in tasks))
         title = f"mean over {len(tasks)} tasks, {split} split"
@@ -69,18 +68,9 @@ def heatmap(tasks: Sequence[dict[str, Any]], title: str, confidence: float) -> F
 
 
 def methods_figure(methods: list[dict[str, Any]], title: str) -> Figure:
-    """Ranks of the blocks (columns) by method (rows), 1 = most important and brightest.
-
-    Args:
-        methods: Entries with ``method``, ``ranks`` (block -> rank), and ``spearman`` with the first entry, or None.
-        title: What was measured.
-    """
-    from matplotlib.figure import Figure
-
+    """Ranks of the blocks (columns) by method (rows, with its correlation), 1 = most important and brightest."""
     blocks = list(methods[0]["ranks"])
-    size = max(8, 0.42 * len(blocks) + 4), 0.4 * len(methods) + 1.8
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(max(8, 0.42 * len(blocks) + 4), 0.4 * len(methods) + 1.8)
     ranks = [[entry["ranks"][block] for block in blocks] for entry in methods]
     image = axes.imshow(ranks, cmap="viridis_r", vmin=1, vmax=max(2, len(blocks)), aspect="auto")
     for row, cells in enumerate(ranks):
@@ -111,15 +101,9 @@ def importance_figure(
     Args:
         blocks: Entries as in `lit_depth.results.unit_names`, with ``quality`` and ``reference_logprob``, which have
             ``drop``, ``drop_simultaneous_ci`` and ``p_holm``.
-        title: What was measured.
-        metric: Name of the quality.
-        confidence: Coverage of the intervals.
         measured: ``full`` and ``baseline`` of the same samples, see `lit_depth.results.verdicts`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(8, 0.28 * len(blocks) + 2), 6.5), layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
+    figure, panels = new_figure(max(8, 0.28 * len(blocks) + 2), 6.5, 2, 1, sharex=True)
     places = unit_places(blocks)
     for axes, (measure, label) in zip(panels, _PANELS.items()):
         plain_axes(axes)
@@ -127,9 +111,8 @@ def importance_figure(
         limits = [entry[measure]["drop_simultaneous_ci"] for entry in blocks]
         colors = [_COLOR if is_sure(entry[measure], measured, confidence) else _UNSURE for entry in blocks]
         axes.bar(places, values, color=colors, width=0.75)
-        axes.errorbar(
-            places, values, yerr=bar_lengths(values, limits), fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3
-        )
+        lengths = bar_lengths(values, limits)
+        axes.errorbar(places, values, yerr=lengths, fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3)
         axes.axhline(0, color="#333333", linewidth=0.8)
         axes.set_ylabel(label.format(metric=metric))
     baseline = measured.get("baseline")

@@ -1,26 +1,23 @@
 """Proxy scores of one split for a study, and what they cost: measured once, kept in the folder of the run."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 from tqdm.auto import tqdm
 
 from lit_depth.callbacks import ProxyImportance
-from lit_depth.data import DepthDataModule
-from lit_depth.functional import ProxyScores, leave_one_out, reference_logprob
-from lit_depth.functional.engine.api import answer_masks
+from lit_depth.functional import MaskSet, ProxyScores, leave_one_out, reference_logprob
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.store import read_of_run, write_of_run
+from lit_depth.studies.shared.run_folder import Run
 
 PROXIES = "proxy_scores.json"
 # key of what one pass for all proxies costs
@@ -30,19 +27,8 @@ _REPEATS = 3
 _FIRST_BATCH = 32
 
 
-def measure_proxies(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    split: str,
-    methods: Sequence[str],
-    blocks: Sequence[int],
-    folder: Path,
-) -> dict[str, Any]:
+def measure_proxies(run: Run, split: str, methods: Sequence[str], blocks: Sequence[int]) -> dict[str, Any]:
     """Scores of a split and what they cost; kept in the run's folder, so that a run started again only reads them.
-
-    Args:
-        blocks: What the drops are measured of, for what they cost.
 
     Returns:
         ``{"scores": {method: [num_blocks]}, "forwards": {method: cost}, "forward_seconds", "batch_size"}``, of which
@@ -51,21 +37,22 @@ def measure_proxies(
     Raises:
         ValueError: If a method has no score for some block, or cannot be taken of this model.
     """
-    path = folder / PROXIES
+    path, model, trainer = run.folder / PROXIES, run.model, run.trainer
     if path.is_file():
         return read_of_run(path, scores=dict, forwards=dict, forward_seconds=float, batch_size=int)
-    each = copy.copy(datamodule)
-    automatic = datamodule.batch_size == "auto"
-    each.batch_size = _FIRST_BATCH if automatic else datamodule.batch_size
-    model.use_task(datamodule.task.max_new_tokens)
+    each = copy.copy(run.datamodule)
+    automatic = each.batch_size == "auto"
+    each.batch_size = _FIRST_BATCH if automatic else each.batch_size
+    model.use_task(each.task.max_new_tokens)
     trainer.precision_plugin.convert_module(model)
     model.to(trainer.strategy.root_device)
     try:
         while True:
             try:
-                found = _measure(trainer, model, each, split, methods, blocks)
+                found = _measure(replace(run, datamodule=each), split, methods, blocks)
                 break
             except torch.OutOfMemoryError:
+                # a batch size that was asked for is kept
                 if not automatic or each.batch_size == 1:
                     raise
                 each.batch_size = int(each.batch_size) // 2
@@ -76,27 +63,21 @@ def measure_proxies(
     return found
 
 
-def _measure(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    split: str,
-    methods: Sequence[str],
-    blocks: Sequence[int],
-) -> dict[str, Any]:
+def _measure(run: Run, split: str, methods: Sequence[str], blocks: Sequence[int]) -> dict[str, Any]:
+    model, plugin = run.model, run.trainer.precision_plugin
     scores = ProxyScores(model.model, methods, model.hparams["blocks"])
     inputs_of, first = ProxyImportance(methods).inputs_of, None
-    loader = datamodule.eval_dataloader(split)
-    with trainer.precision_plugin.forward_context():
+    loader = run.datamodule.eval_dataloader(split)
+    with plugin.forward_context():
         for batch in tqdm(loader, desc=f"proxy scores, {split} split", unit="batch", file=sys.stderr):
             if not batch["sample_ids"]:  # all bad
                 continue
-            batch = trainer.precision_plugin.convert_input(batch)
+            batch = plugin.convert_input(batch)
             batch = model.transfer_batch_to_device(batch, model.device, 0)
             first = batch if first is None else first
             scores.update(*inputs_of(model, batch))
         if first is None:
-            raise ValueError(f"{split} split of {datamodule.task.name}: there are no samples to evaluate")
+            raise ValueError(f"{split} split of {run.datamodule.task.name}: there are no samples to evaluate")
         found = {method: values.tolist() for method, values in scores.compute().items()}
         for method, values in found.items():
             missing = [block_idx for block_idx, value in enumerate(values) if not np.isfinite(value)]
@@ -118,27 +99,12 @@ def _passes(
 ) -> dict[str, Callable[[], Callable[[], Any]]]:
     """What is timed of one batch: each prepares what does not count, and returns what does."""
     inputs, answers, pad = model_inputs(batch), batch["answer_ids"], model.pad_token_id
-    masks = [torch.ones(model.num_blocks, dtype=torch.bool), *leave_one_out(model.num_blocks)[list(blocks)]]
+    masks = MaskSet.full(model.num_blocks).union(MaskSet.of(leave_one_out(model.num_blocks)[list(blocks)]))
     extended = ProxyImportance(methods).inputs_of(model, batch)
 
     def forward() -> Any:
         with torch.no_grad():
             return reference_logprob(model.model, inputs, answers, pad_token_id=pad)
-
-    def drop(max_new_tokens: int) -> Callable[[], Any]:
-        options = {"max_rows": model.hparams["max_rows"], "blocks": model.hparams["blocks"]}
-        phases = {"phase": model.hparams["phase"], "decode_without_prompt": model.hparams["decode_without_prompt"]}
-        return lambda: answer_masks(
-            model.model,
-            inputs,
-            masks,
-            answer_ids=answers,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=model.end_token_ids,
-            pad_token_id=pad,
-            **options,
-            **phases,
-        )
 
     def proxies(names: Sequence[str]) -> Callable[[], Any]:
         # one of its own each time: gradients of several would fill the memory
@@ -147,8 +113,8 @@ def _passes(
 
     return {
         "forward": lambda: forward,
-        "accuracy_drop": lambda: drop(model.max_new_tokens),
-        "reference_logprob_drop": lambda: drop(0),
+        "accuracy_drop": lambda: partial(model.answer, batch, masks, model.max_new_tokens),
+        "reference_logprob_drop": lambda: partial(model.answer, batch, masks, 0),
         **{method: lambda method=method: proxies([method]) for method in methods},  # type: ignore[misc]
         TOGETHER: lambda: proxies(methods),
     }

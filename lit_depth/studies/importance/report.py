@@ -1,28 +1,25 @@
 """What ``lit-depth importance`` tells of its result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_depth.results.report import BarChart, Report, Scalar, Section, Table
+from lit_depth.results.report import BarChart, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import unit_name, units_noun
 from lit_depth.results.verdicts import (
     LEGEND,
     SIMULTANEOUS,
     WITHHELD,
-    baseline_scalars,
     describe_constant,
     differs,
     mark,
     refusal,
-    withheld_scalar,
+    verdict_scalars,
 )
 from lit_depth.studies.importance.analysis import THRESHOLD
 from lit_depth.studies.importance.figures import AGREEMENT, BY_TASK, MEAN, METHODS, importance_figures, task_figure
 from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
-from lit_depth.studies.shared.importance_tables import agreement_section, headline
+from lit_depth.studies.shared.importance_views import agreement_section, headline
 
 MEASURES = {"quality": "", "reference_logprob": "reference_logprob_"}
 HEADERS = (
@@ -66,10 +63,8 @@ def report(result: dict[str, Any]) -> Report:
         ]
     if "methods" in result:
         sections += _method_sections(result["methods"])
-    scalars: dict[str, Scalar] = {**withheld_scalar({task["task"]: task for task in tasks})}
-    for task in tasks:
-        name = task["task"]
-        scalars |= {f"full/quality/{name}": task["full"]["quality"], **baseline_scalars(task, f"/{name}")}
+    scalars = verdict_scalars([(task["task"], f"/{task['task']}", task) for task in tasks])
+    scalars |= {f"full/quality/{task['task']}": task["full"]["quality"] for task in tasks}
     by_task = {f"layer_importance_scores_{task['task']}.json": plain_scores(task["blocks"]) for task in tasks}
     return Report(
         title="Importance of transformer blocks",
@@ -105,10 +100,7 @@ def _section(
     if any(str(row[1]).endswith("*") for row in rows):
         lines.append(LEGEND)
     return Section(
-        heading,
-        "\n\n".join([*lines, *_findings(task)]),
-        Table((units_noun(task["blocks"]), *HEADERS), rows),
-        figures,
+        heading, "\n\n".join([*lines, *_findings(task)]), Table((units_noun(task["blocks"]), *HEADERS), rows), figures
     )
 
 
@@ -179,9 +171,7 @@ def _method_sections(methods: Mapping[str, Any]) -> list[Section]:
     return [
         Section("Methods", explained, Table(headers, _method_rows(entries, str(k))), [METHODS]),
         Section(
-            "Masks of every method",
-            masks + describe_constant(validation),
-            Table(MASK_HEADERS, _mask_rows(methods)),
+            "Masks of every method", masks + describe_constant(validation), Table(MASK_HEADERS, _mask_rows(methods))
         ),
     ]
 
@@ -189,18 +179,11 @@ def _method_sections(methods: Mapping[str, Any]) -> list[Section]:
 def _method_rows(entries: Sequence[Mapping[str, Any]], k: str) -> list[list[Cell]]:
     rows: list[list[Cell]] = []
     for entry in entries:
-        limits, p_value = entry["spearman_ci"], entry["p_value"]
-        unknown = None if entry["method"] == "accuracy_drop" else "not estimable"
-        rows.append(
-            [
-                entry["method"],
-                entry["spearman"],
-                format_interval(limits) or unknown,
-                None if p_value is None else format_p_value(p_value),
-                entry["overlap"].get(k),
-                entry["forwards"],
-            ]
-        )
+        limits = format_interval(entry["spearman_ci"])
+        if limits is None and entry["method"] != "accuracy_drop":
+            limits = "not estimable"
+        correlation = [entry["spearman"], limits, format_p_value(entry["p_value"])]
+        rows.append([entry["method"], *correlation, entry["overlap"].get(k), entry["forwards"]])
     return rows
 
 
@@ -209,10 +192,9 @@ def _mask_rows(methods: Mapping[str, Any]) -> list[list[Cell]]:
     for masks in zip(*(entry["masks"] for entry in methods["entries"])):
         for entry, mask in zip(methods["entries"], masks):
             sign = mark(mask["quality"], mask["num_distinct_answers"], methods["validation"]["baseline"])
-            difference: list[Cell] = [None, None, None]  # it is the accuracy drop's mask itself
-            if mask["p_holm"] is not None:
-                limits = format_interval(mask["difference_simultaneous_ci"])
-                difference = [f"{mask['difference']:+.3f}", limits, format_p_value(mask["p_holm"])]
+            limits, p_value = format_interval(mask["difference_simultaneous_ci"]), format_p_value(mask["p_holm"])
+            # None: it is the accuracy drop's mask itself
+            difference = [None if p_value is None else f"{mask['difference']:+.3f}", limits, p_value]
             quality = [f"{mask['quality']:.3f}{sign}", format_interval(mask["quality_ci"], "")]
             rows.append([entry["method"], mask["num_active_blocks"], *quality, *difference, mask["verdict"]])
     return rows

@@ -1,7 +1,5 @@
 """From times of masks on the same requests to percentiles, ratios to the full model, and lines over the depth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +36,7 @@ def describe(
             "mask_id": mask,
             "policies": list(dict.fromkeys(names[mask])) or ["full"],
             "num_active_blocks": mask.count("1"),
-            "active_block_indices": _indices(mask),
+            "active_block_indices": [index for index, bit in enumerate(mask) if bit == "1"],
             "latency_ms": summaries[mask],
             "output_tokens_per_second": float(tokens[mask] / times["total"].loc[mask].sum() * 1000),
             "peak_memory_bytes": int(peaks[mask]) if pd.notna(peaks[mask]) else None,  # of a GPU
@@ -61,14 +59,7 @@ def describe(
 
 
 def _ratios(frame: pd.DataFrame, full: str, images: Sequence[str], confidence: float) -> dict[str, dict[str, Any]]:
-    """Geometric mean over requests of each mask's time relative to the full model's on the same request.
-
-    Args:
-        frame: Times in ms, one row per mask and one column per request.
-        full: Id of the full model's mask.
-        images: Image of each request.
-        confidence: Coverage of each interval, and of the simultaneous ones together.
-    """
+    """Geometric mean over requests (columns) of each mask's time relative to the full model's on the same request."""
     nothing = dict.fromkeys(("ci", "simultaneous_ci", "p_value", "p_holm"))
     result: dict[str, dict[str, Any]] = {full: {"ratio": 1.0, **nothing}}  # by definition, nothing is estimated
     others = [mask for mask in frame.index if mask != full]
@@ -98,25 +89,20 @@ def _ratio_limits(interval: Interval) -> list[float]:
     return [float(low), float(high)]
 
 
-def _indices(mask: str) -> list[int]:
-    return [index for index, bit in enumerate(mask) if bit == "1"]
-
-
 def scripted(result: dict[str, Any], records: pd.DataFrame) -> dict[str, Any]:
     """The format that users have scripts for: ``summary`` and ``all_samples``, in milliseconds."""
-    shape = [
-        {
+    by_mask = {
+        entry["mask_id"]: {
             "num_active_blocks": entry["num_active_blocks"],
             "num_total_blocks": result["num_blocks"],
             "active_block_indices": entry["active_block_indices"],
         }
         for entry in result["configurations"]
-    ]
-    by_mask = {entry["mask_id"]: head for entry, head in zip(result["configurations"], shape)}
+    }
     return {
         "summary": [
-            {**head, "prefill": entry["latency_ms"]["prefill"], "decode": entry["latency_ms"]["decode"]}
-            for entry, head in zip(result["configurations"], shape)
+            by_mask[entry["mask_id"]] | {stage: entry["latency_ms"][stage] for stage in ("prefill", "decode")}
+            for entry in result["configurations"]
         ],
         "all_samples": [
             {

@@ -1,7 +1,5 @@
 """``lit-depth latency``: what each number of blocks takes, stage by stage, paired by request."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -58,10 +56,11 @@ def latency(
     Raises:
         ValueError: If an argument is out of range, or several processes run.
     """
+    from lit_depth.functional.masks import full_id
     from lit_depth.results.store import write_parquet
     from lit_depth.studies.latency.analysis import describe, scripted
     from lit_depth.studies.latency.report import report
-    from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
+    from lit_depth.studies.shared.checks import check_one_process, check_one_task, check_shares, check_whole_blocks
     from lit_depth.studies.shared.importance_scores import read_importance, to_importance
     from lit_depth.studies.shared.mask_grid import check_plan, needs_importance, plan_indices, plan_masks
     from lit_depth.studies.shared.publish import publish
@@ -77,10 +76,8 @@ def latency(
     check_range(1, MAX_TOKENS, new_tokens=new_tokens)
     if num_samples < batch_size:
         raise ValueError(f"num_samples ({num_samples}) must be at least batch_size ({batch_size})")
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"latency takes its requests from one task, got {[task.name for task in datamodule.tasks]}")
-    if trainer.world_size > 1:
-        raise ValueError(f"latency is measured by one process, got {trainer.world_size}: give --trainer.devices 1")
+    check_one_task(datamodule, "latency takes its requests from one task")
+    check_one_process(trainer, "latency is measured by one process")
     scores = None
     if needs_importance(names) and active_block_indices is None:
         if importance is None:
@@ -101,21 +98,18 @@ def latency(
         **clock_settings(device),
         "confidence": confidence,
     }
-    run = open_run(trainer, model, datamodule, ["validation"], arguments, output_dir, "latency", name)
-    with run as (folder, identity):
-        full = "1" * num_blocks
-        masks = list(dict.fromkeys([full, *(planned.id for planned in plan)]))
+    splits = ["validation"]
+    with open_run(trainer, model, datamodule, splits, arguments, output_dir, "latency", name) as run:
+        masks = list(dict.fromkeys([full_id(num_blocks), *(planned.id for planned in plan)]))
         records = time_masks(
-            trainer,
-            model,
-            datamodule,
+            run,
             "validation",
             masks,
-            folder / "records" / datamodule.task.name / "validation" / "rank0.jsonl",
+            run.folder / "records" / datamodule.task.name / "validation" / "rank0.jsonl",
             num_requests=num_samples // batch_size,
-            batch_size=batch_size,
             new_tokens=new_tokens,
             threads=arguments["threads"],
+            batch_size=batch_size,
         )
         result = {
             "command": "latency",
@@ -125,6 +119,6 @@ def latency(
             "new_tokens": new_tokens,
             **describe(records, plan, masks, num_blocks, confidence),
         }
-        write_parquet(folder / "records.parquet", records)
-        publish(trainer, report(result), folder, RESULT, scripted(result, records), identity)
+        write_parquet(run.folder / "records.parquet", records)
+        publish(run, report(result), RESULT, scripted(result, records))
     return result

@@ -1,26 +1,20 @@
 """Latency against active blocks, drawn from the result of ``lit-depth latency``."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.style import STAGES, plain_axes
+from lit_depth.results.style import STAGES, new_figure, plain_axes, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def latency_figure(result: dict[str, Any]) -> Figure:
+def latency_figure(result: dict[str, Any]) -> "Figure":
     """Median of every stage against the number of active blocks, with the fitted line and the ideal one.
 
     The ideal total is that of the full model times the share of active blocks: what skipping would give if nothing
     else took time.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    request, token = figure.subplots(1, 2)
+    figure, (request, token) = new_figure(10, 5, 1, 2)
     num_blocks, configurations = result["num_blocks"], result["configurations"]
     counts = [entry["num_active_blocks"] for entry in configurations]
     for stage, (label, color, marker) in STAGES.items():
@@ -46,7 +40,7 @@ def latency_figure(result: dict[str, Any]) -> Figure:
         axes.set_ylabel(f"Median time per {unit} (ms); bars to P95")
         axes.set_xlim(0, num_blocks + 0.5)
         axes.set_ylim(bottom=0)  # a saving is read as a share of the height
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.xaxis)
         if axes.get_legend_handles_labels()[0]:  # a single token takes no decode step
             axes.legend(frameon=False, fontsize=8, loc="upper left")
     title = (

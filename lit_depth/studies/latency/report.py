@@ -1,12 +1,10 @@
 """What ``lit-depth latency`` tells of its result."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
 from lit_depth.results.report import Report, Section, Table
-from lit_depth.results.table import Cell, format_p_value
+from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import SIMULTANEOUS
 from lit_depth.studies.latency.figures import latency_figure
 
@@ -70,8 +68,8 @@ def _rows(result: dict[str, Any]) -> list[list[Cell]]:
                 f"{times['total']['P50']:.2f}",
                 f"{times['total']['P95']:.2f}",
                 f"{share['ratio']:.3f}",
-                "[{:.3f}, {:.3f}]".format(*share["simultaneous_ci"]) if share["simultaneous_ci"] else None,
-                None if share["p_holm"] is None else format_p_value(share["p_holm"]),
+                format_interval(share["simultaneous_ci"], ""),
+                format_p_value(share["p_holm"]),
             ]
         )
     return rows

@@ -1,19 +1,14 @@
 """From what a search found, and its scores on the report split, to the content of ``search.json``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lit_depth.functional import Ablation, MaskSet, SearchLevel, SearchResult, ablation_masks
-from lit_depth.functional.masks import full_id
 from lit_depth.functional.search.ablations import Removed
 from lit_depth.studies.search.finders import Baselines
-from lit_depth.studies.shared.block_ranks import describe_full
-from lit_depth.studies.shared.constant_answer import describe_baseline
-from lit_depth.studies.shared.scores import Scores, family_entry
+from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
 
 
 def to_report(
@@ -53,32 +48,17 @@ def describe_level(level: SearchLevel, beam_width: int) -> dict[str, Any]:
     }
 
 
-def describe_report(
-    scores: Scores, bad_samples: Mapping[str, str], num_units: int, confidence: float
-) -> dict[str, Any]:
-    """The report split: its samples, the full model, and the best constant answer."""
-    return {
-        "split": "validation",
-        "num_samples": len(scores.images),
-        "num_images": len(set(scores.images)),
-        "num_bad_samples": len(bad_samples),
-        "bad_samples": bad_samples,
-        "full": describe_full(scores, num_units, confidence),
-        "baseline": describe_baseline(scores, full_id(num_units), confidence),
-    }
-
-
 def describe_ablations(
-    reported: Mapping[Removed, list[str]], scores: Scores, num_units: int, confidence: float
+    reported: Mapping[Removed, list[str]], scores: Scores, confidence: float
 ) -> list[dict[str, Any]]:
     """Quality, drop and interaction of every ablation, each difference taken sample by sample.
 
     All drops are one family, and all interactions another.
     """
     removed = [each for each in reported if each]
-    names = MaskSet.of(ablation_masks(num_units, removed)).ids
+    names = MaskSet.of(ablation_masks(len(scores.full_id), removed)).ids
     quality = scores.rows(names)
-    drop = scores.rows([full_id(num_units)]) - quality
+    drop = scores.rows([scores.full_id]) - quality
     single = {each[0]: row for each, row in zip(removed, drop) if len(each) == 1}
     extra = np.stack([row - sum(single[unit] for unit in each) for each, row in zip(removed, drop)])
     joint = [index for index, each in enumerate(removed) if len(each) > 1]
@@ -96,8 +76,7 @@ def describe_ablations(
                 "removed": removed[index],
                 "mask_id": name,
                 "found_by": reported[removed[index]],
-                "quality": interval.estimate,
-                "quality_ci": [interval.low, interval.high],
+                **interval_entry(interval, "quality"),
                 "num_distinct_answers": scores.distinct_answers(name),
                 **family_entry(found, "drop"),
                 "drop_p_holm": found.p_holm,

@@ -1,7 +1,5 @@
 """What a search is asked for, checked before anything is evaluated."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import InitVar, dataclass
 from typing import Literal
@@ -10,17 +8,12 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional.search.ablations import free_units
 from lit_depth.functional.search.beam import MAX_COMBINATIONS
 from lit_depth.metrics.base import resolve
+from lit_depth.studies.shared.checks import check_one_task
 
 
 @dataclass(frozen=True)
 class SearchArguments:
     """The arguments of ``lit-depth search`` that change its result; the manifest and ``search.json`` hold all of them.
-
-    Args:
-        keep: Units that are never removed, as indices in the mask.
-        num_units: Units of the model.
-
-    The others are those of the command.
 
     Raises:
         ValueError: If one is out of range, or an exhaustive search would take too many combinations.
@@ -60,8 +53,7 @@ class SearchArguments:
 
 def check_task(datamodule: DepthDataModule) -> None:
     """Raise ValueError unless there is one task, whose metric scores each sample by itself."""
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"search takes one task at a time, got {[task.name for task in datamodule.tasks]}")
+    check_one_task(datamodule, "search takes one task at a time")
     metric = datamodule.task.metric
     if getattr(resolve(metric), "corpus", None) is not None:
         raise ValueError(

@@ -3,8 +3,6 @@
 With masks of sublayers: which attentions and MLPs.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -84,7 +82,7 @@ def search(
     from lit_depth.studies.search.score_cache import ScoreCache
     from lit_depth.studies.shared.checks import check_shares
     from lit_depth.studies.shared.evaluate import evaluate
-    from lit_depth.studies.shared.importance_scores import units_of
+    from lit_depth.studies.shared.importance_scores import describe_samples, describe_task, records_of, units_of
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
 
@@ -108,23 +106,18 @@ def search(
     datamodule.check_disjoint("calibration", "validation")
     task, options = datamodule.task, asdict(arguments)
     splits = ["calibration", "validation"]
-    with open_run(trainer, model, datamodule, splits, options, output_dir, "search", name) as (folder, identity):
-        records = folder / "records" / task.name / "calibration"
-        cache = ScoreCache(trainer, model, datamodule, "calibration", records, max_bad_samples)
+    with open_run(trainer, model, datamodule, splits, options, output_dir, "search", name, max_bad_samples) as run:
+        cache = ScoreCache(run, "calibration", run.folder / "records" / task.name / "calibration")
         found = run_search(cache, arguments, datamodule.seed)
         forwards = {key: getattr(cache, key) for key in ("block_forwards", "sequential_block_forwards")}
         full, others = run_baselines(cache, found, arguments, datamodule.seed)
         reported = analysis.to_report(found, others, num_units, arguments.keep, beam_width)
-        text = f"search, {task.name}, validation split"
-        masks = list(ablation_masks(num_units, list(reported)))
-        scores, sweep = evaluate(trainer, model, datamodule, "validation", masks, folder, text, max_bad_samples)
+        measured = evaluate(run, "validation", ablation_masks(num_units, list(reported)), "search")
         if not trainer.is_global_zero:
             return {}
         result: dict[str, Any] = {
             "command": "search",
-            "task": task.name,
-            "metric": task.metric,
-            "in_training_mixture": task.in_training_mixture,
+            **describe_task(measured),
             "num_blocks": model.num_blocks,
             "units": unit_names(range(num_units), granularity),
             **options,
@@ -134,10 +127,10 @@ def search(
                 "bad_samples": cache.bad_samples,
                 "full": analysis.describe_ablation(full),
             },
-            "report": analysis.describe_report(scores, sweep.bad_samples, num_units, confidence),
+            "report": {"split": "validation", **describe_samples(measured, confidence)},
             "levels": [analysis.describe_level(level, beam_width) for level in found.levels],
             "baselines": {kind: list(map(analysis.describe_ablation, each)) for kind, each in others.items()},
-            "ablations": analysis.describe_ablations(reported, scores, num_units, confidence),
+            "ablations": analysis.describe_ablations(reported, measured.scores, confidence),
             "totals": {
                 "evaluations": found.evaluations,
                 "saved": found.saved,
@@ -147,7 +140,6 @@ def search(
         }
         if refusal(result["report"]):
             result["levels"] = [level | {"tied": None, "settled": None} for level in result["levels"]]
-        assert sweep.records is not None
-        write_parquet(folder / "records.parquet", sweep.records.assign(task=task.name))
-        publish(trainer, report(result), folder, RESULT, result, identity)
+        write_parquet(run.folder / "records.parquet", records_of([measured], "task"))
+        publish(run, report(result), RESULT, result)
     return result

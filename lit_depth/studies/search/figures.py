@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.style import (
     COLORS,
+    GREY,
     MARKERS,
-    bar_lengths,
     draw_constant,
-    hollow,
     legend,
+    line_with_bars,
+    new_figure,
     plain_axes,
     withheld_title,
 )
@@ -44,32 +45,20 @@ def tree_figure(result: Mapping[str, Any]) -> Figure:
     Colour is the drop on the calibration split. Those that racing dropped are small and grey: their means are over
     fewer samples.
     """
-    from matplotlib.figure import Figure
-
     levels = [level["ablations"][:_MAX_SHOWN] for level in result["levels"]]
     places = _places(result["levels"], levels)
     beam = {(), *(tuple(removed) for level in result["levels"] for removed in level["beam"])}
     tallest = max(map(len, levels))
-    size = max(7.0, 2.2 + 2.6 * len(levels)), max(4.0, 0.15 * tallest + 1.4)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(max(7.0, 2.2 + 2.6 * len(levels)), max(4.0, 0.15 * tallest + 1.4))
     ablations = [ablation for shown in levels for ablation in shown]
     _draw_edges(axes, ablations, places, beam)
     colored = _draw_nodes(axes, ablations, places, beam, result["calibration"]["full"]["score"])
     best = {tuple(level["beam"][0]) for level in result["levels"]}
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 8, "bbox": box, "zorder": 5}
     for removed in sorted(beam - {()}):
-        axes.annotate(
-            ablation_label(removed, result["units"]),
-            places[removed],
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            weight="bold" if removed in best else "normal",
-            bbox=box,
-            zorder=5,
-        )
+        label, weight = ablation_label(removed, result["units"]), "bold" if removed in best else "normal"
+        axes.annotate(label, places[removed], weight=weight, **beside)
     names = ["nothing removed", *(f"{level['num_removed']} removed" for level in result["levels"])]
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.2, len(levels) + 0.75)
@@ -154,35 +143,21 @@ def drop_figure(result: Mapping[str, Any]) -> Figure:
     The intervals are simultaneous over all ablations that were reported. A hollow marker answers no better than the
     best constant answer, whose line is dotted.
     """
-    from matplotlib.figure import Figure
-
     report = result["report"]
     baseline = report["baseline"]
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(8, 5)
     plain_axes(axes)
     finders = [name for name in _FINDERS if any(name in entry["found_by"] for entry in result["ablations"])]
     for index, name in enumerate(finders):
         entries = [entry for entry in result["ablations"] if name in entry["found_by"]]
         drops = [entry["drop"] for entry in entries]
         offset = 0.07 * (index - (len(finders) - 1) / 2)  # so that intervals at one number can be told apart
-        axes.errorbar(
-            [len(entry["removed"]) + offset for entry in entries],
-            drops,
-            yerr=bar_lengths(drops, [entry["drop_simultaneous_ci"] for entry in entries]),
-            color=COLORS[index],
-            marker=MARKERS[index],
-            markersize=6,
-            linewidth=1.8,
-            elinewidth=1.2,
-            capsize=3,
-            label=name,
-        )
-        marks = [bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)) for entry in entries]
         places = [len(entry["removed"]) + offset for entry in entries]
-        hollow(axes, places, drops, marks, COLORS[index], MARKERS[index])
+        limits = [entry["drop_simultaneous_ci"] for entry in entries]
+        marks = [bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)) for entry in entries]
+        line_with_bars(axes, places, drops, limits, marks, (COLORS[index], MARKERS[index]), name)
     draw_constant(axes, baseline, report["full"]["quality"])
-    axes.axhline(0, color="#555555", linestyle="--", linewidth=1.5, label="nothing removed")
+    axes.axhline(0, color=GREY, linestyle="--", linewidth=1.5, label="nothing removed")
     axes.set_xticks([level["num_removed"] for level in result["levels"]])
     kind = "blocks" if len(result["units"]) == result["num_blocks"] else "sublayers"
     axes.set_xlabel(f"Removed {kind} (of {len(result['units'])})")

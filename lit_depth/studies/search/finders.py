@@ -1,7 +1,5 @@
 """What finds ablations on the calibration split: the search, and its baselines."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,17 +34,9 @@ def run_search(cache: ScoreCache, arguments: SearchArguments, seed: int) -> Sear
 
 
 def _beam_search(cache: ScoreCache, width: int, arguments: SearchArguments, seed: int) -> SearchResult:
-    return beam_search(
-        cache,
-        cache.num_units,
-        cache.num_samples,
-        beam_width=width,
-        racing=arguments.racing,
-        epsilon=arguments.epsilon,
-        batch=_ROUND,
-        seed=seed,
-        **_shared(cache, arguments),
-    )
+    racing = {"racing": arguments.racing, "epsilon": arguments.epsilon, "batch": _ROUND}
+    options = {"beam_width": width, "seed": seed, **racing, **_shared(cache, arguments)}
+    return beam_search(cache, cache.num_units, cache.num_samples, **options)
 
 
 def _shared(cache: ScoreCache, arguments: SearchArguments) -> dict[str, Any]:
@@ -100,9 +90,8 @@ def run_baselines(
 ) -> tuple[Ablation, Baselines]:
     """The full model, and each baseline's best ablation of every size (None: there is none).
 
-    Args:
-        found: What the search found. The order of importance is that of its first level: with racing the mean of a
-            block that was dropped is over fewer samples. Of a single block the best span is the search's own choice.
+    The order of importance is that of the first level: with racing the mean of a block that was dropped is over fewer
+    samples. Of a single block the best span is the search's own choice.
     """
     most = arguments.max_blocks_to_remove
     spans = [_spans(cache, length, arguments) for length in range(2, most + 1 if arguments.baselines else 2)]

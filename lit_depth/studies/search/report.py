@@ -1,28 +1,15 @@
 """What ``lit-depth search`` tells of its result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.verdicts import (
-    LEGEND,
-    SIMULTANEOUS,
-    WITHHELD,
-    describe_constant,
-    mark,
-    refusal,
-    verdict_scalars,
-)
+from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
 from lit_depth.studies.search.figures import ablation_label, drop_figure, tree_figure
 
-HEADERS = (
-    *("removed", "which", "drop", "interval", "p (Holm)"),
-    *("interaction", "interval", "p (Holm)", "found by"),
-)
+HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
 _DIFFERENCES = tuple(
     f"{difference}{part}"

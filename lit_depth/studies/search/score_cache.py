@@ -1,23 +1,20 @@
 """What a search asks its scores of: each pair (mask, sample) of one split is evaluated once, whoever asks again."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_depth.callbacks.mask_sweep import check_bad_samples
-from lit_depth.data import DepthDataModule
 from lit_depth.functional import MaskScores, MaskSet, MaskTrie
-from lit_depth.module import DepthModule
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.evaluate import sweep_samples
+from lit_depth.studies.shared.run_folder import Run
 
 
 class ScoreCache:
@@ -27,9 +24,7 @@ class ScoreCache:
     from the scores alone, and so do the rounds. A run that was killed finds its rounds again; in the last of them some
     records may be missing. All processes of a distributed run see all scores, so each asks for the same.
 
-    Args:
-        folder: Folder for the rounds: ``round_0001``, ...
-        max_bad_samples: Share of the split's samples, 0 to 1, that may be bad.
+    The run is of one task; its ``max_bad_samples`` is a share of the split's samples.
 
     Raises:
         ValueError: If the split has no samples.
@@ -47,17 +42,9 @@ class ScoreCache:
         sequential_block_forwards: The same, of one mask after another.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        model: DepthModule,
-        datamodule: DepthDataModule,
-        split: str,
-        folder: Path,
-        max_bad_samples: float,
-    ) -> None:
-        self.trainer, self.model, self.split, self.folder = trainer, model, split, folder
-        self.max_bad_samples, self.num_units = max_bad_samples, model.num_units
+    def __init__(self, run: Run, split: str, folder: Path) -> None:
+        self.split, self.folder, self.max_bad_samples = split, folder, run.max_bad_samples
+        self.num_units, datamodule = run.model.num_units, run.datamodule
         ids = datamodule.eval_dataset(split).recorded_ids()
         if not ids:
             raise ValueError(f"{split} split of {datamodule.task.name}: there are no samples to search on")
@@ -71,9 +58,11 @@ class ScoreCache:
         self.seconds_per_score: float | None = None
         self.evaluations = self.block_forwards = self.sequential_block_forwards = 0
         self._num_rounds = 0
-        self.datamodule = copy.copy(datamodule)
         if datamodule.batch_size == "auto":  # once, not in every round
-            self.datamodule.batch_size = settle_batch_size(trainer, model, datamodule, split, folder)
+            datamodule = copy.copy(datamodule)
+            datamodule.batch_size = settle_batch_size(run, split, folder)
+        # of a round any number may be bad: what counts is the share of all samples, see `_evaluate`
+        self.run = replace(run, datamodule=datamodule, max_bad_samples=1.0)
 
     def __call__(self, masks: Tensor, positions: Sequence[int]) -> MaskScores:
         """Scores ``[masks, positions]``; NaN where a sample is bad.
@@ -99,9 +88,7 @@ class ScoreCache:
         self._num_rounds += 1
         folder = self.folder / f"round_{self._num_rounds:04d}"
         is_new, start = not folder.exists(), time.perf_counter()
-        sweep = sweep_samples(
-            self.trainer, self.model, self.datamodule, self.split, list(masks), folder, text, 1.0, positions
-        )
+        sweep = sweep_samples(self.run, self.split, list(masks), folder, text, positions)
         if is_new:
             self.seconds_per_score = (time.perf_counter() - start) / (len(masks) * len(positions))
         for name, reason in sweep.bad_samples.items():
@@ -116,7 +103,7 @@ class ScoreCache:
             for name, row in zip(table.index, table.to_numpy(float)):
                 self._scores[name][kind, places] = row / largest
         trie = MaskTrie(masks)
-        shares = self.model.hparams["granularity"] == "block"
+        shares = self.run.model.hparams["granularity"] == "block"
         self.evaluations += len(masks) * len(positions)
         self.block_forwards += (trie.block_forwards if shares else trie.sequential_block_forwards) * len(positions)
         self.sequential_block_forwards += trie.sequential_block_forwards * len(positions)

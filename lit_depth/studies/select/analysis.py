@@ -1,10 +1,8 @@
 """From quality and times of masks to the choice under a latency budget."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -49,7 +47,7 @@ class Bounds(NamedTuple):
     line: Line | None  # by the number of active blocks; None of one number only
 
     @classmethod
-    def from_times(cls, times: Times, arguments: SelectArguments) -> Bounds:
+    def from_times(cls, times: Times, arguments: SelectArguments) -> Self:
         """Bounds of the masks that were timed.
 
         Raises:
@@ -116,10 +114,7 @@ def masks_to_time(options: Sequence[Option], for_line: bool) -> list[str]:
 def describe(arguments: SelectArguments, options: Sequence[Option], times: Times) -> dict[str, Any]:
     """The part of the result that follows from the arguments, the masks and their times; nothing is chosen yet.
 
-    Args:
-        arguments: Of the command.
-        options: All masks. The best of each depth are candidates; of an estimated depth, which knows no best, all.
-        times: Of some of them.
+    The best masks of each depth are candidates; of an estimated depth, which knows no best, all.
     """
     estimated, bounds = arguments.estimate_depth, Bounds.from_times(times, arguments)
     candidates = [
@@ -164,13 +159,8 @@ def choose(
 ) -> dict[str, Any]:
     """The best mask within the budget, timed again; one that does not surely keep the budget gives way to the next.
 
-    Args:
-        result: As `describe` gives it.
-        arguments: Of the command, with a budget.
-        measure: Times masks again.
-
-    Returns:
-        The result's ``selected``, ``rejected`` and ``requests``; of an estimated depth ``depth_by_plain_ratio`` too.
+    Returns the result's ``selected``, ``rejected`` and ``requests``; of an estimated depth ``depth_by_plain_ratio``
+    too.
 
     Raises:
         ValueError: If no mask keeps the budget.
@@ -226,17 +216,7 @@ def _pick_by_quality(
 
 
 def _pick_by_line(masks: Sequence[str], line: Line, budget_ms: float, again: Mapping[str, float]) -> str:
-    """Most blocks within the budget by the line, but fewer than those that took longer when measured again.
-
-    Args:
-        masks: One of every depth that may be chosen.
-        line: Time by the number of active blocks, in ms.
-        budget_ms: Longest time in ms.
-        again: Time in ms of the masks that were measured again and took more than the budget.
-
-    Raises:
-        ValueError: A budget below what the fewest blocks take; it names that time.
-    """
+    """Most blocks within the budget by the line, but fewer than those that took longer when measured again."""
     by_count = {mask.count("1"): mask for mask in masks}
     slower = {mask.count("1"): time for mask, time in again.items()}
     fewest, num_blocks = min(by_count), max(by_count)

@@ -1,7 +1,5 @@
 """What ``lit-depth select`` is asked for, checked before anything is measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """``lit-depth select``: the best mask under a latency budget, chosen, re-measured, and reported on other questions."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
@@ -84,10 +82,9 @@ def select(
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.select import analysis
     from lit_depth.studies.select.arguments import POLICIES, SelectArguments
-    from lit_depth.studies.select.earlier_results import read_earlier
-    from lit_depth.studies.select.measurements import Clock, find_options
+    from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
-    from lit_depth.studies.shared.checks import check_whole_blocks
+    from lit_depth.studies.shared.checks import check_one_task, check_whole_blocks
     from lit_depth.studies.shared.mask_grid import check_plan
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
@@ -113,8 +110,7 @@ def select(
         max_bad_samples=max_bad_samples,
     )
     names, counts = check_plan(policies or POLICIES, num_active_blocks, model.num_blocks, num_seeds, arguments.keep)
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"select takes its requests from one task, got {[task.name for task in datamodule.tasks]}")
+    check_one_task(datamodule, "select takes its requests from one task")
     datamodule.check_disjoint("calibration", "validation")
     new_tokens = new_tokens or model.hparams["max_new_tokens"] or datamodule.task.max_new_tokens
     settings = clock_settings(trainer.strategy.root_device)
@@ -122,11 +118,11 @@ def select(
     plan = {"policies": names, "num_active_blocks": counts, "importance": earlier.importance, "new_tokens": new_tokens}
     measured = {**arguments.measured(), **plan, **settings}
     splits = ["calibration", "validation"]
-    with open_run(trainer, model, datamodule, splits, measured, output_dir, "select", name) as (folder, identity):
-        options, baseline = find_options(trainer, model, datamodule, arguments, earlier, names, counts, folder)
+    with open_run(trainer, model, datamodule, splits, measured, output_dir, "select", name, max_bad_samples) as run:
+        options, baseline = find_options(run, arguments, earlier, names, counts)
         if not trainer.is_global_zero:
             return {}
-        clock = Clock(trainer, model, datamodule, folder, new_tokens, settings["threads"])
+        clock = Clock(run, new_tokens, settings["threads"])
         to_time = analysis.masks_to_time(options, estimate_depth)
         result = {
             "command": "select",
@@ -134,13 +130,12 @@ def select(
             "metric": datamodule.task.metric,
             "num_blocks": model.num_blocks,
             "new_tokens": new_tokens,
-            "device": identity["device"],
+            "device": run.arguments["device"],
             "baseline": baseline,
             **analysis.describe(arguments, options, earlier.times or clock.time(to_time, "calibration", num_requests)),
         }
         if budget_ms is not None and refusal(result) is None:
-            result |= analysis.choose(
-                result, arguments, partial(clock.time, split="validation", num_requests=num_checks)
-            )
-        publish(trainer, report(result), folder, RESULT, result, identity)
+            again = partial(clock.time, split="validation", num_requests=num_checks)
+            result |= analysis.choose(result, arguments, again)
+        publish(run, report(result), RESULT, result)
     return result

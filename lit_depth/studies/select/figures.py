@@ -1,42 +1,33 @@
 """Quality against time of the masks that ``lit-depth select`` chose from."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.style import draw_constant, hollow, plain_axes, withheld_title
+from lit_depth.results.style import bar_lengths, draw_constant, hollow, new_figure, plain_axes, withheld_title
 from lit_depth.results.verdicts import mark
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def selection_figure(result: Mapping[str, Any]) -> Figure:
+def selection_figure(result: Mapping[str, Any]) -> "Figure":
     """Every candidate at the budget that it needs, the frontier through the best, the budget and what was chosen."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(7.5, 5.5)
     plain_axes(axes)
     entries = result["candidates"]
     shown = [entry["expected"] or entry["chosen_by"] for entry in entries]
     times = [entry["latency_ms"]["bound"] for entry in entries]
-    bars = [
-        [max(0.0, each["quality"] - each["quality_ci"][0]) for each in shown],
-        [max(0.0, each["quality_ci"][1] - each["quality"]) for each in shown],
-    ]
     label = f"best mask of each depth, {result['confidence']:.0%} interval of its own quality"
     heights = [each["quality"] for each in shown]
+    bars = bar_lengths(heights, [each["quality_ci"] for each in shown])
     axes.errorbar(times, heights, yerr=bars, fmt="o", color="#888888", markersize=5, elinewidth=1, label=label)
     baseline = result.get("baseline")
     marks = [bool(mark(each["quality"], each.get("num_distinct_answers"), baseline)) for each in shown]
     hollow(axes, times, heights, marks, "#888888", "o", size=5)
     draw_constant(axes, baseline)
     points = sorted((times[i], heights[i]) for i, entry in enumerate(entries) if entry["mask_id"] in result["frontier"])
-    axes.plot(
-        *zip(*points), "-o", color="#0072B2", markersize=5, linewidth=1.5, label="frontier, by the questions chosen on"
-    )
+    label = "frontier, by the questions chosen on"
+    axes.plot(*zip(*points), "-o", color="#0072B2", markersize=5, linewidth=1.5, label=label)
     for time, height, entry in zip(times, heights, entries):
         axes.annotate(str(entry["num_active_blocks"]), (time, height), (4, -11), textcoords="offset points", fontsize=8)
     if result["selected"] is not None:

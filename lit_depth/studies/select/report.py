@@ -1,7 +1,5 @@
 """What ``lit-depth select`` tells of its result: the choice, its reasons, and the table of candidates."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -98,10 +96,9 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
 def _choice(result: Mapping[str, Any]) -> list[str]:
     """What was chosen, measured again; its quality; what other requests would get."""
     selected = result["selected"]
-    if selected is None and result["budget_ms"] is not None:
-        return ["No mask is recommended."]
     if selected is None:
-        return ["No --budget_ms was given, so no mask is chosen: see the frontier."]
+        unasked = "No --budget_ms was given, so no mask is chosen: see the frontier."
+        return [unasked if result["budget_ms"] is None else "No mask is recommended."]
     again = selected["measured_again"]
     blocks = " ".join(map(str, selected["active_block_indices"]))
     lines = [

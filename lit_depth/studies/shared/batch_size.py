@@ -1,33 +1,30 @@
 """The batch size ``auto``: found once per run, the same for every mask and any number of processes."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.store import read_of_run, write_of_run
 from lit_depth.studies.shared.processes import on_first_process, wait_for
+from lit_depth.studies.shared.run_folder import Run
 
 _MAX_AUTO_BATCH = 64
 
 
-def settle_batch_size(
-    trainer: Trainer, model: DepthModule, datamodule: DepthDataModule, split: str, folder: Path
-) -> int:
+def settle_batch_size(run: Run, split: str, folder: Path) -> int:
     """`find_batch_size` by the first process, once per run: all processes and a resumed run make the same batches."""
     path = folder / "batch_size.json"
 
     def find() -> None:
         if not path.is_file():
-            write_of_run(path, {"batch_size": find_batch_size(model, datamodule, split, trainer.strategy.root_device)})
+            size = find_batch_size(run.model, run.datamodule, split, run.trainer.strategy.root_device)
+            write_of_run(path, {"batch_size": size})
 
-    on_first_process(trainer, find)
+    on_first_process(run.trainer, find)
     wait_for(path, "give --data.batch_size")
     return max(1, read_of_run(path, batch_size=int)["batch_size"])
 

@@ -1,94 +1,88 @@
 """From per-sample scores with each block skipped to importance: drops with intervals, and ranks that admit ties."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_depth.functional import leave_one_out, mask_id
 from lit_depth.functional.masks import Granularity
 from lit_depth.functional.statistics import pairwise_sign_flip_tests
 from lit_depth.functional.statistics.agreement import rank_agreement
 from lit_depth.results.verdicts import WITHHELD, differs, refusal
-from lit_depth.studies.shared.scores import Measure, Scores, family_entry
+from lit_depth.studies.shared.scores import Measure, Scores, family_entry, interval_entry
 
 Floats = NDArray[np.float64]
 # fields of `Scores` and keys of the result
 MEASURES: tuple[Measure, ...] = ("quality", "reference_logprob")
 
 
-def drops(scores: Scores, blocks: Sequence[int], num_blocks: int, measure: str) -> Floats:
-    """Per-sample score of the full model minus that with one block skipped, ``[blocks, samples]``.
+def drops(scores: Scores, units: Sequence[int], measure: Measure) -> Floats:
+    """Per-sample score of the full model minus that with one unit skipped, ``[units, samples]``.
 
-    Of sublayers, here and below, ``blocks`` are the indices in the mask, and ``num_blocks`` is the length of the mask.
+    ``units`` are indices in the mask, of blocks or of their halves, here and below.
     """
-    skipped = leave_one_out(num_blocks)
-    values = getattr(scores, measure)
-    row = {name: index for index, name in enumerate(scores.mask_ids)}
-    full = values[row["1" * num_blocks]]
-    return full - values[[row[mask_id(skipped[block_idx])] for block_idx in blocks]]
+    return scores.rows([scores.full_id], measure) - scores.rows([_without(scores, unit) for unit in units], measure)
+
+
+def _without(scores: Scores, unit: int) -> str:
+    """Id of the mask that skips one unit."""
+    return scores.full_id[:unit] + "0" + scores.full_id[unit + 1 :]
 
 
 def describe_blocks(
-    scores: Scores, blocks: Sequence[int], num_blocks: int, confidence: float, granularity: Granularity = "block"
+    scores: Scores, units: Sequence[int], confidence: float, granularity: Granularity = "block"
 ) -> list[dict[str, Any]]:
-    """One entry per measured block: its drop in quality and in reference log-probability, intervals, p-value, ranks.
+    """One entry per measured unit: its drop in quality and in reference log-probability, intervals, p-value, ranks.
 
-    p-values are sign-flip permutations clustered by image, corrected over the blocks (Holm); simultaneous intervals
+    p-values are sign-flip permutations clustered by image, corrected over the units (Holm); simultaneous intervals
     exclude 0 where the corrected p-value is below ``1 - confidence``.
     """
     entries: list[dict[str, Any]] = [
-        {"block": unit} if granularity == "block" else {"block": unit // 2, "sublayer": ("attn", "mlp")[unit % 2]}
-        for unit in blocks
+        ({"block": unit} if granularity == "block" else {"block": unit // 2, "sublayer": ("attn", "mlp")[unit % 2]})
+        | {"num_distinct_answers": scores.distinct_answers(_without(scores, unit))}
+        for unit in units
     ]
-    skipped = leave_one_out(num_blocks)
-    for entry, unit in zip(entries, blocks):
-        entry["num_distinct_answers"] = scores.distinct_answers(mask_id(skipped[unit]))
     for measure in MEASURES:
-        values = drops(scores, blocks, num_blocks, measure)
+        values = drops(scores, units, measure)
         found = scores.compare(values, confidence, measure)
         different = find_different(values, scores.images, confidence)
-        ranks = rank_ranges(different)
+        # equal estimates share the better rank
         estimates = [each.interval.estimate for each in found]
-        for index, (entry, row) in enumerate(zip(entries, found)):
+        for index, (entry, row, span) in enumerate(zip(entries, found, rank_ranges(different))):
+            ties = (unit for unit, other in zip(units, different[index]) if not other and unit != units[index])
             entry[measure] = {
                 **family_entry(row, "drop"),
                 "p_value": row.p_value,
                 "p_holm": row.p_holm,
                 "rank": 1 + sum(estimate > row.interval.estimate for estimate in estimates),
-                "rank_ci": list(ranks[index]),
-                "tied_with": [
-                    unit for unit, other in zip(blocks, different[index]) if not other and unit != blocks[index]
-                ],
+                "rank_ci": list(span),
+                "tied_with": list(ties),
             }
     return entries
 
 
 def describe_agreement(
-    first: Scores, second: Scores, blocks: Sequence[int], num_blocks: int, threshold: float, confidence: float
+    first: Scores, second: Scores, units: Sequence[int], threshold: float, confidence: float
 ) -> dict[str, Any]:
-    """Do two measurements order the blocks alike? One entry per measure, see `lit_depth.functional.rank_agreement`.
+    """Do two measurements order the units alike? One entry per measure, see `lit_depth.functional.rank_agreement`.
 
     Returns:
         ``{measure: {"spearman", "p_value", "ci", "samples_needed", "verdict"}}``: ``ci`` is of the rank correlation
         that measurements without noise would show, ``verdict`` "consistent", "not consistent" or "not shown",
         ``samples_needed`` of either measurement for its lower limit to pass the threshold (null: none would, as far as
         can be seen). All are null where the drops of one side are all equal, which is no order, or where there are
-        fewer than 4 blocks or images.
+        fewer than 4 units or images.
     """
     entries: dict[str, Any] = {}
     for measure in MEASURES:
-        values = [drops(each, blocks, num_blocks, measure) for each in (first, second)]
+        values = [drops(each, units, measure) for each in (first, second)]
         entry: dict[str, Any] = dict.fromkeys(("spearman", "p_value", "ci", "samples_needed"))
         entry["verdict"] = "not shown"
-        enough = len(blocks) >= 4 and all(len(set(each.images)) >= 4 for each in (first, second))
+        enough = len(units) >= 4 and all(len(set(each.images)) >= 4 for each in (first, second))
         if enough and all(np.ptp(each.mean(axis=1)) > 0 for each in values):
-            found = rank_agreement(
-                values[0], values[1], first.images, second.images, threshold=threshold, confidence=confidence
-            )
+            a, b = values
+            found = rank_agreement(a, b, first.images, second.images, threshold=threshold, confidence=confidence)
             entry |= {
                 "spearman": found.spearman,
                 "p_value": found.p_value,
@@ -112,28 +106,20 @@ def withhold_agreement(pairs: Sequence[dict[str, Any]], measurements: Sequence[M
                 pair[name]["verdict"] = WITHHELD
 
 
-def describe_full(scores: Scores, num_blocks: int, confidence: float) -> dict[str, Any]:
+def describe_full(scores: Scores, confidence: float) -> dict[str, Any]:
     """Mean quality and reference log-probability of the full model, with intervals; its number of distinct answers."""
-    full_id = "1" * num_blocks
-    row = scores.mask_ids.index(full_id)
     result: dict[str, Any] = {}
     for measure in MEASURES:
-        (interval,) = scores.mean_intervals(getattr(scores, measure)[[row]], confidence, measure)
-        result |= {measure: interval.estimate, f"{measure}_ci": [interval.low, interval.high]}
-    return result | {"num_distinct_answers": scores.distinct_answers(full_id)}
+        (interval,) = scores.mean_intervals(scores.rows([scores.full_id], measure), confidence, measure)
+        result |= interval_entry(interval, measure)
+    return result | {"num_distinct_answers": scores.distinct_answers(scores.full_id)}
 
 
 def find_different(values: Floats, clusters: Sequence[str], confidence: float) -> NDArray[np.int_]:
-    """Which rows differ: every pair is tested, all pairs together (`pairwise_sign_flip_tests`).
+    """Which rows of ``[rows, samples]`` differ: all pairs are tested together (`pairwise_sign_flip_tests`).
 
-    Args:
-        values: ``[rows, samples]``.
-        clusters: Cluster (image) of each sample.
-        confidence: One less the level of the tests.
-
-    Returns:
-        ``[rows, rows]``: 1 where the row's mean is significantly larger than the column's, -1 where it is smaller, 0
-        where the two are tied.
+    Gives ``[rows, rows]``: 1 where the row's mean is significantly larger than the column's, -1 where it is smaller, 0
+    where the two are tied.
     """
     different = np.zeros((len(values), len(values)), dtype=int)
     means = values.mean(axis=1)
@@ -161,10 +147,7 @@ def rank_ranges(different: NDArray[np.int_]) -> list[tuple[int, int]]:
 def tied_at_cut(scores: Sequence[float], tied_with: Mapping[int, Sequence[int]], kept: Sequence[int]) -> list[int]:
     """Blocks on either side of a policy's cut whose order is noise: each is tied with one on the other side.
 
-    Args:
-        scores: Importance of each block, ``[num_blocks]``.
-        tied_with: Blocks that each block is tied with; a block that is not there was not ranked.
-        kept: The active blocks.
+    A block that is not in ``tied_with`` was not ranked.
 
     >>> tied_at_cut([0.9, 0.2, 0.1], {0: [], 1: [2], 2: [1]}, kept=[0, 1])
     [1, 2]

@@ -1,7 +1,8 @@
 """Arguments that several commands take, checked."""
 
-from __future__ import annotations
+from lightning.pytorch import Trainer
 
+from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import check_range
 from lit_depth.module import DepthModule
 
@@ -12,6 +13,18 @@ def check_whole_blocks(model: DepthModule, command: str) -> None:
         raise ValueError(
             f"{command} takes whole blocks only: leave out --model.granularity, which importance and consistency know"
         )
+
+
+def check_one_task(datamodule: DepthDataModule, rule: str) -> None:
+    """Raise ValueError, which begins with the rule, for data of several tasks."""
+    if len(datamodule.tasks) > 1:
+        raise ValueError(f"{rule}, got {[task.name for task in datamodule.tasks]}")
+
+
+def check_one_process(trainer: Trainer, rule: str) -> None:
+    """Raise ValueError, which begins with the rule, for several processes."""
+    if trainer.world_size > 1:
+        raise ValueError(f"{rule}, got {trainer.world_size}: give --trainer.devices 1")
 
 
 def check_shares(confidence: float, max_bad_samples: float) -> None:

@@ -4,8 +4,6 @@ A model that scores less than that was not shown to do the task, and nothing tha
 model is needed, and no image is decoded: the answer follows from the references alone.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 from lit_depth.data import DepthDataModule, Sample
 from lit_depth.metrics import clean_prediction
 from lit_depth.metrics.base import new_metric
-from lit_depth.studies.shared.scores import ConstantAnswer, FoundAnswer, Scores
+from lit_depth.studies.shared.scores import ConstantAnswer, FoundAnswer, Scores, interval_entry
 
 MAX_CANDIDATES = 50
 # of a larger calibration split, evenly spread: more samples would hardly change the choice, and take minutes
@@ -24,15 +22,9 @@ MAX_SAMPLES = 5_000
 
 
 def score_constant(answer: str, samples: Sequence[Sample], metric: Any) -> NDArray[np.float64]:
-    """Scores of one answer to every question, by the task's metric.
+    """Scores ``[num_samples]`` of one answer to every question, by a metric class of `lit_depth.metrics`.
 
-    Args:
-        answer: The answer.
-        samples: Questions with references.
-        metric: A class of `lit_depth.metrics`.
-
-    Returns:
-        ``[num_samples]``; of a corpus metric such as CIDEr-D, scores within the corpus of these samples.
+    Those of a corpus metric such as CIDEr-D are within the corpus of these samples.
     """
     if hasattr(metric, "corpus"):
         return np.array(metric.corpus([sample.references for sample in samples]).score([answer] * len(samples)))
@@ -46,18 +38,10 @@ def score_constant(answer: str, samples: Sequence[Sample], metric: Any) -> NDArr
 
 
 def best_constant(samples: Sequence[Sample], metric: Any, most: int = MAX_CANDIDATES) -> tuple[str, int]:
-    """The constant answer of the highest mean score.
+    """The constant answer of the highest mean score, and how many were tried.
 
     Candidates are the most frequent reference answers, as they would be read from a model's output, and the letters of
-    the options. Of equally good ones the first in alphabetical order is taken.
-
-    Args:
-        samples: Questions with references, at least one.
-        metric: A class of `lit_depth.metrics`.
-        most: Number of reference answers that are tried; of equally frequent ones the first in alphabetical order.
-
-    Returns:
-        The answer, and how many were tried.
+    the options. Of equally good or frequent ones the first in alphabetical order is taken.
 
     Example:
         >>> from lit_depth.metrics import ExactMatch
@@ -103,13 +87,7 @@ def _spread(datamodule: DepthDataModule, split: str) -> list[Sample]:
 
 
 def constant_scores(datamodule: DepthDataModule, split: str, names: Sequence[str]) -> ConstantAnswer:
-    """The constant answer, scored on evaluated samples.
-
-    Args:
-        datamodule: Of one task.
-        split: The split that is reported on.
-        names: Ids of its samples that were evaluated.
-    """
+    """The constant answer of one task, scored on the samples (``names``) of a split that were evaluated."""
     found = find_constant(datamodule, split)
     if found.split == split and found.reason is None:
         found = found._replace(reason="these are the questions reported on")
@@ -118,32 +96,25 @@ def constant_scores(datamodule: DepthDataModule, split: str, names: Sequence[str
     return ConstantAnswer((found,), score_constant(found.text, [samples[name] for name in names], metric))
 
 
-def describe_baseline(scores: Scores, full_id: str, confidence: float) -> dict[str, Any] | None:
+def describe_baseline(scores: Scores, confidence: float) -> dict[str, Any] | None:
     """The result's ``baseline`` entry: the constant answer beside the full model, sample by sample.
 
-    Args:
-        scores: Scores with their constant answer; without one there is no entry.
-        full_id: Id of the full model's mask.
-        confidence: Coverage of the intervals.
-
     Returns:
-        ``answer`` (a text; of several tasks null), its ``quality`` with interval, the ``difference`` full model less
-        constant answer with interval and p-value, whether the full model has ``beaten`` it (the interval lies above
-        0), on which ``split`` it was found among ``num_candidates``, and the ``reason`` if these are the very
-        questions reported on.
+        None for scores without their constant answer; else ``answer`` (a text; of several tasks null), its ``quality``
+        with interval, the ``difference`` full model less constant answer with interval and p-value, whether the full
+        model has ``beaten`` it (the interval lies above 0), on which ``split`` it was found among ``num_candidates``,
+        and the ``reason`` if these are the very questions reported on.
     """
     constant = scores.constant
     if constant is None:
         return None
     (quality,) = scores.mean_intervals(constant.scores[None], confidence)
-    (found,) = scores.compare(scores.rows([full_id]) - constant.scores, confidence)
+    (found,) = scores.compare(scores.rows([scores.full_id]) - constant.scores, confidence)
     one = constant.found[0] if len(constant.found) == 1 else None
     return {
         "answer": one.text if one else None,
-        "quality": quality.estimate,
-        "quality_ci": [quality.low, quality.high],
-        "difference": found.interval.estimate,
-        "difference_ci": [found.interval.low, found.interval.high],
+        **interval_entry(quality, "quality"),
+        **interval_entry(found.interval, "difference"),
         "p_value": found.p_value,
         "beaten": found.interval.low > 0,
         "split": " / ".join(dict.fromkeys(each.split for each in constant.found)),

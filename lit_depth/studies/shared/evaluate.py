@@ -1,89 +1,68 @@
 """The evaluation of masks on one split, in Lightning's predict loop."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_depth.callbacks import MaskSweep
-from lit_depth.data import DepthDataModule
+from lit_depth.data import Task
+from lit_depth.functional import MaskSet
 from lit_depth.functional.fingerprints import weights_sample
-from lit_depth.module import DepthModule
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.constant_answer import constant_scores
+from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import Scores
 
 
-def evaluate(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    split: str,
-    masks: Sequence[Tensor],
-    folder: Path,
-    description: str,
-    max_bad_samples: float,
-) -> tuple[Scores, MaskSweep]:
+class Measured(NamedTuple):
+    """Some masks and the full model on the samples of one split of one task."""
+
+    task: Task
+    split: str
+    scores: Scores
+    sweep: MaskSweep
+
+
+def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measured:
     """Answer a split under masks in Lightning's predict loop; what the run's records hold already is not repeated.
 
-    Args:
-        folder: The run's folder.
-        description: Text before the progress bar.
-
-    Returns:
-        Scores of all masks on the same samples (of all processes), with the best constant answer on these, and the
-        callback that collected them.
+    ``masks`` are those besides the full model's, ``what`` begins the text before the progress bar. The best constant
+    answer stands beside the scores, on the same samples of all processes.
 
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
     """
-    records = folder / "records" / datamodule.task.name / split
-    sweep = sweep_samples(trainer, model, datamodule, split, masks, records, description, max_bad_samples)
+    task = run.datamodule.task
+    records, text = run.folder / "records" / task.name / split, f"{what}, {task.name}, {split} split"
+    sweep = sweep_samples(run, split, [*MaskSet.full(run.model.num_units), *masks], records, text)
     assert sweep.records is not None
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
         raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
     scores = Scores.from_records(sweep.records, sweep.metric.max_score)
-    return scores._replace(constant=constant_scores(datamodule, split, scores.samples)), sweep
+    constant = constant_scores(run.datamodule, split, scores.samples)
+    return Measured(task, split, scores._replace(constant=constant), sweep)
 
 
 def sweep_samples(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    split: str,
-    masks: Sequence[Tensor],
-    records: Path,
-    description: str,
-    max_bad_samples: float,
-    positions: Sequence[int] | None = None,
+    run: Run, split: str, masks: Sequence[Tensor], records: Path, text: str, positions: Sequence[int] | None = None
 ) -> MaskSweep:
     """`evaluate` on some samples of a split, or all, with the records in a folder of their own.
 
-    Args:
-        positions: Positions in ``datamodule.eval_dataset(split)``; None = all.
-
-    Returns:
-        The callback with complete records of all processes.
+    ``positions`` count in ``datamodule.eval_dataset(split)``; None = all.
     """
-    sweep = MaskSweep(
-        masks,
-        records,
-        metric=datamodule.task.metric,
-        max_bad_samples=max_bad_samples,
-        description=description,
-    )
-    model.use_task(datamodule.task.max_new_tokens)
-    num_samples = len(datamodule.eval_dataset(split)) if positions is None else len(positions)
+    task = run.datamodule.task
+    sweep = MaskSweep(masks, records, metric=task.metric, max_bad_samples=run.max_bad_samples, description=text)
+    run.model.use_task(task.max_new_tokens)
+    num_samples = len(run.datamodule.eval_dataset(split)) if positions is None else len(positions)
     if not num_samples:
-        raise ValueError(f"{split} split of {datamodule.task.name}: there are no samples to evaluate")
+        raise ValueError(f"{split} split of {task.name}: there are no samples to evaluate")
     # a finished run that is started again only renders once more
     if not _is_complete(sweep, num_samples):
-        _predict(trainer, model, datamodule, split, sweep, positions)
+        _predict(run, split, sweep, positions)
     if sweep.records is None:
         raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
     sweep.check_bad_samples(num_samples)
@@ -98,32 +77,26 @@ def _is_complete(sweep: MaskSweep, num_samples: int) -> bool:
     try:
         sweep.check_complete(num_samples - len(sweep.bad_samples))
     except ValueError:
+        # read again once the loop has added to them
         sweep.records = None
         sweep.bad_samples = {}
         return False
     return True
 
 
-def _predict(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    split: str,
-    sweep: MaskSweep,
-    positions: Sequence[int] | None,
-) -> None:
-    fixed = datamodule
+def _predict(run: Run, split: str, sweep: MaskSweep, positions: Sequence[int] | None) -> None:
+    trainer, datamodule = run.trainer, run.datamodule
     if datamodule.batch_size == "auto":
-        fixed = copy.copy(datamodule)
-        fixed.batch_size = settle_batch_size(trainer, model, datamodule, split, sweep.folder)
-    sweep.weights = weights_sample(model)
+        datamodule = copy.copy(datamodule)
+        datamodule.batch_size = settle_batch_size(run, split, sweep.folder)
+    sweep.weights = weights_sample(run.model)
     shard = (trainer.global_rank, trainer.world_size)
-    loader = fixed.eval_dataloader(split, shard=shard, positions=positions)
+    loader = datamodule.eval_dataloader(split, shard=shard, positions=positions)
     trainer.callbacks.append(sweep)  # type: ignore[attr-defined]
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()  # it counts batches; the sweep's own counts masks too
     try:
-        trainer.predict(model, loader, return_predictions=False)
+        trainer.predict(run.model, loader, return_predictions=False)
     finally:
         trainer.callbacks.remove(sweep)  # type: ignore[attr-defined]
         if trainer.progress_bar_callback is not None:

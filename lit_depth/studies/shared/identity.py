@@ -1,7 +1,5 @@
 """What makes two runs the same: arguments, model and data, down to the files and weights that an answer depends on."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json
@@ -22,14 +20,9 @@ from lit_depth.results.store import MANIFEST, current_versions
 
 # arguments of the model that change an answer; the others are about training or speed
 _MODEL_ARGUMENTS = (
-    "checkpoint",
-    "revision",
-    "dtype",
-    "attn_implementation",
-    "blocks",
-    "granularity",
-    "phase",
-    "decode_without_prompt",
+    *("checkpoint", "revision", "dtype", "attn_implementation"),
+    *("blocks", "granularity", "phase", "decode_without_prompt"),
+    *("processor_kwargs", "chat_template_kwargs", "answer_after"),
 )
 # files of a run's folder that hold what was measured
 _MEASURED = ("**/*.jsonl", "**/batch_size.json", "proxy_scores.json", "records/*.json", "records/*.parquet")
@@ -48,14 +41,8 @@ def identify(
 ) -> dict[str, Any]:
     """Everything that an answer of a run depends on, as JSON.
 
-    Args:
-        splits: Splits whose chosen samples the run depends on.
-        arguments: The command's own arguments as far as they change its result.
-        constant: Whether the result stands beside the best constant answer.
-
-    Returns:
-        ``arguments``: of the command, the model and the data, with a fingerprint of every split's samples; ``model``:
-        see `model_identity`.
+    That is the command's arguments as far as they change its result, a fingerprint of the chosen samples of every
+    split, and the `model_identity`; ``constant``: the result stands beside the best constant answer.
     """
     found = {
         "arguments": {
@@ -72,6 +59,8 @@ def identify(
             },
             "data.seed": datamodule.seed,
             "data.max_prompt_tokens": datamodule.max_prompt_tokens,
+            "data.drop_images": datamodule.drop_images,
+            "prompter": _of_prompter(datamodule.prompter),
             **{
                 f"data fingerprint, {each.task.name}, {split}": each.eval_dataset(split).fingerprint()
                 for each in datamodule.for_each_task()
@@ -83,6 +72,12 @@ def identify(
         "model": model_identity(model, getattr(datamodule.prompter, "processor", None)),
     }
     return as_json(found)
+
+
+def _of_prompter(prompter: Any) -> dict[str, Any]:
+    """How questions are put; one of somebody's own may say no more than its class."""
+    settings = getattr(prompter, "settings", None)
+    return {"class": type(prompter).__name__} if settings is None else settings()
 
 
 def _of_constant(datamodule: DepthDataModule) -> dict[str, str]:
@@ -155,8 +150,7 @@ def model_identity(model: DepthModule, processor: Any = None) -> dict[str, Any]:
     Files and memory say the same of a model that was loaded and left alone. One that was built or changed in Python is
     known by what is in memory; a checkpoint's code, and what a processor keeps to itself, by the files.
 
-    Args:
-        processor: What prepares the model's inputs; None = the module's own.
+    ``processor`` prepares the model's inputs; None = the module's own.
     """
     files = checkpoint_files(model.hparams["checkpoint"], model.hparams["revision"]) | _remote_code(model)
     decoding = model.decoding_configuration()
@@ -204,11 +198,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def refuse_other_run(folder: Path, there: Mapping[str, Any], identity: Mapping[str, Any], versions: str) -> None:
     """Refuse to continue a run with another identity, or under other versions of packages.
 
-    Args:
-        there: Manifest of the run.
-        identity: `identify` now.
-        versions: ``same``, or ``any``: continue under other versions, which may describe a model in other words: then
-            its files and weights have to be the same.
+    Other versions (``any``) may describe a model in other words: then its files and weights have to be the same.
 
     Raises:
         ValueError: Naming the first thing that differs.
@@ -230,11 +220,7 @@ def refuse_other_run(folder: Path, there: Mapping[str, Any], identity: Mapping[s
 def check_same_model(file: str | Path, name: str, model: DepthModule, arguments: Mapping[str, Any]) -> None:
     """Refuse the result file of another run that was made with another model, as its manifest beside it says.
 
-    Args:
-        file: The file; one that was moved away from its run says nothing of it.
-        name: The argument that names it.
-        model: This run's.
-        arguments: Arguments that must be the same too.
+    A file that was moved away from its run says nothing of it.
 
     Raises:
         ValueError: Naming the first thing that differs.

@@ -3,18 +3,12 @@
 The file is ``{"0": 0.6, "1": 0.03, ...}``, as ``lit-depth importance`` writes it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
-from lightning.pytorch import Trainer
-
-from lit_depth.callbacks import MaskSweep
-from lit_depth.data import DepthDataModule, Task
+from lit_depth.data import DepthDataModule
 from lit_depth.functional import leave_one_out
 from lit_depth.functional.masks import Granularity
 from lit_depth.module import DepthModule
@@ -22,8 +16,9 @@ from lit_depth.results.reading import read_object
 from lit_depth.results.unit_names import list_counts, unit_name
 from lit_depth.studies.shared.block_ranks import describe_blocks, describe_full, tied_at_cut
 from lit_depth.studies.shared.constant_answer import describe_baseline
-from lit_depth.studies.shared.evaluate import evaluate
+from lit_depth.studies.shared.evaluate import Measured, evaluate
 from lit_depth.studies.shared.identity import check_same_model
+from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import Scores
 
 if TYPE_CHECKING:
@@ -40,15 +35,6 @@ IMPORTANCE_KEYS = {
     "p_holm": "p_holm",
     "tied_with": "tied_with",
 }
-
-
-class Measured(NamedTuple):
-    """The full model and every leave-one-out mask of some units, on the samples of one split of one task."""
-
-    task: Task
-    split: str
-    scores: Scores
-    sweep: MaskSweep
 
 
 def check_blocks(num_blocks: int, skip: Sequence[int]) -> list[int]:
@@ -73,23 +59,12 @@ def units_of(blocks: Sequence[int], granularity: Granularity) -> list[int]:
     return [2 * block_idx + half for block_idx in blocks for half in (0, 1)]
 
 
-def measure(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    split: str,
-    units: Sequence[int],
-    folder: Path,
-    max_bad_samples: float,
-) -> Measured:
+def measure(run: Run, split: str, units: Sequence[int]) -> Measured:
     """Evaluate the full model and every leave-one-out mask of ``units``, on the samples of one split."""
-    masks = [torch.ones(model.num_units, dtype=torch.bool), *leave_one_out(model.num_units)[list(units)]]
-    text = f"importance, {datamodule.task.name}, {split} split"
-    scores, sweep = evaluate(trainer, model, datamodule, split, masks, folder, text, max_bad_samples)
-    return Measured(datamodule.task, split, scores, sweep)
+    return evaluate(run, split, leave_one_out(run.model.num_units)[list(units)], "importance")
 
 
-def records_of(measured: Iterable[Measured], *columns: str) -> pd.DataFrame:
+def records_of(measured: Iterable[Measured], *columns: str) -> "pd.DataFrame":
     """Records of all measurements, with ``columns`` (``task``, ``split``) that tell them apart."""
     import pandas as pd
 
@@ -101,45 +76,45 @@ def records_of(measured: Iterable[Measured], *columns: str) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def task_entry(
-    measured: Measured, units: Sequence[int], num_units: int, confidence: float, granularity: Granularity
-) -> dict[str, Any]:
-    """What is known of one task: its samples, the full model, every unit; of choices also how many are none."""
-    task, _, scores, sweep = measured
-    entry = {
-        "task": task.name,
-        "metric": task.metric,
-        "in_training_mixture": task.in_training_mixture,
+def describe_task(measured: Measured) -> dict[str, Any]:
+    """Name and metric of a task, and whether checkpoints were trained on it."""
+    task = measured.task
+    return {"task": task.name, "metric": task.metric, "in_training_mixture": task.in_training_mixture}
+
+
+def describe_samples(measured: Measured, confidence: float) -> dict[str, Any]:
+    """The samples of a split, the full model on them, and the best constant answer."""
+    scores, bad_samples = measured.scores, measured.sweep.bad_samples
+    return {
         "num_samples": len(scores.images),
         "num_images": len(set(scores.images)),
-        "num_bad_samples": len(sweep.bad_samples),
-        "bad_samples": sweep.bad_samples,
-        "full": describe_full(scores, num_units, confidence),
-        "baseline": describe_baseline(scores, "1" * num_units, confidence),
-        "blocks": describe_blocks(scores, units, num_units, confidence, granularity),
+        "num_bad_samples": len(bad_samples),
+        "bad_samples": bad_samples,
+        "full": describe_full(scores, confidence),
+        "baseline": describe_baseline(scores, confidence),
     }
-    return entry | ({"parse_failed": sweep.parse_failed} if sweep.parse_failed else {})
 
 
-def measure_mean(
-    trainer: Trainer,
-    model: DepthModule,
-    datamodule: DepthDataModule,
-    folder: Path,
-    confidence: float,
-    max_bad_samples: float,
-) -> tuple[list[float], dict[str, Any]]:
+def task_entry(measured: Measured, units: Sequence[int], confidence: float, granularity: Granularity) -> dict[str, Any]:
+    """What is known of one task: its samples, the full model, every unit; of choices also how many are none."""
+    failed = measured.sweep.parse_failed
+    return {
+        **describe_task(measured),
+        **describe_samples(measured, confidence),
+        "blocks": describe_blocks(measured.scores, units, confidence, granularity),
+        **({"parse_failed": failed} if failed else {}),
+    }
+
+
+def measure_mean(run: Run, confidence: float) -> tuple[list[float], dict[str, Any]]:
     """Accuracy drop of every block on the calibration split: the scores, and the result's ``importance`` entry.
 
     Of several tasks it is their mean, so that every task is evaluated under the same masks.
     """
-    blocks = range(model.num_blocks)
-    found = [
-        measure(trainer, model, each, "calibration", blocks, folder, max_bad_samples).scores
-        for each in datamodule.for_each_task()
-    ]
+    blocks = range(run.model.num_blocks)
+    found = [measure(each, "calibration", blocks).scores for each in run.for_each_task()]
     scores = found[0] if len(found) == 1 else Scores.pooled(found)
-    entries = describe_blocks(scores, blocks, model.num_blocks, confidence)
+    entries = describe_blocks(scores, blocks, confidence)
     drop = {str(entry["block"]): entry["quality"] for entry in entries}
     return [each["drop"] for each in drop.values()], {
         "source": "accuracy drop on the calibration split" + ("" if len(found) == 1 else ", mean over tasks"),
@@ -186,8 +161,7 @@ def read_importance(path: str, model: DepthModule, datamodule: DepthDataModule) 
 def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, keep: Sequence[int] = ()) -> list[float]:
     """Scores of a ``{"0": 0.6, ...}`` file as a list, checked.
 
-    Args:
-        keep: Blocks that stay active whatever their score; these may be missing, and count as most important.
+    Blocks of ``keep`` may be missing, and count as most important: they stay active whatever their score.
 
     >>> to_importance({"1": 0.5, "0": 2}, 2, "file.json")
     [2.0, 0.5]
@@ -213,11 +187,7 @@ def to_importance(scores: Mapping[str, float], num_blocks: int, source: str, kee
 
 
 def read_ties(path: str) -> dict[int, list[int]] | None:
-    """Which blocks of a ``{"0": 0.6, ...}`` file are tied, by the result that stands beside it.
-
-    Returns:
-        Of each measured block the blocks that it is tied with; None where the file stands alone, or was changed.
-    """
+    """Which blocks of a ``{"0": 0.6, ...}`` file are tied, by the result beside it; None if alone or changed."""
     try:
         scores, folder = read_object(path), Path(path).parent
         if (folder / RESULT).is_file():
@@ -236,23 +206,22 @@ def read_ties(path: str) -> dict[int, list[int]] | None:
 
 def name_ties(
     masks: Mapping[int, Sequence[int]],
-    scores: Sequence[float],
-    tied_with: Mapping[int, Sequence[int]],
+    scores: Sequence[float] | None,
+    tied_with: Mapping[Any, Sequence[int]] | None,
     keep: Sequence[int],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any]] | None:
     """Where the importance policy decided among blocks that the samples cannot tell apart.
 
-    Args:
-        masks: Its active blocks by their number.
-        scores: Importance of each block.
-        tied_with: Blocks that each block is tied with.
-        keep: Blocks that were active whatever their score.
-
-    Returns:
-        Entries as `lit_depth.studies.compare.schema.Tie`, one for each number of active blocks with ties across the
-        cut.
+    One `lit_depth.studies.shared.comparison_schema.Tie` for each number of active blocks in ``masks`` (to the blocks)
+    with ties across the cut. None where scores were used whose ties are not known.
     """
-    free = {b: [other for other in others if other not in keep] for b, others in tied_with.items() if b not in keep}
+    if scores is None:
+        return []
+    if tied_with is None:
+        return None
+    # blocks of ``keep`` are active whatever their score; JSON has made the keys texts
+    ties = {int(block): others for block, others in tied_with.items() if int(block) not in keep}
+    free = {block: [other for other in others if other not in keep] for block, others in ties.items()}
     found = []
     for count, kept in masks.items():
         blocks = tied_at_cut(scores, free, kept)

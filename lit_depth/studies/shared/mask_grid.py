@@ -1,7 +1,5 @@
 """Which masks a command evaluates: policies at numbers of active blocks, or lists of blocks."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -78,14 +76,6 @@ def plan_masks(
 ) -> list[PlannedMask]:
     """Masks of every policy at every number of active blocks.
 
-    Args:
-        names: Policies, see `policy`.
-        counts: Numbers of active blocks.
-        num_blocks: Blocks of the model.
-        importance: One score per block, for the policies that take it.
-        num_seeds: Masks at each count of a policy that draws.
-        keep: Blocks that are active in every mask.
-
     Raises:
         ValueError: If a policy gives anything but a mask of so many blocks.
 
@@ -127,11 +117,7 @@ def plan_indices(index_lists: Sequence[Sequence[int]], num_blocks: int) -> list[
 
 
 def check_plan(
-    policies: Sequence[str] | None,
-    counts: Sequence[int] | None,
-    num_blocks: int,
-    num_seeds: int,
-    keep: Sequence[int],
+    policies: Sequence[str] | None, counts: Sequence[int] | None, num_blocks: int, num_seeds: int, keep: Sequence[int]
 ) -> tuple[list[str], list[int]]:
     """Policies and numbers of active blocks that a command asks for, checked; None stands for all."""
     names = list(dict.fromkeys(POLICIES if policies is None else policies))

@@ -1,7 +1,5 @@
 """Several processes of one run: they meet before anything is written, and what the first one refuses all refuse."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator

@@ -1,46 +1,30 @@
 """How a result is told: printed, drawn, written as a page, logged; its file is the last one written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
 from lit_depth.results.page import write_page
 from lit_depth.results.report import Report
 from lit_depth.results.store import save_figure, write_json
 from lit_depth.results.table import format_table
+from lit_depth.studies.shared.run_folder import Run
 
 
-def publish(
-    trainer: Trainer,
-    report: Report,
-    folder: Path,
-    name: str,
-    result: Mapping[str, Any],
-    arguments: Mapping[str, Any],
-) -> None:
+def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> None:
     """Tell a result in every way at once, and write its file last: whoever sees it may rely on all the rest.
-
-    Args:
-        trainer: Its loggers get what the report keeps for loggers.
-        report: What is told.
-        folder: The run's folder.
-        name: Name of the result's JSON file.
-        result: Its content.
-        arguments: Of the run, for the page.
 
     Raises:
         ValueError: If a file cannot be written.
     """
+    folder = run.folder
     figures = draw(report, folder / "figures")
-    page = write_page(folder, report, figures, arguments)
+    page = write_page(folder, report, figures, run.arguments)
     for file, content in report.files.items():
         write_json(folder / file, content)
-    for logger in trainer.loggers:
+    for logger in run.trainer.loggers:
         log_report(logger, report, folder, name, result)
     write_json(folder / name, result)
     files = (name, *report.files, *report.written, *report.unlogged)
@@ -50,11 +34,12 @@ def publish(
 
 def draw(report: Report, folder: Path) -> dict[str, Path]:
     """Save the figures of a report; what an earlier run drew, and this one does not, is removed."""
-    for path in set(folder.glob("*.png")) - {folder / f"{name}.png" for name in report.figures}:
+    paths = {name: folder / f"{name}.png" for name in report.figures}
+    for path in set(folder.glob("*.png")).difference(paths.values()):
         path.unlink()
     for name, figure in report.figures.items():
-        save_figure(figure(), folder / f"{name}.png")
-    return {name: folder / f"{name}.png" for name in report.figures}
+        save_figure(figure(), paths[name])
+    return paths
 
 
 def as_text(report: Report) -> str:
@@ -87,10 +72,9 @@ def log_report(logger: Logger, report: Report, folder: Path, name: str, result: 
 
         wandb.log_report(logger, report, folder, name, result)  # type: ignore[arg-type]
         return
-    curves = () if report.curves is None else report.curves.rows
-    for row in curves:
-        step = int(row[report.curves.step])  # type: ignore[union-attr]
-        logger.log_metrics({key: value for key, value in row.items()}, step=step)
+    if report.curves is not None:
+        for row in report.curves.rows:
+            logger.log_metrics(dict(row), step=int(row[report.curves.step]))
     numbers = {key: float(value) for key, value in report.scalars.items() if isinstance(value, (int, float))}
     if numbers:
         logger.log_metrics(numbers)

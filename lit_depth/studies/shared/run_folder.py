@@ -1,17 +1,18 @@
 """A run's folder with its manifest, for exactly these arguments, model and data."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lightning.pytorch import Trainer
 
 from lit_depth.callbacks import BlockMask
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.model_state import evaluation_mode
 from lit_depth.module import DepthModule
 from lit_depth.results.store import (
     MANIFEST,
@@ -21,9 +22,32 @@ from lit_depth.results.store import (
     prepare_folder,
     write_manifest,
 )
-from lit_depth.studies.shared.given_back import given_back
 from lit_depth.studies.shared.identity import identify, read_manifest, refuse_other_run, run_id
 from lit_depth.studies.shared.processes import meet, on_first_process, own_error, wait_for
+
+# what a command sets; everything else is left to whoever owns it, such as a counter in a module of the caller's own
+_OF_MODEL = ("max_new_tokens", "requested_masks", "on_mask")
+_OF_DATA = ("prompter", "context", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a command: who answers, on which data, and where its files lie.
+
+    It stops above a share ``max_bad_samples``, 0 to 1, of unreadable samples. The manifest names its ``arguments``, and
+    tells the model in detail.
+    """
+
+    trainer: Trainer
+    model: DepthModule
+    datamodule: DepthDataModule
+    folder: Path
+    arguments: Mapping[str, Any]
+    max_bad_samples: float
+
+    def for_each_task(self) -> list[Self]:
+        """The same run on each of its tasks alone."""
+        return [replace(self, datamodule=each) for each in self.datamodule.for_each_task()]
 
 
 @contextmanager
@@ -36,18 +60,12 @@ def open_run(
     output_dir: str,
     command: str,
     name: str,
-) -> Iterator[tuple[Path, dict[str, Any]]]:
+    max_bad_samples: float = 0.0,
+) -> Iterator[Run]:
     """Create or reopen ``<output_dir>/<command>/<name>/`` for exactly these arguments, model and data.
 
     The folder is locked against other runs inside the ``with`` statement, and afterwards model and datamodule are what
     they were before it.
-
-    Args:
-        splits: Splits whose chosen samples the run depends on.
-        arguments: The command's own arguments as far as they change its result.
-
-    Yields:
-        The folder, and the arguments of the run; the manifest tells the model in detail.
 
     Raises:
         ValueError: If the folder holds a run with other arguments, model, data or versions of packages, is in use, or
@@ -71,13 +89,15 @@ def open_run(
         )
     folder = Path(output_dir) / command / name
     constant = command not in ("latency", "tokens")
+    now = partial(identify, trainer, model, datamodule, splits, arguments, constant)
     meet(trainer)
     with given_back(model, datamodule), ExitStack() as held:
         datamodule.attach(model)
+        datamodule.check_seen(splits)
 
         # the other processes of a distributed run work under the first one's lock
         def claim() -> None:
-            identity = identify(trainer, model, datamodule, splits, arguments, constant)
+            identity = now()
             held.enter_context(locked_folder(prepare_folder(folder)))
             # changes no answer, so it may differ when the run is continued
             execution = {
@@ -91,9 +111,28 @@ def open_run(
         if not trainer.is_global_zero:
             with own_error(trainer):  # files of another node may be others
                 wait_for(folder / MANIFEST, "start the first process too, with an --output_dir that all nodes see")
-                identity = identify(trainer, model, datamodule, splits, arguments, constant)
-                refuse_other_run(folder, read_manifest(folder) or {}, identity, "same")
-        yield folder, (read_manifest(folder) or {})["arguments"]
+                refuse_other_run(folder, read_manifest(folder) or {}, now(), "same")
+        yield Run(trainer, model, datamodule, folder, (read_manifest(folder) or {})["arguments"], max_bad_samples)
+
+
+@contextmanager
+def given_back(model: DepthModule, datamodule: DepthDataModule) -> Iterator[None]:
+    """Both get back what a command sets in them, the model its device and modes too, also after an exception.
+
+    Inside, the model is in evaluation mode.
+    """
+    device = model.device
+    # by value, not by copying the two: weights and datasets stay the caller's
+    owners: tuple[tuple[Any, tuple[str, ...]], ...] = ((model, _OF_MODEL), (datamodule, _OF_DATA))
+    before = [(owner, name, getattr(owner, name)) for owner, names in owners for name in names]
+    with evaluation_mode(model):
+        try:
+            yield
+        finally:
+            if model.device != device:
+                model.to(device)
+            for owner, name, value in before:
+                setattr(owner, name, value)
 
 
 def _claim(folder: Path, identity: dict[str, Any], versions: str, command: str, execution: dict[str, Any]) -> None:

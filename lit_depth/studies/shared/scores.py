@@ -1,20 +1,15 @@
-"""Per-sample scores of many masks on the same samples, and the statistics of their differences."""
+"""Per-sample scores of many masks on the same samples, the statistics of their differences, and entries of results."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from lit_depth.functional.statistics import (
-    FamilyRow,
-    Interval,
-    mean_intervals,
-    paired_comparisons,
-)
+from lit_depth.functional.masks import full_id
+from lit_depth.functional.statistics import FamilyRow, Interval, mean_intervals, paired_comparisons
+from lit_depth.studies.shared.mask_grid import PlannedMask
 
 Measure = Literal["quality", "reference_logprob"]
 
@@ -50,18 +45,18 @@ class Scores(NamedTuple):
     constant: ConstantAnswer | None = None
 
     @classmethod
-    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Scores:
+    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Self:
         """Pivot complete records (see `lit_depth.results.store.check_complete`)."""
-        quality = records.pivot(index="mask", columns="sample", values="score")
-        logprob = records.pivot(index="mask", columns="sample", values="reference_logprob")
+        quality, logprob = (
+            records.pivot(index="mask", columns="sample", values=name) for name in ("score", "reference_logprob")
+        )
         images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(quality.columns)
-        values = quality.to_numpy(float), logprob.to_numpy(float)
-        distinct: tuple[int, ...] = ()
+        distinct: Sequence[Any] = ()
         if "prediction" in records:
-            distinct = tuple(records.groupby("mask")["prediction"].nunique(dropna=False).reindex(quality.index))
+            distinct = records.groupby("mask")["prediction"].nunique(dropna=False).reindex(quality.index)
         return cls(
             list(quality.index),
-            *values,
+            *(quality.to_numpy(float), logprob.to_numpy(float)),
             list(images),
             max_scores=(max_score,),
             samples=tuple(quality.columns),
@@ -69,7 +64,7 @@ class Scores(NamedTuple):
         )
 
     @classmethod
-    def pooled(cls, tasks: Sequence[Scores]) -> Scores:
+    def pooled(cls, tasks: Sequence[Self]) -> Self:
         """Several tasks as one: scores are weighted so that the mean over all samples is the mean over tasks.
 
         Raises:
@@ -78,6 +73,7 @@ class Scores(NamedTuple):
         if any(each.mask_ids != tasks[0].mask_ids for each in tasks):
             raise ValueError("the mean over tasks needs the same masks on every task")
         sizes = tuple(len(each.images) for each in tasks)
+        # a sample of a small task counts for more, so that each task counts alike
         weights = [sum(sizes) / (len(sizes) * size) for size in sizes]
         known = [each.constant for each in tasks if each.constant is not None]
         return cls(
@@ -103,11 +99,8 @@ class Scores(NamedTuple):
 
         Intervals and tests are clustered by image.
 
-        Args:
-            values: Differences of scores, or sums of several such differences.
-            confidence: Coverage of each interval, and of the simultaneous ones together.
-            measure: What the values were computed from; its range is that of the scores.
-            terms: How many differences were added in each row, ``[rows]``, where it is more than one.
+        The range of the values is that of the scores that they were computed from (``measure``), times the number of
+        differences that were added in each row (``terms``).
         """
         return paired_comparisons(**self._samples(values, measure, terms), confidence=confidence)
 
@@ -133,10 +126,15 @@ class Scores(NamedTuple):
             "tasks": tasks if self.sizes else None,
         }
 
-    def rows(self, ids: Sequence[str]) -> NDArray[np.float64]:
-        """Quality of some masks, ``[len(ids), N]``."""
+    @property
+    def full_id(self) -> str:
+        """Id of the full model's mask."""
+        return full_id(len(self.mask_ids[0]))
+
+    def rows(self, ids: Sequence[str], measure: Measure = "quality") -> NDArray[np.float64]:
+        """Scores of some masks, ``[len(ids), N]``."""
         position = {name: row for row, name in enumerate(self.mask_ids)}
-        return self.quality[[position[name] for name in ids]]
+        return getattr(self, measure)[[position[name] for name in ids]]
 
     def distinct_answers(self, name: str) -> int | None:
         """Number of different answers that a mask gave; None where answers are not known."""
@@ -144,19 +142,95 @@ class Scores(NamedTuple):
 
     def mean_logprob(self, ids: Sequence[str]) -> float:
         """Mean reference log-probability over some masks and all samples."""
-        position = {name: row for row, name in enumerate(self.mask_ids)}
-        return float(self.reference_logprob[[position[name] for name in ids]].mean())
+        return float(self.rows(ids, "reference_logprob").mean())
 
 
-def no_difference(key: str) -> dict[str, Any]:
-    """A mask against itself: 0 by definition, so nothing is estimated or tested."""
-    return {key: 0.0, f"{key}_ci": [0.0, 0.0], f"{key}_simultaneous_ci": None}
+def interval_entry(interval: Interval, key: str) -> dict[str, Any]:
+    """An estimate and its limits, as results hold them.
+
+    >>> interval_entry(Interval(0.5, 0.4, 0.6), "quality")
+    {'quality': 0.5, 'quality_ci': [0.4, 0.6]}
+    """
+    return {key: interval.estimate, f"{key}_ci": [interval.low, interval.high]}
 
 
-def family_entry(found: FamilyRow, key: str) -> dict[str, Any]:
-    """A difference with the interval of its own, and the one that goes with ``found.p_holm``."""
-    return {
-        key: found.interval.estimate,
-        f"{key}_ci": [found.interval.low, found.interval.high],
-        f"{key}_simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
-    }
+def family_entry(found: FamilyRow | None, key: str) -> dict[str, Any]:
+    """A difference with the interval of its own, and the one that goes with ``found.p_holm``.
+
+    None is a mask against itself: 0 by definition, so nothing is estimated or tested.
+    """
+    interval = Interval(0.0, 0.0, 0.0) if found is None else found.interval
+    together = None if found is None else [found.simultaneous.low, found.simultaneous.high]
+    return interval_entry(interval, key) | {f"{key}_simultaneous_ci": together}
+
+
+def describe_masks(
+    plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], confidence: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The ``full`` and ``strategies`` entries of the result.
+
+    Drops from the full model are one family: all masks, and the means of policies that have several at one count.
+    """
+    full_id, grouped = scores.full_id, group_plan(plan)
+    ids = [name for name in dict.fromkeys(planned.id for planned in plan) if name != full_id]
+    several = {key: group for key, group in grouped.items() if len({planned.id for planned in group}) > 1}
+    # a mean over masks is tested sample by sample, as one mask is
+    means = [scores.rows([planned.id for planned in group]).mean(axis=0) for group in several.values()]
+    full, *described = _describe_rows(np.stack([*scores.rows([full_id, *ids]), *means]), scores, confidence)
+    of_mask = {full_id: full, **dict(zip(ids, described))}
+    of_mean = dict(zip(several, described[len(ids) :]))
+
+    def entry(name: str, seed: int | None) -> dict[str, Any]:
+        return {
+            "mask_id": name,
+            "seed": seed,
+            "active_block_indices": [index for index, bit in enumerate(name) if bit == "1"],
+            **of_mask[name],
+            "num_distinct_answers": scores.distinct_answers(name),
+            "reference_logprob": scores.mean_logprob([name]),
+            "latency_ms": latency.get(name),
+        }
+
+    strategies = [
+        {
+            "policy": name,
+            "num_active_blocks": count,
+            "num_total_blocks": len(full_id),
+            **(of_mean[name, count] if (name, count) in of_mean else of_mask[group[0].id]),
+            "reference_logprob": scores.mean_logprob([planned.id for planned in group]),
+            "latency_ms": _mean_latency([latency[planned.id] for planned in group if planned.id in latency]),
+            "masks": [entry(planned.id, planned.seed) for planned in group],
+        }
+        for (name, count), group in grouped.items()
+    ]
+    return entry(full_id, None), strategies
+
+
+def _describe_rows(rows: NDArray[np.float64], scores: Scores, confidence: float) -> list[dict[str, Any]]:
+    """Quality of each row, and its drop from the first, which is the full model's; the others are one family."""
+    drops = rows[0] - rows
+    family = [None, *(scores.compare(drops[1:], confidence) if len(rows) > 1 else ())]
+    return [
+        {**interval_entry(quality, "quality"), **family_entry(found, "drop"), "drop_p_holm": found and found.p_holm}
+        for quality, found in zip(scores.mean_intervals(rows, confidence), family)
+    ]
+
+
+def group_plan(plan: Sequence[PlannedMask]) -> dict[tuple[str, int], list[PlannedMask]]:
+    """The masks of each policy at each number of active blocks."""
+    grouped: dict[tuple[str, int], list[PlannedMask]] = {}
+    for planned in plan:
+        grouped.setdefault((planned.policy, planned.count), []).append(planned)
+    return grouped
+
+
+def _mean_latency(entries: Sequence[Mapping[str, Mapping[str, float | None]]]) -> dict[str, Any] | None:
+    """Average each number over the masks of one strategy."""
+    if not entries:
+        return None
+    result: dict[str, Any] = {}
+    for stage in entries[0]:
+        names = entries[0][stage]
+        columns = {name: [entry[stage][name] for entry in entries] for name in names}
+        result[stage] = {name: None if None in column else float(np.mean(column)) for name, column in columns.items()}  # type: ignore[arg-type]
+    return result

@@ -1,7 +1,5 @@
 """From the tables of every prompt to averages, and to the most influential tokens of each block."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """``lit-depth tokens``: what each token of a prompt does for the final position of every block."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -64,14 +62,14 @@ def tokens(
             file or image cannot be read.
     """
     from lit_depth.functional.token_masking.prompt import token_kinds
+    from lit_depth.studies.shared.checks import check_one_process
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
     from lit_depth.studies.tokens.analysis import describe
-    from lit_depth.studies.tokens.arguments import TokensArguments
-    from lit_depth.studies.tokens.files import write_files
     from lit_depth.studies.tokens.measurements import find_device, measure, spans_of
-    from lit_depth.studies.tokens.prompts import encode, find_prompts, fingerprint
+    from lit_depth.studies.tokens.prompts import TokensArguments, encode, find_prompts, fingerprint
     from lit_depth.studies.tokens.report import report
+    from lit_depth.studies.tokens.token_page import write_files
 
     arguments = TokensArguments(
         prompt=prompt,
@@ -83,8 +81,7 @@ def tokens(
         after_end=after_end,
         spans=spans,
     )
-    if trainer.world_size > 1:
-        raise ValueError(f"tokens is run by one process, got {trainer.world_size}: give --trainer.devices 1")
+    check_one_process(trainer, "tokens is run by one process")
     where = find_device(device, trainer)
     options = {"num_output_tokens": num_output_tokens, "blocks": model.hparams["blocks"]}
     if arguments.from_task:
@@ -102,13 +99,13 @@ def tokens(
     }
     splits = ["validation"] if arguments.from_task else []
     options |= {"after_end": after_end, "end_tokens": model.end_token_ids}
-    with open_run(trainer, model, datamodule, splits, measured_on, output_dir, "tokens", name) as (folder, identity):
-        measured = measure(model, chosen, inputs, kinds, spans, options, where, folder / "records")
+    with open_run(trainer, model, datamodule, splits, measured_on, output_dir, "tokens", name) as run:
+        measured = measure(run, chosen, inputs, kinds, spans, options, where)
         result = {
             "command": "tokens",
             **describe(measured, model.num_blocks),
             "bad_samples": [{"id": each.id, "reason": each.reason} for each in bad],
         }
-        written = write_files(folder, result, measured, model.prompter)
-        publish(trainer, report(result, written), folder, RESULT, result, identity)
+        written = write_files(run.folder, result, measured, model.prompter)
+        publish(run, report(result, written), RESULT, result)
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.style import plain_axes
+from lit_depth.results.style import new_figure, plain_axes, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,11 +34,8 @@ def token_figure(result: Mapping[str, Any]) -> Figure:
 
     Below, where spans were measured: the same with all tokens of a span hidden together.
     """
-    from matplotlib.figure import Figure
-
     rows = [("averages", "one hidden, mean")] + ([("spans", "hidden as a whole")] if result["spans"] else [])
-    figure = Figure(figsize=(10, 1 + 3.6 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), len(LABELS), squeeze=False)
+    figure, panels = new_figure(10, 1 + 3.6 * len(rows), len(rows), len(LABELS), squeeze=False)
     for axes_of_row, (group, remark) in zip(panels, rows):
         for axes, (metric, label) in zip(axes_of_row, LABELS.items()):
             _draw(axes, result[group], metric)
@@ -64,8 +61,6 @@ def _curves(averages: Mapping[str, Any], metric: str) -> dict[str, list[float]]:
 
 
 def _draw(axes: Axes, averages: Mapping[str, Any], metric: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     plain_axes(axes)
     curves = _curves(averages, metric)
     for kind, values in curves.items():
@@ -74,19 +69,11 @@ def _draw(axes: Axes, averages: Mapping[str, Any], metric: str) -> None:
         # one token of each prompt only: noisier than a mean over many
         faint = kind in ("start", "final")
         width, size, alpha = (1.0, 3, 0.6) if faint else (1.8, 5, 1.0)
-        axes.plot(
-            range(len(values)),
-            values,
-            color=color,
-            marker=marker,
-            markersize=size,
-            linewidth=width,
-            alpha=alpha,
-            label=label,
-        )
+        (line,) = axes.plot(range(len(values)), values, color=color, marker=marker, label=label)
+        line.set(linewidth=width, markersize=size, alpha=alpha)
     defined = [value for values in curves.values() for value in values if value == value]
     if defined and min(defined) > 0 and max(defined) > _LINEAR_RANGE * min(defined):
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_numbers(axes.xaxis)

@@ -1,10 +1,7 @@
 """What ``lit-depth tokens`` measures, prompt by prompt; what the run's folder holds already is not measured again."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,9 +12,9 @@ from tqdm.auto import tqdm
 
 from lit_depth.functional.token_masking.distances import span_masking, token_masking
 from lit_depth.functional.token_masking.prompt import name_tokens
-from lit_depth.module import DepthModule
 from lit_depth.results.store import read_of_run, write_of_run, write_parquet
 from lit_depth.results.token_tables import read_token_masking
+from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.tokens.analysis import Measured
 from lit_depth.studies.tokens.prompts import Prompt
 
@@ -50,20 +47,20 @@ def spans_of(kinds: Sequence[str]) -> dict[str, list[int]]:
 
 
 def measure(
-    model: DepthModule,
+    run: Run,
     prompts: Sequence[Prompt],
     inputs: Sequence[dict[str, Tensor]],
     kinds: Sequence[list[str]],
     spans: bool,
     options: dict[str, Any],
     device: torch.device,
-    folder: Path,
 ) -> list[Measured]:
     """Tables of every prompt; what the folder holds already is not measured again."""
-    found = []
+    found, model = [], run.model
     with tqdm(total=len(prompts), desc="tokens", unit="prompt", file=sys.stderr) as progress:
         for index, (prompt, mine, of_prompt) in enumerate(zip(prompts, inputs, kinds)):
-            generated, rows, whole = (folder / f"{index:04d}{end}" for end in (".json", ".parquet", "_spans.parquet"))
+            names = (f"records/{index:04d}{end}" for end in (".json", ".parquet", "_spans.parquet"))
+            generated, rows, whole = (run.folder / name for name in names)
             wanted = spans_of(of_prompt) if spans else {}
             if not generated.is_file():
                 model.to(device)
@@ -74,7 +71,7 @@ def measure(
                     write_parquet(whole, span_masking(model.model, on_device, wanted, **options))
                 # last: whoever sees it may rely on the tables
                 write_of_run(generated, {**frame.attrs, "device": str(device)})
-            run = read_of_run(generated, generated_text=str, device=str)
+            answer = read_of_run(generated, generated_text=str, device=str)
             try:
                 table, frame = pd.read_parquet(whole) if wanted else None, read_token_masking(rows)
             except (ValueError, OSError) as error:
@@ -82,7 +79,7 @@ def measure(
                     f"a table beside {generated} is damaged ({error}): delete the run's folder to start over, or give "
                     "another --name"
                 ) from error
-            found.append(Measured(prompt, of_prompt, frame, table, run["generated_text"], run["device"]))
+            found.append(Measured(prompt, of_prompt, frame, table, answer["generated_text"], answer["device"]))
             progress.update()
     model.cpu()
     return found

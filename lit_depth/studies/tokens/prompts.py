@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,17 +14,49 @@ from torch import Tensor
 from lit_depth.data import BadSample, DepthDataModule
 from lit_depth.data.images import load_image
 from lit_depth.data.lengths import HUGE, fewest_tokens
-from lit_depth.functional.arguments import shorten
+from lit_depth.functional.arguments import check_least, shorten
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.token_masking.distances import check_prompt
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import load_yaml
-from lit_depth.studies.tokens.arguments import TokensArguments
+from lit_depth.studies.shared.checks import check_one_task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_SOURCES = ("prompt", "prompt_file", "prompts", "num_samples")
 _FORMS = "text, or {prompt: ..., image: ..., name: ...} of which only prompt is required"
+
+
+@dataclass(frozen=True)
+class TokensArguments:
+    """The arguments of ``lit-depth tokens``, which explains them.
+
+    Raises:
+        ValueError: If several sources of prompts are given, an image goes with none, or a number is out of range.
+    """
+
+    prompt: str | None = None
+    prompt_file: str | None = None
+    prompts: str | None = None
+    image: str | None = None
+    num_samples: int | None = None
+    num_output_tokens: int = 1
+    after_end: bool = False
+    spans: bool = False
+
+    def __post_init__(self) -> None:
+        check_least(1, num_samples=self.num_samples, num_output_tokens=self.num_output_tokens)
+        given = [f"--{source}" for source in _SOURCES if getattr(self, source) is not None]
+        if len(given) > 1:
+            raise ValueError(f"expected one of --{', --'.join(_SOURCES)}, got {' and '.join(given)}")
+        if self.image is not None and self.prompt is None and self.prompt_file is None:
+            raise ValueError("--image needs --prompt or --prompt_file (of several prompts, each names its own image)")
+
+    @property
+    def from_task(self) -> bool:
+        """Whether questions of the task are the prompts."""
+        return self.prompt is None and self.prompt_file is None and self.prompts is None
 
 
 class Prompt(NamedTuple):
@@ -40,9 +73,6 @@ def find_prompts(
     arguments: TokensArguments, model: DepthModule, datamodule: DepthDataModule, options: dict[str, Any]
 ) -> tuple[list[Prompt], list[BadSample]]:
     """The prompts that the arguments ask for, and the questions of the task that cannot be analysed.
-
-    Args:
-        options: How they are analysed, as for `lit_depth.functional.token_masking`.
 
     Raises:
         ValueError: If a file or an image cannot be read, or no prompt is left.
@@ -109,13 +139,16 @@ def prompts_of_task(
     model: DepthModule, datamodule: DepthDataModule, options: dict[str, Any]
 ) -> tuple[list[Prompt], list[BadSample]]:
     """Questions of the validation split, and those that cannot be read or do not fit the model's context."""
-    if len(datamodule.tasks) > 1:
-        raise ValueError(f"tokens takes its questions from one task, got {[task.name for task in datamodule.tasks]}")
+    check_one_task(datamodule, "tokens takes its questions from one task")
     dataset = datamodule.eval_dataset("validation")
+    dataset.check_seen_by(model.prompter)
     found, bad = [], []
     for sample in (dataset[position] for position in range(len(dataset))):
         if isinstance(sample, BadSample):
             bad.append(sample)
+            continue
+        if len(sample.images) > 1:
+            bad.append(BadSample(sample.id, f"expected a question about at most one image, got {len(sample.images)}"))
             continue
         prompt = Prompt(sample.id, model.prompter.text(sample), sample.image, sample.image_id)
         try:

@@ -1,7 +1,5 @@
 """What ``lit-depth tokens`` tells of its result."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,9 +20,7 @@ _EXPLAINED = (
 def report(result: Mapping[str, Any], written: Sequence[str]) -> Report:
     """The report of the content of ``tokens.json``; the figure stands in it where a distance is defined.
 
-    Args:
-        result: The content.
-        written: Names of the tables and pages. Loggers keep no table as JSON, which is the largest of three forms.
+    Loggers keep no table as JSON, which is the largest of three forms.
     """
     figures = {"tokens_by_layer": partial(token_figure, result)} if has_distances(result) else {}
     l2, cosine = (Table(_headers(result), _rows(result, metric)) for metric in METRICS)

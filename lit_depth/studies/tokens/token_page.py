@@ -1,7 +1,7 @@
-"""The page of a token masking study: tokens x blocks as a heat map, and the impact painted onto the image.
+"""The tables and pages of ``lit-depth tokens``: tokens x blocks as a heat map, and the impact painted onto the image.
 
-One HTML file from the template beside this module. It opens offline with the data inside, or empty, and reads a CSV or
-JSON file that is dropped onto it. The values travel as little-endian float32, base64, in the order
+A page is one HTML file from the template beside this module. It opens offline with the data inside, or empty, and reads
+a CSV or JSON file that is dropped onto it. The values travel as little-endian float32, base64, in the order
 [step][variant][layer][position]: a million rows open in seconds, where JSON records would take minutes.
 """
 
@@ -9,23 +9,31 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
+from lit_depth.functional.arguments import shorten
 from lit_depth.results.page import STYLE
 from lit_depth.results.store import write_text
-from lit_depth.results.token_tables import COLUMNS, METRICS
+from lit_depth.results.token_tables import COLUMNS, METRICS, write_csv, write_token_masking
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from PIL.Image import Image
 
+    from lit_depth.models.prompting import Prompter
+    from lit_depth.studies.tokens.analysis import Measured
+
+SPANS = "span_results.csv"
+_PAGE_PIXELS = 1024  # longest side of the picture in the page
 _TEMPLATE = Path(__file__).with_name("token_page.html")
 
 Box = tuple[float, float, float, float]
@@ -70,15 +78,8 @@ def write_token_page(
 ) -> Path:
     """Write the page atomically. All text is escaped or set as text: tokens can be shown as they are.
 
-    Args:
-        path: The HTML file.
-        frame: Rows with the columns of `write_token_masking`, in any order; others are ignored. NaN is an undefined
-            distance (the token was the only visible one). None: a page that waits for a file.
-        title: Title of the page.
-        images: Pictures of the prompt, for the second view.
-
-    Returns:
-        Path of the page.
+    The frame has the columns of `write_token_masking`, in any order. NaN is an undefined distance (the token was the
+    only visible one). No frame makes a page that waits for a file.
 
     Raises:
         ValueError: If columns are missing, there is no row, a step, layer or position is no whole number from 0 on, a
@@ -198,3 +199,40 @@ def _variants(frame: pd.DataFrame) -> tuple[list[str], np.ndarray]:
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return [str(names[i]) for i in order], rank[codes]
+
+
+def write_files(folder: Path, result: Mapping[str, Any], measured: Sequence[Measured], prompter: Prompter) -> list[str]:
+    """Write tables and pages into the run's folder; returns their names."""
+    tables = [each.tokens for each in measured]
+    spans = [(each.prompt.name, each.spans) for each in measured if each.spans is not None]
+    if len(measured) > 1:
+        tables = [_named(each.prompt.name, each.tokens) for each in measured]
+        spans = [(name, _named(name, frame)) for name, frame in spans]
+    names = [path.name for path in write_token_masking(folder, pd.concat(tables, ignore_index=True))]
+    if spans:
+        write_csv(folder / SPANS, pd.concat([frame for _, frame in spans], ignore_index=True))
+        names.append(SPANS)
+    for each, entry in zip(measured, result["prompts"]):
+        title = f"Token masking: {shorten(entry['text'])}"
+        images = _page_images(each.prompt.image, prompter)
+        write_token_page(folder / entry["page"], each.tokens, title=title, images=images)
+        names.append(entry["page"])
+    return names
+
+
+def _named(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+    named = frame.copy()
+    named.insert(0, "prompt", name)
+    return named
+
+
+def _page_images(image: Image | None, prompter: Prompter) -> list[CropImage]:
+    """The picture and where its tokens lie, for families that tell."""
+    places = [] if image is None else prompter.image_places(image)
+    if image is None or not places:
+        return []
+    shown = image.copy()
+    shown.thumbnail((_PAGE_PIXELS, _PAGE_PIXELS))
+    file = io.BytesIO()
+    shown.save(file, format="png")
+    return [CropImage(file.getvalue(), image.width, image.height, places)]

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.helpers.hub_fixtures import data
+from datasets import Features, Image, List
+
+from tests.helpers.hub_fixtures import TEXT, data, draw
+
+SPLITS = ("train",)
+
+
+def rows_of(split: str, start: int, count: int) -> tuple[list[dict], Features]:
+    qa = [{"question": "How many bars?", "answer": "5."}, {"question": "Which is largest?", "answer": "Soil."}]
+    rows = [{"image": draw(index), "qa": qa} for index in range(start, start + count)]
+    return rows, Features({"image": Image(), "qa": List({"question": TEXT, "answer": TEXT})})
 
 
 def test_the_first_question_of_the_report_split(folders):

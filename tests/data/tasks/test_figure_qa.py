@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.helpers.hub_fixtures import data
+from tests.helpers.hub_fixtures import data, draw
+
+SPLITS = ("train",)
+
+
+def rows_of(split: str, start: int, count: int) -> tuple[list[dict], None]:
+    # no features: the images are not declared as such
+    qa = [{"question": "Is Red the minimum?", "answer": "Yes."}, {"question": "Is Red the maximum?", "answer": "No."}]
+    return [{"image": draw(index), "qa": qa} for index in range(start, start + count)], None
 
 
 def test_the_first_question_of_the_report_split(folders):

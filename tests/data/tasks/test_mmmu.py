@@ -5,13 +5,36 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from datasets import Features, Image
 
 import lit_depth.metrics
 from lit_depth.data import get_task
 from lit_depth.data.rows import PLACE, Place
 from lit_depth.data.tasks.mmmu import MMMU, SUBJECTS
 from lit_depth.models.molmo import MolmoPrompter
-from tests.helpers.hub_fixtures import data
+from tests.helpers.hub_fixtures import TEXT, data, draw
+
+SPLITS = ("dev", "validation")
+
+
+def rows_of(split: str, start: int, count: int) -> tuple[list[dict], Features]:
+    rows = [
+        {
+            "id": f"{split}_Art_{index}",
+            "question": f"<image 1> What is {index}?",
+            "options": "['1/3', \"a cat's tail\", '<image 2>']" if index % 3 else "[]",
+            "explanation": "",
+            **{f"image_{number}": draw(10 * index + number) if number <= 2 else None for number in range(1, 8)},
+            "img_type": "['Plots']",
+            "answer": "B" if index % 3 else "['1/3', '0.33']",
+            "topic_difficulty": "Easy",
+            "question_type": "multiple-choice" if index % 3 else "open",
+            "subfield": "Drawing",
+        }
+        for index in range(start, start + count)
+    ]
+    features = {name: TEXT for name in rows[0]} | {f"image_{number}": Image() for number in range(1, 8)}
+    return rows, Features(features)
 
 
 def test_the_first_question_of_the_report_split(folders):

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from datasets import Features, Image, List
+
 from lit_depth.data.datamodule import EvalDataset
 from lit_depth.data.tasks.science_qa_img import ScienceQAImage
-from tests.helpers.hub_fixtures import DATASETS, data, write_rows
+from tests.helpers.hub_fixtures import INT8, TEXT, data, draw, write_rows
+
+SPLITS = ("train", "validation", "test")
+
+
+def rows_of(split: str, start: int, count: int) -> tuple[list[dict], Features]:
+    rows = [
+        {
+            "image": draw(index),
+            "question": f"Which is larger in {index}?",
+            "choices": ["a cat", "a cow", "a mouse"],
+            "answer": index % 3,
+            "hint": "Look at the scale." if index % 2 else "",
+            "task": "closed choice",
+            "grade": "grade2",
+            "subject": "natural science",
+            "topic": "biology",
+            "category": "Animals",
+            "skill": "Compare",
+            "lecture": "",
+            "solution": "",
+        }
+        for index in range(start, start + count)
+    ]
+    names = ("task", "grade", "subject", "topic", "category", "skill", "lecture", "solution")
+    features = {"image": Image(), "question": TEXT, "choices": List(TEXT), "answer": INT8, "hint": TEXT}
+    return rows, Features(features | dict.fromkeys(names, TEXT))
 
 
 def test_the_first_question_of_the_report_split(folders):
@@ -31,10 +59,9 @@ def test_science_qa_gives_hint_question_and_lettered_choices(folders):
 
 
 def test_science_qa_leaves_out_rows_without_image(tmp_path):
-    build, _ = DATASETS["science_qa_img"]
-    rows, features = build("test", 0, 6)
+    rows, features = rows_of("test", 0, 6)
     for row in rows[::2]:
         row["image"] = None
     write_rows(tmp_path / "test.parquet", rows, features)
-    write_rows(tmp_path / "validation.parquet", build("validation", 100, 2)[0], features)
+    write_rows(tmp_path / "validation.parquet", rows_of("validation", 100, 2)[0], features)
     assert [sample.question[-2] for sample in data("science_qa_img", tmp_path).eval_dataset("validation")] == [*"135"]

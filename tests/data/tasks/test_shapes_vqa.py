@@ -72,6 +72,17 @@ def answer_from_labels(question: str, rows: int, columns: int, shapes: list[int]
         assert (match[1] == "an") == (match[2][0] in "aeiou")
         assert match[2] in COLORS and match[3] in SHAPES
         return "yes" if find(match[2], match[3]) else "no"
+    if match := re.fullmatch(r"Which (row|column) is the (\w+) (\w+) in\?", question):
+        (found,) = find(match[2], match[3])
+        at, lines = (found[2], rows) if match[1] == "row" else (found[3], columns)
+        first, last = ("top", "bottom") if match[1] == "row" else ("left", "right")
+        return first if at == 0 else last if at == lines - 1 else "middle"
+    beside = r"What (color|shape) is the object (above|below|left of|right of) the (\w+) (\w+)\?"
+    if match := re.fullmatch(beside, question):
+        (found,) = find(match[3], match[4])
+        down, right = {"above": (-1, 0), "below": (1, 0), "left of": (0, -1), "right of": (0, 1)}[match[2]]
+        (other,) = [o for o in objects if o[2:] == (found[2] + down, found[3] + right)]
+        return other[1] if match[1] == "color" else other[0]
     match = re.fullmatch(r"Is the (\w+) (\w+) (above or below|left or right of) the (\w+) (\w+)\?", question)
     (first,), (second,) = find(match[1], match[2]), find(match[4], match[5])
     axis, before, after = (2, "above", "below") if match[3] == "above or below" else (3, "left", "right")
@@ -85,6 +96,26 @@ def test_answers_follow_from_the_grid_labels(split):
     for row in dataset:
         labels = (row["rows"], row["columns"], row["cell_shapes"], row["cell_colors"])
         assert row["answer"] == answer_from_labels(row["question"], *labels), row
+
+
+def test_answers_of_training_alone_follow_from_the_grid_labels_too():
+    seen = Counter()
+    for index in range(300):
+        shapes = draw_shapes_image(0, "train", index, {"place": 0.5, "hop": 0.5})
+        item = ShapesTrainingSet(300, type_weights={"place": 0.5, "hop": 0.5})[index]
+        for question in shapes.questions:
+            labels = (*item.grid, item.cell_shapes, item.cell_colors)
+            assert question.answer == answer_from_labels(question.text, *labels), question
+            seen[question.type] += 1
+            seen[question.answer] += 1
+    assert seen["place"] == seen["hop"] == 900
+    assert all(seen[word] > 20 for word in ("top", "bottom", "middle", "left", "right", *SHAPES, *COLORS))
+
+
+def test_training_types_are_never_asked_in_evaluation(drawn):
+    assert {question.type for images in drawn.values() for image in images for question in image.questions} == set(
+        TYPE_WEIGHTS
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -204,6 +235,9 @@ def test_training_set_is_the_train_split(drawn):
     ("call", "message"),
     [
         (lambda: ShapesVQA(num_images=0), "at least 1, got 0"),
+        (lambda: ShapesVQA(train_type_weights={"place": 0.5}), "sum to 1, got {'place': 0.5}"),
+        (lambda: ShapesVQA(train_type_weights={"size": 1.0}), "shares of color, .*, hop that"),
+        (lambda: ShapesVQA(train_type_weights={"color": 2.0, "shape": -1.0}), "sum to 1"),
         (lambda: ShapesVQA().load("test"), "train, calibration, validation, got 'test'"),
         (lambda: ShapesVQA().load("train", path="folder"), "expected no path, got 'folder'"),
     ],

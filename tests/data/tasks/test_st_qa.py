@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tests.helpers.hub_fixtures import data
+from datasets import Features, Image, List
+
+from tests.helpers.hub_fixtures import TEXT, data, draw
+
+SPLITS = ("train",)
+
+
+def rows_of(split: str, start: int, count: int) -> tuple[list[dict], Features]:
+    qas = [{"question": "What does the sign say?", "answers": ["Stop", "stop sign"]}]
+    qas.append({"question": "Which street?", "answers": ["Main St"]})
+    rows = [{"image": draw(index), "qas": qas} for index in range(start, start + count)]
+    return rows, Features({"image": Image(), "qas": List({"question": TEXT, "answers": List(TEXT)})})
 
 
 def test_the_first_question_of_the_report_split(folders):

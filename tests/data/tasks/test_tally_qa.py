@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from tests.helpers.hub_fixtures import data
+from datasets import Features, Image, List, Value
+
+from tests.helpers.hub_fixtures import TEXT, cauldron, data, draw
+
+SPLITS = ("train", "test")
+
+
+def rows_of(split: str, start: int, count: int) -> tuple[list[dict], Features]:
+    if split == "train":
+        return cauldron("How many cups are in", "3.")(split, start, count)
+    qa = [
+        {"question": "How many dogs?", "answer": "2", "is_simple": True},
+        {"question": "How many brown dogs run?", "answer": "1", "is_simple": False},
+    ]
+    rows = [{"image": draw(index), "qa": qa} for index in range(start, start + count)]
+    element = {"question": TEXT, "answer": TEXT, "is_simple": Value("bool")}
+    return rows, Features({"image": Image(), "qa": List(element)})
 
 
 def test_the_first_question_of_the_report_split(folders):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_depth.functional import from_indices, leave_one_out, prefix, random, suffix, threshold, top_k, uniform
+from lit_depth.functional.masking.policies import POLICIES
 
 
 def by_random(num_blocks: int, k: int, **kwargs):
@@ -17,6 +18,11 @@ def by_importance(num_blocks: int, k: int, **kwargs):
 
 
 COUNTED = [prefix, suffix, uniform, by_random, by_importance]
+
+
+def test_what_commands_call_a_policy():
+    """In the order of their tables; all of them are the default of ``compare``."""
+    assert list(POLICIES) == ["prefix", "importance", "random", "suffix", "uniform"]
 
 
 def indices(mask: torch.Tensor) -> list[int]:

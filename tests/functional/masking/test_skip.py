@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import time
 from contextlib import nullcontext
 
 import pytest
@@ -203,32 +202,6 @@ def test_skipping_adds_no_tensor_operation(models, family):
     batch = tiny_batch(model)
     for text in ("0111", "1001"):
         assert operations(model, batch, text) == operations(pruned_copy(model, from_mask_id(text)), batch)
-
-
-def fastest_forwards(model: PreTrainedModel, mask: torch.Tensor, length: int, repeats: int) -> tuple[float, float]:
-    """Seconds of the fastest masked and pruned forward; runs alternate, so that a busy machine slows both."""
-    pruned = pruned_copy(model, mask)
-    batch = tiny_batch(model, length)
-    times: tuple[list[float], list[float]] = ([], [])
-    with torch.inference_mode(), masked(model, mask):
-        for _ in range(repeats):
-            for candidate, seconds in zip((model, pruned), times):
-                start = time.perf_counter()
-                candidate(**batch, use_cache=True)
-                seconds.append(time.perf_counter() - start)
-    return min(times[0]), min(times[1])
-
-
-@pytest.mark.slow
-def test_masked_forward_takes_at_most_a_hundredth_longer_than_the_pruned_one():
-    # Two copies of one pruned model differ by more than 1% on a shared machine. The extra time is Python alone (no
-    # tensor operation is added, see above), the same at any size: so measure it where it stands out, on the smallest
-    # model, and compare it with the forward of the wide one of benchmarks/skip_overhead.py, still far below a real one.
-    mask = random(16, 8, seed=0)
-    smallest, smallest_pruned = fastest_forwards(tiny_model("llama", num_blocks=16), mask, length=8, repeats=200)
-    larger = tiny_model("llama", num_blocks=16, hidden_size=768, intermediate_size=2064, head_dim=192)
-    _, larger_pruned = fastest_forwards(larger, mask, length=64, repeats=10)
-    assert larger_pruned + (smallest - smallest_pruned) <= 1.01 * larger_pruned
 
 
 def test_global_rng_is_untouched(models):

@@ -12,15 +12,12 @@ from scipy import stats
 
 from lit_depth.functional.statistics import (
     Interval,
-    macro_intervals,
     mean_intervals,
     paired_comparisons,
-    paired_interval,
     paired_intervals,
-    sign_flip_test,
     sign_flip_tests,
 )
-from tests.helpers.simulated import clustered, score_table
+from tests.helpers.simulated import clustered, paired_interval, score_table, sign_flip_test
 
 Z = stats.norm.ppf(0.975)
 GRADED = [-1.0, -0.6, -0.3, 0.0, 0.0, 0.0, 0.3, 1.0]
@@ -319,10 +316,10 @@ def test_mean_scores_mirror_and_stay_in_the_range(values: list[float], per_image
 
 
 @pytest.mark.parametrize("score_range", [5.0, None])
-def test_macro_interval_of_one_task_is_the_paired_interval(score_range: float | None) -> None:
+def test_the_mean_over_one_task_is_the_paired_interval(score_range: float | None) -> None:
     values = np.random.default_rng(0).normal(size=(2, 30))
     clusters = [str(i // 2) for i in range(30)]
-    macro = macro_intervals([(values, clusters)], score_range=score_range)
+    macro = paired_intervals(values, clusters, score_range=score_range, tasks=["one"] * 30)
     np.testing.assert_allclose(macro, paired_intervals(values, clusters, score_range=score_range), rtol=1e-12)
 
 
@@ -330,11 +327,12 @@ def test_tasks_weigh_the_same_and_their_differences_are_no_noise() -> None:
     """Each of two tasks hardly varies, though they differ: the interval of their mean is that of the noise within."""
     rng = np.random.default_rng(4)
     first, second = 1.0 + 0.01 * rng.normal(size=(1, 200)), 3.0 + 0.01 * rng.normal(size=(1, 50))
-    (interval,) = macro_intervals([(first, None), (second, None)], score_range=None)
+    values, tasks = np.concatenate([first, second], axis=1), [0] * 200 + [1] * 50
+    (interval,) = paired_intervals(values, score_range=None, tasks=tasks)
     assert interval.estimate == pytest.approx((first.mean() + second.mean()) / 2)
     error = math.sqrt(first.var(ddof=1) / 200 + second.var(ddof=1) / 50) / 2
     assert interval.high - interval.low == pytest.approx(2 * Z * error, rel=0.05)
-    (of_scores,) = mean_intervals([np.concatenate([first, second], axis=1)[0] / 4], tasks=[0] * 200 + [1] * 50)
+    (of_scores,) = mean_intervals(values / 4, tasks=tasks)
     assert of_scores.estimate == pytest.approx(interval.estimate / 4)
     alone = [mean_intervals(scores / 4)[0] for scores in (first, second)]
     below, above = (math.hypot(*(each[side] - each.estimate for each in alone)) / 2 for side in (1, 2))
@@ -383,7 +381,7 @@ def test_tasks_of_unknown_range_have_the_degrees_of_freedom_of_each() -> None:
         ([1.0, 0.0], ["a", "a"], "at least 2 clusters"),
         ([1.0], None, "at least 2 clusters"),
         ([1.0, 0.0], ["a"], "one cluster per sample"),
-        ([[1.0, 0.0]], None, r"\[num_samples\]"),
+        ([[1.0, 0.0]], None, r"\[num_rows, num_samples > 0\]"),
         ([], None, "num_samples > 0"),
         ([0.0, 2.0], None, "score_range of 1, got one of size 2"),
     ],
@@ -395,7 +393,7 @@ def test_interval_refuses(values: list, clusters: list | None, message: str) -> 
 
 def test_options_are_checked() -> None:
     for call in (paired_intervals, paired_comparisons, mean_intervals):
-        with pytest.raises(ValueError, match="confidence in"):
+        with pytest.raises(ValueError, match="confidence between"):
             call([[0.0, 1.0]], confidence=1.0)
         with pytest.raises(ValueError, match="one task per sample"):
             call([[0.0, 1.0]], tasks=[0])

@@ -10,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lit_depth.functional.statistics import (
-    holm,
-    pairwise_sign_flip_tests,
-    sign_flip_test,
-    sign_flip_tests,
-)
-from tests.helpers.simulated import clustered
+from lit_depth.functional.statistics import holm, pairwise_sign_flip_tests, sign_flip_tests
+from tests.helpers.simulated import clustered, sign_flip_test
 
 p_values = st.lists(st.floats(0, 1), max_size=12)
 scores = st.lists(st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0]), min_size=1, max_size=12)

@@ -7,10 +7,19 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionConfig, DynamicCache, StaticCache
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    CLIPVisionConfig,
+    DynamicCache,
+    StaticCache,
+)
 
 from lit_depth.models.loading import BUNDLED
-from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
+from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration, MolmoModel
 from tests.helpers.tiny_molmo import ADDED, FAMILIES, LENGTH, VOCABULARY, tiny_config, tiny_inputs, tiny_molmo
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -121,7 +130,7 @@ def test_images_that_were_seen_are_not_looked_at_again():
     model.model.vision_tower.register_forward_hook(lambda *_: looked.append(1))
     turn = longer(inputs, more_tokens(inputs["input_ids"], 2))
     found = model(**{**turn, "input_ids": turn["input_ids"][:, LENGTH:]}, cache=cache)
-    assert looked == [] and found.image_hidden_states is None
+    assert looked == [] and found.image_outputs is None
     torch.testing.assert_close(found.logits, model(**turn).logits[:, LENGTH:], atol=1e-4, rtol=0)
 
 
@@ -281,3 +290,78 @@ def test_checkpointed_gradients_are_those_of_plain_ones(family):
             assert gradients[1][name] is None, name
         else:
             torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+# ---- what transformers calls by name
+
+
+@every_family
+@torch.no_grad()
+def test_image_features_come_as_transformers_names_them(family):
+    model, inputs = tiny_molmo(family), tiny_inputs(rows=3)
+    given = {name: inputs[name] for name in ("images", "image_masks", "image_input_idx")}
+    model.set_attn_implementation("eager")
+    whole = model.get_image_features(**given, output_hidden_states=True, output_attentions=True)
+    assert whole.last_hidden_state.shape == (3, 17, 16) and whole.pooler_output.shape == (3, 4, 32)
+    assert [tuple(each.shape) for each in whole.hidden_states] == [(3, 17, 16)] * 3
+    assert [tuple(each.shape) for each in whole.attentions] == [(3, 2, 17, 17)] * 2
+    assert torch.equal(whole.hidden_states[-1], whole.last_hidden_state)
+    plain = model.get_image_features(inputs["images"], inputs["image_masks"])
+    assert torch.equal(plain.pooler_output, whole.pooler_output) and plain.hidden_states is None
+    tuples = model.get_image_features(**given, return_dict=False)
+    assert torch.equal(tuples[0], plain.last_hidden_state) and torch.equal(tuples[1], plain.pooler_output)
+    # the text model adds these at the places of their tokens, and nothing elsewhere
+    embeddings, _ = model.model.embed(inputs["input_ids"], **given)
+    added = embeddings - model.get_input_embeddings()(inputs["input_ids"])
+    torch.testing.assert_close(added[:, 3:7], plain.pooler_output, atol=1e-5, rtol=0)
+    assert not added[:, :3].any() and not added[:, 7:].any()
+
+
+@every_family
+def test_experts_are_switched_where_there_are_some(family):
+    model = tiny_molmo(family)
+    text = model.model.language_model
+    if family == "olmoe":
+        for name in ("eager", "grouped_mm"):
+            model.set_experts_implementation(name)
+            assert text.config._experts_implementation == model.config._experts_implementation == name
+    else:
+        for part in (model, model.model, text):
+            with pytest.raises(ValueError, match="does not support setting experts"):
+                part.set_experts_implementation("grouped_mm")
+
+
+@every_family
+def test_every_auto_class_of_the_release_finds_it(family, tmp_path):
+    model = tiny_molmo(family)
+    model.save_pretrained(tmp_path / "whole")
+    model.model.save_pretrained(tmp_path / "base")
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        assert type(auto.from_pretrained(tmp_path / "whole")) is MolmoForConditionalGeneration
+    for folder in ("whole", "base"):
+        base, report = AutoModel.from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert type(base) is MolmoModel and not report["missing_keys"]
+        ours, theirs = model.model.state_dict(), base.state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@torch.no_grad()
+def test_rows_that_were_padded_without_their_positions_are_refused():
+    model, inputs = tiny_molmo("qwen2"), tiny_inputs()
+    inputs["input_ids"][:, 3:7] = 9
+    model(**inputs)
+    for places in ([4, 5, 6, 7], [3, 4, 5, 0]):
+        moved = inputs["image_input_idx"].clone()
+        moved[1] = torch.tensor(places)
+        with pytest.raises(ValueError, match="of row 1 does not point at its image tokens"):
+            model(**{**inputs, "image_input_idx": moved})
+
+
+@every_family
+def test_the_loss_takes_targets_that_are_shifted_and_a_count_of_them(family):
+    model, inputs = tiny_molmo(family), tiny_inputs()
+    targets = torch.randint(0, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found = model(**inputs, labels=inputs["input_ids"], shift_labels=targets, num_items_in_batch=100)
+        expected = torch.nn.functional.cross_entropy(found.logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(found.loss, expected / 100)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast, pipeline
 
+from lit_depth.models.loading import load_bundled
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.image_processing_molmo import MolmoImageProcessor, rgb_pixels
 from lit_depth.models.molmo.processing_molmo import MolmoProcessor
@@ -301,7 +303,12 @@ class TestBatches:
             {"images": [None], "text": ["what", "is"]},
             {"images": [], "text": "what"},
             {"text": "what", "padding_side": "both"},
-            {"text": "what", "return_tensors": "np"},
+            {"text": "what", "return_tensors": "tf"},
+            {"text": ["what", "what is"], "padding": False},
+            {"text": "what", "max_length": 6, "truncation": True, "images": random_image(30, 30)},
+            {"text": "what", "images": random_image(30, 30), "do_resize": False},
+            {"text": ["what", ["is"]]},
+            {"text": "what", "videos": [1]},
         ],
     )
     def test_user_mistakes(self, tiny: MolmoProcessor, arguments: dict) -> None:
@@ -314,3 +321,164 @@ class TestBatches:
             MolmoProcessor(MolmoImageProcessor(), lacking)
         with pytest.raises(ValueError, match="neither"):
             MolmoProcessor(MolmoImageProcessor(), make_tokenizer(eos_token=None))
+
+
+class TestCalls:
+    """What a transformers processor takes besides, each against rows laid out by hand."""
+
+    TEXTS = ["what", "is this what"]
+
+    @pytest.fixture
+    def rows(self, tiny: MolmoProcessor) -> list[list[int]]:
+        return [tiny(text=text)["input_ids"][0].tolist() for text in self.TEXTS]
+
+    def test_padding(self, tiny: MolmoProcessor, rows: list[list[int]]) -> None:
+        pad, (short, long) = tiny.pad_token_id, rows
+        gap = len(long) - len(short)
+        for padding, extra in ((True, 0), ("longest", 0), ("max_length", 3)):
+            batch = tiny(text=self.TEXTS, padding=padding, max_length=len(long) + 3)
+            assert batch["input_ids"].tolist() == [[pad] * (gap + extra) + short, [pad] * extra + long]
+            assert batch["attention_mask"].sum(1).tolist() == [len(short), len(long)]
+        right = tiny(text=self.TEXTS, padding_side="right", pad_to_multiple_of=8)["input_ids"]
+        assert right.shape[1] % 8 == 0 and right[0].tolist() == short + [pad] * (right.shape[1] - len(short))
+        assert tiny(text=self.TEXTS, padding=False, return_tensors=None)["input_ids"] == rows
+        assert "attention_mask" not in tiny(text="what", return_attention_mask=False)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_truncation_cuts_text_alone(self, tiny: MolmoProcessor, side: str) -> None:
+        tokenizer = make_tokenizer()
+        tokenizer.truncation_side = side
+        processor = MolmoProcessor(tiny.image_processor, tokenizer)
+        image, text = random_image(30, 30), "what is this ?"
+        whole = processor(images=image, text=text)
+        head = 1 + processor.image_processor.num_image_tokens(30, 30)
+        expected = torch.cat([whole["input_ids"][:, :head], whole["input_ids"][:, head:][:, -2:]], 1)
+        if side == "right":
+            expected = whole["input_ids"][:, : head + 2]
+        cut = processor(images=image, text=text, max_length=head + 2, truncation=True)
+        assert torch.equal(cut["input_ids"], expected) and cut["attention_mask"].all()
+        assert torch.equal(cut["image_input_idx"], whole["image_input_idx"])
+
+    def test_kinds_of_arrays_hold_the_same(self, tiny: MolmoProcessor) -> None:
+        asked = {"images": [random_image(30, 30), None], "text": self.TEXTS}
+        tensors = tiny(**asked)
+        for name, array in tiny(**asked, return_tensors="np").items():
+            assert isinstance(array, np.ndarray) and np.array_equal(array, tensors[name].numpy()), name
+            assert array.dtype == tensors[name].numpy().dtype
+        for name, values in tiny(**asked, return_tensors=None).items():
+            assert isinstance(values, list) and np.array_equal(np.array(values), tensors[name].numpy()), name
+
+    def test_without_bos_everything_moves_by_one(self, tiny: MolmoProcessor) -> None:
+        asked = {"images": random_image(90, 130), "text": "what"}
+        whole, without = tiny(**asked), tiny(**asked, add_special_tokens=False)
+        assert torch.equal(without["input_ids"], whole["input_ids"][:, 1:])
+        index = whole["image_input_idx"]
+        assert torch.equal(without["image_input_idx"], index - (index >= 0).long())
+
+    def test_several_images_follow_one_another(self, tiny: MolmoProcessor) -> None:
+        images = [random_image(90, 130), random_image(40, 40, seed=1), random_image(600, 60, seed=2)]
+        singles = [tiny(images=image, text="") for image in images]
+        tokens = [single["input_ids"][0, 1 : 1 + tiny.image_processor.num_image_tokens(*image.size[::-1])].tolist()
+                  for single, image in zip(singles, images)]  # fmt: skip
+        for asked in (images, [images]):
+            batch = tiny(images=asked, text="what")
+            text = tiny(text="what")["input_ids"][0].tolist()
+            assert batch["input_ids"][0].tolist() == [text[0], *tokens[0], *tokens[1], *tokens[2], *text[1:]]
+            for name in ("images", "image_masks"):
+                assert torch.equal(batch[name], torch.cat([single[name] for single in singles], 1)), name
+            crop = before = 0
+            for single, mine in zip(singles, tokens):
+                index = single["image_input_idx"][0]
+                moved = torch.where(index >= 0, index + before, index)
+                assert torch.equal(batch["image_input_idx"][0, crop : crop + len(index)], moved)
+                crop, before = crop + len(index), before + len(mine)
+            patch = tiny.tokenizer.convert_tokens_to_ids("<im_patch>")
+            used = batch["image_input_idx"][0].flatten()
+            assert torch.equal(used[used >= 0].sort().values, (batch["input_ids"][0] == patch).nonzero().flatten())
+
+    def test_rows_of_a_batch_have_any_number_of_images(self, tiny: MolmoProcessor) -> None:
+        first, second = random_image(90, 130), random_image(40, 40, seed=1)
+        rows = [None, [first, second], second]
+        batch = tiny(images=rows, text=["what", "is this", "this"])
+        for row, (images, text) in enumerate(zip(rows, ["what", "is this", "this"])):
+            alone = tiny(images=None if images is None else [images], text=[text])
+            expected, got = TestBatches.strip(alone, 0), TestBatches.strip(batch, row)
+            for name in expected:
+                assert torch.equal(got[name], expected[name]), (row, name)
+
+    def test_settings_for_one_call(self, tiny: MolmoProcessor) -> None:
+        other = MolmoProcessor(MolmoImageProcessor(**{**TINY, "max_crops": 1, "do_normalize": False}), tiny.tokenizer)
+        asked = {"images": random_image(300, 130), "text": "what"}
+        before = tiny(**asked)
+        for call in (
+            {"max_crops": 1, "do_normalize": False},
+            {"images_kwargs": {"max_crops": 1, "do_normalize": False}},
+        ):
+            changed, expected = tiny(**asked, **call), other(**asked)
+            assert all(torch.equal(changed[name], expected[name]) for name in expected)
+        assert all(torch.equal(value, tiny(**asked)[name]) for name, value in before.items())
+
+    def test_a_path_is_read(self, tiny: MolmoProcessor, tmp_path: Path) -> None:
+        image = random_image(60, 40)
+        image.save(tmp_path / "picture.png")
+        by_path = tiny(images=str(tmp_path / "picture.png"), text="what")
+        assert torch.equal(by_path["images"], tiny(images=image, text="what")["images"])
+
+
+class TestConversations:
+    @staticmethod
+    def turn(role: str, *parts: str | Image.Image) -> dict:
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+            for part in parts
+        ]
+        return {"role": role, "content": content}
+
+    def test_a_single_question_is_the_frame(self, tiny: MolmoProcessor) -> None:
+        image = random_image(90, 130)
+        for parts in ((image, "what is this ?"), ("what is this ?", image)):
+            asked = [self.turn("user", *parts)]
+            expected = tiny(images=image, text="what is this ?")
+            batch = tiny.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_dict=True)
+            assert all(torch.equal(batch[name], expected[name]) for name in expected)
+            written = tiny.apply_chat_template(asked, add_generation_prompt=True)
+            again = tiny(images=image, text=written)
+            assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+    def test_turns(self, tiny: MolmoProcessor) -> None:
+        turns = [
+            self.turn("system", "this is"),
+            {"role": "user", "content": "what ?"},
+            self.turn("assistant", "this"),
+            self.turn("user", "is ", "this ?"),
+        ]
+        expected = "<eos> User: this is what ? Assistant: this User: is this ?"
+        assert tiny.apply_chat_template(turns) == expected
+        assert tiny.apply_chat_template(turns, add_generation_prompt=True) == expected + " Assistant:"
+        with pytest.raises(Exception, match="expected the role system, user or assistant, got tool"):
+            tiny.apply_chat_template([self.turn("tool", "what")])
+
+    def test_a_template_of_the_files_is_kept(self, tiny: MolmoProcessor, tmp_path: Path) -> None:
+        MolmoProcessor(tiny.image_processor, tiny.tokenizer, chat_template="mine").save_pretrained(tmp_path)
+        assert AutoProcessor.from_pretrained(tmp_path).chat_template == "mine"
+
+
+class TestPipeline:
+    @pytest.fixture(scope="class")
+    def pipe(self) -> Any:
+        model, processor = load_bundled()
+        return pipeline("image-text-to-text", model=model, processor=processor)
+
+    def test_a_batch_is_answered_as_one_by_one(self, pipe: Any) -> None:
+        images = [random_image(56, 56), random_image(130, 60), random_image(60, 200)]
+        texts = ["vqa2: What is it?", "vqa2: How many red things are there?", "vqa2: Where is it?"]
+        options = {"return_tensors": True, "generate_kwargs": {"max_new_tokens": 4, "min_new_tokens": 4}}
+        batch = pipe(images=images, text=texts, **options)
+        chats = [[TestConversations.turn("user", image, text)] for image, text in zip(images, texts)]
+        for image, text, chat, found in zip(images, texts, chats, batch):
+            for asked in ({"images": image, "text": text}, {"text": chat}):
+                alone = pipe(**asked, **options)[0]["generated_token_ids"]
+                assert torch.equal(found["generated_token_ids"][-4:], alone[-4:])
+        # what a pipeline prepares row by row, it pads without knowing of positions
+        with pytest.raises(ValueError, match="row . does not point at its image tokens.*batch_size 1"):
+            pipe(text=chats, batch_size=3, **options)

@@ -13,7 +13,7 @@ from lit_depth.models.loading import load_bundled
 from lit_depth.models.molmo import MolmoPrompter, VisionToken, vision_tokens
 from lit_depth.models.prompting import prompter_for
 from tests.data.conftest import datasets_cache  # noqa: F401  (a fixture for all tests here)
-from tests.helpers.hub_fixtures import DATASETS, write_dataset
+from tests.helpers.hub_datasets import DATASETS, write_dataset
 from tests.helpers.tiny_molmo import FAMILIES, tiny_molmo
 
 # style of each dataset, as the release's training mixture calls it

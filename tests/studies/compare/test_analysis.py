@@ -14,13 +14,13 @@ from scipy import stats
 from lit_depth.functional.masking import policies as policies
 from lit_depth.functional.statistics import holm
 from lit_depth.results.unit_names import list_counts
-from lit_depth.studies.compare.analysis import compare_policies, describe_masks
+from lit_depth.studies.compare.analysis import compare_policies
 from lit_depth.studies.compare.answers import answer_questions
-from lit_depth.studies.compare.schema import validate_comparison
 from lit_depth.studies.shared.block_ranks import describe_blocks
+from lit_depth.studies.shared.comparison_schema import validate_comparison
 from lit_depth.studies.shared.importance_scores import to_importance
 from lit_depth.studies.shared.mask_grid import POLICIES, PlannedMask, plan_indices, plan_masks
-from lit_depth.studies.shared.scores import Scores
+from lit_depth.studies.shared.scores import Scores, describe_masks
 
 NUM_BLOCKS = 6
 COUNTS = [2, 3, 4, 6]
@@ -93,7 +93,7 @@ def full_plan(names: Sequence[str] = POLICIES, counts: Sequence[int] = tuple(COU
 
 
 def study(scores: Scores, plan: Sequence[PlannedMask], latency: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    full, strategies = describe_masks(plan, scores, latency or {}, NUM_BLOCKS, 0.95)
+    full, strategies = describe_masks(plan, scores, latency or {}, 0.95)
     comparisons = compare_policies(plan, scores, 0.95)
     answers = answer_questions(comparisons, strategies)
     return {"full": full, "strategies": strategies, "comparisons": comparisons, "answers": answers}
@@ -197,7 +197,7 @@ def test_latency_is_averaged_over_the_masks_of_a_strategy() -> None:
 def test_the_result_has_the_declared_shape() -> None:
     scores, plan = simulate(WEIGHTS), full_plan()
     latency = {mask: summaries(float(mask.count("1")), None) for mask in scores.mask_ids}
-    entries = describe_blocks(scores, range(NUM_BLOCKS), NUM_BLOCKS, 0.95)
+    entries = describe_blocks(scores, range(NUM_BLOCKS), 0.95)
     importance = [entry["quality"]["drop"] for entry in entries]
     intervals = {str(entry["block"]): entry["quality"]["drop_ci"] for entry in entries}
     head = {"command": "compare", "task": "simulated", "metric": "ExactMatch", "num_blocks": NUM_BLOCKS}
@@ -304,9 +304,7 @@ def test_asking_about_an_image_again_adds_no_certainty(times: int) -> None:
     for scores in (simulate(WEIGHTS, num_samples=40), marginal_scores(num_runs=1)[0]):
         once, again = study(scores, plan), study(repeat(scores, times), plan)
         assert flat(once) == pytest.approx(flat(again), abs=1e-9)
-        once, again = (
-            describe_blocks(each, range(NUM_BLOCKS), NUM_BLOCKS, 0.95) for each in (scores, repeat(scores, times))
-        )
+        once, again = (describe_blocks(each, range(NUM_BLOCKS), 0.95) for each in (scores, repeat(scores, times)))
         assert flat(once) == pytest.approx(flat(again), abs=1e-9)
 
 

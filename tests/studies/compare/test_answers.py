@@ -12,13 +12,14 @@ import pytest
 from lit_depth.functional.masking.policies import from_indices
 from lit_depth.functional.statistics import holm
 from lit_depth.results.verdicts import refusal
-from lit_depth.studies.compare.analysis import Scores, compare_policies, describe_masks
+from lit_depth.studies.compare.analysis import compare_policies
 from lit_depth.studies.compare.answers import answer_questions, variance_explained, withhold
-from lit_depth.studies.compare.schema import validate_comparison
 from lit_depth.studies.shared.block_ranks import describe_blocks, tied_at_cut
+from lit_depth.studies.shared.comparison_schema import validate_comparison
 from lit_depth.studies.shared.constant_answer import ConstantAnswer, FoundAnswer, describe_baseline
 from lit_depth.studies.shared.importance_scores import name_ties, tie_sentences
 from lit_depth.studies.shared.mask_grid import PlannedMask
+from lit_depth.studies.shared.scores import Scores, describe_masks
 
 NUM_BLOCKS, NUM_SAMPLES = 8, 64
 # active blocks of two policies at three counts, all different
@@ -49,7 +50,7 @@ def scores_with(gains: Mapping[int, int], counts: Sequence[int] = (2, 4, 6)) -> 
 
 def study(scores: Scores, planned: list[PlannedMask]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     comparisons = compare_policies(planned, scores, 0.95)
-    _, strategies = describe_masks(planned, scores, {}, NUM_BLOCKS, 0.95)
+    _, strategies = describe_masks(planned, scores, {}, 0.95)
     return comparisons, answer_questions(comparisons, strategies)
 
 
@@ -128,8 +129,8 @@ def result_with(full: float, constant: float, gains: Mapping[int, int]) -> dict[
     flat = (np.arange(NUM_SAMPLES)[::-1] < constant * NUM_SAMPLES).astype(float)
     scores = scores._replace(constant=ConstantAnswer((FoundAnswer("yes", "calibration", 64, 5),), flat))
     planned = plan()
-    entry, strategies = describe_masks(planned, scores, {}, NUM_BLOCKS, 0.95)
-    baseline = describe_baseline(scores, "1" * NUM_BLOCKS, 0.95)
+    entry, strategies = describe_masks(planned, scores, {}, 0.95)
+    baseline = describe_baseline(scores, 0.95)
     comparisons = compare_policies(planned, scores, 0.95)
     answers = answer_questions(comparisons, strategies)
     head = {"command": "compare", "task": "made", "metric": "ExactMatch", "num_blocks": NUM_BLOCKS}
@@ -174,7 +175,7 @@ def test_the_drop_of_a_mask_has_a_simultaneous_interval_that_agrees_with_its_p_v
     generator = np.random.default_rng(seed)
     scores = scores_with({})
     scores.quality[:] = generator.random(scores.quality.shape) < generator.uniform(0.55, 0.8, (len(scores.quality), 1))
-    full, strategies = describe_masks(plan(), scores, {}, NUM_BLOCKS, 0.95)
+    full, strategies = describe_masks(plan(), scores, {}, 0.95)
     assert full["drop_simultaneous_ci"] is None and full["drop_p_holm"] is None  # nothing is tested
     for strategy in strategies:
         (mask,) = strategy["masks"]  # the same mask, the same numbers
@@ -221,7 +222,7 @@ def test_tied_blocks_are_those_whose_ranks_are_open() -> None:
     ids = ["1111", "0111", "1011", "1101", "1110"]
     quality = np.stack([full, *rows])
     scores = Scores(ids, quality, quality - 1, [str(index) for index in range(80)])
-    entries = describe_blocks(scores, range(4), 4, 0.95)
+    entries = describe_blocks(scores, range(4), 0.95)
     for entry in entries:
         low, high = entry["quality"]["rank_ci"]
         assert high - low == len(entry["quality"]["tied_with"])

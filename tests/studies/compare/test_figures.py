@@ -77,7 +77,8 @@ def test_any_policy_name_and_interval_can_be_drawn(comparison: dict[str, Any], t
 def test_importing_results_imports_neither_matplotlib_nor_torch() -> None:
     code = """import sys
 from lit_depth.results import page, store, style, table
-from lit_depth.studies.compare import figures, schema
+from lit_depth.studies.compare import figures
+from lit_depth.studies.shared import comparison_schema
 assert not {'matplotlib', 'torch'} & set(sys.modules)"""
     subprocess.run([sys.executable, "-c", code], check=True)
 

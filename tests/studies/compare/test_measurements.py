@@ -13,23 +13,12 @@ from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.studies.compare.arguments import CompareArguments
-from lit_depth.studies.compare.measurements import NOT_USED, given_importance, measure_times, used_ties
+from lit_depth.studies.compare.measurements import NOT_USED, given_importance, measure_times
 from lit_depth.studies.shared.mask_grid import plan_masks
+from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.time_masks import clock_settings
 
 SCORES = [0.9, 0.5, 0.4, 0.1]
-TIED = {"0": [], "1": [2], "2": [1, 3], "3": [2]}
-
-
-def test_ties_are_named_where_they_decided() -> None:
-    plan = plan_masks(["importance", "prefix"], [1, 2, 3], 4, SCORES)
-    assert used_ties(plan, SCORES, TIED, []) == [
-        {"num_active_blocks": 2, "blocks": [1, 2], "kept": [1]},
-        {"num_active_blocks": 3, "blocks": [2, 3], "kept": [2]},
-    ]
-    assert used_ties(plan, SCORES, None, []) is None  # not known
-    assert used_ties(plan, None, None, []) == []  # no scores were used
-    assert used_ties(plan_masks(["prefix"], [2], 4), SCORES, TIED, []) == []
 
 
 def test_a_file_is_read_only_where_policies_need_it(tmp_path: Path) -> None:
@@ -46,11 +35,12 @@ def test_what_was_timed_in_this_way_is_not_timed_again(checkpoint, tmp_path):
     data = DepthDataModule(model.prompter, ShapesVQA(num_images=10), num_samples=4, calibration_samples=4)
     plan = plan_masks(["random"], [2, 16], 16, num_seeds=3)
     trainer = DepthTrainer(logger=False, enable_progress_bar=False)
+    run = Run(trainer, model, data, tmp_path, {}, 0.01)
     clock = clock_settings(torch.device("cpu"))
 
     def times(**options: int) -> tuple[dict[str, dict[str, Any]], int | None]:
         arguments = CompareArguments(16, ["random"], [2, 16], **options)
-        return measure_times(trainer, model, data, plan, tmp_path, arguments, clock)
+        return measure_times(run, plan, arguments, clock)
 
     assert times(latency_repeats=0) == ({}, None) and not list(tmp_path.iterdir())
     first, requests = times(latency_repeats=2, latency_new_tokens=2)

@@ -136,8 +136,7 @@ def test_started_again_it_only_renders(finished, monkeypatch, capsys):
     before = (folder / "importance.json").read_bytes()
     (folder / "importance.json").unlink()
     (folder / "figures" / "block_importance_methods.png").unlink()
-    for name in ("lit_depth.module.answer_masks", "lit_depth.studies.importance.measure_proxies.answer_masks"):
-        monkeypatch.setattr(name, lambda *a, **k: pytest.fail("the model ran"))
+    monkeypatch.setattr("lit_depth.module.answer_masks", lambda *a, **k: pytest.fail("the model ran"))
     monkeypatch.setattr(ProxyScores, "update", lambda *a, **k: pytest.fail("the model ran"))
     monkeypatch.setattr(ExactMatch, "score", staticmethod(graded))  # of the constant answer, which is not kept
     assert run(command) == 0

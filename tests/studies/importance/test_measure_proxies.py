@@ -10,6 +10,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.functional import ProxyScores
 from lit_depth.module import DepthModule
 from lit_depth.studies.importance import measure_proxies as proxies
+from lit_depth.studies.shared.run_folder import Run
 from lit_depth.trainer import DepthTrainer
 
 NUM_BLOCKS = 16
@@ -19,7 +20,8 @@ def measure(checkpoint, folder, names, batch_size):
     module = DepthModule(str(checkpoint))
     data = DepthDataModule(module.prompter, batch_size=batch_size, calibration_samples=5)
     trainer = DepthTrainer(accelerator="cpu", logger=False)
-    return proxies.measure_proxies(trainer, module, data, "calibration", names, range(NUM_BLOCKS), folder)
+    run = Run(trainer, module, data, folder, {}, 0.01)
+    return proxies.measure_proxies(run, "calibration", names, range(NUM_BLOCKS))
 
 
 def test_automatic_batches_shrink_until_a_backward_fits(checkpoint, tmp_path, monkeypatch):

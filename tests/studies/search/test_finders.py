@@ -8,6 +8,7 @@ from lit_depth.functional import ablation_masks
 from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.finders import Progress
 from lit_depth.studies.search.score_cache import ScoreCache
+from lit_depth.studies.shared.run_folder import Run
 from tests.helpers.simulated_search import Simulated, data
 
 
@@ -17,7 +18,8 @@ def module(checkpoint) -> Simulated:
 
 
 def test_time_left_is_that_of_the_full_search(module, tmp_path):
-    cache = ScoreCache(None, module, data(module, calibration_samples=100), "calibration", tmp_path, 0.01)
+    run = Run(None, module, data(module, calibration_samples=100), tmp_path, {}, 0.01)
+    cache = ScoreCache(run, "calibration", tmp_path)
     asked = {"rank_by": "accuracy", "racing": True, "epsilon": 0.02, "delta": 0.05, "exhaustive": False}
     asked |= {"keep": [], "baselines": True, "confidence": 0.95}
     progress = Progress(cache, SearchArguments(beam_width=3, max_blocks_to_remove=3, num_units=16, **asked))

@@ -8,6 +8,7 @@ import pytest
 from lit_depth.functional import ablation_masks, mask_id
 from lit_depth.metrics import ExactMatch
 from lit_depth.studies.search.score_cache import ScoreCache
+from lit_depth.studies.shared.run_folder import Run
 from tests.helpers.simulated_search import Simulated, data, removed_by, simulated
 
 
@@ -20,16 +21,17 @@ def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
     """Each asks for the scores that are missing, whatever the number of processes."""
     asked = []
 
-    def sweep_samples(trainer, model, datamodule, split, masks, records, description, max_bad_samples, positions):
+    def sweep_samples(run, split, masks, records, text, positions):
         asked.append((records.name, list(positions)))
-        names = [datamodule.eval_dataset(split).recorded_ids()[p] for p in positions]
+        names = [run.datamodule.eval_dataset(split).recorded_ids()[p] for p in positions]
         rows = [(mask_id(m), s, i, *simulated(s, removed_by(m))) for m in masks for s, i in names]
         frame = pd.DataFrame(rows, columns=["mask", "sample", "image", "score", "reference_logprob"])
         return type("Sweep", (), {"records": frame, "bad_samples": {}, "metric": ExactMatch})
 
     monkeypatch.setattr("lit_depth.studies.search.score_cache.sweep_samples", sweep_samples)
     trainer = type("Trainer", (), {"world_size": 3})
-    cache = ScoreCache(trainer, module, data(module, calibration_samples=10), "calibration", tmp_path, 0.01)
+    run = Run(trainer, module, data(module, calibration_samples=10), tmp_path, {}, 0.01)
+    cache = ScoreCache(run, "calibration", tmp_path)
     masks = ablation_masks(16, [(1,), (2,), (3,)])
     first = cache(masks[:2], [4, 9])
     again = cache(masks, [0, 9, 4])

@@ -31,11 +31,11 @@ def test_drops_are_differences_to_the_full_model_block_by_block():
     scores = make_scores()
     by_id = dict(zip(scores.mask_ids, scores.quality))
     expected = np.stack([by_id["1111"] - by_id["1011"], by_id["1111"] - by_id["1110"]])
-    np.testing.assert_array_equal(drops(scores, [1, 3], NUM_BLOCKS, "quality"), expected)
+    np.testing.assert_array_equal(drops(scores, [1, 3], "quality"), expected)
 
 
 def test_blocks_are_described_with_intervals_and_ranks_with_ties():
-    blocks = describe_blocks(make_scores(), range(NUM_BLOCKS), NUM_BLOCKS, 0.95)
+    blocks = describe_blocks(make_scores(), range(NUM_BLOCKS), 0.95)
     assert [entry["block"] for entry in blocks] == [0, 1, 2, 3]
     quality = [entry["quality"] for entry in blocks]
     assert [entry["rank"] for entry in quality] == [1, 2, 3, 3]  # two blocks that change nothing share a rank
@@ -51,17 +51,17 @@ def test_blocks_are_described_with_intervals_and_ranks_with_ties():
 
 
 def test_halves_of_blocks_are_named():
-    entries = describe_blocks(make_scores(), range(NUM_BLOCKS), NUM_BLOCKS, 0.95, "sublayer")
+    entries = describe_blocks(make_scores(), range(NUM_BLOCKS), 0.95, "sublayer")
     names = [(entry["block"], entry["sublayer"]) for entry in entries]
     assert names == [(0, "attn"), (0, "mlp"), (1, "attn"), (1, "mlp")]
-    for entry, other in zip(entries, describe_blocks(make_scores(), range(NUM_BLOCKS), NUM_BLOCKS, 0.95)):
+    for entry, other in zip(entries, describe_blocks(make_scores(), range(NUM_BLOCKS), 0.95)):
         assert entry["quality"] == other["quality"] and entry["reference_logprob"] == other["reference_logprob"]
 
 
 def test_intervals_agree_with_t_intervals_over_images():
     scores = make_scores(num_samples=800)
-    entries = describe_blocks(scores, range(NUM_BLOCKS), NUM_BLOCKS, 0.95)
-    for entry, values in zip(entries, drops(scores, range(NUM_BLOCKS), NUM_BLOCKS, "quality")):
+    entries = describe_blocks(scores, range(NUM_BLOCKS), 0.95)
+    for entry, values in zip(entries, drops(scores, range(NUM_BLOCKS), "quality")):
         images = values.reshape(-1, 2).mean(axis=1)
         margin = stats.t.ppf(0.975, len(images) - 1) * stats.sem(images)
         assert entry["quality"]["drop"] == pytest.approx(values.mean())
@@ -70,7 +70,7 @@ def test_intervals_agree_with_t_intervals_over_images():
 
 def test_full_model_is_described_from_its_own_row():
     scores = make_scores()
-    full = describe_full(scores, NUM_BLOCKS, 0.95)
+    full = describe_full(scores, 0.95)
     row = scores.mask_ids.index("1111")
     assert full["quality"] == pytest.approx(scores.quality[row].mean())
     assert full["reference_logprob"] == pytest.approx(-1.0)
@@ -78,8 +78,8 @@ def test_full_model_is_described_from_its_own_row():
 
 def test_macro_average_weights_tasks_not_samples():
     small, large = make_scores(1, 20, (1.0, 0, 0, 0)), make_scores(2, 200, (0.0, 0, 0, 0))
-    entries = describe_blocks(Scores.pooled([small, large]), range(NUM_BLOCKS), NUM_BLOCKS, 0.95)
-    expected = drops(small, [0], NUM_BLOCKS, "quality").mean() / 2
+    entries = describe_blocks(Scores.pooled([small, large]), range(NUM_BLOCKS), 0.95)
+    expected = drops(small, [0], "quality").mean() / 2
     assert entries[0]["quality"]["drop"] == pytest.approx(expected)
     for measure in ("quality", "reference_logprob"):
         for entry in (each[measure] for each in entries):
@@ -93,22 +93,22 @@ def test_scores_of_another_range_are_scaled():
     """CIDEr-D goes to 10: all numbers of quality are ten times as large, p-values and ranks the same."""
     scores = make_scores()
     wide = scores._replace(quality=10 * scores.quality, max_scores=(10.0,))
-    for one, other in zip(*(describe_blocks(each, range(NUM_BLOCKS), NUM_BLOCKS, 0.95) for each in (scores, wide))):
+    for one, other in zip(*(describe_blocks(each, range(NUM_BLOCKS), 0.95) for each in (scores, wide))):
         for key in ("drop", "drop_ci", "drop_simultaneous_ci"):
             expected = (10 * np.array(one["quality"][key])).tolist()
             assert other["quality"][key] == pytest.approx(expected, abs=1e-9)
         assert other["quality"]["p_holm"] == one["quality"]["p_holm"]
         assert other["reference_logprob"] == one["reference_logprob"]
-    full, wide_full = (describe_full(each, NUM_BLOCKS, 0.95) for each in (scores, wide))
+    full, wide_full = (describe_full(each, 0.95) for each in (scores, wide))
     assert wide_full["quality_ci"] == pytest.approx([10 * limit for limit in full["quality_ci"]])
     assert Scores.pooled([scores, wide]).max_scores == (1.0, 10.0)
     with pytest.raises(ValueError, match="within a score_range of 1"):
-        describe_full(wide._replace(max_scores=(1.0,)), NUM_BLOCKS, 0.95)
+        describe_full(wide._replace(max_scores=(1.0,)), 0.95)
 
 
 def test_pooled_means_keep_their_intervals_in_the_range():
     tasks = [make_scores(1, 20, (1.0, 0, 0, 0)), make_scores(2, 200, (0.0, 0, 0, 0))]
-    pooled = describe_full(Scores.pooled(tasks), NUM_BLOCKS, 0.95)
+    pooled = describe_full(Scores.pooled(tasks), 0.95)
     assert pooled["quality"] == pytest.approx(np.mean([t.quality[t.mask_ids.index("1111")].mean() for t in tasks]))
     assert 0 < pooled["quality_ci"][0] < pooled["quality"] < pooled["quality_ci"][1] <= 1
 

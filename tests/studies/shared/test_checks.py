@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_depth.studies.shared.checks import check_shares, check_whole_blocks
+from lit_depth.studies.shared.checks import check_one_process, check_one_task, check_shares, check_whole_blocks
 
 
 @pytest.mark.parametrize(("confidence", "share"), [(0.5, 0.0), (0.95, 1.0), (0.9999, 0.01)])
@@ -32,3 +32,13 @@ def test_sublayers_are_refused_by_commands_of_whole_blocks():
     check_whole_blocks(SimpleNamespace(hparams={"granularity": "block"}), "compare")
     with pytest.raises(ValueError, match="select takes whole blocks only"):
         check_whole_blocks(SimpleNamespace(hparams={"granularity": "sublayer"}), "select")
+
+
+def test_several_tasks_and_processes_are_refused_with_the_rule_that_they_break():
+    one, two = SimpleNamespace(name="shapes"), SimpleNamespace(name="text")
+    check_one_task(SimpleNamespace(tasks=[one]), "search takes one task at a time")
+    with pytest.raises(ValueError, match=r"search takes one task at a time, got \['shapes', 'text'\]"):
+        check_one_task(SimpleNamespace(tasks=[one, two]), "search takes one task at a time")
+    check_one_process(SimpleNamespace(world_size=1), "tokens is run by one process")
+    with pytest.raises(ValueError, match="tokens is run by one process, got 2: give --trainer.devices 1"):
+        check_one_process(SimpleNamespace(world_size=2), "tokens is run by one process")

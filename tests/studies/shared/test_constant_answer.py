@@ -174,7 +174,7 @@ def scored(full: Sequence[float], constant: Sequence[float], per_image: int = 1,
 def test_beaten_means_that_the_interval_lies_above_zero(seed: int) -> None:
     generator = np.random.default_rng(seed)
     full, constant = (generator.random((2, 60)) < [[0.3 + 0.08 * seed], [0.4]]).astype(float)
-    baseline = describe_baseline(scored(full, constant, per_image=2), "11", 0.95)
+    baseline = describe_baseline(scored(full, constant, per_image=2), 0.95)
     assert baseline is not None
     (row,) = paired_comparisons((full - constant)[None], [str(index // 2) for index in range(60)])
     assert baseline["difference"] == pytest.approx((full - constant).mean())
@@ -187,26 +187,26 @@ def test_beaten_means_that_the_interval_lies_above_zero(seed: int) -> None:
 
 def test_a_model_that_is_itself_the_constant_is_refused() -> None:
     """All references equal: the full model is right throughout, and so is the constant."""
-    baseline = describe_baseline(scored([1.0] * 30, [1.0] * 30, answers=1), "11", 0.95)
+    baseline = describe_baseline(scored([1.0] * 30, [1.0] * 30, answers=1), 0.95)
     assert baseline is not None and not baseline["beaten"] and baseline["difference"] == 0
 
 
 def test_two_samples_beat_nothing() -> None:
-    baseline = describe_baseline(scored([1.0, 1.0], [0.0, 0.0]), "11", 0.95)
+    baseline = describe_baseline(scored([1.0, 1.0], [0.0, 0.0]), 0.95)
     assert baseline is not None and baseline["difference"] == 1 and not baseline["beaten"]
 
 
 def test_several_tasks_are_pooled_with_equal_weight() -> None:
     generator = np.random.default_rng(0)
     tasks = [scored(generator.random(size) < 0.9, generator.random(size) < 0.2) for size in (20, 200)]
-    baseline = describe_baseline(Scores.pooled(tasks), "11", 0.95)
+    baseline = describe_baseline(Scores.pooled(tasks), 0.95)
     assert baseline is not None and baseline["answer"] is None and baseline["num_candidates"] == 100
-    each = [describe_baseline(task, "11", 0.95) for task in tasks]
+    each = [describe_baseline(task, 0.95) for task in tasks]
     for key in ("quality", "difference"):
         assert baseline[key] == pytest.approx(np.mean([one[key] for one in each if one]))
     assert baseline["beaten"]
     # a task without a constant answer leaves the mean without one
-    assert describe_baseline(Scores.pooled([tasks[0], tasks[1]._replace(constant=None)]), "11", 0.95) is None
+    assert describe_baseline(Scores.pooled([tasks[0], tasks[1]._replace(constant=None)]), 0.95) is None
 
 
 def test_distinct_answers_are_counted_by_mask() -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks.shapes_vqa import ShapesVQA
-from lit_depth.studies.shared.given_back import given_back
+from lit_depth.studies.shared.run_folder import given_back
 from tests.helpers.commands import SecondShapes
 
 OPTIONS: dict[str, Any] = {

@@ -48,8 +48,8 @@ def enter(model: DepthModule, folder: Path, task: Any = "shapes_vqa", trainer: T
     """Open and close a run, as a command does before and after it measures."""
     data = DepthDataModule(task=task, num_samples=4)
     used = trainer or DepthTrainer(**OPTIONS)
-    with open_run(used, model, data, ["validation"], arguments, str(folder), "importance", "a") as (path, found):
-        return path, found
+    with open_run(used, model, data, ["validation"], arguments, str(folder), "importance", "a") as found:
+        return found.folder, found.arguments
 
 
 def edit(path: Path, **changes: Any) -> None:

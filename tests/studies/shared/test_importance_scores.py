@@ -93,6 +93,11 @@ def test_ties_across_the_cut_are_named() -> None:
     ]
     # nothing was decided about a block that is kept anyway
     assert name_ties(masks, scores, tied, keep=[1]) == []
+    # as read from JSON; not known; no scores were used; no mask of the policy
+    assert name_ties(masks, scores, {str(block): others for block, others in tied.items()}, keep=[1]) == []
+    assert name_ties(masks, scores, None, keep=[]) is None
+    assert name_ties(masks, None, None, keep=[]) == []
+    assert name_ties({}, scores, tied, keep=[]) == []
     assert "stands alone, without tests" in tie_sentences({"ties": None, "source": "file.json"})[0]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_depth.functional import prefix, random, top_k
-from lit_depth.studies.shared.mask_grid import check_plan, needs_importance, plan_indices, plan_masks, policy
+from lit_depth.studies.shared.mask_grid import POLICIES, check_plan, needs_importance, plan_indices, plan_masks, policy
 
 SCORES = [0.1, 0.9, 0.3, 0.5]
 
@@ -75,7 +75,7 @@ def test_what_gives_no_such_mask_is_refused(name, message):
 
 
 def test_names_and_counts_are_checked():
-    assert check_plan(None, None, 4, 5, [0, 1]) == (["prefix", "importance", "random", "suffix", "uniform"], [2, 3, 4])
+    assert check_plan(None, None, 4, 5, [0, 1]) == (list(POLICIES), [2, 3, 4])
     assert check_plan(["prefix", "prefix"], [3, 1, 3], 4, 1, []) == (["prefix"], [1, 3])
     for arguments in (([], None), (["nope"], None), (None, [0]), (None, [5]), (None, [])):
         with pytest.raises(ValueError):

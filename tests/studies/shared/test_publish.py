@@ -36,7 +36,8 @@ def report(**options: Any) -> Report:
 
 
 def tell(folder: Path, loggers: list[Any] = [], **options: Any) -> None:  # noqa: B006
-    publish(SimpleNamespace(loggers=loggers), report(**options), folder, "result.json", {"a": 1}, {"name": "me"})
+    run = SimpleNamespace(trainer=SimpleNamespace(loggers=loggers), folder=folder, arguments={"name": "me"})
+    publish(run, report(**options), "result.json", {"a": 1})
 
 
 def test_the_terminal_shows_what_is_printed_and_every_file(tmp_path, capsys):

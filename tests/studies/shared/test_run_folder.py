@@ -26,8 +26,9 @@ def opened(module, folder, arguments=None, trainer=None, num_samples=4):
 
 
 def test_a_folder_is_opened_again_by_the_same_run_alone(module, tmp_path):
-    with opened(module, tmp_path) as (folder, arguments):
-        assert folder == tmp_path / "importance" / "x" and arguments["a"] == 1
+    with opened(module, tmp_path) as run:
+        folder = tmp_path / "importance" / "x"
+        assert run.folder == folder and run.arguments["a"] == 1
         with pytest.raises(ValueError, match="in use"), opened(module, tmp_path):
             pass
     before = json.loads((folder / "manifest.json").read_text())

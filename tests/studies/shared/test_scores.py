@@ -8,7 +8,7 @@ import pytest
 
 from lit_depth.functional.statistics import mean_intervals, paired_comparisons
 from lit_depth.studies.shared.constant_answer import ConstantAnswer
-from lit_depth.studies.shared.scores import Scores, family_entry, no_difference
+from lit_depth.studies.shared.scores import Scores, family_entry
 
 MASKS = ["001", "011", "111"]
 
@@ -86,4 +86,4 @@ def test_entries_of_a_family_hold_both_intervals() -> None:
     assert entry["drop_ci"] == list(found.interval[1:3]) and entry["drop_simultaneous_ci"] == list(
         found.simultaneous[1:3]
     )
-    assert no_difference("drop") == {"drop": 0.0, "drop_ci": [0.0, 0.0], "drop_simultaneous_ci": None}
+    assert family_entry(None, "drop") == {"drop": 0.0, "drop_ci": [0.0, 0.0], "drop_simultaneous_ci": None}

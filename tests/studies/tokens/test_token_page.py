@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -16,8 +17,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lit_depth.results.token_tables import COLUMNS, METRICS, write_token_masking
-from lit_depth.studies.tokens.token_page import CropImage, write_token_page
+from lit_depth.results.token_tables import COLUMNS, METRICS, read_token_masking, write_token_masking
+from lit_depth.studies.tokens.analysis import Measured
+from lit_depth.studies.tokens.prompts import Prompt
+from lit_depth.studies.tokens.token_page import SPANS, CropImage, write_files, write_token_page
 from tests.helpers.browser import Browser, missing_programs
 
 EVIL = "<script>alert(1)</script>"
@@ -594,3 +597,27 @@ class TestWriting:
                 CropImage(*arguments)
         with pytest.raises(ValueError, match="images alone"):
             write_token_page(tmp_path / "page.html", None, title="t", images=[make_image()])
+
+
+# the tables and pages of a run
+
+
+TABLE = pd.DataFrame([(0, 0, "a", 0, "Full", 0.5, 0.25), (0, 0, "a", 0, "Attn", 1.5, 0.75)], columns=COLUMNS)
+
+
+def measured(name: str, spans: bool) -> Measured:
+    table = TABLE.assign(span="text") if spans else None
+    return Measured(Prompt(name, name, None, None), ["text"], TABLE, table, "no", "cpu")
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+@pytest.mark.parametrize("spans", [False, True])
+def test_every_file_is_named_and_there(tmp_path, names, spans):
+    result = {"prompts": [{"text": name, "page": f"{name}.html"} for name in names]}
+    written = write_files(tmp_path, result, [measured(name, spans) for name in names], SimpleNamespace())
+    assert set(written) == {path.name for path in tmp_path.iterdir()}
+    assert {f"{name}.html" for name in names} < set(written) and (SPANS in written) is spans
+    frame = read_token_masking(tmp_path / "masking_results.csv")
+    assert len(frame) == 2 * len(names) and ("prompt" in frame.columns) is (len(names) > 1)
+    if len(names) > 1:
+        assert list(frame["prompt"].unique()) == names

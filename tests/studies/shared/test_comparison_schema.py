@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lit_depth.results.store import write_json
-from lit_depth.studies.compare.schema import validate_comparison
+from lit_depth.studies.shared.comparison_schema import validate_comparison
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_depth.studies.shared.importance_tables import AGREEMENT_HEADERS, agreement_section, headline
+from lit_depth.studies.shared.importance_views import AGREEMENT_HEADERS, agreement_section, headline
 
 
 def test_the_headline_says_what_was_measured_and_on_how_much():

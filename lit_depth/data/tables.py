@@ -1,0 +1,189 @@
+"""Tables of a user's own: JSON, JSON lines, CSV, TSV, parquet, arrow, and folders that `datasets` saved."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import datasets
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+_JSON = (".jsonl", ".ndjson", ".json")
+_SEPARATORS = (",", "\t", ";", "|")
+# what a saved `datasets.DatasetDict` or `datasets.Dataset` has in its folder
+_SAVED = ("dataset_dict.json", "state.json")
+_FEWEST_BASE64 = 64  # characters; no picture is smaller, many file names are longer than half of it
+
+
+def saved_splits(folder: Path) -> dict[str, tuple[str, ...]] | None:
+    """Folders of the splits that `datasets` saved in a folder, by name; None = it saved nothing there."""
+    if (folder / _SAVED[0]).is_file():
+        names = json.loads((folder / _SAVED[0]).read_text(encoding="utf-8"))["splits"]
+        return {name: (str(folder / name),) for name in names}
+    return {"unnamed": (str(folder),)} if (folder / _SAVED[1]).is_file() else None
+
+
+def read_files(files: Sequence[str]) -> datasets.Dataset:
+    """The rows of files of one kind, one file after another.
+
+    Values of JSON, CSV and TSV are texts: what is not a text in JSON (a number, a list) stands as it is written in
+    JSON, so that an answer may be ``3`` in one row and ``"two"`` in the next. An empty cell of a CSV is an empty text.
+
+    Args:
+        files: Paths of files, or one folder that `datasets` saved.
+
+    Raises:
+        ValueError: If the files are of several kinds, or one cannot be read; the message names the file and, where it
+            is known, the line.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()  # they stand in the way of the command's own
+    kinds = {Path(file).suffix.lower() for file in files}
+    if len(kinds) > 1:
+        raise ValueError(f"expected files of one kind for one split, got {', '.join(files)}")
+    suffix = kinds.pop()
+    if Path(files[0]).is_dir():
+        return datasets.load_from_disk(files[0])
+    if suffix in _JSON:
+        return _from_texts([row for file in files for row in _json_rows(Path(file))])
+    if suffix in (".csv", ".tsv"):
+        return datasets.concatenate_datasets([_read_separated(Path(file)) for file in files])
+    try:
+        return datasets.load_dataset(suffix.removeprefix("."), data_files=list(files), split="train")
+    # whatever a damaged file raises in one of the libraries below
+    except Exception as error:
+        raise ValueError(f"cannot read {', '.join(files)}: {_first_line(error.__cause__ or error)}") from error
+
+
+def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
+    text = _text(file)
+    if file.suffix.lower() == ".json":
+        try:
+            return iter(_row_list(json.loads(text), file))
+        except json.JSONDecodeError as error:
+            # many a file of JSON lines is called .json
+            if "\n" not in text.strip() or error.msg != "Extra data":
+                raise ValueError(f"{file}, line {error.lineno}: expected JSON, got {error.msg}") from error
+    return _json_lines(text, file)
+
+
+def _json_lines(text: str, file: Path) -> Iterator[Mapping[str, Any]]:
+    # not splitlines, which also breaks at characters that JSON allows inside a text
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number}: expected an object in JSON, got {error.msg}") from error
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{file}, line {number}: expected an object in JSON, got {line.strip()[:40]}")
+        yield row
+
+
+def _row_list(content: Any, file: Path) -> list[Mapping[str, Any]]:
+    """The rows of a JSON document: a list of objects, or an object that holds one such list, or one of columns."""
+    lists = {} if not isinstance(content, Mapping) else {k: v for k, v in content.items() if isinstance(v, list)}
+    of_rows = [value for value in lists.values() if value and all(isinstance(row, Mapping) for row in value)]
+    if isinstance(content, list) and all(isinstance(row, Mapping) for row in content):
+        return content
+    if len(of_rows) == 1:
+        return of_rows[0]
+    lengths = {len(column) for column in lists.values()}
+    if lists and len(lists) == len(content) and len(lengths) == 1:
+        return [dict(zip(lists, values)) for values in zip(*lists.values())]
+    raise ValueError(f"{file}: expected a list of objects, got {type(content).__name__}")
+
+
+def _from_texts(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
+    import datasets
+
+    names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    columns = {name: [_as_text(row.get(name)) for row in rows] for name in names}
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _read_separated(file: Path) -> datasets.Dataset:
+    import datasets
+    import pandas as pd
+
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        header = lines.readline()
+    # people's spreadsheets write semicolons where the comma is the decimal point
+    separator = "\t" if file.suffix.lower() == ".tsv" else max(_SEPARATORS, key=header.count)
+    try:
+        names = list(pd.read_csv(file, sep=separator, nrows=0, encoding="utf-8-sig").columns)
+        return datasets.load_dataset(
+            "csv",
+            data_files=str(file),
+            split="train",
+            sep=separator,
+            # "NA" and "None" are answers, and 007 is not 7
+            features=datasets.Features({name: datasets.Value("string") for name in names}),
+            keep_default_na=False,
+            encoding="utf-8-sig",
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected UTF-8, got another encoding; save it as UTF-8") from error
+    # pandas and datasets wrap one another's errors
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UnicodeDecodeError):
+            raise ValueError(f"{file}: expected UTF-8, got another encoding; save it as UTF-8") from error
+        raise ValueError(f"{file}: {_first_line(cause)}") from error
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected UTF-8, got another encoding; save it as UTF-8") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix(
+        "Error tokenizing data. C error: "
+    )
+
+
+def picture(value: Any) -> Any:
+    """What a cell says of a picture, in a form that `lit_depth.data.images.load_image` takes.
+
+    A text is a path, base64 with or without ``data:image/...;base64,``, or a list of these in JSON, of which the first
+    is taken. An address of the web is refused there: pictures are not fetched.
+
+    >>> picture("photos/1.jpg"), picture('["a.png", "b.png"]'), picture("")
+    ('photos/1.jpg', 'a.png', None)
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        if text[:1] in ("[", "{"):
+            return picture(json.loads(text))
+        return _decoded(text) or text or None
+    if isinstance(value, list | tuple):
+        return picture(value[0]) if value else None
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), str):
+        return _decoded(value["bytes"])
+    return value
+
+
+def _decoded(text: str) -> bytes | None:
+    """The bytes of base64; None where the text is no such thing."""
+    head, _, content = text.rpartition(";base64,")
+    if not head.startswith("data:") and (len(text) < _FEWEST_BASE64 or "." in text):
+        return None
+    try:
+        return base64.b64decode(content, validate=True)
+    except binascii.Error:
+        return None

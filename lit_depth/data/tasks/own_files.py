@@ -1,0 +1,232 @@
+"""A user's own questions: any table, or a folder of them, without a task class."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_depth.data.columns import Columns, Guess, find_columns, guess_metric, option_texts, read_answers
+from lit_depth.data.hub import HubTask
+from lit_depth.data.images import ImageFolder
+from lit_depth.data.rows import PLACE, Layout
+from lit_depth.data.sources import LocalSource, Source, canonical_split, find_splits, load_table
+from lit_depth.data.tables import SUFFIXES, picture, read_files, saved_splits
+from lit_depth.data.task import AnswerKind, check_split
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# which split serves a role, the best one first
+_SERVES = {
+    "validation": ("validation", "test", "dev", "testdev", "unnamed", "calibration", "train"),
+    "calibration": ("calibration", "train", "dev", "validation", "test", "testdev", "unnamed"),
+    "train": ("train", "unnamed"),
+}
+_LOOKED_AT = 256  # rows, for a guess of what the answers are
+_FEWEST_NEW_TOKENS, _MOST_NEW_TOKENS = 16, 128
+
+
+@dataclass(frozen=True)
+class OwnLayout(Layout):
+    """Columns of a user's own table, whose pictures may be written in many ways."""
+
+    def image_of(self, row: Mapping[str, Any]) -> Any:
+        """The row's picture as it is stored, see `picture`."""
+        return None if self.image is None else picture(row.get(self.image))
+
+
+class OwnFiles(HubTask):
+    """Questions from a file of your own: JSON lines, JSON, CSV, TSV, parquet, arrow, a folder of these, or a hub id.
+
+    Columns are found by their usual names (`lit_depth.data.columns.find_columns`); images are paths relative to the
+    file, bytes or base64. Splits are files or folders called so, a column, or else halves by image: what selects masks
+    and what reports on them never share an image.
+
+    Args:
+        path: The file or folder, a folder that `datasets` saved, or ``owner/name`` on the hub.
+        columns: Meaning and name of columns that are called otherwise, see `find_columns`.
+        allow_outside: Read images from outside of the folder too.
+
+    Raises:
+        ValueError: If there is no such table, it cannot be read, or its columns are not understood.
+    """
+
+    needs_image = False
+    repository = ""
+    splits: Mapping[str, str] = {}
+
+    def __init__(self, path: str, columns: Mapping[str, str | None] | None = None, allow_outside: bool = False) -> None:
+        super().__init__()
+        self.path = path
+        self.given = dict(columns or {})
+        self.allow_outside = allow_outside
+        self.name = re.sub(r"\W+", "_", Path(path).expanduser().stem).strip("_").lower() or "own_files"
+        self._tables: dict[tuple[str, ...], Any] = {}
+
+    @cached_property
+    def found(self) -> dict[str, Source | LocalSource]:
+        """Splits by name, those of a split column included."""
+        every = self._files()
+        if len(every) != 1:
+            return every
+        whole = next(iter(every.values()))
+        if isinstance(whole, Source) or self.columns.split is None:
+            return every
+        column = self.columns.split
+        names = dict.fromkeys(filter(None, self._table(whole)[column]))
+        splits = {name: canonical_split(name) for name in names}
+        return {split: replace(whole, split=split, rows=(column, name)) for name, split in splits.items()}
+
+    def _files(self) -> dict[str, Source | LocalSource]:
+        place = Path(self.path).expanduser()
+        saved = saved_splits(place)
+        if saved is not None:
+            return {canonical_split(name): LocalSource(str(place), name, f, self.path) for name, f in saved.items()}
+        if not place.exists() and _HUB_ID.fullmatch(self.path):
+            return self._on_the_hub()
+        if place.is_file() and place.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"--data.path: expected a file of {', '.join(SUFFIXES)}, got {self.path}")
+        splits = find_splits(self.path, self.name, suffixes=SUFFIXES)
+        return {name: _beside_images(source) for name, source in splits.items()}
+
+    def _on_the_hub(self) -> dict[str, Source | LocalSource]:
+        import datasets
+
+        try:
+            names = datasets.get_dataset_split_names(self.path)
+        # whatever three libraries raise where there is no network, no such dataset, or several configurations
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"--data.path: {self.path} is no file or folder here, and the hub does not give it: {reason}"
+            ) from error
+        return {canonical_split(name): Source(self.path, name) for name in names}
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Which column holds what, in the first split."""
+        first = next(iter(self._files().values()))
+        return find_columns(self._table(first).column_names, self.given, self.path)
+
+    def unread(self) -> list[str]:
+        """Columns that nothing is read from."""
+        first = next(iter(self._files().values()))
+        known = {name for value in astuple(self.columns) for name in (value if isinstance(value, tuple) else (value,))}
+        return [name for name in self._table(first).column_names if name not in known]
+
+    def source(self, split: str, path: str | None = None) -> Source | LocalSource:
+        """Return the split that serves a role, see `HubTask.source`; ``path`` is this task's own already."""
+        found = self.found
+        for name in _SERVES[check_split(split)]:
+            if name in found:
+                return found[name]
+        if len(found) == 1 and split != "train":
+            return next(iter(found.values()))
+        raise ValueError(f"{self.path}: expected a split for the role {split}, got {', '.join(found)}")
+
+    def _table(self, source: Source | LocalSource) -> Any:
+        if isinstance(source, Source):
+            return load_table(source, self.name, streaming=False)
+        if source.files not in self._tables:
+            self._tables[source.files] = read_files(source.files)
+        table = self._tables[source.files]
+        if source.rows is None:
+            return table
+        column, name = source.rows
+        return table.select([row for row, value in enumerate(table[column]) if value == name])
+
+    def _fit_layout(self, schema: Any, source: Source | LocalSource) -> Layout:
+        columns = find_columns(list(schema.names), self.given, self.path)
+        options = columns.options if isinstance(columns.options, tuple) else (columns.options,)
+        return OwnLayout(
+            image=columns.image,
+            question=columns.question,
+            answer=columns.answer or "",
+            question_id=columns.id,
+            image_id=columns.image_id,
+            optional=tuple(filter(None, options)),
+        )
+
+    def _rows_of_role(
+        self, role: str, path: str | None, source: Source | LocalSource, layout: Layout, image_ids: list[str]
+    ) -> np.ndarray:
+        part = self._part(role, path, source)
+        if part is None:
+            return super()._rows_of_role(role, path, source, layout, image_ids)
+        # of a few images, halves by a hash alone are too uneven: here they differ by one image at most
+        ordered = sorted(set(image_ids), key=lambda image_id: hashlib.blake2b(image_id.encode()).digest())
+        if len(ordered) < 2:
+            raise ValueError(
+                f"{self.path}: expected two images or more, half to select masks on and half to report on, got "
+                f"{len(ordered)}"
+            )
+        chosen = set(ordered[part::2])
+        return np.flatnonzero([image_id in chosen for image_id in image_ids])
+
+    def question(self, entry: Mapping[str, Any]) -> str:
+        return super().question(entry) if self.columns.question is not None else ""
+
+    def options(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
+        return option_texts(entry, self.columns.options)
+
+    def references(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
+        return read_answers(entry["answer"], self.options(entry))
+
+    def _image_folder(self, source: Source | LocalSource) -> ImageFolder:
+        folder = super()._image_folder(source)
+        return ImageFolder(folder.start, ("/",)) if self.allow_outside else folder
+
+    @cached_property
+    def _accepted(self) -> list[tuple[str, ...]]:
+        """Accepted answers of the first questions, without those that cannot be read."""
+        accepted = []
+        for row in islice(self.load("validation").without_images(), _LOOKED_AT):
+            place = row[PLACE]
+            try:
+                accepted.append(self.references(place.layout.entry(row, place.number)))
+            except ValueError:  # such a row is reported where it is evaluated
+                continue
+        return accepted
+
+    @cached_property
+    def guess(self) -> Guess:
+        """The metric and the kind of answer that fit the answers, and why."""
+        return guess_metric(self._accepted, self.columns.options is not None, self.columns.question is not None)
+
+    @cached_property
+    def metric(self) -> str:  # type: ignore[override]  # found when it is asked for; assigned to choose another
+        """Name of the metric that fits."""
+        say(f"{self.path}: {self.columns.told()}")
+        say(f"{self.path}: metric {self.guess.metric}, because {self.guess.reason}; another one: --data.metric NAME")
+        return self.guess.metric
+
+    @cached_property
+    def answer_kind(self) -> AnswerKind:  # type: ignore[override]
+        """Kind of the answers that there are."""
+        return self.guess.answer_kind
+
+    @cached_property
+    def max_new_tokens(self) -> int:  # type: ignore[override]
+        """Room for the longest of the answers: a token has two characters or more in nearly every language."""
+        longest = max((len(text) for texts in self._accepted for text in texts), default=0)
+        return min(max(longest // 2, _FEWEST_NEW_TOKENS), _MOST_NEW_TOKENS)
+
+
+def _beside_images(source: LocalSource) -> LocalSource:
+    """The source, whose rows name images from the folder of its files where that is one."""
+    folders = {str(Path(file).parent) for file in source.files}
+    return replace(source, folder=folders.pop()) if len(folders) == 1 else source
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Tell the user, once for all processes, beside the results: on the standard error."""
+    print(line, file=sys.stderr)

@@ -1,0 +1,68 @@
+"""A chat template: what it reads, what it writes, and which modes of thinking it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.utils import chat_template_utils
+
+QUIET: dict[str, Any] = {
+    "enable_thinking": False,
+    "thinking": False,
+    "thinking_budget": 0,
+    "reasoning_effort": "low",
+}
+"""Variables by which templates know their modes of thinking, and what makes a model answer at once, or nearly so."""
+
+
+class ChatTemplate:
+    """The chat template of a processor or tokenizer, with its variables.
+
+    Args:
+        owner: The processor or tokenizer.
+        variables: Values of variables that the template reads, beside `QUIET`.
+
+    Raises:
+        ValueError: If the template does not read one of them, or there are several templates and none is the default.
+    """
+
+    def __init__(self, owner: Any, variables: Mapping[str, Any] | None = None) -> None:
+        self.owner = owner
+        known = self._read_variables()
+        unknown = sorted((variables or {}).keys() - known)
+        if unknown:
+            there = f"among {', '.join(sorted(known))}" if known else "empty for this chat template, which reads none"
+            raise ValueError(f"expected chat_template_kwargs {there}; got {', '.join(unknown)}")
+        self.variables = {name: value for name, value in QUIET.items() if name in known} | dict(variables or {})
+
+    def _read_variables(self) -> set[str]:
+        template = self.owner.chat_template
+        if isinstance(template, Mapping):
+            if "default" not in template:
+                raise ValueError(f"expected a chat template named default, got {', '.join(template)}")
+            template = template["default"]
+        try:
+            found = chat_template_utils._get_template_variables(template)
+        except TemplateError as error:
+            raise ValueError(f"the chat template is no valid template: {error}") from error
+        # what every conversation has
+        given = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "tools", "documents"}
+        return {name for name in found if name not in given and not name.endswith("_token")}
+
+    def write(self, *turns: dict[str, Any]) -> str:
+        """The text of a conversation, up to where the model goes on if the last turn is the user's.
+
+        Raises:
+            ValueError: If the template raises.
+        """
+        asks = turns[-1]["role"] == "user"
+        try:
+            text: str = self.owner.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=asks, **self.variables
+            )
+        # templates run code of their own, and raise whatever it raises
+        except Exception as error:
+            raise ValueError(f"the chat template raises: {error}") from error
+        return text

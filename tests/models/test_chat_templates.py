@@ -1,0 +1,92 @@
+"""What a chat template reads and writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_depth.models.chat_templates import QUIET, ChatTemplate
+from tests.helpers.tiny_checkpoints import tokenizer
+
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+ASKS = "{% if add_generation_prompt %}[assistant]"
+# the forms in which families write their modes of thinking
+THINKING = {
+    "a mode that is on": (
+        PLAIN + ASKS + "{% if enable_thinking is defined and enable_thinking is false %}<think></think>"
+        "{% endif %}{% endif %}",
+        {"enable_thinking": False},
+        "[user]Hi<|endoftext|>[assistant]<think></think>",
+        "[user]Hi<|endoftext|>[assistant]",
+    ),
+    "a mode with a default": (
+        "{% if not thinking is defined %}{% set thinking = true %}{% endif %}"
+        + PLAIN
+        + ASKS
+        + "{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}",
+        {"thinking": False},
+        "[user]Hi<|endoftext|>[assistant]</think>",
+        "[user]Hi<|endoftext|>[assistant]<think>",
+    ),
+    "an effort": (
+        "{% if reasoning_effort is not defined %}{% set reasoning_effort = 'medium' %}{% endif %}"
+        "[system]Reasoning: {{ reasoning_effort }}" + PLAIN + ASKS + "{% endif %}",
+        {"reasoning_effort": "low"},
+        "[system]Reasoning: low[user]Hi<|endoftext|>[assistant]",
+        "[system]Reasoning: True[user]Hi<|endoftext|>[assistant]",
+    ),
+}
+
+
+def template(text, variables=None):
+    owner = tokenizer()
+    owner.chat_template = text
+    return ChatTemplate(owner, variables)
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+@pytest.mark.parametrize("form", THINKING)
+def test_thinking_is_off_unless_it_is_asked_for(form):
+    text, variables, quiet, thinking = THINKING[form]
+    assert variables.items() <= QUIET.items()
+    assert template(text).variables == variables and template(text).write(user("Hi")) == quiet
+    on = template(text, dict.fromkeys(variables, True))
+    assert on.variables == dict.fromkeys(variables, True) and on.write(user("Hi")) == thinking
+
+
+def test_a_conversation_that_ends_in_an_answer_asks_for_none():
+    turns = [user("Hi"), {"role": "assistant", "content": "Ho"}]
+    assert template(PLAIN + ASKS + "{% endif %}").write(*turns) == "[user]Hi<|endoftext|>[assistant]Ho<|endoftext|>"
+
+
+def test_a_variable_that_the_template_does_not_read_is_refused():
+    with pytest.raises(ValueError, match="empty for this chat template, which reads none; got enable_thinking"):
+        template(PLAIN, {"enable_thinking": True})
+    with pytest.raises(ValueError, match="chat_template_kwargs among thinking; got messages, style"):
+        template(PLAIN + "{{ thinking }}", {"style": 1, "messages": 1})
+
+
+def test_of_several_templates_the_default_is_written():
+    assert template({"default": "{{ messages[0].content }}", "tools": "x"}).write(user("Hi")) == "Hi"
+    with pytest.raises(ValueError, match="expected a chat template named default, got rag, tools"):
+        template({"rag": "y", "tools": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ raise_exception('Only one turn') }}", "the chat template raises: Only one turn"),
+        ("{{ messages[0].content + 1 }}", "the chat template raises: "),
+        ("{{ messages[3].content.x }}", "the chat template raises: "),
+    ],
+)
+def test_a_template_that_raises_is_named(text, reason):
+    with pytest.raises(ValueError, match=reason):
+        template(text).write(user("Hi"))
+
+
+def test_text_that_is_no_template_is_named():
+    with pytest.raises(ValueError, match="the chat template is no valid template: "):
+        template("{% if %}")

@@ -1,0 +1,168 @@
+"""A processor that cannot serve its model is refused when the checkpoint is loaded, in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from lit_depth import DepthModule
+from lit_depth.models.loading import load_checkpoint
+from lit_depth.models.prompting import prompter_for
+from lit_depth.models.serving import check_serves
+from tests.helpers.commands import run
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny_checkpoints import CHAT_TEMPLATE, write_llama, write_llava
+
+
+@pytest.fixture
+def llava(tmp_path):
+    return write_llava(tmp_path / "llava")
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return write_llama(tmp_path / "llama")
+
+
+def edit(file, **changes):
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, **changes}))
+
+
+def refusal(folder, tmp_path, capsys, *options):
+    """The one line that a command ends with."""
+    assert run(["importance", "--model.checkpoint", folder, "--output_dir", tmp_path / "out", *options]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("error: ")
+
+
+def test_the_models_of_the_tests_are_served(llava, llama):
+    for folder in (llava, llama, "bundled"):
+        model, processor = load_checkpoint(str(folder))
+        check_serves(prompter_for(model, processor), model)
+
+
+def test_a_tokenizer_of_another_model(llama, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    config = LlamaForCausalLM.from_pretrained(llama).config
+    config.vocab_size = 100
+    LlamaForCausalLM(config).save_pretrained(llama)
+    line = refusal(llama, tmp_path, capsys)
+    assert f"of {tokenizer.vocab_size} tokens for a model of 100 embeddings" in line
+    config.vocab_size = 4000
+    LlamaForCausalLM(config).save_pretrained(llama)
+    with pytest.warns(UserWarning, match="tokens, the model 4,000 embeddings: is it this model's own"):
+        DepthModule(str(llama))
+
+
+def test_added_tokens_that_a_model_lacks_cost_their_samples_only(llama):
+    """As of Gemma 3's text models, whose tokenizer has a token for images."""
+    model, tokenizer = load_checkpoint(str(llama))
+    tokenizer.add_tokens(["<extra>"])
+    prompter = prompter_for(model, tokenizer)
+    check_serves(prompter, model)
+    from tests.models.test_prompting import FREE, replace
+
+    fine, other = (replace(FREE, image=None, question=text) for text in ("Is it?", "Is it <extra>?"))
+    prompter.encode([fine])
+    size = len(tokenizer) - 1
+    with pytest.raises(ValueError, match=rf"expected token ids below {size}, .* got {size} \('<extra>'\)"):
+        prompter.encode([fine, other])
+
+
+def test_a_template_that_raises(llava, llama, tmp_path, capsys):
+    for folder in (llava, llama):
+        (folder / "chat_template.jinja").write_text("{{ raise_exception('no system turn') }}")
+        assert "cannot put a question" in (line := refusal(folder, tmp_path, capsys))
+        assert line.endswith("the chat template raises: no system turn")
+
+
+def test_a_template_without_images(llava, tmp_path, capsys):
+    (llava / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<image>", ""))
+    line = refusal(llava, tmp_path, capsys)
+    assert "LlavaProcessor cannot put a question about an image" in line and "image" in line
+
+
+def test_a_processor_of_another_family(llava, tmp_path, capsys):
+    # its image token is another
+    edit(llava / "config.json", image_token_index=5, image_token_id=5)
+    line = refusal(llava, tmp_path, capsys)
+    assert "writes no image token that a LlavaForConditionalGeneration reads" in line
+
+
+def test_a_processor_whose_inputs_the_model_does_not_take(llava):
+    model, processor = load_checkpoint(str(llava))
+    prompter = prompter_for(model, processor)
+    encode = prompter._encode
+
+    def with_grid(texts, images):
+        inputs = encode(texts, images)
+        return {**inputs, "image_grid_thw": inputs["input_ids"]}
+
+    prompter._encode = with_grid
+    with pytest.raises(ValueError, match="LlavaProcessor, which makes image_grid_thw: a .* does not take that"):
+        check_serves(prompter, model)
+
+
+def test_a_processor_without_what_the_model_needs(llava):
+    model, processor = load_checkpoint(str(llava))
+
+    class NeedsGrid(type(model)):
+        def forward(self, input_ids=None, pixel_values=None, image_grid_thw=None): ...
+
+    prompter = prompter_for(model, processor)
+    model.__class__ = NeedsGrid
+    with pytest.raises(ValueError, match="which does not make image_grid_thw: a NeedsGrid needs that"):
+        check_serves(prompter, model)
+
+
+def test_a_vision_language_model_with_a_tokenizer_alone(llava, tmp_path, capsys):
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (llava / name).unlink(missing_ok=True)
+    line = refusal(llava, tmp_path, capsys)
+    assert "preprocessor_config.json" in line or "processor" in line
+
+
+def test_settings_of_the_processor(llava, llama, tmp_path, capsys):
+    smaller = ("--model.processor_kwargs", '{"size": {"shortest_edge": 4}, "crop_size": {"height": 4, "width": 4}}')
+    given = json.loads(smaller[1])
+    module = DepthModule(str(llava), processor_kwargs=given)
+    assert module.processor.image_processor.size["shortest_edge"] == 4 and given == json.loads(smaller[1])
+    line = refusal(llava, tmp_path, capsys, "--model.processor_kwargs", '{"max_pixel": 4}')
+    assert "expected settings of a LlavaProcessor as processor_kwargs, got max_pixel; it has crop_size, " in line
+    line = refusal(llama, tmp_path, capsys, "--model.processor_kwargs.size", "4")
+    assert "expected no processor_kwargs for a model that takes text alone, got size" in line
+
+
+def test_variables_of_the_chat_template(llava, llama, tmp_path, capsys):
+    line = refusal(llava, tmp_path, capsys, "--model.chat_template_kwargs", '{"enable_thinking": true}')
+    assert "which reads none; got enable_thinking" in line
+    line = refusal(llama, tmp_path, capsys, "--model.chat_template_kwargs.enable_thinking", "true")
+    assert "expected no chat_template_kwargs for a model without a chat template" in line
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(llava):
+    edit(llava / "tokenizer_config.json", pad_token=None)
+    tokenizer = load_checkpoint(str(llava))[1].tokenizer
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"max_pixels": 256}, 4),
+        # a checkpoint's own max_pixels do not come before the size that was given
+        ({"size": {"shortest_edge": 1024, "longest_edge": 1024}}, 16),
+        ({"size": {"shortest_edge": 4096, "longest_edge": 4096}}, 64),
+    ],
+)
+def test_limits_to_the_size_of_an_image_hold(settings, tokens, tmp_path):
+    """A token of this family shows 8 x 8 pixels."""
+    FAMILIES["Qwen2-VL"].write(tmp_path)
+    module = DepthModule(str(tmp_path), processor_kwargs=settings)
+    inputs = module.prompter.encode_prompt("What is it?", Image.new("RGB", (64, 64)))
+    assert module.prompter.num_vision_tokens(inputs).tolist() == [tokens]

@@ -1,0 +1,50 @@
+"""``lit-depth data FILE``: what is shown of a file of questions."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from lit_depth.cli import main
+
+
+def test_what_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    for n in range(4):
+        Image.new("RGB", (30, 20), (60 * n, 0, 0)).save(tmp_path / f"{n}.png")
+        question, answer = f"How <b>many</b> $ {n}?", "two" if n else ""
+        rows.append({"question": question, "answer": answer, "image": f"{n}.png", "note": "-"})
+    rows.append({"question": "Where?", "answer": "here", "image": "lost.png"})
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    main(["data", "q.jsonl"])
+    out = capsys.readouterr().out
+    assert "question = question, answer = answer, image = image; not read: note" in out
+    assert "the constant answer 'two' scores 1.000, the best of 1" in out
+    assert "vqa2: How <b>many</b>" in out
+    assert "2 questions are left out." in out and "'lost.png' does not exist" in out and "no reference answer" in out
+    page = (tmp_path / "results" / "data" / "q" / "report.html").read_text()
+    assert "How &lt;b&gt;many" in page and "data:image/png;base64," in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["q.jsonl", "--columns.question", "Q"], "has no column 'Q'"),
+        (["nowhere"], "nowhere does not exist"),
+        (["bad.jsonl"], "none of 1 questions can be asked: .*lost..png"),
+        (["q.jsonl", "--metric", "best"], "expected the name of a metric"),
+    ],
+)
+def test_what_is_refused(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    row = {"question": "?", "answer": "a"}
+    (tmp_path / "q.jsonl").write_text("\n".join([json.dumps(row)] * 4))
+    (tmp_path / "bad.jsonl").write_text("\n".join([json.dumps({**row, "image": f"lost{n}.png"}) for n in "ab"]))
+    with pytest.raises(SystemExit) as ended:
+        main(["data", *arguments])
+    assert ended.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
