@@ -65,21 +65,25 @@ class Claim:
         """`active` as far as the decoder goes: ``assistant_early_exit`` makes it leave after its first blocks.
 
         Raises:
-            ValueError: No block of a draft would run, or prefill and decode differ. transformers gives the decoder's
-                depth back after a draft that ended well only; so it is given back here.
+            ValueError: No block of a draft would run, or prefill and decode differ.
         """
         depth = getattr(self.config, "num_hidden_layers", None)
         if depth is None or depth == self.depth:
             return self.active
         if self.has_drafts and any(self.active[:depth]):
             return self.active[:depth]
-        self.config.num_hidden_layers = self.depth
+        self.give_back_depth()
         needed = (
             f"assistant_early_exit of at least {self.active.index(True) + 1}, the first active block"
             if self.has_drafts
             else "no assistant_early_exit where prefill and decode differ"
         )
         raise ValueError(f"expected {needed}, got {depth}")
+
+    def give_back_depth(self) -> None:
+        """Make the decoder as deep as it was: transformers does so after drafts that ended without an error only."""
+        if getattr(self.config, "num_hidden_layers", None) != self.depth:
+            self.config.num_hidden_layers = self.depth
 
     def __call__(self, cache: Cache) -> None:
         # a cache that has been through this is not looked over again at every decode step

@@ -157,10 +157,11 @@ def _masked(
     for block_idx, (forward, (attends, has_mlp)) in enumerate(zip(own, halves)):
         if attends != has_mlp and forward is not _ABSENT:
             raise ValueError(f"cannot skip half of block {block_idx}: it has a forward of its own on the instance")
-    claim = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
+    config = getattr(find_decoder(model, blocks), "config", None)
+    kind = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
+    claim = kind([attends for attends, _ in halves], config)  # an MLP has no cache
     with _restored([*((block, "forward") for block in blocks), (blocks[0], _CLAIM)]):
-        config = getattr(find_decoder(model, blocks), "config", None)
-        _set(blocks[0], _CLAIM, claim([attends for attends, _ in halves], config))  # an MLP has no cache
+        _set(blocks[0], _CLAIM, claim)
         for block_idx, (block, (attends, has_mlp), forward) in enumerate(zip(blocks, halves, own)):
             if attends != has_mlp:
                 forward = HalfForward(forward, block, keep_attention=attends)
@@ -175,6 +176,7 @@ def _masked(
             yield model
         finally:
             hook.remove()
+            claim.give_back_depth()
 
 
 @contextmanager
