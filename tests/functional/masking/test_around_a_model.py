@@ -247,7 +247,8 @@ def adapted(kind: str) -> nn.Module:
         "tokens": lambda: peft.TrainableTokensConfig(token_indices=[3, 4, 5]),
         "prompt tuning": lambda: peft.PromptTuningConfig(**few),
         "p-tuning": lambda: peft.PromptEncoderConfig(encoder_hidden_size=8, **few),
-        "prefix tuning": lambda: peft.PrefixTuningConfig(**few),
+        "PREFIX_TUNING": lambda: peft.PrefixTuningConfig(**few),
+        "CARTRIDGE": lambda: peft.CartridgeConfig(**few),
         "LLaMA-Adapter": lambda: peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=3, adapter_layers=2),
     }[kind]()
     found = peft.get_peft_model(tiny_model("llama"), config)
@@ -313,11 +314,13 @@ def test_disabled_adapters(model):
         check_logits(adapter(**batch).logits, pruned_copy(model, mask)(**batch).logits)
 
 
-def test_prefix_tuning_is_refused_by_name():
-    model = adapted("prefix tuning")
-    with pytest.raises(ValueError, match=FILLED):
+@pytest.mark.parametrize("kind", ["PREFIX_TUNING", "CARTRIDGE"])
+def test_adapters_that_fill_a_cache_are_refused_by_name(kind):
+    model = adapted(kind)
+    message = FILLED.replace("PREFIX_TUNING", kind)
+    with pytest.raises(ValueError, match=message):
         masked(model, from_mask_id("0111"))
-    with pytest.raises(ValueError, match=FILLED):
+    with pytest.raises(ValueError, match=message):
         check_every_entry(model, three_rows(model.get_base_model()))
     # what the refusal tells to do
     assert check_every_entry(model.get_base_model(), three_rows(model.get_base_model())) == []
@@ -354,6 +357,17 @@ def test_placed_weights(model, place, tmp_path):
     assert check_every_entry(placed, three_rows(model)) == []
     with pytest.raises(ValueError, match="not in memory"):
         proxy_importance(placed, [batch | {"labels": batch["input_ids"]}], methods=["taylor"])
+    halves = [True, False] + [True] * (2 * len(find_blocks(model)) - 2)
+    if place is dispatched:
+        with pytest.raises(ValueError, match="cannot skip half of block 0: it has a forward of its own"):
+            with masked(placed, halves, granularity="sublayer"):
+                pass
+    else:
+        logits = []
+        for each in (placed, model):
+            with masked(each, halves, granularity="sublayer"), torch.no_grad():
+                logits.append(each(**batch).logits)
+        check_logits(*logits)
     rows = one_row(model)
     assert token_masking(placed, rows, 2).equals(token_masking(model, rows, 2))
 
@@ -363,6 +377,6 @@ def test_placed_weights(model, place, tmp_path):
 
 def test_the_table_names_what_is_tested():
     table = TABLE.read_text(encoding="utf-8")
-    names = [*INSIDE, *IN_FRONT, "prefix tuning", *CACHES, FILLED, NO_DRAFT]
+    names = [*INSIDE, *IN_FRONT, "CARTRIDGE", *CACHES, FILLED, NO_DRAFT]
     missing = [name for name in names if not re.search(rf"\b{re.escape(name)}\b", table)]
     assert missing == []
