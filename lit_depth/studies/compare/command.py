@@ -33,7 +33,7 @@ def compare(
         trainer: Runs the loops.
         model: Holds the model.
         datamodule: Gives the calibration and the validation split.
-        policies: Among prefix, importance, random, suffix, uniform; null = all.
+        policies: Names of policies, or paths of functions; null = all.
         num_active_blocks: Numbers of active blocks, each in 1..num_blocks; null = all.
         active_block_indices: Lists of active blocks to compare instead of policies (takes precedence).
         keep: Blocks that stay active in every mask, e.g. first and last.
