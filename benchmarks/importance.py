@@ -32,14 +32,14 @@ from transformers import PreTrainedModel
 
 from lit_depth.callbacks import ProxyImportance
 from lit_depth.functional import ProxyScores
-from lit_depth.functional.importance.methods import GRADIENT_METHODS, METHODS, STATE_METHODS
+from lit_depth.functional.importance.methods import GRADIENT_METHODS, METHODS, TABLE
 from lit_depth.functional.inputs import keep_last, with_positions
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "importance.json"
 BATCHES_PER_COMPUTE = 8
 SETS: dict[str, tuple[str, ...]] = {
     "all methods": METHODS,
-    "hidden states": STATE_METHODS,
+    "hidden states": tuple(name for name in METHODS if TABLE[name].kind in ("states", "last_state")),
     "attention entropy": ("attention_entropy",),
     "gradient, Taylor": GRADIENT_METHODS,
 }

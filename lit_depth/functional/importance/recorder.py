@@ -66,7 +66,7 @@ class BlockRecorder:
             self.finite["hidden states"][block_idx] = before.isfinite().all() & after.isfinite().all()
             # two methods may average one function over different tokens
             functions = {method.function for method in self.of_states}
-            values = {function: function(before, after) for function in functions}
+            values = {function: function(before=before, after=after) for function in functions}
             last = self.is_last.to(after.device)
             for method in self.of_states:
                 value = check_values(method, values[method.function], after.shape[:1])
@@ -83,7 +83,7 @@ class BlockRecorder:
             # of padding, weights may be NaN
             self.finite["attention weights"][block_idx] = self._by_token(weights.sum(-1)).isfinite().all()
             for method in self.of_attention:
-                value = check_values(method, method.function(weights), weights.shape[:3])
+                value = check_values(method, method.function(weights=weights), weights.shape[:3])
                 self.sums[block_idx][method.name] = self._by_token(value).mean(1).sum()
 
         return hook
