@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,8 @@ class MaskSweep(Callback):
             evaluated again, whatever their number of processes.
         metric: Name in `lit_depth.metrics`, or class path of one of your own, see `lit_depth.metrics.base.resolve`. Its
             ``score`` rates one answer; a metric of a whole corpus (CIDEr-D) has a ``corpus`` instead, and scores each
-            mask after the loop against the same references.
+            mask after the loop against the same references. Samples with continuations need one whose ``judge`` reads
+            their log-probabilities (`lit_depth.metrics.likelihood`).
         max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
@@ -121,25 +122,40 @@ class MaskSweep(Callback):
             for sample in batch["samples"]:
                 if (REFERENCES, sample.id) not in self._done:
                     self._writer.write({"mask": REFERENCES, "sample": sample.id, "references": sample.references})
-        for mask, texts, logprobs in zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist()):
+        likelihoods = outputs.likelihoods or [[None] * len(texts) for texts in outputs.texts]
+        of_masks = zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist(), likelihoods)
+        for mask, texts, logprobs, found in of_masks:
             if mask not in self.masks.ids:  # asked for by another callback
                 continue
-            for sample, text, logprob in zip(batch["samples"], texts, logprobs):
+            for sample, text, logprob, likelihood in zip(batch["samples"], texts, logprobs, found):
                 if not math.isfinite(logprob):
                     raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}{_why(pl_module)}")
                 if (mask, sample.id) in self._done:
                     continue
-                answer = clean_prediction(text)
-                record = {"mask": mask, "sample": sample.id, "image": sample.image_id, "prediction": answer}
-                record["score"] = None if self._corpus else self.metric.score(answer, sample.references, sample.options)
-                if hasattr(self.metric, "parses"):
-                    record["parse_failed"] = not self.metric.parses(answer, sample.options)
+                record = {"mask": mask, "sample": sample.id, "image": sample.image_id}
+                record |= self._rate_text(sample, text) if likelihood is None else self._judge(sample, likelihood)
                 # a float32 has no more digits, and kernels may differ in the last one
                 record["reference_logprob"] = round(logprob, 6)
                 self._writer.write(record)
         pl_module.requested_masks = None  # type: ignore[assignment]
         if trainer.received_sigterm:  # only Lightning's own handler sets it
             raise SystemExit(128 + signal.SIGTERM)
+
+    def _rate_text(self, sample: Any, text: str) -> dict[str, Any]:
+        answer = clean_prediction(text)
+        record: dict[str, Any] = {"prediction": answer}
+        record["score"] = None if self._corpus else self.metric.score(answer, sample.references, sample.options)
+        if hasattr(self.metric, "parses"):
+            record["parse_failed"] = not self.metric.parses(answer, sample.options)
+        return record
+
+    def _judge(self, sample: Any, likelihoods: Sequence[Any]) -> dict[str, Any]:
+        if not hasattr(self.metric, "judge"):
+            raise ValueError(
+                f"expected a metric of log-probabilities, such as acc or acc_norm, got {type(self.metric).__name__}, "
+                "which scores generated answers: give another --data.metric, or --data.answer_by generation"
+            )
+        return self.metric.judge(sample, likelihoods)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_weights(pl_module)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 _WORKER_TIMEOUT_SECONDS = 600
 NO_SAMPLE: Any = None  # position of no sample
-_ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")  # of a sample
+# of a sample
+_ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")
+_SCORED = ("continuations", "target", "prompt")
 _MAX_WORKERS = 256
 
 
@@ -459,7 +461,10 @@ class EvalDataset(Dataset):
         """
         digest, images = hashlib.sha256(), []
         for place, sample in zip(map(self._place, self.indices), self._undecoded()):
-            asked = place if sample is None else [getattr(sample, name) for name in _ASKED]
+            asked: Any = place
+            if sample is not None:
+                is_scored = bool(sample.continuations) or sample.prompt is not None
+                asked = [getattr(sample, name) for name in (*_ASKED, *(_SCORED if is_scored else ()))]
             digest.update(repr(asked).encode(errors="surrogatepass"))
             if sample is not None and not self.drop_images:
                 # those of a table's own column are read below, each once

@@ -43,6 +43,10 @@ class Sample(_HostOnly):
         answer_kind: A word or phrase (``short``), a letter of `options` (``choice``), a ``number``, a ``caption``, or
             anything (``free``); empty = the task's. A sample with options is always answered by a letter.
         more_images: Further pictures of the question in their order, as `image`.
+        continuations: Texts whose log-probability behind the prompt is measured; nothing is generated then. Of a
+            question with options there is one for each, and the prompt does not list these.
+        target: Which of the continuations is the reference.
+        prompt: The whole prompt as plain text, which no template frames; None = `question`, as the model's family asks.
     """
 
     id: str
@@ -55,6 +59,9 @@ class Sample(_HostOnly):
     task: str = ""
     answer_kind: AnswerKind | Literal[""] = ""
     more_images: tuple[Any, ...] = ()
+    continuations: tuple[str, ...] = ()
+    target: int = 0
+    prompt: str | None = None
 
     @property
     def images(self) -> tuple[Any, ...]:

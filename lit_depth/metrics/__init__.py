@@ -6,6 +6,7 @@ from lit_depth.metrics.chat_choice import ChatChoiceAccuracy, parse_chat_choice
 from lit_depth.metrics.cider import CIDErD, ReferenceCorpus, cider_d
 from lit_depth.metrics.contains import Contains, contains
 from lit_depth.metrics.exact_match import ExactMatch, exact_match
+from lit_depth.metrics.likelihood import LikelihoodAccuracy, LikelihoodAccuracyPerCharacter, most_likely
 from lit_depth.metrics.mmmu import MMMUAccuracy, mmmu_accuracy, parse_mmmu_choice
 from lit_depth.metrics.multiple_choice import MultipleChoiceAccuracy, multiple_choice_accuracy, parse_choice
 from lit_depth.metrics.relaxed_accuracy import RelaxedAccuracy, relaxed_accuracy
@@ -18,6 +19,8 @@ __all__ = [
     "ChatChoiceAccuracy",
     "Contains",
     "ExactMatch",
+    "LikelihoodAccuracy",
+    "LikelihoodAccuracyPerCharacter",
     "MMMUAccuracy",
     "MolmoVQAAccuracy",
     "MultipleChoiceAccuracy",
@@ -30,6 +33,7 @@ __all__ = [
     "contains",
     "exact_match",
     "mmmu_accuracy",
+    "most_likely",
     "multiple_choice_accuracy",
     "normalize_vqa_answer",
     "parse_chat_choice",

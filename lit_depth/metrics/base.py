@@ -14,6 +14,8 @@ from lit_depth.functional.class_paths import object_at
 _WAYS = ("score", "corpus")
 # what people type, and what stands in the results
 SHORT_NAMES = {
+    "acc": "LikelihoodAccuracy",
+    "acc_norm": "LikelihoodAccuracyPerCharacter",
     "anls": "ANLS",
     "chat_choice": "ChatChoiceAccuracy",
     "cider": "CIDErD",

@@ -153,7 +153,9 @@ def _lengths_text(samples: Sequence[Sample], prompter: Prompter) -> str:
 
 
 def _asked(samples: Sequence[Sample], prompter: Prompter) -> Table:
-    rows = [[sample.id, prompter.text(sample), " | ".join(dict.fromkeys(sample.references))] for sample in samples]
+    rows = [
+        [sample.id, prompter.prompt_text(sample), " | ".join(dict.fromkeys(sample.references))] for sample in samples
+    ]
     return Table(["question", "as it is asked", "accepted"], rows)
 
 

@@ -150,7 +150,7 @@ def prompts_of_task(
         if len(sample.images) > 1:
             bad.append(BadSample(sample.id, f"expected a question about at most one image, got {len(sample.images)}"))
             continue
-        prompt = Prompt(sample.id, model.prompter.text(sample), sample.image, sample.image_id)
+        prompt = Prompt(sample.id, model.prompter.prompt_text(sample), sample.image, sample.image_id)
         try:
             encode(model, prompt, options)
         except ValueError as error:
