@@ -144,6 +144,9 @@ class MaskSweep(Callback):
             raise SystemExit(128 + signal.SIGTERM)
 
     def _rate_text(self, sample: Any, text: str) -> dict[str, Any]:
+        if not self._corpus and not hasattr(self.metric, "score"):
+            name = type(self.metric).__name__
+            raise ValueError(f"expected a metric of generated answers, got {name}, which reads log-probabilities")
         answer = clean_prediction(text)
         record: dict[str, Any] = {"prediction": answer}
         record["score"] = None if self._corpus else self.metric.score(answer, sample.references, sample.options)

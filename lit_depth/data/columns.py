@@ -111,7 +111,7 @@ def _usual(
     meaning: str, groups: Sequence[Sequence[str]], there: Sequence[str], taken: set[str], where: str
 ) -> str | None:
     for names in groups:
-        matching = [name for name in there if name not in taken and _plain(name) in names]
+        matching = [name for name in there if name not in taken and plain_name(name) in names]
         if len(matching) > 1:
             raise ValueError(
                 f"{where}: the columns {' and '.join(map(repr, matching))} could both be the {meaning}; "
@@ -122,7 +122,8 @@ def _usual(
     return None
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The letters and digits of a name, in small letters."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 

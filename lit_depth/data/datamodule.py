@@ -25,7 +25,8 @@ from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import AnswerBy, BadSample, Sample, Task, by_likelihood, check_split
 from lit_depth.data.tasks import TASKS, get_task
-from lit_depth.data.tasks.own_files import OwnFiles
+from lit_depth.data.tasks.next_token import LONGEST_WINDOW, NextToken, is_text
+from lit_depth.data.tasks.own_files import OwnFiles, say
 from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.class_paths import object_at
 from lit_depth.functional.masking.blocks import context_length
@@ -37,7 +38,7 @@ _WORKER_TIMEOUT_SECONDS = 600
 NO_SAMPLE: Any = None  # position of no sample
 # of a sample
 _ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")
-_SCORED = ("continuations", "target", "prompt")
+_SCORED = ("continuations", "target", "prompt", "tokens")
 _MAX_WORKERS = 256
 
 
@@ -55,7 +56,8 @@ class DepthDataModule(LightningDataModule):
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
         path: Your own questions: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), a folder of them, or a hub id,
-            see `lit_depth.data.tasks.own_files.OwnFiles`. With a task: local folder of parquet files
+            see `lit_depth.data.tasks.own_files.OwnFiles`; or plain texts (.txt), whose tokens are to be predicted, see
+            `lit_depth.data.tasks.next_token.NextToken`. With a task: local folder of parquet files
             (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the task's own source; with several
             tasks a folder of such folders, each called as its task.
         columns: With ``path`` and no task: meaning and name of columns that are not called as usual: question, answer,
@@ -121,6 +123,8 @@ class DepthDataModule(LightningDataModule):
             )
         self.prompter = prompter
         is_own = path is not None and task is None and tasks is None
+        if path is not None and (task == NextToken.name or (is_own and is_text(path))):
+            is_own, columns, task = False, None, _next_token(path, columns)
         if (columns or allow_outside) and not is_own:
             raise ValueError("expected columns and allow_outside with a path and no task: a task knows its own columns")
         if is_own:
@@ -281,7 +285,13 @@ class DepthDataModule(LightningDataModule):
         key = (task.name, check_split(split), needed)
         if key not in self._rows:
             self._rows[key] = task.load(split, self.path) if needed is None else task.stream(split, needed, self.path)
-        return self._rows[key]
+        if self.prompter is None or not isinstance(task, NextToken):
+            return self._rows[key]
+        longest = min(self.context or LONGEST_WINDOW, self.max_prompt_tokens or LONGEST_WINDOW, LONGEST_WINDOW) - 1
+        windows = (*key[:2], longest)
+        if windows not in self._rows:
+            self._rows[windows] = task.windows(self._rows[key], self.prompter, longest)
+        return self._rows[windows]
 
     def attach(self, module: Any) -> None:
         """Prepare batches for a module: by its prompter unless there is one already, and within its model's context.
@@ -508,7 +518,7 @@ def _undecoded_rows(rows: datasets.Dataset | QuestionRows) -> Any:
         return rows.without_images()
     import datasets
 
-    for column, feature in rows.features.items():
+    for column, feature in getattr(rows, "features", {}).items():  # a task may return a list
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
     return rows
@@ -538,6 +548,14 @@ def _lowest_ranks(num_rows: int, num_samples: int, key: str) -> tuple[int, ...]:
         num_samples, range(num_rows), key=lambda row: hashlib.blake2b(f"{key}/{row}".encode()).digest()
     )
     return tuple(sorted(ranks))
+
+
+def _next_token(path: str, columns: dict[str, str | None] | None) -> NextToken:
+    unknown = sorted(set(columns or {}) - {"text"})
+    if unknown:
+        raise ValueError(f"--data.columns: expected text, the column of the texts, got {', '.join(unknown)}")
+    say(f"{path}: texts, so every token is to be predicted (task next_token, metric {NextToken.metric})")
+    return NextToken((columns or {}).get("text"))
 
 
 def _all_tasks(path: str | None) -> list[str | Task]:

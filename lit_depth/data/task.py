@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,7 @@ class Sample(_HostOnly):
             question with options there is one for each, and the prompt does not list these.
         target: Which of the continuations is the reference.
         prompt: The whole prompt as plain text, which no template frames; None = `question`, as the model's family asks.
+        tokens: Of a plain prompt with one continuation the tokens of both, where they are known.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Sample(_HostOnly):
     continuations: tuple[str, ...] = ()
     target: int = 0
     prompt: str | None = None
+    tokens: tuple[Sequence[int], Sequence[int]] | None = None
 
     @property
     def images(self) -> tuple[Any, ...]:

@@ -367,3 +367,8 @@ def test_options_do_not_depend_on_the_number_of_processes_or_the_batch_size(modu
 def test_a_metric_of_generated_answers_is_refused_for_log_likelihood(module, tmp_path):
     with pytest.raises(ValueError, match="expected a metric of log-probabilities, such as acc or acc_norm, got Exact"):
         sweep(module, tmp_path, task=WithOptions(num_images=8), num_samples=2)
+
+
+def test_a_metric_of_texts_is_refused_for_generated_answers(module, tmp_path):
+    with pytest.raises(ValueError, match="expected a metric of generated answers, got TokenLogProbability"):
+        sweep(module, tmp_path, metric="logprob_per_token", num_samples=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -124,13 +124,7 @@ class OwnFiles(HubTask):
 
     def source(self, split: str, path: str | None = None) -> Source | LocalSource:
         """Return the split that serves a role, see `HubTask.source`; ``path`` is this task's own already."""
-        found = self.found
-        for name in _SERVES[check_split(split)]:
-            if name in found:
-                return found[name]
-        if len(found) == 1 and split != "train":
-            return next(iter(found.values()))
-        raise ValueError(f"{self.path}: expected a split for the role {split}, got {', '.join(found)}")
+        return self.found[serving_split(self.found, split, self.path)]
 
     def _table(self, source: Source | LocalSource) -> Any:
         if isinstance(source, Source):
@@ -225,6 +219,20 @@ class OwnFiles(HubTask):
         """Room for the longest of the answers: a token has two characters or more in nearly every language."""
         longest = max((len(text) for texts in self._accepted for text in texts), default=0)
         return min(max(longest // 2, _FEWEST_NEW_TOKENS), _MOST_NEW_TOKENS)
+
+
+def serving_split(found: Collection[str], role: str, path: str) -> str:
+    """Which of the splits that there are serves a role.
+
+    Raises:
+        ValueError: If none does.
+    """
+    for name in _SERVES[check_split(role)]:
+        if name in found:
+            return name
+    if len(found) == 1 and role != "train":
+        return next(iter(found))
+    raise ValueError(f"{path}: expected a split for the role {role}, got {', '.join(found)}")
 
 
 def _beside_images(source: LocalSource) -> LocalSource:

@@ -41,10 +41,11 @@ def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measur
     assert sweep.records is not None
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
-        raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
+        raise ValueError(f"{split} split: intervals need samples of at least 2 images or documents, got {num_images}")
     scores = Scores.from_records(sweep.records, sweep.metric.max_score)
-    constant = constant_scores(run.datamodule, split, scores.samples)
-    return Measured(task, split, scores._replace(constant=constant), sweep)
+    if scores.is_bounded:
+        scores = scores._replace(constant=constant_scores(run.datamodule, split, scores.samples))
+    return Measured(task, split, scores, sweep)
 
 
 def sweep_samples(
