@@ -203,6 +203,8 @@ class DepthModule(LightningModule):
         if "continuation_ids" in batch:
             return self._score(batch, masks)
         tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
+        if "answer_ids" not in batch:
+            logprobs = torch.full(tokens.shape[:2], torch.nan)
         texts = [self.prompter.decode(rows, self.hparams["answer_after"]) for rows in tokens]
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 
@@ -232,7 +234,7 @@ class DepthModule(LightningModule):
             self.model,
             model_inputs(batch),
             masks,
-            answer_ids=batch["answer_ids"],
+            answer_ids=batch.get("answer_ids"),
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_token_ids,
             **self._sweeping(),
@@ -282,7 +284,10 @@ def check_batch(batch: Any) -> None:
     """Raise ValueError for what is no evaluation batch of `lit_depth.data`; one of bad samples only has no tensors."""
     needed = ["sample_ids"]
     if isinstance(batch, Mapping) and batch.get("sample_ids"):
-        needed += ["input_ids", "attention_mask", "answer_ids"]
+        needed += ["input_ids", "attention_mask"]
+        samples = batch.get("samples", ())
+        if not samples or any(sample.references for sample in samples):  # else the answers are withheld
+            needed += ["answer_ids"]
     missing = [name for name in needed if not isinstance(batch, Mapping) or name not in batch]
     if missing:
         given = ", ".join(map(str, batch)) or "nothing" if isinstance(batch, Mapping) else shorten(batch)

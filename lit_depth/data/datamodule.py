@@ -198,6 +198,15 @@ class DepthDataModule(LightningDataModule):
             datamodule.task, datamodule.tasks = task, [task]
         return each
 
+    def without_answers(self) -> DepthDataModule:
+        """A datamodule of the same questions that looks at no answers, which need not be there: nothing is scored."""
+        taken = copy.copy(self)
+        taken.tasks = list(map(copy.copy, self.tasks))
+        for task in taken.tasks:
+            task.without_answers, task.answer_by, task.metric = True, "generation", "agreement"
+        taken.task, taken._rows = taken.tasks[0], {}
+        return taken
+
     def take(self, split: str, num_samples: int) -> DepthDataModule:
         """A datamodule that takes so many questions from a split; one number holds for all splits but calibration."""
         check_least(1, num_samples=num_samples)
@@ -408,7 +417,9 @@ class EvalDataset(Dataset):
             sample = self._sample(self.rows[index], index)
             name = sample.id
             sample = self._without(sample) if self.drop_images else self._with_images(sample)
-            if not sample.references:
+            if getattr(self.task, "without_answers", False):
+                sample = replace(sample, references=())
+            elif not sample.references:
                 raise ValueError("no reference answer")
         # Whatever a broken file or row raises costs this sample, never the run.
         except Exception as error:
@@ -473,9 +484,10 @@ class EvalDataset(Dataset):
     def without_images(self) -> list[Sample]:
         """The readable samples that have a reference answer, in order, their images as they are stored, or none.
 
-        No image is decoded, and none is read where rows are read by columns.
+        No image is decoded, and none is read where rows are read by columns. Without answers, no reference is needed.
         """
-        return [sample for sample in self._undecoded() if sample is not None and sample.references]
+        is_open = getattr(self.task, "without_answers", False)
+        return [sample for sample in self._undecoded() if sample is not None and (sample.references or is_open)]
 
     def fingerprint(self) -> str:
         """Hash of all that the chosen samples are asked and scored by, images as they are stored: see `image_digest`.

@@ -39,7 +39,8 @@ class Sample(_HostOnly):
         image: The picture, upright and RGB, or None for a text-only question. `Task.sample` may leave it as the row
             has it, see `lit_depth.data.images.load_image`.
         question: The question alone, without options; empty where the kind of answer says it all (a caption).
-        references: Accepted answers, at least one; the first one is scored by log-probability.
+        references: Accepted answers, at least one; the first one is scored by log-probability. None where they are
+            withheld.
         options: Texts of a multiple-choice question, in the order of their letters.
         meta: What a metric or a table may want to know besides, for example ``question_type``.
         task: Name of the task; empty = that of the task which gave the sample.
@@ -129,6 +130,7 @@ class Task:
         metric: Name in `lit_depth.metrics`, or class path of a :class:`torchmetrics.Metric`.
         max_new_tokens: Longest answer, in tokens.
         answer_by: How options are chosen from: by a generated letter, or by the log-probability of each one's text.
+        without_answers: Whether questions are asked whose answers are withheld; nothing is scored then.
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
         streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
@@ -140,6 +142,7 @@ class Task:
     answer_by: AnswerBy = "generation"
     metric: str
     max_new_tokens: int
+    without_answers: bool = False
     needs_image: bool = False
     in_training_mixture: bool = False
     streaming: bool = False

@@ -1,5 +1,6 @@
 """Metrics on generated answers: one file each, a pure function and a torchmetrics shell."""
 
+from lit_depth.metrics.agreement import Agreement
 from lit_depth.metrics.anls import ANLS, anls
 from lit_depth.metrics.caption_tokens import tokenize_caption
 from lit_depth.metrics.chat_choice import ChatChoiceAccuracy, parse_chat_choice
@@ -20,6 +21,7 @@ from lit_depth.metrics.vqa import MolmoVQAAccuracy, VQAAccuracy, normalize_vqa_a
 
 __all__ = [
     "ANLS",
+    "Agreement",
     "CIDErD",
     "ChatChoiceAccuracy",
     "Contains",

@@ -14,6 +14,7 @@ from lit_depth.functional.class_paths import object_at
 _WAYS = ("score", "corpus", "judge")
 # what people type, and what stands in the results
 SHORT_NAMES = {
+    "agreement": "Agreement",
     "acc": "LikelihoodAccuracy",
     "acc_norm": "LikelihoodAccuracyPerCharacter",
     "anls": "ANLS",
