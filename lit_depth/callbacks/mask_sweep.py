@@ -151,9 +151,7 @@ class MaskSweep(Callback):
             raise ValueError(f"expected a metric of generated answers, got {name}, which reads log-probabilities")
         answer = clean_prediction(text)
         record: dict[str, Any] = {"prediction": answer}
-        record["score"] = (
-            None if self._corpus or self._by_full else self.metric.score(answer, sample.references, sample.options)
-        )
+        record["score"] = None if self._corpus or self._by_full else self._score(answer, sample)
         if hasattr(self.metric, "parses"):
             record["parse_failed"] = not self.metric.parses(answer, sample.options)
         return record
@@ -164,7 +162,25 @@ class MaskSweep(Callback):
                 f"expected a metric of log-probabilities, such as acc or acc_norm, got {type(self.metric).__name__}, "
                 "which scores generated answers: give another --data.metric, or --data.answer_by generation"
             )
-        return self.metric.judge(sample, likelihoods)
+        record: dict[str, Any] = self.metric.judge(sample, likelihoods)
+        if math.isfinite(self.metric.max_score):  # else a log-probability, of no known range
+            self._check_scores({sample.id: record["score"]})
+        return record
+
+    def _score(self, answer: str, sample: Any) -> float:
+        score = self.metric.score(answer, sample.references, sample.options)
+        self._check_scores({sample.id: score})
+        return score
+
+    def _check_scores(self, scores: Mapping[str, float]) -> None:
+        """Refuse what a metric of one's own may not give, by sample."""
+        most = self.metric.max_score
+        for sample, score in scores.items():
+            if not 0 <= score <= most * (1 + 1e-9):
+                raise ValueError(
+                    f"expected scores of {type(self.metric).__name__} from 0 to {most:g} (its max_score), got {score} "
+                    f"for sample {sample}"
+                )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_weights(pl_module)
@@ -188,6 +204,7 @@ class MaskSweep(Callback):
         if self._corpus and "references" in frame:
             references = frame[frame["mask"] == REFERENCES].set_index("sample")["references"]
             self.records = _score_corpus(self.records.drop(columns="references"), references, self._corpus)
+            self._check_scores(self.records.set_index("sample")["score"].dropna().to_dict())
 
     @property
     def told(self) -> dict[str, dict[str, float]]:

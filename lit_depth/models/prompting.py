@@ -310,14 +310,7 @@ class Prompter:
         ids = inputs["input_ids"]
         if image_token_ids(None, self.config):
             return count_image_tokens(self.config, ids)
-        return torch.isin(ids, self._image_tokens(ids)).sum(1)
-
-    def image_token_positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Which positions an image put into the prompt, borders and separators included: bool ``[batch, seq]``."""
-        return torch.isin(inputs["input_ids"], self._image_tokens(inputs["input_ids"]))
-
-    def _image_tokens(self, ids: Tensor) -> Tensor:
-        return ids.new_tensor(sorted(image_token_ids(self.processor, self.config)))
+        return torch.isin(ids, ids.new_tensor(sorted(image_token_ids(self.processor, self.config)))).sum(1)
 
     def image_places(self, image: Any) -> list[VisionToken]:
         """Which part of a picture each of its vision tokens shows, by position; empty where nobody can tell."""

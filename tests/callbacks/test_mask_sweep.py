@@ -18,6 +18,7 @@ from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.functional import mask_id, masked, prefix, random
+from lit_depth.metrics.base import SampleMetric
 from lit_depth.module import model_inputs
 from tests.helpers.own_metrics import remainder
 
@@ -372,3 +373,24 @@ def test_a_metric_of_generated_answers_is_refused_for_log_likelihood(module, tmp
 def test_a_metric_of_texts_is_refused_for_generated_answers(module, tmp_path):
     with pytest.raises(ValueError, match="expected a metric of generated answers, got TokenLogProbability"):
         sweep(module, tmp_path, metric="logprob_per_token", num_samples=2)
+
+
+class Percent(SampleMetric):
+    """A metric that forgot to say that its scores go to 100."""
+
+    value = 70.0
+
+    @classmethod
+    def score(cls, prediction, references, options=()):
+        return cls.value
+
+
+@pytest.mark.parametrize("value", [70.0, -1.0, float("nan")])
+def test_a_score_outside_of_what_its_metric_says_is_named_with_its_sample(module, tmp_path, monkeypatch, value):
+    monkeypatch.setattr(Percent, "value", value)
+    told = rf"expected scores of Percent from 0 to 1 \(its max_score\), got {value} for sample validation-"
+    with pytest.raises(ValueError, match=told):
+        sweep(module, tmp_path, metric=f"{__name__}.Percent")
+    monkeypatch.setattr(Percent, "max_score", 100.0, raising=False)
+    monkeypatch.setattr(Percent, "value", 70.0)
+    assert set(sweep(module, tmp_path / "whole", metric=f"{__name__}.Percent").records["score"]) == {70.0}

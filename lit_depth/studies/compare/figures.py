@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_KNOWN_POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
 _MAX_TICKS = 16
 
 
@@ -225,8 +224,9 @@ def by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
 
 def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
     """Colour and marker: fixed for known policies, so that figures of several runs can be compared."""
-    others = [name for name in by_policy(comparison) if name not in _KNOWN_POLICIES]
-    index = [*_KNOWN_POLICIES, *others].index(policy) % len(COLORS)
+    from lit_depth.functional.masking.policies import POLICIES  # imports torch
+
+    index = list(dict.fromkeys([*POLICIES, *by_policy(comparison)])).index(policy) % len(COLORS)
     return COLORS[index], MARKERS[index]
 
 

@@ -16,7 +16,7 @@ from lit_depth.results.verdicts import (
 )
 from lit_depth.studies.compare.figures import by_policy, comparison_figures, has_latency, task_figure, total_ms
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
-from lit_depth.studies.shared.importance_scores import tie_sentences
+from lit_depth.studies.shared.importance_scores import SCORES, tie_sentences
 
 QUESTIONS = {
     "importance_beats_prefix": "Does importance beat prefix?",
@@ -38,7 +38,7 @@ def report(comparison: Comparison) -> Report:
     """The report of the content of ``m5_mask_strategy_comparison.json``."""
     figures, tasks = comparison_figures(comparison), comparison.get("tasks", [])
     own = [name for name in figures if name not in map(task_figure, tasks)]
-    ties = tie_sentences(comparison["importance"])
+    ties, scores = tie_sentences(comparison["importance"]), comparison["importance"]["scores"]
     return Report(
         title=f"Depth-mask policies on {comparison['task']}",
         headline="\n\n".join([*_refusals(comparison), _headline(comparison)]),
@@ -51,6 +51,7 @@ def report(comparison: Comparison) -> Report:
         ],
         kind="comparison",
         figures=figures,
+        files={SCORES: scores} if scores else {},
         tables={"compare/strategies": Table(COLUMNS, [_strategy_row(each) for each in comparison["strategies"]])},
         scalars=_scalars(comparison),
         curves=_curves(comparison),

@@ -35,7 +35,7 @@ def latency(
         trainer: Runs the loops.
         model: Holds the model.
         datamodule: Gives the requests, from the validation split.
-        policies: Which blocks are active at each count: among prefix, importance, random, suffix, uniform.
+        policies: Which blocks are active at each count: names of policies, or paths of functions.
         num_active_blocks: Numbers of active blocks, each in 1..num_blocks; null = all.
         active_block_indices: Lists of active blocks to time instead of policies (takes precedence).
         keep: Blocks that stay active in every mask.
