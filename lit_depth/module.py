@@ -13,12 +13,13 @@ from transformers import get_cosine_schedule_with_warmup
 
 from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
-from lit_depth.functional.engine.api import answer_masks
+from lit_depth.functional.engine.api import answer_masks, score_continuations
 from lit_depth.functional.engine.decoding_configuration import decoding_configuration, end_token_ids
-from lit_depth.functional.inputs import TEXT_INPUTS, is_image_input, reference_logprob
+from lit_depth.functional.inputs import IGNORE, TEXT_INPUTS, is_image_input, reference_logprob
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
+from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model
 from lit_depth.models.prompting import prompter_for
 from lit_depth.models.router_loss import has_experts, router_loss
@@ -32,6 +33,7 @@ class MaskedPredictions(NamedTuple):
     mask_ids: list[str]
     texts: list[list[str]]  # [M][B]
     reference_logprobs: Tensor  # [M, B]
+    likelihoods: list[list[list[Likelihood]]] | None = None  # [M][B], of each continuation; None = answers are texts
 
 
 class DepthModule(LightningModule):
@@ -198,9 +200,33 @@ class DepthModule(LightningModule):
             masks = MaskSet.full(self.num_units, self.hparams["granularity"])
         if not len(masks) or not batch["sample_ids"]:  # all done already, or every sample of the batch was bad
             return MaskedPredictions([], list(masks.ids), [[] for _ in masks], torch.zeros(len(masks), 0))
+        if "continuation_ids" in batch:
+            return self._score(batch, masks)
         tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
+        if "answer_ids" not in batch:
+            logprobs = torch.full(tokens.shape[:2], torch.nan)
         texts = [self.prompter.decode(rows, self.hparams["answer_after"]) for rows in tokens]
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
+
+    def _score(self, batch: Mapping[str, Any], masks: MaskSet) -> MaskedPredictions:
+        """Predictions of a batch whose samples have continuations, which are texts already."""
+        ids, rows = batch["continuation_ids"], batch["continuation_rows"].tolist()
+        found = score_continuations(
+            self.model, model_inputs(batch), masks, ids, batch["continuation_rows"], **self._sweeping()
+        )
+        num_tokens = (ids != IGNORE).sum(1).tolist()
+        likelihoods: list[list[list[Likelihood]]] = [[[] for _ in batch["samples"]] for _ in masks]
+        for of_mask, logprobs, greedy in zip(likelihoods, found.logprobs.tolist(), found.num_greedy.long().tolist()):
+            for row, *values in zip(rows, logprobs, num_tokens, greedy):
+                of_mask[row].append(Likelihood(*values))
+        targets = [[each[sample.target] for sample, each in zip(batch["samples"], row)] for row in likelihoods]
+        means = torch.tensor([[each.logprob / each.num_tokens for each in row] for row in targets])
+        texts = [[sample.continuations[sample.target] for sample in batch["samples"]] for _ in masks]
+        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, means, likelihoods)
+
+    def _sweeping(self) -> dict[str, Any]:
+        options = {"pad_token_id": self.pad_token_id, "max_rows": self.hparams["max_rows"], "on_mask": self.on_mask}
+        return {**options, **self._masking()}
 
     def answer(self, batch: Mapping[str, Any], masks: MaskSet, max_new_tokens: int) -> tuple[Tensor, Tensor]:
         """Tokens and reference log-probabilities of a batch with samples, see `answer_masks`."""
@@ -208,13 +234,10 @@ class DepthModule(LightningModule):
             self.model,
             model_inputs(batch),
             masks,
-            answer_ids=batch["answer_ids"],
+            answer_ids=batch.get("answer_ids"),
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_token_ids,
-            pad_token_id=self.pad_token_id,
-            max_rows=self.hparams["max_rows"],
-            on_mask=self.on_mask,
-            **self._masking(),
+            **self._sweeping(),
         )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Tensor:
@@ -254,7 +277,10 @@ def check_batch(batch: Any) -> None:
     """Raise ValueError for what is no evaluation batch of `lit_depth.data`; one of bad samples only has no tensors."""
     needed = ["sample_ids"]
     if isinstance(batch, Mapping) and batch.get("sample_ids"):
-        needed += ["input_ids", "attention_mask", "answer_ids"]
+        needed += ["input_ids", "attention_mask"]
+        samples = batch.get("samples", ())
+        if not samples or any(sample.references for sample in samples):  # else the answers are withheld
+            needed += ["answer_ids"]
     missing = [name for name in needed if not isinstance(batch, Mapping) or name not in batch]
     if missing:
         given = ", ".join(map(str, batch)) or "nothing" if isinstance(batch, Mapping) else shorten(batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,8 @@ class MaskSweep(Callback):
             evaluated again, whatever their number of processes.
         metric: Name in `lit_depth.metrics`, or class path of one of your own, see `lit_depth.metrics.base.resolve`. Its
             ``score`` rates one answer; a metric of a whole corpus (CIDEr-D) has a ``corpus`` instead, and scores each
-            mask after the loop against the same references.
+            mask after the loop against the same references. Samples with continuations need one whose ``judge`` reads
+            their log-probabilities (`lit_depth.metrics.likelihood`).
         max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
@@ -69,6 +70,9 @@ class MaskSweep(Callback):
         self.folder = Path(folder)
         self.metric = new_metric(metric)
         self._corpus = getattr(self.metric, "corpus", None)
+        self._by_full = getattr(self.metric, "against_full", False)  # scored by the full model's answers
+        # columns of the records of whose means a result tells too
+        self._told = tuple(getattr(self.metric, "told", ("parse_failed",)))
         self.max_bad_samples = max_bad_samples
         self.description = description
         self.weights: str | None = None
@@ -121,25 +125,47 @@ class MaskSweep(Callback):
             for sample in batch["samples"]:
                 if (REFERENCES, sample.id) not in self._done:
                     self._writer.write({"mask": REFERENCES, "sample": sample.id, "references": sample.references})
-        for mask, texts, logprobs in zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist()):
+        likelihoods = outputs.likelihoods or [[None] * len(texts) for texts in outputs.texts]
+        of_masks = zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist(), likelihoods)
+        for mask, texts, logprobs, found in of_masks:
             if mask not in self.masks.ids:  # asked for by another callback
                 continue
-            for sample, text, logprob in zip(batch["samples"], texts, logprobs):
-                if not math.isfinite(logprob):
+            for sample, text, logprob, likelihood in zip(batch["samples"], texts, logprobs, found):
+                is_scored = bool(sample.references)
+                if is_scored and not math.isfinite(logprob):
                     raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}{_why(pl_module)}")
                 if (mask, sample.id) in self._done:
                     continue
-                answer = clean_prediction(text)
-                record = {"mask": mask, "sample": sample.id, "image": sample.image_id, "prediction": answer}
-                record["score"] = None if self._corpus else self._score(answer, sample)
-                if hasattr(self.metric, "parses"):
-                    record["parse_failed"] = not self.metric.parses(answer, sample.options)
+                record = {"mask": mask, "sample": sample.id, "image": sample.image_id}
+                record |= self._rate_text(sample, text) if likelihood is None else self._judge(sample, likelihood)
                 # a float32 has no more digits, and kernels may differ in the last one
-                record["reference_logprob"] = round(logprob, 6)
+                record["reference_logprob"] = round(logprob, 6) if is_scored else None
                 self._writer.write(record)
         pl_module.requested_masks = None  # type: ignore[assignment]
         if trainer.received_sigterm:  # only Lightning's own handler sets it
             raise SystemExit(128 + signal.SIGTERM)
+
+    def _rate_text(self, sample: Any, text: str) -> dict[str, Any]:
+        if not self._corpus and not hasattr(self.metric, "score"):
+            name = type(self.metric).__name__
+            raise ValueError(f"expected a metric of generated answers, got {name}, which reads log-probabilities")
+        answer = clean_prediction(text)
+        record: dict[str, Any] = {"prediction": answer}
+        record["score"] = None if self._corpus or self._by_full else self._score(answer, sample)
+        if hasattr(self.metric, "parses"):
+            record["parse_failed"] = not self.metric.parses(answer, sample.options)
+        return record
+
+    def _judge(self, sample: Any, likelihoods: Sequence[Any]) -> dict[str, Any]:
+        if not hasattr(self.metric, "judge"):
+            raise ValueError(
+                f"expected a metric of log-probabilities, such as acc or acc_norm, got {type(self.metric).__name__}, "
+                "which scores generated answers: give another --data.metric, or --data.answer_by generation"
+            )
+        record: dict[str, Any] = self.metric.judge(sample, likelihoods)
+        if math.isfinite(self.metric.max_score):  # else a log-probability, of no known range
+            self._check_scores({sample.id: record["score"]})
+        return record
 
     def _score(self, answer: str, sample: Any) -> float:
         score = self.metric.score(answer, sample.references, sample.options)
@@ -173,18 +199,28 @@ class MaskSweep(Callback):
         self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
         if "parse_failed" in self.records and self.records["parse_failed"].notna().all():
             self.records["parse_failed"] = self.records["parse_failed"].astype(bool)
+        if self._by_full:
+            self.records = _score_agreement(self.records)
         if self._corpus and "references" in frame:
             references = frame[frame["mask"] == REFERENCES].set_index("sample")["references"]
             self.records = _score_corpus(self.records.drop(columns="references"), references, self._corpus)
             self._check_scores(self.records.set_index("sample")["score"].dropna().to_dict())
 
     @property
-    def parse_failed(self) -> dict[str, float]:
-        """Share of answers, by mask id, in which a metric that reads choices found none; empty for other metrics."""
-        if self.records is None or "parse_failed" not in self.records:
-            return {}
-        told = self.records.dropna(subset=["parse_failed"])
-        return told["parse_failed"].astype(float).groupby(told["mask"]).mean().to_dict()
+    def told(self) -> dict[str, dict[str, float]]:
+        """Means, by mask id, of what a metric tells beside the score.
+
+        Of one that reads choices, ``parse_failed`` is the share of answers in which it found none; of options chosen by
+        log-likelihood, ``acc`` and ``acc_norm`` are the scores by either normalisation.
+        """
+        means: dict[str, dict[str, float]] = {}
+        if self.records is None:
+            return means
+        for name in self._told:
+            if name in self.records:
+                known = self.records.dropna(subset=[name])
+                means[name] = known[name].astype(float).groupby(known["mask"]).mean().to_dict()
+        return means
 
     def check_bad_samples(self, num_samples: int) -> None:
         """Raise ValueError if more of ``num_samples`` are bad than ``max_bad_samples`` allows."""
@@ -256,6 +292,14 @@ def _score_corpus(records: pd.DataFrame, references: pd.Series, corpus: Any) -> 
     }
     keys = zip(records["mask"], records["sample"])
     return records.assign(score=[scores[key] for key in keys])
+
+
+def _score_agreement(records: pd.DataFrame) -> pd.DataFrame:
+    """Score 1 where an answer is the full model's; open where that one is missing."""
+    is_full = ~records["mask"].astype(str).str.contains("0")
+    full = records[is_full].set_index("sample")["prediction"]
+    theirs = records["sample"].map(full)
+    return records.assign(score=(records["prediction"] == theirs).astype(float).where(theirs.notna()))
 
 
 def _why(pl_module: LightningModule) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lit_depth.data.lengths import HUGE, PromptLimit, fewest_tokens
 from lit_depth.data.task import BadSample, Sample
@@ -30,6 +31,8 @@ class EvalCollator:
         """Return the model's inputs and, beside them:
 
         - ``answer_ids`` [batch, answer]: tokens of the first reference and the end token, padded right with -100,
+        - of samples with continuations ``continuation_ids`` [continuations, tokens], padded likewise and without end
+          token, and ``continuation_rows``, the sample of each; ``answer_ids`` are then those of the targets,
         - ``samples``: the samples without their images, ``sample_ids``: their ids,
         - ``bad_samples``: what could not be read or is too long; these have no row, and a batch of nothing else has no
           tensors.
@@ -58,15 +61,28 @@ class EvalCollator:
     def _tensors(self, samples: list[Sample]) -> dict[str, Tensor]:
         if not samples:
             return {}
-        answers = self.prompter.answer_ids([sample.references[0] for sample in samples])
-        return {**self.prompter.encode(samples), "answer_ids": answers}
+        inputs = self.prompter.encode(samples)
+        if not all(sample.references for sample in samples):  # withheld: nothing is scored
+            return inputs
+        if not any(sample.continuations for sample in samples):
+            return {**inputs, "answer_ids": self.prompter.answer_ids([sample.references[0] for sample in samples])}
+        if not all(sample.continuations for sample in samples):
+            raise ValueError("expected continuations of every sample of a batch, or of none")
+        found = [self.prompter.continuation_ids(sample) for sample in samples]
+        return {
+            **inputs,
+            "answer_ids": right_padded([tokens[sample.target] for sample, tokens in zip(samples, found)]),
+            "continuation_ids": right_padded([tokens for several in found for tokens in several]),
+            "continuation_rows": torch.tensor([row for row, several in enumerate(found) for _ in several]),
+        }
 
     def _too_long(self, sample: Sample) -> str | None:
         """Why a sample cannot be evaluated, without tokenising a huge text and without preparing an image."""
         if self.limit is None:
             return None
         try:
-            texts = (self.prompter.text(sample), sample.references[0])
+            answers = sample.continuations or sample.references[:1]
+            texts = (self.prompter.prompt_text(sample), max(answers, key=len, default=""))
             prompt, answer = (fewest_tokens(self.prompter.tokenizer, text) if len(text) > HUGE else 0 for text in texts)
             reason = self.limit.refusal(prompt, answer, at_least="at least ")
             return reason or self.limit.refusal(self.prompter.prompt_length(sample) or 0, 0)
@@ -78,7 +94,11 @@ class EvalCollator:
         if not tensors or self.limit is None:
             return [None] * len(tensors.get("input_ids", ()))
         real = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))
-        lengths = zip(real.sum(1).tolist(), (tensors["answer_ids"] != IGNORE).sum(1).tolist())
+        answers = (tensors.get("answer_ids", torch.full_like(real, IGNORE)) != IGNORE).sum(1)
+        if "continuation_ids" in tensors:
+            of_each = (tensors["continuation_ids"] != IGNORE).sum(1)
+            answers = torch.zeros_like(answers).scatter_reduce(0, tensors["continuation_rows"], of_each, "amax")
+        lengths = zip(real.sum(1).tolist(), answers.tolist())
         of_images = self.prompter.num_vision_tokens(tensors).tolist()
         return [self.limit.refusal(*pair, of_images=count) for pair, count in zip(lengths, of_images)]
 
@@ -88,6 +108,11 @@ class EvalCollator:
         except ValueError as error:
             return _named(error)
         return None
+
+
+def right_padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Tokens of several answers, long ``[rows, tokens]``, padded on the right with -100."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=IGNORE)
 
 
 def _named(error: ValueError) -> str:

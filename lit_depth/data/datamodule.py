@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_depth.data.collate import EvalCollator
+from lit_depth.data.columns import BY_LIKELIHOOD
 from lit_depth.data.images import ImageFolder, image_digest, load_image
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
-from lit_depth.data.task import BadSample, Sample, Task, check_split
+from lit_depth.data.task import AnswerBy, BadSample, Sample, Task, by_likelihood, check_split
 from lit_depth.data.tasks import TASKS, get_task
-from lit_depth.data.tasks.own_files import OwnFiles
+from lit_depth.data.tasks.next_token import LONGEST_WINDOW, NextToken, is_text
+from lit_depth.data.tasks.own_files import OwnFiles, say
 from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.class_paths import object_at
 from lit_depth.functional.masking.blocks import context_length
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
 
 _WORKER_TIMEOUT_SECONDS = 600
 NO_SAMPLE: Any = None  # position of no sample
-_ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")  # of a sample
+# of a sample
+_ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")
+_SCORED = ("continuations", "target", "prompt", "tokens")
 _MAX_WORKERS = 256
 
 
@@ -52,12 +56,16 @@ class DepthDataModule(LightningDataModule):
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
         path: Your own questions: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), a folder of them, or a hub id,
-            see `lit_depth.data.tasks.own_files.OwnFiles`. With a task: local folder of parquet files
+            see `lit_depth.data.tasks.own_files.OwnFiles`; or plain texts (.txt), whose tokens are to be predicted, see
+            `lit_depth.data.tasks.next_token.NextToken`. With a task: local folder of parquet files
             (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the task's own source; with several
             tasks a folder of such folders, each called as its task.
         columns: With ``path`` and no task: meaning and name of columns that are not called as usual: question, answer,
             image, options, id, image_id, split; a name of null = there is none.
         allow_outside: With ``path`` and no task: read images from outside of that folder too.
+        answer_by: How options are chosen from: ``generation`` = by the letter that the model writes; ``likelihood`` =
+            by the log-probability of each option's text behind the question, which does not list them: metric ``acc``
+            takes the sum over its tokens, ``acc_norm`` divides it by its characters. null = as the task has it.
         metric: What the answers are scored by, in place of the task's own: a name in `lit_depth.metrics`, or the class
             path of a :class:`torchmetrics.Metric` of your own (see `lit_depth.metrics.base.resolve`).
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
@@ -83,6 +91,7 @@ class DepthDataModule(LightningDataModule):
         path: str | None = None,
         columns: dict[str, str | None] | None = None,
         allow_outside: bool = False,
+        answer_by: AnswerBy | None = None,
         metric: str | None = None,
         batch_size: int | Literal["auto"] = 32,
         train_batch_size: int = 32,
@@ -114,10 +123,13 @@ class DepthDataModule(LightningDataModule):
             )
         self.prompter = prompter
         is_own = path is not None and task is None and tasks is None
+        if path is not None and (task == NextToken.name or (is_own and is_text(path))):
+            is_own, columns, task = False, None, _next_token(path, columns)
         if (columns or allow_outside) and not is_own:
             raise ValueError("expected columns and allow_outside with a path and no task: a task knows its own columns")
         if is_own:
             task = OwnFiles(str(path), columns, allow_outside)
+            task.answer_by = answer_by or task.answer_by  # before it guesses its metric
         names = _all_tasks(path) if tasks == "all" else ([task or "shapes_vqa"] if tasks is None else tasks)
         self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
         for entry in self.tasks:
@@ -127,10 +139,15 @@ class DepthDataModule(LightningDataModule):
         known = [entry.name for entry in self.tasks]
         if not known or len(set(known)) < len(known):
             raise ValueError(f"expected at least one of tasks, each with a name of its own, got {known}")
-        if metric is not None:
+        if answer_by is not None or metric is not None:
             self.tasks = list(map(copy.copy, self.tasks))  # a task that was given stays as it is
-            for entry in self.tasks:
+        for entry in self.tasks:
+            if answer_by is not None:
+                entry.answer_by = answer_by
+            if metric is not None:
                 entry.metric = metric
+            elif answer_by == "likelihood" and not is_own:  # which guess theirs, and say so
+                entry.metric = BY_LIKELIHOOD
         self.task = self.tasks[0]
         self.path = path
         self.batch_size = batch_size
@@ -180,6 +197,15 @@ class DepthDataModule(LightningDataModule):
         for datamodule, task in zip(each, self.tasks):
             datamodule.task, datamodule.tasks = task, [task]
         return each
+
+    def without_answers(self) -> DepthDataModule:
+        """A datamodule of the same questions that looks at no answers, which need not be there: nothing is scored."""
+        taken = copy.copy(self)
+        taken.tasks = list(map(copy.copy, self.tasks))
+        for task in taken.tasks:
+            task.without_answers, task.answer_by, task.metric = True, "generation", "agreement"
+        taken.task, taken._rows = taken.tasks[0], {}
+        return taken
 
     def take(self, split: str, num_samples: int) -> DepthDataModule:
         """A datamodule that takes so many questions from a split; one number holds for all splits but calibration."""
@@ -268,7 +294,13 @@ class DepthDataModule(LightningDataModule):
         key = (task.name, check_split(split), needed)
         if key not in self._rows:
             self._rows[key] = task.load(split, self.path) if needed is None else task.stream(split, needed, self.path)
-        return self._rows[key]
+        if self.prompter is None or not isinstance(task, NextToken):
+            return self._rows[key]
+        longest = min(self.context or LONGEST_WINDOW, self.max_prompt_tokens or LONGEST_WINDOW, LONGEST_WINDOW) - 1
+        windows = (*key[:2], longest)
+        if windows not in self._rows:
+            self._rows[windows] = task.windows(self._rows[key], self.prompter, longest)
+        return self._rows[windows]
 
     def attach(self, module: Any) -> None:
         """Prepare batches for a module: by its prompter unless there is one already, and within its model's context.
@@ -385,7 +417,9 @@ class EvalDataset(Dataset):
             sample = self._sample(self.rows[index], index)
             name = sample.id
             sample = self._without(sample) if self.drop_images else self._with_images(sample)
-            if not sample.references:
+            if getattr(self.task, "without_answers", False):
+                sample = replace(sample, references=())
+            elif not sample.references:
                 raise ValueError("no reference answer")
         # Whatever a broken file or row raises costs this sample, never the run.
         except Exception as error:
@@ -416,7 +450,9 @@ class EvalDataset(Dataset):
 
     def _sample(self, row: dict[str, Any], index: int) -> Sample:
         sample, task = self.task.sample(row, self.split, index), self.task
-        return replace(sample, task=sample.task or task.name, answer_kind=sample.answer_kind or task.answer_kind)
+        sample = replace(sample, task=sample.task or task.name, answer_kind=sample.answer_kind or task.answer_kind)
+        is_asked = getattr(task, "answer_by", "generation") == "likelihood" and not sample.continuations
+        return by_likelihood(sample) if is_asked else sample
 
     def take(self, positions: Sequence[int]) -> EvalDataset:
         """The same rows, fewer of them chosen: those at these positions."""
@@ -448,9 +484,10 @@ class EvalDataset(Dataset):
     def without_images(self) -> list[Sample]:
         """The readable samples that have a reference answer, in order, their images as they are stored, or none.
 
-        No image is decoded, and none is read where rows are read by columns.
+        No image is decoded, and none is read where rows are read by columns. Without answers, no reference is needed.
         """
-        return [sample for sample in self._undecoded() if sample is not None and sample.references]
+        is_open = getattr(self.task, "without_answers", False)
+        return [sample for sample in self._undecoded() if sample is not None and (sample.references or is_open)]
 
     def fingerprint(self) -> str:
         """Hash of all that the chosen samples are asked and scored by, images as they are stored: see `image_digest`.
@@ -459,7 +496,10 @@ class EvalDataset(Dataset):
         """
         digest, images = hashlib.sha256(), []
         for place, sample in zip(map(self._place, self.indices), self._undecoded()):
-            asked = place if sample is None else [getattr(sample, name) for name in _ASKED]
+            asked: Any = place
+            if sample is not None:
+                is_scored = bool(sample.continuations) or sample.prompt is not None
+                asked = [getattr(sample, name) for name in (*_ASKED, *(_SCORED if is_scored else ()))]
             digest.update(repr(asked).encode(errors="surrogatepass"))
             if sample is not None and not self.drop_images:
                 # those of a table's own column are read below, each once
@@ -490,7 +530,7 @@ def _undecoded_rows(rows: datasets.Dataset | QuestionRows) -> Any:
         return rows.without_images()
     import datasets
 
-    for column, feature in rows.features.items():
+    for column, feature in getattr(rows, "features", {}).items():  # a task may return a list
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
     return rows
@@ -520,6 +560,14 @@ def _lowest_ranks(num_rows: int, num_samples: int, key: str) -> tuple[int, ...]:
         num_samples, range(num_rows), key=lambda row: hashlib.blake2b(f"{key}/{row}".encode()).digest()
     )
     return tuple(sorted(ranks))
+
+
+def _next_token(path: str, columns: dict[str, str | None] | None) -> NextToken:
+    unknown = sorted(set(columns or {}) - {"text"})
+    if unknown:
+        raise ValueError(f"--data.columns: expected text, the column of the texts, got {', '.join(unknown)}")
+    say(f"{path}: texts, so every token is to be predicted (task next_token, metric {NextToken.metric})")
+    return NextToken((columns or {}).get("text"))
 
 
 def _all_tasks(path: str | None) -> list[str | Task]:

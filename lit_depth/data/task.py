@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
+
+from lit_depth.functional.choices import option_letters
 
 if TYPE_CHECKING:
     import datasets
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "calibration", "validation")
 AnswerKind = Literal["short", "choice", "number", "caption", "free"]
+AnswerBy = Literal["generation", "likelihood"]
 
 
 class _HostOnly:
@@ -36,13 +39,19 @@ class Sample(_HostOnly):
         image: The picture, upright and RGB, or None for a text-only question. `Task.sample` may leave it as the row
             has it, see `lit_depth.data.images.load_image`.
         question: The question alone, without options; empty where the kind of answer says it all (a caption).
-        references: Accepted answers, at least one; the first one is scored by log-probability.
+        references: Accepted answers, at least one; the first one is scored by log-probability. None where they are
+            withheld.
         options: Texts of a multiple-choice question, in the order of their letters.
         meta: What a metric or a table may want to know besides, for example ``question_type``.
         task: Name of the task; empty = that of the task which gave the sample.
         answer_kind: A word or phrase (``short``), a letter of `options` (``choice``), a ``number``, a ``caption``, or
             anything (``free``); empty = the task's. A sample with options is always answered by a letter.
         more_images: Further pictures of the question in their order, as `image`.
+        continuations: Texts whose log-probability behind the prompt is measured; nothing is generated then. Of a
+            question with options there is one for each, and the prompt does not list these.
+        target: Which of the continuations is the reference.
+        prompt: The whole prompt as plain text, which no template frames; None = `question`, as the model's family asks.
+        tokens: Of a plain prompt with one continuation the tokens of both, where they are known.
     """
 
     id: str
@@ -55,11 +64,32 @@ class Sample(_HostOnly):
     task: str = ""
     answer_kind: AnswerKind | Literal[""] = ""
     more_images: tuple[Any, ...] = ()
+    continuations: tuple[str, ...] = ()
+    target: int = 0
+    prompt: str | None = None
+    tokens: tuple[Sequence[int], Sequence[int]] | None = None
 
     @property
     def images(self) -> tuple[Any, ...]:
         """All pictures of the question, in order."""
         return (() if self.image is None else (self.image,)) + self.more_images
+
+
+def by_likelihood(sample: Sample) -> Sample:
+    """The sample with its options as continuations of the question, which does not list them.
+
+    >>> sample = Sample("1", "1", None, "Which one barks?", ("B",), options=("cat", "dog"))
+    >>> found = by_likelihood(sample)
+    >>> found.continuations, found.target
+    (('cat', 'dog'), 1)
+
+    Raises:
+        ValueError: If it has no options, or one without a text.
+    """
+    if not sample.options or not all(option.strip() for option in sample.options):
+        raise ValueError("expected options with a text each to choose from by log-likelihood, got none or an empty one")
+    target = option_letters(sample.options).index(sample.references[0]) if sample.references else 0
+    return replace(sample, continuations=sample.options, target=target)
 
 
 @dataclass(frozen=True)
@@ -99,6 +129,8 @@ class Task:
         answer_kind: See `Sample`.
         metric: Name in `lit_depth.metrics`, or class path of a :class:`torchmetrics.Metric`.
         max_new_tokens: Longest answer, in tokens.
+        answer_by: How options are chosen from: by a generated letter, or by the log-probability of each one's text.
+        without_answers: Whether questions are asked whose answers are withheld; nothing is scored then.
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
         streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
@@ -107,8 +139,10 @@ class Task:
 
     name: str
     answer_kind: AnswerKind = "short"
+    answer_by: AnswerBy = "generation"
     metric: str
     max_new_tokens: int
+    without_answers: bool = False
     needs_image: bool = False
     in_training_mixture: bool = False
     streaming: bool = False

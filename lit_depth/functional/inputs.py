@@ -56,8 +56,15 @@ def reference_logprob(
     check_answers(model, answer_ids, len(inputs["input_ids"]))
     check_token_ids(model, pad_token_id=pad_token_id)
     check_generates(model)
-    way = scoring_way(model, inputs, answer_ids, pad_token_id, in_phases)
-    return answer_logprob(answer_logits(model, inputs, answer_ids, pad_token_id, way), answer_ids)
+    return answer_logprob(proven_logits(model, inputs, answer_ids, pad_token_id, in_phases), answer_ids)
+
+
+def proven_logits(
+    model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, pad: int, in_phases: bool
+) -> Tensor:
+    """`answer_logits` read in the cheapest way that gives what decoding gives."""
+    way = scoring_way(model, inputs, answer_ids, pad, in_phases)
+    return answer_logits(model, inputs, answer_ids, pad, way)
 
 
 def scoring_way(
@@ -154,11 +161,29 @@ def filled(answer_ids: Tensor, pad: int) -> Tensor:
 
 def answer_logprob(logits: Tensor, answer_ids: Tensor) -> Tensor:
     """Mean log-probability from logits ``[rows, answer + 1, vocabulary]``, the first at the prompt's last token."""
-    real = answer_ids != IGNORE
+    return (_token_logprobs(logits, answer_ids).sum(1) / (answer_ids != IGNORE).sum(1)).cpu()
+
+
+def answer_sums(logits: Tensor, answer_ids: Tensor) -> Tensor:
+    """Of each answer its log-probability, and the number of its tokens that are the most likely ones.
+
+    Args:
+        logits: ``[rows, answer + 1, vocabulary]``, the first at the prompt's last token.
+        answer_ids: ``[rows, answer]``, padded on the right with -100.
+
+    Returns:
+        float32 ``[rows, 2]``, on the CPU.
+    """
+    is_best = logits[:, :-1].argmax(-1) == answer_ids
+    return torch.stack([_token_logprobs(logits, answer_ids).sum(1), is_best.sum(1).float()], dim=1).cpu()
+
+
+def _token_logprobs(logits: Tensor, answer_ids: Tensor) -> Tensor:
+    """Log-probability of each token ``[rows, answer]``, 0 in place of padding."""
     targets = filled(answer_ids, 0).unsqueeze(-1)
     # float32 before the softmax: bfloat16 has too few digits for sums of log-probabilities
     logprobs = logits[:, :-1].float().log_softmax(-1).gather(-1, targets).squeeze(-1)
-    return (logprobs.masked_fill(~real, 0.0).sum(1) / real.sum(1)).cpu()
+    return logprobs.masked_fill(answer_ids == IGNORE, 0.0)
 
 
 def with_answers(model: nn.Module, inputs: Mapping[str, Tensor], answer_ids: Tensor, pad: int) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ or tokenizer, or in a plain frame where there is none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
@@ -66,6 +67,18 @@ class Asked(Protocol):
     @property
     def answer_kind(self) -> str:
         """``short``, ``choice``, ``number``, ``caption`` or ``free``; empty = ``short``."""
+
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        """Texts whose log-probability is measured behind the prompt; empty where an answer is generated."""
+
+    @property
+    def prompt(self) -> str | None:
+        """The whole prompt as plain text; None = a family writes the question in its way."""
+
+    @property
+    def tokens(self) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Of a plain prompt with one continuation the tokens of both, where they are known."""
 
 
 class VisionToken(NamedTuple):
@@ -130,6 +143,15 @@ class Prompter:
         """What is written of a sample, before the frame that every prompt has (roles, start and image tokens)."""
         raise NotImplementedError
 
+    def prompt_text(self, asked: Asked) -> str:
+        """`text` of a sample; without its options where these are its continuations, or its plain prompt."""
+        if asked.prompt is not None:
+            # white space belongs to the word behind it, as tokenizers write it
+            return asked.prompt.rstrip() if asked.continuations else asked.prompt
+        if asked.continuations and asked.options:
+            asked = replace(asked, options=(), answer_kind="short")  # type: ignore[type-var]
+        return self.text(asked)
+
     def encode(self, samples: Sequence[Asked]) -> dict[str, Tensor]:
         """Model inputs of some samples, padded on the left.
 
@@ -143,7 +165,11 @@ class Prompter:
         images = [tuple(sample.images) for sample in samples]
         if any(images) and not self.sees_images:
             raise NotImplementedError(self.why_unseen())
-        inputs = self._encode([self.text(sample) for sample in samples], images)
+        texts = [self.prompt_text(sample) for sample in samples]
+        are_plain = [sample.prompt is not None for sample in samples]
+        if any(are_plain) and (any(images) or not all(are_plain)):
+            raise ValueError("expected plain prompts without images, in batches of their own")
+        inputs = self._plain(samples) if any(are_plain) else self._encode(texts, images)
         highest = int(inputs["input_ids"].max())
         if self.num_embeddings is not None and highest >= self.num_embeddings:
             raise ValueError(
@@ -171,7 +197,60 @@ class Prompter:
 
     def prompt_length(self, asked: Asked) -> int | None:
         """Tokens of the prompt, those of its images included, without preparing these; None = nobody can tell."""
-        return None if asked.images else self._encode([self.text(asked)], [()])["input_ids"].shape[1]
+        if asked.images:
+            return None
+        inputs = self._plain([asked]) if asked.prompt is not None else self._encode([self.prompt_text(asked)], [()])
+        return inputs["input_ids"].shape[1]
+
+    def _plain(self, samples: Sequence[Asked]) -> dict[str, Tensor]:
+        """Model inputs of complete prompts, an empty one of the token that texts begin with."""
+        known = [None if sample.tokens is None else sample.tokens[0] for sample in samples]
+        rows = [ids or self._plain_ids(self.prompt_text(each)) or self.first_ids() for ids, each in zip(known, samples)]
+        return left_padded(rows, pad_token(self.tokenizer))
+
+    def _plain_ids(self, text: str) -> list[int]:
+        start = self.tokenizer.bos_token
+        starts = start is not None and text.startswith(start)
+        return list(self.tokenizer(text, add_special_tokens=not starts)["input_ids"]) if text else []
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a plain text, none in front of it."""
+        return self._ids(text)
+
+    def first_ids(self) -> list[int]:
+        """The token that texts begin with: the tokenizer's own for that, else its end token."""
+        known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        return [next(token for token in (*known, pad_token(self.tokenizer)) if token is not None)]
+
+    def continuation_ids(self, asked: Asked) -> list[list[int]]:
+        """Tokens of each continuation of a sample, no end token behind them.
+
+        Behind a plain prompt they are what lm-evaluation-harness makes of the pair: the white space at the prompt's end
+        is theirs, and of both together they are what follows as many tokens as the prompt has.
+
+        Raises:
+            ValueError: If a continuation has no token.
+        """
+        if asked.tokens is not None:
+            found = [list(asked.tokens[1])]
+        elif asked.prompt is None:
+            frame = self._answer_frame()
+            found = [self._ids_behind(frame.prompt, frame.lead + text) for text in asked.continuations]
+        else:
+            prompt = self.prompt_text(asked)
+            texts = [asked.prompt[len(prompt) :] + text for text in asked.continuations]
+            length = len(self._plain_ids(prompt))
+            found = [
+                self._plain_ids(prompt + text)[length:] if prompt else self._behind_nothing(text) for text in texts
+            ]
+        empty = [text for text, tokens in zip(asked.continuations, found) if not tokens]
+        if empty:
+            raise ValueError(f"expected continuations of at least one token, got {empty[0]!r}")
+        return found
+
+    def _behind_nothing(self, text: str) -> list[int]:
+        tokens, first = self._ids(text), self.first_ids()
+        return tokens[1:] if tokens[:1] == first else tokens
 
     def answer_ids(self, texts: Sequence[str]) -> Tensor:
         """Tokens that the model should generate for each answer, the end token (if there is one) included.

@@ -25,6 +25,9 @@ class _Probe(NamedTuple):
     options: tuple[str, ...] = ()
     task: str = ""
     answer_kind: str = "short"
+    continuations: tuple[str, ...] = ()
+    prompt: str | None = None
+    tokens: None = None
 
 
 def check_serves(prompter: Prompter, model: nn.Module) -> None:

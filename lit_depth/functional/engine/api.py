@@ -40,6 +40,13 @@ from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 T = TypeVar("T")
 
 
+class ContinuationScores(NamedTuple):
+    """Result of `score_continuations` (M masks, N continuations), on the CPU."""
+
+    logprobs: Tensor  # [M, N], log-probability of all of its tokens together
+    num_greedy: Tensor  # [M, N], how many of them are the most likely ones
+
+
 class SweepOutput(NamedTuple):
     """Result of `sweep_forward` (M masks, B samples, K kept positions)."""
 
@@ -203,20 +210,35 @@ def answer_masks(
         Generated tokens, long ``[masks, batch, max_new_tokens]``, and the mean log-probability of the reference answer,
         float32 ``[masks, batch]`` (``[masks, 0]`` without one); both on the CPU.
     """
-    module_list = find_blocks(model, blocks)
-    masks = MaskSet.of(masks, units_of(len(module_list), granularity), granularity)
     inputs = prompt_inputs(model, inputs)
     check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
-    check_goes_on(inputs, max_new_tokens, context_length(model))
-    check_least(1, max_rows=max_rows)
-    check_token_ids(model, pad_token_id=pad_token_id)
     if answer_ids is not None:
         check_answers(model, answer_ids, len(inputs["input_ids"]))
-    check_generates(model)
     request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id, answer_ids)
+    phases = (phase, decode_without_prompt)
+    return _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
+
+
+def _answer(
+    model: nn.Module,
+    request: Request,
+    masks: Masks,
+    max_rows: int | None,
+    blocks: str | None,
+    granularity: Granularity,
+    phases: tuple[Phase, bool],
+    on_mask: Callable[[], Any],
+) -> tuple[Tensor, Tensor]:
+    module_list = find_blocks(model, blocks)
+    masks = MaskSet.of(masks, units_of(len(module_list), granularity), granularity)
+    check_goes_on(request.inputs, request.max_new_tokens, context_length(model))
+    check_least(1, max_rows=max_rows)
+    check_token_ids(model, pad_token_id=request.pad)
+    check_generates(model)
+    phase, decode_without_prompt = phases
     if phase == "decode" or decode_without_prompt:
-        phases: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
-        return answer_one_by_one(model, request, masks, blocks, on_mask, **phases)
+        named: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
+        return answer_one_by_one(model, request, masks, blocks, on_mask, **named)
     if granularity == "sublayer":
         return answer_one_by_one(model, request, masks, blocks, on_mask)
     return _driven_or_not(
@@ -226,6 +248,52 @@ def answer_masks(
         lambda: answer_one_by_one(model, request, masks, blocks, on_mask),
         request.check_length(model),
     )
+
+
+@checked
+@torch.no_grad()
+def score_continuations(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor],
+    masks: Masks,
+    continuation_ids: Tensor,
+    rows: Tensor | None = None,
+    *,
+    pad_token_id: int,
+    max_rows: int | None = None,
+    blocks: str | None = None,
+    granularity: Granularity = "block",
+    phase: Phase = "both",
+    decode_without_prompt: bool = False,
+    on_mask: Callable[[], Any] = lambda: None,
+) -> ContinuationScores:
+    """Log-probabilities of texts behind their prompts under every mask, such as the options of multiple choice.
+
+    A prompt is read once for each group of masks, and its continuations on its keys and values.
+
+    Args:
+        model: As for `answer_masks`, like the arguments not named here.
+        continuation_ids: Tokens ``[continuations, tokens]``, padded on the right with -100.
+        rows: The prompt of each continuation, long ``[continuations]``; each prompt has one at least. None = one for
+            each prompt.
+
+    Returns:
+        Both float32 ``[masks, continuations]``, on the CPU.
+
+    Raises:
+        ValueError: As `answer_masks`, or if ``rows`` names no prompt, or leaves one out.
+    """
+    inputs = prompt_inputs(model, inputs)
+    prompts = len(inputs["input_ids"])
+    check_answers(model, continuation_ids, prompts if rows is None else len(rows))
+    if rows is not None and set(rows.tolist()) != set(range(prompts)):
+        raise ValueError(f"expected rows with each of the prompts 0 to {prompts - 1}, got {sorted(set(rows.tolist()))}")
+    if rows is not None and rows.tolist() == list(range(prompts)):
+        rows = None
+    request = Request(inputs, 0, (), pad_token_id, continuation_ids, rows, summed=True)
+    phases = (phase, decode_without_prompt)
+    _, found = _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
+    return ContinuationScores(*found.unbind(-1))
 
 
 @checked

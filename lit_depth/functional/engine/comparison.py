@@ -21,7 +21,14 @@ from lit_depth.functional.engine.proof import (
     same_tokens,
     turning_length,
 )
-from lit_depth.functional.inputs import IGNORE, answer_logits, longest_answer, scoring_way
+from lit_depth.functional.inputs import (
+    IGNORE,
+    answer_logits,
+    answer_logprob,
+    answer_sums,
+    longest_answer,
+    scoring_way,
+)
 from lit_depth.functional.masking.skip import masked
 
 # kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
@@ -39,6 +46,9 @@ class Request(NamedTuple):
         eos: Tokens that end an answer.
         pad: Fills a row after its end.
         answer_ids: Reference answers ``[batch, answer]``, padded on the right with -100; None = score nothing.
+        rows: The prompt of each of these, long ``[answers]``, where there are others than one for each prompt; every
+            prompt has one at least. None = one for each.
+        summed: Score an answer by `answer_sums` instead of its mean log-probability.
     """
 
     inputs: Mapping[str, Any]
@@ -46,6 +56,8 @@ class Request(NamedTuple):
     eos: tuple[int, ...]
     pad: int
     answer_ids: Tensor | None = None
+    rows: Tensor | None = None
+    summed: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -67,11 +79,38 @@ class Request(NamedTuple):
         is_far = probe.kind[1] == "across" and probe.inside > LONGEST_WAY
         return f"its window ends within the answers, after {probe.inside} tokens" if is_far else None
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that one mask takes: prompts, or answers where a prompt has several."""
+        return len(self.inputs["input_ids"] if self.rows is None else self.rows)
+
+    def firsts(self) -> Tensor:
+        """Which answer is the first of each prompt, long ``[batch]``."""
+        count = len(self.inputs["input_ids"])
+        if self.rows is None:
+            return torch.arange(count)
+        return torch.stack([(self.rows == prompt).nonzero()[0, 0] for prompt in range(count)])
+
+    def one_for_each(self) -> Tensor | None:
+        """An answer for each prompt, ``[batch, answer]``: its first one."""
+        return None if self.answer_ids is None else self.answer_ids[self.firsts().to(self.answer_ids.device)]
+
+    def score(self, logits: Tensor, num_masks: int) -> Tensor:
+        """Scores ``[masks, answers, ...]`` of the answers under some masks, mask after mask; nothing without answers.
+
+        Args:
+            logits: ``[masks * answers, answer + 1, vocabulary]``, the first at the prompt's last token.
+        """
+        if self.answer_ids is None:
+            return torch.zeros(num_masks, 0)
+        read = answer_sums if self.summed else answer_logprob
+        return read(logits, self.answer_ids.repeat(num_masks, 1)).unflatten(0, (num_masks, -1))
+
     def no_answers(self, num_masks: int) -> tuple[Tensor, Tensor]:
-        """Tokens ``[masks, batch, max_new_tokens]`` and log-probabilities ``[masks, batch]``, to be filled in."""
-        batch = len(self.inputs["input_ids"])
-        tokens = torch.full((num_masks, batch, self.max_new_tokens), self.pad)
-        return tokens, torch.zeros(num_masks, 0 if self.answer_ids is None else batch)
+        """Tokens ``[masks, batch, max_new_tokens]`` and what `score` gives, to be filled in."""
+        tokens = torch.full((num_masks, len(self.inputs["input_ids"]), self.max_new_tokens), self.pad)
+        answers = 0 if self.answer_ids is None else len(self.answer_ids)
+        return tokens, torch.zeros(num_masks, answers, *([2] if self.summed else []))
 
 
 class Comparison(NamedTuple):
@@ -111,9 +150,10 @@ class Comparison(NamedTuple):
         """
         self.note(0, torch.arange(len(logits)), logits[:, 0])
         is_same = same_logits(model, self.decoded[:, 0], self.steps.logits[:, 0])
-        if is_same and self.of_answer is not None and self.answers is not None and request.answer_ids is not None:
+        answer_ids = request.one_for_each()
+        if is_same and self.of_answer is not None and self.answers is not None and answer_ids is not None:
             length, inside = self.of_answer.length, self.of_answer.inside
-            known = (request.answer_ids[:, :length] != IGNORE).to(logits.device)
+            known = (answer_ids[:, :length] != IGNORE).to(logits.device)
             is_same = same_beyond(model, logits[:, :length], self.answers[:, :length], known, inside)
         if is_same and request.max_new_tokens:
             is_same = same_tokens(model, tokens, self.steps, request.eos) and self._is_same_beyond(
@@ -140,10 +180,10 @@ class Comparison(NamedTuple):
 
 def compare(model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str) -> Comparison | None:
     """What to compare the engine with; None where a request of this kind was answered before."""
-    inputs, ids = request.inputs, request.answer_ids
+    inputs, ids, in_phases = request.inputs, request.one_for_each(), request.rows is not None
     probe = probe_of(model, inputs, request.max_new_tokens)
     of_answer = None if ids is None else probe_of(model, inputs, longest_answer(ids))
-    kind = how, probe.kind, of_answer and (of_answer.kind, of_answer.beyond)
+    kind = how, probe.kind, of_answer and (of_answer.kind, of_answer.beyond, in_phases)
     if _DRIVEN.get(model, {}).get(kind, -1) >= probe.beyond:
         return None
     with masked(model, mask, blocks=path):
@@ -152,6 +192,6 @@ def compare(model: nn.Module, request: Request, mask: Tensor, path: str | None, 
         found = Comparison(kind, probe, steps, torch.full_like(steps.logits, torch.nan))
         if ids is None or of_answer is None:
             return found
-        way = scoring_way(model, inputs, ids, request.pad)
+        way = scoring_way(model, inputs, ids, request.pad, in_phases)
         answers = answer_logits(model, inputs, ids[:, : of_answer.length], request.pad, way)
         return found._replace(of_answer=of_answer, answers=answers)

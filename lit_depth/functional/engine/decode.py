@@ -23,7 +23,7 @@ from lit_depth.functional.engine.proof import Steps
 from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.rows import Rows, deal_out, first_tokens
 from lit_depth.functional.engine.trie import MaskTrie, chunk_masks
-from lit_depth.functional.inputs import Way, answer_logprob, filled, is_image_input, reference_logprob, scoring_way
+from lit_depth.functional.inputs import Way, filled, is_image_input, proven_logits, scoring_way
 from lit_depth.functional.masking.blocks import find_decoder
 from lit_depth.functional.masking.skip import masked
 from lit_depth.functional.masking.support import adds_between_blocks
@@ -76,12 +76,13 @@ def answer_in_chunks(
 
 def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: int | None) -> list[list[int]]:
     """Indices of the masks that are answered together."""
-    batch = len(request.inputs["input_ids"])
     if max_rows is not None:
-        chunks = list(chunk_masks(masks, max(1, max_rows // batch)))
+        chunks = list(chunk_masks(masks, max(1, max_rows // request.num_rows)))
     else:
-        row = partial(bytes_per_row, model, request.inputs, request.max_new_tokens, request.answer_ids)
-        costs = [batch * row(count) for count in masks.counts]
+        # answers that share a prompt are read on its keys and values, as decoded tokens are
+        on_cache = max(request.max_new_tokens, request.rows is not None)
+        row = partial(bytes_per_row, model, request.inputs, on_cache, request.answer_ids)
+        costs = [request.num_rows * row(count) for count in masks.counts]
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
 
@@ -105,9 +106,10 @@ def _answer_chunk(
         check: What the model does under the first of the masks; None = that the engine does so is known.
     """
     way: Way = "steps"
-    if request.answer_ids is not None:
+    answer_ids = request.one_for_each()
+    if answer_ids is not None:
         with masked(model, masks[0], blocks=path):
-            way = scoring_way(model, request.inputs, request.answer_ids, request.pad)
+            way = scoring_way(model, request.inputs, answer_ids, request.pad, request.rows is not None)
     inputs = request.inputs
     if front is not None:
         # pixels are needed once: the front has the embeddings that they went into; sizes and places tell positions
@@ -147,16 +149,16 @@ def _answer_prompt(
         cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
     deal = partial(deal_out, prompt, masks, trie, cache)
     rows = None
-    scored = torch.zeros(len(masks), 0)
-    if answers is not None and request.answer_ids is not None:
-        if not whole:
-            rows = deal(torch.arange(len(masks) * batch))
-            read = rows.read(blocks, answers.repeat(len(masks), 1), way)
-            logits = torch.cat([logits[:, -1:], *read], dim=1)
-        scored = answer_logprob(logits, request.answer_ids.repeat(len(masks), 1)).unflatten(0, (len(masks), batch))
-    of_one_mask = None if check is None else logits[:batch].clone()
+    if answers is not None and not whole:
+        of_prompt = torch.arange(batch) if request.rows is None else request.rows.cpu()
+        dealt = (torch.arange(len(masks))[:, None] * batch + of_prompt).flatten()
+        rows = deal(dealt)
+        read = rows.read(blocks, answers.repeat(len(masks), 1), way)
+        logits = torch.cat([logits[dealt.to(logits.device), -1:], *read], dim=1)
+    scored = request.score(logits, len(masks))
+    of_one_mask = None if check is None else logits[request.firsts().to(logits.device)]
     tokens, first, open_rows = first_tokens(
-        prompt, logits, request, drafts=request.answer_ids if check is None else None
+        prompt, logits, request, len(masks), drafts=request.answer_ids if check is None else None
     )
     del logits
     if len(open_rows):
@@ -209,12 +211,29 @@ def answer_one_by_one(
     tokens, logprobs = request.no_answers(len(masks))
     for index, mask in enumerate(masks):
         with masked(model, mask, blocks=path, granularity=masks.granularity, **phases):
-            if request.answer_ids is not None:
-                logprobs[index] = reference_logprob(
-                    model, request.inputs, request.answer_ids, pad_token_id=request.pad, in_phases=bool(phases)
-                )
+            for answers in _turns(request):
+                ids = request.answer_ids[answers]  # type: ignore[index]
+                logits = proven_logits(model, request.inputs, ids, request.pad, bool(phases))
+                logprobs[index, answers] = request._replace(answer_ids=ids).score(logits, 1)[0]
             if request.max_new_tokens:
                 found = model.generate(**request.inputs, **request.options)[:, length:]  # type: ignore[operator]
                 tokens[index, :, : found.shape[1]] = found.cpu()
         on_mask()
     return tokens, logprobs
+
+
+def _turns(request: Request) -> list[list[int]]:
+    """Answers by turns, of which each has one for every prompt: which image belongs to which row, a model knows alone.
+
+    A prompt without a further answer repeats its first one.
+    """
+    if request.answer_ids is None:
+        return []
+    if request.rows is None:
+        return [list(range(len(request.answer_ids)))]
+    prompts = range(len(request.inputs["input_ids"]))
+    of_prompt = [(request.rows == prompt).nonzero().flatten().tolist() for prompt in prompts]
+    return [
+        [answers[turn] if turn < len(answers) else answers[0] for answers in of_prompt]
+        for turn in range(max(map(len, of_prompt)))
+    ]

@@ -95,7 +95,7 @@ def deal_out(prompt: PreparedPrompt, masks: MaskSet, trie: MaskTrie, cache: RowC
 
 
 def first_tokens(
-    prompt: PreparedPrompt, logits: Tensor, request: Request, drafts: Tensor | None
+    prompt: PreparedPrompt, logits: Tensor, request: Request, num_masks: int, drafts: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Answers as far as logits ``[masks * batch, positions, vocabulary]`` tell them: see `_read_off`.
 
@@ -106,10 +106,9 @@ def first_tokens(
         Tokens long ``[rows, max_new_tokens]`` and the indices of those rows that are still open, both on the CPU, with
         the first tokens of these in between.
     """
-    num_masks = len(logits) // len(prompt.ids)
     if not request.max_new_tokens:
         nothing = torch.zeros(0, dtype=torch.long)
-        return torch.zeros(len(logits), 0, dtype=torch.long), nothing, nothing
+        return torch.zeros(num_masks * len(prompt.ids), 0, dtype=torch.long), nothing, nothing
     if prompt.processors or drafts is None:  # answers are no drafts of what penalties choose
         samples = torch.arange(len(prompt.ids), device=prompt.ids.device).repeat(num_masks)
         greedy, drafts = prompt.rows(samples).next_tokens(logits[:, 0])[:, None], None

@@ -35,7 +35,9 @@ class MolmoPrompter(Prompter):
         return dict(self.processor(images=[list(each) or None for each in images], text=texts, padding_side="left"))
 
     def prompt_length(self, asked: Asked) -> int:
-        length = self._encode([self.text(asked)], [()])["input_ids"].shape[1]
+        if asked.prompt is not None:
+            return self._plain([asked])["input_ids"].shape[1]
+        length = self._encode([self.prompt_text(asked)], [()])["input_ids"].shape[1]
         count = self.processor.image_processor.num_image_tokens
         return length + sum(count(*image.size[::-1]) for image in asked.images)
 

@@ -92,8 +92,9 @@ def _limits(strategy: Strategy, comparison: Comparison) -> Sequence[float]:
     """Quality at either end of the simultaneous interval of the drop; of the full model itself there is none."""
     drop = strategy.get("drop_simultaneous_ci")
     if drop is not None:
-        # no quality lies below 0, whatever the drop may be
-        return [max(0.0, comparison["full"]["quality"] - drop[1]), comparison["full"]["quality"] - drop[0]]
+        full = comparison["full"]["quality"]
+        # no quality lies below 0, whatever the drop may be, but a log-probability
+        return [full - drop[1] if full < 0 else max(0.0, full - drop[1]), full - drop[0]]
     return strategy["quality_ci"] if not _has_families(comparison) else [strategy["quality"]] * 2
 
 

@@ -60,7 +60,13 @@ def latency(
     from lit_depth.results.store import write_parquet
     from lit_depth.studies.latency.analysis import describe, scripted
     from lit_depth.studies.latency.report import report
-    from lit_depth.studies.shared.checks import check_one_process, check_one_task, check_shares, check_whole_blocks
+    from lit_depth.studies.shared.checks import (
+        check_asks,
+        check_one_process,
+        check_one_task,
+        check_shares,
+        check_whole_blocks,
+    )
     from lit_depth.studies.shared.importance_scores import read_importance, to_importance
     from lit_depth.studies.shared.mask_grid import check_plan, needs_importance, plan_indices, plan_masks
     from lit_depth.studies.shared.publish import publish
@@ -77,6 +83,7 @@ def latency(
     if num_samples < batch_size:
         raise ValueError(f"num_samples ({num_samples}) must be at least batch_size ({batch_size})")
     check_one_task(datamodule, "latency takes its requests from one task")
+    check_asks(datamodule, "latency")
     check_one_process(trainer, "latency is measured by one process")
     scores = None
     if needs_importance(names) and active_block_indices is None:

@@ -84,7 +84,7 @@ def select(
     from lit_depth.studies.select.arguments import DEFAULT_POLICIES, SelectArguments
     from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
-    from lit_depth.studies.shared.checks import check_one_task, check_whole_blocks
+    from lit_depth.studies.shared.checks import check_asks, check_one_task, check_whole_blocks
     from lit_depth.studies.shared.mask_grid import check_plan
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
@@ -112,6 +112,7 @@ def select(
     names = policies or DEFAULT_POLICIES
     names, counts = check_plan(names, num_active_blocks, model.num_blocks, num_seeds, arguments.keep)
     check_one_task(datamodule, "select takes its requests from one task")
+    check_asks(datamodule, "select")
     datamodule.check_disjoint("calibration", "validation")
     new_tokens = new_tokens or model.hparams["max_new_tokens"] or datamodule.task.max_new_tokens
     settings = clock_settings(trainer.strategy.root_device)

@@ -9,7 +9,7 @@ import torch
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
-from lit_depth.functional.engine.api import answer_masks, generate, sweep_forward, sweep_generate
+from lit_depth.functional.engine.api import answer_masks, generate, score_continuations, sweep_forward, sweep_generate
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.models.loading import load_bundled
@@ -313,3 +313,71 @@ def test_answers_beyond_the_context_are_refused():
     with pytest.raises(ValueError, match=message):
         generate(model, inputs, masks, 126)
     assert sweep_generate(model, inputs, masks, 125).shape == (1, 1, 125)
+
+
+# several continuations of some prompts, not in the order of these
+CONTINUATIONS = torch.tensor(
+    [[5, 6, 7], [20, -100, -100], [9, 30, -100], [11, 12, 13], [5, 6, -100], [40, 41, 42], [8, -100, -100]]
+)
+OF_PROMPT = torch.tensor([0, 0, 1, 1, 2, 3, 1])
+
+
+@torch.no_grad()
+def scored_alone(model, inputs, mask) -> torch.Tensor:
+    """Sum of log-probabilities and number of greedy tokens of each continuation, by a forward without padding."""
+    found = []
+    for padded, row in zip(CONTINUATIONS, OF_PROMPT):
+        tokens = padded[padded >= 0]
+        one = {name: value[row : row + 1] for name, value in inputs.items()}
+        prompt = one.pop("input_ids")[one.pop("attention_mask").bool()]
+        ids = torch.cat([prompt, tokens])[None]
+        with masked(model, mask):
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **one).logits[0]
+        logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        total = sum(float(logprobs[place, token]) for place, token in enumerate(tokens))
+        found.append((total, int((logprobs.argmax(-1) == tokens).sum())))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_continuations_equal_a_loop_of_masked_forwards(models, family):
+    model, inputs = models[family], tiny_batch(models[family])
+    masks = torch.cat(list(SETS.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for max_rows in (None, 9):
+            found = score_continuations(
+                model, inputs, masks, CONTINUATIONS, OF_PROMPT, pad_token_id=0, max_rows=max_rows
+            )
+            expected = torch.stack([scored_alone(model, inputs, mask) for mask in masks])
+            torch.testing.assert_close(found.logprobs, expected[..., 0], atol=1e-5, rtol=1e-6)
+            assert torch.equal(found.num_greedy, expected[..., 1])
+
+
+def test_continuations_of_a_model_that_the_engine_cannot_drive(models):
+    """By turns of one continuation for each prompt; sublayers too are answered one after another."""
+    model, inputs = models["llava"], tiny_batch(models["llava"])
+    masks = torch.ones(2, 8, dtype=torch.bool)
+    masks[1, 2:4] = False
+    found = score_continuations(model, inputs, masks, CONTINUATIONS, OF_PROMPT, pad_token_id=0, granularity="sublayer")
+    expected = torch.stack([scored_alone(model, inputs, mask) for mask in masks[:, ::2]])
+    torch.testing.assert_close(found.logprobs, expected[..., 0], atol=1e-5, rtol=1e-6)
+    assert torch.equal(found.num_greedy, expected[..., 1])
+
+
+def test_a_prompt_is_read_once_for_all_its_continuations(models):
+    model, inputs = models["llama"], tiny_batch(models["llama"])
+    masks = SETS["leave one out"]
+    score_continuations(model, inputs, masks[:1], CONTINUATIONS, OF_PROMPT, pad_token_id=0)
+    counted, hooks = rows_run(model)
+    score_continuations(model, inputs, masks, CONTINUATIONS, OF_PROMPT, pad_token_id=0)
+    for hook in hooks:
+        hook.remove()
+    prompts = MaskTrie(masks).block_forwards * len(inputs["input_ids"])
+    assert sum(counted) == prompts + int(masks.sum()) * len(CONTINUATIONS)
+
+
+def test_rows_that_leave_a_prompt_out_are_refused(models):
+    model, inputs = models["llama"], tiny_batch(models["llama"])
+    with pytest.raises(ValueError, match="expected rows with each of the prompts 0 to 3, got"):
+        score_continuations(model, inputs, [[True] * 4], CONTINUATIONS[:2], torch.tensor([0, 1]), pad_token_id=0)
