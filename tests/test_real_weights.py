@@ -143,7 +143,7 @@ def test_log_probability_of_an_answer_is_that_of_decoding_it(real, batch, mask):
                 logits = model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1]
                 steps.append(float(logits.log_softmax(-1)[token]))
                 ids.append(token)
-            assert float(found[row]) == pytest.approx(np.mean(steps), abs=1e-4)
+            assert float(found[row]) == pytest.approx(np.mean(steps), rel=0, abs=1e-5)
 
 
 def test_scores_from_plain_passes_and_one_backward(real, batch):
@@ -209,7 +209,7 @@ def test_token_masking_equals_a_forward_per_hidden_token(real, block_idx):
     for position in range(length):
         other = update(position)
         distance = float((whole - other).norm())
-        assert found.loc[position, "l2_distance"] == pytest.approx(distance, rel=1e-3, abs=1e-4 * float(whole.norm()))
+        assert found.loc[position, "l2_distance"] == pytest.approx(distance, rel=0, abs=1e-6 * float(whole.norm()))
         cosine = 1 - float(torch.cosine_similarity(whole.double(), other.double(), dim=0))
         assert found.loc[position, "cosine_distance"] == pytest.approx(cosine, rel=1e-2, abs=1e-5)
 

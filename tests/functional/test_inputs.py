@@ -31,7 +31,7 @@ def test_scores_in_one_phase_are_those_of_decoding(name):
         model, inputs, skipped[None], max_new_tokens=0, eos_token_id=None, pad_token_id=0, answer_ids=ANSWERS[0],
         phase="decode",
     )  # fmt: skip
-    torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
 
 
 def test_one_forward_is_shared_where_that_is_the_same_and_only_there():
@@ -90,10 +90,10 @@ def test_penalties_neither_change_a_score_nor_stop_the_engine(settings):
         rows = generate(model, inputs, masks[:1].expand(len(ANSWERS[0]), -1), 6)
     for mask, tokens, scored, (right, logprob) in zip(masks, found, scores, expected):
         assert torch.equal(tokens, right)
-        torch.testing.assert_close(scored, logprob, atol=1e-4, rtol=0)
+        torch.testing.assert_close(scored, logprob, atol=1e-5, rtol=0)
         with masked(model, mask):
             alone = reference_logprob(model, inputs, ANSWERS[0], pad_token_id=0)
-        torch.testing.assert_close(alone, logprob, atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone, logprob, atol=1e-5, rtol=0)
     assert torch.equal(rows, expected[0][0])
 
 

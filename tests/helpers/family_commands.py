@@ -16,15 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from lit_depth.data import DepthDataModule
+from lit_depth.data import DepthDataModule, Sample, Task
 from lit_depth.functional import from_mask_id, masked
 from lit_depth.functional.engine.decoding_configuration import end_token_ids
 from lit_depth.metrics.text import clean_prediction
 from lit_depth.models.loading import load_checkpoint
-from lit_depth.models.prompting import prompter_for
+from lit_depth.models.prompting import Prompter, prompter_for
 from tests.helpers.commands import SecondShapes, run
 from tests.helpers.families import FAMILIES, NUM_BLOCKS, Family
+from tests.helpers.model_zoo import forced_logprob
+from tests.helpers.sweep_laws import check_every_entry
+from tests.helpers.zeroing import zeroed_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, README = ROOT / "docs" / "families.md", ROOT / "README.md"
@@ -100,17 +107,32 @@ def check(command: str, folder: Path, num_blocks: int = NUM_BLOCKS, num_samples:
             assert all(math.isfinite(row["reference_logprob"]) and 0 <= row["score"] <= 1 for row in rows)
 
 
-def check_answers(family: Family, checkpoint: Path, folder: Path) -> None:
-    """What `compare` recorded in batches is what the model generates for each question alone, under each mask."""
+def asked(
+    family: Family, checkpoint: Path, task: Task | None = None, num_samples: int = 4
+) -> tuple[PreTrainedModel, Prompter, dict[str, Sample]]:
+    """A family's model, what asks it, and the questions by their names: those of `FEW`, or of another task."""
     model, processor = load_checkpoint(str(checkpoint))
-    prompter, task = prompter_for(model, processor), SecondShapes()
-    data = DepthDataModule(prompter, task, num_samples=4, drop_images=not family.sees)
-    samples = {sample.id: sample for sample in data.eval_dataset("validation")}
+    prompter = prompter_for(model, processor)
+    task = task or SecondShapes()
+    data = DepthDataModule(prompter, task, num_samples=num_samples, drop_images=not family.sees)
+    return model, prompter, {sample.id: sample for sample in data.eval_dataset("validation")}
+
+
+def check_answers(
+    family: Family, checkpoint: Path, folder: Path, task: Task | None = None, num_samples: int = 4
+) -> None:
+    """What `compare` recorded in batches is what the model says of each question alone, under each mask.
+
+    That is the answer which ``generate`` gives, and the log-probability of the reference, decoded token by token.
+    """
+    task = task or SecondShapes()
+    model, prompter, samples = asked(family, checkpoint, task, num_samples)
     (path,) = (folder / "records").rglob("validation/rank0.jsonl")
     records = [json.loads(line) for line in path.read_text().splitlines()][1:]
     assert len({record["mask"] for record in records}) > 1
     for record in records:
-        inputs = prompter.encode([samples[record["sample"]]])
+        sample = samples[record["sample"]]
+        inputs = prompter.encode([sample])
         with masked(model, from_mask_id(record["mask"])):
             tokens = model.generate(
                 **inputs,
@@ -119,29 +141,61 @@ def check_answers(family: Family, checkpoint: Path, folder: Path) -> None:
                 eos_token_id=end_token_ids(model, prompter.tokenizer),
                 pad_token_id=prompter.tokenizer.pad_token_id or 0,
             )
+            logprob = forced_logprob(model, inputs, prompter.answer_ids(sample.references[:1]))
         new = tokens[:, inputs["input_ids"].shape[1] :]
         (text,) = prompter.tokenizer.batch_decode(new, skip_special_tokens=True)
         assert clean_prediction(text) == clean_prediction(record["prediction"])
+        assert record["reference_logprob"] == pytest.approx(float(logprob), rel=0, abs=1e-5)
+
+
+def sublayers(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> str:
+    """``works``, where a half that is skipped is one that adds zeros; else why halves cannot be skipped."""
+    mask = torch.ones(2 * NUM_BLOCKS, dtype=torch.bool)
+    mask[[3, 4]] = False  # the MLP of a block, and the attention of the next
+    real = inputs["attention_mask"].bool()
+    try:
+        with masked(model, mask, granularity="sublayer"), torch.no_grad():
+            found = model(**inputs, use_cache=False).logits[real]
+    except ValueError as refusal:
+        return f"refused: {str(refusal).removesuffix('; skip whole blocks instead')}"
+    with torch.no_grad():
+        expected = zeroed_copy(model, mask)(**inputs, use_cache=False).logits[real]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    return WORKS
+
+
+def engine(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> str:
+    """``works``, where many masks are answered in one pass; else why they are not; the answers are right in both."""
+    said = check_every_entry(model, inputs)
+    return said[0].partition(" is answered ")[2] if said else WORKS
+
+
+LAWS = {"sublayers": sublayers, "engine": engine}
 
 
 def row(family: Family, said: Mapping[str, str]) -> str:
-    """A family's line of the table, from what each command said; of a refusal the expectation, not its figures."""
+    """A family's line of the table, from what each command and law said; of a refusal the reason, not its figures."""
     reasons: dict[str, list[str]] = {}
-    for command, text in said.items():
-        if text != WORKS:
-            reasons.setdefault(text.removeprefix("error: ").partition(";")[0], []).append(command)
+    for command in COMMANDS:
+        if said[command] != WORKS:
+            reasons.setdefault(said[command].removeprefix("error: ").partition(";")[0], []).append(command)
     refused = [f"{', '.join(commands)} refused: {reason}" for reason, commands in reasons.items()]
-    result = "; ".join(refused) or WORKS
-    return f"| {family.name} | `{family.model_class}` | {result} | {', '.join(family.needs)} |"
+    laws = [re.sub(r" \[[\d, ]+\]|, got .*", "", said[law]).replace("|", r"\|") for law in LAWS]
+    cells = (family.name, f"`{family.model_class}`", "; ".join(refused) or WORKS, *laws, ", ".join(family.needs))
+    return f"| {' | '.join(cells)} |"
 
 
 def outcomes(name: str) -> dict[str, str]:
-    """What each command says of a family, over a checkpoint of its own."""
+    """What each command and law says of a family, over a checkpoint of its own."""
+    family = FAMILIES[name]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder, "checkpoint")
         checkpoint.mkdir()
-        FAMILIES[name].write(checkpoint)
-        return {command: outcome(FAMILIES[name], command, checkpoint, Path(folder)) for command in COMMANDS}
+        family.write(checkpoint)
+        said = {command: outcome(family, command, checkpoint, Path(folder)) for command in COMMANDS}
+        model, prompter, samples = asked(family, checkpoint)
+        inputs = prompter.encode(list(samples.values())[:2])
+    return said | {law: says(model, inputs) for law, says in LAWS.items()}
 
 
 def outcomes_with_packages(names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -157,7 +211,8 @@ def outcomes_with_packages(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def write_table(rows: dict[str, str]) -> None:
     """Put the table into the page, and the names into the README."""
-    head = ["| family | class | every command | needs |", "| --- | --- | --- | --- |"]
+    names = ("family", "class", "every command", *LAWS, "needs")
+    head = [f"| {' | '.join(names)} |", f"| {' | '.join(['---'] * len(names))} |"]
     groups = {True: "With images", False: "Text"}
     parts = [
         f"### {title}\n\n" + "\n".join([*head, *(rows[name] for name in FAMILIES if FAMILIES[name].sees == sees)])
@@ -169,11 +224,12 @@ def write_table(rows: dict[str, str]) -> None:
 
 def short(rows: dict[str, str]) -> str:
     """The names of the families alone."""
+    scored = {name for name in FAMILIES if rows[name].split(" | ")[2] == WORKS}
     named = {
-        sees: ", ".join(name for name in FAMILIES if FAMILIES[name].sees == sees and f"| {WORKS} |" in rows[name])
+        sees: ", ".join(name for name in FAMILIES if FAMILIES[name].sees == sees and name in scored)
         for sees in (True, False)
     }
-    refused = ", ".join(name for name in FAMILIES if f"| {WORKS} |" not in rows[name])
+    refused = ", ".join(name for name in FAMILIES if name not in scored)
     lines = [f"- with images: {named[True]}", f"- text: {named[False]}"]
     return "\n".join([*lines, *([f"- but for some commands: {refused}"] if refused else [])])
 

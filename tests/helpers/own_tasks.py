@@ -1,10 +1,11 @@
-"""A task as a user writes it, given by class path: questions without images."""
+"""Tasks as a user writes them, given by class path: questions without images, and about several."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import datasets
+from PIL import Image
 
 from lit_depth.data import Sample, Task
 
@@ -24,3 +25,29 @@ class ColorWords(Task):
         number = row["number"]
         answer = COLORS[number % 4]
         return Sample(f"{number}", f"{number}", None, f"What is color {number}?", (answer,))
+
+
+class NoneToTwoImages(Task):
+    """Questions about no picture, one and two by turns, of unequal sizes; six of each split."""
+
+    name, metric, max_new_tokens, needs_image = "none_to_two_images", "ExactMatch", 4, False
+
+    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
+        numbers = range(6) if split == "calibration" else range(6, 12)
+        return datasets.Dataset.from_dict({"number": list(numbers)})
+
+    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
+        number = row["number"]
+        first, second = (
+            Image.effect_mandelbrot((24 + 4 * number, height), (-2, -1.5, 1, 1.5), 20 + number).convert("RGB")
+            for height in (30, 52)
+        )
+        answer = COLORS[number % 4]
+        return Sample(
+            f"{number}",
+            f"{number}",
+            first if number % 3 else None,
+            f"What is color {number}{' of these pictures' * (number % 3)}?",
+            (answer,),
+            more_images=(second,) if number % 3 == 2 else (),
+        )
