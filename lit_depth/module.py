@@ -208,15 +208,16 @@ class DepthModule(LightningModule):
 
     def _score(self, batch: Mapping[str, Any], masks: MaskSet) -> MaskedPredictions:
         """Predictions of a batch whose samples have continuations, which are texts already."""
-        ids, rows = batch["continuation_ids"], batch["continuation_rows"].tolist()
+        ids = batch["continuation_ids"]
+        places = [place for place, sample in enumerate(batch["samples"]) for _ in sample.continuations]
         found = score_continuations(
             self.model, model_inputs(batch), masks, ids, batch["continuation_rows"], **self._sweeping()
         )
         num_tokens = (ids != IGNORE).sum(1).tolist()
         likelihoods: list[list[list[Likelihood]]] = [[[] for _ in batch["samples"]] for _ in masks]
         for of_mask, logprobs, greedy in zip(likelihoods, found.logprobs.tolist(), found.num_greedy.long().tolist()):
-            for row, *values in zip(rows, logprobs, num_tokens, greedy):
-                of_mask[row].append(Likelihood(*values))
+            for place, *values in zip(places, logprobs, num_tokens, greedy):
+                of_mask[place].append(Likelihood(*values))
         targets = [[each[sample.target] for sample, each in zip(batch["samples"], row)] for row in likelihoods]
         means = torch.tensor([[each.logprob / each.num_tokens for each in row] for row in targets])
         texts = [[sample.continuations[sample.target] for sample in batch["samples"]] for _ in masks]

@@ -36,7 +36,7 @@ _WORKER_TIMEOUT_SECONDS = 600
 NO_SAMPLE: Any = None  # position of no sample
 # of a sample
 _ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")
-_SCORED = ("continuations", "target", "prompt")
+_SCORED = ("continuations", "target", "prompt", "prompts")
 _MAX_WORKERS = 256
 
 

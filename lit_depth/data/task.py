@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
@@ -47,6 +48,7 @@ class Sample(_HostOnly):
             question with options there is one for each, and the prompt does not list these.
         target: Which of the continuations is the reference.
         prompt: The whole prompt as plain text, which no template frames; None = `question`, as the model's family asks.
+        prompts: Plain prompts, one for each continuation, where these stand behind different ones.
     """
 
     id: str
@@ -62,11 +64,22 @@ class Sample(_HostOnly):
     continuations: tuple[str, ...] = ()
     target: int = 0
     prompt: str | None = None
+    prompts: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[Any, ...]:
         """All pictures of the question, in order."""
         return (() if self.image is None else (self.image,)) + self.more_images
+
+    def pieces(self) -> list[Sample]:
+        """The sample once for each run of equal `prompts`, with that prompt and the continuations behind it."""
+        if not self.prompts:
+            return [self]
+        pairs = groupby(zip(self.prompts, self.continuations, strict=True), key=lambda pair: pair[0])
+        return [
+            replace(self, prompt=prompt, prompts=(), continuations=tuple(text for _, text in those), target=0)
+            for prompt, those in pairs
+        ]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The built-in tasks, by name. A new one is a file in this folder, an import and an entry in `TASKS`."""
 
 import difflib
+from importlib import import_module
 
 from lit_depth.data.task import Task
 from lit_depth.data.tasks.chart_qa import ChartQA
@@ -41,7 +42,10 @@ TASKS: tuple[type[Task], ...] = (
     SceneTextVQA,
 )
 
-__all__ = ["TASKS", "get_task"]
+HARNESSES = ("lm_eval",)
+"""Integrations with tasks of their own, ``<harness>:<task>``."""
+
+__all__ = ["HARNESSES", "TASKS", "get_task"]
 
 
 @checked
@@ -52,11 +56,15 @@ def get_task(name: str) -> Task:
     ('ExactMatch', 'mmmu')
 
     Args:
-        name: Name of a built-in task (or of its class), or ``package.module.Class`` of any.
+        name: Name of a built-in task (or of its class), ``package.module.Class`` of any, or one of a harness's own
+            tasks, such as ``lm_eval:arc_easy``.
 
     Raises:
         ValueError: If there is none; the message names the nearest ones.
     """
+    harness, colon, rest = name.partition(":")
+    if colon:
+        return _task_of(harness, rest)
     names = {task.name: task for task in TASKS}
     kind = names.get(name) or {task.__name__: task for task in TASKS}.get(name)
     if kind is None and "." in name:
@@ -73,6 +81,12 @@ def get_task(name: str) -> Task:
         raise ValueError(
             f"expected a task that can be made without arguments, got {name!r}: {error}; give class_path and init_args"
         ) from error
+
+
+def _task_of(harness: str, name: str) -> Task:
+    if harness not in HARNESSES:
+        raise ValueError(f"expected {' or '.join(f'{each}:NAME' for each in HARNESSES)}, got {harness}:{name}")
+    return import_module(f"lit_depth.integrations.{harness}").make_task(name)
 
 
 def _class_at(path: str) -> type[Task]:
