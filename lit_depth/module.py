@@ -265,8 +265,11 @@ class DepthModule(LightningModule):
         check_batch(batch)
         if not batch["sample_ids"]:
             return
-        inputs = model_inputs(batch)
-        scores = reference_logprob(self.model, inputs, batch["answer_ids"], pad_token_id=self.pad_token_id)
+        if "continuation_ids" in batch:
+            scores = self._score(batch, MaskSet.full(self.num_units, self.hparams["granularity"])).reference_logprobs[0]
+        else:
+            inputs = model_inputs(batch)
+            scores = reference_logprob(self.model, inputs, batch["answer_ids"], pad_token_id=self.pad_token_id)
         self.log("val/reference_logprob", scores.mean(), batch_size=len(scores), prog_bar=True, sync_dist=True)
 
     test_step = validation_step

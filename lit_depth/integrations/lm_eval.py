@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ class LmEvalTask(Task):
         self.definition: dict[str, Any] = {"output_type": "generate_until", **entry.cfg}
         self.task = entry.name
         self.num_fewshot = num_fewshot
+        self.version = f"lm_eval {version('lm_eval')}"  # that of prompts and scores
         _check_answerable(self.task, self.definition)
         chosen = _choose_metric(self.task, self.definition, metric)
         _METRICS.setdefault(chosen, type(chosen, (LmEvalMetric,), {"chosen": chosen, "__module__": __name__}))
@@ -214,12 +216,15 @@ class LmEvalTask(Task):
 
     def _build(self, source: str, path: str | None) -> Any:
         """The harness's task with the documents of a split."""
+        import datasets
+
         changed: dict[str, Any] = {} if self.num_fewshot is None else {"num_fewshot": self.num_fewshot}
         if source != (self.definition.get("test_split") or self.definition.get("validation_split")):
             changed["test_split"] = source
             if source == (self.definition.get("fewshot_split") or self.definition.get("training_split")):
                 changed["fewshot_split"] = source  # said, it keeps a document out of its own examples
         changed |= _local(path, self.task)
+        datasets.disable_progress_bars()  # they stand in the way of the command's own
         # the harness merges what is changed with a definition of its index only within a group
         group = {"group": "lit_depth", "task": [{"task": self.task, **changed}]}
         try:
