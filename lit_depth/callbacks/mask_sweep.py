@@ -71,6 +71,8 @@ class MaskSweep(Callback):
         self.folder = Path(folder)
         self.metric = new_metric(metric)
         self._corpus = getattr(self.metric, "corpus", None)
+        # columns of the records of whose means a result tells too
+        self._told = tuple(getattr(self.metric, "told", ("parse_failed",)))
         self.max_bad_samples = max_bad_samples
         self.description = description
         self.weights: str | None = None
@@ -182,12 +184,20 @@ class MaskSweep(Callback):
             self.records = _score_corpus(self.records.drop(columns="references"), references, self._corpus)
 
     @property
-    def parse_failed(self) -> dict[str, float]:
-        """Share of answers, by mask id, in which a metric that reads choices found none; empty for other metrics."""
-        if self.records is None or "parse_failed" not in self.records:
-            return {}
-        told = self.records.dropna(subset=["parse_failed"])
-        return told["parse_failed"].astype(float).groupby(told["mask"]).mean().to_dict()
+    def told(self) -> dict[str, dict[str, float]]:
+        """Means, by mask id, of what a metric tells beside the score.
+
+        Of one that reads choices, ``parse_failed`` is the share of answers in which it found none; of options chosen by
+        log-likelihood, ``acc`` and ``acc_norm`` are the scores by either normalisation.
+        """
+        means: dict[str, dict[str, float]] = {}
+        if self.records is None:
+            return means
+        for name in self._told:
+            if name in self.records:
+                known = self.records.dropna(subset=[name])
+                means[name] = known[name].astype(float).groupby(known["mask"]).mean().to_dict()
+        return means
 
     def check_bad_samples(self, num_samples: int) -> None:
         """Raise ValueError if more of ``num_samples`` are bad than ``max_bad_samples`` allows."""

@@ -28,6 +28,7 @@ _USUAL = {
 }
 MEANINGS = tuple(_USUAL)
 _NUM_HUMANS = 10  # answers per question of VQAv2 and its kin, by different people
+BY_LIKELIHOOD = "acc"  # metric of options that are chosen by the log-probability of their texts
 _LONG_WORDS = 6  # an answer of more words is no short phrase
 
 
@@ -220,7 +221,9 @@ class Guess(NamedTuple):
     reason: str
 
 
-def guess_metric(answers: Sequence[tuple[str, ...]], has_options: bool, has_question: bool = True) -> Guess:
+def guess_metric(
+    answers: Sequence[tuple[str, ...]], has_options: bool, has_question: bool = True, by_likelihood: bool = False
+) -> Guess:
     """The metric that fits the answers of some questions.
 
     >>> guess_metric([("3",), ("12",)], has_options=False)
@@ -232,8 +235,11 @@ def guess_metric(answers: Sequence[tuple[str, ...]], has_options: bool, has_ques
         answers: Accepted answers of each question.
         has_options: Whether there are options to choose from.
         has_question: Whether anything is asked beside an image; without it, images are described.
+        by_likelihood: Whether options are chosen by log-likelihood.
     """
     given = [accepted for accepted in answers if accepted]
+    if by_likelihood:
+        return Guess(BY_LIKELIHOOD, "choice", "options are chosen by the sum of their tokens' log-probabilities")
     if has_options:
         return Guess("multiple_choice", "choice", "there are options")
     if not has_question:

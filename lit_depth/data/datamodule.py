@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_depth.data.collate import EvalCollator
+from lit_depth.data.columns import BY_LIKELIHOOD
 from lit_depth.data.images import ImageFolder, image_digest, load_image
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
-from lit_depth.data.task import BadSample, Sample, Task, check_split
+from lit_depth.data.task import AnswerBy, BadSample, Sample, Task, by_likelihood, check_split
 from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.data.tasks.own_files import OwnFiles
 from lit_depth.functional.arguments import check_least, check_range, checked
@@ -60,6 +61,9 @@ class DepthDataModule(LightningDataModule):
         columns: With ``path`` and no task: meaning and name of columns that are not called as usual: question, answer,
             image, options, id, image_id, split; a name of null = there is none.
         allow_outside: With ``path`` and no task: read images from outside of that folder too.
+        answer_by: How options are chosen from: ``generation`` = by the letter that the model writes; ``likelihood`` =
+            by the log-probability of each option's text behind the question, which does not list them: metric ``acc``
+            takes the sum over its tokens, ``acc_norm`` divides it by its characters. null = as the task has it.
         metric: What the answers are scored by, in place of the task's own: a name in `lit_depth.metrics`, or the class
             path of a :class:`torchmetrics.Metric` of your own (see `lit_depth.metrics.base.resolve`).
         batch_size: Questions per evaluation batch; ``auto`` = as many as fit in memory, up to 64 (see
@@ -85,6 +89,7 @@ class DepthDataModule(LightningDataModule):
         path: str | None = None,
         columns: dict[str, str | None] | None = None,
         allow_outside: bool = False,
+        answer_by: AnswerBy | None = None,
         metric: str | None = None,
         batch_size: int | Literal["auto"] = 32,
         train_batch_size: int = 32,
@@ -120,6 +125,7 @@ class DepthDataModule(LightningDataModule):
             raise ValueError("expected columns and allow_outside with a path and no task: a task knows its own columns")
         if is_own:
             task = OwnFiles(str(path), columns, allow_outside)
+            task.answer_by = answer_by or task.answer_by  # before it guesses its metric
         names = _all_tasks(path) if tasks == "all" else ([task or "shapes_vqa"] if tasks is None else tasks)
         self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
         for entry in self.tasks:
@@ -129,10 +135,15 @@ class DepthDataModule(LightningDataModule):
         known = [entry.name for entry in self.tasks]
         if not known or len(set(known)) < len(known):
             raise ValueError(f"expected at least one of tasks, each with a name of its own, got {known}")
-        if metric is not None:
+        if answer_by is not None or metric is not None:
             self.tasks = list(map(copy.copy, self.tasks))  # a task that was given stays as it is
-            for entry in self.tasks:
+        for entry in self.tasks:
+            if answer_by is not None:
+                entry.answer_by = answer_by
+            if metric is not None:
                 entry.metric = metric
+            elif answer_by == "likelihood" and not is_own:  # which guess theirs, and say so
+                entry.metric = BY_LIKELIHOOD
         self.task = self.tasks[0]
         self.path = path
         self.batch_size = batch_size
@@ -418,7 +429,9 @@ class EvalDataset(Dataset):
 
     def _sample(self, row: dict[str, Any], index: int) -> Sample:
         sample, task = self.task.sample(row, self.split, index), self.task
-        return replace(sample, task=sample.task or task.name, answer_kind=sample.answer_kind or task.answer_kind)
+        sample = replace(sample, task=sample.task or task.name, answer_kind=sample.answer_kind or task.answer_kind)
+        is_asked = getattr(task, "answer_by", "generation") == "likelihood" and not sample.continuations
+        return by_likelihood(sample) if is_asked else sample
 
     def take(self, positions: Sequence[int]) -> EvalDataset:
         """The same rows, fewer of them chosen: those at these positions."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
 
+from lit_depth.functional.choices import option_letters
+
 if TYPE_CHECKING:
     import datasets
     from PIL import Image
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "calibration", "validation")
 AnswerKind = Literal["short", "choice", "number", "caption", "free"]
+AnswerBy = Literal["generation", "likelihood"]
 
 
 class _HostOnly:
@@ -82,6 +85,23 @@ class Sample(_HostOnly):
         ]
 
 
+def by_likelihood(sample: Sample) -> Sample:
+    """The sample with its options as continuations of the question, which does not list them.
+
+    >>> sample = Sample("1", "1", None, "Which one barks?", ("B",), options=("cat", "dog"))
+    >>> found = by_likelihood(sample)
+    >>> found.continuations, found.target
+    (('cat', 'dog'), 1)
+
+    Raises:
+        ValueError: If it has no options, or one without a text.
+    """
+    if not sample.options or not all(option.strip() for option in sample.options):
+        raise ValueError("expected options with a text each to choose from by log-likelihood, got none or an empty one")
+    target = option_letters(sample.options).index(sample.references[0]) if sample.references else 0
+    return replace(sample, continuations=sample.options, target=target)
+
+
 @dataclass(frozen=True)
 class BadSample(_HostOnly):
     """A row that could not be turned into a `Sample`: which one, and why. It is counted, never scored."""
@@ -119,6 +139,7 @@ class Task:
         answer_kind: See `Sample`.
         metric: Name in `lit_depth.metrics`, or class path of a :class:`torchmetrics.Metric`.
         max_new_tokens: Longest answer, in tokens.
+        answer_by: How options are chosen from: by a generated letter, or by the log-probability of each one's text.
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
         streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
@@ -127,6 +148,7 @@ class Task:
 
     name: str
     answer_kind: AnswerKind = "short"
+    answer_by: AnswerBy = "generation"
     metric: str
     max_new_tokens: int
     needs_image: bool = False

@@ -53,6 +53,7 @@ class LikelihoodAccuracy(MultipleChoiceAccuracy):
     """
 
     by_length = False
+    told = ("acc", "acc_norm")
 
     def judge(self, sample: Any, found: Sequence[Likelihood]) -> dict[str, Any]:
         """What is recorded of a sample with options and one continuation for each.

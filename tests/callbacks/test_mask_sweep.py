@@ -274,9 +274,9 @@ def test_answers_without_a_choice_are_counted(module, tmp_path, monkeypatch):
     assert found.records["parse_failed"].dtype == bool
     unread = [not prediction for prediction in found.records["prediction"]]
     assert found.records["parse_failed"].tolist() == unread and any(unread)
-    assert found.parse_failed == found.records.groupby("mask")["parse_failed"].mean().to_dict()
-    assert set(found.parse_failed) == set(map(mask_id, MASKS))
-    assert sweep(module, tmp_path / "other").parse_failed == {}
+    assert found.told["parse_failed"] == found.records.groupby("mask")["parse_failed"].mean().to_dict()
+    assert set(found.told["parse_failed"]) == set(map(mask_id, MASKS))
+    assert sweep(module, tmp_path / "other").told == {}
 
 
 @pytest.mark.parametrize("metric", ["Remainder", "Remainders"])
@@ -284,3 +284,86 @@ def test_a_metric_of_the_users_own(module, tmp_path, metric):
     records = sweep(module, tmp_path, masks=MASKS[:2], metric=f"tests.helpers.own_metrics.{metric}").records
     assert records["score"].tolist() == [remainder(prediction) for prediction in records["prediction"]]
     assert records["score"].nunique() > 1
+
+
+class WithOptions(ShapesVQA):
+    """Questions about pictures, every third without its picture, with options of different lengths."""
+
+    name, metric = "with_options", "acc"
+    answer_by = "likelihood"
+
+    def sample(self, row, split, index):
+        sample = super().sample(row, split, index)
+        image = None if index % 3 == 0 else sample.image
+        options = ("red", "two", "a blue circle", "yes")[: 3 + index % 2]
+        return replace(sample, image=image, options=options, references=("ABC"[index % 3],))
+
+
+@torch.no_grad()
+def option_logprobs(module, sample, mask) -> list[float]:
+    """Each option behind the question alone: one forward without padding and without the engine."""
+    found = []
+    for option in sample.options:
+        asked = replace(sample, options=(), continuations=(), answer_kind="short")
+        inputs = module.prompter.encode([asked])
+        inputs = {name: inputs[name] for name in model_inputs(inputs)}
+        tokens = torch.tensor([module.tokenizer(" " + option, add_special_tokens=False)["input_ids"]])
+        length, ids = inputs["input_ids"].shape[1], torch.cat([inputs["input_ids"], tokens], dim=1)
+        with masked(module.model, mask):
+            inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            logprobs = module.model(**inputs, use_cache=False).logits[0, length - 1 : -1].log_softmax(-1)
+        found.append(float(logprobs.gather(1, tokens.T).sum()))
+    return found
+
+
+def test_options_are_chosen_by_log_likelihood_with_and_without_images(module, tmp_path):
+    task = WithOptions(num_images=8)
+    callback = sweep(module, tmp_path, task=task, metric="acc", num_samples=6)
+    records = callback.records.set_index(["mask", "sample"])
+    dataset = data(module, task=task, num_samples=6).eval_dataset("validation")
+    assert {len(sample.images) for sample in dataset} == {0, 1}
+    for sample in dataset:
+        right = "ABC".index(sample.references[0])
+        for mask in MASKS:
+            values = option_logprobs(module, sample, mask)
+            by_length = [value / len(option) for value, option in zip(values, sample.options)]
+            record = records.loc[(mask_id(mask), sample.id)]
+            best = max(range(len(values)), key=values.__getitem__)
+            assert record["prediction"] == "ABCD"[best] and record["score"] == record["acc"] == (best == right)
+            assert record["acc_norm"] == (by_length.index(max(by_length)) == right)
+            num_tokens = len(module.tokenizer(" " + sample.options[right], add_special_tokens=False)["input_ids"])
+            assert record["reference_logprob"] == pytest.approx(values[right] / num_tokens, abs=1e-4)
+    assert set(callback.told) == {"acc", "acc_norm"}
+
+
+def test_options_interrupted_and_continued_equal_uninterrupted(module, tmp_path):
+    task = WithOptions(num_images=8)
+    whole = sweep(module, tmp_path / "whole", task=task, metric="acc", num_samples=6).records
+    lines = (tmp_path / "whole" / "rank0.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "rank1.jsonl").write_bytes(b"".join(lines[:8]) + b'{"mask": "11')
+    again = sweep(module, tmp_path / "killed", task=task, metric="acc", num_samples=6).records
+    pd.testing.assert_frame_equal(again, whole, check_exact=True)
+
+
+def test_options_do_not_depend_on_the_number_of_processes_or_the_batch_size(module):
+    task, found = WithOptions(num_images=8), []
+    module.request_masks(MASKS)
+    for size, num_processes in ((2, 1), (2, 2), (5, 1)):
+        of_sample = {}
+        for rank in range(num_processes):
+            datamodule = data(module, task=task, num_samples=5, batch_size=size)
+            for batch in datamodule.eval_dataloader("validation", shard=(rank, num_processes)):
+                outputs = module.predict_step(batch)
+                of_sample |= dict(zip(outputs.sample_ids, zip(*outputs.likelihoods)))
+        found.append(of_sample)
+    module.requested_masks = None
+    assert found[0] == found[1]
+    for sample, of_masks in found[0].items():
+        for one, other in zip(of_masks, found[2][sample]):
+            assert [each.logprob for each in one] == pytest.approx([each.logprob for each in other], rel=1e-6, abs=1e-5)
+
+
+def test_a_metric_of_generated_answers_is_refused_for_log_likelihood(module, tmp_path):
+    with pytest.raises(ValueError, match="expected a metric of log-probabilities, such as acc or acc_norm, got Exact"):
+        sweep(module, tmp_path, task=WithOptions(num_images=8), num_samples=2)

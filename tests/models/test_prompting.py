@@ -486,3 +486,32 @@ def test_numbers_too_large_for_float16_are_named_by_mask_and_sample(llama, quick
         assert run([*each, *command, "--model.dtype", "float16", "--name", "half"]) == 2
         line = last_error(capsys)
         assert re.search("logits are NaN or infinite for mask [01]{4}, sample [a-z]+-0-.*: .*dtype bfloat16", line)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continuations", "context", "expected"),
+    [
+        ("the cat is", (" red", " blue"), "the cat is", [" red", " blue"]),
+        ("the cat is ", ("red", "blue"), "the cat is", [" red", " blue"]),
+        ("", ("red",), None, ["red"]),
+    ],
+)
+def test_plain_prompts_are_split_as_lm_evaluation_harness_does(prompt, continuations, context, expected):
+    """Tokens of both together less as many as the prompt has; white space at its end goes to the continuation."""
+    model, processor = load_bundled()
+    prompter = prompter_for(model, processor)
+    sample = Sample("1", "1", None, "", ("A",), continuations=continuations, prompt=prompt)
+    tokenizer = processor.tokenizer
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = [start] if context is None else tokenizer(context)["input_ids"]
+    inputs = prompter.encode([sample])
+    assert inputs["input_ids"].tolist() == [ids] and prompter.prompt_length(sample) == len(ids)
+    wanted = [tokenizer((context or "") + text)["input_ids"][len(ids) if context else 0 :] for text in expected]
+    assert prompter.continuation_ids(sample) == wanted
+
+
+def test_a_plain_prompt_with_an_image_is_refused():
+    prompter = prompter_for(*load_bundled())
+    sample = Sample("1", "1", Image.new("RGB", (8, 8)), "", ("A",), prompt="What?")
+    with pytest.raises(ValueError, match="expected plain prompts without images"):
+        prompter.encode([sample])

@@ -199,7 +199,14 @@ class OwnFiles(HubTask):
     @cached_property
     def guess(self) -> Guess:
         """The metric and the kind of answer that fit the answers, and why."""
-        return guess_metric(self._accepted, self.columns.options is not None, self.columns.question is not None)
+        columns, by_likelihood = self.columns, self.answer_by == "likelihood"
+        if by_likelihood and columns.options is None:
+            raise ValueError(
+                f"{self.path}: expected a column of options to choose from by likelihood, got {columns.told()}; "
+                "name it: --data.columns.options NAME"
+            )
+        has_options, has_question = columns.options is not None, columns.question is not None
+        return guess_metric(self._accepted, has_options, has_question, by_likelihood)
 
     @cached_property
     def metric(self) -> str:  # type: ignore[override]  # found when it is asked for; assigned to choose another

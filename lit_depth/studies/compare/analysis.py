@@ -41,7 +41,7 @@ def _task_entry(measured: Measured) -> dict[str, Any]:
         "num_samples": len(measured.scores.images),
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
-        **({"parse_failed": sweep.parse_failed} if sweep.parse_failed else {}),
+        **sweep.told,
     }
 
 

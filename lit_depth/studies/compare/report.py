@@ -5,7 +5,15 @@ from typing import Any
 from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table
 from lit_depth.results.style import Stage
 from lit_depth.results.table import Cell, format_interval
-from lit_depth.results.verdicts import LEGEND, WITHHELD, describe_constant, mark_strategy, refusal, verdict_scalars
+from lit_depth.results.verdicts import (
+    LEGEND,
+    WITHHELD,
+    describe_constant,
+    describe_normalisations,
+    mark_strategy,
+    refusal,
+    verdict_scalars,
+)
 from lit_depth.studies.compare.figures import by_policy, comparison_figures, has_latency, task_figure, total_ms
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 from lit_depth.studies.shared.importance_scores import tie_sentences
@@ -61,7 +69,8 @@ def _headline(comparison: Comparison) -> str:
     return (
         f"{comparison['metric']} on {comparison['task']}, {comparison['num_samples']} samples "
         f"({comparison['num_bad_samples']} bad), {comparison['confidence']:.0%} intervals by image; full model "
-        f"{full['quality']:.3f} {format_interval(full['quality_ci'], sign='')}.{describe_constant(comparison)}"
+        f"{full['quality']:.3f} {format_interval(full['quality_ci'], sign='')}."
+        f"{describe_normalisations(comparison)}{describe_constant(comparison)}"
     )
 
 

@@ -97,12 +97,11 @@ def describe_samples(measured: Measured, confidence: float) -> dict[str, Any]:
 
 def task_entry(measured: Measured, units: Sequence[int], confidence: float, granularity: Granularity) -> dict[str, Any]:
     """What is known of one task: its samples, the full model, every unit; of choices also how many are none."""
-    failed = measured.sweep.parse_failed
     return {
         **describe_task(measured),
         **describe_samples(measured, confidence),
         "blocks": describe_blocks(measured.scores, units, confidence, granularity),
-        **({"parse_failed": failed} if failed else {}),
+        **measured.sweep.told,
     }
 
 

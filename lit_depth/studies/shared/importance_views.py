@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 from lit_depth.results.report import Section, Table
 from lit_depth.results.style import new_figure
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, describe_constant, differs, refusal
+from lit_depth.results.verdicts import (
+    SIMULTANEOUS,
+    WITHHELD,
+    describe_constant,
+    describe_normalisations,
+    differs,
+    refusal,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +38,8 @@ def headline(task: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return (
         f"{task['metric']} on {task['task']} ({split} split), {task['num_samples']} samples of "
         f"{task['num_images']} images ({task['num_bad_samples']} bad), {result['confidence']:.0%} {SIMULTANEOUS} by "
-        f"image. Full model {full['quality']:.3f} {format_interval(full['quality_ci'], '')}.{describe_constant(task)}"
-        f"{ranks}{trained}"
+        f"image. Full model {full['quality']:.3f} {format_interval(full['quality_ci'], '')}."
+        f"{describe_normalisations(task)}{describe_constant(task)}{ranks}{trained}"
     )
 
 

@@ -162,3 +162,19 @@ def test_what_is_refused(options, message, tmp_path, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text('{"question": "?", "answer": "a"}\n' * rows)
     with pytest.raises(ValueError, match=message):
         DepthDataModule(**options)
+
+
+def test_options_by_likelihood(tmp_path, capsys):
+    rows = [{"question": f"{n}?", "options": ["cat", "dog"], "answer": "dog"} for n in range(4)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    datamodule = module(tmp_path / "q.jsonl", answer_by="likelihood")
+    for sample in datamodule.eval_dataset("validation"):
+        assert (sample.continuations, sample.target, sample.references) == (("cat", "dog"), 1, ("B",))
+    assert datamodule.task.metric == "acc"
+    assert "metric acc, because options are chosen by the sum" in capsys.readouterr().err
+    assert module(tmp_path / "q.jsonl", answer_by="likelihood", metric="acc_norm").task.metric == "acc_norm"
+
+
+def test_no_options_to_choose_from_by_likelihood(folder):
+    with pytest.raises(ValueError, match="expected a column of options to choose from by likelihood, got question"):
+        module(folder / "q.csv", answer_by="likelihood")
