@@ -17,22 +17,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lit_depth.data.hub import half
-from lit_depth.data.task import AnswerBy, AnswerKind, Sample, Task, check_split
+from lit_depth.data.task import Sample
 from lit_depth.functional.choices import MAX_OPTIONS, option_letters
-from lit_depth.metrics.base import SampleMetric
-from lit_depth.metrics.likelihood import Likelihood
+from lit_depth.integrations.harness import Documents, HarnessTask, is_saved, metric_key, split_name
 
 INSTALL = "pip install 'lit_depth[lm-eval]'"
 _SEED = 1234  # of the harness, for the choice of few-shot examples
-_WHOLE_NAME = re.compile(r"(?P<name>[^:]+)(:(?P<metric>.+))?")
-# by task, split and folder of data: a sample holds no more than the number of its document
-_LOADED: dict[str, Documents] = {}
-# by name: a class path leads to each
-_METRICS: dict[str, type[LmEvalMetric]] = {}
 
 
-class Documents:
+class LmEvalDocuments(Documents):
     """The documents of one split of one of the harness's tasks, its requests about them, and their scores.
 
     Args:
@@ -72,11 +65,6 @@ class Documents:
         return found if isinstance(found, list) else [found]
 
     def scores(self, index: int, answers: Sequence[Any]) -> dict[str, float]:
-        """The harness's scores of one document, by metric, and behind a comma the filter where that has a name.
-
-        Args:
-            answers: One for each request: a text, or (log-probability, whether it is what greedy decoding gives).
-        """
         from lm_eval.api.instance import Instance
 
         doc, found = self.docs[index], {}
@@ -90,11 +78,10 @@ class Documents:
             metrics = self.task.process_results(doc, [instance.filtered_resps[each.name] for instance in instances])
             for name, value in metrics.items():
                 if hasattr(value, "__float__"):  # what only a corpus has is a tuple
-                    found[_key(name, each.name)] = float(value)
+                    found[metric_key(name, each.name)] = float(value)
         return found
 
     def cut(self, index: int, text: str) -> str:
-        """A generated text up to the first of the texts that end it, as the harness cuts it."""
         from lm_eval.models.utils import postprocess_generated_text
 
         (request,) = self.requests(index)
@@ -146,11 +133,10 @@ class Documents:
         return known
 
 
-class LmEvalTask(Task):
+class LmEvalTask(HarnessTask):
     """A task that lm-evaluation-harness defines: its documents, prompts, filters and metric.
 
-    The role "validation" has the documents that the harness evaluates on, "calibration" those of another of the task's
-    splits; of a task with one split each has half of it. Prompts are plain text, without a chat template.
+    Prompts are plain text, without a chat template. For roles see `HarnessTask`.
 
     Args:
         name: The harness's name of the task, or the path of a definition of your own (``my_task.yaml``).
@@ -164,137 +150,27 @@ class LmEvalTask(Task):
 
     def __init__(self, name: str, metric: str | None = None, num_fewshot: int | None = None) -> None:
         self.definition_of = name
-        _, entry = _find(name)
-        self.definition: dict[str, Any] = {"output_type": "generate_until", **entry.cfg}
-        self.task = entry.name
         self.num_fewshot = num_fewshot
-        self.version = f"lm_eval {version('lm_eval')}"  # that of prompts and scores
-        _check_answerable(self.task, self.definition)
-        chosen = _choose_metric(self.task, self.definition, metric)
-        _METRICS.setdefault(chosen, type(chosen, (LmEvalMetric,), {"chosen": chosen, "__module__": __name__}))
-        self.metric = f"{__name__}.{chosen}"
+        _, entry = _find(name)
+        definition = {"output_type": "generate_until", **entry.cfg}
+        _check_answerable(entry.name, definition)
+        chosen = _choose_metric(entry.name, definition, metric)
         shots = "" if num_fewshot is None else f"_{num_fewshot}_shot"
-        self.name = re.sub(r"[^\w,.-]+", "_", f"lm_eval_{self.task}{shots}") + ("" if metric is None else f"_{chosen}")
-        self.answer_kind: AnswerKind = "free"
-        self.max_new_tokens = 1
-        if self.definition["output_type"] == "generate_until":
-            self.max_new_tokens = _generation(self.definition)["max_gen_toks"]
+        suffix = shots + ("" if metric is None else f"_{chosen}")
+        generates = definition["output_type"] == "generate_until"
+        longest = _generation(definition)["max_gen_toks"] if generates else 1
+        super().__init__("lm_eval", entry.name, version("lm_eval"), definition, chosen, suffix, longest)
 
-    @property
-    def answer_by(self) -> AnswerBy:
-        """How the definition has its choices chosen."""
-        return "generation" if self.definition["output_type"] == "generate_until" else "likelihood"
-
-    @answer_by.setter
-    def answer_by(self, wanted: str) -> None:
-        if wanted != self.answer_by:
-            raise ValueError(f"{self.name}: its definition says --data.answer_by {self.answer_by}, got {wanted}")
-
-    def load(self, split: str, path: str | None = None) -> Any:
-        """Return the numbers of a role's documents, see `Task.load`; ``path`` stands for the task's own data.
-
-        Args:
-            split: The role.
-            path: A folder that `datasets.load_dataset` reads or that ``save_to_disk`` wrote, with the columns and
-                splits of the task's own data; or a folder that has such a folder, called as the task.
-        """
-        import datasets
-
-        source, part = self._source(check_split(split))
-        key = f"{self.name}, {source}, {path}"
-        if key not in _LOADED:
-            _LOADED[key] = Documents(self._build(source, path))
-        places = [place for place in range(len(_LOADED[key])) if part is None or half(f"{source}/{place}") == part]
-        rows = {"doc": places, "of": [key] * len(places), "split": [source] * len(places)}
-        return datasets.Dataset.from_dict(rows)
-
-    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
-        from dataclasses import replace
-
-        sample = _LOADED[row["of"]].sample(row["doc"], f"{row['split']}/{row['doc']}")
-        return replace(sample, meta={"of": row["of"], "doc": row["doc"]})
-
-    def _source(self, role: str) -> tuple[str, int | None]:
-        """The dataset's split that serves a role, and which half of it; None = all of it."""
-        splits = [self.definition.get(f"{name}_split") for name in ("test", "validation", "training")]
-        there = list(dict.fromkeys(filter(None, splits)))
-        if role == "train" or not there or there == splits[2:]:
-            raise ValueError(f"{self.name}: the task is for evaluation only, got the role {role}")
-        if len(there) == 1:
-            return there[0], int(role == "validation")
-        return there[0 if role == "validation" else 1], None
-
-    def _build(self, source: str, path: str | None) -> Any:
-        """The harness's task with the documents of a split."""
-        import datasets
-
+    def documents(self, source: str, path: str | None) -> LmEvalDocuments:
         changed: dict[str, Any] = {} if self.num_fewshot is None else {"num_fewshot": self.num_fewshot}
         if source != (self.definition.get("test_split") or self.definition.get("validation_split")):
             changed["test_split"] = source
             if source == (self.definition.get("fewshot_split") or self.definition.get("training_split")):
                 changed["fewshot_split"] = source  # said, it keeps a document out of its own examples
-        changed |= _local(path, self.task)
-        datasets.disable_progress_bars()  # they stand in the way of the command's own
+        changed |= _local(path)
         # the harness merges what is changed with a definition of its index only within a group
         group = {"group": "lit_depth", "task": [{"task": self.task, **changed}]}
-        try:
-            return _find(self.definition_of)[0].load(group)["tasks"][self.task]
-        # whatever the harness, `datasets` and the task's own functions raise
-        except Exception as error:
-            where = path or self.definition.get("dataset_path")
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise ValueError(
-                f"{self.name}: cannot read {where} ({type(error).__name__}: {reason}). Connect to the hub, or read a "
-                f"folder with the same splits and columns: --data.path FOLDER"
-            ) from error
-
-
-class LmEvalMetric(SampleMetric):
-    """A metric of the harness: the mean of what it gives to each document. `chosen` names it, see `LmEvalTask`."""
-
-    chosen = ""
-
-    @staticmethod
-    def score(prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
-        """Whether the answer is a right choice."""
-        return float(prediction in references)
-
-    def judge(self, sample: Any, found: Sequence[Likelihood]) -> dict[str, Any]:
-        """What is recorded of a sample with continuations: its choice, or what it wrote greedily, and all scores."""
-        scores = self._documents(sample).scores(sample.meta["doc"], [(each.logprob, each.is_greedy) for each in found])
-        if sample.options:
-            best = max(range(len(sample.options)), key=lambda place: found[place].logprob)
-            return self._recorded(option_letters(sample.options)[best], scores)
-        best = max(range(len(found)), key=lambda place: found[place].logprob)
-        certain = len(found) > 1 or found[0].is_greedy
-        return self._recorded(sample.continuations[best].strip() if certain else "", scores)
-
-    def rate(self, sample: Any, text: str) -> dict[str, Any]:
-        """What is recorded of a generated text, or of one that stands for it."""
-        if sample.continuations:
-            return {"prediction": text, "score": self.score(text, sample.references)}
-        documents = self._documents(sample)
-        answer = documents.cut(sample.meta["doc"], text)
-        return self._recorded(answer, documents.scores(sample.meta["doc"], [answer]))
-
-    def _documents(self, sample: Any) -> Documents:
-        return _LOADED[sample.meta["of"]]
-
-    def _recorded(self, prediction: str, scores: Mapping[str, float]) -> dict[str, Any]:
-        score = scores.get(self.chosen)
-        if score is None or not 0 <= score <= 1:
-            raise ValueError(
-                f"expected the harness's metric {self.chosen!r} between 0 and 1, got {score}; its metrics here: "
-                f"{', '.join(scores) or 'none of single documents'}"
-            )
-        return {**scores, "prediction": prediction, "score": score}
-
-
-def __getattr__(name: str) -> type[LmEvalMetric]:
-    """The metric of that name, ``lit_depth.integrations.lm_eval.acc_norm``, of the tasks that were made."""
-    if name not in _METRICS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _METRICS[name]
+        return LmEvalDocuments(_find(self.definition_of)[0].load(group)["tasks"][self.task])
 
 
 def make_task(text: str) -> LmEvalTask:
@@ -303,10 +179,7 @@ def make_task(text: str) -> LmEvalTask:
     Raises:
         ValueError: As `LmEvalTask`.
     """
-    match = _WHOLE_NAME.fullmatch(text)
-    if match is None:
-        raise ValueError(f"expected lm_eval:NAME or lm_eval:NAME:METRIC, got 'lm_eval:{text}'")
-    return LmEvalTask(match["name"], match["metric"])
+    return LmEvalTask(*split_name(text, "lm_eval"))
 
 
 # ---- what a definition says
@@ -403,7 +276,7 @@ def _choose_metric(name: str, definition: Mapping[str, Any], wanted: str | None)
     """
     means, others = _metrics(definition)
     filters = list(_filters(definition.get("filter_list")))
-    usable = [_key(*pair) for pair in product(means, filters)]
+    usable = [metric_key(*pair) for pair in product(means, filters)]
     chosen = usable[:1] if wanted is None else [key for key in usable if key == wanted.removesuffix(",none")]
     if chosen:
         return chosen[0]
@@ -440,28 +313,16 @@ def _filters(listed: Any) -> dict[str, list[dict[str, Any]]]:
     return {each["name"]: each["filter"] for each in listed}
 
 
-def _key(metric: str, filter_name: str) -> str:
-    """
-    >>> _key("acc", "none"), _key("exact_match", "strict-match")
-    ('acc', 'exact_match,strict-match')
-    """
-    return metric if filter_name == "none" else f"{metric},{filter_name}"
-
-
 def _without(step: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in step.items() if key != name}
 
 
-def _local(path: str | None, task: str) -> dict[str, Any]:
+def _local(folder: str | None) -> dict[str, Any]:
     """What a definition says of its data, replaced by a folder."""
-    if path is None:
+    if folder is None:
         return {}
-    folder = Path(path).expanduser()
-    folder = folder / task if (folder / task).is_dir() else folder
-    if not folder.is_dir():
-        raise ValueError(f"--data.path: expected a folder with the splits and columns of {task}'s own data, got {path}")
-    if (folder / "dataset_dict.json").is_file():
+    if is_saved(folder):
         import datasets
 
-        return {"custom_dataset": lambda **_: datasets.load_from_disk(str(folder)), "dataset_kwargs": None}
-    return {"dataset_path": str(folder), "dataset_name": None, "dataset_kwargs": None}
+        return {"custom_dataset": lambda **_: datasets.load_from_disk(folder), "dataset_kwargs": None}
+    return {"dataset_path": folder, "dataset_name": None, "dataset_kwargs": None}

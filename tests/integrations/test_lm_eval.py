@@ -13,7 +13,7 @@ from lightning import Trainer
 from lit_depth import DepthModule
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule, Sample, get_task
-from lit_depth.integrations.lm_eval import LmEvalMetric, LmEvalTask
+from lit_depth.integrations.lm_eval import LmEvalTask
 from tests.helpers.harness_tasks import MASKS, NUM_ROWS, SHIPPED, Harness, write_model, write_rows
 
 pytest.importorskip("lm_eval")
@@ -207,11 +207,3 @@ def test_data_that_cannot_be_read_is_refused(tmp_path):
             data.eval_dataset("validation")
     with pytest.raises(ValueError, match="answer_by likelihood, got generation"):
         DepthDataModule(task="lm_eval:piqa", answer_by="generation")
-
-
-def test_a_metric_beyond_one_is_refused():
-    metric = LmEvalMetric()
-    metric.chosen = "rouge"
-    for scores in ({"rouge": 40.0}, {"acc": 1.0}, {}):
-        with pytest.raises(ValueError, match="'rouge' between 0 and 1"):
-            metric._recorded("A", scores)
