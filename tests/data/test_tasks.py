@@ -143,5 +143,5 @@ def test_a_harness_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ValueError, match=r"not installed: pip install 'lit_depth\[lm-eval\]'"):
         get_task("lm_eval:not_looked_up_before")
-    with pytest.raises(ValueError, match="expected lm_eval:NAME, got other:arc_easy"):
+    with pytest.raises(ValueError, match="expected lm_eval:NAME or lmms_eval:NAME, got other:arc_easy"):
         get_task("other:arc_easy")

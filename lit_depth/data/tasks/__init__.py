@@ -42,7 +42,7 @@ TASKS: tuple[type[Task], ...] = (
     SceneTextVQA,
 )
 
-HARNESSES = ("lm_eval",)
+HARNESSES = ("lm_eval", "lmms_eval")
 """Integrations with tasks of their own, ``<harness>:<task>``."""
 
 __all__ = ["HARNESSES", "TASKS", "get_task"]
