@@ -6,10 +6,10 @@ giving the model back), and an eighth of a `compute`, as if eight batches were p
 for all methods together.
 
 Passes alternate with plain forwards as ABBA or BAAB, by seeded coin toss; each such quadruple gives one ratio, so that
-drift of the machine cancels. Reported are the median ratio and its 95% percentile-bootstrap interval, for all methods
-and for parts of them; run it on an otherwise idle machine.
+drift of the machine cancels. Reported are the mean ratio of the rounds and its 95% interval, as in `skip_overhead`, for
+all methods and for parts of them; run it on an otherwise idle machine.
 
-    python benchmarks/importance.py [--quadruples 20] [--threads 1]
+    python benchmarks/importance.py [--quadruples 5] [--rounds 4] [--threads 1]
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from typing import Any
 
 import torch
 from environment import environment
-from skip_overhead import REPOSITORY, median_ratio, quadruples, random_llama
+from skip_overhead import REPOSITORY, mean_ratio, quadruples, random_llama
 from sweep import MODELS, batches
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_depth.callbacks import ProxyImportance
 from lit_depth.functional import ProxyScores
-from lit_depth.functional.importance.methods import GRADIENT_METHODS, METHODS, STATE_METHODS
+from lit_depth.functional.importance.methods import GRADIENT_METHODS, METHODS, TABLE
 from lit_depth.functional.inputs import keep_last, with_positions
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "importance.json"
 BATCHES_PER_COMPUTE = 8
 SETS: dict[str, tuple[str, ...]] = {
     "all methods": METHODS,
-    "hidden states": STATE_METHODS,
+    "hidden states": tuple(name for name in METHODS if TABLE[name].kind in ("states", "last_state")),
     "attention entropy": ("attention_entropy",),
     "gradient, Taylor": GRADIENT_METHODS,
 }
@@ -69,8 +69,8 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def measure(case: Case, count: int, coin: random.Random) -> list[dict[str, Any]]:
-    """Ratio of a pass to a plain forward, for each set of methods."""
+def measure(case: Case, count: int, rounds: int, coin: random.Random) -> list[dict[str, Any]]:
+    """Ratio of a pass to a plain forward, for each set of methods, of ``count`` quadruples in each round."""
     model, inputs, labels = case
     plain_inputs = with_positions(model, inputs) | {"use_cache": False, **keep_last(model, 1)}
 
@@ -85,29 +85,32 @@ def measure(case: Case, count: int, coin: random.Random) -> list[dict[str, Any]]
         def update(scores: ProxyScores = scores) -> None:
             scores.update(inputs, labels)
 
-        pairs = quadruples(update, plain, count, coin)
+        pairs = [quadruples(update, plain, count, coin) for _ in range(rounds)]
         start = time.perf_counter()
         scores.compute()
         # two passes of scores stand in a quadruple
         share = 2 * (time.perf_counter() - start) / BATCHES_PER_COMPUTE
-        rows.append({"methods": name, **median_ratio([(a + share, b) for a, b in pairs])})
+        rows.append({"methods": name, **mean_ratio([[(a + share, b) for a, b in each] for each in pairs])})
     return rows
 
 
 def main() -> None:
     """Measure, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description="Time proxy scores against plain forward passes (CPU).")
-    parser.add_argument("--quadruples", type=int, default=20, help="ABBA quadruples per ratio (default 20)")
+    parser.add_argument("--quadruples", type=int, default=5, help="ABBA quadruples per round (default 5)")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds per ratio, even (default 4)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.rounds < 4 or arguments.rounds % 2:
+        parser.error(f"rounds must be even and at least 4, got {arguments.rounds}")
     torch.set_num_threads(arguments.threads)
     result: dict[str, Any] = {"environment": environment(arguments.threads), "models": {}}
     print(f"{'model':<16}{'methods':<20}{'forwards':>9}  {'95% interval':<18}{'ms':>9} / ms")
     for name, build in CASES.items():
         case = build()
         gc.disable()
-        rows = measure(case, arguments.quadruples, random.Random(0))
+        rows = measure(case, arguments.quadruples, arguments.rounds, random.Random(0))
         gc.enable()
         model, inputs, _ = case
         shape = list(inputs["input_ids"].shape)

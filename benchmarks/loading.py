@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from environment import environment, process_bound
+from environment import environment
 from PIL import Image
+from processes import bound
 from torch.nn import functional as F
 
 from lit_depth.data import DepthDataModule
@@ -144,7 +145,7 @@ def workers(repeats: int, num_images: int = 64) -> dict[str, Any]:
         "one_worker_images_per_s": round(num_images / one, 1),
         "two_workers_images_per_s": round(num_images / two, 1),
         "ratio": round(statistics.median(pair[0] / pair[1] for pair in pairs), 2),
-        "bound": round(process_bound(), 2),
+        "bound": round(bound(), 2),
     }
 
 

@@ -49,7 +49,7 @@ from lit_depth.models.loading import load_bundled
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # the reference for masks is that of the tests: a second version of it could disagree
-sys.path.insert(0, str(REPOSITORY / "tests" / "functional"))
+sys.path.insert(0, str(REPOSITORY))
 from tests.helpers.pruning import pruned_copy  # noqa: E402
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "skip_overhead.json"

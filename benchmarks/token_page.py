@@ -27,7 +27,7 @@ from environment import environment
 from lit_depth.results.token_tables import COLUMNS
 from lit_depth.studies.tokens.token_page import write_token_page
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "results"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.helpers.browser import Browser, missing_programs
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "token_page.json"

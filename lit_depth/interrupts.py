@@ -52,6 +52,7 @@ class _Guard:
 
     def __init__(self) -> None:
         self.active = False
+        self.interrupted = False
         self.terminated = False
         self.closing = False  # the command has ended, by an exception: signals raise no more
         self.said = False
@@ -136,6 +137,7 @@ class _Guard:
             return
         # one that hits a bare `except` of a library is lost, so it is repeated
         signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS)
+        self.interrupted = True
         raise KeyboardInterrupt
 
     def terminate(self, *_: object) -> None:
@@ -214,7 +216,9 @@ def guarded(resumable: bool = True, exits: bool = False) -> Iterator[None]:
     except BaseException as error:
         _guard.closing = True
         _guard.end_launched()
-        if not _guard.terminated and not _is_interrupt(error):
+        # C code that was being imported may lose the interrupt, and another error comes of it
+        of_signal = _guard.terminated or (_guard.interrupted and isinstance(error, Exception))
+        if not of_signal and not _is_interrupt(error):
             raise
         _guard.say(_guard.message)
         if exits:

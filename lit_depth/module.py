@@ -10,7 +10,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
-from transformers.models.olmoe.modeling_olmoe import load_balancing_loss_func
 
 from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
@@ -23,6 +22,7 @@ from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model
 from lit_depth.models.prompting import prompter_for
+from lit_depth.models.router_loss import has_experts, router_loss
 from lit_depth.models.serving import check_serves
 
 
@@ -203,6 +203,8 @@ class DepthModule(LightningModule):
         if "continuation_ids" in batch:
             return self._score(batch, masks)
         tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
+        if "answer_ids" not in batch:
+            logprobs = torch.full(tokens.shape[:2], torch.nan)
         texts = [self.prompter.decode(rows, self.hparams["answer_after"]) for rows in tokens]
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 
@@ -233,7 +235,7 @@ class DepthModule(LightningModule):
             self.model,
             model_inputs(batch),
             masks,
-            answer_ids=batch["answer_ids"],
+            answer_ids=batch.get("answer_ids"),
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_token_ids,
             **self._sweeping(),
@@ -241,21 +243,14 @@ class DepthModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Tensor:
         """Cross entropy on answer and end tokens, plus the experts' load-balancing loss of each block that ran."""
-        mixture = self.hparams["router_loss"] > 0 and hasattr(self.model.config.get_text_config(), "num_experts")
+        mixture = self.hparams["router_loss"] > 0 and has_experts(self.model)
         outputs = self.model(
             **model_inputs(batch), labels=batch["labels"], use_cache=False, output_router_logits=mixture or None
         )
         loss = outputs.loss
         self.log("train/answer_loss", loss, prog_bar=True)
         if mixture:
-            text = self.model.config.get_text_config()
-            mask = batch["attention_mask"]
-            # every real query, and no padded one, attends to the first key
-            real = mask[:, 0, :, 0] if mask.ndim == 4 else mask
-            balance = sum(
-                load_balancing_loss_func((logits,), text.num_experts, text.num_experts_per_tok, real)
-                for logits in outputs.router_logits
-            )
+            balance = router_loss(self.model, outputs.router_logits, batch["attention_mask"])
             self.log("train/router_loss", balance / len(outputs.router_logits))
             loss = loss + self.hparams["router_loss"] * balance
         return loss
@@ -286,7 +281,10 @@ def check_batch(batch: Any) -> None:
     """Raise ValueError for what is no evaluation batch of `lit_depth.data`; one of bad samples only has no tensors."""
     needed = ["sample_ids"]
     if isinstance(batch, Mapping) and batch.get("sample_ids"):
-        needed += ["input_ids", "attention_mask", "answer_ids"]
+        needed += ["input_ids", "attention_mask"]
+        samples = batch.get("samples", ())
+        if not samples or any(sample.references for sample in samples):  # else the answers are withheld
+            needed += ["answer_ids"]
     missing = [name for name in needed if not isinstance(batch, Mapping) or name not in batch]
     if missing:
         given = ", ".join(map(str, batch)) or "nothing" if isinstance(batch, Mapping) else shorten(batch)

@@ -9,8 +9,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import lightning
@@ -175,35 +176,36 @@ def join_lists(arguments: Sequence[str], flat: Sequence[str], repeated_lists: Se
     >>> join_lists(["--skip", "0", "--skip=3"], ["--skip"], [])
     ['--skip', '["0", "3"]']
     """
-    lists_with_sign = tuple(f"{option}=" for option in (*flat, *repeated_lists))
-    arguments = [
-        part
-        for argument in arguments
-        for part in (argument.split("=", 1) if argument.startswith(lists_with_sign) else [argument])
-    ]
     result: list[str] = []
-    repeated: dict[str, list[Any]] = {}
-    position = 0
-    while position < len(arguments):
-        option = arguments[position]
-        position += 1
-        start = position
-        if option in (*flat, *repeated_lists):
-            while position < len(arguments) and not arguments[position].startswith("--"):
-                position += 1
-        values = list(arguments[start:position])
+    lists: dict[str, list[Any]] = {}
+    for option, values in _with_values(arguments, {*flat, *repeated_lists}):
         # already in LightningCLI's form: in brackets, or a word instead of a list
         whole = ["null"], *([["all"]] if option == "--data.tasks" else [])
         if not values or values in whole or values[0].startswith("["):
             result += [option, " ".join(values)] if values else [option]
-        else:
-            if option not in repeated:
-                result += [option, option]  # its place; the second is replaced below
-            lists = repeated.setdefault(option, [])
-            lists += [[_index(option, value) for value in values]] if option in repeated_lists else values
-    for option, lists in repeated.items():
-        result[result.index(option) + 1] = json.dumps(lists)
+            continue
+        if option not in lists:
+            result += [option, option]  # its place; the second is replaced below
+        found = lists.setdefault(option, [])
+        found += [[_index(option, value) for value in values]] if option in repeated_lists else values
+    for option, found in lists.items():
+        result[result.index(option) + 1] = json.dumps(found)
     return result
+
+
+def _with_values(arguments: Sequence[str], listed: Container[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each argument in turn; an option that takes a list with the values behind it, up to the next option."""
+    position = 0
+    while position < len(arguments):
+        option, sign, value = arguments[position].partition("=")
+        position += 1
+        if option not in listed:
+            yield arguments[position - 1], []
+            continue
+        behind = takewhile(lambda argument: not argument.startswith("--"), arguments[position:])
+        values = [value] * bool(sign) + list(behind)
+        position += len(values) - bool(sign)
+        yield option, values
 
 
 def _index(option: str, value: str) -> int:

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_depth.studies.answers.command import answers
 from lit_depth.studies.compare.command import compare
 from lit_depth.studies.consistency.command import consistency
 from lit_depth.studies.importance.command import importance
@@ -33,6 +34,7 @@ class DepthTrainer(Trainer):
         kwargs: As for Lightning's.
     """
 
+    answers = answers
     compare = compare
     consistency = consistency
     importance = importance

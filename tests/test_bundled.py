@@ -75,15 +75,18 @@ def test_accuracy_is_that_of_the_card(bundled):
     """All 2,000 validation questions, answered by transformers' own generate."""
     model, processor = bundled
     data = DepthDataModule(prompter_for(model, processor), num_samples=None, batch_size=100)
-    scores = []
+    scores: dict[str, list[float]] = {}
     for prepared in data.eval_dataloader("validation"):
         tokens = model.generate(
             **model_inputs(prepared), max_new_tokens=4, do_sample=False, eos_token_id=0, pad_token_id=1
         )
         texts = processor.batch_decode(tokens[:, prepared["input_ids"].shape[1] :], skip_special_tokens=True)
-        scores += [exact_match(text, sample.references) for text, sample in zip(texts, prepared["samples"])]
-    assert len(scores) == 2000
-    assert sum(scores) / len(scores) >= 0.90
+        for text, sample in zip(texts, prepared["samples"]):
+            scores.setdefault(sample.meta["question_type"], []).append(exact_match(text, sample.references))
+    card = {"color": 1.000, "shape": 1.000, "count": 1.000, "relation": 0.963, "existence": 0.997}
+    found = {kind: sum(of) / len(of) for kind, of in scores.items()}
+    assert sum(map(len, scores.values())) == 2000
+    assert found == pytest.approx(card, abs=0.005)  # another order of operations may turn one answer
 
 
 def test_is_small_and_in_the_released_layout(bundled):

@@ -18,14 +18,45 @@ from tests.helpers.house import (
     mask_checks,
     mirror,
     module_name,
-    private_attributes,
+    private_names,
     sources,
     two_signatures,
 )
 
 SOURCES = sources()
 # rule 2: families of models, the names of their inputs, and the names by which one of them is prompted
-FAMILY = re.compile(r"molmo|llava|paligemma|idefics|image_input_idx|image_masks|vqa2:|long_caption|prompt_style", re.I)
+FAMILY = re.compile(
+    "|".join(
+        [
+            *(
+                "aria",
+                "aya_",
+                "bamba",
+                "bloom",
+                "cohere",
+                "deepseek",
+                "falcon",
+                "gemma",
+                "glm4",
+                "gpt_?neox",
+                "gpt_?oss",
+            ),
+            *("gpt_?2", "granite", "idefics", "internvl", "jamba", "janus", "llama", "llava", "mamba", "ministral"),
+            *("minimax", "mistral", "mixtral", "molmo", "nemotron", "olmo", "paligemma", "phi[34]", "pixtral", "qwen"),
+            *("reformer", "rwkv", "smollm", "smolvlm", "xlnet", "xlstm"),
+            *(
+                "image_grid_thw",
+                "image_input_idx",
+                "image_masks",
+                "long_caption",
+                "prompt_style",
+                "rope_deltas",
+                "vqa2:",
+            ),
+        ]
+    ).replace("aria", r"\baria\b"),
+    re.IGNORECASE,
+)
 AT_HOME = ("lit_depth/models/", "lit_depth/recipes/")
 # evaluations that are published under a family's name are no model: its figures can be repeated on any other
 PUBLISHED = ('"molmo"', "parity must be null or molmo", "MolmoVQAAccuracy", "_MOLMO_NEW_TOKENS")
@@ -37,6 +68,7 @@ EVALUATIONS = {
 }
 # rule 3: private attributes of other libraries: in which module of ours they stand, and in which of theirs
 PRIVATE = {
+    "lit_depth/cli.py": {"_set_seed": "lightning.pytorch.cli"},
     "lit_depth/functional/engine/decoding_configuration.py": {
         "_get_logits_processor": "transformers.generation.utils",
         "_update_model_kwargs_for_generation": "transformers.generation.utils",
@@ -48,7 +80,18 @@ PRIVATE = {
     "lit_depth/interrupts.py": {"_exit": "os", "_run_exitfuncs": "atexit"},
     "lit_depth/models/chat_templates.py": {"_get_template_variables": "transformers.utils.chat_template_utils"},
     "lit_depth/models/loading.py": {"_model_mapping": "transformers.models.auto.auto_factory"},
-    "lit_depth/models/molmo/modeling_molmo.py": {"_original_source_patterns": "transformers.core_model_loading"},
+    "lit_depth/models/molmo/modeling_molmo.py": {
+        "_init_weights": "transformers.modeling_utils",
+        "_original_source_patterns": "transformers.core_model_loading",
+    },
+    "lit_depth/models/molmo/processing_molmo.py": {"_merge_kwargs": "transformers.processing_utils"},
+    # the types of options have no public name
+    "lit_depth/options.py": {
+        "_actions": "argparse",
+        "_check_type_": "jsonargparse._typehints",
+        "_typehint": "jsonargparse._typehints",
+        "_typehints": "jsonargparse",
+    },
 }
 # rule 4: where masks come in that are no `MaskSet`, and why
 DOORS = {
@@ -101,9 +144,9 @@ def test_a_family_in_code_is_found_and_one_in_prose_is_not():
     assert family_names("from lit_depth.models.molmo import MolmoConfig\n") == ["1: molmo", "1: MolmoConfig"]
 
 
-def test_private_attributes_of_others_are_known_by_name():
+def test_private_names_of_others_are_known():
     own = defined_names(SOURCES)
-    found = {path: private_attributes(text, own) for path, text in SOURCES.items()}
+    found = {path: private_names(text, own) for path, text in SOURCES.items()}
     assert {path: names for path, names in found.items() if names} == {path: set(PRIVATE[path]) for path in PRIVATE}
 
 
@@ -114,8 +157,19 @@ def test_other_libraries_still_have_them(name, home):
     assert hasattr(module, name) or name in inspect.getsource(module)
 
 
-def test_a_private_attribute_is_found():
-    assert private_attributes("cache._layers; self._mine; other._own", {"_own"}) == {"_layers"}
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cache._layers; self._mine; other._mine; x.__dict__; x._lit_depth_claim", {"_layers"}),
+        ("self._inherited", {"_inherited"}),
+        ("super()._mine(); super()._mine_twice()", {"_mine"}),
+        ("from library._room import Thing, _helper\nimport library._other as o", {"_room", "_helper", "_other"}),
+        ("from lit_depth.masks import _mine", set()),
+        ("getattr(config, '_attention', None); hasattr(x, 'public'); setattr(x, name, 1)", {"_attention"}),
+    ],
+)
+def test_a_private_name_is_found(text, expected):
+    assert private_names(text, {"_mine": 1, "_mine_twice": 2}) == expected
 
 
 def test_masks_are_checked_at_the_door():

@@ -267,7 +267,10 @@ def test_what_nothing_can_continue_is_not_requeued(tmp_path, scontrol):
     process.send_signal(signal.SIGUSR1)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "went on\n") and not (tmp_path / "asked").exists()
-    assert err.startswith("SLURM job 17 was not requeued, the run goes on: only compare, ") and err.count("\n") == 1
+    assert (
+        err.startswith("SLURM job 17 was not requeued, the run goes on: only answers, compare, ")
+        and err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(("command", "line"), [("fit", "interrupted\n"), ("importance", LINE)])
@@ -276,6 +279,18 @@ def test_a_command_that_is_still_being_imported_says_whether_it_continues(comman
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     assert (process.communicate(timeout=30)[1], process.returncode) == (line, 2)
+
+
+def test_an_error_that_came_of_an_interrupt_is_the_interrupt(tmp_path):
+    body = "try:\n    time.sleep(5)\nexcept KeyboardInterrupt:\n    pass\nraise ImportError('cannot load module twice')"
+    process = start(body, tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=30)[1], process.returncode) == (LINE, 2)
+
+
+def test_an_error_without_an_interrupt_is_raised(tmp_path):
+    process = start("raise ImportError('cannot load module twice')", tmp_path)
+    assert "ImportError: cannot load module twice" in process.communicate(timeout=30)[1] and process.returncode == 1
 
 
 def test_a_job_that_cannot_be_requeued_goes_on(tmp_path, scontrol):

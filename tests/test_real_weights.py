@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,8 @@ from lit_depth.functional import (
 )
 from lit_depth.functional.statistics import mean_intervals, paired_comparisons
 from lit_depth.models.loading import load_checkpoint
+from tests.helpers.commands import run
+from tests.helpers.family_commands import check
 from tests.helpers.pruning import pruned_copy
 from tests.helpers.real_weights import (
     EVERY_BLOCK,
@@ -289,3 +293,37 @@ def test_importance_by_multiple_choice(real):
         with torch.no_grad():
             losses.append(model(torch.tensor([prompt + answer]), labels=labels).loss.item())
     assert (int(np.argmin(losses)) == 0) == bool(scores[0, 0])
+
+
+COMMANDS = {
+    "importance": (),
+    "compare": ("--policies", "prefix", "--num_active_blocks", 15, NUM_BLOCKS, "--latency_repeats", 1),
+    "search": ("--max_blocks_to_remove", 1),
+    "consistency": (),
+    "latency": ("--num_active_blocks", 2, NUM_BLOCKS, "--num_samples", 2, "--new_tokens", 2),
+    "select": (
+        "--policies",
+        "prefix",
+        "--num_active_blocks",
+        15,
+        "--num_requests",
+        2,
+        "--num_checks",
+        2,
+        "--budget_ms",
+        100_000,
+    ),
+    "tokens": (),
+}
+FEW = ("--data.num_samples", 2, "--data.calibration_samples", 2, "--data.batch_size", 2)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_scores_it_on_questions_of_ones_own(real_checkpoint, tmp_path, command):
+    questions = tmp_path / "questions.csv"
+    with questions.open("w", newline="") as file:
+        csv.writer(file).writerows([("question", "answer"), *(entry[:2] for entry in QUESTIONS)])
+    given = ("--model.checkpoint", real_checkpoint, "--data.path", questions, "--output_dir", tmp_path)
+    few = () if command == "tokens" else ("--trainer.accelerator", "cpu", *FEW)
+    assert run([command, *COMMANDS[command], *given, *few]) == 0
+    check(command, tmp_path / command / "default", NUM_BLOCKS, num_samples=2)

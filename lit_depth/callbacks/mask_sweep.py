@@ -71,6 +71,7 @@ class MaskSweep(Callback):
         self.folder = Path(folder)
         self.metric = new_metric(metric)
         self._corpus = getattr(self.metric, "corpus", None)
+        self._by_full = getattr(self.metric, "against_full", False)  # scored by the full model's answers
         # columns of the records of whose means a result tells too
         self._told = tuple(getattr(self.metric, "told", ("parse_failed",)))
         self.max_bad_samples = max_bad_samples
@@ -131,14 +132,15 @@ class MaskSweep(Callback):
             if mask not in self.masks.ids:  # asked for by another callback
                 continue
             for sample, text, logprob, likelihood in zip(batch["samples"], texts, logprobs, found):
-                if not math.isfinite(logprob):
+                is_scored = bool(sample.references)
+                if is_scored and not math.isfinite(logprob):
                     raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}{_why(pl_module)}")
                 if (mask, sample.id) in self._done:
                     continue
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id}
                 record |= self._rate_text(sample, text) if likelihood is None else self._judge(sample, likelihood)
                 # a float32 has no more digits, and kernels may differ in the last one
-                record["reference_logprob"] = round(logprob, 6)
+                record["reference_logprob"] = round(logprob, 6) if is_scored else None
                 self._writer.write(record)
         pl_module.requested_masks = None  # type: ignore[assignment]
         if trainer.received_sigterm:  # only Lightning's own handler sets it
@@ -147,9 +149,12 @@ class MaskSweep(Callback):
     def _rate_text(self, sample: Any, text: str) -> dict[str, Any]:
         if hasattr(self.metric, "rate"):  # which reads the text as it is
             return self.metric.rate(sample, text)
+        if not self._corpus and not hasattr(self.metric, "score"):
+            name = type(self.metric).__name__
+            raise ValueError(f"expected a metric of generated answers, got {name}, which reads log-probabilities")
         answer = clean_prediction(text)
         record: dict[str, Any] = {"prediction": answer}
-        record["score"] = None if self._corpus else self.metric.score(answer, sample.references, sample.options)
+        record["score"] = None if self._corpus or self._by_full else self._score(answer, sample)
         if hasattr(self.metric, "parses"):
             record["parse_failed"] = not self.metric.parses(answer, sample.options)
         return record
@@ -160,7 +165,25 @@ class MaskSweep(Callback):
                 f"expected a metric of log-probabilities, such as acc or acc_norm, got {type(self.metric).__name__}, "
                 "which scores generated answers: give another --data.metric, or --data.answer_by generation"
             )
-        return self.metric.judge(sample, likelihoods)
+        record: dict[str, Any] = self.metric.judge(sample, likelihoods)
+        if math.isfinite(self.metric.max_score):  # else a log-probability, of no known range
+            self._check_scores({sample.id: record["score"]})
+        return record
+
+    def _score(self, answer: str, sample: Any) -> float:
+        score = self.metric.score(answer, sample.references, sample.options)
+        self._check_scores({sample.id: score})
+        return score
+
+    def _check_scores(self, scores: Mapping[str, float]) -> None:
+        """Refuse what a metric of one's own may not give, by sample."""
+        most = self.metric.max_score
+        for sample, score in scores.items():
+            if not 0 <= score <= most * (1 + 1e-9):
+                raise ValueError(
+                    f"expected scores of {type(self.metric).__name__} from 0 to {most:g} (its max_score), got {score} "
+                    f"for sample {sample}"
+                )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_weights(pl_module)
@@ -179,9 +202,12 @@ class MaskSweep(Callback):
         self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
         if "parse_failed" in self.records and self.records["parse_failed"].notna().all():
             self.records["parse_failed"] = self.records["parse_failed"].astype(bool)
+        if self._by_full:
+            self.records = _score_agreement(self.records)
         if self._corpus and "references" in frame:
             references = frame[frame["mask"] == REFERENCES].set_index("sample")["references"]
             self.records = _score_corpus(self.records.drop(columns="references"), references, self._corpus)
+            self._check_scores(self.records.set_index("sample")["score"].dropna().to_dict())
 
     @property
     def told(self) -> dict[str, dict[str, float]]:
@@ -269,6 +295,14 @@ def _score_corpus(records: pd.DataFrame, references: pd.Series, corpus: Any) -> 
     }
     keys = zip(records["mask"], records["sample"])
     return records.assign(score=[scores[key] for key in keys])
+
+
+def _score_agreement(records: pd.DataFrame) -> pd.DataFrame:
+    """Score 1 where an answer is the full model's; open where that one is missing."""
+    is_full = ~records["mask"].astype(str).str.contains("0")
+    full = records[is_full].set_index("sample")["prediction"]
+    theirs = records["sample"].map(full)
+    return records.assign(score=(records["prediction"] == theirs).astype(float).where(theirs.notna()))
 
 
 def _why(pl_module: LightningModule) -> str:

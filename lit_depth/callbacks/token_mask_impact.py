@@ -34,7 +34,7 @@ class TokenMaskImpact(AnyLoopCallback):
 
     | key | unit |
     |---|---|
-    | ``tokens/layer_07_l2`` (one per block) | mean L2 distance of ``Full``: over the tokens of a row, then over the \
+    | ``tokens/block_07_l2`` (one per block) | mean L2 distance of ``Full``: over the tokens of a row, then over the \
 rows of all processes |
 
     which :attr:`summary` holds too.
@@ -100,6 +100,6 @@ rows of all processes |
             sums = torch.from_numpy(columns.to_numpy(dtype=float))
         total, count = gather_columns(pl_module, sums.reshape(-1, 1)).sum(1).view(-1, 2).unbind(1)
         # no row has a mean: 0 / 0
-        means_of_all = block_values("tokens/layer_{}_l2", total / count)
+        means_of_all = block_values("tokens/block_{}_l2", total / count)
         self.summary = {name: value for name, value in means_of_all.items() if not math.isnan(value)}
         return self.summary

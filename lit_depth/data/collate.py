@@ -65,6 +65,8 @@ class EvalCollator:
             return {}
         pieces = [piece for sample in samples for piece in sample.pieces()]
         inputs = self.prompter.encode(pieces)
+        if not all(sample.references for sample in samples):  # withheld: nothing is scored
+            return inputs
         if not any(sample.continuations for sample in samples):
             return {**inputs, "answer_ids": self.prompter.answer_ids([sample.references[0] for sample in samples])}
         if not all(sample.continuations for sample in samples):
@@ -88,7 +90,7 @@ class EvalCollator:
             return None
         try:
             answers = sample.continuations or sample.references[:1]
-            texts = (self.prompter.prompt_text(sample), max(answers, key=len))
+            texts = (self.prompter.prompt_text(sample), max(answers, key=len, default=""))
             prompt, answer = (fewest_tokens(self.prompter.tokenizer, text) if len(text) > HUGE else 0 for text in texts)
             reason = self.limit.refusal(prompt, answer, at_least="at least ")
             return reason or self.limit.refusal(self.prompter.prompt_length(sample) or 0, 0)
@@ -105,7 +107,7 @@ class EvalCollator:
 
     def _rows_over_limit(self, limit: PromptLimit, tensors: dict[str, Tensor]) -> list[str | None]:
         real = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))
-        answers = (tensors["answer_ids"] != IGNORE).sum(1)
+        answers = (tensors.get("answer_ids", torch.full_like(real, IGNORE)) != IGNORE).sum(1)
         if "continuation_ids" in tensors:
             of_each = (tensors["continuation_ids"] != IGNORE).sum(1)
             answers = answers.new_zeros(len(real)).scatter_reduce(0, tensors["continuation_rows"], of_each, "amax")

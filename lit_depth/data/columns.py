@@ -65,7 +65,12 @@ class Columns:
         return ", ".join(f"{name} = {value}" for name, value in shown.items())
 
 
-def find_columns(there: Sequence[str], given: Mapping[str, str | None] | None = None, where: str = "") -> Columns:
+def find_columns(
+    there: Sequence[str],
+    given: Mapping[str, str | None] | None = None,
+    where: str = "",
+    without_answers: bool = False,
+) -> Columns:
     """Find the columns of a table by their usual names.
 
     >>> find_columns(["Question", "answer", "image_path", "notes"]).told()
@@ -77,6 +82,7 @@ def find_columns(there: Sequence[str], given: Mapping[str, str | None] | None = 
         there: Names of the columns that there are.
         given: Meaning and name of columns that are called otherwise; a name of None = there is none of this meaning.
         where: Name of the table, for messages.
+        without_answers: Whether a column of answers may be missing.
 
     Raises:
         ValueError: If a given column or meaning does not exist, two columns would match one meaning, or there is
@@ -100,9 +106,10 @@ def find_columns(there: Sequence[str], given: Mapping[str, str | None] | None = 
             f"{where}: expected a column of questions or images, got {', '.join(there) or 'none'}; "
             "name it: --data.columns.question NAME"
         )
-    if found["answer"] is None:
+    if found["answer"] is None and not without_answers:
         raise ValueError(
-            f"{where}: expected a column of answers, got {', '.join(there)}; name it: --data.columns.answer NAME"
+            f"{where}: expected a column of answers, got {', '.join(there)}; name it: --data.columns.answer NAME. "
+            "Without any, lit-depth answers gives predictions alone"
         )
     return Columns(**found)
 
@@ -111,7 +118,7 @@ def _usual(
     meaning: str, groups: Sequence[Sequence[str]], there: Sequence[str], taken: set[str], where: str
 ) -> str | None:
     for names in groups:
-        matching = [name for name in there if name not in taken and _plain(name) in names]
+        matching = [name for name in there if name not in taken and plain_name(name) in names]
         if len(matching) > 1:
             raise ValueError(
                 f"{where}: the columns {' and '.join(map(repr, matching))} could both be the {meaning}; "
@@ -122,7 +129,8 @@ def _usual(
     return None
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The letters and digits of a name, in small letters."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 

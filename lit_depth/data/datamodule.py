@@ -25,7 +25,8 @@ from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import AnswerBy, BadSample, Sample, Task, by_likelihood, check_split
 from lit_depth.data.tasks import TASKS, get_task
-from lit_depth.data.tasks.own_files import OwnFiles
+from lit_depth.data.tasks.next_token import LONGEST_WINDOW, NextToken, is_text
+from lit_depth.data.tasks.own_files import OwnFiles, say
 from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.class_paths import object_at
 from lit_depth.functional.masking.blocks import context_length
@@ -37,7 +38,7 @@ _WORKER_TIMEOUT_SECONDS = 600
 NO_SAMPLE: Any = None  # position of no sample
 # of a sample
 _ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")
-_SCORED = ("continuations", "target", "prompt", "prompts")
+_SCORED = ("continuations", "target", "prompt", "prompts", "tokens")
 _MAX_WORKERS = 256
 
 
@@ -56,7 +57,8 @@ class DepthDataModule(LightningDataModule):
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
         path: Your own questions: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), a folder of them, or a hub id,
-            see `lit_depth.data.tasks.own_files.OwnFiles`. With a task: local folder of parquet files
+            see `lit_depth.data.tasks.own_files.OwnFiles`; or plain texts (.txt), whose tokens are to be predicted, see
+            `lit_depth.data.tasks.next_token.NextToken`. With a task: local folder of parquet files
             (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the task's own source; with several
             tasks a folder of such folders, each called as its task.
         columns: With ``path`` and no task: meaning and name of columns that are not called as usual: question, answer,
@@ -122,6 +124,8 @@ class DepthDataModule(LightningDataModule):
             )
         self.prompter = prompter
         is_own = path is not None and task is None and tasks is None
+        if path is not None and (task == NextToken.name or (is_own and is_text(path))):
+            is_own, columns, task = False, None, _next_token(path, columns)
         if (columns or allow_outside) and not is_own:
             raise ValueError("expected columns and allow_outside with a path and no task: a task knows its own columns")
         if is_own:
@@ -194,6 +198,15 @@ class DepthDataModule(LightningDataModule):
         for datamodule, task in zip(each, self.tasks):
             datamodule.task, datamodule.tasks = task, [task]
         return each
+
+    def without_answers(self) -> DepthDataModule:
+        """A datamodule of the same questions that looks at no answers, which need not be there: nothing is scored."""
+        taken = copy.copy(self)
+        taken.tasks = list(map(copy.copy, self.tasks))
+        for task in taken.tasks:
+            task.without_answers, task.answer_by, task.metric = True, "generation", "agreement"
+        taken.task, taken._rows = taken.tasks[0], {}
+        return taken
 
     def take(self, split: str, num_samples: int) -> DepthDataModule:
         """A datamodule that takes so many questions from a split; one number holds for all splits but calibration."""
@@ -282,7 +295,13 @@ class DepthDataModule(LightningDataModule):
         key = (task.name, check_split(split), needed)
         if key not in self._rows:
             self._rows[key] = task.load(split, self.path) if needed is None else task.stream(split, needed, self.path)
-        return self._rows[key]
+        if self.prompter is None or not isinstance(task, NextToken):
+            return self._rows[key]
+        longest = min(self.context or LONGEST_WINDOW, self.max_prompt_tokens or LONGEST_WINDOW, LONGEST_WINDOW) - 1
+        windows = (*key[:2], longest)
+        if windows not in self._rows:
+            self._rows[windows] = task.windows(self._rows[key], self.prompter, longest)
+        return self._rows[windows]
 
     def attach(self, module: Any) -> None:
         """Prepare batches for a module: by its prompter unless there is one already, and within its model's context.
@@ -399,7 +418,9 @@ class EvalDataset(Dataset):
             sample = self._sample(self.rows[index], index)
             name = sample.id
             sample = self._without(sample) if self.drop_images else self._with_images(sample)
-            if not sample.references:
+            if getattr(self.task, "without_answers", False):
+                sample = replace(sample, references=())
+            elif not sample.references:
                 raise ValueError("no reference answer")
         # Whatever a broken file or row raises costs this sample, never the run.
         except Exception as error:
@@ -464,9 +485,10 @@ class EvalDataset(Dataset):
     def without_images(self) -> list[Sample]:
         """The readable samples that have a reference answer, in order, their images as they are stored, or none.
 
-        No image is decoded, and none is read where rows are read by columns.
+        No image is decoded, and none is read where rows are read by columns. Without answers, no reference is needed.
         """
-        return [sample for sample in self._undecoded() if sample is not None and sample.references]
+        is_open = getattr(self.task, "without_answers", False)
+        return [sample for sample in self._undecoded() if sample is not None and (sample.references or is_open)]
 
     def fingerprint(self) -> str:
         """Hash of all that the chosen samples are asked and scored by, images as they are stored: see `image_digest`.
@@ -509,7 +531,7 @@ def _undecoded_rows(rows: datasets.Dataset | QuestionRows) -> Any:
         return rows.without_images()
     import datasets
 
-    for column, feature in rows.features.items():
+    for column, feature in getattr(rows, "features", {}).items():  # a task may return a list
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
     return rows
@@ -539,6 +561,14 @@ def _lowest_ranks(num_rows: int, num_samples: int, key: str) -> tuple[int, ...]:
         num_samples, range(num_rows), key=lambda row: hashlib.blake2b(f"{key}/{row}".encode()).digest()
     )
     return tuple(sorted(ranks))
+
+
+def _next_token(path: str, columns: dict[str, str | None] | None) -> NextToken:
+    unknown = sorted(set(columns or {}) - {"text"})
+    if unknown:
+        raise ValueError(f"--data.columns: expected text, the column of the texts, got {', '.join(unknown)}")
+    say(f"{path}: texts, so every token is to be predicted (task next_token, metric {NextToken.metric})")
+    return NextToken((columns or {}).get("text"))
 
 
 def _all_tasks(path: str | None) -> list[str | Task]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +40,8 @@ class Sample(_HostOnly):
         image: The picture, upright and RGB, or None for a text-only question. `Task.sample` may leave it as the row
             has it, see `lit_depth.data.images.load_image`.
         question: The question alone, without options; empty where the kind of answer says it all (a caption).
-        references: Accepted answers, at least one; the first one is scored by log-probability.
+        references: Accepted answers, at least one; the first one is scored by log-probability. None where they are
+            withheld.
         options: Texts of a multiple-choice question, in the order of their letters.
         meta: What a metric or a table may want to know besides, for example ``question_type``.
         task: Name of the task; empty = that of the task which gave the sample.
@@ -52,6 +53,7 @@ class Sample(_HostOnly):
         target: Which of the continuations is the reference.
         prompt: The whole prompt as plain text, which no template frames; None = `question`, as the model's family asks.
         prompts: Plain prompts, one for each continuation, where these stand behind different ones.
+        tokens: Of a plain prompt with one continuation the tokens of both, where they are known.
     """
 
     id: str
@@ -68,6 +70,7 @@ class Sample(_HostOnly):
     target: int = 0
     prompt: str | None = None
     prompts: tuple[str, ...] = ()
+    tokens: tuple[Sequence[int], Sequence[int]] | None = None
 
     @property
     def images(self) -> tuple[Any, ...]:
@@ -140,6 +143,7 @@ class Task:
         metric: Name in `lit_depth.metrics`, or class path of a :class:`torchmetrics.Metric`.
         max_new_tokens: Longest answer, in tokens.
         answer_by: How options are chosen from: by a generated letter, or by the log-probability of each one's text.
+        without_answers: Whether questions are asked whose answers are withheld; nothing is scored then.
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
         streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
@@ -151,6 +155,7 @@ class Task:
     answer_by: AnswerBy = "generation"
     metric: str
     max_new_tokens: int
+    without_answers: bool = False
     needs_image: bool = False
     in_training_mixture: bool = False
     streaming: bool = False

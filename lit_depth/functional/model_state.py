@@ -52,9 +52,9 @@ def eager_attention(decoder: PreTrainedModel | None) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
-def attention_of(model: PreTrainedModel) -> str | None:
-    """How the model computes attention, such as ``sdpa``."""
-    return model.config._attn_implementation
+def attention_of(config: object) -> str | None:
+    """How a model of this configuration computes attention, such as ``sdpa``; None where it does not say."""
+    return getattr(config, "_attn_implementation", None)
 
 
 def _tree(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:

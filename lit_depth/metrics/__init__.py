@@ -1,12 +1,18 @@
 """Metrics on generated answers: one file each, a pure function and a torchmetrics shell."""
 
+from lit_depth.metrics.agreement import Agreement
 from lit_depth.metrics.anls import ANLS, anls
 from lit_depth.metrics.caption_tokens import tokenize_caption
 from lit_depth.metrics.chat_choice import ChatChoiceAccuracy, parse_chat_choice
 from lit_depth.metrics.cider import CIDErD, ReferenceCorpus, cider_d
 from lit_depth.metrics.contains import Contains, contains
 from lit_depth.metrics.exact_match import ExactMatch, exact_match
-from lit_depth.metrics.likelihood import LikelihoodAccuracy, LikelihoodAccuracyPerCharacter, most_likely
+from lit_depth.metrics.likelihood import (
+    LikelihoodAccuracy,
+    LikelihoodAccuracyPerCharacter,
+    TokenLogProbability,
+    most_likely,
+)
 from lit_depth.metrics.mmmu import MMMUAccuracy, mmmu_accuracy, parse_mmmu_choice
 from lit_depth.metrics.multiple_choice import MultipleChoiceAccuracy, multiple_choice_accuracy, parse_choice
 from lit_depth.metrics.relaxed_accuracy import RelaxedAccuracy, relaxed_accuracy
@@ -15,6 +21,7 @@ from lit_depth.metrics.vqa import MolmoVQAAccuracy, VQAAccuracy, normalize_vqa_a
 
 __all__ = [
     "ANLS",
+    "Agreement",
     "CIDErD",
     "ChatChoiceAccuracy",
     "Contains",
@@ -26,6 +33,7 @@ __all__ = [
     "MultipleChoiceAccuracy",
     "ReferenceCorpus",
     "RelaxedAccuracy",
+    "TokenLogProbability",
     "VQAAccuracy",
     "anls",
     "cider_d",

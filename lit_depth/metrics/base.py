@@ -11,9 +11,10 @@ from torchmetrics.utilities.data import dim_zero_cat
 from lit_depth.functional.arguments import checked
 from lit_depth.functional.class_paths import object_at
 
-_WAYS = ("score", "corpus")
+_WAYS = ("score", "corpus", "judge")
 # what people type, and what stands in the results
 SHORT_NAMES = {
+    "agreement": "Agreement",
     "acc": "LikelihoodAccuracy",
     "acc_norm": "LikelihoodAccuracyPerCharacter",
     "anls": "ANLS",
@@ -21,6 +22,7 @@ SHORT_NAMES = {
     "cider": "CIDErD",
     "contains": "Contains",
     "exact": "ExactMatch",
+    "logprob_per_token": "TokenLogProbability",
     "multiple_choice": "MultipleChoiceAccuracy",
     "relaxed": "RelaxedAccuracy",
     "vqa": "VQAAccuracy",
@@ -59,8 +61,9 @@ def resolve(name: str) -> type[Metric]:
         name: Name, one of `SHORT_NAMES`, or ``package.module.Class`` of a :class:`torchmetrics.Metric` of your own: its
             ``score(prediction, references, options)`` rates one answer (see `SampleMetric`), or its
             ``corpus(references)`` makes an object whose ``score(predictions)`` rates those of all samples together (see
-            `CIDErD`). ``max_score`` is the largest score of a sample, 1 unless it says otherwise; a search counts
-            scores as shares of it.
+            `CIDErD`), or its ``judge(sample, likelihoods)`` rates those of continuations (see
+            `lit_depth.metrics.likelihood`). ``max_score`` is the largest score of a sample, 1 unless it says otherwise;
+            a search counts scores as shares of it.
 
     Raises:
         ValueError: If there is none, or it has neither.

@@ -1,7 +1,10 @@
-"""Multiple choice by log-likelihood: the option that is most probable behind the question is the answer."""
+"""Scores of log-probabilities: multiple choice by the most probable option, and the probability of a text itself."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from torchmetrics import MeanMetric
 
 from lit_depth.functional.choices import option_letters
 from lit_depth.metrics.base import check_references
@@ -72,3 +75,23 @@ class LikelihoodAccuracyPerCharacter(LikelihoodAccuracy):
     """The same with each log-probability divided by the characters of its option (``acc_norm``)."""
 
     by_length = True
+
+
+class TokenLogProbability(MeanMetric):
+    """Mean log-probability of a token of the continuation, in nats; its perplexity is ``exp`` of the negative.
+
+    It has no lower bound, so no range is assumed in statistics. Samples count by their tokens.
+
+    Example:
+        >>> metric = TokenLogProbability()
+        >>> metric.update([-1.0, -4.0], weight=[20, 10])
+        >>> metric.compute()
+        tensor(-2.)
+    """
+
+    max_score = math.inf
+
+    def judge(self, sample: Any, found: Sequence[Likelihood]) -> dict[str, Any]:
+        """What is recorded of a sample with one continuation: its ``score``, and its tokens as its ``weight``."""
+        (only,) = found
+        return {"score": round(only.logprob / only.num_tokens, 6), "weight": only.num_tokens}

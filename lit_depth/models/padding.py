@@ -51,11 +51,14 @@ def encode_rows(
         without_images: What encodes prompts without images; None = the processor.
 
     Raises:
-        ValueError: If there is no token to pad with, or the processor refuses the rows.
+        ValueError: If there is no token to pad with, the processor refuses the rows, or it makes an input that would
+            not reach the model.
     """
     tokenizer = processor.tokenizer
     if tokenizer.pad_token_id is None:
         raise ValueError(f"expected a tokenizer with a pad token, got a {type(tokenizer).__name__} without")
+
+    of_images = getattr(getattr(processor, "image_processor", None), "model_input_names", ())
 
     def encode(some: list[str], shown: list[list[Any]] | None = None) -> dict[str, Tensor]:
         encoded = processor(
@@ -67,7 +70,11 @@ def encode_rows(
             return_tensors="pt",
         )
         tensors = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
-        return {name: value for name, value in tensors.items() if name in TEXT_INPUTS or is_image_input(name)}
+        known = {name: value for name, value in tensors.items() if name in TEXT_INPUTS or is_image_input(name)}
+        lost = [name for name in of_images if name in tensors and name not in known]
+        if lost:
+            raise ValueError(f"it makes {', '.join(lost)}, which is not known by its name to belong to an image")
+        return known
 
     with_images = [row for row, shown in enumerate(images) if shown]
     others = [row for row, shown in enumerate(images) if not shown]

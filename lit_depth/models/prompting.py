@@ -76,6 +76,10 @@ class Asked(Protocol):
     def prompt(self) -> str | None:
         """The whole prompt as plain text; None = a family writes the question in its way."""
 
+    @property
+    def tokens(self) -> tuple[Sequence[int], Sequence[int]] | None:
+        """Of a plain prompt with one continuation the tokens of both, where they are known."""
+
 
 class VisionToken(NamedTuple):
     """One token that carries image features."""
@@ -165,7 +169,7 @@ class Prompter:
         are_plain = [sample.prompt is not None for sample in samples]
         if any(are_plain) and (any(images) or not all(are_plain)):
             raise ValueError("expected plain prompts without images, in batches of their own")
-        inputs = self._plain(texts) if any(are_plain) else self._encode(texts, images)
+        inputs = self._plain(samples) if any(are_plain) else self._encode(texts, images)
         highest = int(inputs["input_ids"].max())
         if self.num_embeddings is not None and highest >= self.num_embeddings:
             raise ValueError(
@@ -195,20 +199,26 @@ class Prompter:
         """Tokens of the prompt, those of its images included, without preparing these; None = nobody can tell."""
         if asked.images:
             return None
-        texts = [self.prompt_text(asked)]
-        inputs = self._encode(texts, [()]) if asked.prompt is None else self._plain(texts)
+        inputs = self._plain([asked]) if asked.prompt is not None else self._encode([self.prompt_text(asked)], [()])
         return inputs["input_ids"].shape[1]
 
-    def _plain(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def _plain(self, samples: Sequence[Asked]) -> dict[str, Tensor]:
         """Model inputs of complete prompts, an empty one of the token that texts begin with."""
-        return left_padded([self._plain_ids(text) or self._first_ids() for text in texts], pad_token(self.tokenizer))
+        known = [None if sample.tokens is None else sample.tokens[0] for sample in samples]
+        rows = [ids or self._plain_ids(self.prompt_text(each)) or self.first_ids() for ids, each in zip(known, samples)]
+        return left_padded(rows, pad_token(self.tokenizer))
 
     def _plain_ids(self, text: str) -> list[int]:
         start = self.tokenizer.bos_token
         starts = start is not None and text.startswith(start)
         return list(self.tokenizer(text, add_special_tokens=not starts)["input_ids"]) if text else []
 
-    def _first_ids(self) -> list[int]:
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a plain text, none in front of it."""
+        return self._ids(text)
+
+    def first_ids(self) -> list[int]:
+        """The token that texts begin with: the tokenizer's own for that, else its end token."""
         known = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
         return [next(token for token in (*known, pad_token(self.tokenizer)) if token is not None)]
 
@@ -221,7 +231,9 @@ class Prompter:
         Raises:
             ValueError: If a continuation has no token.
         """
-        if asked.prompt is None:
+        if asked.tokens is not None:
+            found = [list(asked.tokens[1])]
+        elif asked.prompt is None:
             frame = self._answer_frame()
             found = [self._ids_behind(frame.prompt, frame.lead + text) for text in asked.continuations]
         else:
@@ -237,7 +249,7 @@ class Prompter:
         return found
 
     def _behind_nothing(self, text: str) -> list[int]:
-        tokens, first = self._ids(text), self._first_ids()
+        tokens, first = self._ids(text), self.first_ids()
         return tokens[1:] if tokens[:1] == first else tokens
 
     def answer_ids(self, texts: Sequence[str]) -> Tensor:
@@ -298,14 +310,7 @@ class Prompter:
         ids = inputs["input_ids"]
         if image_token_ids(None, self.config):
             return count_image_tokens(self.config, ids)
-        return torch.isin(ids, self._image_tokens(ids)).sum(1)
-
-    def image_token_positions(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Which positions an image put into the prompt, borders and separators included: bool ``[batch, seq]``."""
-        return torch.isin(inputs["input_ids"], self._image_tokens(inputs["input_ids"]))
-
-    def _image_tokens(self, ids: Tensor) -> Tensor:
-        return ids.new_tensor(sorted(image_token_ids(self.processor, self.config)))
+        return torch.isin(ids, ids.new_tensor(sorted(image_token_ids(self.processor, self.config)))).sum(1)
 
     def image_places(self, image: Any) -> list[VisionToken]:
         """Which part of a picture each of its vision tokens shows, by position; empty where nobody can tell."""

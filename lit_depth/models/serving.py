@@ -27,6 +27,7 @@ class _Probe(NamedTuple):
     answer_kind: str = "short"
     continuations: tuple[str, ...] = ()
     prompt: str | None = None
+    tokens: None = None
 
 
 def check_serves(prompter: Prompter, model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import cached_file
 
+from lit_depth.functional.model_state import attention_of
 from lit_depth.models.loading import BUNDLED
 
 # what a checkpoint is loaded from, by the names that transformers and tokenizers know
@@ -55,7 +56,7 @@ def model_settings(model: nn.Module) -> dict[str, Any]:
     return {
         "configuration": {} if config is None else _plain(config.to_dict()),
         "generation_config": {} if generation is None else _plain(generation.to_dict()),
-        "attention": getattr(config, "_attn_implementation", None),
+        "attention": attention_of(config),
         # a function's place in memory says nothing either
         "modules": f"{type(model).__name__}, {_digest(re.sub(' at 0x[0-9a-f]+', '', repr(model)))}",
     }

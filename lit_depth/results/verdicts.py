@@ -66,23 +66,6 @@ def describe_constant(entry: Mapping[str, Any]) -> str:
     )
 
 
-def describe_normalisations(entry: Mapping[str, Any]) -> str:
-    """The full model's score by either normalisation where options are chosen by log-likelihood; else empty.
-
-    The text begins with a space.
-
-    >>> describe_normalisations({"acc": {"10": 0.25, "11": 0.5}, "acc_norm": {"10": 0.25, "11": 0.75}})
-    ' Options chosen by the sum of log-probabilities: acc 0.500; divided by their characters: acc_norm 0.750.'
-    """
-    if "acc" not in entry or "acc_norm" not in entry:
-        return ""
-    full = max(entry["acc"], key=lambda mask: mask.count("1"))
-    return (
-        f" Options chosen by the sum of log-probabilities: acc {entry['acc'][full]:.3f}; divided by their characters: "
-        f"acc_norm {entry['acc_norm'][full]:.3f}."
-    )
-
-
 def verdict_scalars(measured: Sequence[Part], also: Sequence[Part] = ()) -> dict[str, Any]:
     """What loggers keep first: why there are no verdicts, and of each part its best constant answer.
 

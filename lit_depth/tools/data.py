@@ -13,6 +13,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.data.columns import MEANINGS
 from lit_depth.data.datamodule import EvalDataset
 from lit_depth.data.task import BadSample, Sample
+from lit_depth.data.tasks.next_token import NextToken
 from lit_depth.data.tasks.own_files import OwnFiles
 from lit_depth.metrics import clean_prediction
 from lit_depth.metrics.base import new_metric
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN, _THUMBNAILS, _REASONS = 3, 12, 5
+_BEGINNING = 40  # characters of a text
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,6 +76,8 @@ def describe(datamodule: DepthDataModule, prompter: Prompter) -> Report:
         prompter: Writes the prompts that are shown.
     """
     task: Any = datamodule.task
+    if isinstance(task, NextToken):
+        return _describe_texts(datamodule, prompter)
     read = {role: _read(datamodule.eval_dataset(role)) for role in ("calibration", "validation")}
     good, bad = read["validation"]
     if not good:
@@ -104,6 +108,22 @@ def describe(datamodule: DepthDataModule, prompter: Prompter) -> Report:
         sections=sections,
         kind="data",
         figures={"questions": lambda: _thumbnails(pictures)} if pictures else {},
+    )
+
+
+def _describe_texts(datamodule: DepthDataModule, prompter: Prompter) -> Report:
+    """Documents of each role, and how many tokens the model counts in them."""
+    rows: list[list[Any]] = []
+    for role in ("calibration", "validation"):
+        for sample in datamodule.eval_dataset(role).without_images():
+            text = sample.references[0]
+            rows.append([role, sample.id, len(text), len(prompter.text_ids(text)), " ".join(text.split())[:_BEGINNING]])
+    count = len({row[1] for row in rows})
+    return Report(
+        title=f"Texts of {datamodule.path}",
+        headline=f"{datamodule.path}: {count:,} documents, {sum(row[3] for row in rows):,} tokens to be predicted.",
+        sections=[Section("Documents", table=Table(["used as", "document", "characters", "tokens", "begins"], rows))],
+        kind="data",
     )
 
 

@@ -18,6 +18,7 @@ from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from lit_depth.functional import mask_id, masked, prefix, random
+from lit_depth.metrics.base import SampleMetric
 from lit_depth.module import model_inputs
 from tests.helpers.own_metrics import remainder
 
@@ -367,3 +368,29 @@ def test_options_do_not_depend_on_the_number_of_processes_or_the_batch_size(modu
 def test_a_metric_of_generated_answers_is_refused_for_log_likelihood(module, tmp_path):
     with pytest.raises(ValueError, match="expected a metric of log-probabilities, such as acc or acc_norm, got Exact"):
         sweep(module, tmp_path, task=WithOptions(num_images=8), num_samples=2)
+
+
+def test_a_metric_of_texts_is_refused_for_generated_answers(module, tmp_path):
+    with pytest.raises(ValueError, match="expected a metric of generated answers, got TokenLogProbability"):
+        sweep(module, tmp_path, metric="logprob_per_token", num_samples=2)
+
+
+class Percent(SampleMetric):
+    """A metric that forgot to say that its scores go to 100."""
+
+    value = 70.0
+
+    @classmethod
+    def score(cls, prediction, references, options=()):
+        return cls.value
+
+
+@pytest.mark.parametrize("value", [70.0, -1.0, float("nan")])
+def test_a_score_outside_of_what_its_metric_says_is_named_with_its_sample(module, tmp_path, monkeypatch, value):
+    monkeypatch.setattr(Percent, "value", value)
+    told = rf"expected scores of Percent from 0 to 1 \(its max_score\), got {value} for sample validation-"
+    with pytest.raises(ValueError, match=told):
+        sweep(module, tmp_path, metric=f"{__name__}.Percent")
+    monkeypatch.setattr(Percent, "max_score", 100.0, raising=False)
+    monkeypatch.setattr(Percent, "value", 70.0)
+    assert set(sweep(module, tmp_path / "whole", metric=f"{__name__}.Percent").records["score"]) == {70.0}

@@ -106,7 +106,7 @@ def by_hand(frame: pd.DataFrame) -> dict[str, float]:
                 if (row.layer, row.sample, row.variant) == (layer, sample, "Full")
             ]
             means.append(sum(values) / len(values))
-        found[f"tokens/layer_0{layer}_l2"] = sum(means) / len(means)
+        found[f"tokens/block_0{layer}_l2"] = sum(means) / len(means)
     return found
 
 
@@ -182,7 +182,7 @@ def test_batches_of_this_package_with_images_and_a_bad_sample():
         alone = run_token_masking(module.model.eval(), module.processor, text, image=image)
         found = callback.results[callback.results["sample"] == sample].reset_index(drop=True)
         pd.testing.assert_frame_equal(found[alone.columns.drop("token_masked")], alone.drop(columns="token_masked"))
-    assert list(callback.summary) == [f"tokens/layer_{block_idx:02d}_l2" for block_idx in range(16)]
+    assert list(callback.summary) == [f"tokens/block_{block_idx:02d}_l2" for block_idx in range(16)]
 
 
 def test_rows_end_with_the_end_token_of_the_model_or_the_module():

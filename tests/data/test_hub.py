@@ -259,6 +259,8 @@ def test_a_split_with_withheld_answers_is_refused(tmp_path, task, name, split, w
     module = data(task(streaming=streaming), tmp_path, num_samples=5, calibration_samples=5)
     with pytest.raises(ValueError, match=f"{name}: split '{split}' of .* has no answers .* withheld"):
         module.eval_dataset("validation")
+    asked = list(module.without_answers().eval_dataset("validation"))
+    assert asked and all(isinstance(sample, Sample) and sample.references == () for sample in asked)
 
 
 def test_a_list_of_questions_may_be_stored_as_a_struct_of_lists(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_depth.functional.class_paths import object_at
+from lit_depth.functional.class_paths import object_at, signature_of, taken_by
 
 
 def test_an_object_is_found():
@@ -29,3 +29,35 @@ def test_a_module_that_fails_to_import_is_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="OSError: no disk"):
         object_at("broken_module_of_mine.Thing", "a thing")
+
+
+def two(a, b=1):
+    return a
+
+
+def by_position(a, /):
+    return a
+
+
+def anything(a, **others):
+    return a
+
+
+@pytest.mark.parametrize(
+    ("function", "names", "taken"),
+    [
+        (two, "ab", ["a", "b"]),
+        (two, "bca", ["b", "a"]),
+        (two, "a", ["a"]),
+        (two, "b", None),
+        (by_position, "a", None),
+        (anything, "ab", ["a"]),
+        (dict.fromkeys, "a", None),
+        (3, "a", None),
+    ],
+)
+def test_a_function_takes_what_its_signature_names(function, names, taken):
+    assert taken_by(function, list(names)) == taken
+    if taken is not None:
+        function(**dict.fromkeys(taken))
+        assert signature_of(function) is not None

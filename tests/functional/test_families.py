@@ -32,9 +32,9 @@ NEW_TOKENS = 4
 FAST = ("llama", "gemma3", "qwen2_5_vl", "qwen3_vl", "falcon", "bloom", "lfm2", "molmo2", "gpt_oss")
 # why the engine leaves a family to the model itself; the others are driven
 NOT_DRIVEN = {
-    "gpt2": "RuntimeError: shape",
-    "gpt2, types": "RuntimeError: shape",
-    "gpt_bigcode": "RuntimeError: shape",
+    "gpt2": "takes states of the prompt's shape [3, 9] alone, got [12, 1]",
+    "gpt2, types": "takes states of the prompt's shape [3, 9] alone, got [12, 1]",
+    "gpt_bigcode": "takes states of the prompt's shape [3, 9] alone, got [12, 1]",
     "git": "see 3 rows of 14 tokens, got 3 of 9",
     "deepseek_v32": "indexer",
     "deepseek_v4": "compression",

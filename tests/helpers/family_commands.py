@@ -82,21 +82,21 @@ def outcome(family: Family, command: str, checkpoint: Path, output: Path) -> str
     return said[-1].replace(str(checkpoint), "...") if said else f"exit code {code}"
 
 
-def check(command: str, folder: Path) -> None:
+def check(command: str, folder: Path, num_blocks: int = NUM_BLOCKS, num_samples: int = 4) -> None:
     """The numbers that a command wrote are finite, of every block or mask, and no sample was lost (but to racing)."""
     if command == "tokens":
         table = pd.read_csv(folder / "masking_results.csv", keep_default_na=False)
-        assert set(table["layer"]) == set(range(NUM_BLOCKS))
+        assert set(table["layer"]) == set(range(num_blocks))
         assert all(map(math.isfinite, pd.to_numeric(table["l2_distance"])))
     elif command == "latency":
         rows = json.loads((folder / "latency.json").read_text())["summary"]
-        assert sorted(row["num_active_blocks"] for row in rows) == [2, NUM_BLOCKS]
+        assert sorted(row["num_active_blocks"] for row in rows) == [2, num_blocks]
         assert all(row["prefill"]["P50"] > 0 for row in rows)
     else:
         for records in folder.rglob("rank0.jsonl"):
             rows = [json.loads(line) for line in records.read_text().splitlines()][1:]
             samples, masks = ({row[name] for row in rows} for name in ("sample", "mask"))
-            assert command == "search" or (len(samples) == 4 and len(rows) == len(samples) * len(masks))
+            assert command == "search" or (len(samples) == num_samples and len(rows) == len(samples) * len(masks))
             assert all(math.isfinite(row["reference_logprob"]) and 0 <= row["score"] <= 1 for row in rows)
 
 

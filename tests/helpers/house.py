@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -98,17 +98,30 @@ def code_words(text: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
-def private_attributes(text: str, own: set[str]) -> set[str]:
-    """Attributes ``x._name`` that are read or set on anything but ``self``, and that the package does not define."""
-    return {
-        node.attr
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Attribute)
-        and node.attr.startswith("_")
-        and not node.attr.startswith(("__", "_lit_depth"))  # what we set on objects of others is ours
-        and not _is_own(node.value)
-        and node.attr not in own
-    }
+def private_names(text: str, definitions: Mapping[str, int]) -> set[str]:
+    """Private names of other libraries: imported, as text for ``getattr``, of a base class, or of other objects.
+
+    Args:
+        text: A source.
+        definitions: How often the package itself defines a name. What ``super()`` is asked for is another library's if
+            it is defined only once, by the class that asks.
+    """
+    own, found = set(definitions), set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {part for alias in node.names for part in alias.name.split(".")}
+        elif isinstance(node, ast.ImportFrom):
+            names = {*(node.module or "").split("."), *(alias.name for alias in node.names)}
+            ours = node.level > 0 or (node.module or "").startswith("lit_depth")
+            found |= names - (own if ours else set())
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr", "delattr"):
+            name = node.args[1]
+            found |= {str(name.value)} - own if isinstance(name, ast.Constant) else set()
+        elif isinstance(node, ast.Attribute):
+            found |= {node.attr} - own
+            if ast.unparse(node.value) == "super()" and definitions.get(node.attr) == 1:
+                found.add(node.attr)
+    return {name for name in found if name.startswith("_") and not name.startswith(("__", "_lit_depth"))}
 
 
 def _is_own(node: ast.AST) -> bool:
@@ -147,19 +160,18 @@ def mask_checks(text: str) -> list[str]:
     return found
 
 
-def defined_names(texts: Mapping[str, str]) -> set[str]:
-    """Functions, classes and attributes of ``self`` that the sources define, and the names that they assign to."""
-    found = set()
+def defined_names(texts: Mapping[str, str]) -> Counter[str]:
+    """How often the sources define each function, class and attribute of ``self``, and assign to each name."""
+    found = Counter({"_replace": 2, "_asdict": 2, "_fields": 2, "_make": 2})  # named tuples of the standard library
     for text in texts.values():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                found.add(node.name)
+                found[node.name] += 1
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                found.add(node.id)
+                found[node.id] += 1
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_own(node.value):
-                found.add(node.attr)
-    # named tuples of the standard library
-    return found | {"_replace", "_asdict", "_fields", "_make"}
+                found[node.attr] += 1
+    return found
 
 
 def mirror(path: str) -> str | None:

@@ -45,9 +45,7 @@ def test_lmms_eval_finds_the_model_by_its_entry_point():
 
 def test_lmms_eval_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    with pytest.raises(
-        ValueError, match="lmms_eval:not_looked_up needs lmms-eval, which is not installed .*pip install"
-    ):
+    with pytest.raises(ValueError, match="needs lmms-eval, which is not installed .*pip install"):
         get_task("lmms_eval:not_looked_up")
     with pytest.raises(AttributeError):
         _ = lmms_eval_model.nothing

@@ -12,8 +12,9 @@ from lit_depth.metrics.base import SampleMetric, new_metric, resolve
 from tests.helpers import own_metrics
 
 TEN = ["cat"] * 3 + ["dog"] * 7
-CORPORA = {"CIDErD", "ReferenceCorpus"}  # score all samples together
-SHELLS = [name for name in metrics.__all__ if isinstance(getattr(metrics, name), type) and name not in CORPORA]
+# score all samples together, or no answers but log-probabilities
+OTHERS = {"CIDErD", "ReferenceCorpus", "TokenLogProbability"}
+SHELLS = [name for name in metrics.__all__ if isinstance(getattr(metrics, name), type) and name not in OTHERS]
 # metric, then (prediction, references, options, score) by hand
 SAMPLES = [
     ("ExactMatch", [("3.", ["3"], (), 1.0), ("4", ["3"], (), 0.0)]),
@@ -103,7 +104,7 @@ def test_a_metric_is_found_by_its_name_or_class_path() -> None:
     [
         ("Accuracy", "expected the name of a metric in lit_depth.metrics, such as ExactMatch, .* got 'Accuracy'"),
         ("no_such.Metric", "ModuleNotFoundError: No module named 'no_such'"),
-        ("clean_prediction", "torchmetrics.Metric with score or corpus, got 'clean_prediction'"),
+        ("clean_prediction", "torchmetrics.Metric with score or corpus or judge, got 'clean_prediction'"),
         ("ReferenceCorpus", "torchmetrics.Metric with score or corpus"),
         ("tests.helpers.own_metrics.Scoreless", "torchmetrics.Metric with score or corpus"),
         ("tests.helpers.own_metrics.Needy", "expected a metric that can be made without arguments"),

@@ -24,3 +24,10 @@ def test_the_first_of_equal_options_is_chosen():
 
 def test_a_continuation_is_greedy_where_all_its_tokens_are():
     assert [each.is_greedy for each in FOUND] == [True, False]
+
+
+def test_texts_are_recorded_by_their_mean_and_their_tokens():
+    record = new_metric("logprob_per_token").judge(None, [Likelihood(-30.0, 12, 3)])
+    assert record == {"score": -2.5, "weight": 12}
+    with pytest.raises(ValueError, match="too many values"):
+        new_metric("logprob_per_token").judge(None, FOUND)

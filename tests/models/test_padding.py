@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from PIL import Image
@@ -79,3 +81,16 @@ def test_a_tokenizer_without_anything_to_pad_with_is_named(llava):
 
     with pytest.raises(ValueError, match="expected a tokenizer with a pad token, got a Tokenizer without"):
         encode_rows(Unpadded(), ["x"], [[]])
+
+
+def test_an_input_that_would_not_reach_the_model_is_refused():
+    class Processor:
+        tokenizer = SimpleNamespace(pad_token_id=0)
+        image_processor = SimpleNamespace(model_input_names=["pixel_values", "tgt_sizes"])
+
+        def __call__(self, images, text, **options):
+            ids = torch.ones(len(text), 2, dtype=torch.long)
+            return {"input_ids": ids, "attention_mask": ids, "pixel_values": ids, "tgt_sizes": ids}
+
+    with pytest.raises(ValueError, match="it makes tgt_sizes, which is not known"):
+        encode_rows(Processor(), ["What?"], [["picture"]])

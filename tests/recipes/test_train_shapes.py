@@ -14,6 +14,7 @@ from torch import nn
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, from_indices, masked
+from lit_depth.models.loading import BUNDLED
 from lit_depth.module import model_inputs
 from lit_depth.recipes import train_shapes
 from lit_depth.recipes.curriculum import ShapesCurriculum, TrainingPhase
@@ -30,7 +31,7 @@ STILL = TrainingPhase(1, MIXTURE, rate=(0.0, 0.0))  # nothing moves at a rate of
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("config") / "tiny"
-    shutil.copytree(ROOT / "configs" / "molmoe_shapes", folder)
+    shutil.copytree(BUNDLED, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_layers": BLOCKS}))
     return str(folder)

@@ -37,6 +37,7 @@ def test_compare_writes_what_it_promises(checkpoint, tmp_path, capsys, lists):
     scores = json.loads((folder / "layer_importance_scores.json").read_text())
     assert list(scores) == [str(block_idx) for block_idx in range(16)]
     assert all(str(folder / "figures" / name) in out for name in figures) and "Is depth a scalar?" in out
+    assert str(folder / "layer_importance_scores.json") in out
     assert [path.name for path in folder.rglob(".*")] == [".lock"]  # no temporary file left behind
 
 

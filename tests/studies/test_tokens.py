@@ -104,7 +104,7 @@ def test_without_arguments_the_first_question_of_the_task_is_analysed(checkpoint
     assert [image["width"], image["height"]] == list(sample.image.size)
     patches = expected[expected["token_masked"] == "<im_patch>"]["token_position"].unique().tolist()
     assert [token[0] for token in image["tokens"]] == patches
-    for name in ("figures/tokens_by_layer.png", "report.html", "manifest.json", "tokens.html"):
+    for name in ("figures/tokens_by_block.png", "report.html", "manifest.json", "tokens.html"):
         assert (folder / name).stat().st_size > 0 and (name == "manifest.json" or str(folder / name) in out)
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lit_depth.cli import main
+from tests.helpers.commands import run
 
 
 def test_what_is_shown(tmp_path, monkeypatch, capsys):
@@ -48,3 +49,11 @@ def test_what_is_refused(arguments, message, tmp_path, monkeypatch, capsys):
         main(["data", *arguments])
     assert ended.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_texts_are_shown_by_document(tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"what color is the {name} shape")
+    assert run(["data", tmp_path, "--output_dir", tmp_path / "out"]) == 0
+    told = capsys.readouterr().out
+    assert "2 documents" in told and "one.txt" in told and "two.txt" in told and "tokens to be predicted" in told

@@ -13,6 +13,7 @@ from lit_depth.data.tasks.easy_vqa import EasyVQA
 from lit_depth.data.tasks.figure_qa import FigureQA
 from lit_depth.data.tasks.info_qa import InfographicVQA
 from lit_depth.data.tasks.mmmu import MMMU
+from lit_depth.data.tasks.next_token import NextToken
 from lit_depth.data.tasks.okvqa import OKVQA
 from lit_depth.data.tasks.plot_qa import PlotQA
 from lit_depth.data.tasks.science_qa_img import ScienceQAImage
@@ -65,8 +66,10 @@ def get_task(name: str) -> Task:
     harness, colon, rest = name.partition(":")
     if colon:
         return _task_of(harness, rest)
-    names = {task.name: task for task in TASKS}
-    kind = names.get(name) or {task.__name__: task for task in TASKS}.get(name)
+    # a task of texts asks no questions, so it is none of ``all``
+    tasks: tuple[type[Task], ...] = (*TASKS, NextToken)
+    names = {task.name: task for task in tasks}
+    kind = names.get(name) or {task.__name__: task for task in tasks}.get(name)
     if kind is None and "." in name:
         kind = _class_at(name)
     if kind is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -114,7 +114,7 @@ class OwnFiles(HubTask):
     def columns(self) -> Columns:
         """Which column holds what, in the first split."""
         first = next(iter(self._files().values()))
-        return find_columns(self._table(first).column_names, self.given, self.path)
+        return find_columns(self._table(first).column_names, self.given, self.path, without_answers=True)
 
     def unread(self) -> list[str]:
         """Columns that nothing is read from."""
@@ -124,13 +124,7 @@ class OwnFiles(HubTask):
 
     def source(self, split: str, path: str | None = None) -> Source | LocalSource:
         """Return the split that serves a role, see `HubTask.source`; ``path`` is this task's own already."""
-        found = self.found
-        for name in _SERVES[check_split(split)]:
-            if name in found:
-                return found[name]
-        if len(found) == 1 and split != "train":
-            return next(iter(found.values()))
-        raise ValueError(f"{self.path}: expected a split for the role {split}, got {', '.join(found)}")
+        return self.found[serving_split(self.found, split, self.path)]
 
     def _table(self, source: Source | LocalSource) -> Any:
         if isinstance(source, Source):
@@ -144,7 +138,7 @@ class OwnFiles(HubTask):
         return table.select([row for row, value in enumerate(table[column]) if value == name])
 
     def _fit_layout(self, schema: Any, source: Source | LocalSource) -> Layout:
-        columns = find_columns(list(schema.names), self.given, self.path)
+        columns = find_columns(list(schema.names), self.given, self.path, self.without_answers)
         options = columns.options if isinstance(columns.options, tuple) else (columns.options,)
         return OwnLayout(
             image=columns.image,
@@ -200,6 +194,8 @@ class OwnFiles(HubTask):
     def guess(self) -> Guess:
         """The metric and the kind of answer that fit the answers, and why."""
         columns, by_likelihood = self.columns, self.answer_by == "likelihood"
+        if columns.answer is None:
+            return Guess("agreement", "choice" if columns.options else "short", "there is no column of answers")
         if by_likelihood and columns.options is None:
             raise ValueError(
                 f"{self.path}: expected a column of options to choose from by likelihood, got {columns.told()}; "
@@ -212,6 +208,9 @@ class OwnFiles(HubTask):
     def metric(self) -> str:  # type: ignore[override]  # found when it is asked for; assigned to choose another
         """Name of the metric that fits."""
         say(f"{self.path}: {self.columns.told()}")
+        if self.columns.answer is None:
+            say(f"{self.path}: no column of answers, so nothing is scored: lit-depth answers gives predictions alone")
+            return self.guess.metric
         say(f"{self.path}: metric {self.guess.metric}, because {self.guess.reason}; another one: --data.metric NAME")
         return self.guess.metric
 
@@ -223,8 +222,23 @@ class OwnFiles(HubTask):
     @cached_property
     def max_new_tokens(self) -> int:  # type: ignore[override]
         """Room for the longest of the answers: a token has two characters or more in nearly every language."""
-        longest = max((len(text) for texts in self._accepted for text in texts), default=0)
+        accepted = [] if self.columns.answer is None else self._accepted
+        longest = max((len(text) for texts in accepted for text in texts), default=0)
         return min(max(longest // 2, _FEWEST_NEW_TOKENS), _MOST_NEW_TOKENS)
+
+
+def serving_split(found: Collection[str], role: str, path: str) -> str:
+    """Which of the splits that there are serves a role.
+
+    Raises:
+        ValueError: If none does.
+    """
+    for name in _SERVES[check_split(role)]:
+        if name in found:
+            return name
+    if len(found) == 1 and role != "train":
+        return next(iter(found))
+    raise ValueError(f"{path}: expected a split for the role {role}, got {', '.join(found)}")
 
 
 def _beside_images(source: LocalSource) -> LocalSource:

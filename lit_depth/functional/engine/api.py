@@ -27,7 +27,7 @@ from lit_depth.functional.arguments import (
 from lit_depth.functional.engine.comparison import OTHER_ANSWERS, Request
 from lit_depth.functional.engine.decode import answer_in_chunks, answer_one_by_one, answer_rows
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError, check_generates
-from lit_depth.functional.engine.drivers import TrieDriver, driven
+from lit_depth.functional.engine.drivers import TrieDriver
 from lit_depth.functional.engine.memory import call_width
 from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.trie import MaskTrie
@@ -92,8 +92,9 @@ def _forward_together(
 ) -> SweepOutput:
     adds = adds_between_blocks(find_decoder(model, blocks))
     driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep, adds=adds)
-    with driven(blocks, driver.make_forward):
+    with driver.driving(blocks):
         logits, states = _logits_and_states(model, inputs, blocks)
+    driver.check_logits(logits)
     found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))
     kinds, kind = _COMPARED.setdefault(model, set()), kind_of(model, inputs, 0)
     if kind not in kinds:

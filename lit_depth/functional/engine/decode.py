@@ -142,8 +142,9 @@ def _answer_prompt(
     width = call_width(model, request.inputs)
     adds = adds_between_blocks(find_decoder(model, blocks))
     driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length), adds=adds)
-    with driven(blocks, driver.make_forward):
+    with driver.driving(blocks):
         logits = asked.forward(keep=keep).logits
+    driver.check_logits(logits)
     if cache is not None:
         cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
     deal = partial(deal_out, prompt, masks, trie, cache)

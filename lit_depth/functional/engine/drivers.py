@@ -103,6 +103,8 @@ class TrieDriver:
         self.compared: set[tuple[int, int]] = set()
         # what the block before has handed on, beside the groups
         self.handed: Tensor | None = None
+        # rows and positions that the last block handed on; None = it was not reached yet
+        self.returned: tuple[int, int] | None = None
         if cache is not None:
             for layer in cache.layers:
                 layer.parts = []  # type: ignore[union-attr]
@@ -129,9 +131,39 @@ class TrieDriver:
             self.groups = []  # the driver lives on while rows are decoded
             if self.front is None:
                 self.front = Front(self.embeddings, self.calls, self.added)
-            return torch.cat([states[:, -self.keep :] for states in leaves])
+            kept = torch.cat([states[:, -self.keep :] for states in leaves])
+            self.returned = kept.shape[0], kept.shape[1]
+            return kept
 
         return forward
+
+    @contextmanager
+    def driving(self, blocks: nn.ModuleList) -> Iterator[None]:
+        """Drive ``blocks`` in one forward of the decoder.
+
+        Raises:
+            CannotDriveError: What follows the last block cannot take what it returns (GPT-2 views it as the prompt).
+        """
+        with driven(blocks, self.make_forward):
+            try:
+                yield
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as cause:
+                if self.returned is None:
+                    raise
+                raise self._other_shape() from cause
+
+    def check_logits(self, logits: Tensor) -> None:
+        """Refuse logits ``[rows, positions, vocabulary]`` of other rows or positions than the last block returned."""
+        if logits.shape[:2] != self.returned:
+            raise self._other_shape()
+
+    def _other_shape(self) -> CannotDriveError:
+        prompt, returned = list(self.embeddings.shape[:2]), list(self.returned or ())
+        return CannotDriveError(
+            f"what follows its last block takes states of the prompt's shape {prompt} alone, got {returned}"
+        )
 
     def _check_call(self, block_idx: int, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a decoder that does more with hidden states than to hand them on and to add to them."""

@@ -4,10 +4,7 @@ A method is a function, and what it is a function of (its kind); see :data:`SIGN
 stand in `lit_depth.functional.importance.proxies`.
 """
 
-import dataclasses
-import inspect
 import math
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,11 +13,12 @@ import torch
 from torch import Tensor
 
 from lit_depth.functional.arguments import checked
+from lit_depth.functional.class_paths import object_at, signature_of, taken_by
 
 Kind = Literal["states", "last_state", "attention", "gradient"]
 Direction = Literal["higher", "lower", "higher (a convention: none is agreed)"]
 
-# kind -> parameters of a method's function
+# kind -> parameters of a method's function, which is called by their names
 SIGNATURES: dict[Kind, tuple[str, ...]] = {
     # float64 [tokens, hidden] that enter and leave a block -> [tokens]; the score is the mean over tokens
     "states": ("before", "after"),
@@ -34,6 +32,7 @@ SIGNATURES: dict[Kind, tuple[str, ...]] = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class Method:
     """One way to score a block without skipping it.
@@ -42,7 +41,10 @@ class Method:
         name: As it is asked for.
         kind: What ``function`` takes and gives, and how that becomes a score: a key of :data:`SIGNATURES`.
         direction: Which scores count as more important.
-        function: Takes the tensors that :data:`SIGNATURES` names.
+        function: Takes the tensors that :data:`SIGNATURES` names, by these names.
+
+    Raises:
+        ValueError: A kind or a direction that there is not.
     """
 
     name: str
@@ -148,38 +150,33 @@ TABLE: dict[str, Method] = {
     )
 }
 METHODS = tuple(TABLE)
-STATE_METHODS = tuple(name for name, method in TABLE.items() if method.kind in ("states", "last_state"))
 GRADIENT_METHODS = tuple(name for name, method in TABLE.items() if method.kind == "gradient")
 
 
 def find_method(name: str) -> Method:
     """A method of the table by its name, or one of one's own by its dotted path.
 
-    A function is of the kind whose parameters it has, and its higher scores count as more important; a `Method` says
-    both itself.
+    A function is of the kind whose parameters it has, in any order, and its higher scores count as more important; a
+    `Method` says both itself.
 
     >>> find_method("taylor").kind, find_method("lit_depth.functional.importance.methods.taylor").kind
     ('gradient', 'gradient')
 
     Raises:
-        ValueError: If there is none, or its parameters are of no kind.
+        ValueError: If there is none, or its parameters are of no kind, or not of the kind that a `Method` says.
     """
     if name in TABLE:
         return TABLE[name]
     if "." not in name:
         raise ValueError(f"expected methods among {', '.join(METHODS)}, or the path of a function, got {name!r}")
-    try:
-        found = pkgutil.resolve_name(name)
-        parameters = tuple(inspect.signature(found).parameters) if callable(found) else ()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"methods: expected the dotted path of a function, got {name!r} ({error})") from error
-    if isinstance(found, Method):
-        return dataclasses.replace(found, name=name)
-    for kind, names in SIGNATURES.items():
-        if set(parameters) == set(names):
-            return Method(name, kind, "higher", found)
-    known = ", ".join(f"({', '.join(names)})" for names in dict.fromkeys(SIGNATURES.values()))
-    raise ValueError(f"methods: expected a function of one of {known}, got {name} of ({', '.join(parameters)})")
+    found = object_at(name, "an importance method")
+    function = found.function if isinstance(found, Method) else found
+    signatures = {found.kind: SIGNATURES[found.kind]} if isinstance(found, Method) else SIGNATURES
+    for kind, names in signatures.items():
+        if taken_by(function, names) == list(names):
+            return Method(name, kind, found.direction if isinstance(found, Method) else "higher", function)
+    known = " or ".join(f"({', '.join(names)})" for names in dict.fromkeys(signatures.values()))
+    raise ValueError(f"methods: expected a function of {known}, got {name}{signature_of(function) or ''}")
 
 
 @checked

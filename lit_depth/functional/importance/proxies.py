@@ -266,7 +266,8 @@ class ProxyScores:
                 continue
             for gradient, piece in _pieces(self._gradients[weight], weight):
                 for method in methods:
-                    sums[method.name] += check_values(method, method.function(gradient, piece), ()).cpu()
+                    value = method.function(gradient=gradient, weight=piece)
+                    sums[method.name] += check_values(method, value, ()).cpu()
             if not all(each.isfinite() for each in sums.values()):
                 raise ValueError(
                     f"expected finite gradients, got NaN or infinite ones for {name} of block {block_idx}; numbers "

@@ -66,7 +66,7 @@ class BlockRecorder:
             self.finite["hidden states"][block_idx] = before.isfinite().all() & after.isfinite().all()
             # two methods may average one function over different tokens
             functions = {method.function for method in self.of_states}
-            values = {function: function(before, after) for function in functions}
+            values = {function: function(before=before, after=after) for function in functions}
             last = self.is_last.to(after.device)
             for method in self.of_states:
                 value = check_values(method, values[method.function], after.shape[:1])
@@ -83,7 +83,7 @@ class BlockRecorder:
             # of padding, weights may be NaN
             self.finite["attention weights"][block_idx] = self._by_token(weights.sum(-1)).isfinite().all()
             for method in self.of_attention:
-                value = check_values(method, method.function(weights), weights.shape[:3])
+                value = check_values(method, method.function(weights=weights), weights.shape[:3])
                 self.sums[block_idx][method.name] = self._by_token(value).mean(1).sum()
 
         return hook
@@ -105,7 +105,7 @@ class BlockRecorder:
             if broken:
                 raise ValueError(f"expected finite {what}, got NaN or infinite ones first from block {min(broken)}")
         if self.of_attention and not self.finite["attention weights"]:
-            used = None if decoder is None else attention_of(decoder)
+            used = None if decoder is None else attention_of(decoder.config)
             names = ", ".join(method.name for method in self.of_attention)
             raise ValueError(
                 f"{names} needs attention weights, which only eager attention returns, and "

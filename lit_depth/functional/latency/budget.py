@@ -273,9 +273,10 @@ def _affordable(candidates: Sequence[Candidate], budget_ms: float) -> list[Candi
     affordable = [candidate for candidate in candidates if candidate.latency_ms <= budget_ms]
     if not affordable:
         fastest = min(candidates, key=lambda candidate: candidate.latency_ms)
+        active = " ".join(str(block_idx) for block_idx, bit in enumerate(fastest.mask_id) if bit == "1")
         raise ValueError(
-            f"expected a budget of at least {round_up(fastest.latency_ms)} ms, which the fastest mask "
-            f"({fastest.mask_id}) needs, got {budget_ms} ms"
+            f"expected a budget of at least {round_up(fastest.latency_ms)} ms, which the fastest mask (active blocks "
+            f"{active}) needs, got {budget_ms} ms"
         )
     return affordable
 

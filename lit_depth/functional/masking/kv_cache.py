@@ -50,16 +50,45 @@ class Claim:
 
     Args:
         active: One bool per block, True = the block runs.
+        config: That of the decoder; None = there is none.
     """
 
-    def __init__(self, active: Sequence[bool]) -> None:
+    # whether a draft by the first blocks alone has its place here
+    has_drafts = True
+
+    def __init__(self, active: Sequence[bool], config: Any = None) -> None:
         self.active = tuple(active)
         self.skipped = [block_idx for block_idx, is_active in enumerate(active) if not is_active]
+        self.config, self.depth = config, getattr(config, "num_hidden_layers", None)
+
+    def reached(self) -> tuple[bool, ...]:
+        """`active` as far as the decoder goes: ``assistant_early_exit`` makes it leave after its first blocks.
+
+        Raises:
+            ValueError: No block of a draft would run, or prefill and decode differ.
+        """
+        depth = getattr(self.config, "num_hidden_layers", None)
+        if depth is None or depth == self.depth:
+            return self.active
+        if self.has_drafts and any(self.active[:depth]):
+            return self.active[:depth]
+        self.give_back_depth()
+        needed = (
+            f"assistant_early_exit of at least {self.active.index(True) + 1}, the first active block"
+            if self.has_drafts
+            else "no assistant_early_exit where prefill and decode differ"
+        )
+        raise ValueError(f"expected {needed}, got {depth}")
+
+    def give_back_depth(self) -> None:
+        """Make the decoder as deep as it was: transformers does so after drafts that ended without an error only."""
+        if getattr(self.config, "num_hidden_layers", None) != self.depth:
+            self.config.num_hidden_layers = self.depth
 
     def __call__(self, cache: Cache) -> None:
         # a cache that has been through this is not looked over again at every decode step
         if getattr(cache, "_lit_depth_claim", None) is not self:
-            claim_layers(cache, self.active)
+            claim_layers(cache, self.reached())
             cache._lit_depth_claim = self  # type: ignore[attr-defined]
 
 

@@ -119,6 +119,8 @@ class DecodedLayer(Placeholder):
 class PhaseClaim(Claim):
     """A claim that arranges layers anew when a prefill begins, and when the first decode step does."""
 
+    has_drafts = False
+
     def _holds_for_decode(self, cache: Cache) -> bool:
         if getattr(cache, "_lit_depth_claim", None) is not self:
             return False
@@ -135,7 +137,7 @@ class DecodeClaim(PhaseClaim):
     def __call__(self, cache: Cache) -> None:
         if self._holds_for_decode(cache) and not cache.layers[self.skipped[0]].emptied:  # type: ignore[union-attr]
             return
-        check_size(cache, len(self.active))
+        check_size(cache, len(self.reached()))
         layers = cache.layers
         if any(map(is_filled, layers)):
             refuse_placeholders(layers, self.active)
@@ -157,7 +159,7 @@ class PrefillClaim(PhaseClaim):
     def __call__(self, cache: Cache) -> None:
         if self._holds_for_decode(cache) and cache.layers[self.skipped[0]].prompt_length:  # type: ignore[union-attr]
             return
-        check_size(cache, len(self.active))
+        check_size(cache, len(self.reached()))
         layers = cache.layers
         refuse_placeholders(layers, self.active)
         if any(map(is_filled, layers)):

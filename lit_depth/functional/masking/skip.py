@@ -135,7 +135,7 @@ def masked(
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == len(module_list):
         raise NotImplementedError("per-row masks [batch, num_blocks] are not supported yet; pass one mask [num_blocks]")
     active = check_mask(mask, len(module_list), granularity).tolist()
-    check_skippable(find_decoder(model, module_list), module_list)
+    check_skippable(find_decoder(model, module_list), module_list, model)
     halves = list(zip(active, active))
     if granularity == "sublayer":
         check_halves(module_list)
@@ -157,9 +157,11 @@ def _masked(
     for block_idx, (forward, (attends, has_mlp)) in enumerate(zip(own, halves)):
         if attends != has_mlp and forward is not _ABSENT:
             raise ValueError(f"cannot skip half of block {block_idx}: it has a forward of its own on the instance")
-    claim = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
+    config = getattr(find_decoder(model, blocks), "config", None)
+    kind = {"both": Claim, "prefill": PrefillClaim, "decode": DecodeClaim}[phase]
+    claim = kind([attends for attends, _ in halves], config)  # an MLP has no cache
     with _restored([*((block, "forward") for block in blocks), (blocks[0], _CLAIM)]):
-        _set(blocks[0], _CLAIM, claim([attends for attends, _ in halves]))  # an MLP reads and writes no cache
+        _set(blocks[0], _CLAIM, claim)
         for block_idx, (block, (attends, has_mlp), forward) in enumerate(zip(blocks, halves, own)):
             if attends != has_mlp:
                 forward = HalfForward(forward, block, keep_attention=attends)
@@ -174,6 +176,7 @@ def _masked(
             yield model
         finally:
             hook.remove()
+            claim.give_back_depth()
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def check_halves(blocks: Iterable[nn.Module]) -> None:
         if halves is None:
             raise ValueError(
                 f"cannot skip half of a {type(block).__name__}: expected a block that adds attention and then its MLP "
-                f"to the residual stream as Llama, Qwen, Olmoe or Olmo2 do, but {departure}; skip whole blocks instead"
+                f"to the residual stream, but {departure}; skip whole blocks instead"
             )
 
 

@@ -14,10 +14,24 @@ from lit_depth.functional.masking.blocks import find_decoder
 _COUPLING_ARGUMENTS = ("shared_kv_states", "block_states", "prev_topk_indices", "prev_router_hidden_states")
 # ... with a state that it hands back to the decoder, or with a second stream beside the residual one
 _OTHER_STATES = ("state", "output_g", "prev_attn_output")
+# peft's adapters that fill a KV cache before the first token: it cannot be told from one of the whole model
+_FILLED_CACHES = ("PREFIX_TUNING", "CARTRIDGE")
 
 
-def check_skippable(decoder: nn.Module | None, blocks: nn.ModuleList) -> None:
-    """Raise ValueError for a model whose blocks depend on one another by more than the residual stream."""
+def check_skippable(decoder: nn.Module | None, blocks: nn.ModuleList, model: nn.Module) -> None:
+    """Raise ValueError for a model whose blocks depend on one another by more than the residual stream.
+
+    Args:
+        decoder: What holds the blocks.
+        model: What holds the decoder, with adapters around it.
+    """
+    for module in model.modules():
+        kind = str(getattr(getattr(module, "active_peft_config", None), "peft_type", "")).rpartition(".")[2]
+        if kind in _FILLED_CACHES:
+            raise ValueError(
+                f"cannot skip blocks under {kind}: it gives every forward a filled KV cache; "
+                "pass the model without it (get_base_model()), or use another adapter"
+            )
     config = getattr(decoder, "config", None)
     name = type(decoder if decoder is not None else blocks[0]).__name__
     if getattr(config, "is_encoder_decoder", False):
@@ -77,7 +91,7 @@ def check_drivable(model: nn.Module, blocks: nn.ModuleList) -> str | None:
         ValueError: the blocks cannot be skipped at all, see :func:`masked`.
     """
     decoder = find_decoder(model, blocks)
-    check_skippable(decoder, blocks)
+    check_skippable(decoder, blocks, model)
     if decoder is None or not hasattr(model, "config"):
         return "it is not a Hugging Face model"
     if any(

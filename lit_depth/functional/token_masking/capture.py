@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lit_depth.functional.model_state import attention_of
+
 
 class Attention(NamedTuple):
     """What the last query of an attention module sees."""
@@ -63,7 +65,7 @@ def _final_logits(query: Tensor, key: Tensor, mask: Any, scaling: float | None, 
 @contextmanager
 def recording(blocks: nn.ModuleList, config: Any) -> Iterator[Recorder]:
     """Hand a recorder to every attention module that asks for its attention function."""
-    name = getattr(config, "_attn_implementation", None)
+    name = attention_of(config)
     if name not in ("sdpa", "eager"):  # others have masks of their own kinds, or no float32
         raise ValueError(
             f"expected a model with attn_implementation 'sdpa' or 'eager', got {name!r}; "

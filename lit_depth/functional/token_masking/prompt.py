@@ -59,7 +59,8 @@ def run_token_masking(
     """
     inputs = encode_prompt(processor, prompt, image, raw=raw)
     device = next(model.parameters()).device
-    on_device = {name: value.to(device) for name, value in inputs.items()}
+    # the hooks of an offloaded model, whose parameters lie on the meta device, move its inputs themselves
+    on_device = inputs if device.type == "meta" else {name: value.to(device) for name, value in inputs.items()}
     ends = end_token_ids(model, _tokenizer(processor))
     frame = token_masking(model, on_device, num_output_tokens, after_end=after_end, end_tokens=ends, blocks=blocks)
     frame = name_tokens(frame, processor)

@@ -36,7 +36,7 @@ class MolmoPrompter(Prompter):
 
     def prompt_length(self, asked: Asked) -> int:
         if asked.prompt is not None:
-            return self._plain([self.prompt_text(asked)])["input_ids"].shape[1]
+            return self._plain([asked])["input_ids"].shape[1]
         length = self._encode([self.prompt_text(asked)], [()])["input_ids"].shape[1]
         count = self.processor.image_processor.num_image_tokens
         return length + sum(count(*image.size[::-1]) for image in asked.images)

@@ -79,13 +79,16 @@ def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: fl
     """Every pair of policies at every number of active blocks where their masks differ, and over all of these.
 
     The tests are sign-flip permutations clustered by image. Holm's correction, and simultaneous intervals that agree
-    with it, are over the numbers of blocks of one pair, and for the means over them over all pairs.
+    with it, are over the numbers of blocks of one pair, and for the means over them over all pairs. A pair compared at
+    one number alone is tested once: that number's entry is the mean's.
     """
     grouped = group_plan(plan)
     names = list(dict.fromkeys(name for name, _ in grouped))
     quality = {key: scores.rows([p.id for p in group]).mean(axis=0) for key, group in grouped.items()}
     result: list[dict[str, Any]] = []
-    overall, means = [], []  # of the entries over all counts, which are tested together at the end
+    # of the entries over all counts, which are tested together at the end, and the entry of a pair's only count
+    overall: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
+    means: list[np.ndarray] = []
     for a, b in itertools.combinations(names, 2):
         # policies that keep the same blocks have nothing to be tested for
         both = [count for name, count in grouped if name == a and (b, count) in grouped]
@@ -96,10 +99,13 @@ def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: fl
         for count, found in zip(counts, scores.compare(differences, confidence)):
             result.append(_comparison_entry(a, b, count, found, confidence))
         result.append({"a": a, "b": b})
-        overall.append(result[-1])
+        overall.append((result[-1], result[-2] if len(counts) == 1 else None))
         means.append(differences.mean(axis=0))
-    for entry, found in zip(overall, scores.compare(np.stack(means), confidence) if means else ()):
+    tested = scores.compare(np.stack(means), confidence) if means else ()
+    for (entry, alone), found in zip(overall, tested):
         entry |= _comparison_entry(entry["a"], entry["b"], None, found, confidence)
+        if alone is not None:
+            alone |= {**entry, "num_active_blocks": alone["num_active_blocks"]}
     return result
 
 

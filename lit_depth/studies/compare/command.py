@@ -33,7 +33,7 @@ def compare(
         trainer: Runs the loops.
         model: Holds the model.
         datamodule: Gives the calibration and the validation split.
-        policies: Among prefix, importance, random, suffix, uniform; null = all.
+        policies: Names of policies, or paths of functions; null = all.
         num_active_blocks: Numbers of active blocks, each in 1..num_blocks; null = all.
         active_block_indices: Lists of active blocks to compare instead of policies (takes precedence).
         keep: Blocks that stay active in every mask, e.g. first and last.
@@ -54,7 +54,7 @@ def compare(
     Raises:
         ValueError: If an argument is out of range, or calibration and validation samples overlap.
     """
-    from lit_depth.results.store import write_json, write_parquet
+    from lit_depth.results.store import write_parquet
     from lit_depth.studies.compare.analysis import describe
     from lit_depth.studies.compare.arguments import CompareArguments
     from lit_depth.studies.compare.measurements import given_importance, measure_times
@@ -62,7 +62,7 @@ def compare(
     from lit_depth.studies.shared.checks import check_whole_blocks
     from lit_depth.studies.shared.comparison_schema import validate_comparison
     from lit_depth.studies.shared.evaluate import evaluate
-    from lit_depth.studies.shared.importance_scores import COMPARISON, SCORES, measure_mean, name_ties, records_of
+    from lit_depth.studies.shared.importance_scores import COMPARISON, measure_mean, name_ties, records_of
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
     from lit_depth.studies.shared.time_masks import clock_settings
@@ -108,7 +108,5 @@ def compare(
         }
         result = describe(measured, plan, latency, shared, confidence)
         write_parquet(run.folder / "records.parquet", records_of(measured, "task"))
-        if entry["scores"]:
-            write_json(run.folder / SCORES, entry["scores"])
         publish(run, report(validate_comparison(result)), COMPARISON, result)
     return result

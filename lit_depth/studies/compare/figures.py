@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_KNOWN_POLICIES = ("prefix", "importance", "random", "suffix", "uniform")
 _MAX_TICKS = 16
 
 
@@ -93,8 +92,9 @@ def _limits(strategy: Strategy, comparison: Comparison) -> Sequence[float]:
     """Quality at either end of the simultaneous interval of the drop; of the full model itself there is none."""
     drop = strategy.get("drop_simultaneous_ci")
     if drop is not None:
-        # no quality lies below 0, whatever the drop may be
-        return [max(0.0, comparison["full"]["quality"] - drop[1]), comparison["full"]["quality"] - drop[0]]
+        full = comparison["full"]["quality"]
+        # no quality lies below 0, whatever the drop may be, but a log-probability
+        return [full - drop[1] if full < 0 else max(0.0, full - drop[1]), full - drop[0]]
     return strategy["quality_ci"] if not _has_families(comparison) else [strategy["quality"]] * 2
 
 
@@ -224,8 +224,9 @@ def by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
 
 def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
     """Colour and marker: fixed for known policies, so that figures of several runs can be compared."""
-    others = [name for name in by_policy(comparison) if name not in _KNOWN_POLICIES]
-    index = [*_KNOWN_POLICIES, *others].index(policy) % len(COLORS)
+    from lit_depth.functional.masking.policies import POLICIES  # imports torch
+
+    index = list(dict.fromkeys([*POLICIES, *by_policy(comparison)])).index(policy) % len(COLORS)
     return COLORS[index], MARKERS[index]
 
 

@@ -38,8 +38,8 @@ def measure_times(
     Timed are the full model and one mask of each policy and count: which of equally many blocks run hardly matters to
     the clock.
     """
-    if not arguments.latency_repeats:
-        return {}, None
+    if not arguments.latency_repeats or not run.datamodule.for_each_task()[0].task.max_new_tokens:
+        return {}, None  # texts that are scored ask for no answer
     first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
     settings = {**clock, "new_tokens": arguments.latency_new_tokens, "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lit_depth.results.measures import cluster_noun, describe_measure, document_sections, perplexity
 from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table
 from lit_depth.results.style import Stage
 from lit_depth.results.table import Cell, format_interval
@@ -9,14 +10,13 @@ from lit_depth.results.verdicts import (
     LEGEND,
     WITHHELD,
     describe_constant,
-    describe_normalisations,
     mark_strategy,
     refusal,
     verdict_scalars,
 )
 from lit_depth.studies.compare.figures import by_policy, comparison_figures, has_latency, task_figure, total_ms
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
-from lit_depth.studies.shared.importance_scores import tie_sentences
+from lit_depth.studies.shared.importance_scores import SCORES, tie_sentences
 
 QUESTIONS = {
     "importance_beats_prefix": "Does importance beat prefix?",
@@ -38,7 +38,7 @@ def report(comparison: Comparison) -> Report:
     """The report of the content of ``m5_mask_strategy_comparison.json``."""
     figures, tasks = comparison_figures(comparison), comparison.get("tasks", [])
     own = [name for name in figures if name not in map(task_figure, tasks)]
-    ties = tie_sentences(comparison["importance"])
+    ties, scores = tie_sentences(comparison["importance"]), comparison["importance"]["scores"]
     return Report(
         title=f"Depth-mask policies on {comparison['task']}",
         headline="\n\n".join([*_refusals(comparison), _headline(comparison)]),
@@ -46,10 +46,12 @@ def report(comparison: Comparison) -> Report:
             *_answers(comparison),
             *([Section("Ties that the importance policy used", "\n".join(ties))] if ties else []),
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
+            *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
         ],
         kind="comparison",
         figures=figures,
+        files={SCORES: scores} if scores else {},
         tables={"compare/strategies": Table(COLUMNS, [_strategy_row(each) for each in comparison["strategies"]])},
         scalars=_scalars(comparison),
         curves=_curves(comparison),
@@ -68,9 +70,9 @@ def _headline(comparison: Comparison) -> str:
     full = comparison["full"]
     return (
         f"{comparison['metric']} on {comparison['task']}, {comparison['num_samples']} samples "
-        f"({comparison['num_bad_samples']} bad), {comparison['confidence']:.0%} intervals by image; full model "
-        f"{full['quality']:.3f} {format_interval(full['quality_ci'], sign='')}."
-        f"{describe_normalisations(comparison)}{describe_constant(comparison)}"
+        f"({comparison['num_bad_samples']} bad), {comparison['confidence']:.0%} intervals by "
+        f"{cluster_noun(comparison)}; full model {full['quality']:.3f} {format_interval(full['quality_ci'], sign='')}."
+        f"{describe_measure(comparison)}{describe_constant(comparison)}"
     )
 
 
@@ -110,6 +112,18 @@ def _quality_cell(strategy: Strategy, comparison: Comparison) -> str:
     low, high = strategy["quality_ci"]
     sign = mark_strategy(strategy, comparison.get("baseline"))
     return f"{strategy['quality']:.3f} [{low:.2f}, {high:.2f}]{sign}"
+
+
+def _perplexities(comparison: Comparison) -> list[Section]:
+    """Perplexity of texts per policy and count, and of each document; nothing for other tasks."""
+    if cluster_noun(comparison) != "document":
+        return []
+    headers = ["policy", "blocks", "perplexity"]
+    rows: list[list[Cell]] = [
+        [each["policy"], each["num_active_blocks"], perplexity(each["quality"], each["quality_ci"])]
+        for each in comparison["strategies"]
+    ]
+    return [Section("Perplexity of every policy", "", Table(headers, rows)), *document_sections(comparison)]
 
 
 def _strategy_row(strategy: Strategy) -> list[Cell]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.measures import cluster_noun
 from lit_depth.results.style import bar_lengths, new_figure, plain_axes, withheld_title
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
@@ -122,7 +123,7 @@ def importance_figure(
         panels[0].axhline(height, color="#B00020", linestyle=":", linewidth=1.5, label=label)
         panels[0].legend(frameon=False, fontsize=9)
     pale = "0 is within" if refusal(measured) is None else "no verdict"
-    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by image; pale: {pale}"
+    title = f"{title}\nbars: {confidence:.0%} {SIMULTANEOUS} by {cluster_noun(measured)}; pale: {pale}"
     panels[0].set_title(withheld_title(title, measured), loc="left", fontsize=11)
     panels[1].set_xlabel(f"Skipped {units_noun(blocks)}")
     label_units(panels[1], blocks)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_depth.results.measures import document_sections
 from lit_depth.results.report import BarChart, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import unit_name, units_noun
@@ -38,8 +39,8 @@ EXPLAIN = (
     "Every method against the accuracy drop. spearman: rank correlation as measured; noise-free: {confidence:.0%} "
     "interval of the one with a drop measured without noise (the method's own scores count as exact). least {k}: share "
     "of the {k} least important blocks that both name, by chance {chance:.2f}. forwards: time of one batch of "
-    "{batch_size} samples over that of a plain forward ({forward_ms:.0f} ms); all proxies in one pass cost "
-    "{together:.1f}. A higher score counts as more important{but}; attention_entropy has no agreed direction."
+    "{batch_size} samples over that of a plain forward ({forward_ms:.0f} ms); all methods in one pass cost "
+    "{together:.1f}. A higher score counts as more important{but}."
 )
 EXPLAIN_MASKS = (
     "Masks of the most important blocks by each method, on {num_samples} samples of the validation split (full model "
@@ -63,6 +64,7 @@ def report(result: dict[str, Any]) -> Report:
         ]
     if "methods" in result:
         sections += _method_sections(result["methods"])
+    sections += [section for task in tasks for section in document_sections(task)]
     scalars = verdict_scalars([(task["task"], f"/{task['task']}", task) for task in tasks])
     scalars |= {f"full/quality/{task['task']}": task["full"]["quality"] for task in tasks}
     by_task = {f"layer_importance_scores_{task['task']}.json": plain_scores(task["blocks"]) for task in tasks}
@@ -151,7 +153,7 @@ def _method_sections(methods: Mapping[str, Any]) -> list[Section]:
     entries, validation = methods["entries"], methods["validation"]
     num_blocks = len(entries[0]["scores"])
     k = max(1, num_blocks // 4)
-    lower = ", ".join(entry["method"] for entry in entries if entry["direction"] == "lower")
+    others = [f"; of {entry['method']}: {entry['direction']}" for entry in entries if entry["direction"] != "higher"]
     explained = EXPLAIN.format(
         confidence=methods["confidence"],
         k=k,
@@ -159,7 +161,7 @@ def _method_sections(methods: Mapping[str, Any]) -> list[Section]:
         batch_size=methods["batch_size"],
         forward_ms=1000 * methods["forward_seconds"],
         together=methods["proxies_together_forwards"],
-        but=f", of {lower} a lower one" if lower else "",
+        but="".join(others),
     )
     masks = EXPLAIN_MASKS.format(
         num_samples=validation["num_samples"],

@@ -35,7 +35,7 @@ def latency(
         trainer: Runs the loops.
         model: Holds the model.
         datamodule: Gives the requests, from the validation split.
-        policies: Which blocks are active at each count: among prefix, importance, random, suffix, uniform.
+        policies: Which blocks are active at each count: names of policies, or paths of functions.
         num_active_blocks: Numbers of active blocks, each in 1..num_blocks; null = all.
         active_block_indices: Lists of active blocks to time instead of policies (takes precedence).
         keep: Blocks that stay active in every mask.
@@ -60,7 +60,13 @@ def latency(
     from lit_depth.results.store import write_parquet
     from lit_depth.studies.latency.analysis import describe, scripted
     from lit_depth.studies.latency.report import report
-    from lit_depth.studies.shared.checks import check_one_process, check_one_task, check_shares, check_whole_blocks
+    from lit_depth.studies.shared.checks import (
+        check_asks,
+        check_one_process,
+        check_one_task,
+        check_shares,
+        check_whole_blocks,
+    )
     from lit_depth.studies.shared.importance_scores import read_importance, to_importance
     from lit_depth.studies.shared.mask_grid import check_plan, needs_importance, plan_indices, plan_masks
     from lit_depth.studies.shared.publish import publish
@@ -77,6 +83,7 @@ def latency(
     if num_samples < batch_size:
         raise ValueError(f"num_samples ({num_samples}) must be at least batch_size ({batch_size})")
     check_one_task(datamodule, "latency takes its requests from one task")
+    check_asks(datamodule, "latency")
     check_one_process(trainer, "latency is measured by one process")
     scores = None
     if needs_importance(names) and active_block_indices is None:

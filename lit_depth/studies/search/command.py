@@ -47,8 +47,9 @@ def search(
         max_blocks_to_remove: Largest number of removed blocks; with ``--model.granularity sublayer`` of their
             attentions and MLPs, each counted by itself and named ``3.attn``, ``3.mlp``.
         keep: Blocks that are never removed.
-        rank_by: What ranks ablations: ``accuracy`` (the task's metric), or ``reference_logprob``, as the mean
-            probability of the reference answer's tokens, which is far less noisy.
+        rank_by: What ranks ablations: ``accuracy`` (the task's metric; of plain texts the geometric mean probability of
+            a token), or ``reference_logprob``, as the mean probability of the reference answer's tokens, which is far
+            less noisy.
         racing: Spend no more samples on an ablation that would hardly end as the best of its size; false = all
             samples for each.
         epsilon: Difference of the score, at least 0, that does not matter to racing: what it chooses among holds an

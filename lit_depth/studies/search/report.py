@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from lit_depth.results.measures import cluster_noun, describe_measure
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
@@ -42,15 +43,16 @@ def report(result: Mapping[str, Any]) -> Report:
 
 def _headline(result: Mapping[str, Any]) -> str:
     calibration, reported = result["calibration"], result["report"]
-    full = reported["full"]
+    full, noun = reported["full"], cluster_noun(result)
     kind = "Every combination" if result["exhaustive"] else f"A beam of {result['beam_width']}"
     trained = " Released checkpoints were trained on these very questions." if result["in_training_mixture"] else ""
     return (
         f"{kind} on {calibration['num_samples']} calibration samples of {result['task']}, ranked by "
         f"{result['rank_by']}; {result['metric']} on {reported['num_samples']} validation samples of "
-        f"{reported['num_images']} images ({reported['num_bad_samples']} bad), {result['confidence']:.0%} "
-        f"{SIMULTANEOUS} by image, over all drops and over all interactions. Full model {full['quality']:.3f} "
-        f"{format_interval(full['quality_ci'], sign='')}.{describe_constant(reported)} Interaction: the drop beyond "
+        f"{reported['num_images']} {noun}s ({reported['num_bad_samples']} bad), {result['confidence']:.0%} "
+        f"{SIMULTANEOUS} by {noun}, over all drops and over all interactions. Full model {full['quality']:.3f} "
+        f"{format_interval(full['quality_ci'], sign='')}."
+        f"{describe_measure({**result, 'full': full})}{describe_constant(reported)} Interaction: the drop beyond "
         f"the sum of the drops of its parts alone.{trained} {LEGEND}"
     )
 

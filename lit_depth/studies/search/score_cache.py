@@ -101,7 +101,8 @@ class ScoreCache:
             table = sweep.records.pivot(index="mask", columns="sample", values=column)
             places = [self._position[sample] for sample in table.columns]
             for name, row in zip(table.index, table.to_numpy(float)):
-                self._scores[name][kind, places] = row / largest
+                # of a log-probability per token, the geometric mean probability of a token
+                self._scores[name][kind, places] = np.exp(row) if np.isinf(largest) else row / largest
         trie = MaskTrie(masks)
         shares = self.run.model.hparams["granularity"] == "block"
         self.evaluations += len(masks) * len(positions)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range
 from lit_depth.studies.shared.checks import check_shares
 
-POLICIES = ("importance", "prefix", "uniform")
+DEFAULT_POLICIES = ("importance", "prefix", "uniform")
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,8 @@ def select(
             calibration split.
         estimate_depth: Evaluate no mask: the depth follows from the line fitted to the times of a few depths, the
             blocks from --importance.
-        policies: Where the masks come from: among prefix, importance, random, suffix, uniform; null = importance,
-            prefix, uniform.
+        policies: Where the masks come from: names of policies, or paths of functions; null = importance, prefix,
+            uniform.
         num_active_blocks: Numbers of active blocks, each in 1..num_blocks; null = all.
         keep: Blocks that stay active in every mask.
         num_seeds: Masks that the random policy draws at each count.
@@ -81,10 +81,10 @@ def select(
 
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.select import analysis
-    from lit_depth.studies.select.arguments import POLICIES, SelectArguments
+    from lit_depth.studies.select.arguments import DEFAULT_POLICIES, SelectArguments
     from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
-    from lit_depth.studies.shared.checks import check_one_task, check_whole_blocks
+    from lit_depth.studies.shared.checks import check_asks, check_one_task, check_whole_blocks
     from lit_depth.studies.shared.mask_grid import check_plan
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
@@ -109,8 +109,10 @@ def select(
         confidence=confidence,
         max_bad_samples=max_bad_samples,
     )
-    names, counts = check_plan(policies or POLICIES, num_active_blocks, model.num_blocks, num_seeds, arguments.keep)
+    names = policies or DEFAULT_POLICIES
+    names, counts = check_plan(names, num_active_blocks, model.num_blocks, num_seeds, arguments.keep)
     check_one_task(datamodule, "select takes its requests from one task")
+    check_asks(datamodule, "select")
     datamodule.check_disjoint("calibration", "validation")
     new_tokens = new_tokens or model.hparams["max_new_tokens"] or datamodule.task.max_new_tokens
     settings = clock_settings(trainer.strategy.root_device)

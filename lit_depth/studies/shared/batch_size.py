@@ -49,7 +49,7 @@ def find_batch_size(model: DepthModule, datamodule: DepthDataModule, split: str,
                 break
             # keys, values and logits must fit a share of the memory, as they must for the masks later
             row = bytes_per_row(
-                model.model, model_inputs(batch), model.max_new_tokens, batch["answer_ids"], model.num_blocks
+                model.model, model_inputs(batch), model.max_new_tokens, batch.get("answer_ids"), model.num_blocks
             )
             if size * row <= affordable_bytes(model.model):
                 model.predict_step(batch)

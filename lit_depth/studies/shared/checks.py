@@ -21,6 +21,13 @@ def check_one_task(datamodule: DepthDataModule, rule: str) -> None:
         raise ValueError(f"{rule}, got {[task.name for task in datamodule.tasks]}")
 
 
+def check_asks(datamodule: DepthDataModule, command: str) -> None:
+    """Raise ValueError for tasks that score given texts: there is no prompt to answer."""
+    for task in datamodule.tasks:
+        if not task.max_new_tokens:
+            raise ValueError(f"{command} needs prompts that are answered; {task.name} scores the texts themselves")
+
+
 def check_one_process(trainer: Trainer, rule: str) -> None:
     """Raise ValueError, which begins with the rule, for several processes."""
     if trainer.world_size > 1:

@@ -35,16 +35,24 @@ def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measur
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
     """
+    measured = sweep_masks(run, split, masks, what)
+    if measured.scores.is_bounded:
+        constant = constant_scores(run.datamodule, split, measured.scores.samples)
+        measured = measured._replace(scores=measured.scores._replace(constant=constant))
+    return measured
+
+
+def sweep_masks(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measured:
+    """`evaluate` without the constant answer."""
     task = run.datamodule.task
     records, text = run.folder / "records" / task.name / split, f"{what}, {task.name}, {split} split"
     sweep = sweep_samples(run, split, [*MaskSet.full(run.model.num_units), *masks], records, text)
     assert sweep.records is not None
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
-        raise ValueError(f"{split} split: intervals need samples of at least 2 images, got {num_images}")
+        raise ValueError(f"{split} split: intervals need samples of at least 2 images or documents, got {num_images}")
     scores = Scores.from_records(sweep.records, sweep.metric.max_score)
-    constant = constant_scores(run.datamodule, split, scores.samples)
-    return Measured(task, split, scores._replace(constant=constant), sweep)
+    return Measured(task, split, scores, sweep)
 
 
 def sweep_samples(

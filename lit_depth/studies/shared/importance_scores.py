@@ -79,7 +79,26 @@ def records_of(measured: Iterable[Measured], *columns: str) -> "pd.DataFrame":
 def describe_task(measured: Measured) -> dict[str, Any]:
     """Name and metric of a task, and whether checkpoints were trained on it."""
     task = measured.task
-    return {"task": task.name, "metric": task.metric, "in_training_mixture": task.in_training_mixture}
+    named = {"task": task.name, "metric": task.metric, "in_training_mixture": task.in_training_mixture}
+    return {**named, **_describe_texts(measured)}
+
+
+def _describe_texts(measured: Measured) -> dict[str, Any]:
+    """Of log-probabilities of texts what the full model gives to each document; nothing of other scores."""
+    records, full_id = measured.sweep.records, measured.scores.full_id
+    if measured.scores.is_bounded or records is None:
+        return {}
+    records = records[records["mask"] == full_id]
+    sums = records.assign(logprob=records["score"] * records["weight"]).groupby("image")[["logprob", "weight"]].sum()
+    documents = {
+        str(name): {
+            "num_tokens": int(row.weight),
+            "logprob": row.logprob / row.weight,
+            "perplexity": math.exp(-row.logprob / row.weight),
+        }
+        for name, row in sums.iterrows()
+    }
+    return {"texts": {"num_tokens": int(sums["weight"].sum()), "documents": documents}}
 
 
 def describe_samples(measured: Measured, confidence: float) -> dict[str, Any]:

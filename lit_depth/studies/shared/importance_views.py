@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.measures import cluster_noun, describe_measure
 from lit_depth.results.report import Section, Table
 from lit_depth.results.style import new_figure
 from lit_depth.results.table import Cell, format_interval, format_p_value
@@ -12,7 +13,6 @@ from lit_depth.results.verdicts import (
     SIMULTANEOUS,
     WITHHELD,
     describe_constant,
-    describe_normalisations,
     differs,
     refusal,
 )
@@ -31,15 +31,15 @@ AGREEMENT_HEADERS = ("a", "b", "drop in", "spearman", "noise-free", "p", "agreem
 
 def headline(task: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What was measured and how well the full model did, in a sentence or two."""
-    full = task["full"]
+    full, noun = task["full"], cluster_noun(task)
     split = task.get("split") or result["split"]
     ranks = " Rank 1 costs most; 'may be' are the ranks that the samples leave open." if not refusal(task) else ""
     trained = " Released checkpoints were trained on these very questions." if task["in_training_mixture"] else ""
     return (
         f"{task['metric']} on {task['task']} ({split} split), {task['num_samples']} samples of "
-        f"{task['num_images']} images ({task['num_bad_samples']} bad), {result['confidence']:.0%} {SIMULTANEOUS} by "
-        f"image. Full model {full['quality']:.3f} {format_interval(full['quality_ci'], '')}."
-        f"{describe_normalisations(task)}{describe_constant(task)}{ranks}{trained}"
+        f"{task['num_images']} {noun}s ({task['num_bad_samples']} bad), {result['confidence']:.0%} {SIMULTANEOUS} by "
+        f"{noun}. Full model {full['quality']:.3f} {format_interval(full['quality_ci'], '')}."
+        f"{describe_measure(task)}{describe_constant(task)}{ranks}{trained}"
     )
 
 

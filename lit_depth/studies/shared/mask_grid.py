@@ -1,7 +1,5 @@
 """Which masks a command evaluates: policies at numbers of active blocks, or lists of blocks."""
 
-import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +8,12 @@ from torch import Tensor
 
 from lit_depth.functional import check_mask, from_indices, mask_id
 from lit_depth.functional.arguments import check_range
+from lit_depth.functional.class_paths import object_at, signature_of, taken_by
 from lit_depth.functional.masking.policies import POLICIES
 
 MAX_SEEDS = 1000
+# what a policy is given, as far as its signature names it
+GIVEN = ("num_blocks", "k", "importance", "keep", "seed")
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,17 @@ def policy(name: str) -> Callable[..., Tensor]:
     True
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or it needs what no policy is given.
     """
     if name in POLICIES:
         return POLICIES[name]
-    module, _, function = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), function) if module else None
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"policies: expected the dotted path of a function, got {name!r} ({error})") from error
-    if not callable(found):
+    if "." not in name:
         raise ValueError(f"policies must be among {', '.join(POLICIES)}, or the path of a function, got {name}")
+    found = object_at(name, "a policy")
+    if taken_by(found, GIVEN) is None:
+        raise ValueError(
+            f"policies: expected a function of some of {', '.join(GIVEN)}, got {name}{signature_of(found) or ''}"
+        )
     return found
 
 
@@ -59,11 +60,7 @@ def needs_importance(names: Sequence[str]) -> bool:
     >>> needs_importance(["prefix", "uniform"]), needs_importance(["prefix", "importance"])
     (False, True)
     """
-    return any("importance" in _parameters(policy(name)) for name in names)
-
-
-def _parameters(function: Callable[..., Tensor]) -> set[str]:
-    return set(inspect.signature(function).parameters)
+    return any("importance" in (taken_by(policy(name), GIVEN) or ()) for name in names)
 
 
 def plan_masks(
@@ -85,17 +82,24 @@ def plan_masks(
     plan = []
     for name in names:
         function = policy(name)
-        wanted = _parameters(function)
-        given = {"num_blocks": num_blocks, "importance": importance, "keep": keep}
-        shared = {key: value for key, value in given.items() if key in wanted}
+        wanted = taken_by(function, GIVEN) or ()
         for count in counts:
             for seed in range(num_seeds) if "seed" in wanted else [None]:
-                own = {"k": count} if seed is None else {"k": count, "seed": seed}
-                mask = check_mask(function(**shared, **own), num_blocks)
-                if int(mask.sum()) != count:
-                    raise ValueError(f"policies: expected {count} active blocks from {name}, got {int(mask.sum())}")
-                plan.append(PlannedMask(name, mask, seed))
+                given = {"num_blocks": num_blocks, "k": count, "importance": importance, "keep": keep, "seed": seed}
+                mask = function(**{key: given[key] for key in wanted})
+                plan.append(PlannedMask(name, _check_made(name, mask, num_blocks, count), seed))
     return plan
+
+
+def _check_made(name: str, mask: Tensor, num_blocks: int, count: int) -> Tensor:
+    """What a policy made, as a mask of so many active blocks."""
+    try:
+        mask = check_mask(mask, num_blocks)
+        if int(mask.sum()) != count:
+            raise ValueError(f"expected {count} active blocks, got {int(mask.sum())}")
+    except ValueError as error:
+        raise ValueError(f"policies: {name}: {error}") from error
+    return mask
 
 
 def plan_indices(index_lists: Sequence[Sequence[int]], num_blocks: int) -> list[PlannedMask]:

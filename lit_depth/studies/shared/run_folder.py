@@ -25,6 +25,7 @@ from lit_depth.results.store import (
 from lit_depth.studies.shared.identity import identify, read_manifest, refuse_other_run, run_id
 from lit_depth.studies.shared.processes import meet, on_first_process, own_error, wait_for
 
+AGREEMENT = "agreement"  # metric of tasks without answers
 # what a command sets; everything else is left to whoever owns it, such as a counter in a module of the caller's own
 _OF_MODEL = ("max_new_tokens", "requested_masks", "on_mask")
 _OF_DATA = ("prompter", "context", "max_new_tokens")
@@ -61,8 +62,11 @@ def open_run(
     command: str,
     name: str,
     max_bad_samples: float = 0.0,
+    scores: bool = True,
 ) -> Iterator[Run]:
     """Create or reopen ``<output_dir>/<command>/<name>/`` for exactly these arguments, model and data.
+
+    ``scores``: answers are scored, so questions need some.
 
     The folder is locked against other runs inside the ``with`` statement, and afterwards model and datamodule are what
     they were before it.
@@ -76,6 +80,11 @@ def open_run(
         raise ValueError(
             f"{command} chooses the blocks of every answer itself: leave the BlockMask out of --trainer.callbacks"
         )
+    if scores and any(task.metric == AGREEMENT for task in datamodule.tasks):
+        raise ValueError(
+            f"{command} scores answers: expected right ones (--data.columns.answer NAME) and another "
+            "--data.metric than agreement with the full model, which lit-depth answers tells"
+        )
     limit = trainer.limit_predict_batches
     if isinstance(limit, int) or limit != 1.0:  # 1.0 is the share of all batches; a number of them is an integer
         raise ValueError(
@@ -88,7 +97,7 @@ def open_run(
             "--model.dtype loads the weights in another number format"
         )
     folder = Path(output_dir) / command / name
-    constant = command not in ("latency", "tokens")
+    constant = command not in ("latency", "tokens") and scores
     now = partial(identify, trainer, model, datamodule, splits, arguments, constant)
     meet(trainer)
     with given_back(model, datamodule), ExitStack() as held:

@@ -39,7 +39,8 @@ class Scores(NamedTuple):
     reference_logprob: NDArray[np.float64]  # [M, N]
     images: list[str]  # [N], the clusters of the statistics
     sizes: tuple[int, ...] = ()  # samples of each task, where several are pooled
-    max_scores: tuple[float, ...] = (1.0,)  # largest possible quality, the smallest being 0; of each task
+    # largest possible quality, the smallest being 0; of each task; infinite = a log-probability, of no known range
+    max_scores: tuple[float, ...] = (1.0,)
     samples: tuple[str, ...] = ()  # [N] ids, of one task as read from its records
     num_distinct_answers: tuple[int, ...] = ()  # [M]; of several tasks the most on any
     constant: ConstantAnswer | None = None
@@ -50,9 +51,12 @@ class Scores(NamedTuple):
         quality, logprob = (
             records.pivot(index="mask", columns="sample", values=name) for name in ("score", "reference_logprob")
         )
+        if "weight" in records:  # samples that count more, such as longer texts; the mean is then the weighted one
+            weight = records.drop_duplicates("sample").set_index("sample")["weight"].reindex(quality.columns)
+            quality, logprob = (table * (weight / weight.mean()) for table in (quality, logprob))
         images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(quality.columns)
         distinct: Sequence[Any] = ()
-        if "prediction" in records:
+        if "prediction" in records and records["prediction"].notna().any():
             distinct = records.groupby("mask")["prediction"].nunique(dropna=False).reindex(quality.index)
         return cls(
             list(quality.index),
@@ -72,6 +76,8 @@ class Scores(NamedTuple):
         """
         if any(each.mask_ids != tasks[0].mask_ids for each in tasks):
             raise ValueError("the mean over tasks needs the same masks on every task")
+        if len({each.is_bounded for each in tasks}) > 1:
+            raise ValueError("there is no mean of log-probabilities and other scores: evaluate next_token alone")
         sizes = tuple(len(each.images) for each in tasks)
         # a sample of a small task counts for more, so that each task counts alike
         weights = [sum(sizes) / (len(sizes) * size) for size in sizes]
@@ -116,7 +122,7 @@ class Scores(NamedTuple):
         sizes = np.array(self.sizes or (len(self.images),))
         tasks = np.repeat(np.arange(len(sizes)), sizes)
         score_range = None
-        if measure == "quality":
+        if measure == "quality" and self.is_bounded:
             score_range = np.reshape(terms, (-1, 1)) * np.array(self.max_scores)[tasks]
         return {
             "differences": values * (len(sizes) * sizes / sizes.sum())[tasks],
@@ -125,6 +131,11 @@ class Scores(NamedTuple):
             # the tasks are given, not drawn: only samples within a task vary
             "tasks": tasks if self.sizes else None,
         }
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether quality has a known range, as a share has; a log-probability has none."""
+        return bool(np.isfinite(self.max_scores).all())
 
     @property
     def full_id(self) -> str:

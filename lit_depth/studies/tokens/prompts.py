@@ -19,7 +19,7 @@ from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.token_masking.distances import check_prompt
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import load_yaml
-from lit_depth.studies.shared.checks import check_one_task
+from lit_depth.studies.shared.checks import check_asks, check_one_task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,6 +140,7 @@ def prompts_of_task(
 ) -> tuple[list[Prompt], list[BadSample]]:
     """Questions of the validation split, and those that cannot be read or do not fit the model's context."""
     check_one_task(datamodule, "tokens takes its questions from one task")
+    check_asks(datamodule, "tokens")
     dataset = datamodule.eval_dataset("validation")
     dataset.check_seen_by(model.prompter)
     found, bad = [], []

@@ -22,7 +22,7 @@ def report(result: Mapping[str, Any], written: Sequence[str]) -> Report:
 
     Loggers keep no table as JSON, which is the largest of three forms.
     """
-    figures = {"tokens_by_layer": partial(token_figure, result)} if has_distances(result) else {}
+    figures = {"tokens_by_block": partial(token_figure, result)} if has_distances(result) else {}
     l2, cosine = (Table(_headers(result), _rows(result, metric)) for metric in METRICS)
     return Report(
         title="Token masking",

@@ -12,6 +12,8 @@ from lit_depth import load_bundled
 from lit_depth.data import DepthDataModule, Sample, get_task
 from lit_depth.data.tasks.easy_vqa import EasyVQA, EasyVQATrainingSet
 from lit_depth.models.prompting import prompter_for
+from tests.helpers.commands import run
+from tests.helpers.family_commands import check
 
 # What an image of the tiny package shows: a rectangle on the left; its number decides over colour and height.
 COLORS = {"red": (255, 0, 0), "teal": (0, 128, 128)}
@@ -156,3 +158,20 @@ def test_every_image_comes_equally_often_and_the_seed_decides(train_images):
     assert first[:count] != first[count : 2 * count]
     with pytest.raises(IndexError, match="index 4 is outside of 0..3"):
         EasyVQATrainingSet(num_images=4)[4]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["importance", "compare", "search", "consistency", "latency", "select", "tokens"])
+def test_every_command_runs_on_the_installed_package(tmp_path, command):
+    pytest.importorskip("easy_vqa", reason="no easy-vqa: make real installs it")
+    options = {
+        "compare": ("--policies", "prefix", "--num_active_blocks", 8, 16, "--latency_repeats", 1),
+        "search": ("--max_blocks_to_remove", 1),
+        "latency": ("--num_active_blocks", 2, 16, "--num_samples", 2, "--new_tokens", 2),
+        "select": ("--policies", "prefix", "--num_requests", 2, "--num_checks", 2, "--budget_ms", 10_000),
+    }
+    few = ("--data.num_samples", 8, "--data.calibration_samples", 8, "--data.batch_size", 4)
+    given = ("--data.task", "easy_vqa", "--output_dir", tmp_path, *(() if command == "tokens" else few))
+    assert run([command, *options.get(command, ()), *given, "--trainer.accelerator", "cpu"]) == 0
+    check(command, tmp_path / command / "default", num_blocks=16, num_samples=8)

@@ -71,6 +71,18 @@ def test_peft_models_are_answered_as_they_are(name, kind):
 # ---- what does not fit, and what goes wrong
 
 
+def test_logits_of_another_shape_than_asked_for_are_not_taken():
+    """GPT-2 views three kept positions of three rows as nine positions of one."""
+    model, inputs = ZOO["gpt2"]()
+    masks = masks_for(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        whole = sweep_forward(model, inputs, masks).logits
+        kept = sweep_forward(model, inputs, masks, logits_to_keep=3).logits
+    torch.testing.assert_close(kept, whole[:, :, -3:], atol=1e-4, rtol=0)
+    assert "takes states of the prompt's shape [3, 9] alone, got [12, 3]" in str(caught[-1].message)
+
+
 def test_what_changes_hidden_states_between_blocks_is_noticed():
     model, inputs = ZOO["llama"]()
     find_blocks(model)[2].register_forward_pre_hook(lambda _, args: (args[0] * 1.5, *args[1:]))

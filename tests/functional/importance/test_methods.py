@@ -42,7 +42,26 @@ def all_at_once(before, after):
     return (after - before).norm()
 
 
+def growth(after, before):
+    """What a block adds to the norm: another value if the two are mixed up."""
+    return after.norm(dim=-1) - before.norm(dim=-1)
+
+
+def growth_in_order(before, after):
+    return growth(after=after, before=before)
+
+
+def weight_alone(weight, gradient, power=2):
+    return (weight**power).sum()
+
+
+def by_position(before, after, /):
+    return after.norm(dim=-1)
+
+
 small_change = Method("small_change", "last_state", "lower", change)
+of_other_names = Method("of_other_names", "states", "higher", other)
+of_another_kind = Method("of_another_kind", "attention", "higher", change)
 NOT_A_FUNCTION = 3
 
 
@@ -69,15 +88,38 @@ def test_a_function_of_ones_own_is_of_the_kind_whose_parameters_it_has():
     ("name", "message"),
     [
         ("tailor", "expected methods among .*got 'tailor'"),
-        (own("absent"), "expected the dotted path of a function, got"),
-        ("no_such_package.method", "expected the dotted path of a function, got"),
-        (own("other"), r"one of \(before, after\), \(weights\), \(gradient, weight\), got .* of \(x, y\)"),
-        (own("NOT_A_FUNCTION"), "expected a function of one of"),
+        (own("absent"), "expected the class path of an importance method, got .*AttributeError"),
+        ("no_such_package.method", "expected the class path of an importance method, got .*PYTHONPATH"),
+        (own("other"), r"function of \(before, after\) or \(weights\) or \(gradient, weight\), got .*other\(x, y\)"),
+        (own("NOT_A_FUNCTION"), "expected a function of .*NOT_A_FUNCTION$"),
+        (own("by_position"), r"expected a function of .*by_position\(before, after, /\)$"),
+        (own("of_other_names"), r"expected a function of \(before, after\), got .*of_other_names\(x, y\)$"),
+        (own("of_another_kind"), r"expected a function of \(weights\), got .*of_another_kind\(before, after\)$"),
     ],
 )
 def test_what_is_no_method_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         check_methods([name])
+
+
+@pytest.mark.parametrize("change", [{"kind": "state"}, {"direction": "less"}])
+def test_a_method_of_no_known_kind_or_direction_is_refused(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"expected {name} as"):
+        Method(**{"name": "mine", "kind": "states", "direction": "lower", "function": growth} | change)
+
+
+def test_the_order_of_parameters_does_not_matter():
+    model = tiny_model("llama")
+    batch = tiny_batch(model, rows=2)
+    batch["labels"] = batch["input_ids"].clone()
+    scores = proxy_importance(model, [batch], list(map(own, ("growth", "growth_in_order", "weight_alone"))))
+    assert torch.equal(scores[own("growth")], scores[own("growth_in_order")])
+    assert scores[own("growth")].abs().min() > 0
+    num_labels = int(batch["attention_mask"][:, 1:].mul(batch["attention_mask"][:, :-1]).sum())
+    for block, score in zip(find_blocks(model), scores[own("weight_alone")]):
+        squares = sum((weight.detach().double() ** 2).sum() for weight in block.parameters())
+        assert score.item() == pytest.approx(squares.item() / num_labels, rel=1e-5)
 
 
 def test_scores_of_ones_own_in_plain_loops():

@@ -228,6 +228,12 @@ def test_bad_budgets(budget: float) -> None:
         depth_under_budget(Line(1.0, 1.0, 1.0), budget, 16)
 
 
+def test_a_refused_budget_names_the_blocks_of_the_fastest_mask() -> None:
+    masks = [candidate("0101", 12.0), candidate("1111", 20.0)]
+    with pytest.raises(ValueError, match=r"at least 12.0 ms, .* fastest mask \(active blocks 1 3\) needs, got 10.0 ms"):
+        select_for_budget(masks, 10.0)
+
+
 def test_nothing_to_choose_from() -> None:
     with pytest.raises(ValueError, match="at least one candidate"):
         select_for_budget([], 10.0)

@@ -238,6 +238,16 @@ def test_index_lists_of_equal_size_are_compared_with_each_other() -> None:
     assert overall["p_holm"] == overall["p_value"] == at_count["p_holm"]
 
 
+@pytest.mark.parametrize("scores", [simulate(WEIGHTS), *marginal_scores()])
+def test_at_one_count_the_mean_is_that_count_and_the_answer_never_depends_on_depth(scores: Scores) -> None:
+    result = study(scores, full_plan(counts=[3]))
+    pairs = itertools.groupby(result["comparisons"], key=lambda entry: (entry["a"], entry["b"]))
+    for _, (at_count, overall) in pairs:
+        assert at_count == {**overall, "num_active_blocks": 3}
+    assert len(result["comparisons"]) >= 6
+    assert "depends on depth" not in {answer["answer"] for answer in result["answers"].values() if answer}
+
+
 def test_differences_p_values_and_verdicts() -> None:
     seen = [
         c for scores in (simulate(WEIGHTS, per_image=1), *marginal_scores(per_image=1)) for c in check_pairs(scores)

@@ -14,7 +14,7 @@ import pytest
 from lit_depth.results.page import write_page
 from lit_depth.results.verdicts import LEGEND, WITHHELD
 from lit_depth.studies.compare.report import COLUMNS, report
-from lit_depth.studies.shared.importance_scores import COMPARISON
+from lit_depth.studies.shared.importance_scores import COMPARISON, SCORES
 from lit_depth.studies.shared.publish import as_text, draw
 from tests.helpers.wandb_run import logged_report, read_table
 
@@ -87,10 +87,12 @@ def test_everything_is_in_the_offline_run(
     # artifact: the very JSON
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "comparison"]
     assert artifact.name == "m5_mask_strategy_comparison"
-    (entry,) = artifact.manifest.contents
-    content = Path(entry.local_path).read_bytes()
-    assert entry.path == COMPARISON and json.loads(content) == comparison
-    assert base64.b64decode(entry.digest) == hashlib.md5(content).digest()
+    wanted = {COMPARISON: comparison, SCORES: comparison["importance"]["scores"]}
+    assert {entry.path for entry in artifact.manifest.contents} == set(wanted)
+    for entry in artifact.manifest.contents:
+        content = Path(entry.local_path).read_bytes()
+        assert json.loads(content) == wanted[entry.path]
+        assert base64.b64decode(entry.digest) == hashlib.md5(content).digest()
 
     # answers and the full model
     assert logged.summary["withheld"] == ""
@@ -160,6 +162,13 @@ def test_what_was_withheld_or_not_asked_is_said_so(comparison: dict[str, Any]) -
     assert "Is random worse than prefix? NOT SHOWN. Yes: 0.93 against 0.75." in text and "scalar" not in text
     comparison["answers"] = dict.fromkeys(answers)
     assert "No question was asked." in as_text(report(comparison))  # type: ignore[arg-type]
+
+
+def test_scores_are_a_file_where_there_are_some(comparison: dict[str, Any]) -> None:
+    scores = comparison["importance"]["scores"]
+    assert scores and report(comparison).files == {"layer_importance_scores.json": scores}  # type: ignore[arg-type]
+    comparison["importance"]["scores"] = {}
+    assert report(comparison).files == {}  # type: ignore[arg-type]
 
 
 def test_loggers_keep_every_task(comparison: dict[str, Any]) -> None:

@@ -87,7 +87,7 @@ def test_drops_ranks_and_overlap_in_plain_python(finished):
     folder, result, _ = finished
     (task,) = result["tasks"]
     drop = [entry["quality"]["drop"] for entry in task["blocks"]]
-    assert len(set(drop)) > 8
+    assert 4 < len(set(drop)) < NUM_BLOCKS  # some are tied
     assert list(entry_of(result, "accuracy_drop")["scores"].values()) == drop
     logprob = [entry["reference_logprob"]["drop"] for entry in task["blocks"]]
     assert list(entry_of(result, "reference_logprob_drop")["scores"].values()) == pytest.approx(logprob)

@@ -105,3 +105,29 @@ def test_of_one_task_its_scores_are_the_file() -> None:
     told = report(result)
     assert dict(told.files) == {"layer_importance_scores.json": {str(i): 0.1 * i for i in range(4)}}
     assert [section.heading for section in told.sections] == ["a"] and list(told.figures) == ["block_importance"]
+
+
+def method(name: str, direction: str) -> dict[str, Any]:
+    scores, nothing = {str(index): 0.1 * index for index in range(4)}, {"spearman": None, "spearman_ci": None}
+    known = {"method": name, "direction": direction, "scores": scores, "overlap": {"1": 1.0}, "forwards": 2.0}
+    return {**known, **nothing, "p_value": None, "masks": []}
+
+
+@pytest.mark.parametrize(
+    ("methods", "told"),
+    [
+        ({"mine.change": "higher"}, "more important.\n"),
+        ({"taylor_signed": "lower", "mine.b": "lower"}, "more important; of taylor_signed: lower; of mine.b: lower.\n"),
+        (
+            {"attention_entropy": "higher (a convention: none is agreed)"},
+            "more important; of attention_entropy: higher (a convention: none is agreed).\n",
+        ),
+    ],
+)
+def test_the_direction_is_told_of_the_methods_that_were_run(methods: dict[str, str], told: str) -> None:
+    entries = [method("accuracy_drop", "higher"), *(method(*each) for each in methods.items())]
+    measured = {"entries": entries, "validation": task("a"), "confidence": 0.95, "batch_size": 4}
+    measured |= {"forward_seconds": 0.1, "proxies_together_forwards": 3.04}
+    result = {**two_tasks(), "tasks": [task("a")], "macro": None, "agreement": [], "methods": measured}
+    text = as_text(report(result))
+    assert "all methods in one pass cost 3.0. A higher score counts as " + told in text

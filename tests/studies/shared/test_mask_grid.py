@@ -30,6 +30,34 @@ def no_mask(num_blocks, k):
     return [1.0] * num_blocks
 
 
+def floats(num_blocks, k):
+    return torch.ones(num_blocks)
+
+
+def nothing(num_blocks, k):
+    return None
+
+
+def too_short(num_blocks, k):
+    return [True] * k
+
+
+def last_two(num_blocks, seed):
+    return [False] * (num_blocks - 2) + [True, True]
+
+
+def needs_more(num_blocks, q):
+    return [True] * num_blocks
+
+
+def by_position(num_blocks, k, /):
+    return prefix(num_blocks, k)
+
+
+class Ends:
+    pass
+
+
 def own(name: str) -> str:
     return f"{__name__}.{name}"
 
@@ -63,15 +91,34 @@ def test_a_function_of_ones_own_is_a_policy_and_gets_what_its_signature_names():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("one_too_many", "expected 2 active blocks from .*one_too_many, got 3"),
-        ("no_mask", "bool"),
-        ("absent", "expected the dotted path of a function"),
-        ("SCORES", "policies must be among"),
+        ("one_too_many", "policies: .*one_too_many: expected 2 active blocks, got 3"),
+        ("no_mask", "policies: .*no_mask: expected mask as a Tensor or a list of bools"),
+        ("floats", "policies: .*floats: expected a mask of dtype torch.bool, got torch.float32"),
+        ("nothing", "policies: .*nothing: expected mask as a Tensor or a list of bools, got None"),
+        ("too_short", "policies: .*too_short: expected a mask of 4 blocks, got 2"),
+        ("Ends", "policies: .*Ends: expected mask as a Tensor or a list of bools"),
+        ("absent", "expected the class path of a policy, got .*absent.*PYTHONPATH"),
+        ("SCORES", "policies: expected a function of some of num_blocks, k, importance, keep, seed, got .*SCORES$"),
+        ("needs_more", r"policies: expected a function of some of num_blocks, k, .*needs_more\(num_blocks, q\)$"),
+        ("by_position", r"policies: expected a function of some of .*by_position\(num_blocks, k, /\)$"),
     ],
 )
 def test_what_gives_no_such_mask_is_refused(name, message):
     with pytest.raises(ValueError, match=message):
         plan_masks([own(name)], [2], 4, SCORES)
+
+
+def test_a_policy_need_not_name_the_number_of_active_blocks():
+    plan = plan_masks([own("last_two")], [2], 4, num_seeds=2)
+    assert [(each.seed, each.id) for each in plan] == [(0, "0011"), (1, "0011")]
+
+
+@pytest.mark.parametrize(("path", "reason"), [("broken_policy.x", "SyntaxError"), ("no_such_module.x", "No module")])
+def test_a_path_that_leads_nowhere_says_why(path, reason, tmp_path, monkeypatch):
+    (tmp_path / "broken_policy.py").write_text("def x(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"expected the class path of a policy, got '{path}': .*{reason}.*PYTHONPATH"):
+        check_plan([path], None, 4, 1, [])
 
 
 def test_names_and_counts_are_checked():

@@ -87,3 +87,21 @@ def test_entries_of_a_family_hold_both_intervals() -> None:
         found.simultaneous[1:3]
     )
     assert family_entry(None, "drop") == {"drop": 0.0, "drop_ci": [0.0, 0.0], "drop_simultaneous_ci": None}
+
+
+def test_weighted_records_have_the_weighted_mean_and_no_range():
+    """Texts of different length: the mean counts every token alike, and log-probabilities have no bound."""
+    rows = [
+        {"mask": mask, "sample": sample, "image": sample, "score": score, "reference_logprob": score, "weight": weight}
+        for mask, scores in {"11": (-2.0, -5.0, -1.0), "10": (-4.0, -5.0, -9.0)}.items()
+        for sample, score, weight in zip("abc", scores, (10, 30, 20))
+    ]
+    scores = Scores.from_records(pd.DataFrame(rows), np.inf)
+    means = scores.rows(["11", "10"]).mean(axis=1)
+    np.testing.assert_allclose(means, [-(20 + 150 + 20) / 60, -(40 + 150 + 180) / 60])
+    assert not scores.is_bounded and scores.mean_logprob(["11"]) == pytest.approx(means[0])
+    (found,) = scores.compare(scores.rows(["11"]) - scores.rows(["10"]), 0.95)
+    assert found.interval.estimate == pytest.approx(means[0] - means[1])
+    bounded = Scores.from_records(pd.DataFrame([{**row, "score": 0.5} for row in rows]))
+    with pytest.raises(ValueError, match="there is no mean of log-probabilities and other scores"):
+        Scores.pooled([scores, bounded])

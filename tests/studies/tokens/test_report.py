@@ -45,8 +45,8 @@ def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest
     ]
     assert rows[-4] == ("text", True, "Full", 0, 9.0, None)
     assert [row["generated_text"] for row in read_table(logged, media["tokens/prompts"])] == [" no", " no"]
-    drawn = (folder / "figures" / "tokens_by_layer.png").read_bytes()
-    assert (logged.files / media["figures/tokens_by_layer"]["path"]).read_bytes() == drawn
+    drawn = (folder / "figures" / "tokens_by_block.png").read_bytes()
+    assert (logged.files / media["figures/tokens_by_block"]["path"]).read_bytes() == drawn
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "tokens"]
     files = {"tokens.json", "masking_results.csv", "masking_results.parquet", "tokens_0.html", "tokens_1.html"}
     assert {entry.path for entry in artifact.manifest.contents} == files

@@ -1,0 +1,40 @@
+"""What ``lit-depth answers`` tells of its result."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.table import Cell, format_interval
+from lit_depth.results.verdicts import count_answers
+
+HEADERS = ("policy", "blocks", "agreement", "interval", "flips", "distinct answers")
+
+
+def report(result: Mapping[str, Any], written: Sequence[str] = ()) -> Report:
+    """The report of the content of ``answers.json``; ``written`` names the files to submit."""
+    rows: list[list[Cell]] = [
+        [
+            ", ".join(entry["policies"]),
+            entry["num_active_blocks"],
+            f"{entry['agreement']:.3f}",
+            format_interval(entry["agreement_ci"], ""),
+            entry["num_flips"],
+            entry["num_distinct_answers"],
+        ]
+        for entry in result["masks"]
+    ]
+    headline = (
+        f"{result['num_samples']} questions of {result['task']} ({result['num_bad_samples']} bad) without their "
+        f"answers: no quality is claimed. Agreement is the share of answers that are the full model's "
+        f"({count_answers(result['full']['num_distinct_answers'])}), with {result['confidence']:.0%} intervals by "
+        "image; a flip is another answer, right or wrong."
+    )
+    return Report(
+        title=f"Answers on {result['task']}",
+        headline=headline,
+        sections=[Section("Agreement with the full model", table=Table(HEADERS, rows))],
+        kind="answers",
+        written=written,
+        tables={"answers/masks": Table(HEADERS, rows)},
+        scalars={"answers/num_samples": result["num_samples"]},
+    )
