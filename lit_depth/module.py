@@ -210,15 +210,16 @@ class DepthModule(LightningModule):
 
     def _score(self, batch: Mapping[str, Any], masks: MaskSet) -> MaskedPredictions:
         """Predictions of a batch whose samples have continuations, which are texts already."""
-        ids, rows = batch["continuation_ids"], batch["continuation_rows"].tolist()
+        ids = batch["continuation_ids"]
+        places = [place for place, sample in enumerate(batch["samples"]) for _ in sample.continuations]
         found = score_continuations(
             self.model, model_inputs(batch), masks, ids, batch["continuation_rows"], **self._sweeping()
         )
         num_tokens = (ids != IGNORE).sum(1).tolist()
         likelihoods: list[list[list[Likelihood]]] = [[[] for _ in batch["samples"]] for _ in masks]
         for of_mask, logprobs, greedy in zip(likelihoods, found.logprobs.tolist(), found.num_greedy.long().tolist()):
-            for row, *values in zip(rows, logprobs, num_tokens, greedy):
-                of_mask[row].append(Likelihood(*values))
+            for place, *values in zip(places, logprobs, num_tokens, greedy):
+                of_mask[place].append(Likelihood(*values))
         targets = [[each[sample.target] for sample, each in zip(batch["samples"], row)] for row in likelihoods]
         means = torch.tensor([[each.logprob / each.num_tokens for each in row] for row in targets])
         texts = [[sample.continuations[sample.target] for sample in batch["samples"]] for _ in masks]
@@ -259,8 +260,11 @@ class DepthModule(LightningModule):
         check_batch(batch)
         if not batch["sample_ids"]:
             return
-        inputs = model_inputs(batch)
-        scores = reference_logprob(self.model, inputs, batch["answer_ids"], pad_token_id=self.pad_token_id)
+        if "continuation_ids" in batch:
+            scores = self._score(batch, MaskSet.full(self.num_units, self.hparams["granularity"])).reference_logprobs[0]
+        else:
+            inputs = model_inputs(batch)
+            scores = reference_logprob(self.model, inputs, batch["answer_ids"], pad_token_id=self.pad_token_id)
         self.log("val/reference_logprob", scores.mean(), batch_size=len(scores), prog_bar=True, sync_dist=True)
 
     test_step = validation_step

@@ -267,7 +267,10 @@ def test_what_nothing_can_continue_is_not_requeued(tmp_path, scontrol):
     process.send_signal(signal.SIGUSR1)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "went on\n") and not (tmp_path / "asked").exists()
-    assert err.startswith("SLURM job 17 was not requeued, the run goes on: only answers, compare, ") and err.count("\n") == 1
+    assert (
+        err.startswith("SLURM job 17 was not requeued, the run goes on: only answers, compare, ")
+        and err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(("command", "line"), [("fit", "interrupted\n"), ("importance", LINE)])

@@ -43,7 +43,8 @@ class MaskSweep(Callback):
         metric: Name in `lit_depth.metrics`, or class path of one of your own, see `lit_depth.metrics.base.resolve`. Its
             ``score`` rates one answer; a metric of a whole corpus (CIDEr-D) has a ``corpus`` instead, and scores each
             mask after the loop against the same references. Samples with continuations need one whose ``judge`` reads
-            their log-probabilities (`lit_depth.metrics.likelihood`).
+            their log-probabilities (`lit_depth.metrics.likelihood`). A metric that knows more of a sample than its
+            references has ``rate(sample, text)`` besides, which gives what is recorded.
         max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
@@ -146,6 +147,8 @@ class MaskSweep(Callback):
             raise SystemExit(128 + signal.SIGTERM)
 
     def _rate_text(self, sample: Any, text: str) -> dict[str, Any]:
+        if hasattr(self.metric, "rate"):  # which reads the text as it is
+            return self.metric.rate(sample, text)
         if not self._corpus and not hasattr(self.metric, "score"):
             name = type(self.metric).__name__
             raise ValueError(f"expected a metric of generated answers, got {name}, which reads log-probabilities")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class EvalCollator:
 
         - ``answer_ids`` [batch, answer]: tokens of the first reference and the end token, padded right with -100,
         - of samples with continuations ``continuation_ids`` [continuations, tokens], padded likewise and without end
-          token, and ``continuation_rows``, the sample of each; ``answer_ids`` are then those of the targets,
+          token, sample after sample, and ``continuation_rows``, the row of each one's prompt (a sample with several
+          prompts has a row for each); ``answer_ids`` are then those of the targets,
         - ``samples``: the samples without their images, ``sample_ids``: their ids,
         - ``bad_samples``: what could not be read or is too long; these have no row, and a batch of nothing else has no
           tensors.
@@ -48,7 +50,7 @@ class EvalCollator:
         except ValueError:
             good = _without(good, map(self._refusal, good), bad)
             tensors = self._tensors(good)
-        short = _without(good, self._over_limit(tensors), bad)
+        short = _without(good, self._over_limit(good, tensors), bad)
         if len(short) < len(good):  # without the padding that the others needed
             good, tensors = short, self._tensors(short)
         return {
@@ -61,23 +63,29 @@ class EvalCollator:
     def _tensors(self, samples: list[Sample]) -> dict[str, Tensor]:
         if not samples:
             return {}
-        inputs = self.prompter.encode(samples)
+        pieces = [piece for sample in samples for piece in sample.pieces()]
+        inputs = self.prompter.encode(pieces)
         if not all(sample.references for sample in samples):  # withheld: nothing is scored
             return inputs
         if not any(sample.continuations for sample in samples):
             return {**inputs, "answer_ids": self.prompter.answer_ids([sample.references[0] for sample in samples])}
         if not all(sample.continuations for sample in samples):
             raise ValueError("expected continuations of every sample of a batch, or of none")
-        found = [self.prompter.continuation_ids(sample) for sample in samples]
+        found = [self.prompter.continuation_ids(piece) for piece in pieces]
+        every = [tokens for several in found for tokens in several]
+        starts = accumulate([len(sample.continuations) for sample in samples], initial=0)
         return {
             **inputs,
-            "answer_ids": right_padded([tokens[sample.target] for sample, tokens in zip(samples, found)]),
-            "continuation_ids": right_padded([tokens for several in found for tokens in several]),
+            "answer_ids": right_padded([every[start + sample.target] for start, sample in zip(starts, samples)]),
+            "continuation_ids": right_padded(every),
             "continuation_rows": torch.tensor([row for row, several in enumerate(found) for _ in several]),
         }
 
     def _too_long(self, sample: Sample) -> str | None:
         """Why a sample cannot be evaluated, without tokenising a huge text and without preparing an image."""
+        return next(filter(None, map(self._too_long_piece, sample.pieces())), None)
+
+    def _too_long_piece(self, sample: Sample) -> str | None:
         if self.limit is None:
             return None
         try:
@@ -89,18 +97,23 @@ class EvalCollator:
         except ValueError as error:
             return _named(error)
 
-    def _over_limit(self, tensors: dict[str, Tensor]) -> list[str | None]:
-        """For each row of a batch why it is too long, or None."""
+    def _over_limit(self, samples: list[Sample], tensors: dict[str, Tensor]) -> list[str | None]:
+        """For each sample of a batch why it is too long, or None."""
         if not tensors or self.limit is None:
-            return [None] * len(tensors.get("input_ids", ()))
+            return [None] * len(samples)
+        reasons = iter(self._rows_over_limit(self.limit, tensors))
+        of_samples = [list(islice(reasons, len(sample.pieces()))) for sample in samples]
+        return [next(filter(None, rows), None) for rows in of_samples]
+
+    def _rows_over_limit(self, limit: PromptLimit, tensors: dict[str, Tensor]) -> list[str | None]:
         real = tensors.get("attention_mask", torch.ones_like(tensors["input_ids"]))
         answers = (tensors.get("answer_ids", torch.full_like(real, IGNORE)) != IGNORE).sum(1)
         if "continuation_ids" in tensors:
             of_each = (tensors["continuation_ids"] != IGNORE).sum(1)
-            answers = torch.zeros_like(answers).scatter_reduce(0, tensors["continuation_rows"], of_each, "amax")
+            answers = answers.new_zeros(len(real)).scatter_reduce(0, tensors["continuation_rows"], of_each, "amax")
         lengths = zip(real.sum(1).tolist(), answers.tolist())
         of_images = self.prompter.num_vision_tokens(tensors).tolist()
-        return [self.limit.refusal(*pair, of_images=count) for pair, count in zip(lengths, of_images)]
+        return [limit.refusal(*pair, of_images=count) for pair, count in zip(lengths, of_images)]
 
     def _refusal(self, sample: Sample) -> str | None:
         try:

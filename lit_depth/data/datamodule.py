@@ -38,7 +38,7 @@ _WORKER_TIMEOUT_SECONDS = 600
 NO_SAMPLE: Any = None  # position of no sample
 # of a sample
 _ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")
-_SCORED = ("continuations", "target", "prompt", "tokens")
+_SCORED = ("continuations", "target", "prompt", "prompts", "tokens")
 _MAX_WORKERS = 256
 
 
@@ -51,8 +51,9 @@ class DepthDataModule(LightningDataModule):
     Args:
         prompter: Turns samples into the model's inputs, see `lit_depth.models.prompting`; by default that of the module
             that the trainer runs.
-        task: Name of a built-in task, the class path of one (``package.module.Class``), or a `Task`; null = your own
-            questions in ``path``, or without it shapes_vqa.
+        task: Name of a built-in task, the class path of one (``package.module.Class``), a harness's own
+            (``lm_eval:arc_easy``, ``lmms_eval:pope``), or a `Task`; null = your own questions in ``path``, or without
+            it shapes_vqa.
         tasks: Several tasks for one run, instead of `task`; ``all`` = every built-in one, or with ``path`` every one
             that has a folder there.
         path: Your own questions: a file (.jsonl, .json, .csv, .tsv, .parquet, .arrow), a folder of them, or a hub id,

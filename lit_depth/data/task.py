@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import Dataset
@@ -51,6 +52,7 @@ class Sample(_HostOnly):
             question with options there is one for each, and the prompt does not list these.
         target: Which of the continuations is the reference.
         prompt: The whole prompt as plain text, which no template frames; None = `question`, as the model's family asks.
+        prompts: Plain prompts, one for each continuation, where these stand behind different ones.
         tokens: Of a plain prompt with one continuation the tokens of both, where they are known.
     """
 
@@ -67,12 +69,23 @@ class Sample(_HostOnly):
     continuations: tuple[str, ...] = ()
     target: int = 0
     prompt: str | None = None
+    prompts: tuple[str, ...] = ()
     tokens: tuple[Sequence[int], Sequence[int]] | None = None
 
     @property
     def images(self) -> tuple[Any, ...]:
         """All pictures of the question, in order."""
         return (() if self.image is None else (self.image,)) + self.more_images
+
+    def pieces(self) -> list[Sample]:
+        """The sample once for each run of equal `prompts`, with that prompt and the continuations behind it."""
+        if not self.prompts:
+            return [self]
+        pairs = groupby(zip(self.prompts, self.continuations, strict=True), key=lambda pair: pair[0])
+        return [
+            replace(self, prompt=prompt, prompts=(), continuations=tuple(text for _, text in those), target=0)
+            for prompt, those in pairs
+        ]
 
 
 def by_likelihood(sample: Sample) -> Sample:

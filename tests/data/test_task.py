@@ -30,3 +30,14 @@ def test_a_task_says_what_it_cannot_do():
 def test_samples_stay_where_they_are_when_a_batch_moves():
     for held in (Sample("1", "1", None, "?", ("x",)), BadSample("1", "unread")):
         assert held.to("cuda:7", non_blocking=True) is held
+
+
+def test_a_sample_with_several_prompts_is_one_piece_for_each():
+    known = {"id": "1", "image_id": "1", "image": None, "question": "", "references": ("A",)}
+    sample = Sample(**known, continuations=("a", "b", "a", "c"), prompts=("p", "p", "", "q"), target=2)
+    pieces = [(piece.prompt, piece.continuations, piece.prompts, piece.target) for piece in sample.pieces()]
+    assert pieces == [("p", ("a", "b"), (), 0), ("", ("a",), (), 0), ("q", ("c",), (), 0)]
+    one = Sample(**known, continuations=("a", "b"), prompt="p", target=1)
+    assert one.pieces() == [one]
+    with pytest.raises(ValueError):
+        Sample(**known, continuations=("a",), prompts=("p", "q")).pieces()

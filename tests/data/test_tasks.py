@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -136,3 +137,11 @@ def test_a_key_missing_in_a_list_is_named(tmp_path):
     write_rows(tmp_path / "train.parquet", rows)
     with pytest.raises(ValueError, match=r"column 'qa.answer' is missing .* it has image, .*qa, qa.question, qa.reply"):
         data("figure_qa", tmp_path).eval_dataset("validation")
+
+
+def test_a_harness_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ValueError, match=r"not installed: pip install 'lit_depth\[lm-eval\]'"):
+        get_task("lm_eval:not_looked_up_before")
+    with pytest.raises(ValueError, match="expected lm_eval:NAME or lmms_eval:NAME, got other:arc_easy"):
+        get_task("other:arc_easy")

@@ -1,6 +1,7 @@
 """The built-in tasks, by name. A new one is a file in this folder, an import and an entry in `TASKS`."""
 
 import difflib
+from importlib import import_module
 
 from lit_depth.data.task import Task
 from lit_depth.data.tasks.chart_qa import ChartQA
@@ -42,7 +43,10 @@ TASKS: tuple[type[Task], ...] = (
     SceneTextVQA,
 )
 
-__all__ = ["TASKS", "get_task"]
+HARNESSES = ("lm_eval", "lmms_eval")
+"""Integrations with tasks of their own, ``<harness>:<task>``."""
+
+__all__ = ["HARNESSES", "TASKS", "get_task"]
 
 
 @checked
@@ -53,11 +57,15 @@ def get_task(name: str) -> Task:
     ('ExactMatch', 'mmmu')
 
     Args:
-        name: Name of a built-in task (or of its class), or ``package.module.Class`` of any.
+        name: Name of a built-in task (or of its class), ``package.module.Class`` of any, or one of a harness's own
+            tasks, such as ``lm_eval:arc_easy``.
 
     Raises:
         ValueError: If there is none; the message names the nearest ones.
     """
+    harness, colon, rest = name.partition(":")
+    if colon:
+        return _task_of(harness, rest)
     # a task of texts asks no questions, so it is none of ``all``
     tasks: tuple[type[Task], ...] = (*TASKS, NextToken)
     names = {task.name: task for task in tasks}
@@ -76,6 +84,12 @@ def get_task(name: str) -> Task:
         raise ValueError(
             f"expected a task that can be made without arguments, got {name!r}: {error}; give class_path and init_args"
         ) from error
+
+
+def _task_of(harness: str, name: str) -> Task:
+    if harness not in HARNESSES:
+        raise ValueError(f"expected {' or '.join(f'{each}:NAME' for each in HARNESSES)}, got {harness}:{name}")
+    return import_module(f"lit_depth.integrations.{harness}").make_task(name)
 
 
 def _class_at(path: str) -> type[Task]:

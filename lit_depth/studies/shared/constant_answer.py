@@ -28,6 +28,8 @@ def score_constant(answer: str, samples: Sequence[Sample], metric: Any) -> NDArr
     """
     if hasattr(metric, "corpus"):
         return np.array(metric.corpus([sample.references for sample in samples]).score([answer] * len(samples)))
+    if hasattr(metric, "rate"):
+        return np.array([metric.rate(sample, answer)["score"] for sample in samples], dtype=np.float64)
     # many questions have the same references
     known: dict[Any, float] = {}
     for sample in samples:

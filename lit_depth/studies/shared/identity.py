@@ -57,6 +57,7 @@ def identify(
                 for task in datamodule.tasks
                 if hasattr(task, "repository") and datamodule.path is None
             },
+            **{f"version of {task.name}": task.version for task in datamodule.tasks if hasattr(task, "version")},
             "data.seed": datamodule.seed,
             "data.max_prompt_tokens": datamodule.max_prompt_tokens,
             "data.drop_images": datamodule.drop_images,
