@@ -112,7 +112,7 @@ class DepthModule(LightningModule):
                 checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
             )
         self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
-        check_serves(self.prompter, self.model)
+        check_serves(self.prompter, self.model, processor_kwargs)
         if answer_after is not None and not answer_after.strip():
             raise ValueError(f"expected answer_after as a text such as </think>, got {answer_after!r}")
         context = context_length(self.model)

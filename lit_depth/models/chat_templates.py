@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
@@ -15,6 +17,8 @@ QUIET: dict[str, Any] = {
     "reasoning_effort": "low",
 }
 """Variables by which templates know their modes of thinking, and what makes a model answer at once, or nearly so."""
+TODAY = datetime(2024, 7, 26, 12)
+"""The day that templates are told it is: the one that Llama 3 falls back to where it knows of none."""
 
 
 class ChatTemplate:
@@ -24,32 +28,30 @@ class ChatTemplate:
         owner: The processor or tokenizer.
         variables: Values of variables that the template reads, beside `QUIET`.
 
+    A template that asks for the date is told `TODAY`, and writes the same on every day.
+
     Raises:
         ValueError: If the template does not read one of them, or there are several templates and none is the default.
     """
 
     def __init__(self, owner: Any, variables: Mapping[str, Any] | None = None) -> None:
         self.owner = owner
-        known = self._read_variables()
+        text = self._default()
+        self.tells_date = "strftime_now" in text
+        known = _read_variables(text)
         unknown = sorted((variables or {}).keys() - known)
         if unknown:
             there = f"among {', '.join(sorted(known))}" if known else "empty for this chat template, which reads none"
             raise ValueError(f"expected chat_template_kwargs {there}; got {', '.join(unknown)}")
         self.variables = {name: value for name, value in QUIET.items() if name in known} | dict(variables or {})
 
-    def _read_variables(self) -> set[str]:
-        template = self.owner.chat_template
+    def _default(self) -> str:
+        template: str | Mapping[str, str] = self.owner.chat_template
         if isinstance(template, Mapping):
             if "default" not in template:
                 raise ValueError(f"expected a chat template named default, got {', '.join(template)}")
-            template = template["default"]
-        try:
-            found = chat_template_utils._get_template_variables(template)
-        except TemplateError as error:
-            raise ValueError(f"the chat template is no valid template: {error}") from error
-        # what every conversation has
-        given = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "tools", "documents"}
-        return {name for name in found if name not in given and not name.endswith("_token")}
+            return template["default"]
+        return template
 
     def write(self, *turns: dict[str, Any]) -> str:
         """The text of a conversation, up to where the model goes on if the last turn is the user's.
@@ -59,10 +61,38 @@ class ChatTemplate:
         """
         asks = turns[-1]["role"] == "user"
         try:
-            text: str = self.owner.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=asks, **self.variables
-            )
+            with _at_noon():
+                text: str = self.owner.apply_chat_template(
+                    list(turns), tokenize=False, add_generation_prompt=asks, **self.variables
+                )
         # templates run code of their own, and raise whatever it raises
         except Exception as error:
             raise ValueError(f"the chat template raises: {error}") from error
         return text
+
+
+class _Clock(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return TODAY
+
+
+@contextmanager
+def _at_noon() -> Iterator[None]:
+    """Let templates read `TODAY` off the clock, which transformers gives them and no variable replaces."""
+    before = chat_template_utils.datetime
+    chat_template_utils.datetime = _Clock  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = before  # type: ignore[misc]
+
+
+def _read_variables(template: str) -> set[str]:
+    try:
+        found = chat_template_utils._get_template_variables(template)
+    except TemplateError as error:
+        raise ValueError(f"the chat template is no valid template: {error}") from error
+    # what every conversation has
+    given = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "tools", "documents"}
+    return {name for name in found if name not in given and not name.endswith("_token")}

@@ -121,15 +121,15 @@ def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Ma
             "alone: the checkpoint lacks its preprocessor_config.json or processor_config.json"
         )
     if own:
-        _set_processor(processor, own)
+        processor = _with_settings(processor, own)
     if images is not None and processor.tokenizer.pad_token is None:
         # a processor pads a batch itself; behind the attention mask it does not matter by what
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     return processor
 
 
-def _set_processor(processor: Any, own: Mapping[str, Any]) -> None:
-    """Put settings of one's own in place of the checkpoint's; an image processor is made anew with them.
+def _with_settings(processor: Any, own: Mapping[str, Any]) -> Any:
+    """A processor made anew, and its part for images too, with settings of one's own in place of the checkpoint's.
 
     Given to ``from_pretrained`` they would reach the tokenizer too, and some yield to the checkpoint's own.
     """
@@ -145,15 +145,26 @@ def _set_processor(processor: Any, own: Mapping[str, Any]) -> None:
             f"it has {known}"
         )
     changed = {name: value for name, value in given.items() if name in of_images}
-    processor.image_processor = type(images).from_dict({**images.to_dict(), **changed})
-    for name in given.keys() & of_all:
-        setattr(processor, name, given[name])
+    parts = {name: getattr(processor, name) for name in processor.get_attributes()}
+    try:
+        parts["image_processor"] = type(images).from_dict({**images.to_dict(), **changed})
+        settings = processor.to_dict() | {name: given[name] for name in given.keys() & of_all}
+        # made anew, because some read their settings only then
+        made = type(processor).from_args_and_dict(list(parts.values()), settings, chat_template=processor.chat_template)
+    # they are whatever was typed, and raise whatever comes of it
+    except Exception as error:
+        raise ValueError(f"processor_kwargs {dict(own)} are refused: {type(error).__name__}: {error}") from error
+    # what a class of processors says at every call comes before what its part for images says
+    said = getattr(made, "images_kwargs", {})
+    made.images_kwargs = {**said, **{name: value for name, value in changed.items() if name in said}}
+    return made
 
 
 def _settings_of(part: Any) -> set[str]:
     """Names of what can be set of a processor, or of its part for images."""
     given = set(inspect.signature(type(part).__init__).parameters)
-    named = set(getattr(getattr(part, "valid_kwargs", None), "__annotations__", ()))
+    # Molmo's part for images shares names of a call with all others, and reads few of them
+    named = set(getattr(part, "settings", getattr(getattr(part, "valid_kwargs", None), "__annotations__", ())))
     parts: list[str] = getattr(part, "get_attributes", list)()
     return (given | named) - {"self", "args", "kwargs", "chat_template", *_NO_SETTINGS, *parts}
 

@@ -23,7 +23,7 @@ from lit_depth.functional.arguments import num_embeddings
 from lit_depth.functional.choices import option_letters
 from lit_depth.functional.inputs import IGNORE, count_image_tokens
 from lit_depth.functional.token_masking.prompt import encode_prompt, image_token_ids, row_inputs
-from lit_depth.models.chat_templates import ChatTemplate
+from lit_depth.models.chat_templates import TODAY, ChatTemplate
 from lit_depth.models.padding import encode_rows, left_padded, pad_token
 
 Box = tuple[float, float, float, float]
@@ -424,7 +424,8 @@ class ChatPrompter(ImagePrompter):
         self.template = ChatTemplate(owner, chat_template_kwargs)
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "chat_template_kwargs": self.template.variables}
+        date = {"date": f"{TODAY:%Y-%m-%d}"} if self.template.tells_date else {}
+        return {**super().settings(), "chat_template_kwargs": self.template.variables, **date}
 
     def text(self, asked: Asked) -> str:
         return instructed_question(asked)

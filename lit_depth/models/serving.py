@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from lit_depth.functional.inputs import TEXT_INPUTS
+from lit_depth.functional.masking.blocks import find_blocks
+from lit_depth.functional.model_state import attention_of, evaluation_mode
 from lit_depth.models.prompting import Prompter
 
-_SIDE = 64  # pixels of the picture that is shown
+_SIZE = (64, 48)  # width and height in pixels of the picture that is shown: a square would hide what mixes them up
 # inputs for images that a family cannot do without, if its forward knows them
 _NEEDED = ("image_grid_thw",)
 
@@ -30,34 +35,93 @@ class _Probe(NamedTuple):
     tokens: None = None
 
 
-def check_serves(prompter: Prompter, model: nn.Module) -> None:
+def check_serves(prompter: Prompter, model: nn.Module, processor_kwargs: Mapping[str, Any] | None = None) -> None:
     """Refuse a processor or tokenizer that cannot put a question to a model, with an image if it sees images.
 
     Args:
         prompter: Of the model and its processor.
-        model: The model, which is not run.
+        model: The model. Its blocks are not run, and nothing of it where it has no images or cannot run in this place.
+        processor_kwargs: Settings that the processor was made with, to be named.
 
     Raises:
         ValueError: If it is the tokenizer or the processor of another model, its chat template raises or writes nothing
             for an image, or something else is missing.
     """
     _check_vocabulary(prompter)
-    images = (Image.new("RGB", (_SIDE, _SIDE), "white"),) if prompter.sees_images else ()
+    images = (Image.new("RGB", _SIZE, "white"),) if prompter.sees_images else ()
     kind = type(prompter.processor).__name__
+    question = "a question about an image" if images else "a question"
+    hint = f" (with processor_kwargs {dict(processor_kwargs)})" if processor_kwargs else ""
     try:
         inputs = prompter.encode([_Probe(images)])
+        _check_names(inputs, model, kind)
+        if images and not prompter.num_vision_tokens(inputs).all():
+            raise _Unfit(
+                f"the checkpoint's {kind} writes no image token that a {type(model).__name__} reads: expected the "
+                "processor of this model, and a chat template that shows images"
+            )
+        if images and _can_run(model):
+            _check_features(model, inputs, kind)
+    except torch.OutOfMemoryError:
+        raise
+    except _Unfit as error:
+        raise ValueError(f"{error}{hint}") from error
     # whatever it is: it would come of every question
     except Exception as error:
-        question = "a question about an image" if images else "a question"
         why = " ".join(str(error).split())
         why = why if isinstance(error, ValueError) else f"{type(error).__name__}: {why}"
-        raise ValueError(f"the checkpoint's {kind} cannot put {question} to its model: {why}") from error
-    _check_names(inputs, model, kind)
-    if images and not prompter.num_vision_tokens(inputs).all():
-        raise ValueError(
-            f"the checkpoint's {kind} writes no image token that a {type(model).__name__} reads: expected the "
-            "processor of this model, and a chat template that shows images"
-        )
+        raise ValueError(f"the checkpoint's {kind} cannot put {question} to its model{hint}: {why}") from error
+
+
+class _Unfit(ValueError):
+    """What is wrong, in whole words."""
+
+
+class _Reached(Exception):
+    """The first block is about to run."""
+
+
+def _can_run(model: nn.Module) -> bool:
+    """Whether a model can run where it lies: not on the meta device, nor on a CPU with kernels of a GPU."""
+    config = getattr(model, "config", None)
+    devices = {weight.device.type for weight in model.parameters()}
+    of_gpu = attention_of(config) not in ("eager", "sdpa", None) or getattr(config, "quantization_config", None)
+    return len(devices) == 1 and "meta" not in devices and not (of_gpu and "cpu" in devices)
+
+
+def _check_features(model: nn.Module, inputs: Mapping[str, Tensor], kind: str) -> None:
+    try:
+        _run_to_blocks(model, inputs)
+    except torch.OutOfMemoryError:
+        raise
+    # a model that gets what it does not expect fails anywhere
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise _Unfit(
+            f"the checkpoint's {kind} cannot put a question about an image to its model: expected the processor of a "
+            f"{type(model).__name__}, and settings of it that fit, got inputs that it fails on ({why})"
+        ) from error
+
+
+@torch.no_grad()
+def _run_to_blocks(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Run a model up to its first block: images have their features then, and these their places among the tokens."""
+
+    def stop(*_: Any) -> None:
+        raise _Reached
+
+    weight = next(weight for weight in model.parameters() if weight.is_floating_point())
+    given = {
+        name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+    try:
+        handle = find_blocks(model)[0].register_forward_pre_hook(stop)
+    except ValueError:  # nobody knows yet where they are
+        return
+    # some CPUs lack an operation in float16, which says nothing of the processor
+    with handle, evaluation_mode(model), suppress(_Reached, NotImplementedError):
+        model(**given, use_cache=False)
 
 
 def _check_vocabulary(prompter: Prompter) -> None:
@@ -86,7 +150,7 @@ def _check_names(inputs: dict[str, Tensor], model: nn.Module, kind: str) -> None
     for names, what in ((unknown, "makes"), (missing, "does not make")):
         if names:
             verb = "does not take" if names is unknown else "needs"
-            raise ValueError(
+            raise _Unfit(
                 f"expected the processor of this model, got a {kind}, which {what} {', '.join(names)}: a "
                 f"{type(model).__name__} {verb} that"
             )

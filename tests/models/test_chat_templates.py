@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
+from transformers.utils import chat_template_utils
 
 from lit_depth.models.chat_templates import QUIET, ChatTemplate
 from tests.helpers.tiny_checkpoints import tokenizer
@@ -90,3 +93,32 @@ def test_a_template_that_raises_is_named(text, reason):
 def test_text_that_is_no_template_is_named():
     with pytest.raises(ValueError, match="the chat template is no valid template: "):
         template("{% if %}")
+
+
+# as Llama 3.2, Granite 3 and gpt-oss, and Mistral write the date
+DATES = {
+    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = "
+    "strftime_now('%d %b %Y') %}"
+    "{% else %}{% set date_string = '1 Jan 2000' %}{% endif %}{% endif %}{{ date_string }}": "26 Jul 2024",
+    "{{ strftime_now('%B %d, %Y') }}": "July 26, 2024",
+    "{% set today = strftime_now('%Y-%m-%d') %}{{ today.split('-')[0] | int - 1 }}": "2023",
+}
+
+
+@pytest.mark.parametrize("text", DATES)
+def test_a_template_writes_the_same_on_every_day(text, monkeypatch):
+    for day in (3, 4):
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None, day=day):
+                return cls(2031, 5, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+        assert template(text).write(user("Hi")) == DATES[text] and template(text).tells_date
+
+
+def test_a_date_of_ones_own_is_written():
+    llama = next(iter(DATES))
+    assert template(llama, {"date_string": "1 May 2025"}).write(user("Hi")) == "1 May 2025"
+    assert not template(PLAIN).tells_date

@@ -10,10 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from transformers import dynamic_module_utils
 
 from lit_depth import DepthModule
 from lit_depth.models.loading import BUNDLED, load_checkpoint, new_model
+from lit_depth.models.prompting import prompter_for
+from tests.helpers.families import FAMILIES
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa"])
@@ -130,3 +134,82 @@ def test_damaged_files_are_an_error_of_one_line_or_none(tmp_path, name, content)
         load_checkpoint(str(folder))
     except ValueError as error:
         assert str(folder) in str(error) and "\n" not in str(error)
+
+
+# settings of the part for images, each of which some families have; all of them act on a picture of 60 x 30 pixels
+PANS = {
+    "do_pan_and_scan": True,
+    "pan_and_scan_min_crop_size": 8,
+    "pan_and_scan_max_num_crops": 2,
+    "pan_and_scan_min_ratio_to_activate": 1.1,
+}
+OF_IMAGES = [
+    *({"size": {"shortest_edge": 128, "longest_edge": 512}}, {"size": {"height": 8, "width": 8}}),
+    *({"size": {"shortest_edge": 8}}, {"size": {"longest_edge": 16}}, {"max_image_size": {"longest_edge": 8}}),
+    *({"max_pixels": 256}, {"max_crops": 1}, {"max_patches": 1}, {"crop_to_patches": False}, PANS),
+    *({"do_image_splitting": False}, {"image_mean": [0.1, 0.2, 0.3]}, {"do_rescale": False}, {"resample": 0}),
+]
+WIDE = Image.effect_mandelbrot((60, 30), (-2, -1, 1, 1), 50).convert("RGB")
+
+
+class AtTheCall:
+    """A processor that is given settings of images at every call, where they come before all others."""
+
+    def __init__(self, processor, settings):
+        self.processor, self.settings = processor, settings
+
+    def __getattr__(self, name):
+        return getattr(self.processor, name)
+
+    def __call__(self, **given):
+        return self.processor(**given, images_kwargs=dict(self.settings))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+SEEN = [each.name for each in FAMILIES.values() if each.sees and all(map(find_spec, each.needs))]
+
+
+@pytest.mark.parametrize("family", SEEN)
+def test_a_setting_of_images_acts_as_it_does_at_the_call_or_is_refused(family, tmp_path):
+    FAMILIES[family].write(tmp_path)
+    model, processor = load_checkpoint(str(tmp_path))
+    prompter = prompter_for(model, processor)
+    own, taken = prompter.encode_prompt("Is it?", WIDE), 0
+    for settings in OF_IMAGES:
+        form = set(getattr(processor.image_processor, "size", None) or ())
+        if "size" in settings and set(settings["size"]) != form:
+            continue
+        try:
+            model, changed = load_checkpoint(str(tmp_path), processor_kwargs=settings)
+        except ValueError as error:
+            assert "as processor_kwargs, got " in str(error)
+            continue
+        found = prompter_for(model, changed).encode_prompt("Is it?", WIDE)
+        expected = type(prompter)(AtTheCall(processor, settings), model.config).encode_prompt("Is it?", WIDE)
+        assert same(found, expected) and not same(found, own), settings
+        taken += 1
+    assert taken >= 2
+
+
+@pytest.mark.parametrize("family", SEEN)
+def test_a_setting_leaves_all_others_as_they_were(family, tmp_path):
+    FAMILIES[family].write(tmp_path)
+    processor = load_checkpoint(str(tmp_path))[1]
+    mean = processor.image_processor.image_mean
+    changed = load_checkpoint(str(tmp_path), processor_kwargs={"image_mean": mean})[1]
+    images = changed.image_processor.to_dict()
+    assert images == processor.image_processor.to_dict() | {"image_mean": images["image_mean"]}
+    plain = {name: value for name, value in vars(processor).items() if isinstance(value, (str, int, list, dict))}
+    assert plain == {name: getattr(changed, name) for name in plain}
+    assert changed.chat_template == processor.chat_template
+
+
+@pytest.mark.parametrize(("family", "name"), [("Gemma 3", "image_seq_length"), ("PaliGemma", "image_seq_length")])
+def test_a_setting_that_is_read_when_a_processor_is_made_acts(family, name, tmp_path):
+    FAMILIES[family].write(tmp_path)
+    model, processor = load_checkpoint(str(tmp_path), processor_kwargs={name: 9})
+    prompter = prompter_for(model, processor)
+    assert prompter.num_vision_tokens(prompter.encode_prompt("Is it?", WIDE)).tolist() == [9]

@@ -425,6 +425,16 @@ def test_the_part_behind_the_reasoning_is_the_answer(of_family):
     assert prompter.decode(rows)[1] == "four"
 
 
+def test_the_date_that_a_template_is_told_belongs_to_the_run(llava, llama):
+    model, processor = load_checkpoint(str(llava))
+    assert "date" not in prompter_for(model, processor).settings()
+    # where the processor itself reads the clock, and where its tokenizer does
+    for part in (processor, load_checkpoint(str(llama))[1]):
+        part.chat_template = "{{ strftime_now('%d %b %Y') }}" + TEXT_CHAT
+        prompter = prompter_for(model, part)
+        assert prompter.settings()["date"] == "2024-07-26" and prompter._framed("Is it?").startswith("26 Jul 2024")
+
+
 # ---- commands
 
 

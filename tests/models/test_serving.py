@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lit_depth import DepthModule
+from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.models.loading import load_checkpoint
 from lit_depth.models.prompting import prompter_for
 from lit_depth.models.serving import check_serves
@@ -128,10 +131,10 @@ def test_a_vision_language_model_with_a_tokenizer_alone(llava, tmp_path, capsys)
 
 
 def test_settings_of_the_processor(llava, llama, tmp_path, capsys):
-    smaller = ("--model.processor_kwargs", '{"size": {"shortest_edge": 4}, "crop_size": {"height": 4, "width": 4}}')
-    given = json.loads(smaller[1])
+    larger = ("--model.processor_kwargs", '{"size": {"shortest_edge": 12}}')
+    given = json.loads(larger[1])
     module = DepthModule(str(llava), processor_kwargs=given)
-    assert module.processor.image_processor.size["shortest_edge"] == 4 and given == json.loads(smaller[1])
+    assert module.processor.image_processor.size["shortest_edge"] == 12 and given == json.loads(larger[1])
     line = refusal(llava, tmp_path, capsys, "--model.processor_kwargs", '{"max_pixel": 4}')
     assert "expected settings of a LlavaProcessor as processor_kwargs, got max_pixel; it has crop_size, " in line
     line = refusal(llama, tmp_path, capsys, "--model.processor_kwargs.size", "4")
@@ -149,6 +152,96 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(llava):
     edit(llava / "tokenizer_config.json", pad_token=None)
     tokenizer = load_checkpoint(str(llava))[1].tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
+
+
+def refused(folder, **settings):
+    with pytest.raises(ValueError, match="Processor cannot put a question about an image to its model") as caught:
+        DepthModule(str(folder), **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "processor"),
+    [
+        ("LLaVA-NeXT", "LLaVA 1.5"),
+        ("LLaVA 1.5", "LLaVA-NeXT"),
+        ("PaliGemma", "Gemma 3"),
+        ("LLaVA-OneVision", "LLaVA 1.5"),
+    ],
+)
+def test_the_processor_of_a_sibling_is_refused_before_anything_runs(weights, processor, tmp_path):
+    parts = {name: tmp_path / name for name in (weights, processor)}
+    for name, folder in parts.items():
+        folder.mkdir()
+        FAMILIES[name].write(folder)
+    own = ("config.json", "model.safetensors", "generation_config.json")
+    for file in parts[processor].iterdir():
+        if file.name not in own:
+            shutil.copy(file, parts[weights])
+    for file in parts[weights].iterdir():
+        if file.name not in own and not (parts[processor] / file.name).is_file():
+            file.unlink()
+    with pytest.raises(ValueError, match="Processor|tokenizer") as caught:
+        DepthModule(str(parts[weights]))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("Qwen2-VL", {"patch_size": 8}),
+        ("Qwen2-VL", {"merge_size": 4}),
+        ("PaliGemma", {"size": {"height": 32, "width": 32}}),
+        ("Gemma 3", {"image_seq_length": 9}),
+        ("Idefics3", {"image_seq_len": 3}),
+        ("LLaVA 1.5", {"num_additional_image_tokens": 0}),
+        ("LLaVA-OneVision", {"num_image_tokens": 5}),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused_by_name(family, settings, tmp_path):
+    FAMILIES[family].write(tmp_path)
+    assert f"with processor_kwargs {settings}" in refused(tmp_path, processor_kwargs=settings)
+
+
+def test_the_check_leaves_the_model_as_it_was_and_stops_before_its_blocks(llava):
+    model, processor = load_checkpoint(str(llava))
+    model.model.vision_tower.train()
+    before = {name: module.training for name, module in model.named_modules()}
+    ran = []
+    blocks = find_blocks(model)
+    blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    hooks = len(blocks[0]._forward_pre_hooks)
+    check_serves(prompter_for(model, processor), model)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert not ran and len(blocks[0]._forward_pre_hooks) == hooks
+
+
+@pytest.mark.parametrize("away", ["meta", "flash_attention_2", "quantised"])
+def test_a_model_that_cannot_run_where_it_lies_is_not_run(away, llava):
+    model, processor = load_checkpoint(str(llava))
+    prompter = prompter_for(model, processor)
+    model.model.vision_tower.forward = None  # would raise
+    with pytest.raises(ValueError, match="'NoneType' object is not callable"):
+        check_serves(prompter, model)
+    if away == "meta":
+        model.lm_head.to("meta")
+    elif away == "quantised":
+        model.config.quantization_config = {"bits": 4}
+    else:
+        model.config._attn_implementation = away
+    check_serves(prompter, model)
+
+
+def test_running_out_of_memory_says_nothing_of_the_processor(llava):
+    model, processor = load_checkpoint(str(llava))
+
+    def forward(*_, **__):
+        raise torch.OutOfMemoryError("too much")
+
+    model.model.vision_tower.forward = forward
+    with pytest.raises(torch.OutOfMemoryError):
+        check_serves(prompter_for(model, processor), model)
 
 
 @pytest.mark.parametrize(

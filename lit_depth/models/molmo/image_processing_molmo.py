@@ -130,6 +130,7 @@ class MolmoImageProcessor(BaseImageProcessor):
 
     model_input_names = ["images", "image_masks", "image_input_idx"]
     valid_kwargs = MolmoImagesKwargs
+    settings = _SETTINGS
 
     @checked
     def __init__(
