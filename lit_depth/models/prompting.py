@@ -9,6 +9,7 @@ or tokenizer, or in a plain frame where there is none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -43,6 +44,8 @@ _FRAMES = {
     "vipllava": "###Human: {images}{text}###Assistant:",
 }
 _PREFIX_FAMILIES = ("paligemma",)
+# how prompts end where a model cannot but reason, as those of QwQ, DeepSeek-R1, Kimi-VL-Thinking and Magistral do
+_OPEN_THOUGHT = re.compile(r"([<\[◁])(think(?:ing)?[>\]▷])\s*$", re.IGNORECASE)
 
 
 class Asked(Protocol):
@@ -446,8 +449,16 @@ class ChatPrompter(ImagePrompter):
         # read off the template: some have a space there, some a line end that the prompt brings along
         prompt = self._framed("?")
         whole = self.template.write(self._turn("user", "?"), self._turn("assistant", "answer"))
-        lead, _, behind = whole.removeprefix(prompt).partition("answer")
-        return AnswerFrame(prompt, lead, behind) if whole.startswith(prompt) else AnswerFrame(prompt, "", "")
+        if whole.startswith(prompt):
+            lead, _, behind = whole.removeprefix(prompt).partition("answer")
+        else:
+            lead, behind = "", whole.rpartition("answer")[2]
+        thought = _OPEN_THOUGHT.search(prompt)
+        if thought is not None:
+            # an answer without reasoning stands behind an empty thought
+            closed = f"{thought[1]}/{thought[2]}"
+            lead = lead if closed in lead else f"\n{closed}\n\n"
+        return AnswerFrame(prompt, lead, behind)
 
 
 def prompter_class(model: Any) -> type[Prompter] | None:

@@ -425,6 +425,32 @@ def test_the_part_behind_the_reasoning_is_the_answer(of_family):
     assert prompter.decode(rows)[1] == "four"
 
 
+# of which a prompt ends in an open thought: QwQ takes thoughts out of answers, R1 writes them as they are
+HISTORY = "{% set text = message.content.split('</think>')[-1] %}{{ text }}"
+OPEN = {
+    "QwQ": (HISTORY, "[assistant]<think>\n", "\n</think>\n\n"),
+    "R1, with its thought": ("<think>\n\n</think>\n\n{{ message.content }}", "[assistant]<think>\n", "\n</think>\n\n"),
+    "R1": ("{{ message.content }}", "[assistant]<think>", "\n</think>\n\n"),
+    "Magistral": ("{{ message.content }}", "[assistant][THINK]", "\n[/THINK]\n\n"),
+    "none": ("{{ message.content }}", "[assistant]", ""),
+}
+
+
+@pytest.mark.parametrize("form", OPEN)
+def test_a_reference_stands_behind_the_reasoning(form, tmp_path):
+    answer, opening, lead = OPEN[form]
+    template = (
+        "{% for message in messages %}{% if message.role == 'user' %}[user]{{ message.content }}{{ eos_token }}"
+        f"{{% else %}}[assistant]{answer}{{{{ eos_token }}}}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{opening}{{% endif %}}"
+    )
+    prompter = prompter_of(write_llama(tmp_path, template))
+    ids = prompter.answer_ids(["red"])[0].tolist()
+    assert prompter.tokenizer.decode(ids) == f"{lead}red<|endoftext|>"
+    (of_options,) = prompter.continuation_ids(replace(SHORT, image=None, continuations=("red",)))
+    assert prompter.tokenizer.decode(of_options) == f"{lead}red"
+
+
 def test_the_date_that_a_template_is_told_belongs_to_the_run(llava, llama):
     model, processor = load_checkpoint(str(llava))
     assert "date" not in prompter_for(model, processor).settings()
