@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torchmetrics import MeanMetric
 
+from lit_depth.functional.arguments import checked
 from lit_depth.functional.choices import option_letters
 from lit_depth.metrics.base import check_references
 from lit_depth.metrics.multiple_choice import MultipleChoiceAccuracy
@@ -30,6 +31,7 @@ class Likelihood(NamedTuple):
         return self.num_greedy == self.num_tokens
 
 
+@checked
 def most_likely(found: Sequence[Likelihood], options: Sequence[str], by_length: bool = False) -> str:
     """Letter of the option of the highest log-probability, the first of equal ones.
 
@@ -44,7 +46,12 @@ def most_likely(found: Sequence[Likelihood], options: Sequence[str], by_length: 
         found: One for each option.
         options: Their texts.
         by_length: Divide each log-probability by the characters of its option.
+
+    Raises:
+        ValueError: If there are no options, or not one log-probability for each.
     """
+    if len(options) == 0 or len(found) != len(options):
+        raise ValueError(f"expected one log-probability for each option, got {len(found)} for {len(options)}")
     values = [each.logprob / max(1, len(option)) if by_length else each.logprob for each, option in zip(found, options)]
     return option_letters(options)[values.index(max(values))]
 

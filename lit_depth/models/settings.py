@@ -35,7 +35,7 @@ def checkpoint_files(checkpoint: str, revision: str | None = None) -> dict[str, 
     """Files of a checkpoint that decide what it answers, by name.
 
     >>> sorted(checkpoint_files("bundled"))[:3]
-    ['config.json', 'generation_config.json', 'model.safetensors']
+    ['chat_template.jinja', 'config.json', 'generation_config.json']
 
     Args:
         checkpoint: As for `lit_depth.models.loading.load_checkpoint`. Of an id on the hub, the snapshot in the cache.

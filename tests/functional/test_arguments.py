@@ -16,6 +16,7 @@ import lit_depth.callbacks as C
 import lit_depth.functional as F
 import lit_depth.metrics as M
 from lit_depth.data import DepthDataModule, get_task
+from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model
 from lit_depth.models.molmo import MolmoImageProcessor, vision_tokens
 
@@ -111,6 +112,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     M.exact_match: dict(prediction="a", references=["a"]),
     M.contains: dict(prediction="a", references=["a"]),
     M.parse_chat_choice: dict(prediction="A", options=["x", "y"]),
+    M.most_likely: dict(found=[Likelihood(-1.0, 1, 0), Likelihood(-2.0, 1, 0)], options=["x", "y"], by_length=True),
     M.multiple_choice_accuracy: dict(prediction="A", options=["x", "y"], answer="A"),
     M.mmmu_accuracy: dict(prediction="A", references=["A"], options=["x", "y"]),
     M.parse_choice: dict(prediction="A", options=["x", "y"]),
@@ -205,6 +207,7 @@ REFUSED = [
     (C.BeamSearchAblation, dict(max_batches=0), "max_batches of at least 1, got 0"),
     (C.MaskSweep, dict(masks=[], folder="/x"), "at least one mask"),
     (C.MaskSweep, dict(masks=[[True]], folder="/x", metric="Nope"), "the name of a metric"),
+    (M.most_likely, dict(found=[], options=["x"]), "one log-probability for each option, got 0 for 1"),
     (M.cider_d, dict(predictions="ab", references=[["a"], ["b"]]), "predictions as a list of texts"),
     (lit_depth.DepthModule, dict(max_rows=0), "max_rows of at least 1"),
     (lit_depth.DepthModule, dict(max_new_tokens=True), "max_new_tokens as an integer or None"),
