@@ -205,7 +205,8 @@ class DepthModule(LightningModule):
         tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
         if "answer_ids" not in batch:
             logprobs = torch.full(tokens.shape[:2], torch.nan)
-        texts = [self.prompter.decode(rows, self.hparams["answer_after"]) for rows in tokens]
+        ends = self.end_token_ids
+        texts = [self.prompter.decode(rows, self.hparams["answer_after"], ends) for rows in tokens]
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 
     def _score(self, batch: Mapping[str, Any], masks: MaskSet) -> MaskedPredictions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,6 +18,7 @@ QUIET: dict[str, Any] = {
     "reasoning_effort": "low",
 }
 """Variables by which templates know their modes of thinking, and what makes a model answer at once, or nearly so."""
+_NO_EFFORT = ("none", "no_think")  # lower than low, in templates that know it
 TODAY = datetime(2024, 7, 26, 12)
 """The day that templates are told it is: the one that Llama 3 falls back to where it knows of none."""
 
@@ -43,7 +45,8 @@ class ChatTemplate:
         if unknown:
             there = f"among {', '.join(sorted(known))}" if known else "empty for this chat template, which reads none"
             raise ValueError(f"expected chat_template_kwargs {there}; got {', '.join(unknown)}")
-        self.variables = {name: value for name, value in QUIET.items() if name in known} | dict(variables or {})
+        quiet = {**QUIET, "reasoning_effort": _lowest_effort(text)}
+        self.variables = {name: value for name, value in quiet.items() if name in known} | dict(variables or {})
 
     def _default(self) -> str:
         template: str | Mapping[str, str] = self.owner.chat_template
@@ -69,6 +72,17 @@ class ChatTemplate:
         except Exception as error:
             raise ValueError(f"the chat template raises: {error}") from error
         return text
+
+
+def _lowest_effort(template: str) -> str:
+    """The lowest effort of reasoning that a template speaks of where it reads the variable.
+
+    >>> _lowest_effort("{% if reasoning_effort not in ['none', 'high'] %}{{ raise_exception('?') }}{% endif %}")
+    'none'
+    """
+    tags = [tag for tag in re.findall(r"\{[%{].*?[%}]\}", template, re.DOTALL) if "reasoning_effort" in tag]
+    known = {text for tag in tags for text in re.findall(r"""["'](\w+)["']""", tag)}
+    return next((effort for effort in _NO_EFFORT if effort in known), QUIET["reasoning_effort"])
 
 
 class _Clock(datetime):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import re
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer, PretrainedConfig
+from transformers import AutoProcessor, AutoTokenizer, ImageProcessingMixin, PretrainedConfig, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 # what processors of transformers import beyond the requirements of lit_depth; the extra `vision` has all of them
@@ -35,13 +36,30 @@ def load_processor(config: PretrainedConfig, source: str, **options: Any) -> Any
         return AutoProcessor.from_pretrained(source, **options)
     # transformers reports a missing package as an ImportError, a ValueError or whatever the package raises itself
     except Exception as error:
-        missing = _missing(error)
+        missing, stranger = _missing(error), _stranger(PROCESSOR_MAPPING[type(config)], config, source, options)
         if not missing:
+            if stranger:
+                raise ValueError(f"{stranger}: {error}") from error
             raise
         try:
             return _without_video(PROCESSOR_MAPPING[type(config)]).from_pretrained(source, **options)
         except Exception as other:
-            raise ValueError(_refusal(_missing(other) or missing)) from error
+            refusal = _refusal(_missing(other) or missing)
+            raise ValueError(f"{stranger}: {refusal}" if stranger else refusal) from error
+
+
+def _stranger(usual: Any, config: PretrainedConfig, source: str, options: dict[str, Any]) -> str:
+    """That the files name another processor than a model of this kind has as a rule; empty if not.
+
+    Some releases do (a Pixtral is a LLaVA), so it is said only of what cannot be loaded.
+    """
+    named = None
+    for read in (ProcessorMixin.get_processor_dict, ImageProcessingMixin.get_image_processor_dict):
+        with suppress(OSError, ValueError):
+            named = named or read(source, **options)[0].get("processor_class")
+    if named in (None, usual.__name__):
+        return ""
+    return f"its files name {named}, and a model of type {config.model_type} has {usual.__name__} as a rule"
 
 
 def _missing(error: Exception) -> dict[str, str]:

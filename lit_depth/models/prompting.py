@@ -284,17 +284,21 @@ class Prompter:
             return following
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
-    def decode(self, tokens: Tensor, answer_after: str | None = None) -> list[str]:
+    def decode(self, tokens: Tensor, answer_after: str | None = None, end_tokens: Sequence[int] = ()) -> list[str]:
         """Generated tokens ``[rows, tokens]`` as text, without special tokens.
 
         Args:
+            tokens: Answers, each padded behind its end token.
             answer_after: Leave out all up to the last occurrence of this text, which may hold special tokens; an
                 answer without it is empty. None = leave out nothing.
+            end_tokens: A row ends before the first of these: they need not be special, nor what it is padded with.
         """
+        ended = torch.isin(tokens, tokens.new_tensor(list(end_tokens))).cumsum(1) > 0
+        rows = [row[~after].tolist() for row, after in zip(tokens, ended)]
         if answer_after is None:
-            texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
             return texts
-        return [self._after(text, answer_after) for text in self.tokenizer.batch_decode(tokens)]
+        return [self._after(text, answer_after) for text in self.tokenizer.batch_decode(rows)]
 
     def _after(self, text: str, mark: str) -> str:
         _, found, answer = text.rpartition(mark)
@@ -493,9 +497,8 @@ def prompter_for(model: nn.Module, processor: Any, chat_template_kwargs: Mapping
     if own is None and any(getattr(part, "chat_template", None) for part in parts):
         prompter = ChatPrompter(processor, config, chat_template_kwargs)
     elif chat_template_kwargs:
-        raise ValueError(
-            f"expected no chat_template_kwargs for a model without a chat template, got {dict(chat_template_kwargs)}"
-        )
+        why = "without a chat template" if own is None else "that is asked in its family's own way"
+        raise ValueError(f"expected no chat_template_kwargs for a model {why}, got {dict(chat_template_kwargs)}")
     else:
         prompter = (own or _plain_class(processor, config))(processor, config)
     prompter.num_embeddings = num_embeddings(model)

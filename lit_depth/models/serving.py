@@ -54,6 +54,7 @@ def check_serves(prompter: Prompter, model: nn.Module, processor_kwargs: Mapping
     hint = f" (with processor_kwargs {dict(processor_kwargs)})" if processor_kwargs else ""
     try:
         inputs = prompter.encode([_Probe(images)])
+        prompter.answer_ids(["a"])  # some templates take no answer
         _check_names(inputs, model, kind)
         if images and not prompter.num_vision_tokens(inputs).all():
             raise _Unfit(

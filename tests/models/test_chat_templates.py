@@ -122,3 +122,16 @@ def test_a_date_of_ones_own_is_written():
     llama = next(iter(DATES))
     assert template(llama, {"date_string": "1 May 2025"}).write(user("Hi")) == "1 May 2025"
     assert not template(PLAIN).tells_date
+
+
+@pytest.mark.parametrize(
+    ("efforts", "lowest"),
+    [("['none', 'high']", "none"), ('["high", "low", "no_think"]', "no_think"), ("['low', 'medium', 'high']", "low")],
+)
+def test_the_lowest_effort_that_a_template_takes_is_asked_for(efforts, lowest):
+    text = (
+        "{% if tool_choice == 'none' %}{% endif %}{% if reasoning_effort not in " + efforts + " %}"
+        "{{ raise_exception('no such effort') }}{% endif %}{{ reasoning_effort }}"
+    )
+    assert template(text).write(user("Hi")) == lowest
+    assert template(text, {"reasoning_effort": "high"}).write(user("Hi")) == "high"

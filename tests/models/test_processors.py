@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor
 
 from lit_depth.models import processors
 from lit_depth.models.loading import load_checkpoint
@@ -113,3 +113,28 @@ def test_another_failure_keeps_its_own_words(tmp_path):
     Path(tmp_path, "preprocessor_config.json").write_text("{")
     with pytest.raises(ValueError, match="preprocessor_config.json"):
         load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("weights", "other", "expected"),
+    [
+        ("LLaVA 1.5", "Qwen2-VL", "its files name Qwen2VLProcessor, and a model of type llava has LlavaProcessor"),
+        ("Molmo (7B-O)", "Qwen2-VL", "its files name Qwen2VLProcessor, and a model of type molmo has MolmoProcessor"),
+        ("Gemma 3", "InternVL", "its files name InternVLProcessor, and a model of type gemma3 has Gemma3Processor"),
+    ],
+)
+def test_the_processor_of_another_family_that_does_not_load_is_named(weights, other, expected, tmp_path, monkeypatch):
+    FAMILIES[other].write(tmp_path)
+    for file in (tmp_path / "config.json", tmp_path / "model.safetensors"):
+        file.unlink()
+    (tmp_path / "weights").mkdir()
+    FAMILIES[weights].write(tmp_path / "weights")
+    config = AutoConfig.from_pretrained(tmp_path / "weights")
+
+    def refuse(*_, **__):
+        raise ImportError("Qwen2VLProcessor requires the torchvision library")
+
+    monkeypatch.setattr(processors.AutoProcessor, "from_pretrained", refuse)
+    monkeypatch.setattr(processors, "_import_error", lambda package: "is not installed")
+    with pytest.raises(ValueError, match=expected):
+        processors.load_processor(config, str(tmp_path))

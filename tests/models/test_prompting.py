@@ -425,6 +425,16 @@ def test_the_part_behind_the_reasoning_is_the_answer(of_family):
     assert prompter.decode(rows)[1] == "four"
 
 
+def test_an_answer_ends_before_its_first_end_token_whatever_it_is_padded_with(llama):
+    prompter = prompter_of(llama)
+    (yes, end), (pad,) = prompter.text_ids("redblue")[:2], prompter.text_ids("!")
+    rows = torch.tensor([[yes, end, pad, pad], [yes, yes, yes, end], [end, pad, pad, pad], [yes, yes, yes, yes]])
+    text = prompter.tokenizer.decode([yes])
+    assert prompter.decode(rows, end_tokens=[end]) == [text, 3 * text, "", 4 * text]
+    assert prompter.decode(rows[:2], text, [end]) == ["", ""]
+    assert prompter.decode(rows[:1]) == [prompter.tokenizer.decode(rows[0])]
+
+
 # of which a prompt ends in an open thought: QwQ takes thoughts out of answers, R1 writes them as they are
 HISTORY = "{% set text = message.content.split('</think>')[-1] %}{{ text }}"
 OPEN = {

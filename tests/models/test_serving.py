@@ -84,6 +84,13 @@ def test_a_template_that_raises(llava, llama, tmp_path, capsys):
         assert line.endswith("the chat template raises: no system turn")
 
 
+def test_a_template_that_takes_no_answer(llama, tmp_path, capsys):
+    text = "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('none') }}{% endif %}{% endfor %}"
+    (llama / "chat_template.jinja").write_text("Hi" + text)
+    line = refusal(llama, tmp_path, capsys)
+    assert "cannot put a question" in line and line.endswith("the chat template raises: none")
+
+
 def test_a_template_without_images(llava, tmp_path, capsys):
     (llava / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("<image>", ""))
     line = refusal(llava, tmp_path, capsys)
@@ -146,6 +153,8 @@ def test_variables_of_the_chat_template(llava, llama, tmp_path, capsys):
     assert "which reads none; got enable_thinking" in line
     line = refusal(llama, tmp_path, capsys, "--model.chat_template_kwargs.enable_thinking", "true")
     assert "expected no chat_template_kwargs for a model without a chat template" in line
+    line = refusal("bundled", tmp_path, capsys, "--model.chat_template_kwargs.enable_thinking", "true")
+    assert "expected no chat_template_kwargs for a model that is asked in its family's own way" in line
 
 
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(llava):
@@ -191,6 +200,8 @@ def test_the_processor_of_a_sibling_is_refused_before_anything_runs(weights, pro
     ("family", "settings"),
     [
         ("Qwen2-VL", {"patch_size": 8}),
+        ("Qwen2-VL", {"max_pixels": -5}),
+        ("Qwen2-VL", {"max_pixels": "abc"}),
         ("Qwen2-VL", {"merge_size": 4}),
         ("PaliGemma", {"size": {"height": 32, "width": 32}}),
         ("Gemma 3", {"image_seq_length": 9}),
