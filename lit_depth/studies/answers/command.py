@@ -33,7 +33,8 @@ def answers(
         trainer: Runs the loop.
         model: Holds the model.
         datamodule: Gives the questions, from the validation split; answers are not looked at, and need not be there.
-        policies: Which blocks are active at each count: among prefix, random, suffix, uniform.
+        policies: Which blocks are active at each count: names of policies (but importance, which is not measured here),
+            or paths of functions.
         num_active_blocks: Numbers of active blocks, each in 1..num_blocks; null = all.
         active_block_indices: Lists of active blocks instead of policies (takes precedence).
         keep: Blocks that stay active in every mask.
