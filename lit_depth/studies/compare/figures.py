@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# policies that have the first colours; all others have the next ones. A figure is drawn without torch, which the table
+# of policies imports.
+_FIRST_COLORS = ("prefix", "importance", "random", "suffix", "uniform")
 _MAX_TICKS = 16
 
 
@@ -223,10 +226,8 @@ def by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
 
 
 def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
-    """Colour and marker: fixed for known policies, so that figures of several runs can be compared."""
-    from lit_depth.functional.masking.policies import POLICIES  # imports torch
-
-    index = list(dict.fromkeys([*POLICIES, *by_policy(comparison)])).index(policy) % len(COLORS)
+    """Colour and marker: fixed for some policies, so that figures of several runs can be compared."""
+    index = list(dict.fromkeys([*_FIRST_COLORS, *by_policy(comparison)])).index(policy) % len(COLORS)
     return COLORS[index], MARKERS[index]
 
 
