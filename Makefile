@@ -5,7 +5,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := $(filter-out benchmarks/gpu_% benchmarks/environment.py benchmarks/real.py benchmarks/easy_vqa.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/gpu_% benchmarks/environment.py benchmarks/real.py benchmarks/easy_vqa_sweep.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test real parity lint house bench clean

@@ -6,7 +6,7 @@ transformers' generate and the reference answer's log-probability, without data 
 timed for random pairs of a mask and a batch, half of them before the pass and half behind it, and their mean is
 multiplied.
 
-    python benchmarks/easy_vqa.py [--pairs 40] [--threads 2]
+    python benchmarks/easy_vqa_sweep.py [--pairs 40] [--threads 2]
 
 easy_vqa is read from the package: pip install --no-deps easy-vqa==1.0
 """
