@@ -205,9 +205,12 @@ class DepthModule(LightningModule):
         tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
         if "answer_ids" not in batch:
             logprobs = torch.full(tokens.shape[:2], torch.nan)
-        ends = self.end_token_ids
-        texts = [self.prompter.decode(rows, self.hparams["answer_after"], ends) for rows in tokens]
+        texts = [self.texts(rows) for rows in tokens]
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
+
+    def texts(self, tokens: Tensor) -> list[str]:
+        """What generated tokens ``[rows, tokens]`` say: the part that is scored, without the end token."""
+        return self.prompter.decode(tokens, self.hparams["answer_after"], self.end_token_ids)
 
     def _score(self, batch: Mapping[str, Any], masks: MaskSet) -> MaskedPredictions:
         """Predictions of a batch whose samples have continuations, which are texts already."""

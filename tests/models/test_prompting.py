@@ -143,6 +143,56 @@ def test_answers_begin_and_end_as_the_template_writes_them(llava, tmp_path):
     assert text.tokenizer.decode(ids) == f"[user]\n{asked}<|endoftext|>[assistant]\nred<|endoftext|>"
 
 
+TYPED = "{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}"
+# an answer that is typed, one that is a text, one behind a tag of its own name, and none
+ANSWERS = {
+    "typed": (TYPED, "", "<|endoftext|>"),
+    "a text": ("{{ m.content }}", "", "<|endoftext|>"),
+    "joined": ("{{ '' + m.content }}", "", "<|endoftext|>"),
+    "a text or nothing": ("{% if m.content is string %}{{ m.content }}{% endif %}", "", "<|endoftext|>"),
+    "in a tag": ("<answer>{{ m.content[0].text }}</answer>", "<answer>", "<|endoftext|>"),
+    "none": (None, "", "<|endoftext|>"),
+}
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_a_template_takes_answers_as_typed_content_or_as_a_text(form, llava):
+    written, lead, end = ANSWERS[form]
+    answer = "" if written is None else f"[assistant]{written}{{{{ eos_token }}}}"
+    model, processor = load_checkpoint(str(llava))
+    processor.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[user]"
+        + TYPED
+        + "{% else %}"
+        + answer
+        + "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    prompter = prompter_for(model, processor)
+    check_serves(prompter, model)
+    assert prompter.tokenizer.decode(prompter.answer_ids(["red"])[0]) == f"{lead}red{end}"
+    (ids,) = prompter.continuation_ids(replace(SHORT, continuations=("red",)))
+    assert prompter.tokenizer.decode(ids) == f"{lead}red"
+
+
+def test_an_answer_ends_in_the_end_token_of_the_model_that_its_template_writes(tmp_path):
+    """Whether the tokenizer calls it special or not."""
+    template = TEXT_CHAT.replace("{{ eos_token }}", "<|stop|>")
+    folder = write_llama(tmp_path, template)
+    model, tokenizer = load_checkpoint(str(folder))
+    tokenizer.add_tokens(["<|stop|>"])
+    model.resize_token_embeddings(len(tokenizer))
+    stop = tokenizer.convert_tokens_to_ids("<|stop|>")
+    assert prompter_for(model, tokenizer).answer_ids(["red"])[0, -1] == tokenizer.eos_token_id
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, stop]
+    prompter = prompter_for(model, tokenizer)
+    assert prompter.answer_ids(["red"])[0, -1] == stop
+    tokenizer.eos_token = None
+    model.generation_config.eos_token_id = stop
+    tokenizer.chat_template = None
+    assert prompter_for(model, tokenizer).answer_ids(["red"])[0, -1] == stop
+
+
 def test_answers_are_padded_on_the_right(llama):
     answers = prompter_of(llama).answer_ids(["red", "a long answer"])
     assert (answers[0] != -100).tolist() == [True, True] + [False] * (answers.shape[1] - 2)
