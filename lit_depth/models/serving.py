@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lit_depth.functional.inputs import TEXT_INPUTS
-from lit_depth.functional.masking.blocks import find_blocks
+from lit_depth.functional.masking.blocks import context_length, find_blocks
 from lit_depth.functional.model_state import attention_of, evaluation_mode
 from lit_depth.models.prompting import Prompter
 
@@ -45,7 +45,7 @@ def check_serves(prompter: Prompter, model: nn.Module, processor_kwargs: Mapping
 
     Raises:
         ValueError: If it is the tokenizer or the processor of another model, its chat template raises or writes nothing
-            for an image, or something else is missing.
+            for an image, a small one is longer than the model's context, or something else is missing.
     """
     _check_vocabulary(prompter)
     images = (Image.new("RGB", _SIZE, "white"),) if prompter.sees_images else ()
@@ -61,6 +61,7 @@ def check_serves(prompter: Prompter, model: nn.Module, processor_kwargs: Mapping
                 f"the checkpoint's {kind} writes no image token that a {type(model).__name__} reads: expected the "
                 "processor of this model, and a chat template that shows images"
             )
+        _check_length(prompter, inputs, context_length(model))
         if images and _can_run(model):
             _check_features(model, inputs, kind)
     except torch.OutOfMemoryError:
@@ -141,6 +142,16 @@ def _check_vocabulary(prompter: Prompter) -> None:
             f"the tokenizer has {len(tokenizer):,} tokens, the model {size:,} embeddings: is it this model's own?",
             stacklevel=3,
         )
+
+
+def _check_length(prompter: Prompter, inputs: Mapping[str, Tensor], context: int | None) -> None:
+    """Refuse what would take a vision tower hours, and could not be answered then."""
+    length = inputs["input_ids"].shape[1]
+    if context is not None and length > context:
+        of_images = int(prompter.num_vision_tokens(inputs).sum())
+        what = f" about an image of {_SIZE[0]} x {_SIZE[1]} pixels" if of_images else ""
+        share = f" ({of_images:,} of images: --model.processor_kwargs makes them smaller)" if of_images else ""
+        raise _Unfit(f"a question{what} has {length:,} tokens{share}, the model's context is {context:,}")
 
 
 def _check_names(inputs: dict[str, Tensor], model: nn.Module, kind: str) -> None:

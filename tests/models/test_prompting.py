@@ -565,8 +565,11 @@ def test_settings_of_prompts_belong_to_the_run(of_family, quick, tmp_path, capsy
     # thousands of tokens are more than the model's context
     large = ["--model.processor_kwargs", '{"size": {"shortest_edge": 65536, "longest_edge": 70000}}', "--name", "large"]
     assert run([*command, *large]) == 2
-    line = last_error(capsys)
-    assert "of images: --model.processor_kwargs makes them smaller), the limit is 5" in line
+    smaller = "of images: --model.processor_kwargs makes them smaller)"
+    assert f"{smaller}, the model's context is 512" in last_error(capsys)
+    # or than it was limited to
+    assert run([*command, "--data.max_prompt_tokens", 30, "--name", "short"]) == 2
+    assert f"{smaller}, the limit is 30 (--data.max_prompt_tokens)" in last_error(capsys)
 
 
 @pytest.mark.slow

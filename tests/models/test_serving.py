@@ -226,6 +226,20 @@ def test_settings_that_do_not_fit_the_model_are_refused_by_name(family, settings
     assert f"with processor_kwargs {settings}" in refused(tmp_path, processor_kwargs=settings)
 
 
+def test_an_image_of_more_tokens_than_the_context_is_refused_before_the_vision_tower_runs(tmp_path, capsys):
+    FAMILIES["Qwen2-VL"].write(tmp_path)
+    model, _ = load_checkpoint(str(tmp_path))
+    context = model.config.text_config.max_position_embeddings
+    edge = 8 * int(context**0.5 + 1)  # a token of this family shows 8 x 8 pixels
+    settings = {"size": {"shortest_edge": edge**2, "longest_edge": 2 * edge**2}}
+    _, processor = load_checkpoint(str(tmp_path), processor_kwargs=settings)
+    model.model.visual.forward = None  # would raise
+    told = "a question about an image of 64 x 48 pixels has .* of images: --model.processor_kwargs makes them smaller"
+    with pytest.raises(ValueError, match=rf"{told}\), the model's context is {context}") as caught:
+        check_serves(prompter_for(model, processor), model, settings)
+    assert str(caught.value).endswith(f" (with processor_kwargs {settings})")
+
+
 def test_the_check_leaves_the_model_as_it_was_and_stops_before_its_blocks(llava):
     model, processor = load_checkpoint(str(llava))
     model.model.vision_tower.train()
