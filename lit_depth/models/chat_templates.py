@@ -25,6 +25,7 @@ QUIET: dict[str, Any] = {
 
 Of efforts and modes it is the lowest that the template speaks of, and these where it speaks of none (None = its own).
 """
+_MEND = " (mend its chat_template.jinja in a copy of the checkpoint)"
 _NAMED = ("reasoning_effort", "thinking_effort", "thinking_mode", "thinking_option")
 _LOWEST = ("none", "no_think", "off", "disabled", "chat", "short", "minimal", "low")  # the lowest first
 TODAY = datetime(2024, 7, 26, 12)
@@ -79,7 +80,8 @@ class ChatTemplate:
         # templates run code of their own, and raise whatever it raises
         except Exception as error:
             roles = " and ".join(f"the {turn['role']}'s turn" for turn in turns)
-            raise ValueError(f"the chat template raises on {roles}: {error}") from error
+            told = f", told {self.variables} (--model.chat_template_kwargs changes that)" if self.variables else ""
+            raise ValueError(f"the chat template raises on {roles}{told}: {error}{_MEND}") from error
         return text
 
 
@@ -125,7 +127,7 @@ def _read_variables(template: str) -> set[str]:
     try:
         found = chat_template_utils._get_template_variables(template)
     except TemplateError as error:
-        raise ValueError(f"the chat template is no valid template: {error}") from error
+        raise ValueError(f"the checkpoint's chat template is no valid template: {error}{_MEND}") from error
     # what every conversation has
     given = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "tools", "documents"}
     return {name for name in found if name not in given and not name.endswith("_token")}

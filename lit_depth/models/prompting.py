@@ -46,6 +46,7 @@ _FRAMES = {
     "vipllava": "###Human: {images}{text}###Assistant:",
 }
 _QUESTION, _ANSWER = "Where is Lhasa?", "Timbuktu"  # stand for any, and no template writes them itself
+_SHOWN = "'type': 'text'"
 _PREFIX_FAMILIES = ("paligemma",)
 # how prompts end where a model cannot but reason, as those of QwQ, DeepSeek-R1, Kimi-VL-Thinking and Magistral do
 _OPEN_THOUGHT = re.compile(r"([<\[◁])(think(?:ing)?[>\]▷])\s*$", re.IGNORECASE)
@@ -459,7 +460,8 @@ class ChatPrompter(ImagePrompter):
     def _answer_frame(self) -> AnswerFrame:
         # read off the template: some have a space there, some a line end that the prompt brings along
         prompt, whole = self._framed(_QUESTION), self._answered(_QUESTION, _ANSWER)
-        if _QUESTION not in prompt:
+        # some write typed content down as Python shows it, or not at all
+        if _QUESTION not in prompt or _SHOWN in prompt:
             form = "typed content" if self.image_inputs else "plain text"
             raise ValueError(f"the chat template does not write a user's turn of {form}")
         if whole.startswith(prompt):
@@ -482,8 +484,7 @@ class ChatPrompter(ImagePrompter):
         asked, typed = self._turn("user", question), self._turn("assistant", answer)
         with suppress(ValueError):
             whole = self.template.write(asked, typed)
-            # some write typed content of an answer down as Python shows it, or not at all
-            if answer in whole and "'type': 'text'" not in whole:
+            if answer in whole and _SHOWN not in whole:
                 return whole
         whole = self.template.write(asked, {**typed, "content": answer})
         return whole if answer in whole else self._framed(question) + answer

@@ -99,8 +99,19 @@ def test_a_template_that_raises_is_named(text, reason):
         template(text).write(user("Hi"))
 
 
+def test_a_template_that_raises_says_what_it_was_told():
+    with pytest.raises(
+        ValueError, match=r"on the user's turn, told {'reasoning_effort': 'low'} \(--model.* that\): unknown effort"
+    ):
+        template("{% if reasoning_effort != 'medium' %}{{ raise_exception('unknown effort') }}{% endif %}").write(
+            user("Hi")
+        )
+
+
 def test_text_that_is_no_template_is_named():
-    with pytest.raises(ValueError, match="the chat template is no valid template: "):
+    with pytest.raises(
+        ValueError, match="the checkpoint's chat template is no valid template: .*mend its chat_template.jinja"
+    ):
         template("{% if %}")
 
 
