@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
+from lit_depth.callbacks.mask_sweep import overflow
 from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
 from lit_depth.functional.engine.api import answer_masks, score_continuations
@@ -202,9 +203,14 @@ class DepthModule(LightningModule):
             return MaskedPredictions([], list(masks.ids), [[] for _ in masks], torch.zeros(len(masks), 0))
         if "continuation_ids" in batch:
             return self._score(batch, masks)
-        tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
-        if "answer_ids" not in batch:
-            logprobs = torch.full(tokens.shape[:2], torch.nan)
+        is_withheld = "answer_ids" not in batch
+        # logits that are no numbers show in the log-probability of any token
+        any_token = {"answer_ids": batch["input_ids"].new_zeros(len(batch["sample_ids"]), 1)} if is_withheld else {}
+        tokens, logprobs = self.answer({**batch, **any_token}, masks, self.max_new_tokens)
+        if is_withheld:
+            for mask, sample in logprobs.isnan().nonzero().tolist():
+                raise overflow(self, masks.ids[mask], batch["sample_ids"][sample])
+            logprobs = torch.full_like(logprobs, torch.nan)
         texts = [self.texts(rows) for rows in tokens]
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
 

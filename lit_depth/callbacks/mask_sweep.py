@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 from tqdm.auto import tqdm
 
 from lit_depth.functional.arguments import check_range, checked
@@ -134,7 +135,7 @@ class MaskSweep(Callback):
             for sample, text, logprob, likelihood in zip(batch["samples"], texts, logprobs, found):
                 is_scored = bool(sample.references)
                 if is_scored and not math.isfinite(logprob):
-                    raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}{_why(pl_module)}")
+                    raise overflow(pl_module, mask, sample.id)
                 if (mask, sample.id) in self._done:
                     continue
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id}
@@ -305,9 +306,24 @@ def _score_agreement(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(score=(records["prediction"] == theirs).astype(float).where(theirs.notna()))
 
 
-def _why(pl_module: LightningModule) -> str:
-    halves = any(weight.dtype is torch.float16 for weight in pl_module.parameters())
-    mixed = str(pl_module.trainer.precision) == "16-mixed"
-    if not (halves or mixed):
+def overflow(pl_module: LightningModule, mask: str, sample: str) -> ValueError:
+    """What to raise where a model gives no numbers."""
+    try:
+        precision = pl_module.trainer.precision
+    except RuntimeError:  # no trainer
+        precision = None
+    return ValueError(
+        f"logits are NaN or infinite for mask {mask}, sample {sample}{why_overflow(pl_module, precision)}"
+    )
+
+
+def why_overflow(model: nn.Module, precision: Any = None) -> str:
+    """Why a model gives no numbers, and what helps; empty if it does not work in float16.
+
+    Args:
+        precision: That of the trainer which runs it.
+    """
+    halves = any(weight.dtype is torch.float16 for weight in model.parameters())
+    if not halves and str(precision) != "16-mixed":
         return ""
     return ": float16 holds no number above 65,504; give --model.dtype bfloat16 or float32, and no 16-mixed precision"

@@ -582,10 +582,16 @@ def test_numbers_too_large_for_float16_are_named_by_mask_and_sample(llama, quick
         part.save_pretrained(tmp_path / "hot")
     command = ["--model.checkpoint", tmp_path / "hot", "--data.drop_images", "true", *quick]
     assert run(["importance", *command]) == 0
-    for each in (["importance"], ["compare", "--policies", "prefix"], ["search", "--max_blocks_to_remove", 1]):
+    sweeps = (["importance"], ["compare"], ["answers"], ["search", "--max_blocks_to_remove", 1])
+    for each in sweeps:
         assert run([*each, *command, "--model.dtype", "float16", "--name", "half"]) == 2
         line = last_error(capsys)
         assert re.search("logits are NaN or infinite for mask [01]{4}, sample [a-z]+-0-.*: .*dtype bfloat16", line)
+    for method, what in (("block_influence", "hidden states"), ("gradient", "loss on labelled tokens")):
+        each = ["importance", "--methods", f"[{method}]", "--name", method, "--model.dtype", "float16"]
+        assert run([*each, *command]) == 2
+        line = last_error(capsys)
+        assert re.search(f"expected (a )?finite {what}, got .*, in samples [a-z]+-0-.*: .*dtype bfloat16", line)
 
 
 @pytest.mark.parametrize(
