@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,17 +314,27 @@ def overflow(pl_module: LightningModule, mask: str, sample: str) -> ValueError:
         precision = pl_module.trainer.precision
     except RuntimeError:  # no trainer
         precision = None
-    return ValueError(
-        f"logits are NaN or infinite for mask {mask}, sample {sample}{why_overflow(pl_module, precision)}"
-    )
+    why = _why(pl_module, precision)
+    return ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample}{why}")
 
 
-def why_overflow(model: nn.Module, precision: Any = None) -> str:
-    """Why a model gives no numbers, and what helps; empty if it does not work in float16.
+@contextmanager
+def located(where: str, model: nn.Module, precision: Any) -> Iterator[None]:
+    """Say of an error about values that are not finite where that was, and why.
 
     Args:
-        precision: That of the trainer which runs it.
+        where: Names of samples or prompts.
+        precision: That of the trainer which runs the model.
     """
+    try:
+        yield
+    except ValueError as error:
+        if not re.search(r"expected (a )?finite", str(error)):
+            raise
+        raise ValueError(f"{error}, in {where}{_why(model, precision)}") from error
+
+
+def _why(model: nn.Module, precision: Any) -> str:
     halves = any(weight.dtype is torch.float16 for weight in model.parameters())
     if not halves and str(precision) != "16-mixed":
         return ""

@@ -587,6 +587,9 @@ def test_numbers_too_large_for_float16_are_named_by_mask_and_sample(llama, quick
         assert run([*each, *command, "--model.dtype", "float16", "--name", "half"]) == 2
         line = last_error(capsys)
         assert re.search("logits are NaN or infinite for mask [01]{4}, sample [a-z]+-0-.*: .*dtype bfloat16", line)
+    asked = ["--prompt", "Is it red?", "--model.dtype", "float16", *quick[-2:]]
+    assert run(["tokens", *asked, "--model.checkpoint", tmp_path / "hot"]) == 2
+    assert re.search("expected finite hidden states, but .*, in prompt .*: .*dtype bfloat16", last_error(capsys))
     for method, what in (("block_influence", "hidden states"), ("gradient", "loss on labelled tokens")):
         each = ["importance", "--methods", f"[{method}]", "--name", method, "--model.dtype", "float16"]
         assert run([*each, *command]) == 2
