@@ -55,13 +55,15 @@ def check_serves(prompter: Prompter, model: nn.Module, processor_kwargs: Mapping
     try:
         inputs = prompter.encode([_Probe(images)])
         prompter.answer_ids(["a"])  # some templates take no answer
+        _check_goes_on(prompter, inputs["input_ids"])
         _check_names(inputs, model, kind)
         if images and not prompter.num_vision_tokens(inputs).all():
             raise _Unfit(
                 f"the checkpoint's {kind} writes no image token that a {type(model).__name__} reads: expected the "
                 "processor of this model, and a chat template that shows images"
             )
-        _check_length(prompter, inputs, context_length(model))
+        if images:
+            _check_length(prompter, inputs, context_length(model))
         if images and _can_run(model):
             _check_features(model, inputs, kind)
     except torch.OutOfMemoryError:
@@ -144,14 +146,25 @@ def _check_vocabulary(prompter: Prompter) -> None:
         )
 
 
+def _check_goes_on(prompter: Prompter, ids: Tensor) -> None:
+    """Refuse a tokenizer that ends every text, and so every prompt, as some were saved after training."""
+    tokenizer = prompter.tokenizer
+    end = tokenizer.eos_token_id
+    if end is not None and ids[0, -1] == end and tokenizer("a")["input_ids"][-1] == end:
+        raise _Unfit(
+            f"the checkpoint's {type(tokenizer).__name__} ends every text with {tokenizer.eos_token}, and so "
+            "every prompt: set add_eos_token to false in tokenizer_config.json, in a copy of the checkpoint"
+        )
+
+
 def _check_length(prompter: Prompter, inputs: Mapping[str, Tensor], context: int | None) -> None:
-    """Refuse what would take a vision tower hours, and could not be answered then."""
-    length = inputs["input_ids"].shape[1]
+    """Refuse an image that would take a vision tower hours, and could not be asked about then."""
+    length, of_images = inputs["input_ids"].shape[1], int(prompter.num_vision_tokens(inputs).sum())
     if context is not None and length > context:
-        of_images = int(prompter.num_vision_tokens(inputs).sum())
-        what = f" about an image of {_SIZE[0]} x {_SIZE[1]} pixels" if of_images else ""
-        share = f" ({of_images:,} of images: --model.processor_kwargs makes them smaller)" if of_images else ""
-        raise _Unfit(f"a question{what} has {length:,} tokens{share}, the model's context is {context:,}")
+        raise _Unfit(
+            f"a question about an image of {_SIZE[0]} x {_SIZE[1]} pixels has {length:,} tokens ({of_images:,} of "
+            f"images: --model.processor_kwargs makes them smaller), the model's context is {context:,}"
+        )
 
 
 def _check_names(inputs: dict[str, Tensor], model: nn.Module, kind: str) -> None:

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lit_depth import DepthModule
@@ -75,6 +76,17 @@ def test_added_tokens_that_a_model_lacks_cost_their_samples_only(llama):
     size = len(tokenizer) - 1
     with pytest.raises(ValueError, match=rf"expected token ids below {size}, .* got {size} \('<extra>'\)"):
         prompter.encode([fine, other])
+
+
+def test_a_tokenizer_that_ends_every_prompt(llama, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    tokenizer.save_pretrained(llama)
+    assert "ends every text with <|endoftext|>, and so every prompt" in refusal(llama, tmp_path, capsys)
+    # a chat template writes all special tokens itself
+    (llama / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}")
+    check_serves(prompter_for(*load_checkpoint(str(llama))), load_checkpoint(str(llama))[0])
 
 
 def test_a_template_that_raises(llava, llama, tmp_path, capsys):
