@@ -90,7 +90,7 @@ def _quiet(template: str, known: set[str], given: Mapping[str, Any]) -> dict[str
     found = QUIET | {name: _lowest(template, name) for name in _NAMED}
     found = {name: value for name, value in found.items() if name in known and value is not None}
     # of several switches each can turn it off: an effort that is asked for needs the mode that it belongs to
-    asks = any(given.get(name, value) != value for name, value in found.items())
+    asks = any(name in QUIET and value != found.get(name) for name, value in given.items())
     return {} if asks else found
 
 

@@ -188,5 +188,7 @@ def test_a_switch_that_is_asked_for_is_not_undone_by_another():
             template(text, given).write(user("Hi")) == expected
             and given.items() <= template(text, given).variables.items()
         )
+    by_name = template("{{ thinking }}, {{ thinking_mode }}", {"thinking_mode": "deep"})
+    assert by_name.write(user("Hi")) == ", deep"
     # what is off already stays wholly off
     assert template(text, {"reasoning": False}).variables == {"reasoning": False, "reasoning_effort": "none"}
