@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
+from lit_depth.callbacks.mask_sweep import overflow
 from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
 from lit_depth.functional.engine.api import answer_masks, score_continuations
@@ -202,12 +203,20 @@ class DepthModule(LightningModule):
             return MaskedPredictions([], list(masks.ids), [[] for _ in masks], torch.zeros(len(masks), 0))
         if "continuation_ids" in batch:
             return self._score(batch, masks)
-        tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
-        if "answer_ids" not in batch:
-            logprobs = torch.full(tokens.shape[:2], torch.nan)
-        ends = self.end_token_ids
-        texts = [self.prompter.decode(rows, self.hparams["answer_after"], ends) for rows in tokens]
+        is_withheld = "answer_ids" not in batch
+        # logits that are no numbers show in the log-probability of any token
+        any_token = {"answer_ids": batch["input_ids"].new_zeros(len(batch["sample_ids"]), 1)} if is_withheld else {}
+        tokens, logprobs = self.answer({**batch, **any_token}, masks, self.max_new_tokens)
+        if is_withheld:
+            for mask, sample in logprobs.isnan().nonzero().tolist():
+                raise overflow(self, masks.ids[mask], batch["sample_ids"][sample])
+            logprobs = torch.full_like(logprobs, torch.nan)
+        texts = [self.texts(rows) for rows in tokens]
         return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
+
+    def texts(self, tokens: Tensor) -> list[str]:
+        """What generated tokens ``[rows, tokens]`` say: the part that is scored, without the end token."""
+        return self.prompter.decode(tokens, self.hparams["answer_after"], self.end_token_ids)
 
     def _score(self, batch: Mapping[str, Any], masks: MaskSet) -> MaskedPredictions:
         """Predictions of a batch whose samples have continuations, which are texts already."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 from tqdm.auto import tqdm
 
 from lit_depth.functional.arguments import check_range, checked
@@ -134,7 +137,7 @@ class MaskSweep(Callback):
             for sample, text, logprob, likelihood in zip(batch["samples"], texts, logprobs, found):
                 is_scored = bool(sample.references)
                 if is_scored and not math.isfinite(logprob):
-                    raise ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample.id}{_why(pl_module)}")
+                    raise overflow(pl_module, mask, sample.id)
                 if (mask, sample.id) in self._done:
                     continue
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id}
@@ -305,9 +308,34 @@ def _score_agreement(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(score=(records["prediction"] == theirs).astype(float).where(theirs.notna()))
 
 
-def _why(pl_module: LightningModule) -> str:
-    halves = any(weight.dtype is torch.float16 for weight in pl_module.parameters())
-    mixed = str(pl_module.trainer.precision) == "16-mixed"
-    if not (halves or mixed):
+def overflow(pl_module: LightningModule, mask: str, sample: str) -> ValueError:
+    """What to raise where a model gives no numbers."""
+    try:
+        precision = pl_module.trainer.precision
+    except RuntimeError:  # no trainer
+        precision = None
+    why = _why(pl_module, precision)
+    return ValueError(f"logits are NaN or infinite for mask {mask}, sample {sample}{why}")
+
+
+@contextmanager
+def located(where: str, model: nn.Module, precision: Any) -> Iterator[None]:
+    """Say of an error about values that are not finite where that was, and why.
+
+    Args:
+        where: Names of samples or prompts.
+        precision: That of the trainer which runs the model.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not re.search(r"expected (a )?finite", str(error)):
+            raise
+        raise ValueError(f"{error}, in {where}{_why(model, precision)}") from error
+
+
+def _why(model: nn.Module, precision: Any) -> str:
+    halves = any(weight.dtype is torch.float16 for weight in model.parameters())
+    if not halves and str(precision) != "16-mixed":
         return ""
     return ": float16 holds no number above 65,504; give --model.dtype bfloat16 or float32, and no 16-mixed precision"

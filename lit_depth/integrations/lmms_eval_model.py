@@ -105,5 +105,5 @@ def greedy_answer(module: DepthModule, mask: torch.Tensor, question: str, shown:
             eos_token_id=module.end_token_ids or None,
             pad_token_id=module.pad_token_id,
         )
-    (text,) = module.prompter.decode(tokens[:, inputs["input_ids"].shape[1] :])
+    (text,) = module.texts(tokens[:, inputs["input_ids"].shape[1] :])
     return text

@@ -14,11 +14,20 @@ from transformers.utils import chat_template_utils
 QUIET: dict[str, Any] = {
     "enable_thinking": False,
     "thinking": False,
+    "reasoning": False,
     "thinking_budget": 0,
     "reasoning_effort": "low",
+    "thinking_effort": "low",
+    "thinking_mode": None,
+    "thinking_option": None,
 }
-"""Variables by which templates know their modes of thinking, and what makes a model answer at once, or nearly so."""
-_NO_EFFORT = ("none", "no_think")  # lower than low, in templates that know it
+"""Variables by which templates know their modes of thinking, and what makes a model answer at once, or nearly so.
+
+Of efforts and modes it is the lowest that the template speaks of, and these where it speaks of none (None = its own).
+"""
+_MEND = " (mend its chat_template.jinja in a copy of the checkpoint)"
+_NAMED = ("reasoning_effort", "thinking_effort", "thinking_mode", "thinking_option")
+_LOWEST = ("none", "no_think", "off", "disabled", "chat", "short", "minimal", "low")  # the lowest first
 TODAY = datetime(2024, 7, 26, 12)
 """The day that templates are told it is: the one that Llama 3 falls back to where it knows of none."""
 
@@ -28,7 +37,8 @@ class ChatTemplate:
 
     Args:
         owner: The processor or tokenizer.
-        variables: Values of variables that the template reads, beside `QUIET`.
+        variables: Values of variables that the template reads, beside `QUIET`; where one of them turns thinking on, the
+            other switches of it are the template's own.
 
     A template that asks for the date is told `TODAY`, and writes the same on every day.
 
@@ -45,8 +55,7 @@ class ChatTemplate:
         if unknown:
             there = f"among {', '.join(sorted(known))}" if known else "empty for this chat template, which reads none"
             raise ValueError(f"expected chat_template_kwargs {there}; got {', '.join(unknown)}")
-        quiet = {**QUIET, "reasoning_effort": _lowest_effort(text)}
-        self.variables = {name: value for name, value in quiet.items() if name in known} | dict(variables or {})
+        self.variables = _quiet(text, known, variables or {}) | dict(variables or {})
 
     def _default(self) -> str:
         template: str | Mapping[str, str] = self.owner.chat_template
@@ -70,19 +79,31 @@ class ChatTemplate:
                 )
         # templates run code of their own, and raise whatever it raises
         except Exception as error:
-            raise ValueError(f"the chat template raises: {error}") from error
+            roles = " and ".join(f"the {turn['role']}'s turn" for turn in turns)
+            told = f", told {self.variables} (--model.chat_template_kwargs changes that)" if self.variables else ""
+            raise ValueError(f"the chat template raises on {roles}{told}: {error}{_MEND}") from error
         return text
 
 
-def _lowest_effort(template: str) -> str:
-    """The lowest effort of reasoning that a template speaks of where it reads the variable.
+def _quiet(template: str, known: set[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What turns thinking off in a template; nothing where a variable that was given turns it on."""
+    found = QUIET | {name: _lowest(template, name) for name in _NAMED}
+    found = {name: value for name, value in found.items() if name in known and value is not None}
+    # of several switches each can turn it off: an effort that is asked for needs the mode that it belongs to
+    asks = any(name in QUIET and value != found.get(name) for name, value in given.items())
+    return {} if asks else found
 
-    >>> _lowest_effort("{% if reasoning_effort not in ['none', 'high'] %}{{ raise_exception('?') }}{% endif %}")
+
+def _lowest(template: str, variable: str) -> str | None:
+    """The lowest effort, or mode, of thinking that a template speaks of where it reads the variable.
+
+    >>> text = "{% if reasoning_effort not in ['none', 'high'] %}{{ raise_exception('?') }}{% endif %}"
+    >>> _lowest(text, "reasoning_effort")
     'none'
     """
-    tags = [tag for tag in re.findall(r"\{[%{].*?[%}]\}", template, re.DOTALL) if "reasoning_effort" in tag]
-    known = {text for tag in tags for text in re.findall(r"""["'](\w+)["']""", tag)}
-    return next((effort for effort in _NO_EFFORT if effort in known), QUIET["reasoning_effort"])
+    tags = [tag for tag in re.findall(r"\{[%{].*?[%}]\}", template, re.DOTALL) if variable in tag]
+    named = {text for tag in tags for text in re.findall(r"""["'](\w+)["']""", tag)}
+    return next((each for each in _LOWEST if each in named), QUIET[variable])
 
 
 class _Clock(datetime):
@@ -106,7 +127,7 @@ def _read_variables(template: str) -> set[str]:
     try:
         found = chat_template_utils._get_template_variables(template)
     except TemplateError as error:
-        raise ValueError(f"the chat template is no valid template: {error}") from error
+        raise ValueError(f"the checkpoint's chat template is no valid template: {error}{_MEND}") from error
     # what every conversation has
     given = {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "tools", "documents"}
     return {name for name in found if name not in given and not name.endswith("_token")}

@@ -37,14 +37,16 @@ def load_processor(config: PretrainedConfig, source: str, **options: Any) -> Any
     # transformers reports a missing package as an ImportError, a ValueError or whatever the package raises itself
     except Exception as error:
         missing, stranger = _missing(error), _stranger(PROCESSOR_MAPPING[type(config)], config, source, options)
-        if not missing:
+        # one that was made without its video part leaves none in a folder that it is saved to
+        if not missing and "video processor" not in str(error):
             if stranger:
                 raise ValueError(f"{stranger}: {error}") from error
             raise
         try:
             return _without_video(PROCESSOR_MAPPING[type(config)]).from_pretrained(source, **options)
         except Exception as other:
-            refusal = _refusal(_missing(other) or missing)
+            needed = _missing(other) or missing
+            refusal = _refusal(needed) if needed else str(other)
             raise ValueError(f"{stranger}: {refusal}" if stranger else refusal) from error
 
 

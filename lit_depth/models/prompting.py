@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lit_depth.functional.arguments import num_embeddings
 from lit_depth.functional.choices import option_letters
+from lit_depth.functional.engine.decoding_configuration import end_token_ids
 from lit_depth.functional.inputs import IGNORE, count_image_tokens
 from lit_depth.functional.token_masking.prompt import encode_prompt, image_token_ids, row_inputs
 from lit_depth.models.chat_templates import TODAY, ChatTemplate
@@ -43,6 +45,8 @@ _FRAMES = {
     "llava_next": "USER: {images}{text} ASSISTANT:",
     "vipllava": "###Human: {images}{text}###Assistant:",
 }
+_QUESTION, _ANSWER = "Where is Lhasa?", "Timbuktu"  # stand for any, and no template writes them itself
+_SHOWN = "'type': 'text'"
 _PREFIX_FAMILIES = ("paligemma",)
 # how prompts end where a model cannot but reason, as those of QwQ, DeepSeek-R1, Kimi-VL-Thinking and Magistral do
 _OPEN_THOUGHT = re.compile(r"([<\[◁])(think(?:ing)?[>\]▷])\s*$", re.IGNORECASE)
@@ -115,6 +119,8 @@ class Prompter:
     """Names of the model inputs that hold images."""
     num_embeddings: int | None = None
     """Number of token ids that the model reads; None = unknown."""
+    end_token_ids: Sequence[int] = ()
+    """Tokens that end the model's answers, special or not."""
 
     def __init__(self, processor: Any, config: Any = None) -> None:
         self.processor = processor
@@ -278,11 +284,13 @@ class Prompter:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _end_of_answer(self, behind: str) -> list[int]:
-        """The token that ends an answer: the special one that the frame writes there, else the tokenizer's own."""
+        """The token that ends an answer: the one that the frame writes there if it is special or ends answers of the
+        model, else the tokenizer's own."""
         following = self._ids(behind.strip())[:1]
-        if following and following[0] in self._special_tokens():
+        if following and following[0] in {*self._special_tokens(), *self.end_token_ids}:
             return following
-        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        own = self.tokenizer.eos_token_id
+        return list(self.end_token_ids[:1]) if own is None else [own]
 
     def decode(self, tokens: Tensor, answer_after: str | None = None, end_tokens: Sequence[int] = ()) -> list[str]:
         """Generated tokens ``[rows, tokens]`` as text, without special tokens.
@@ -451,18 +459,35 @@ class ChatPrompter(ImagePrompter):
 
     def _answer_frame(self) -> AnswerFrame:
         # read off the template: some have a space there, some a line end that the prompt brings along
-        prompt = self._framed("?")
-        whole = self.template.write(self._turn("user", "?"), self._turn("assistant", "answer"))
+        prompt, whole = self._framed(_QUESTION), self._answered(_QUESTION, _ANSWER)
+        # some write typed content down as Python shows it, or not at all
+        if _QUESTION not in prompt or _SHOWN in prompt:
+            form = "typed content" if self.image_inputs else "plain text"
+            raise ValueError(f"the chat template does not write a user's turn of {form}")
         if whole.startswith(prompt):
-            lead, _, behind = whole.removeprefix(prompt).partition("answer")
+            lead, _, behind = whole.removeprefix(prompt).partition(_ANSWER)
         else:
-            lead, behind = "", whole.rpartition("answer")[2]
+            lead, behind = "", whole.rpartition(_ANSWER)[2]
         thought = _OPEN_THOUGHT.search(prompt)
         if thought is not None:
             # an answer without reasoning stands behind an empty thought
             closed = f"{thought[1]}/{thought[2]}"
             lead = lead if closed in lead else f"\n{closed}\n\n"
         return AnswerFrame(prompt, lead, behind)
+
+    def _answered(self, question: str, answer: str) -> str:
+        """A question and its answer, whose content is typed if the template reads that; right behind if it reads none.
+
+        Raises:
+            ValueError: If the template raises on an answer in either form.
+        """
+        asked, typed = self._turn("user", question), self._turn("assistant", answer)
+        with suppress(ValueError):
+            whole = self.template.write(asked, typed)
+            if answer in whole and _SHOWN not in whole:
+                return whole
+        whole = self.template.write(asked, {**typed, "content": answer})
+        return whole if answer in whole else self._framed(question) + answer
 
 
 def prompter_class(model: Any) -> type[Prompter] | None:
@@ -502,6 +527,7 @@ def prompter_for(model: nn.Module, processor: Any, chat_template_kwargs: Mapping
     else:
         prompter = (own or _plain_class(processor, config))(processor, config)
     prompter.num_embeddings = num_embeddings(model)
+    prompter.end_token_ids = end_token_ids(model, prompter.tokenizer)
     return prompter
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lit_depth.functional.inputs import TEXT_INPUTS
-from lit_depth.functional.masking.blocks import find_blocks
+from lit_depth.functional.masking.blocks import context_length, find_blocks
 from lit_depth.functional.model_state import attention_of, evaluation_mode
 from lit_depth.models.prompting import Prompter
 
@@ -45,7 +45,7 @@ def check_serves(prompter: Prompter, model: nn.Module, processor_kwargs: Mapping
 
     Raises:
         ValueError: If it is the tokenizer or the processor of another model, its chat template raises or writes nothing
-            for an image, or something else is missing.
+            for an image, a small one is longer than the model's context, or something else is missing.
     """
     _check_vocabulary(prompter)
     images = (Image.new("RGB", _SIZE, "white"),) if prompter.sees_images else ()
@@ -55,12 +55,15 @@ def check_serves(prompter: Prompter, model: nn.Module, processor_kwargs: Mapping
     try:
         inputs = prompter.encode([_Probe(images)])
         prompter.answer_ids(["a"])  # some templates take no answer
+        _check_goes_on(prompter, inputs["input_ids"])
         _check_names(inputs, model, kind)
         if images and not prompter.num_vision_tokens(inputs).all():
             raise _Unfit(
                 f"the checkpoint's {kind} writes no image token that a {type(model).__name__} reads: expected the "
                 "processor of this model, and a chat template that shows images"
             )
+        if images:
+            _check_length(prompter, inputs, context_length(model))
         if images and _can_run(model):
             _check_features(model, inputs, kind)
     except torch.OutOfMemoryError:
@@ -140,6 +143,27 @@ def _check_vocabulary(prompter: Prompter) -> None:
         warnings.warn(
             f"the tokenizer has {len(tokenizer):,} tokens, the model {size:,} embeddings: is it this model's own?",
             stacklevel=3,
+        )
+
+
+def _check_goes_on(prompter: Prompter, ids: Tensor) -> None:
+    """Refuse a tokenizer that ends every text, and so every prompt, as some were saved after training."""
+    tokenizer = prompter.tokenizer
+    end = tokenizer.eos_token_id
+    if end is not None and ids[0, -1] == end and tokenizer("a")["input_ids"][-1] == end:
+        raise _Unfit(
+            f"the checkpoint's {type(tokenizer).__name__} ends every text with {tokenizer.eos_token}, and so "
+            "every prompt: set add_eos_token to false in tokenizer_config.json, in a copy of the checkpoint"
+        )
+
+
+def _check_length(prompter: Prompter, inputs: Mapping[str, Tensor], context: int | None) -> None:
+    """Refuse an image that would take a vision tower hours, and could not be asked about then."""
+    length, of_images = inputs["input_ids"].shape[1], int(prompter.num_vision_tokens(inputs).sum())
+    if context is not None and length > context:
+        raise _Unfit(
+            f"a question about an image of {_SIZE[0]} x {_SIZE[1]} pixels has {length:,} tokens ({of_images:,} of "
+            f"images: --model.processor_kwargs makes them smaller), the model's context is {context:,}"
         )
 
 

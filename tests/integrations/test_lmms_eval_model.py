@@ -32,6 +32,23 @@ def test_an_answer_is_that_of_generate_under_the_mask(tmp_path):
     assert found[0] != found[1]
 
 
+def test_an_answer_ends_before_the_models_end_token_and_begins_behind_the_reasoning(tmp_path):
+    module, mask = DepthModule(checkpoint=str(write_llava(tmp_path))), torch.ones(4).bool()
+    inputs = module.prompter.encode_prompt("Is it red?")
+    start = inputs["input_ids"].shape[1]
+    whole = module.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, start:].tolist()
+    place = next(place for place in range(2, 8) if whole[place] not in whole[:place])
+    module.model.generation_config.eos_token_id = whole[place]  # a piece like any other, and no special token
+
+    def answer():
+        return greedy_answer(module, mask, "Is it red?", [], {"max_new_tokens": 8})
+
+    said, first = module.tokenizer.decode(whole[:place]), module.tokenizer.decode(whole[:1])
+    assert answer() == said
+    module.hparams["answer_after"] = first
+    assert answer() == said.rpartition(first)[2] != said
+
+
 def test_lmms_eval_finds_the_model_by_its_entry_point():
     pytest.importorskip("lmms_eval", reason="make parity installs lmms-eval")
     from lmms_eval.api.model import lmms

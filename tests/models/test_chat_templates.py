@@ -37,6 +37,15 @@ THINKING = {
         "[system]Reasoning: low[user]Hi<|endoftext|>[assistant]",
         "[system]Reasoning: True[user]Hi<|endoftext|>[assistant]",
     ),
+    "reasoning": (
+        "{% set reasoning = reasoning if reasoning is defined else true %}"
+        + PLAIN
+        + ASKS
+        + "{% if reasoning %}<think>{% else %}</think>{% endif %}{% endif %}",
+        {"reasoning": False},
+        "[user]Hi<|endoftext|>[assistant]</think>",
+        "[user]Hi<|endoftext|>[assistant]<think>",
+    ),
 }
 
 
@@ -80,9 +89,9 @@ def test_of_several_templates_the_default_is_written():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{{ raise_exception('Only one turn') }}", "the chat template raises: Only one turn"),
-        ("{{ messages[0].content + 1 }}", "the chat template raises: "),
-        ("{{ messages[3].content.x }}", "the chat template raises: "),
+        ("{{ raise_exception('Only one turn') }}", "the chat template raises on the user's turn: Only one turn"),
+        ("{{ messages[0].content + 1 }}", "the chat template raises on the user's turn: "),
+        ("{{ messages[3].content.x }}", "the chat template raises on the user's turn: "),
     ],
 )
 def test_a_template_that_raises_is_named(text, reason):
@@ -90,8 +99,19 @@ def test_a_template_that_raises_is_named(text, reason):
         template(text).write(user("Hi"))
 
 
+def test_a_template_that_raises_says_what_it_was_told():
+    with pytest.raises(
+        ValueError, match=r"on the user's turn, told {'reasoning_effort': 'low'} \(--model.* that\): unknown effort"
+    ):
+        template("{% if reasoning_effort != 'medium' %}{{ raise_exception('unknown effort') }}{% endif %}").write(
+            user("Hi")
+        )
+
+
 def test_text_that_is_no_template_is_named():
-    with pytest.raises(ValueError, match="the chat template is no valid template: "):
+    with pytest.raises(
+        ValueError, match="the checkpoint's chat template is no valid template: .*mend its chat_template.jinja"
+    ):
         template("{% if %}")
 
 
@@ -124,14 +144,51 @@ def test_a_date_of_ones_own_is_written():
     assert not template(PLAIN).tells_date
 
 
+@pytest.mark.parametrize("variable", ["reasoning_effort", "thinking_effort", "thinking_mode", "thinking_option"])
 @pytest.mark.parametrize(
     ("efforts", "lowest"),
-    [("['none', 'high']", "none"), ('["high", "low", "no_think"]', "no_think"), ("['low', 'medium', 'high']", "low")],
+    [
+        ("['none', 'high']", "none"),
+        ('["high", "low", "no_think"]', "no_think"),
+        ("['low', 'medium', 'high']", "low"),
+        ("['on', 'off']", "off"),
+        ("['enabled', 'disabled', 'adaptive']", "disabled"),
+        ("['low', 'minimal']", "minimal"),
+        ("['thinking', 'chat']", "chat"),
+    ],
 )
-def test_the_lowest_effort_that_a_template_takes_is_asked_for(efforts, lowest):
+def test_the_lowest_effort_or_mode_that_a_template_takes_is_asked_for(variable, efforts, lowest):
     text = (
-        "{% if tool_choice == 'none' %}{% endif %}{% if reasoning_effort not in " + efforts + " %}"
-        "{{ raise_exception('no such effort') }}{% endif %}{{ reasoning_effort }}"
-    )
+        "{% if tool_choice == 'none' %}{% endif %}{% if VARIABLE not in " + efforts + " %}"
+        "{{ raise_exception('no such effort') }}{% endif %}{{ VARIABLE }}"
+    ).replace("VARIABLE", variable)
     assert template(text).write(user("Hi")) == lowest
-    assert template(text, {"reasoning_effort": "high"}).write(user("Hi")) == "high"
+    highest = efforts.strip("[]").split(", ")[0].strip("'\"")
+    assert template(text, {variable: highest}).write(user("Hi")) == highest
+
+
+def test_a_mode_that_no_text_of_the_template_names_is_left_to_it():
+    assert template("{{ thinking_mode | default('its own') }}").write(user("Hi")) == "its own"
+
+
+def test_a_switch_that_is_asked_for_is_not_undone_by_another():
+    """As templates of Cohere have a mode and an effort: an effort alone does nothing where the mode is off."""
+    text = (
+        "{% set on = reasoning if reasoning is defined else reasoning_effort != 'none' %}"
+        "{{ 'thinks' if on else 'silent' }}, {{ reasoning_effort }}"
+    )
+    asked = {
+        "silent, none": {},
+        "thinks, high": {"reasoning_effort": "high"},
+        "thinks, ": {"reasoning": True},
+        "thinks, low": {"reasoning": True, "reasoning_effort": "low"},
+    }
+    for expected, given in asked.items():
+        assert (
+            template(text, given).write(user("Hi")) == expected
+            and given.items() <= template(text, given).variables.items()
+        )
+    by_name = template("{{ thinking }}, {{ thinking_mode }}", {"thinking_mode": "deep"})
+    assert by_name.write(user("Hi")) == ", deep"
+    # what is off already stays wholly off
+    assert template(text, {"reasoning": False}).variables == {"reasoning": False, "reasoning_effort": "none"}

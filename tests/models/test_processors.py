@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from lit_depth.models import processors
 from lit_depth.models.loading import load_checkpoint
+from lit_depth.models.prompting import prompter_for
 from tests.helpers.families import FAMILIES
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
@@ -34,6 +35,7 @@ importlib.util.find_spec = lambda name, *rest: None if name in absent else find(
 LOAD = """
 import json
 from lit_depth.models.loading import load_checkpoint
+from lit_depth.models.prompting import prompter_for
 found = {}
 for folder in sys.argv[1:]:
     try:
@@ -89,6 +91,19 @@ def test_a_processor_without_its_video_part_shows_the_picture_as_the_image_proce
     image_token = getattr(model.config, "image_token_id", None)
     assert (inputs["input_ids"] == image_token).sum() > 1
     assert torch.isfinite(model(**inputs).logits).all()
+
+
+@pytest.mark.parametrize("name", ["Qwen2.5-VL", "LLaVA-OneVision"])
+def test_a_processor_without_its_video_part_is_saved_and_loaded_again(name, tmp_path):
+    FAMILIES[name].write(tmp_path)
+    model, processor = load_checkpoint(str(tmp_path))
+    made = processors._without_video(processors.PROCESSOR_MAPPING[type(model.config)]).from_pretrained(tmp_path)
+    for part in (model, made):
+        part.save_pretrained(tmp_path / "again")
+    _, again = load_checkpoint(str(tmp_path / "again"))
+    assert type(again).__name__ == type(processor).__name__
+    asked = [prompter_for(model, each).encode_prompt("What is it?", PICTURE) for each in (processor, again)]
+    assert all(torch.equal(asked[1][key], value) for key, value in asked[0].items())
 
 
 def test_a_package_that_does_not_fit_torch_is_named_with_its_error(monkeypatch):

@@ -143,6 +143,56 @@ def test_answers_begin_and_end_as_the_template_writes_them(llava, tmp_path):
     assert text.tokenizer.decode(ids) == f"[user]\n{asked}<|endoftext|>[assistant]\nred<|endoftext|>"
 
 
+TYPED = "{% for p in m.content %}{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}{% endfor %}"
+# an answer that is typed, one that is a text, one behind a tag of its own name, and none
+ANSWERS = {
+    "typed": (TYPED, "", "<|endoftext|>"),
+    "a text": ("{{ m.content }}", "", "<|endoftext|>"),
+    "joined": ("{{ '' + m.content }}", "", "<|endoftext|>"),
+    "a text or nothing": ("{% if m.content is string %}{{ m.content }}{% endif %}", "", "<|endoftext|>"),
+    "in a tag": ("<answer>{{ m.content[0].text }}</answer>", "<answer>", "<|endoftext|>"),
+    "none": (None, "", "<|endoftext|>"),
+}
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_a_template_takes_answers_as_typed_content_or_as_a_text(form, llava):
+    written, lead, end = ANSWERS[form]
+    answer = "" if written is None else f"[assistant]{written}{{{{ eos_token }}}}"
+    model, processor = load_checkpoint(str(llava))
+    processor.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[user]"
+        + TYPED
+        + "{% else %}"
+        + answer
+        + "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    prompter = prompter_for(model, processor)
+    check_serves(prompter, model)
+    assert prompter.tokenizer.decode(prompter.answer_ids(["red"])[0]) == f"{lead}red{end}"
+    (ids,) = prompter.continuation_ids(replace(SHORT, continuations=("red",)))
+    assert prompter.tokenizer.decode(ids) == f"{lead}red"
+
+
+def test_an_answer_ends_in_the_end_token_of_the_model_that_its_template_writes(tmp_path):
+    """Whether the tokenizer calls it special or not."""
+    template = TEXT_CHAT.replace("{{ eos_token }}", "<|stop|>")
+    folder = write_llama(tmp_path, template)
+    model, tokenizer = load_checkpoint(str(folder))
+    tokenizer.add_tokens(["<|stop|>"])
+    model.resize_token_embeddings(len(tokenizer))
+    stop = tokenizer.convert_tokens_to_ids("<|stop|>")
+    assert prompter_for(model, tokenizer).answer_ids(["red"])[0, -1] == tokenizer.eos_token_id
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, stop]
+    prompter = prompter_for(model, tokenizer)
+    assert prompter.answer_ids(["red"])[0, -1] == stop
+    tokenizer.eos_token = None
+    model.generation_config.eos_token_id = stop
+    tokenizer.chat_template = None
+    assert prompter_for(model, tokenizer).answer_ids(["red"])[0, -1] == stop
+
+
 def test_answers_are_padded_on_the_right(llama):
     answers = prompter_of(llama).answer_ids(["red", "a long answer"])
     assert (answers[0] != -100).tolist() == [True, True] + [False] * (answers.shape[1] - 2)
@@ -515,8 +565,11 @@ def test_settings_of_prompts_belong_to_the_run(of_family, quick, tmp_path, capsy
     # thousands of tokens are more than the model's context
     large = ["--model.processor_kwargs", '{"size": {"shortest_edge": 65536, "longest_edge": 70000}}', "--name", "large"]
     assert run([*command, *large]) == 2
-    line = last_error(capsys)
-    assert "of images: --model.processor_kwargs makes them smaller), the limit is 5" in line
+    smaller = "of images: --model.processor_kwargs makes them smaller)"
+    assert f"{smaller}, the model's context is 512" in last_error(capsys)
+    # or than it was limited to
+    assert run([*command, "--data.max_prompt_tokens", 30, "--name", "short"]) == 2
+    assert f"{smaller}, the limit is 30 (--data.max_prompt_tokens)" in last_error(capsys)
 
 
 @pytest.mark.slow
@@ -529,10 +582,19 @@ def test_numbers_too_large_for_float16_are_named_by_mask_and_sample(llama, quick
         part.save_pretrained(tmp_path / "hot")
     command = ["--model.checkpoint", tmp_path / "hot", "--data.drop_images", "true", *quick]
     assert run(["importance", *command]) == 0
-    for each in (["importance"], ["compare", "--policies", "prefix"], ["search", "--max_blocks_to_remove", 1]):
+    sweeps = (["importance"], ["compare"], ["answers"], ["search", "--max_blocks_to_remove", 1])
+    for each in sweeps:
         assert run([*each, *command, "--model.dtype", "float16", "--name", "half"]) == 2
         line = last_error(capsys)
         assert re.search("logits are NaN or infinite for mask [01]{4}, sample [a-z]+-0-.*: .*dtype bfloat16", line)
+    asked = ["--prompt", "Is it red?", "--model.dtype", "float16", *quick[-2:]]
+    assert run(["tokens", *asked, "--model.checkpoint", tmp_path / "hot"]) == 2
+    assert re.search("expected finite hidden states, but .*, in prompt .*: .*dtype bfloat16", last_error(capsys))
+    for method, what in (("block_influence", "hidden states"), ("gradient", "loss on labelled tokens")):
+        each = ["importance", "--methods", f"[{method}]", "--name", method, "--model.dtype", "float16"]
+        assert run([*each, *command]) == 2
+        line = last_error(capsys)
+        assert re.search(f"expected (a )?finite {what}, got .*, in samples [a-z]+-0-.*: .*dtype bfloat16", line)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lit_depth import DepthModule
@@ -77,18 +78,43 @@ def test_added_tokens_that_a_model_lacks_cost_their_samples_only(llama):
         prompter.encode([fine, other])
 
 
+def test_a_tokenizer_that_ends_every_prompt(llama, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    tokenizer.save_pretrained(llama)
+    assert "ends every text with <|endoftext|>, and so every prompt" in refusal(llama, tmp_path, capsys)
+    # a chat template writes all special tokens itself
+    (llama / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}")
+    check_serves(prompter_for(*load_checkpoint(str(llama))), load_checkpoint(str(llama))[0])
+
+
 def test_a_template_that_raises(llava, llama, tmp_path, capsys):
     for folder in (llava, llama):
         (folder / "chat_template.jinja").write_text("{{ raise_exception('no system turn') }}")
         assert "cannot put a question" in (line := refusal(folder, tmp_path, capsys))
-        assert line.endswith("the chat template raises: no system turn")
+        assert "the chat template raises on the user's turn: no system turn (mend its chat_template.jinja" in line
 
 
 def test_a_template_that_takes_no_answer(llama, tmp_path, capsys):
     text = "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('none') }}{% endif %}{% endfor %}"
     (llama / "chat_template.jinja").write_text("Hi" + text)
     line = refusal(llama, tmp_path, capsys)
-    assert "cannot put a question" in line and line.endswith("the chat template raises: none")
+    assert "cannot put a question" in line and "raises on the user's turn and the assistant's turn: none (mend" in line
+
+
+@pytest.mark.parametrize(
+    ("family", "content", "form"),
+    [
+        ("llava", "{% for p in m.content if p.type == 'image' %}<image>{% endfor %}", "typed content"),
+        ("llava", "<image>{{ m.content }}", "typed content"),  # as Python shows it
+        ("llama", "{% for p in m.content %}{{ p.text }}{% endfor %}", "plain text"),
+    ],
+)
+def test_a_template_that_does_not_write_the_question(family, content, form, request, tmp_path, capsys):
+    folder = request.getfixturevalue(family)
+    (folder / "chat_template.jinja").write_text(f"Hi{{% for m in messages %}}{content}{{% endfor %}}")
+    assert refusal(folder, tmp_path, capsys).endswith(f"the chat template does not write a user's turn of {form}")
 
 
 def test_a_template_without_images(llava, tmp_path, capsys):
@@ -213,6 +239,20 @@ def test_the_processor_of_a_sibling_is_refused_before_anything_runs(weights, pro
 def test_settings_that_do_not_fit_the_model_are_refused_by_name(family, settings, tmp_path):
     FAMILIES[family].write(tmp_path)
     assert f"with processor_kwargs {settings}" in refused(tmp_path, processor_kwargs=settings)
+
+
+def test_an_image_of_more_tokens_than_the_context_is_refused_before_the_vision_tower_runs(tmp_path, capsys):
+    FAMILIES["Qwen2-VL"].write(tmp_path)
+    model, _ = load_checkpoint(str(tmp_path))
+    context = model.config.text_config.max_position_embeddings
+    edge = 8 * int(context**0.5 + 1)  # a token of this family shows 8 x 8 pixels
+    settings = {"size": {"shortest_edge": edge**2, "longest_edge": 2 * edge**2}}
+    _, processor = load_checkpoint(str(tmp_path), processor_kwargs=settings)
+    model.model.visual.forward = None  # would raise
+    told = "a question about an image of 64 x 48 pixels has .* of images: --model.processor_kwargs makes them smaller"
+    with pytest.raises(ValueError, match=rf"{told}\), the model's context is {context}") as caught:
+        check_serves(prompter_for(model, processor), model, settings)
+    assert str(caught.value).endswith(f" (with processor_kwargs {settings})")
 
 
 def test_the_check_leaves_the_model_as_it_was_and_stops_before_its_blocks(llava):

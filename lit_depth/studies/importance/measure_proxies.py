@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lit_depth.callbacks import ProxyImportance
+from lit_depth.callbacks.mask_sweep import located
 from lit_depth.functional import MaskSet, ProxyScores, leave_one_out, reference_logprob
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.store import read_of_run, write_of_run
@@ -75,7 +76,8 @@ def _measure(run: Run, split: str, methods: Sequence[str], blocks: Sequence[int]
             batch = plugin.convert_input(batch)
             batch = model.transfer_batch_to_device(batch, model.device, 0)
             first = batch if first is None else first
-            scores.update(*inputs_of(model, batch))
+            with located(f"samples {', '.join(batch['sample_ids'])}", model, run.trainer.precision):
+                scores.update(*inputs_of(model, batch))
         if first is None:
             raise ValueError(f"{split} split of {run.datamodule.task.name}: there are no samples to evaluate")
         found = {method: values.tolist() for method, values in scores.compute().items()}

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lit_depth.callbacks.mask_sweep import located
 from lit_depth.functional.token_masking.distances import span_masking, token_masking
 from lit_depth.functional.token_masking.prompt import name_tokens
 from lit_depth.results.store import read_of_run, write_of_run, write_parquet
@@ -65,7 +66,9 @@ def measure(
             if not generated.is_file():
                 model.to(device)
                 on_device = {name: value.to(device) for name, value in mine.items()}
-                frame = name_tokens(token_masking(model.model, on_device, **options), model.processor)
+                with located(f"prompt {prompt.name}", model, run.trainer.precision):
+                    hidden = token_masking(model.model, on_device, **options)
+                frame = name_tokens(hidden, model.processor)
                 write_parquet(rows, frame)
                 if wanted:
                     write_parquet(whole, span_masking(model.model, on_device, wanted, **options))
