@@ -204,6 +204,7 @@ class DepthDataModule(LightningDataModule):
         taken = copy.copy(self)
         taken.tasks = list(map(copy.copy, self.tasks))
         for task in taken.tasks:
+            task.read_by = task.metric
             task.without_answers, task.answer_by, task.metric = True, "generation", "agreement"
         taken.task, taken._rows = taken.tasks[0], {}
         return taken

@@ -144,6 +144,7 @@ class Task:
         max_new_tokens: Longest answer, in tokens.
         answer_by: How options are chosen from: by a generated letter, or by the log-probability of each one's text.
         without_answers: Whether questions are asked whose answers are withheld; nothing is scored then.
+        read_by: The metric that would score them; empty = none is known.
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
         streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
@@ -156,6 +157,7 @@ class Task:
     metric: str
     max_new_tokens: int
     without_answers: bool = False
+    read_by: str = ""
     needs_image: bool = False
     in_training_mixture: bool = False
     streaming: bool = False

@@ -5,6 +5,7 @@ from typing import Any
 
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.mask_grid import PlannedMask
+from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.scores import interval_entry
 
 
@@ -24,6 +25,7 @@ def describe(plan: Sequence[PlannedMask], measured: Measured, confidence: float)
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
         "confidence": confidence,
+        **describe_readings(measured, confidence),
         "full": {"mask_id": scores.full_id, "num_distinct_answers": scores.distinct_answers(scores.full_id)},
         "masks": [
             {

@@ -13,6 +13,7 @@ from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import describe_task
 from lit_depth.studies.shared.mask_grid import PlannedMask
+from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.scores import Scores, describe_masks, group_plan
 
 
@@ -25,7 +26,8 @@ def describe(
 ) -> dict[str, Any]:
     """The result: that of the one task, or the mean over several, with each task's own under ``tasks``."""
     tasks = [
-        _task_entry(each) | shared | _describe_policies(plan, each.scores, latency, confidence) for each in measured
+        _task_entry(each, confidence) | shared | _describe_policies(plan, each.scores, latency, confidence)
+        for each in measured
     ]
     if len(tasks) == 1:
         return tasks[0]
@@ -33,7 +35,7 @@ def describe(
     return _over_tasks(tasks) | shared | _describe_policies(plan, pooled, latency, confidence)
 
 
-def _task_entry(measured: Measured) -> dict[str, Any]:
+def _task_entry(measured: Measured, confidence: float) -> dict[str, Any]:
     sweep = measured.sweep
     return {
         "command": "compare",
@@ -42,6 +44,7 @@ def _task_entry(measured: Measured) -> dict[str, Any]:
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
         **sweep.told,
+        **describe_readings(measured, confidence),
     }
 
 

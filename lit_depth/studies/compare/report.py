@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from lit_depth.results.measures import cluster_noun, describe_measure, document_sections, perplexity
+from lit_depth.results.measures import (
+    cluster_noun,
+    describe_measure,
+    document_sections,
+    perplexity,
+    readings_sections,
+)
 from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table
 from lit_depth.results.style import Stage
 from lit_depth.results.table import Cell, format_interval
@@ -48,6 +54,7 @@ def report(comparison: Comparison) -> Report:
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
             *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
+            *(part for each in (comparison, *tasks) for part in readings_sections(each, comparison)),
         ],
         kind="comparison",
         figures=figures,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lit_depth.results.measures import readings_sections
 from lit_depth.results.report import Report, Table
 from lit_depth.results.table import Cell
 from lit_depth.results.verdicts import WITHHELD, refusal, verdict_scalars
@@ -23,7 +24,8 @@ def report(result: dict[str, Any]) -> Report:
         title="Consistency of block importance",
         headline="\n\n".join([*refused, *(headline(entry, result) for entry in measured)]),
         sections=[
-            agreement_section("Agreement", result["pairs"], result["threshold"], list(figures), _verdicts(result))
+            agreement_section("Agreement", result["pairs"], result["threshold"], list(figures), _verdicts(result)),
+            *(each for entry in measured for each in readings_sections(entry, result)),
         ],
         kind="consistency",
         figures=figures,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_depth.results.measures import document_sections
+from lit_depth.results.measures import document_sections, readings_sections
 from lit_depth.results.report import BarChart, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import unit_name, units_noun
@@ -64,7 +64,8 @@ def report(result: dict[str, Any]) -> Report:
         ]
     if "methods" in result:
         sections += _method_sections(result["methods"])
-    sections += [section for task in tasks for section in document_sections(task)]
+    for task in tasks:
+        sections += [*document_sections(task), *readings_sections(task, result)]
     scalars = verdict_scalars([(task["task"], f"/{task['task']}", task) for task in tasks])
     scalars |= {f"full/quality/{task['task']}": task["full"]["quality"] for task in tasks}
     by_task = {f"layer_importance_scores_{task['task']}.json": plain_scores(task["blocks"]) for task in tasks}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lit_depth.results.measures import cluster_noun, describe_measure
+from lit_depth.results.measures import cluster_noun, describe_measure, readings_sections
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
@@ -32,6 +32,7 @@ def report(result: Mapping[str, Any]) -> Report:
             Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=list(figures)),
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
+            *readings_sections(result, result),
         ],
         kind="search",
         figures=figures,

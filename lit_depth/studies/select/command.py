@@ -121,7 +121,7 @@ def select(
     measured = {**arguments.measured(), **plan, **settings}
     splits = ["calibration", "validation"]
     with open_run(trainer, model, datamodule, splits, measured, output_dir, "select", name, max_bad_samples) as run:
-        options, baseline = find_options(run, arguments, earlier, names, counts)
+        options, beside = find_options(run, arguments, earlier, names, counts)
         if not trainer.is_global_zero:
             return {}
         clock = Clock(run, new_tokens, settings["threads"])
@@ -133,7 +133,7 @@ def select(
             "num_blocks": model.num_blocks,
             "new_tokens": new_tokens,
             "device": run.arguments["device"],
-            "baseline": baseline,
+            **beside,
             **analysis.describe(arguments, options, earlier.times or clock.time(to_time, "calibration", num_requests)),
         }
         if budget_ms is not None and refusal(result) is None:

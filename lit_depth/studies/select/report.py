@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
+from lit_depth.results.measures import readings_note, readings_sections
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
@@ -25,6 +26,7 @@ def report(result: Mapping[str, Any]) -> Report:
         sections=[
             Section("Choice", "\n\n".join(_choice(result))),
             Section("Candidates", table=Table(HEADERS, _rows(result)), figures=list(figures)),
+            *readings_sections(result, result),
         ],
         kind="selection",
         figures=figures,
@@ -89,7 +91,8 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         line = result["line"]
         fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
         lines.append(f"'budget from' is {line['intercept']:.2f} + {line['slope']:.2f} per block{fit}.")
-    constant = [f"{describe_constant(result)} {LEGEND}".strip()] if result["frontier"] else []
+    measure = readings_note(result["readings"]) if "readings" in result else ""
+    constant = [f"{describe_constant(result)}{measure} {LEGEND}".strip()] if result["frontier"] else []
     return [" ".join(lines), *constant]
 
 

@@ -11,6 +11,7 @@ from lit_depth.callbacks import MaskSweep
 from lit_depth.data import Task
 from lit_depth.functional import MaskSet
 from lit_depth.functional.fingerprints import weights_sample
+from lit_depth.metrics.base import readings
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.constant_answer import constant_scores
 from lit_depth.studies.shared.run_folder import Run
@@ -63,7 +64,9 @@ def sweep_samples(
     ``positions`` count in ``datamodule.eval_dataset(split)``; None = all.
     """
     task = run.datamodule.task
-    sweep = MaskSweep(masks, records, metric=task.metric, max_bad_samples=run.max_bad_samples, description=text)
+    # of answers that are not scored, by what would score them
+    also = (readings(task.read_by) or None) if getattr(task, "read_by", "") else None
+    sweep = MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also)
     run.model.use_task(task.max_new_tokens)
     num_samples = len(run.datamodule.eval_dataset(split)) if positions is None else len(positions)
     if not num_samples:

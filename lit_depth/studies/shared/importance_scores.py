@@ -18,6 +18,7 @@ from lit_depth.studies.shared.block_ranks import describe_blocks, describe_full,
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import Measured, evaluate
 from lit_depth.studies.shared.identity import check_same_model
+from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import Scores
 
@@ -121,6 +122,7 @@ def task_entry(measured: Measured, units: Sequence[int], confidence: float, gran
         **describe_samples(measured, confidence),
         "blocks": describe_blocks(measured.scores, units, confidence, granularity),
         **measured.sweep.told,
+        **describe_readings(measured, confidence),
     }
 
 
