@@ -238,6 +238,7 @@ class DepthDataModule(LightningDataModule):
         collator = EvalCollator(attached.prompter, attached._prompt_limit())
         dataset = self.eval_dataset(split, num_samples)
         dataset.check_seen_by(attached.prompter)
+        dataset.check_options()
         # without a study that measures what fits, such as under `lit-depth validate`
         batch_size = 32 if self.batch_size == "auto" else self.batch_size
         if positions is not None:
@@ -275,15 +276,17 @@ class DepthDataModule(LightningDataModule):
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
 
-    def check_seen(self, splits: Sequence[str]) -> None:
-        """Refuse tasks whose questions are about images for a model that sees none.
+    def check_asked(self, splits: Sequence[str]) -> None:
+        """Refuse tasks whose questions are about images for a model that sees none, or have no options to choose from.
 
         Raises:
             ValueError: Naming the task.
         """
         for each in self.for_each_task():
             for split in splits:
-                each.eval_dataset(split).check_seen_by(self._attached().prompter)
+                dataset = each.eval_dataset(split)
+                dataset.check_seen_by(self._attached().prompter)
+                dataset.check_options()
 
     def _load(self, split: str, num_samples: int | None) -> datasets.Dataset | QuestionRows:
         task = self.task
@@ -449,6 +452,23 @@ class EvalDataset(Dataset):
         first = next((sample for sample in map(self.__getitem__, range(len(self))) if isinstance(sample, Sample)), None)
         if first is not None and first.images:
             raise ValueError(f"task {self.task.name}: {prompter.why_unseen()}")
+
+    def check_options(self) -> None:
+        """Refuse questions without options where one is to be chosen by log-likelihood.
+
+        Raises:
+            ValueError: If none of them can be asked so, naming the task.
+        """
+        is_asked = getattr(self.task, "answer_by", "generation") == "likelihood"
+        if not is_asked or not len(self) or any(sample is not None for sample in self._undecoded()):
+            return
+        plain = copy.copy(self.task)
+        plain.answer_by = "generation"
+        if any(sample is not None and not sample.options for sample in replace(self, task=plain)._undecoded()):
+            raise ValueError(
+                f"--data.answer_by likelihood chooses among options, and the questions of {self.task.name} have none: "
+                "leave it out, or take a task with options, such as science_qa_img or mmmu"
+            )
 
     def _sample(self, row: dict[str, Any], index: int) -> Sample:
         sample, task = self.task.sample(row, self.split, index), self.task
