@@ -23,7 +23,7 @@ from lit_depth.data.columns import BY_LIKELIHOOD
 from lit_depth.data.images import ImageFolder, image_digest, load_image
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
-from lit_depth.data.task import AnswerBy, BadSample, Sample, Task, by_likelihood, check_split
+from lit_depth.data.task import AnswerBy, BadSample, Nouns, Sample, Task, by_likelihood, check_split
 from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.data.tasks.next_token import LONGEST_WINDOW, NextToken, is_text
 from lit_depth.data.tasks.own_files import OwnFiles, say
@@ -253,8 +253,9 @@ class DepthDataModule(LightningDataModule):
         rows = self._load(split, num_samples)
         if num_samples is not None and num_samples > len(rows) and (self.task.name, split) not in self._told:
             self._told.add((self.task.name, split))
+            noun = Nouns.of(self.task).sample
             rank_zero_warn(
-                f"{self.task.name} has {len(rows):,} questions in its {split} split, fewer than the {num_samples:,} "
+                f"{self.task.name} has {len(rows):,} {noun}s in its {split} split, fewer than the {num_samples:,} "
                 "asked for: all are taken"
             )
         folder = None if self.path is None else ImageFolder(self.path, (self.path,))
@@ -268,7 +269,7 @@ class DepthDataModule(LightningDataModule):
             ValueError: If they share a sample, or an image.
         """
         ids_a, ids_b = self.eval_dataset(split_a).ids(), self.eval_dataset(split_b).ids()
-        for kind, index in (("samples", 0), ("images", 1)):
+        for kind, index in (("samples", 0), (f"{Nouns.of(self.task).cluster}s", 1)):
             shared = {ids[index] for ids in ids_a} & {ids[index] for ids in ids_b}
             if shared:
                 raise ValueError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_depth.data.hub import half
-from lit_depth.data.task import AnswerBy, AnswerKind, Sample, Task, check_split
+from lit_depth.data.task import AnswerBy, AnswerKind, Nouns, Sample, Task, check_split
 from lit_depth.functional.choices import option_letters
 from lit_depth.metrics.base import SampleMetric
 from lit_depth.metrics.likelihood import Likelihood
@@ -65,6 +65,7 @@ class HarnessTask(Task):
     """
 
     answer_kind: AnswerKind = "free"
+    nouns = Nouns("document", "document")
 
     def __init__(
         self,

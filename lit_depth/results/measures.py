@@ -109,8 +109,44 @@ def perplexity(logprob: float, limits: Limits) -> str:
 
 
 def cluster_noun(entry: Mapping[str, Any]) -> str:
-    """What intervals are clustered by."""
-    return "document" if "texts" in entry else "image"
+    """What intervals are clustered by, in an entry of a result."""
+    return entry.get("nouns", {}).get("cluster", "document" if "texts" in entry else "image")
+
+
+def sample_noun(entry: Mapping[str, Any]) -> str:
+    """What the samples of an entry of a result are called."""
+    return entry.get("nouns", {}).get("sample", "question")
+
+
+def count_samples(entry: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
+    """How many samples of how many clusters there are; ``counts`` has the numbers, ``entry`` knows what they are of.
+
+    >>> counts = {"num_samples": 9, "num_images": 4}
+    >>> count_samples({}, counts), count_samples({"nouns": {"sample": "window", "cluster": "document"}}, counts)
+    ('9 samples of 4 images', '9 windows of 4 documents')
+    >>> count_samples({"nouns": {"sample": "document", "cluster": "document"}}, counts)
+    '9 documents'
+    """
+    named = f"{sample_noun(entry) if 'nouns' in entry else 'sample'}s"
+    cluster = f"{cluster_noun(entry)}s"
+    return f"{counts['num_samples']} {named}" + ("" if named == cluster else f" of {counts['num_images']} {cluster}")
+
+
+def shared_nouns(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ``nouns`` of several tasks together, as a result holds them; nothing of questions about images alone."""
+    if not any("nouns" in each for each in entries):
+        return {}
+    named = {"sample": map(sample_noun, entries), "cluster": map(cluster_noun, entries)}
+    return {"nouns": {key: " or ".join(dict.fromkeys(each)) for key, each in named.items()}}
+
+
+def metric_label(metric: str) -> str:
+    """A metric, or several between slashes, without the modules of a class path.
+
+    >>> metric_label("lit_depth.integrations.harness.exact_match,strict-match / acc")
+    'exact_match,strict-match / acc'
+    """
+    return " / ".join(each.rpartition(".")[2] for each in metric.split(" / "))
 
 
 def document_sections(entry: Mapping[str, Any]) -> list[Section]:

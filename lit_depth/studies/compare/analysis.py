@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lit_depth.functional.statistics import FamilyRow
+from lit_depth.results.measures import shared_nouns
 from lit_depth.results.verdicts import differs, refusal
 from lit_depth.studies.compare.answers import answer_questions, withhold
 from lit_depth.studies.shared.constant_answer import describe_baseline
@@ -54,6 +55,7 @@ def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "command": "compare",
         "task": f"mean of {', '.join(task['task'] for task in tasks)}",
         "metric": " / ".join(dict.fromkeys(task["metric"] for task in tasks)),
+        **shared_nouns(tasks),
         "num_samples": sum(task["num_samples"] for task in tasks),
         "num_bad_samples": sum(task["num_bad_samples"] for task in tasks),
         "bad_samples": {

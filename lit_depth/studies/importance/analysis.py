@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_depth.functional.masks import Granularity
+from lit_depth.results.measures import shared_nouns
 from lit_depth.studies.shared.block_ranks import describe_agreement, describe_blocks, describe_full, withhold_agreement
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import Measured
@@ -30,6 +31,7 @@ def describe(
     pooled = Scores.pooled([each.scores for each in measured])
     return {
         "tasks": tasks,
+        **shared_nouns(tasks),
         "macro": describe_blocks(pooled, units, confidence, granularity),
         "full": describe_full(pooled, confidence),
         "baseline": describe_baseline(pooled, confidence),

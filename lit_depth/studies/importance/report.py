@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_depth.results.measures import document_sections, readings_sections
+from lit_depth.results.measures import document_sections, metric_label, readings_sections
 from lit_depth.results.report import BarChart, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import unit_name, units_noun
@@ -110,7 +110,8 @@ def _section(
 def _findings(task: Mapping[str, Any]) -> list[str]:
     """The least important blocks, by either measure."""
     blocks, lines = task["blocks"], []
-    for measure, label in (("quality", task["metric"]), ("reference_logprob", "reference log-probability")):
+    labels = {"quality": metric_label(task["metric"]), "reference_logprob": "reference log-probability"}
+    for measure, label in labels.items():
         cheap = [str(unit_name(entry)) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
         tied = " (tied)" if len(cheap) > 1 else ""
         lines.append(f"least important by {label}: {units_noun(blocks)}s {', '.join(cheap)}{tied}")

@@ -79,12 +79,14 @@ def select(
     """
     from functools import partial
 
+    from lit_depth.data.task import Nouns
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.select import analysis
     from lit_depth.studies.select.arguments import DEFAULT_POLICIES, SelectArguments
     from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
     from lit_depth.studies.shared.checks import check_asks, check_one_task, check_whole_blocks
+    from lit_depth.studies.shared.importance_scores import describe_nouns
     from lit_depth.studies.shared.mask_grid import check_plan
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
@@ -133,6 +135,7 @@ def select(
             "num_blocks": model.num_blocks,
             "new_tokens": new_tokens,
             "device": run.arguments["device"],
+            **describe_nouns(Nouns.of(datamodule.task)),
             **beside,
             **analysis.describe(arguments, options, earlier.times or clock.time(to_time, "calibration", num_requests)),
         }

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
-from lit_depth.results.measures import readings_note, readings_sections
+from lit_depth.results.measures import metric_label, readings_note, readings_sections, sample_noun
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
@@ -133,11 +133,12 @@ def _expectation(result: Mapping[str, Any], selected: Mapping[str, Any]) -> str:
     where = (
         "on the validation split, which the choice did not see"
         if selected["expected"]
-        else "on the very questions that the choice looked at, so a little too good"
+        else f"on the very {sample_noun(result)}s that the choice looked at, so a little too good"
     )
     return (
-        f"Expected {result['metric']} {shown['quality']:.3f} {format_interval(shown['quality_ci'], sign='')}, drop "
-        f"from the full model {shown['drop']:+.3f} {format_interval(_drop_limits(shown))}, {where}; drops have "
+        f"Expected {metric_label(result['metric'])} {shown['quality']:.3f} "
+        f"{format_interval(shown['quality_ci'], sign='')}, drop from the full model {shown['drop']:+.3f} "
+        f"{format_interval(_drop_limits(shown))}, {where}; drops have "
         f"{SIMULTANEOUS}."
     )
 

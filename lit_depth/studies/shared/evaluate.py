@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import Task
+from lit_depth.data.task import Nouns
 from lit_depth.functional import MaskSet
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.metrics.base import readings
@@ -25,6 +26,11 @@ class Measured(NamedTuple):
     split: str
     scores: Scores
     sweep: MaskSweep
+
+    @property
+    def nouns(self) -> Nouns:
+        """What the samples are called, and what intervals are clustered by."""
+        return _nouns(self.task, self.sweep)
 
 
 def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measured:
@@ -51,9 +57,18 @@ def sweep_masks(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Mea
     assert sweep.records is not None
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
-        raise ValueError(f"{split} split: intervals need samples of at least 2 images or documents, got {num_images}")
+        cluster = _nouns(task, sweep).cluster
+        raise ValueError(f"{split} split: intervals need at least 2 {cluster}s, got {num_images}")
     scores = Scores.from_records(sweep.records, sweep.metric.max_score)
     return Measured(task, split, scores, sweep)
+
+
+def _nouns(task: Any, sweep: MaskSweep) -> Nouns:
+    nouns, records = Nouns.of(task), sweep.records
+    # of a single document the windows are the clusters
+    if nouns.sample == "window" and records is not None and (records["image"] == records["sample"]).all():
+        return Nouns("window", "window")
+    return nouns
 
 
 def sweep_samples(
