@@ -1,6 +1,6 @@
 """The LightningModule: holds a model and its processor, answers batches under masks, and can be trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -202,7 +202,7 @@ class DepthModule(LightningModule):
             return MaskedPredictions([], list(masks.ids), [[] for _ in masks], torch.zeros(len(masks), 0))
         if "continuation_ids" in batch:
             return self._score(batch, masks)
-        tokens, logprobs = self.answer(batch, masks, self.max_new_tokens)
+        tokens, logprobs = self.answer(batch, masks, self.max_new_tokens, self._stop(batch["samples"]))
         if "answer_ids" not in batch:
             logprobs = torch.full(tokens.shape[:2], torch.nan)
         ends = self.end_token_ids
@@ -230,7 +230,21 @@ class DepthModule(LightningModule):
         options = {"pad_token_id": self.pad_token_id, "max_rows": self.hparams["max_rows"], "on_mask": self.on_mask}
         return {**options, **self._masking()}
 
-    def answer(self, batch: Mapping[str, Any], masks: MaskSet, max_new_tokens: int) -> tuple[Tensor, Tensor]:
+    def _stop(self, samples: Sequence[Any]) -> Callable[[Tensor], Tensor] | None:
+        """What ends answers early where all samples name the same texts; None = nothing but end tokens."""
+        until = {getattr(sample, "until", ()) for sample in samples}
+        # texts that end an answer may stand in the reasoning before it
+        if len(until) > 1 or not any(until) or self.hparams["answer_after"] is not None:
+            return None
+        return self.prompter.stops(until.pop(), self.end_token_ids)
+
+    def answer(
+        self,
+        batch: Mapping[str, Any],
+        masks: MaskSet,
+        max_new_tokens: int,
+        stop: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Tokens and reference log-probabilities of a batch with samples, see `answer_masks`."""
         return answer_masks(
             self.model,
@@ -239,6 +253,7 @@ class DepthModule(LightningModule):
             answer_ids=batch.get("answer_ids"),
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_token_ids,
+            stop=stop,
             **self._sweeping(),
         )
 

@@ -65,6 +65,7 @@ class Sample(_HostOnly):
         target: Which of the continuations is the reference.
         prompt: The whole prompt as plain text, which no template frames; None = `question`, as the model's family asks.
         prompts: Plain prompts, one for each continuation, where these stand behind different ones.
+        until: Texts of which each ends an answer that is generated: what is behind it need not be.
         tokens: Of a plain prompt with one continuation the tokens of both, where they are known.
     """
 
@@ -82,6 +83,7 @@ class Sample(_HostOnly):
     target: int = 0
     prompt: str | None = None
     prompts: tuple[str, ...] = ()
+    until: tuple[str, ...] = ()
     tokens: tuple[Sequence[int], Sequence[int]] | None = None
 
     @property
