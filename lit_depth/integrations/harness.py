@@ -215,9 +215,12 @@ def split_files(folder: str, definition: Mapping[str, Any]) -> dict[str, list[st
 
     None where `datasets` finds the splits by itself: it calls a file of ``dev`` a part of ``validation``.
     """
-    splits = {definition.get(f"{name}_split") for name in ("test", "validation", "training", "fewshot")} - {None}
+    named = (definition.get(f"{name}_split") for name in ("test", "validation", "training", "fewshot"))
     files = sorted(file.name for file in Path(folder).iterdir() if file.is_file())
-    found = {str(split): [name for name in files if re.split(r"[.-]", name)[0] == split] for split in sorted(splits)}
+    found = {
+        split: [name for name in files if re.split(r"[.-]", name)[0] == split]
+        for split in sorted(each for each in named if each is not None)
+    }
     return found if found and all(found.values()) else None
 
 

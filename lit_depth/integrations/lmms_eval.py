@@ -135,7 +135,7 @@ class LmmsEvalTask(HarnessTask):
             config["test_split"] = source
         if path is not None:
             files = split_files(path, self.definition)
-            found = {"load_from_disk": True} if is_saved(path) else files and {"data_files": files}
+            found: Any = {"load_from_disk": True} if is_saved(path) else files and {"data_files": files}
             config |= {"dataset_path": path, "dataset_name": None, "dataset_kwargs": found}
         return LmmsEvalDocuments(ConfigurableTask(config=config, model_name=MODEL_NAME))
 
