@@ -97,11 +97,12 @@ def new_metric(name: str) -> Any:
 def readings(name: str) -> tuple[str, ...]:
     """A metric that has a second reading, and that; nothing of any other.
 
-    >>> readings("MMMUAccuracy"), readings("vqa")
-    (('MMMUAccuracy', 'chat_choice'), ())
+    >>> readings("MMMUAccuracy"), readings("vqa"), readings("agreement")
+    (('MMMUAccuracy', 'chat_choice'), (), ())
     """
-    also = getattr(resolve(name), "also", ())
-    return (name, *also) if also else ()
+    kind = resolve(name)
+    also = getattr(kind, "also", ())
+    return (name, *also) if also and not getattr(kind, "against_full", False) else ()
 
 
 class SampleMetric(Metric):

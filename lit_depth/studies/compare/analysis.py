@@ -17,6 +17,8 @@ from lit_depth.studies.shared.mask_grid import PlannedMask
 from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.scores import Scores, describe_masks, group_plan
 
+_MOST_NAMES = 8  # of tasks in one line; all stand in the result
+
 
 def describe(
     measured: Sequence[Measured],
@@ -53,7 +55,7 @@ def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a result says of its tasks together; every task's own result is kept under ``tasks``."""
     return {
         "command": "compare",
-        "task": f"mean of {', '.join(task['task'] for task in tasks)}",
+        "task": f"mean of {_list_tasks([task['task'] for task in tasks])}",
         "metric": " / ".join(dict.fromkeys(task["metric"] for task in tasks)),
         **shared_nouns(tasks),
         "num_samples": sum(task["num_samples"] for task in tasks),
@@ -63,6 +65,16 @@ def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "tasks": list(tasks),
     }
+
+
+def _list_tasks(names: Sequence[str]) -> str:
+    """
+    >>> _list_tasks(["a", "b"]), _list_tasks(list("abcdefghijkl"))
+    ('a, b', '12 tasks (a, b, c, ...)')
+    """
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{len(names)} tasks ({', '.join(names[:3])}, ...)"
 
 
 def _describe_policies(
