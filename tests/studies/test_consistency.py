@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from lit_depth.studies.consistency.analysis import check_comparable
 from lit_depth.studies.consistency.report import report
 from tests.helpers.commands import run
 from tests.helpers.wandb_run import logged_report, read_table
@@ -106,6 +107,13 @@ def test_everything_is_in_the_offline_run(tmp_path, monkeypatch):
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "consistency"]
     assert [entry.path for entry in artifact.manifest.contents] == ["consistency.json"]
     assert logged.summary["withheld"].startswith("No verdict on x") and logged.summary["baseline/answer/x"] == "no"
+
+
+def test_pairs_of_very_many_tasks_are_refused_before_anything_is_measured():
+    check_comparable(["calibration"], 20, 6, "block", 0.9)
+    check_comparable(["calibration", "validation"], 200, 6, "block", 0.9)
+    with pytest.raises(ValueError, match="expected at most 20 tasks with one split, whose pairs are compared, got 21"):
+        check_comparable(["calibration"], 21, 6, "block", 0.9)
 
 
 def figure_titles(result) -> list[str]:

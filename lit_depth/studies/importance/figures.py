@@ -41,6 +41,7 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         title = f"mean over {len(tasks)} tasks, {split} split"
         figures[MEAN] = partial(importance_figure, result["macro"], title, metric, confidence, result)
         figures[BY_TASK] = partial(heatmap, tasks, f"Drop in quality, {split} split", confidence)
+    if result["agreement"]:
         figures[AGREEMENT] = partial(agreement_figure, result["agreement"], [task["task"] for task in tasks])
     if "methods" in result:
         title = f"Rank of each block by method, {tasks[0]['task']}, {split} split"

@@ -19,6 +19,7 @@ from lit_depth.results.verdicts import (
 )
 from lit_depth.studies.importance.analysis import THRESHOLD
 from lit_depth.studies.importance.figures import AGREEMENT, BY_TASK, MEAN, METHODS, importance_figures, task_figure
+from lit_depth.studies.shared.block_ranks import MOST_TASKS
 from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
 from lit_depth.studies.shared.importance_views import agreement_section, headline
 
@@ -34,6 +35,9 @@ COLUMNS = (
     "block",
     *(f"{prefix}{column}" for prefix in MEASURES.values() for column in (*_LIMITS, "p_holm", "verdict")),
     *(f"{prefix}rank" for prefix in MEASURES.values()),
+)
+LEFT_OUT = (
+    f"How closely each pair of tasks agrees is told of up to {MOST_TASKS} tasks, by lit-depth consistency too; here are"
 )
 EXPLAIN = (
     "Every method against the accuracy drop. spearman: rank correlation as measured; noise-free: {confidence:.0%} "
@@ -60,7 +64,9 @@ def report(result: dict[str, Any]) -> Report:
     if mean:
         sections += [
             _section(mean, "Mean over tasks", [MEAN, BY_TASK], several=True, constant=describe_constant(mean)),
-            agreement_section("Agreement between tasks", result["agreement"], THRESHOLD, [AGREEMENT]),
+            agreement_section("Agreement between tasks", result["agreement"], THRESHOLD, [AGREEMENT])
+            if result["agreement"]
+            else Section("Agreement between tasks", f"{LEFT_OUT} {len(tasks)}."),
         ]
     if "methods" in result:
         sections += _method_sections(result["methods"])
