@@ -1,6 +1,6 @@
 """The LightningModule: holds a model and its processor, answers batches under masks, and can be trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -206,7 +206,8 @@ class DepthModule(LightningModule):
         is_withheld = "answer_ids" not in batch
         # logits that are no numbers show in the log-probability of any token
         any_token = {"answer_ids": batch["input_ids"].new_zeros(len(batch["sample_ids"]), 1)} if is_withheld else {}
-        tokens, logprobs = self.answer({**batch, **any_token}, masks, self.max_new_tokens)
+        stop = self._stop(batch["samples"])
+        tokens, logprobs = self.answer({**batch, **any_token}, masks, self.max_new_tokens, stop)
         if is_withheld:
             for mask, sample in logprobs.isnan().nonzero().tolist():
                 raise overflow(self, masks.ids[mask], batch["sample_ids"][sample])
@@ -239,7 +240,21 @@ class DepthModule(LightningModule):
         options = {"pad_token_id": self.pad_token_id, "max_rows": self.hparams["max_rows"], "on_mask": self.on_mask}
         return {**options, **self._masking()}
 
-    def answer(self, batch: Mapping[str, Any], masks: MaskSet, max_new_tokens: int) -> tuple[Tensor, Tensor]:
+    def _stop(self, samples: Sequence[Any]) -> Callable[[Tensor], Tensor] | None:
+        """What ends answers early where all samples name the same texts; None = nothing but end tokens."""
+        until = {getattr(sample, "until", ()) for sample in samples}
+        # texts that end an answer may stand in the reasoning before it
+        if len(until) > 1 or not any(until) or self.hparams["answer_after"] is not None:
+            return None
+        return self.prompter.stops(until.pop(), self.end_token_ids)
+
+    def answer(
+        self,
+        batch: Mapping[str, Any],
+        masks: MaskSet,
+        max_new_tokens: int,
+        stop: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Tokens and reference log-probabilities of a batch with samples, see `answer_masks`."""
         return answer_masks(
             self.model,
@@ -248,6 +263,7 @@ class DepthModule(LightningModule):
             answer_ids=batch.get("answer_ids"),
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_token_ids,
+            stop=stop,
             **self._sweeping(),
         )
 

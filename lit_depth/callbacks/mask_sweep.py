@@ -48,6 +48,9 @@ class MaskSweep(Callback):
             mask after the loop against the same references. Samples with continuations need one whose ``judge`` reads
             their log-probabilities (`lit_depth.metrics.likelihood`). A metric that knows more of a sample than its
             references has ``rate(sample, text)`` besides, which gives what is recorded.
+        also: Metrics that read the same answers in another way; what they give stands beside the score, in columns
+            called as they are, and the answers they find no option in under ``<name>_parse_failed``. None = as the
+            metric says.
         max_bad_samples: Largest share of all samples, 0 to 1, that may be bad before the run stops with an error.
         description: Text before the progress bar.
 
@@ -68,6 +71,7 @@ class MaskSweep(Callback):
         metric: str = "ExactMatch",
         max_bad_samples: float = 0.01,
         description: str = "masks",
+        also: Sequence[str] | None = None,
     ) -> None:
         check_range(0, 1, max_bad_samples=max_bad_samples)
         self.masks = MaskSet.of(masks).unique()
@@ -75,6 +79,11 @@ class MaskSweep(Callback):
         self.metric = new_metric(metric)
         self._corpus = getattr(self.metric, "corpus", None)
         self._by_full = getattr(self.metric, "against_full", False)  # scored by the full model's answers
+        names = getattr(self.metric, "also", ()) if also is None else also
+        self.also = {name: new_metric(name) for name in names}
+        for name, second in self.also.items():
+            if not hasattr(second, "score"):
+                raise ValueError(f"expected a second metric that scores each answer by itself, got {name}")
         # columns of the records of whose means a result tells too
         self._told = tuple(getattr(self.metric, "told", ("parse_failed",)))
         self.max_bad_samples = max_bad_samples
@@ -157,10 +166,22 @@ class MaskSweep(Callback):
             raise ValueError(f"expected a metric of generated answers, got {name}, which reads log-probabilities")
         answer = clean_prediction(text)
         record: dict[str, Any] = {"prediction": answer}
-        record["score"] = None if self._corpus or self._by_full else self._score(answer, sample)
+        is_rated = not self._corpus and not self._by_full
+        record["score"] = self._score(self.metric, text, sample) if is_rated else None
         if hasattr(self.metric, "parses"):
-            record["parse_failed"] = not self.metric.parses(answer, sample.options)
+            record["parse_failed"] = not self.metric.parses(_seen(self.metric, text), sample.options)
+        for name, second in self.also.items():
+            record |= self._read_again(name, second, sample, text, record["score"])
         return record
+
+    def _read_again(self, name: str, second: Any, sample: Any, text: str, score: float | None) -> dict[str, Any]:
+        """What a second reading makes of an answer; where there is no option to be read, the first one's score."""
+        if not hasattr(second, "parses"):
+            return {name: self._score(second, text, sample)}
+        if not sample.options:
+            return {} if score is None else {name: score, f"{name}_parse_failed": False}
+        read = {f"{name}_parse_failed": not second.parses(_seen(second, text), sample.options)}
+        return read if score is None else {name: self._score(second, text, sample), **read}
 
     def _judge(self, sample: Any, likelihoods: Sequence[Any]) -> dict[str, Any]:
         if not hasattr(self.metric, "judge"):
@@ -170,23 +191,13 @@ class MaskSweep(Callback):
             )
         record: dict[str, Any] = self.metric.judge(sample, likelihoods)
         if math.isfinite(self.metric.max_score):  # else a log-probability, of no known range
-            self._check_scores({sample.id: record["score"]})
+            _check_scores(self.metric, {sample.id: record["score"]})
         return record
 
-    def _score(self, answer: str, sample: Any) -> float:
-        score = self.metric.score(answer, sample.references, sample.options)
-        self._check_scores({sample.id: score})
+    def _score(self, metric: Any, text: str, sample: Any) -> float:
+        score = metric.score(_seen(metric, text), sample.references, sample.options)
+        _check_scores(metric, {sample.id: score})
         return score
-
-    def _check_scores(self, scores: Mapping[str, float]) -> None:
-        """Refuse what a metric of one's own may not give, by sample."""
-        most = self.metric.max_score
-        for sample, score in scores.items():
-            if not 0 <= score <= most * (1 + 1e-9):
-                raise ValueError(
-                    f"expected scores of {type(self.metric).__name__} from 0 to {most:g} (its max_score), got {score} "
-                    f"for sample {sample}"
-                )
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_weights(pl_module)
@@ -203,14 +214,15 @@ class MaskSweep(Callback):
         # a sample that an earlier run could not read, and this one could, is not bad any more
         bad = frame[(frame["mask"] == BAD) & ~frame["sample"].isin(self.records["sample"])]
         self.bad_samples = dict(zip(bad["sample"], bad["prediction"]))
-        if "parse_failed" in self.records and self.records["parse_failed"].notna().all():
-            self.records["parse_failed"] = self.records["parse_failed"].astype(bool)
+        for name in self.records:
+            if name.endswith("parse_failed") and self.records[name].notna().all():
+                self.records[name] = self.records[name].astype(bool)
         if self._by_full:
             self.records = _score_agreement(self.records)
         if self._corpus and "references" in frame:
             references = frame[frame["mask"] == REFERENCES].set_index("sample")["references"]
             self.records = _score_corpus(self.records.drop(columns="references"), references, self._corpus)
-            self._check_scores(self.records.set_index("sample")["score"].dropna().to_dict())
+            _check_scores(self.metric, self.records.set_index("sample")["score"].dropna().to_dict())
 
     @property
     def told(self) -> dict[str, dict[str, float]]:
@@ -271,6 +283,22 @@ class MaskSweep(Callback):
             if (BAD, bad.id) not in self._done:
                 self._writer.write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
         self.check_bad_samples(self._num_samples)
+
+
+def _seen(metric: Any, text: str) -> str:
+    """What a metric sees of a generated text."""
+    return text if getattr(metric, "reads_whole", False) else clean_prediction(text)
+
+
+def _check_scores(metric: Any, scores: Mapping[str, float]) -> None:
+    """Refuse what a metric of one's own may not give, by sample."""
+    most = metric.max_score
+    for sample, score in scores.items():
+        if not 0 <= score <= most * (1 + 1e-9):
+            raise ValueError(
+                f"expected scores of {type(metric).__name__} from 0 to {most:g} (its max_score), got {score} for "
+                f"sample {sample}"
+            )
 
 
 def check_bad_samples(bad_samples: Mapping[str, str], num_samples: int, allowed: float) -> None:

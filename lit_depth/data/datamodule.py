@@ -23,7 +23,7 @@ from lit_depth.data.columns import BY_LIKELIHOOD
 from lit_depth.data.images import ImageFolder, image_digest, load_image
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
-from lit_depth.data.task import AnswerBy, BadSample, Sample, Task, by_likelihood, check_split
+from lit_depth.data.task import AnswerBy, BadSample, Nouns, Sample, Task, by_likelihood, check_split
 from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.data.tasks.next_token import LONGEST_WINDOW, NextToken, is_text
 from lit_depth.data.tasks.own_files import OwnFiles, say
@@ -204,6 +204,7 @@ class DepthDataModule(LightningDataModule):
         taken = copy.copy(self)
         taken.tasks = list(map(copy.copy, self.tasks))
         for task in taken.tasks:
+            task.read_by = task.metric
             task.without_answers, task.answer_by, task.metric = True, "generation", "agreement"
         taken.task, taken._rows = taken.tasks[0], {}
         return taken
@@ -237,6 +238,7 @@ class DepthDataModule(LightningDataModule):
         collator = EvalCollator(attached.prompter, attached._prompt_limit())
         dataset = self.eval_dataset(split, num_samples)
         dataset.check_seen_by(attached.prompter)
+        dataset.check_options()
         # without a study that measures what fits, such as under `lit-depth validate`
         batch_size = 32 if self.batch_size == "auto" else self.batch_size
         if positions is not None:
@@ -251,8 +253,9 @@ class DepthDataModule(LightningDataModule):
         rows = self._load(split, num_samples)
         if num_samples is not None and num_samples > len(rows) and (self.task.name, split) not in self._told:
             self._told.add((self.task.name, split))
+            noun = Nouns.of(self.task).sample
             rank_zero_warn(
-                f"{self.task.name} has {len(rows):,} questions in its {split} split, fewer than the {num_samples:,} "
+                f"{self.task.name} has {len(rows):,} {noun}s in its {split} split, fewer than the {num_samples:,} "
                 "asked for: all are taken"
             )
         folder = None if self.path is None else ImageFolder(self.path, (self.path,))
@@ -266,7 +269,7 @@ class DepthDataModule(LightningDataModule):
             ValueError: If they share a sample, or an image.
         """
         ids_a, ids_b = self.eval_dataset(split_a).ids(), self.eval_dataset(split_b).ids()
-        for kind, index in (("samples", 0), ("images", 1)):
+        for kind, index in (("samples", 0), (f"{Nouns.of(self.task).cluster}s", 1)):
             shared = {ids[index] for ids in ids_a} & {ids[index] for ids in ids_b}
             if shared:
                 raise ValueError(
@@ -274,15 +277,17 @@ class DepthDataModule(LightningDataModule):
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
 
-    def check_seen(self, splits: Sequence[str]) -> None:
-        """Refuse tasks whose questions are about images for a model that sees none.
+    def check_asked(self, splits: Sequence[str]) -> None:
+        """Refuse tasks whose questions are about images for a model that sees none, or have no options to choose from.
 
         Raises:
             ValueError: Naming the task.
         """
         for each in self.for_each_task():
             for split in splits:
-                each.eval_dataset(split).check_seen_by(self._attached().prompter)
+                dataset = each.eval_dataset(split)
+                dataset.check_seen_by(self._attached().prompter)
+                dataset.check_options()
 
     def _load(self, split: str, num_samples: int | None) -> datasets.Dataset | QuestionRows:
         task = self.task
@@ -448,6 +453,23 @@ class EvalDataset(Dataset):
         first = next((sample for sample in map(self.__getitem__, range(len(self))) if isinstance(sample, Sample)), None)
         if first is not None and first.images:
             raise ValueError(f"task {self.task.name}: {prompter.why_unseen()}")
+
+    def check_options(self) -> None:
+        """Refuse questions without options where one is to be chosen by log-likelihood.
+
+        Raises:
+            ValueError: If none of them can be asked so, naming the task.
+        """
+        is_asked = getattr(self.task, "answer_by", "generation") == "likelihood"
+        if not is_asked or not len(self) or any(sample is not None for sample in self._undecoded()):
+            return
+        plain = copy.copy(self.task)
+        plain.answer_by = "generation"
+        if any(sample is not None and not sample.options for sample in replace(self, task=plain)._undecoded()):
+            raise ValueError(
+                f"--data.answer_by likelihood chooses among options, and the questions of {self.task.name} have none: "
+                "leave it out, or take a task with options, such as science_qa_img or mmmu"
+            )
 
     def _sample(self, row: dict[str, Any], index: int) -> Sample:
         sample, task = self.task.sample(row, self.split, index), self.task

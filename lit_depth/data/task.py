@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch.utils.data import Dataset
 
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 SPLITS = ("train", "calibration", "validation")
 AnswerKind = Literal["short", "choice", "number", "caption", "free"]
 AnswerBy = Literal["generation", "likelihood"]
+
+
+class Nouns(NamedTuple):
+    """What a task's samples are called, and what intervals are clustered by."""
+
+    sample: str = "question"
+    cluster: str = "image"
+
+    @classmethod
+    def of(cls, task: Any) -> Nouns:
+        """Those of a task; one of a user's own need not say any."""
+        return getattr(task, "nouns", cls())
 
 
 class _HostOnly:
@@ -53,6 +65,7 @@ class Sample(_HostOnly):
         target: Which of the continuations is the reference.
         prompt: The whole prompt as plain text, which no template frames; None = `question`, as the model's family asks.
         prompts: Plain prompts, one for each continuation, where these stand behind different ones.
+        until: Texts of which each ends an answer that is generated: what is behind it need not be.
         tokens: Of a plain prompt with one continuation the tokens of both, where they are known.
     """
 
@@ -70,6 +83,7 @@ class Sample(_HostOnly):
     target: int = 0
     prompt: str | None = None
     prompts: tuple[str, ...] = ()
+    until: tuple[str, ...] = ()
     tokens: tuple[Sequence[int], Sequence[int]] | None = None
 
     @property
@@ -144,6 +158,8 @@ class Task:
         max_new_tokens: Longest answer, in tokens.
         answer_by: How options are chosen from: by a generated letter, or by the log-probability of each one's text.
         without_answers: Whether questions are asked whose answers are withheld; nothing is scored then.
+        nouns: What its samples are called, and what they are clustered by.
+        read_by: The metric that would score them; empty = none is known.
         needs_image: Whether a sample without image is a bad one.
         in_training_mixture: Whether released checkpoints were trained on the very rows that are evaluated.
         streaming: Whether rows come from `stream`, as many as are needed, instead of `load`.
@@ -156,6 +172,8 @@ class Task:
     metric: str
     max_new_tokens: int
     without_answers: bool = False
+    nouns: Nouns = Nouns()
+    read_by: str = ""
     needs_image: bool = False
     in_training_mixture: bool = False
     streaming: bool = False

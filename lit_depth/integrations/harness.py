@@ -10,11 +10,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lit_depth.data.hub import half
-from lit_depth.data.task import AnswerBy, AnswerKind, Sample, Task, check_split
+from lit_depth.data.task import AnswerBy, AnswerKind, Nouns, Sample, Task, check_split
 from lit_depth.functional.choices import option_letters
 from lit_depth.metrics.base import SampleMetric
 from lit_depth.metrics.likelihood import Likelihood
@@ -65,6 +66,7 @@ class HarnessTask(Task):
     """
 
     answer_kind: AnswerKind = "free"
+    nouns = Nouns("document", "document")
 
     def __init__(
         self,
@@ -208,6 +210,20 @@ def data_folder(path: str | None, task: str) -> str | None:
     return str(folder)
 
 
+def split_files(folder: str, definition: Mapping[str, Any]) -> dict[str, list[str]] | None:
+    """Files of a folder by the split that they are called after (``dev.jsonl``, ``dev-00000-of-00001.parquet``).
+
+    None where `datasets` finds the splits by itself: it calls a file of ``dev`` a part of ``validation``.
+    """
+    named = (definition.get(f"{name}_split") for name in ("test", "validation", "training", "fewshot"))
+    files = sorted(file.name for file in Path(folder).iterdir() if file.is_file())
+    found = {
+        split: [name for name in files if re.split(r"[.-]", name)[0] == split]
+        for split in sorted(each for each in named if each is not None)
+    }
+    return found if found and all(found.values()) else None
+
+
 def is_saved(folder: str) -> bool:
     """Whether `datasets` saved its splits in a folder."""
     return (Path(folder) / "dataset_dict.json").is_file()
@@ -219,6 +235,20 @@ def metric_key(metric: str, filter_name: str) -> str:
     ('acc', 'exact_match,strict-match')
     """
     return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+@lru_cache
+def definition_folders(root: Path) -> Mapping[str, list[Path]]:
+    """Folders of the YAML files below a harness's own that define a task, by its name.
+
+    Their lines are looked at: to read what they mean takes ten times as long.
+    """
+    line = re.compile(r"^[\"']?task[\"']?: *[\"']?([^\"'\s]+)[\"']? *$", re.MULTILINE)
+    found: dict[str, list[Path]] = {}
+    for file in root.rglob("*.yaml"):
+        for name in dict.fromkeys(line.findall(file.read_text(encoding="utf-8"))):
+            found.setdefault(name, []).append(file.parent)
+    return found
 
 
 def split_name(text: str, harness: str) -> tuple[str, str | None]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -19,7 +18,15 @@ from typing import Any
 
 from lit_depth.data.task import Sample
 from lit_depth.functional.choices import MAX_OPTIONS, option_letters
-from lit_depth.integrations.harness import Documents, HarnessTask, is_saved, metric_key, split_name
+from lit_depth.integrations.harness import (
+    Documents,
+    HarnessTask,
+    definition_folders,
+    is_saved,
+    metric_key,
+    split_files,
+    split_name,
+)
 
 INSTALL = "pip install 'lit_depth[lm-eval]'"
 _SEED = 1234  # of the harness, for the choice of few-shot examples
@@ -105,7 +112,9 @@ class LmEvalDocuments(Documents):
         if self.task.OUTPUT_TYPE == "generate_until":
             target = self.task.doc_to_target(doc)
             several = target if isinstance(target, (list, tuple)) else [target]
-            return Sample(**common, references=tuple(map(str, several)))
+            ends = requests[0].args[1].get("until") or ()
+            until = (ends,) if isinstance(ends, str) else tuple(ends)
+            return Sample(**common, references=tuple(map(str, several)), until=until)
         continuations = tuple(request.args[1] for request in requests)
         common |= {"continuations": continuations, "prompts": prompts if len(set(prompts)) > 1 else ()}
         if self.task.OUTPUT_TYPE == "loglikelihood":
@@ -167,7 +176,7 @@ class LmEvalTask(HarnessTask):
             changed["test_split"] = source
             if source == (self.definition.get("fewshot_split") or self.definition.get("training_split")):
                 changed["fewshot_split"] = source  # said, it keeps a document out of its own examples
-        changed |= _local(path)
+        changed |= _local(path, self.definition)
         # the harness merges what is changed with a definition of its index only within a group
         group = {"group": "lit_depth", "task": [{"task": self.task, **changed}]}
         return LmEvalDocuments(_find(self.definition_of)[0].load(group)["tasks"][self.task])
@@ -185,7 +194,7 @@ def make_task(text: str) -> LmEvalTask:
 # ---- what a definition says
 
 
-@lru_cache
+@cache  # of as many tasks as a run has
 def _find(name: str) -> tuple[Any, Any]:
     """The harness's ``TaskManager`` and its entry of a task.
 
@@ -206,13 +215,18 @@ def _find(name: str) -> tuple[Any, Any]:
         entries = [each for each in manager.task_index.values() if each.yaml_path and each.yaml_path.samefile(own)]
         return manager, _one_task(name, entries[0] if entries else None, manager)
     # reading all 14,000 definitions takes ten seconds
-    line = re.compile(rf"^task: *[\"']?{re.escape(name)}[\"']? *$", re.MULTILINE)
-    files = Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")
-    homes = [file.parent for file in files if line.search(file.read_text(encoding="utf-8"))]
-    manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=homes[0]) if len(homes) == 1 else None
+    homes = definition_folders(Path(lm_eval.tasks.__file__).parent).get(name, [])
+    manager = _tasks_of(homes[0]) if len(homes) == 1 else None
     if manager is None or name not in manager.task_index:
         manager = _every_task()
     return manager, _one_task(name, manager.task_index.get(name), manager)
+
+
+@cache
+def _tasks_of(folder: Path) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=False, include_path=folder)
 
 
 @lru_cache
@@ -317,7 +331,7 @@ def _without(step: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in step.items() if key != name}
 
 
-def _local(folder: str | None) -> dict[str, Any]:
+def _local(folder: str | None, definition: Mapping[str, Any]) -> dict[str, Any]:
     """What a definition says of its data, replaced by a folder."""
     if folder is None:
         return {}
@@ -325,4 +339,5 @@ def _local(folder: str | None) -> dict[str, Any]:
         import datasets
 
         return {"custom_dataset": lambda **_: datasets.load_from_disk(folder), "dataset_kwargs": None}
-    return {"dataset_path": folder, "dataset_name": None, "dataset_kwargs": None}
+    files = split_files(folder, definition)
+    return {"dataset_path": folder, "dataset_name": None, "dataset_kwargs": files and {"data_files": files}}

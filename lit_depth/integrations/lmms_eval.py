@@ -8,16 +8,23 @@ family, as every model of lmms-eval does it for itself.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from lit_depth.data.task import Sample
-from lit_depth.integrations.harness import Documents, HarnessTask, is_saved, metric_key, split_name
+from lit_depth.integrations.harness import (
+    Documents,
+    HarnessTask,
+    definition_folders,
+    is_saved,
+    metric_key,
+    split_files,
+    split_name,
+)
 
 INSTALL = "pip install --no-deps lmms-eval==0.7.3 loguru tenacity, beside 'lit_depth[lm-eval]'"
 MODEL_NAME = "lit_depth"
@@ -63,7 +70,8 @@ class LmmsEvalDocuments(Documents):
         several = target if isinstance(target, (list, tuple)) and len(target) else [target]
         question = self.request(index).args[0]
         first, more = (shown[0], tuple(shown[1:])) if shown else (None, ())
-        return Sample(name, name, first, question, tuple(map(str, several)), more_images=more)
+        until = _ends(self.task.config.generation_kwargs.get("until"))
+        return Sample(name, name, first, question, tuple(map(str, several)), more_images=more, until=until)
 
     def scores(self, index: int, answers: Sequence[Any]) -> dict[str, float]:
         from lmms_eval.api.reasoning import parse_reasoning_tags_config, strip_reasoning_tags
@@ -126,8 +134,9 @@ class LmmsEvalTask(HarnessTask):
         if source != (config.get("test_split") or config.get("validation_split")):
             config["test_split"] = source
         if path is not None:
-            saved = {"load_from_disk": True} if is_saved(path) else None
-            config |= {"dataset_path": path, "dataset_name": None, "dataset_kwargs": saved}
+            files = split_files(path, self.definition)
+            found: Any = {"load_from_disk": True} if is_saved(path) else files and {"data_files": files}
+            config |= {"dataset_path": path, "dataset_name": None, "dataset_kwargs": found}
         return LmmsEvalDocuments(ConfigurableTask(config=config, model_name=MODEL_NAME))
 
 
@@ -146,15 +155,19 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
     >>> cut("a dog. It barks.", [".", "!"]), cut("a dog", None)
     ('a dog', 'a dog')
     """
-    for end in [until] if isinstance(until, str) else until or ():
+    for end in _ends(until):
         text = text.split(end)[0] if end else text
     return text
+
+
+def _ends(until: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (until,) if isinstance(until, str) else tuple(until or ())
 
 
 # ---- what a definition says
 
 
-@lru_cache
+@cache  # of as many tasks as a run has
 def _find(name: str) -> str:
     """The file that defines a task.
 
@@ -171,13 +184,10 @@ def _find(name: str) -> str:
             f"lmms_eval:{name} needs lmms-eval, which is not installed ({error.name}): {INSTALL}"
         ) from error
     logger.disable("lmms_eval")  # what it tells is meant for its own command
-    line = re.compile(rf"^task: *[\"']?{re.escape(name)}[\"']? *$", re.MULTILINE)
-    files = Path(lmms_eval.tasks.__file__).parent.rglob("*.yaml")
-    homes = [file.parent for file in files if line.search(file.read_text(encoding="utf-8"))]
+    homes = definition_folders(Path(lmms_eval.tasks.__file__).parent).get(name, [])
     index: Mapping[str, Any] = {}
     if len(homes) == 1:
-        known = lmms_eval.tasks.TaskManager("ERROR", include_path=f"{homes[0]}/", include_defaults=False)
-        index = known.task_index
+        index = _index_of(homes[0])
     if name not in index:
         index = lmms_eval.tasks.TaskManager("ERROR").task_index
     kind = index.get(name, {}).get("type")
@@ -188,6 +198,14 @@ def _find(name: str) -> str:
     if kind != "task":
         raise ValueError(f"expected one task, got lmms_eval:{name}, a {kind.replace('_', ' ')}: name those you mean")
     return str(index[name]["yaml_path"])
+
+
+@cache
+def _index_of(folder: Path) -> Mapping[str, Any]:
+    from lmms_eval.tasks import TaskManager
+
+    index: Mapping[str, Any] = TaskManager("ERROR", include_path=f"{folder}/", include_defaults=False).task_index
+    return index
 
 
 def _definition(home: str, mode: str) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from lit_depth.metrics.base import SampleMetric, check_references
 class Agreement(SampleMetric):
     """Share of answers that are, cleaned, those of the full model.
 
-    `lit_depth.callbacks.MaskSweep` scores it after the loop; references are not looked at.
+    `lit_depth.callbacks.MaskSweep` scores it after the loop; references are not looked at. Of questions with options it
+    counts the answers in which a reading finds none.
     """
 
     against_full = True
+    also: tuple[str, ...] = ("multiple_choice", "chat_choice")
 
     @staticmethod
     def score(prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:

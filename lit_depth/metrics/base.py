@@ -63,7 +63,9 @@ def resolve(name: str) -> type[Metric]:
             ``corpus(references)`` makes an object whose ``score(predictions)`` rates those of all samples together (see
             `CIDErD`), or its ``judge(sample, likelihoods)`` rates those of continuations (see
             `lit_depth.metrics.likelihood`). ``max_score`` is the largest score of a sample, 1 unless it says otherwise;
-            a search counts scores as shares of it.
+            a search counts scores as shares of it. ``also`` may name metrics that score the same answers in another
+            way, to be told beside it. An answer comes reduced to one line, see `lit_depth.metrics.clean_prediction`,
+            unless ``reads_whole`` is true.
 
     Raises:
         ValueError: If there is none, or it has neither.
@@ -92,6 +94,17 @@ def new_metric(name: str) -> Any:
     return metric
 
 
+def readings(name: str) -> tuple[str, ...]:
+    """A metric that has a second reading, and that; nothing of any other.
+
+    >>> readings("MMMUAccuracy"), readings("vqa"), readings("agreement")
+    (('MMMUAccuracy', 'chat_choice'), (), ())
+    """
+    kind = resolve(name)
+    also = getattr(kind, "also", ())
+    return (name, *also) if also and not getattr(kind, "against_full", False) else ()
+
+
 class SampleMetric(Metric):
     """Mean of one score per sample. A subclass gives :meth:`score`; nothing else is needed.
 
@@ -106,6 +119,8 @@ class SampleMetric(Metric):
     higher_is_better = True
     full_state_update = False
     max_score = 1.0
+    also: tuple[str, ...] = ()
+    reads_whole = False
     scores: list[torch.Tensor]
 
     def __init__(self, **kwargs: Any) -> None:

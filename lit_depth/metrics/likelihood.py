@@ -62,6 +62,7 @@ class LikelihoodAccuracy(MultipleChoiceAccuracy):
     It rates letters as `MultipleChoiceAccuracy` does; `judge` says which one a model chooses.
     """
 
+    also: tuple[str, ...] = ()  # nothing is written that could be read in another way
     by_length = False
     told = ("acc", "acc_norm")
 

@@ -167,6 +167,8 @@ class MMMUAccuracy(ChoiceMetric):
         (tensor(0.6667), tensor(1))
     """
 
+    also: tuple[str, ...] = ("chat_choice",)
+
     @staticmethod
     def score(prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
         """Score of one answer, 0.0 or 1.0."""

@@ -40,12 +40,26 @@ def parse_choice(prediction: str, options: Sequence[str]) -> str | None:
     """
     letters = option_letters(options)
     answer = prediction.strip()
-    text = _normalize(answer)
-    same_text = [letter for letter, option in zip(letters, options) if text and _normalize(option) == text]
+    if (whole := parse_whole(answer, options)) is not None:
+        return whole
     stated = {"".join(groups) for groups in _STATEMENT.findall(answer)}
-    for candidates in (_letter(_LETTER, answer), same_text, _letter(_LETTER_AND_TEXT, answer), stated):
+    for candidates in (_letter(_LETTER_AND_TEXT, answer), stated):
         if len(candidates) == 1 and set(candidates) <= set(letters):
             return next(iter(candidates))
+    return None
+
+
+def parse_whole(prediction: str, options: Sequence[str]) -> str | None:
+    """Letter of the option that is all that an answer says: a letter, or the exact text of one option; or None.
+
+    >>> [parse_whole(text, ["dog", "cat"]) for text in ("(b)", "Cat.", "B. cat")]
+    ['B', 'B', None]
+    """
+    letters, text = option_letters(options), _normalize(prediction)
+    same_text = [letter for letter, option in zip(letters, options) if text and _normalize(option) == text]
+    for candidates in (_letter(_LETTER, prediction.strip()), same_text):
+        if len(candidates) == 1 and set(candidates) <= set(letters):
+            return candidates[0]
     return None
 
 
@@ -94,7 +108,8 @@ def multiple_choice_accuracy(prediction: str, options: Sequence[str], answer: st
 class MultipleChoiceAccuracy(ChoiceMetric):
     """Share of samples whose prediction names the right option; see :func:`multiple_choice_accuracy`.
 
-    References are letters. The state ``parse_failed`` counts the predictions that name no option.
+    References are letters. The state ``parse_failed`` counts the predictions that name no option. Commands read
+    the answers as a chat model's besides.
 
     Example:
         >>> metric = MultipleChoiceAccuracy()
@@ -102,6 +117,8 @@ class MultipleChoiceAccuracy(ChoiceMetric):
         >>> metric.compute(), metric.parse_failed
         (tensor(0.5000), tensor(1))
     """
+
+    also: tuple[str, ...] = ("chat_choice",)
 
     @staticmethod
     def score(prediction: str, references: Sequence[str], options: Sequence[str] = ()) -> float:

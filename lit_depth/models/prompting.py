@@ -10,7 +10,7 @@ or tokenizer, or in a plain frame where there is none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -307,6 +307,28 @@ class Prompter:
             texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
             return texts
         return [self._after(text, answer_after) for text in self.tokenizer.batch_decode(rows)]
+
+    def stops(self, until: Sequence[str], end_tokens: Sequence[int] = ()) -> Callable[[Tensor], Tensor]:
+        """What says of rows of tokens ``[rows, tokens]`` whether one of these texts ends them now: bool ``[rows]``.
+
+        It is to be asked after each token that is generated: it looks for texts that have just been completed.
+        """
+        wanted = [text for text in until if text]
+        # each token writes a byte or more, and the first ones may be cut characters
+        near = max((len(text.encode()) for text in wanted), default=0) + 4
+
+        def stop(tokens: Tensor) -> Tensor:
+            found = ended(tokens[:, -near:])
+            rows = found.nonzero().flatten()
+            if len(rows):  # in the whole text these may be other characters
+                found[rows] = ended(tokens[rows])
+            return found
+
+        def ended(tokens: Tensor) -> Tensor:
+            texts = self.decode(tokens, None, end_tokens)
+            return torch.tensor([any(end in text for end in wanted) for text in texts])
+
+        return stop
 
     def _after(self, text: str, mark: str) -> str:
         _, found, answer = text.rpartition(mark)

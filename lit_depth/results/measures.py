@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_depth.results.report import Section, Table
+from lit_depth.results.table import Cell, format_interval
+from lit_depth.results.unit_names import list_counts, unit_names
 
 _SHOWN = 20  # documents of the largest number of tokens
 _LARGEST = 700  # nats, of which exp is a number
@@ -19,6 +21,8 @@ def describe_measure(entry: Mapping[str, Any]) -> str:
     >>> describe_measure({"acc": {"10": 0.25, "11": 0.5}, "acc_norm": {"10": 0.25, "11": 0.75}})
     ' Options chosen by the sum of log-probabilities: acc 0.500; divided by their characters: acc_norm 0.750.'
     """
+    if "readings" in entry:
+        return readings_note(entry["readings"])
     if "texts" in entry:
         full = entry["full"]
         return (
@@ -34,6 +38,66 @@ def describe_measure(entry: Mapping[str, Any]) -> str:
     )
 
 
+def readings_note(readings: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the full model's answers are in another reading than the first, and how many a reading cannot parse.
+
+    The text begins with a space.
+
+    >>> official = {"10": {"quality": 0.25, "parse_failed": 0.5}, "11": {"quality": 0.5, "parse_failed": 0.25}}
+    >>> chat = {"10": {"quality": 0.5, "parse_failed": 0.125}, "11": {"quality": 0.625, "parse_failed": 0.0}}
+    >>> chat = {mask: {**each, "quality_ci": [0.25, 0.75]} for mask, each in chat.items()}
+    >>> note = readings_note({"multiple_choice": official, "chat_choice": chat})
+    >>> note.partition(". ")[0]
+    ' multiple_choice cannot parse 25.0% of the answers (50.0% under some mask)'
+    >>> note.partition(". ")[2]
+    'The same answers read by chat_choice: 0.625 [0.250, 0.750], 0.0% not parsed (12.5% under some mask).'
+    """
+    sentences = []
+    for place, (name, masks) in enumerate(readings.items()):
+        full, failed = masks[max(masks, key=lambda mask: mask.count("1"))], _not_parsed(masks)
+        if "quality" not in full or not place:
+            sentences += [f"{name} cannot parse {failed[0]} of the answers{failed[1]}."] if failed else []
+            continue
+        low, high = full["quality_ci"]
+        unread = f", {failed[0]} not parsed{failed[1]}" if failed else ""
+        sentences.append(f"The same answers read by {name}: {full['quality']:.3f} [{low:.3f}, {high:.3f}]{unread}.")
+    return "".join(f" {sentence}" for sentence in sentences)
+
+
+def _not_parsed(masks: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Share of the full model's answers without an option, and the largest under a mask; None: none is looked for."""
+    shares = {mask: each["parse_failed"] for mask, each in masks.items() if each["parse_failed"] is not None}
+    if not shares:
+        return None
+    full, most = shares[max(shares, key=lambda mask: mask.count("1"))], max(shares.values())
+    return f"{full:.1%}", f" ({most:.1%} under some mask)" if most > full else ""
+
+
+def readings_sections(entry: Mapping[str, Any], result: Mapping[str, Any]) -> list[Section]:
+    """Every mask in every reading of a task's entry of a result, for the page; nothing of a single reading."""
+    if "readings" not in entry:
+        return []
+    names = list(entry["readings"])
+    is_scored = "quality_ci" in next(iter(entry["readings"][names[0]].values()))
+    columns = ("", " interval", " not parsed") if is_scored else (" not parsed",)
+    headers = ["skipped", *(f"{name}{column}" for name in names for column in columns)]
+    rows: list[list[Cell]] = []
+    for mask in sorted(entry["readings"][names[0]], key=lambda mask: (-mask.count("1"), mask)):
+        skipped = [unit for unit, bit in enumerate(mask) if bit == "0"]
+        is_whole = len(mask) == result["num_blocks"]
+        halves = ", ".join(unit_names(skipped, "sublayer")) or "none"
+        row: list[Cell] = [list_counts(skipped) if is_whole else halves]
+        for name in names:
+            each = entry["readings"][name][mask]
+            failed = each["parse_failed"]
+            row += [each["quality"], format_interval(each["quality_ci"], "")] if is_scored else []
+            row.append(None if failed is None else f"{failed:.1%}")
+        rows.append(row)
+    text = "Every reading sees the very same generated answers."
+    text += " One in which it finds no option scores 0." if is_scored else ""
+    return [Section(f"{entry['task']}: answers in {len(names)} readings", text, Table(headers, rows), printed=False)]
+
+
 def perplexity(logprob: float, limits: Limits) -> str:
     """The perplexity of a mean log-probability per token in nats, and its interval.
 
@@ -45,8 +109,44 @@ def perplexity(logprob: float, limits: Limits) -> str:
 
 
 def cluster_noun(entry: Mapping[str, Any]) -> str:
-    """What intervals are clustered by."""
-    return "document" if "texts" in entry else "image"
+    """What intervals are clustered by, in an entry of a result."""
+    return entry.get("nouns", {}).get("cluster", "document" if "texts" in entry else "image")
+
+
+def sample_noun(entry: Mapping[str, Any]) -> str:
+    """What the samples of an entry of a result are called."""
+    return entry.get("nouns", {}).get("sample", "question")
+
+
+def count_samples(entry: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
+    """How many samples of how many clusters there are; ``counts`` has the numbers, ``entry`` knows what they are of.
+
+    >>> counts = {"num_samples": 9, "num_images": 4}
+    >>> count_samples({}, counts), count_samples({"nouns": {"sample": "window", "cluster": "document"}}, counts)
+    ('9 samples of 4 images', '9 windows of 4 documents')
+    >>> count_samples({"nouns": {"sample": "document", "cluster": "document"}}, counts)
+    '9 documents'
+    """
+    named = f"{sample_noun(entry) if 'nouns' in entry else 'sample'}s"
+    cluster = f"{cluster_noun(entry)}s"
+    return f"{counts['num_samples']} {named}" + ("" if named == cluster else f" of {counts['num_images']} {cluster}")
+
+
+def shared_nouns(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ``nouns`` of several tasks together, as a result holds them; nothing of questions about images alone."""
+    if not any("nouns" in each for each in entries):
+        return {}
+    named = {"sample": map(sample_noun, entries), "cluster": map(cluster_noun, entries)}
+    return {"nouns": {key: " or ".join(dict.fromkeys(each)) for key, each in named.items()}}
+
+
+def metric_label(metric: str) -> str:
+    """A metric, or several between slashes, without the modules of a class path.
+
+    >>> metric_label("lit_depth.integrations.harness.exact_match,strict-match / acc")
+    'exact_match,strict-match / acc'
+    """
+    return " / ".join(each.rpartition(".")[2] for each in metric.split(" / "))
 
 
 def document_sections(entry: Mapping[str, Any]) -> list[Section]:

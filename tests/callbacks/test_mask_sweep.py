@@ -395,3 +395,30 @@ def test_a_score_outside_of_what_its_metric_says_is_named_with_its_sample(module
     monkeypatch.setattr(Percent, "max_score", 100.0, raising=False)
     monkeypatch.setattr(Percent, "value", 70.0)
     assert set(sweep(module, tmp_path / "whole", metric=f"{__name__}.Percent").records["score"]) == {70.0}
+
+
+class HalfOpen(ShapesVQA):
+    """Every second question is open."""
+
+    def sample(self, row, split, index):
+        sample = super().sample(row, split, index)
+        if int(sample.id.rpartition("-")[2]) % 2:
+            return replace(sample, references=("42",))
+        return replace(sample, options=("red", "two"), references=("B",))
+
+
+def test_the_second_reading_sees_the_whole_answer_and_an_open_question_keeps_its_score(module, tmp_path, monkeypatch):
+    written = "It may be 42.\nOption B"  # of which the official reading sees the first line
+    monkeypatch.setattr(type(module.prompter), "decode", lambda self, rows, *_, **__: [written] * len(rows))
+    records = sweep(module, tmp_path, task=HalfOpen(num_images=8), metric="MMMUAccuracy").records
+    is_open = records["sample"].str.rpartition("-")[2].astype(int) % 2 == 1
+    assert 0 < is_open.sum() < len(records)
+    assert set(records["prediction"]) == {"It may be 42."}
+    assert (records["score"] == is_open).all() and (records["parse_failed"] == ~is_open).all()
+    assert (records["chat_choice"] == 1.0).all() and not records["chat_choice_parse_failed"].any()
+
+
+def test_a_second_metric_has_to_score_each_answer(tmp_path):
+    with pytest.raises(ValueError, match="scores each answer by itself, got cider"):
+        MaskSweep(MASKS, tmp_path, also=["cider"])
+    assert MaskSweep(MASKS, tmp_path, "multiple_choice", also=[]).also == {}

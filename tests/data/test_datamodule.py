@@ -15,6 +15,7 @@ from lit_depth.data.datamodule import DepthDataModule, choose_rows
 from lit_depth.data.task import BadSample, Sample, Task
 from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.data.tasks.shapes_vqa import ShapesVQA
+from tests.helpers.hub_datasets import DATASETS, write_dataset
 
 
 class RepeatedTask(Task):
@@ -311,7 +312,7 @@ class Unseeing(Nothing):
 @pytest.mark.parametrize("task", [ShapesVQA(num_images=2), Pairs()])
 def test_a_model_that_sees_no_images_is_not_asked_about_any(task):
     data = DepthDataModule(Unseeing(), task, num_samples=2, calibration_samples=2)
-    for refused in (data.eval_dataloader, lambda: data.check_seen(["calibration", "validation"])):
+    for refused in (data.eval_dataloader, lambda: data.check_asked(["calibration", "validation"])):
         with pytest.raises(ValueError, match=f"task {task.name}: expected eyes"):
             refused()
     for kept in (
@@ -319,4 +320,22 @@ def test_a_model_that_sees_no_images_is_not_asked_about_any(task):
         DepthDataModule(Nothing(), task, num_samples=2, calibration_samples=2),
     ):
         kept.eval_dataloader()
-        kept.check_seen(["calibration", "validation"])
+        kept.check_asked(["calibration", "validation"])
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_options_are_chosen_by_likelihood_or_the_task_is_refused_by_name(name, tmp_path):
+    folder = write_dataset(name, tmp_path / name, 24)
+    data = DepthDataModule(task=name, path=str(folder), answer_by="likelihood", num_samples=None)
+    if name not in ("science_qa_img", "mmmu"):
+        with pytest.raises(ValueError, match=f"chooses among options, and the questions of {name} have none"):
+            data.eval_dataset("validation").check_options()
+        return
+    data.eval_dataset("validation").check_options()
+    samples = [data.eval_dataset("validation")[place] for place in range(len(data.eval_dataset("validation")))]
+    everything = DepthDataModule(task=name, path=str(folder), num_samples=None).eval_dataset("validation")
+    closed = {sample.id for sample in everything.without_images() if sample.options}
+    # open questions are left out, nothing is bad
+    assert {sample.id for sample in samples} == closed and 0 < len(closed) <= len(everything)
+    assert all(sample.continuations == sample.options for sample in samples)
+    assert (name == "mmmu") == (len(closed) < len(everything))

@@ -30,3 +30,29 @@ def test_names_are_tasks_and_metrics():
         split_name(":b", "h")
     with pytest.raises(AttributeError):
         _ = harness.never_a_metric
+
+
+def test_definitions_are_found_by_the_name_in_their_files(tmp_path):
+    for room, name, line in (
+        ("a", "plain", "task: one"),
+        ("a", "quoted", "'task': \"two\""),
+        ("b", "again", "group: all\ntask: one\n"),
+        ("b", "listed", "task:\n  - one\n  - two\n"),
+        ("b", "indented", "metric:\n  task: three\n"),
+    ):
+        (tmp_path / room).mkdir(exist_ok=True)
+        (tmp_path / room / f"{name}.yaml").write_text(line)
+    found = {name: sorted(folders) for name, folders in harness.definition_folders(tmp_path).items()}
+    assert found == {"one": [tmp_path / "a", tmp_path / "b"], "two": [tmp_path / "a"]}
+
+
+def test_files_are_splits_by_the_names_that_the_definition_has(tmp_path):
+    definition = {"test_split": "test", "fewshot_split": "dev", "validation_split": None}
+    for name in ("test.jsonl", "dev-00000-of-00002.jsonl", "dev-00001-of-00002.jsonl", "README.md"):
+        (tmp_path / name).write_text("{}")
+    assert harness.split_files(str(tmp_path), definition) == {
+        "dev": ["dev-00000-of-00002.jsonl", "dev-00001-of-00002.jsonl"],
+        "test": ["test.jsonl"],
+    }
+    (tmp_path / "test.jsonl").unlink()  # which may lie below, or be called otherwise
+    assert harness.split_files(str(tmp_path), definition) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,16 @@ def test_a_folder_may_be_saved_by_datasets_and_hold_several_tasks(tmp_path):
     plain = DepthDataModule(task="lm_eval:piqa", path=str(rows), num_samples=None)
     first, second = (each.eval_dataset("validation") for each in (saved, plain))
     assert len(first) == NUM_ROWS and first.fingerprint() == second.fingerprint()
+
+
+def test_a_file_is_the_split_that_the_definition_calls_so(tmp_path):
+    for split in ("test", "dev"):
+        rows = [{"question": f"{split} {n}?", "choices": [*"wxyz"], "answer": n % 4} for n in range(NUM_ROWS)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = LmEvalTask("mmlu_anatomy", num_fewshot=2)
+    sample = get_sample(task, tmp_path, "validation", 0)
+    # `datasets` calls a file of that name a part of the validation split
+    assert sample.prompt is not None and [sample.prompt.count(f"{split} ") for split in ("test", "dev")] == [1, 2]
 
 
 def test_a_definition_of_ones_own_is_a_path(tmp_path):

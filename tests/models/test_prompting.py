@@ -624,3 +624,20 @@ def test_a_plain_prompt_with_an_image_is_refused():
     sample = Sample("1", "1", Image.new("RGB", (8, 8)), "", ("A",), prompt="What?")
     with pytest.raises(ValueError, match="expected plain prompts without images"):
         prompter.encode([sample])
+
+
+@pytest.mark.parametrize("until", [(" red",), ("circle", "?"), ("e r", ""), ("never there",), ()])
+def test_a_text_ends_an_answer_with_the_token_that_completes_it(llama, until):
+    prompter = prompter_for(*load_checkpoint(str(llama)))
+    texts = ["the red circle is red", "is there a circle?", "red", "", "the red circle " * 12 + "is red?"]
+    ids = [prompter.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    stop = prompter.stops(until)
+    for row in ids:
+        expected = [
+            any(end and end in prompter.tokenizer.decode(row[:count]) for end in until)
+            for count in range(1, len(row) + 1)
+        ]
+        first = expected.index(True) if True in expected else None
+        found = [bool(stop(torch.tensor([row[:count]]))) for count in range(1, len(row) + 1)]
+        assert (found.index(True) if True in found else None) == first
+    assert stop(torch.tensor([row[:1] for row in ids if row])).shape == (sum(map(bool, ids)),)

@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 
+from lit_depth.metrics import parse_chat_choice, parse_choice
 from tests.helpers.commands import run
 
 
@@ -41,6 +42,22 @@ def test_answers_of_questions_without_a_column_of_answers(withheld, checkpoint, 
     assert "quality" not in json.dumps(result)
     before = (folder / "answers.json").read_bytes()
     assert run(command) == 0 and (folder / "answers.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_of_questions_with_options_both_readings_tell_what_they_cannot_parse(small_checkpoint, tmp_path, capsys):
+    rows = [{"question": f"what is {n}?", "options": ["a dog", "a cat"]} for n in range(14)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shared = ["--data.path", tmp_path / "q.jsonl", "--model.checkpoint", small_checkpoint]
+    assert run(["answers", *shared, "--output_dir", tmp_path / "out", "--num_active_blocks", "3"]) == 0
+    folder = tmp_path / "out/answers/default"
+    result = json.loads((folder / "answers.json").read_text())
+    records = pd.read_parquet(folder / "records.parquet")
+    for name, parse in {"multiple_choice": parse_choice, "chat_choice": parse_chat_choice}.items():
+        failed = records["prediction"].map(lambda text, parse=parse: parse(text, rows[0]["options"]) is None)
+        shares = failed.groupby(records["mask"]).mean().to_dict()
+        assert result["readings"][name] == {mask: {"parse_failed": share} for mask, share in shares.items()}
+    assert "quality" not in json.dumps(result) and "chat_choice cannot parse" in capsys.readouterr().out
 
 
 def test_commands_that_score_refuse_them(withheld, tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from lit_depth.studies.consistency.analysis import check_comparable
 from lit_depth.studies.consistency.report import report
 from tests.helpers.commands import run
 from tests.helpers.wandb_run import logged_report, read_table
@@ -106,3 +107,60 @@ def test_everything_is_in_the_offline_run(tmp_path, monkeypatch):
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "consistency"]
     assert [entry.path for entry in artifact.manifest.contents] == ["consistency.json"]
     assert logged.summary["withheld"].startswith("No verdict on x") and logged.summary["baseline/answer/x"] == "no"
+
+
+def test_pairs_of_very_many_tasks_are_refused_before_anything_is_measured():
+    check_comparable(["calibration"], 20, 6, "block", 0.9)
+    check_comparable(["calibration", "validation"], 200, 6, "block", 0.9)
+    with pytest.raises(ValueError, match="expected at most 20 tasks with one split, whose pairs are compared, got 21"):
+        check_comparable(["calibration"], 21, 6, "block", 0.9)
+
+
+def figure_titles(result) -> list[str]:
+    return [draw().get_suptitle() for name, draw in report(result).figures.items() if name != "consistency_matrix"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "told", "cluster"),
+    [
+        (lambda folder: book(folder, 1), " windows (0 bad)", "window"),
+        (lambda folder: book(folder, 6), " windows of 3 documents (0 bad)", "document"),
+        (lambda folder: asked(folder), " questions (0 bad)", "question"),
+    ],
+)
+def test_samples_and_clusters_have_the_names_of_their_task(
+    small_checkpoint, tmp_path, capsys, recwarn, make, told, cluster
+):
+    path = make(tmp_path / "data")
+    command = ["consistency", "--data.path", path, "--data.max_prompt_tokens", "32", "--output_dir", tmp_path]
+    assert run([*command, "--model.checkpoint", small_checkpoint]) == 0
+    out = capsys.readouterr().out
+    assert told in out and f"simultaneous intervals (Holm) by {cluster}." in out and "image" not in out
+    noun = told.split()[0]
+    assert any(f"{noun} in its validation split, fewer than" in str(each.message) for each in recwarn)
+    result = json.loads((tmp_path / "consistency" / "default" / "consistency.json").read_text())
+    assert [title.splitlines()[-1].split(",")[0] for title in figure_titles(result)] == [
+        f"bars: 95% simultaneous intervals (Holm) by {cluster}"
+    ]
+    for entry in result["measurements"]:
+        assert entry["nouns"] == {"sample": noun.removesuffix("s"), "cluster": cluster}
+        if cluster == "window":  # they are of one document all the same
+            (name,) = entry["texts"]["documents"]
+            assert name.endswith(" half") and entry["texts"]["documents"][name]["num_tokens"] > 100
+
+
+def book(folder, count):
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.txt").write_text(
+            " ".join(f"the {c} circle is in the top row" for c in ["red", "blue"] * 20)
+        )
+    return folder
+
+
+def asked(folder):
+    folder.mkdir()
+    rows = [f"what is {number}?,{number % 3}" for number in range(20)]
+    (folder / "q.csv").write_text("\n".join(["question,answer", *rows]))
+    return folder / "q.csv"

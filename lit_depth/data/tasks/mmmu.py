@@ -1,10 +1,14 @@
 """MMMU: college-level questions of thirty subjects, multiple choice or open."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from lit_depth.data.hub import HubTask
-from lit_depth.data.rows import Layout, answer_texts
+from lit_depth.data.rows import Layout, QuestionRows, answer_texts
 from lit_depth.functional.choices import MAX_OPTIONS, option_letters
 
 # configurations of ``MMMU/MMMU``, one for each subject
@@ -20,7 +24,8 @@ SUBJECTS = tuple(_SUBJECTS.split())
 class MMMU(HubTask):
     """MMMU with the first image of each question; dev (150 questions) for calibration, validation (900) for report.
 
-    A multiple-choice question has `options` and a letter as its reference; an open one has neither. The repository
+    A multiple-choice question has `options` and a letter as its reference; an open one has neither, and is left out
+    where options are chosen by log-likelihood. The repository
     ``MMMU/MMMU`` works too: all its subjects are read, unless ``config`` names some.
     """
 
@@ -43,6 +48,24 @@ class MMMU(HubTask):
         if repository == "MMMU/MMMU" and config is None:
             config = list(SUBJECTS)
         super().__init__(repository, config, **options)
+
+    def load(self, split: str, path: str | None = None) -> QuestionRows:
+        """Return the questions of a role, see `HubTask.load`; only those with options where one is to be chosen."""
+        return self._answered_by(super().load(split, path), split)
+
+    def stream(self, split: str, num_samples: int, path: str | None = None) -> QuestionRows:
+        """Return the first questions of a role, see `HubTask.stream`; of these only some, as in `load`."""
+        return self._answered_by(super().stream(split, num_samples, path), split)
+
+    def _answered_by(self, questions: QuestionRows, split: str) -> QuestionRows:
+        if self.answer_by == "generation":
+            return questions
+        kept = [place for place, row in enumerate(questions.without_images()) if row["question_type"] != "open"]
+        rank_zero_warn(
+            f"mmmu: {len(questions) - len(kept)} of {len(questions)} questions of the {split} split are open: they are "
+            "left out, as there are no options to choose from"
+        )
+        return replace(questions, rows=np.array(questions.rows)[kept], numbers=np.array(questions.numbers)[kept])
 
     def options(self, entry: Mapping[str, Any]) -> tuple[str, ...]:
         if entry["question_type"] == "open":

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lit_depth.data.columns import plain_name
 from lit_depth.data.sources import LocalSource, find_splits
 from lit_depth.data.tables import SUFFIXES, read_files
-from lit_depth.data.task import Sample, Task
+from lit_depth.data.task import Nouns, Sample, Task
 from lit_depth.data.tasks.own_files import serving_split
 
 TEXT = ".txt"
@@ -39,6 +39,7 @@ class NextToken(Task):
     answer_kind = "free"
     metric = "logprob_per_token"
     max_new_tokens = 0
+    nouns = Nouns("window", "document")
 
     def __init__(self, column: str | None = None) -> None:
         self.column = column
@@ -130,6 +131,15 @@ def cut(ids: Sequence[int], first: Sequence[int], longest: int) -> Iterator[tupl
         counted = list(ids[start : start + longest])
         before = list(ids[max(0, start + len(counted) - longest - 1) : start])
         yield start, before or list(first), counted
+
+
+def document_of(sample: str) -> str:
+    """Name of the document that a window is of, by its id.
+
+    >>> document_of("texts/one.txt/2047")
+    'texts/one.txt'
+    """
+    return sample.rpartition("/")[0]
 
 
 def is_text(path: str) -> bool:

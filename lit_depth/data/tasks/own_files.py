@@ -21,7 +21,7 @@ from lit_depth.data.images import ImageFolder
 from lit_depth.data.rows import PLACE, Layout
 from lit_depth.data.sources import LocalSource, Source, canonical_split, find_splits, load_table
 from lit_depth.data.tables import SUFFIXES, picture, read_files, saved_splits
-from lit_depth.data.task import AnswerKind, check_split
+from lit_depth.data.task import AnswerKind, Nouns, check_split
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # which split serves a role, the best one first
@@ -213,6 +213,11 @@ class OwnFiles(HubTask):
             return self.guess.metric
         say(f"{self.path}: metric {self.guess.metric}, because {self.guess.reason}; another one: --data.metric NAME")
         return self.guess.metric
+
+    @cached_property
+    def nouns(self) -> Nouns:  # type: ignore[override]
+        """Questions are clustered by image where there are images."""
+        return Nouns(cluster="question" if self.columns.image is None else "image")
 
     @cached_property
     def answer_kind(self) -> AnswerKind:  # type: ignore[override]

@@ -30,6 +30,7 @@ from lit_depth.functional.engine.decoding_configuration import CannotDriveError,
 from lit_depth.functional.engine.drivers import TrieDriver
 from lit_depth.functional.engine.memory import call_width
 from lit_depth.functional.engine.proof import kind_of, same_logits
+from lit_depth.functional.engine.rows import up_to_stop
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import check_answers
 from lit_depth.functional.masking.blocks import context_length, find_blocks, find_decoder
@@ -190,6 +191,7 @@ def answer_masks(
     phase: Phase = "both",
     decode_without_prompt: bool = False,
     on_mask: Callable[[], Any] = lambda: None,
+    stop: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`sweep_generate`, and in the same pass the log-probability of a reference answer under every mask.
 
@@ -205,6 +207,8 @@ def answer_masks(
             then that of an answer decoded on the prompt's cache. Where prefill and decode differ, one mask is answered
             after another.
         on_mask: Called after each finished mask, for progress.
+        stop: Says of each row of answers so far, long ``[rows, tokens]`` on the CPU, whether it ends there, as a bool
+            ``[rows]``; None = answers end at ``eos_token_id`` alone.
 
     Returns:
         Generated tokens, long ``[masks, batch, max_new_tokens]``, and the mean log-probability of the reference answer,
@@ -214,9 +218,10 @@ def answer_masks(
     check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
     if answer_ids is not None:
         check_answers(model, answer_ids, len(inputs["input_ids"]))
-    request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id, answer_ids)
+    request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id, answer_ids, stop=stop)
     phases = (phase, decode_without_prompt)
-    return _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
+    tokens, logprobs = _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
+    return up_to_stop(tokens, request), logprobs
 
 
 def _answer(

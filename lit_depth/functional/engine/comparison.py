@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,7 @@ class Request(NamedTuple):
         rows: The prompt of each of these, long ``[answers]``, where there are others than one for each prompt; every
             prompt has one at least. None = one for each.
         summed: Score an answer by `answer_sums` instead of its mean log-probability.
+        stop: Says of each row of answers so far, long ``[rows, tokens]``, whether it ends there; None = at `eos` alone.
     """
 
     inputs: Mapping[str, Any]
@@ -58,6 +59,7 @@ class Request(NamedTuple):
     answer_ids: Tensor | None = None
     rows: Tensor | None = None
     summed: bool = False
+    stop: Callable[[Tensor], Tensor] | None = None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, StoppingCriteriaList
 
 from lit_depth.functional.engine.comparison import Comparison, Request, compare
 from lit_depth.functional.engine.decoding_configuration import PreparedPrompt, generating_model, inside_generate
@@ -216,10 +216,19 @@ def answer_one_by_one(
                 logits = proven_logits(model, request.inputs, ids, request.pad, bool(phases))
                 logprobs[index, answers] = request._replace(answer_ids=ids).score(logits, 1)[0]
             if request.max_new_tokens:
-                found = model.generate(**request.inputs, **request.options)[:, length:]  # type: ignore[operator]
+                options = {**request.options, "stopping_criteria": _criteria(request, length)}
+                found = model.generate(**request.inputs, **options)[:, length:]  # type: ignore[operator]
                 tokens[index, :, : found.shape[1]] = found.cpu()
         on_mask()
     return tokens, logprobs
+
+
+def _criteria(request: Request, length: int) -> StoppingCriteriaList:
+    """What stops ``generate``, whose tokens begin with a prompt of that length."""
+    stop = request.stop
+    if stop is None:
+        return StoppingCriteriaList()
+    return StoppingCriteriaList([lambda ids, _scores, **_: stop(ids[:, length:].cpu()).to(ids.device)])
 
 
 def _turns(request: Request) -> list[list[int]]:

@@ -65,6 +65,9 @@ class Rows:
                 chosen = token.cpu()
                 tokens[present[alive], step] = chosen[alive]
                 alive &= ~torch.isin(chosen, eos)
+                # what is compared with the model's own answer goes on as that does
+                if request.stop is not None and note is None and alive.any():
+                    alive[alive.clone()] &= ~request.stop(tokens[present[alive], : step + 1])
                 if step == request.max_new_tokens - 1 or not alive.any():
                     break
                 # a row that ended is carried along until dropping pays for the copy of the others' keys and values
@@ -81,6 +84,26 @@ class Rows:
                 token = self.prompt.next_tokens(logits)
                 del logits  # not kept beside those of the next step
         return tokens
+
+
+def up_to_stop(tokens: Tensor, request: Request) -> Tensor:
+    """Answers ``[masks, batch, tokens]`` padded behind the token at which each stops, whoever decoded them.
+
+    >>> two = Request({}, 3, (), 0, stop=lambda tokens: tokens[:, -1] == 7)
+    >>> up_to_stop(torch.tensor([[[5, 7, 5]], [[5, 5, 5]]]), two).tolist()
+    [[[5, 7, 0]], [[5, 5, 5]]]
+    """
+    if request.stop is None:
+        return tokens
+    rows = tokens.flatten(0, 1).clone()
+    alive = torch.arange(len(rows))
+    for step in range(rows.shape[1]):
+        if not len(alive):
+            break
+        stopped = request.stop(rows[alive, : step + 1])
+        rows[alive[stopped], step + 1 :] = request.pad
+        alive = alive[~stopped]
+    return rows.unflatten(0, tokens.shape[:2])
 
 
 def deal_out(prompt: PreparedPrompt, masks: MaskSet, trie: MaskTrie, cache: RowCache | None, chosen: Tensor) -> Rows:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_depth.studies.shared.evaluate import Measured
+from lit_depth.studies.shared.importance_scores import describe_nouns
 from lit_depth.studies.shared.mask_grid import PlannedMask
+from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.scores import interval_entry
 
 
@@ -24,6 +26,8 @@ def describe(plan: Sequence[PlannedMask], measured: Measured, confidence: float)
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
         "confidence": confidence,
+        **describe_nouns(measured.nouns),
+        **describe_readings(measured, confidence),
         "full": {"mask_id": scores.full_id, "num_distinct_answers": scores.distinct_answers(scores.full_id)},
         "masks": [
             {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_depth.results.measures import cluster_noun, describe_measure, readings_sections, sample_noun
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import count_answers
@@ -24,15 +25,18 @@ def report(result: Mapping[str, Any], written: Sequence[str] = ()) -> Report:
         for entry in result["masks"]
     ]
     headline = (
-        f"{result['num_samples']} questions of {result['task']} ({result['num_bad_samples']} bad) without their "
-        f"answers: no quality is claimed. Agreement is the share of answers that are the full model's "
+        f"{result['num_samples']} {sample_noun(result)}s of {result['task']} ({result['num_bad_samples']} bad) without "
+        f"their answers: no quality is claimed. Agreement is the share of answers that are the full model's "
         f"({count_answers(result['full']['num_distinct_answers'])}), with {result['confidence']:.0%} intervals by "
-        "image; a flip is another answer, right or wrong."
+        f"{cluster_noun(result)}; a flip is another answer, right or wrong.{describe_measure(result)}"
     )
     return Report(
         title=f"Answers on {result['task']}",
         headline=headline,
-        sections=[Section("Agreement with the full model", table=Table(HEADERS, rows))],
+        sections=[
+            Section("Agreement with the full model", table=Table(HEADERS, rows)),
+            *readings_sections(result, result),
+        ],
         kind="answers",
         written=written,
         tables={"answers/masks": Table(HEADERS, rows)},

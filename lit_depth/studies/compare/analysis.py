@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 
 from lit_depth.functional.statistics import FamilyRow
+from lit_depth.results.measures import shared_nouns
 from lit_depth.results.verdicts import differs, refusal
 from lit_depth.studies.compare.answers import answer_questions, withhold
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import describe_task
 from lit_depth.studies.shared.mask_grid import PlannedMask
+from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.scores import Scores, describe_masks, group_plan
+
+_MOST_NAMES = 8  # of tasks in one line; all stand in the result
 
 
 def describe(
@@ -25,7 +29,8 @@ def describe(
 ) -> dict[str, Any]:
     """The result: that of the one task, or the mean over several, with each task's own under ``tasks``."""
     tasks = [
-        _task_entry(each) | shared | _describe_policies(plan, each.scores, latency, confidence) for each in measured
+        _task_entry(each, confidence) | shared | _describe_policies(plan, each.scores, latency, confidence)
+        for each in measured
     ]
     if len(tasks) == 1:
         return tasks[0]
@@ -33,7 +38,7 @@ def describe(
     return _over_tasks(tasks) | shared | _describe_policies(plan, pooled, latency, confidence)
 
 
-def _task_entry(measured: Measured) -> dict[str, Any]:
+def _task_entry(measured: Measured, confidence: float) -> dict[str, Any]:
     sweep = measured.sweep
     return {
         "command": "compare",
@@ -42,6 +47,7 @@ def _task_entry(measured: Measured) -> dict[str, Any]:
         "num_bad_samples": len(sweep.bad_samples),
         "bad_samples": sweep.bad_samples,
         **sweep.told,
+        **describe_readings(measured, confidence),
     }
 
 
@@ -49,8 +55,9 @@ def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a result says of its tasks together; every task's own result is kept under ``tasks``."""
     return {
         "command": "compare",
-        "task": f"mean of {', '.join(task['task'] for task in tasks)}",
+        "task": f"mean of {_list_tasks([task['task'] for task in tasks])}",
         "metric": " / ".join(dict.fromkeys(task["metric"] for task in tasks)),
+        **shared_nouns(tasks),
         "num_samples": sum(task["num_samples"] for task in tasks),
         "num_bad_samples": sum(task["num_bad_samples"] for task in tasks),
         "bad_samples": {
@@ -58,6 +65,16 @@ def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "tasks": list(tasks),
     }
+
+
+def _list_tasks(names: Sequence[str]) -> str:
+    """
+    >>> _list_tasks(["a", "b"]), _list_tasks(list("abcdefghijkl"))
+    ('a, b', '12 tasks (a, b, c, ...)')
+    """
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{len(names)} tasks ({', '.join(names[:3])}, ...)"
 
 
 def _describe_policies(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lit_depth.results.measures import metric_label
 from lit_depth.results.style import (
     COLORS,
     GREY,
@@ -85,7 +86,7 @@ def quality_figure(comparison: Comparison) -> Figure:
     axes.axhline(full, color=GREY, linestyle="--", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
     draw_constant(axes, comparison.get("baseline"))
     _block_axis(axes, comparison, with_full=False)
-    axes.set_ylabel(f"Quality ({comparison['metric']})")
+    axes.set_ylabel(f"Quality ({metric_label(comparison['metric'])})")
     axes.set_title(withheld_title(_title(comparison), comparison), loc="left", fontsize=11)
     legend(figure, axes, _bars(comparison))
     return figure
@@ -183,7 +184,7 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     axes.margins(x=0.08, y=0.1)
     axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
     axes.set_xlabel("Median total time per request (ms)")
-    axes.set_ylabel(f"Quality ({comparison['metric']})")
+    axes.set_ylabel(f"Quality ({metric_label(comparison['metric'])})")
     title = _title(comparison, _requests(comparison).rstrip("; "))
     axes.set_title(withheld_title(title, comparison), loc="left", fontsize=11)
     legend(figure, axes, f"{_bars(comparison)}\nnumbers: active blocks")

@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from lit_depth.results.measures import cluster_noun, describe_measure, document_sections, perplexity
+from lit_depth.results.measures import (
+    cluster_noun,
+    describe_measure,
+    document_sections,
+    metric_label,
+    perplexity,
+    readings_sections,
+    sample_noun,
+)
 from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table
 from lit_depth.results.style import Stage
 from lit_depth.results.table import Cell, format_interval
@@ -48,6 +56,7 @@ def report(comparison: Comparison) -> Report:
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
             *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
+            *(part for each in (comparison, *tasks) for part in readings_sections(each, comparison)),
         ],
         kind="comparison",
         figures=figures,
@@ -69,7 +78,8 @@ def _refusals(comparison: Comparison) -> list[str]:
 def _headline(comparison: Comparison) -> str:
     full = comparison["full"]
     return (
-        f"{comparison['metric']} on {comparison['task']}, {comparison['num_samples']} samples "
+        f"{metric_label(comparison['metric'])} on {comparison['task']}, {comparison['num_samples']} "
+        f"{sample_noun(comparison) if 'nouns' in comparison else 'sample'}s "
         f"({comparison['num_bad_samples']} bad), {comparison['confidence']:.0%} intervals by "
         f"{cluster_noun(comparison)}; full model {full['quality']:.3f} {format_interval(full['quality_ci'], sign='')}."
         f"{describe_measure(comparison)}{describe_constant(comparison)}"
@@ -116,7 +126,7 @@ def _quality_cell(strategy: Strategy, comparison: Comparison) -> str:
 
 def _perplexities(comparison: Comparison) -> list[Section]:
     """Perplexity of texts per policy and count, and of each document; nothing for other tasks."""
-    if cluster_noun(comparison) != "document":
+    if "texts" not in comparison:
         return []
     headers = ["policy", "blocks", "perplexity"]
     rows: list[list[Cell]] = [
@@ -174,7 +184,7 @@ def _charts(comparison: Comparison) -> dict[str, LineChart]:
     names, strategies = zip(*by_policy(comparison).items())
     blocks = [[each["num_active_blocks"] for each in line] for line in strategies]
     quality = [[each["quality"] for each in line] for line in strategies]
-    axis, title = f"active blocks (of {comparison['num_blocks']})", f"Quality ({comparison['metric']})"
+    axis, title = f"active blocks (of {comparison['num_blocks']})", f"Quality ({metric_label(comparison['metric'])})"
     charts = {"charts/quality_vs_blocks": LineChart(f"{title} against active blocks", axis, names, blocks, quality)}
     if has_latency(comparison):
         times = [[total_ms(each["latency_ms"]) for each in line] for line in strategies]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_depth.functional.masks import Granularity
-from lit_depth.studies.shared.block_ranks import describe_agreement, withhold_agreement
+from lit_depth.studies.shared.block_ranks import MOST_TASKS, describe_agreement, withhold_agreement
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import task_entry
 
@@ -20,6 +20,10 @@ def check_comparable(splits: Sequence[str], num_tasks: int, num_units: int, gran
         raise ValueError(f"expected a threshold between -1 and 1, got {threshold}")
     if len(splits) not in (1, 2) or len(set(splits)) < len(splits):
         raise ValueError(f"splits: expected one or two different ones, got {splits}")
+    if len(splits) == 1 and num_tasks > MOST_TASKS:
+        raise ValueError(
+            f"expected at most {MOST_TASKS} tasks with one split, whose pairs are compared, got {num_tasks}"
+        )
     if len(splits) == 1 and num_tasks < 2:
         raise ValueError("expected two or more tasks with one split, got one; give --data.tasks a b, or --splits a b")
 

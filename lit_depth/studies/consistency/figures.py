@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.measures import cluster_noun, metric_label
 from lit_depth.results.style import bar_lengths, new_figure, plain_axes, whole_numbers
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, refusal
@@ -44,13 +45,15 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
     legend: dict[str, Patch] = {}
     for (bars, scatter), (measure, label) in zip(panels, _LABELS.items()):
         legend |= _draw_drops(bars, a, b, measure, result["confidence"])
-        metric = " / ".join(dict.fromkeys((a["metric"], b["metric"])))
+        metric = " / ".join(dict.fromkeys(metric_label(side["metric"]) for side in (a, b)))
         bars.set_ylabel(label.format(metric=metric))
         _draw_ranks(scatter, a, b, measure)
         scatter.set_title(_agreement(pair[measure], result["confidence"]), loc="left", fontsize=10)
     panels[1][0].set_xlabel(f"Skipped {units_noun(blocks)}")
     refused = [side["name"] for side in (a, b) if refusal(side)]
-    title = f"bars: {result['confidence']:.0%} {SIMULTANEOUS} by image, and of ranks all that may be; pale: 0 is within"
+    nouns = " and ".join(dict.fromkeys(map(cluster_noun, (a, b))))
+    title = f"bars: {result['confidence']:.0%} {SIMULTANEOUS} by {nouns}"
+    title += ", and of ranks all that may be; pale: 0 is within"
     if refused:
         title += ", or no verdict"
         title = f"No verdict: not shown to beat a constant answer on {' and on '.join(refused)}\n{title}"

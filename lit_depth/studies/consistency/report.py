@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lit_depth.results.measures import cluster_noun, readings_sections
 from lit_depth.results.report import Report, Table
 from lit_depth.results.table import Cell
 from lit_depth.results.verdicts import WITHHELD, refusal, verdict_scalars
@@ -23,7 +24,8 @@ def report(result: dict[str, Any]) -> Report:
         title="Consistency of block importance",
         headline="\n\n".join([*refused, *(headline(entry, result) for entry in measured)]),
         sections=[
-            agreement_section("Agreement", result["pairs"], result["threshold"], list(figures), _verdicts(result))
+            agreement_section("Agreement", result["pairs"], result["threshold"], list(figures), _verdicts(result)),
+            *(each for entry in measured for each in readings_sections(entry, result)),
         ],
         kind="consistency",
         figures=figures,
@@ -36,6 +38,7 @@ def report(result: dict[str, Any]) -> Report:
 def _verdicts(result: dict[str, Any]) -> str:
     """The verdicts in words, one sentence per pair and measure."""
     threshold, sentences = result["threshold"], []
+    nouns = " or ".join(dict.fromkeys(f"{cluster_noun(each)}s" for each in result["measurements"]))
     for pair in result["pairs"]:
         for key, label in (("quality", "quality"), ("reference_logprob", "reference log-probability")):
             entry = pair[key]
@@ -44,7 +47,7 @@ def _verdicts(result: dict[str, Any]) -> str:
                 sentences.append(f"{text}.")
                 continue
             if entry["spearman"] is None:
-                sentences.append(f"{text}; on one side all blocks cost the same, or images are too few: no order.")
+                sentences.append(f"{text}; on one side all blocks cost the same, or {nouns} are too few: no order.")
                 continue
             low, high = entry["ci"]
             text += f" (Spearman {entry['spearman']:.3f}, free of noise in [{low:.3f}, {high:.3f}])."

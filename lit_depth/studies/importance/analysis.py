@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_depth.functional.masks import Granularity
-from lit_depth.studies.shared.block_ranks import describe_agreement, describe_blocks, describe_full, withhold_agreement
+from lit_depth.results.measures import shared_nouns
+from lit_depth.studies.shared.block_ranks import (
+    MOST_TASKS,
+    describe_agreement,
+    describe_blocks,
+    describe_full,
+    withhold_agreement,
+)
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import task_entry
@@ -18,11 +25,11 @@ THRESHOLD = 0.9
 def describe(
     measured: Sequence[Measured], units: Sequence[int], granularity: Granularity, confidence: float
 ) -> dict[str, Any]:
-    """Every task; of several also their mean, and how closely each pair of them agrees."""
+    """Every task; of several also their mean, and of up to `MOST_TASKS` how closely each pair of them agrees."""
     tasks = [task_entry(each, units, confidence, granularity) for each in measured]
     pairs = [
         {"a": a.task.name, "b": b.task.name} | describe_agreement(a.scores, b.scores, units, THRESHOLD, confidence)
-        for a, b in itertools.combinations(measured, 2)
+        for a, b in itertools.combinations(measured if len(measured) <= MOST_TASKS else (), 2)
     ]
     withhold_agreement(pairs, tasks)
     if len(measured) == 1:
@@ -30,6 +37,7 @@ def describe(
     pooled = Scores.pooled([each.scores for each in measured])
     return {
         "tasks": tasks,
+        **shared_nouns(tasks),
         "macro": describe_blocks(pooled, units, confidence, granularity),
         "full": describe_full(pooled, confidence),
         "baseline": describe_baseline(pooled, confidence),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.measures import cluster_noun
+from lit_depth.results.measures import cluster_noun, metric_label
 from lit_depth.results.style import bar_lengths, new_figure, plain_axes, withheld_title
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
@@ -41,6 +41,7 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         title = f"mean over {len(tasks)} tasks, {split} split"
         figures[MEAN] = partial(importance_figure, result["macro"], title, metric, confidence, result)
         figures[BY_TASK] = partial(heatmap, tasks, f"Drop in quality, {split} split", confidence)
+    if result["agreement"]:
         figures[AGREEMENT] = partial(agreement_figure, result["agreement"], [task["task"] for task in tasks])
     if "methods" in result:
         title = f"Rank of each block by method, {tasks[0]['task']}, {split} split"
@@ -62,7 +63,7 @@ def heatmap(tasks: Sequence[dict[str, Any]], title: str, confidence: float) -> F
     limit = highest[int(0.9 * (len(highest) - 1))] or highest[-1] or 1.0
     units = tasks[0]["blocks"]
     columns = [str(unit_name(entry)) for entry in units]
-    names = [f"{task['task']} ({task['metric']})" for task in tasks]
+    names = [f"{task['task']} ({metric_label(task['metric'])})" for task in tasks]
     sure = [[is_sure(entry["quality"], task, confidence) for entry in task["blocks"]] for task in tasks]
     title = f"{title}; pale: no difference shown (Holm)"
     return matrix_figure(values, names, columns, title, limit, f"Skipped {units_noun(units)}", sure)
@@ -115,7 +116,7 @@ def importance_figure(
         lengths = bar_lengths(values, limits)
         axes.errorbar(places, values, yerr=lengths, fmt="none", ecolor="#333333", elinewidth=1.2, capsize=3)
         axes.axhline(0, color="#333333", linewidth=0.8)
-        axes.set_ylabel(label.format(metric=metric))
+        axes.set_ylabel(label.format(metric=metric_label(metric)))
     baseline = measured.get("baseline")
     if baseline is not None:
         height = measured["full"]["quality"] - baseline["quality"]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_depth.results.measures import document_sections
+from lit_depth.results.measures import document_sections, metric_label, readings_sections
 from lit_depth.results.report import BarChart, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import unit_name, units_noun
@@ -19,6 +19,7 @@ from lit_depth.results.verdicts import (
 )
 from lit_depth.studies.importance.analysis import THRESHOLD
 from lit_depth.studies.importance.figures import AGREEMENT, BY_TASK, MEAN, METHODS, importance_figures, task_figure
+from lit_depth.studies.shared.block_ranks import MOST_TASKS
 from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
 from lit_depth.studies.shared.importance_views import agreement_section, headline
 
@@ -34,6 +35,9 @@ COLUMNS = (
     "block",
     *(f"{prefix}{column}" for prefix in MEASURES.values() for column in (*_LIMITS, "p_holm", "verdict")),
     *(f"{prefix}rank" for prefix in MEASURES.values()),
+)
+LEFT_OUT = (
+    f"How closely each pair of tasks agrees is told of up to {MOST_TASKS} tasks, by lit-depth consistency too; here are"
 )
 EXPLAIN = (
     "Every method against the accuracy drop. spearman: rank correlation as measured; noise-free: {confidence:.0%} "
@@ -60,11 +64,14 @@ def report(result: dict[str, Any]) -> Report:
     if mean:
         sections += [
             _section(mean, "Mean over tasks", [MEAN, BY_TASK], several=True, constant=describe_constant(mean)),
-            agreement_section("Agreement between tasks", result["agreement"], THRESHOLD, [AGREEMENT]),
+            agreement_section("Agreement between tasks", result["agreement"], THRESHOLD, [AGREEMENT])
+            if result["agreement"]
+            else Section("Agreement between tasks", f"{LEFT_OUT} {len(tasks)}."),
         ]
     if "methods" in result:
         sections += _method_sections(result["methods"])
-    sections += [section for task in tasks for section in document_sections(task)]
+    for task in tasks:
+        sections += [*document_sections(task), *readings_sections(task, result)]
     scalars = verdict_scalars([(task["task"], f"/{task['task']}", task) for task in tasks])
     scalars |= {f"full/quality/{task['task']}": task["full"]["quality"] for task in tasks}
     by_task = {f"layer_importance_scores_{task['task']}.json": plain_scores(task["blocks"]) for task in tasks}
@@ -109,7 +116,8 @@ def _section(
 def _findings(task: Mapping[str, Any]) -> list[str]:
     """The least important blocks, by either measure."""
     blocks, lines = task["blocks"], []
-    for measure, label in (("quality", task["metric"]), ("reference_logprob", "reference log-probability")):
+    labels = {"quality": metric_label(task["metric"]), "reference_logprob": "reference log-probability"}
+    for measure, label in labels.items():
         cheap = [str(unit_name(entry)) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
         tied = " (tied)" if len(cheap) > 1 else ""
         lines.append(f"least important by {label}: {units_noun(blocks)}s {', '.join(cheap)}{tied}")

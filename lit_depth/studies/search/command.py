@@ -85,6 +85,7 @@ def search(
     from lit_depth.studies.shared.evaluate import evaluate
     from lit_depth.studies.shared.importance_scores import describe_samples, describe_task, records_of, units_of
     from lit_depth.studies.shared.publish import publish
+    from lit_depth.studies.shared.readings import describe_readings
     from lit_depth.studies.shared.run_folder import open_run
 
     num_units, granularity = model.num_units, model.hparams["granularity"]
@@ -119,6 +120,7 @@ def search(
         result: dict[str, Any] = {
             "command": "search",
             **describe_task(measured),
+            **describe_readings(measured, confidence),
             "num_blocks": model.num_blocks,
             "units": unit_names(range(num_units), granularity),
             **options,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.measures import metric_label
 from lit_depth.results.style import (
     COLORS,
     GREY,
@@ -161,7 +162,7 @@ def drop_figure(result: Mapping[str, Any]) -> Figure:
     axes.set_xticks([level["num_removed"] for level in result["levels"]])
     kind = "blocks" if len(result["units"]) == result["num_blocks"] else "sublayers"
     axes.set_xlabel(f"Removed {kind} (of {len(result['units'])})")
-    axes.set_ylabel(f"Drop in quality ({result['metric']})")
+    axes.set_ylabel(f"Drop in quality ({metric_label(result['metric'])})")
     title = f"{result['task']}, {report['num_samples']} validation samples"
     axes.set_title(withheld_title(title, report), loc="left", fontsize=11)
     legend(figure, axes, f"bars: {result['confidence']:.0%} {SIMULTANEOUS}")

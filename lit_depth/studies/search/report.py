@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lit_depth.results.measures import cluster_noun, describe_measure
+from lit_depth.results.measures import (
+    cluster_noun,
+    count_samples,
+    describe_measure,
+    metric_label,
+    readings_sections,
+)
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
@@ -32,6 +38,7 @@ def report(result: Mapping[str, Any]) -> Report:
             Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=list(figures)),
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
+            *readings_sections(result, result),
         ],
         kind="search",
         figures=figures,
@@ -48,8 +55,8 @@ def _headline(result: Mapping[str, Any]) -> str:
     trained = " Released checkpoints were trained on these very questions." if result["in_training_mixture"] else ""
     return (
         f"{kind} on {calibration['num_samples']} calibration samples of {result['task']}, ranked by "
-        f"{result['rank_by']}; {result['metric']} on {reported['num_samples']} validation samples of "
-        f"{reported['num_images']} {noun}s ({reported['num_bad_samples']} bad), {result['confidence']:.0%} "
+        f"{result['rank_by']}; {metric_label(result['metric'])} on the validation split, "
+        f"{count_samples(result, reported)} ({reported['num_bad_samples']} bad), {result['confidence']:.0%} "
         f"{SIMULTANEOUS} by {noun}, over all drops and over all interactions. Full model {full['quality']:.3f} "
         f"{format_interval(full['quality_ci'], sign='')}."
         f"{describe_measure({**result, 'full': full})}{describe_constant(reported)} Interaction: the drop beyond "

@@ -79,12 +79,14 @@ def select(
     """
     from functools import partial
 
+    from lit_depth.data.task import Nouns
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.select import analysis
     from lit_depth.studies.select.arguments import DEFAULT_POLICIES, SelectArguments
     from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
     from lit_depth.studies.shared.checks import check_asks, check_one_task, check_whole_blocks
+    from lit_depth.studies.shared.importance_scores import describe_nouns
     from lit_depth.studies.shared.mask_grid import check_plan
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
@@ -121,7 +123,7 @@ def select(
     measured = {**arguments.measured(), **plan, **settings}
     splits = ["calibration", "validation"]
     with open_run(trainer, model, datamodule, splits, measured, output_dir, "select", name, max_bad_samples) as run:
-        options, baseline = find_options(run, arguments, earlier, names, counts)
+        options, beside = find_options(run, arguments, earlier, names, counts)
         if not trainer.is_global_zero:
             return {}
         clock = Clock(run, new_tokens, settings["threads"])
@@ -133,7 +135,8 @@ def select(
             "num_blocks": model.num_blocks,
             "new_tokens": new_tokens,
             "device": run.arguments["device"],
-            "baseline": baseline,
+            **describe_nouns(Nouns.of(datamodule.task)),
+            **beside,
             **analysis.describe(arguments, options, earlier.times or clock.time(to_time, "calibration", num_requests)),
         }
         if budget_ms is not None and refusal(result) is None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.measures import metric_label, sample_noun
 from lit_depth.results.style import bar_lengths, draw_constant, hollow, new_figure, plain_axes, withheld_title
 from lit_depth.results.verdicts import mark
 
@@ -26,7 +27,7 @@ def selection_figure(result: Mapping[str, Any]) -> "Figure":
     hollow(axes, times, heights, marks, "#888888", "o", size=5)
     draw_constant(axes, baseline)
     points = sorted((times[i], heights[i]) for i, entry in enumerate(entries) if entry["mask_id"] in result["frontier"])
-    label = "frontier, by the questions chosen on"
+    label = f"frontier, by the {sample_noun(result)}s chosen on"
     axes.plot(*zip(*points), "-o", color="#0072B2", markersize=5, linewidth=1.5, label=label)
     for time, height, entry in zip(times, heights, entries):
         axes.annotate(str(entry["num_active_blocks"]), (time, height), (4, -11), textcoords="offset points", fontsize=8)
@@ -37,7 +38,7 @@ def selection_figure(result: Mapping[str, Any]) -> "Figure":
     share = result["share_within_budget"]
     free = f", {result['margin']:.0%} of it kept free" if result["margin"] else ""
     axes.set_xlabel(f"Budget that {share:.0%} of the requests stay within{free} (ms)\nnumbers: active blocks")
-    axes.set_ylabel(f"Quality ({result['metric']})")
+    axes.set_ylabel(f"Quality ({metric_label(result['metric'])})")
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     requests = [entry["latency_ms"]["num_requests"] for entry in entries if entry["latency_ms"]["num_requests"]]
     title = f"{result['task']}, {result['new_tokens']} new tokens, {min(requests, default=0)} requests per mask"

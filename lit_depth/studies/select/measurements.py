@@ -18,6 +18,7 @@ from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.identity import check_same_model, model_arguments
 from lit_depth.studies.shared.importance_scores import measure_mean, read_importance, to_importance
 from lit_depth.studies.shared.mask_grid import PlannedMask, needs_importance, plan_masks
+from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import describe_masks
 from lit_depth.studies.shared.time_masks import time_masks
@@ -52,7 +53,7 @@ class Earlier(NamedTuple):
 
     importance: list[float] | None = None  # of each block
     options: list[Option] | None = None
-    baseline: dict[str, Any] | None = None
+    beside: dict[str, Any] | None = None  # what a result holds beside the masks
     times: dict[str, list[float]] | None = None  # in ms, by mask
 
 
@@ -74,9 +75,9 @@ def read_earlier(
         scores = read_importance(path, model, datamodule)
         earlier = earlier._replace(importance=to_importance(scores, model.num_blocks, path, arguments.keep))
     if (path := arguments.comparison) is not None:
-        options, baseline = read_comparison(path, model.num_blocks, datamodule.task.name)
+        options, beside = read_comparison(path, model.num_blocks, datamodule.task.name)
         check_same_model(path, "comparison", model, {**same, "data.path": datamodule.path})
-        earlier = earlier._replace(options=options, baseline=baseline)
+        earlier = earlier._replace(options=options, beside=beside)
     if (path := arguments.latency) is not None:
         times = read_latency(path, model.num_blocks, new_tokens, clock["device"])
         check_same_model(path, "latency", model, {**same, "threads": clock["threads"]})
@@ -84,8 +85,10 @@ def read_earlier(
     return earlier
 
 
-def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option], dict[str, Any] | None]:
-    """Masks of ``m5_mask_strategy_comparison.json``, chosen by the quality that it reports, and its ``baseline``.
+def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option], dict[str, Any]]:
+    """Masks of ``m5_mask_strategy_comparison.json``, chosen by the quality that it reports, and what stands beside.
+
+    That is its ``baseline``, and its ``readings`` if it has some.
 
     Raises:
         ValueError: If the file cannot be read, or is of another task or number of blocks.
@@ -102,7 +105,10 @@ def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option]
     found = quality_by_mask(content["full"], content["strategies"])
     # one split only: what is chosen by these numbers looks a little better in them than it is
     options = [Option(mask, names, entry, None) for mask, (names, entry) in found.items()]
-    return options, content.get("baseline")  # type: ignore[return-value]
+    beside: dict[str, Any] = {"baseline": content.get("baseline")}
+    if "readings" in content:
+        beside["readings"] = content["readings"]
+    return options, beside
 
 
 def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> dict[str, list[float]]:
@@ -144,33 +150,34 @@ def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> di
 
 def find_options(
     run: Run, arguments: SelectArguments, earlier: Earlier, names: Sequence[str], counts: Sequence[int]
-) -> tuple[list[Option], dict[str, Any] | None]:
-    """The masks to choose among, and the result's ``baseline``.
+) -> tuple[list[Option], dict[str, Any]]:
+    """The masks to choose among, and the result's ``baseline`` and ``readings``.
 
     The masks follow from importance alone, come from an earlier comparison, or from policies that are measured now.
     """
     scores, keep, num_blocks = earlier.importance, arguments.keep, run.model.num_blocks
     if arguments.estimate_depth:
         assert scores is not None
-        return order_by_importance(scores, num_blocks, keep), None
-    if earlier.options is not None:
-        return earlier.options, earlier.baseline
+        return order_by_importance(scores, num_blocks, keep), {"baseline": None}
+    if earlier.options is not None and earlier.beside is not None:
+        return earlier.options, earlier.beside
     if scores is None and needs_importance(names):
         scores, _ = measure_mean(run, arguments.confidence)
     plan = plan_masks(names, counts, num_blocks, scores, arguments.num_seeds, keep)
     return _measure_quality(run, plan, arguments.confidence)
 
 
-def _measure_quality(
-    run: Run, plan: Sequence[PlannedMask], confidence: float
-) -> tuple[list[Option], dict[str, Any] | None]:
+def _measure_quality(run: Run, plan: Sequence[PlannedMask], confidence: float) -> tuple[list[Option], dict[str, Any]]:
     """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report."""
     masks = [planned.mask for planned in plan]
     # both in one run, so that a mask's quality is reported on questions that its choice did not see
-    seen, unseen = (evaluate(run, split, masks, "masks").scores for split in ("calibration", "validation"))
-    chosen_by, expected = (quality_by_mask(*describe_masks(plan, scores, {}, confidence)) for scores in (seen, unseen))
+    seen, unseen = (evaluate(run, split, masks, "masks") for split in ("calibration", "validation"))
+    chosen_by, expected = (
+        quality_by_mask(*describe_masks(plan, each.scores, {}, confidence)) for each in (seen, unseen)
+    )
     options = [Option(mask, names, entry, expected[mask][1]) for mask, (names, entry) in chosen_by.items()]
-    return options, describe_baseline(unseen, confidence)
+    baseline = describe_baseline(unseen.scores, confidence)
+    return options, {"baseline": baseline, **describe_readings(unseen, confidence)}
 
 
 @dataclass(frozen=True)

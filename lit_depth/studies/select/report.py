@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
+from lit_depth.results.measures import metric_label, readings_note, readings_sections, sample_noun
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
@@ -25,6 +26,7 @@ def report(result: Mapping[str, Any]) -> Report:
         sections=[
             Section("Choice", "\n\n".join(_choice(result))),
             Section("Candidates", table=Table(HEADERS, _rows(result)), figures=list(figures)),
+            *readings_sections(result, result),
         ],
         kind="selection",
         figures=figures,
@@ -89,7 +91,8 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         line = result["line"]
         fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
         lines.append(f"'budget from' is {line['intercept']:.2f} + {line['slope']:.2f} per block{fit}.")
-    constant = [f"{describe_constant(result)} {LEGEND}".strip()] if result["frontier"] else []
+    measure = readings_note(result["readings"]) if "readings" in result else ""
+    constant = [f"{describe_constant(result)}{measure} {LEGEND}".strip()] if result["frontier"] else []
     return [" ".join(lines), *constant]
 
 
@@ -130,11 +133,12 @@ def _expectation(result: Mapping[str, Any], selected: Mapping[str, Any]) -> str:
     where = (
         "on the validation split, which the choice did not see"
         if selected["expected"]
-        else "on the very questions that the choice looked at, so a little too good"
+        else f"on the very {sample_noun(result)}s that the choice looked at, so a little too good"
     )
     return (
-        f"Expected {result['metric']} {shown['quality']:.3f} {format_interval(shown['quality_ci'], sign='')}, drop "
-        f"from the full model {shown['drop']:+.3f} {format_interval(_drop_limits(shown))}, {where}; drops have "
+        f"Expected {metric_label(result['metric'])} {shown['quality']:.3f} "
+        f"{format_interval(shown['quality_ci'], sign='')}, drop from the full model {shown['drop']:+.3f} "
+        f"{format_interval(_drop_limits(shown))}, {where}; drops have "
         f"{SIMULTANEOUS}."
     )
 

@@ -15,6 +15,7 @@ from lit_depth.studies.shared.scores import Measure, Scores, family_entry, inter
 Floats = NDArray[np.float64]
 # fields of `Scores` and keys of the result
 MEASURES: tuple[Measure, ...] = ("quality", "reference_logprob")
+MOST_TASKS = 20  # of which all pairs are compared: each pair takes up to a second
 
 
 def drops(scores: Scores, units: Sequence[int], measure: Measure) -> Floats:

@@ -122,6 +122,17 @@ class Importance(TypedDict):
     ties: NotRequired[list[Tie] | None]
 
 
+class Reading(TypedDict):
+    """What one metric reads in the answers under one mask.
+
+    ``parse_failed`` is the share of answers in which it finds no option, null where it looks for none.
+    """
+
+    quality: float
+    quality_ci: Interval
+    parse_failed: float | None
+
+
 class Answer(TypedDict):
     """One question answered; the numbers behind it may stand beside as further keys."""
 
@@ -176,6 +187,8 @@ class Comparison(TypedDict):
     answers: Answers
     baseline: NotRequired[Baseline | None]
     latency_requests: NotRequired[int | None]
+    # by metric and mask, where the same answers are read in several ways
+    readings: NotRequired[dict[str, dict[str, Reading]]]
     tasks: NotRequired[list["Comparison"]]
 
 

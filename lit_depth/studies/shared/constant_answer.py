@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_depth.data import DepthDataModule, Sample
+from lit_depth.data.task import Nouns
 from lit_depth.metrics import clean_prediction
 from lit_depth.metrics.base import new_metric
 from lit_depth.studies.shared.scores import ConstantAnswer, FoundAnswer, Scores, interval_entry
@@ -92,7 +93,8 @@ def constant_scores(datamodule: DepthDataModule, split: str, names: Sequence[str
     """The constant answer of one task, scored on the samples (``names``) of a split that were evaluated."""
     found = find_constant(datamodule, split)
     if found.split == split and found.reason is None:
-        found = found._replace(reason="these are the questions reported on")
+        noun = Nouns.of(datamodule.task).sample
+        found = found._replace(reason=f"these are the {noun}s reported on")
     samples = {sample.id: sample for sample in datamodule.eval_dataset(split).without_images()}
     metric = new_metric(datamodule.task.metric)
     return ConstantAnswer((found,), score_constant(found.text, [samples[name] for name in names], metric))

@@ -3,14 +3,16 @@
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import Task
+from lit_depth.data.task import Nouns
 from lit_depth.functional import MaskSet
 from lit_depth.functional.fingerprints import weights_sample
+from lit_depth.metrics.base import readings
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.constant_answer import constant_scores
 from lit_depth.studies.shared.run_folder import Run
@@ -24,6 +26,11 @@ class Measured(NamedTuple):
     split: str
     scores: Scores
     sweep: MaskSweep
+
+    @property
+    def nouns(self) -> Nouns:
+        """What the samples are called, and what intervals are clustered by."""
+        return _nouns(self.task, self.sweep)
 
 
 def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measured:
@@ -50,9 +57,18 @@ def sweep_masks(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Mea
     assert sweep.records is not None
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
-        raise ValueError(f"{split} split: intervals need samples of at least 2 images or documents, got {num_images}")
+        cluster = _nouns(task, sweep).cluster
+        raise ValueError(f"{split} split: intervals need at least 2 {cluster}s, got {num_images}")
     scores = Scores.from_records(sweep.records, sweep.metric.max_score)
     return Measured(task, split, scores, sweep)
+
+
+def _nouns(task: Any, sweep: MaskSweep) -> Nouns:
+    nouns, records = Nouns.of(task), sweep.records
+    # of a single document the windows are the clusters
+    if nouns.sample == "window" and records is not None and (records["image"] == records["sample"]).all():
+        return Nouns("window", "window")
+    return nouns
 
 
 def sweep_samples(
@@ -63,7 +79,9 @@ def sweep_samples(
     ``positions`` count in ``datamodule.eval_dataset(split)``; None = all.
     """
     task = run.datamodule.task
-    sweep = MaskSweep(masks, records, metric=task.metric, max_bad_samples=run.max_bad_samples, description=text)
+    # of answers that are not scored, by what would score them
+    also = (readings(task.read_by) or None) if getattr(task, "read_by", "") else None
+    sweep = MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also)
     run.model.use_task(task.max_new_tokens)
     num_samples = len(run.datamodule.eval_dataset(split)) if positions is None else len(positions)
     if not num_samples:

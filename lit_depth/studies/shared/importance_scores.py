@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.data import DepthDataModule
+from lit_depth.data.task import Nouns
+from lit_depth.data.tasks.next_token import document_of
 from lit_depth.functional import leave_one_out
 from lit_depth.functional.masks import Granularity
 from lit_depth.module import DepthModule
@@ -18,6 +20,7 @@ from lit_depth.studies.shared.block_ranks import describe_blocks, describe_full,
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import Measured, evaluate
 from lit_depth.studies.shared.identity import check_same_model
+from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import Scores
 
@@ -80,7 +83,16 @@ def describe_task(measured: Measured) -> dict[str, Any]:
     """Name and metric of a task, and whether checkpoints were trained on it."""
     task = measured.task
     named = {"task": task.name, "metric": task.metric, "in_training_mixture": task.in_training_mixture}
-    return {**named, **_describe_texts(measured)}
+    return {**named, **describe_nouns(measured.nouns), **_describe_texts(measured)}
+
+
+def describe_nouns(nouns: Nouns) -> dict[str, Any]:
+    """What samples and clusters are called, as results hold it; nothing of questions about images.
+
+    >>> describe_nouns(Nouns("window", "document")), describe_nouns(Nouns())
+    ({'nouns': {'sample': 'window', 'cluster': 'document'}}, {})
+    """
+    return {} if nouns == Nouns() else {"nouns": nouns._asdict()}
 
 
 def _describe_texts(measured: Measured) -> dict[str, Any]:
@@ -89,7 +101,8 @@ def _describe_texts(measured: Measured) -> dict[str, Any]:
     if measured.scores.is_bounded or records is None:
         return {}
     records = records[records["mask"] == full_id]
-    sums = records.assign(logprob=records["score"] * records["weight"]).groupby("image")[["logprob", "weight"]].sum()
+    summed = records.assign(logprob=records["score"] * records["weight"], document=records["sample"].map(document_of))
+    sums = summed.groupby("document")[["logprob", "weight"]].sum()
     documents = {
         str(name): {
             "num_tokens": int(row.weight),
@@ -121,6 +134,7 @@ def task_entry(measured: Measured, units: Sequence[int], confidence: float, gran
         **describe_samples(measured, confidence),
         "blocks": describe_blocks(measured.scores, units, confidence, granularity),
         **measured.sweep.told,
+        **describe_readings(measured, confidence),
     }
 
 

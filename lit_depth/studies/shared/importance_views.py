@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.measures import cluster_noun, describe_measure
+from lit_depth.results.measures import cluster_noun, count_samples, describe_measure, metric_label
 from lit_depth.results.report import Section, Table
 from lit_depth.results.style import new_figure
 from lit_depth.results.table import Cell, format_interval, format_p_value
@@ -31,14 +31,14 @@ AGREEMENT_HEADERS = ("a", "b", "drop in", "spearman", "noise-free", "p", "agreem
 
 def headline(task: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What was measured and how well the full model did, in a sentence or two."""
-    full, noun = task["full"], cluster_noun(task)
+    full = task["full"]
     split = task.get("split") or result["split"]
     ranks = " Rank 1 costs most; 'may be' are the ranks that the samples leave open." if not refusal(task) else ""
     trained = " Released checkpoints were trained on these very questions." if task["in_training_mixture"] else ""
     return (
-        f"{task['metric']} on {task['task']} ({split} split), {task['num_samples']} samples of "
-        f"{task['num_images']} {noun}s ({task['num_bad_samples']} bad), {result['confidence']:.0%} {SIMULTANEOUS} by "
-        f"{noun}. Full model {full['quality']:.3f} {format_interval(full['quality_ci'], '')}."
+        f"{metric_label(task['metric'])} on {task['task']} ({split} split), {count_samples(task, task)} "
+        f"({task['num_bad_samples']} bad), {result['confidence']:.0%} {SIMULTANEOUS} by "
+        f"{cluster_noun(task)}. Full model {full['quality']:.3f} {format_interval(full['quality_ci'], '')}."
         f"{describe_measure(task)}{describe_constant(task)}{ranks}{trained}"
     )
 

@@ -102,7 +102,7 @@ def open_run(
     meet(trainer)
     with given_back(model, datamodule), ExitStack() as held:
         datamodule.attach(model)
-        datamodule.check_seen(splits)
+        datamodule.check_asked(splits)
 
         # the other processes of a distributed run work under the first one's lock
         def claim() -> None:

@@ -10,6 +10,8 @@ import torch
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, random
 from lit_depth.functional.engine.api import answer_masks, generate, score_continuations, sweep_forward, sweep_generate
+from lit_depth.functional.engine.comparison import Request
+from lit_depth.functional.engine.rows import up_to_stop
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.models.loading import load_bundled
@@ -209,6 +211,50 @@ def test_answers_are_the_same_whatever_reference_is_their_draft(models, family, 
     for name, draft in drafts.items():
         tokens, _ = answer_masks(model, inputs, masks, answer_ids=draft, **options)
         assert torch.equal(tokens, expected), name
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe", "gemma2"])
+def test_answers_stop_where_they_are_told_to_whoever_decodes_them(family):
+    model = tiny_model(family)
+    inputs, masks = tiny_batch(model), SETS["leave one out"]
+    whole = torch.stack([plain(model, inputs, mask) for mask in masks])
+    # one that many answers have somewhere, but not first
+    values, counts = whole[:, :, 1:-1].flatten().unique(return_counts=True)
+    wanted = int(values[counts.argmax()])
+    expected = whole.clone()
+    for row in expected.flatten(0, 1):
+        place = next((step for step, token in enumerate(row.tolist()) if token == wanted), NEW_TOKENS)
+        row[place + 1 :] = 0
+    assert not torch.equal(expected, whole)
+    asked = []
+
+    def stop(tokens: torch.Tensor) -> torch.Tensor:
+        asked.append(tokens.shape)
+        return tokens[:, -1] == wanted
+
+    options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0, "stop": stop}
+    draft = whole[0]  # what is known without decoding stops too
+    for more in ({}, {}, {"answer_ids": draft}, {"phase": "decode"}):
+        tokens, _ = answer_masks(model, inputs, masks, **options, **more)
+        if not more.get("phase"):
+            assert torch.equal(tokens, expected), more
+            continue
+        plain_tokens, _ = answer_masks(model, inputs, masks, **{**options, "stop": None}, **more)
+        assert torch.equal(tokens, up_to_stop(plain_tokens, Request({}, NEW_TOKENS, (), 0, stop=stop)))
+    assert asked
+
+
+def test_no_step_is_taken_behind_the_stop_of_all_rows():
+    model = tiny_model("llama")
+    inputs, masks = tiny_batch(model), SETS["leave one out"]
+    steps, options = [], {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    answer_masks(model, inputs, masks, **options)  # the engine has seen the model
+    hook = model.get_output_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    tokens, _ = answer_masks(
+        model, inputs, masks, **options, stop=lambda each: torch.full((len(each),), each.shape[1] == 2)
+    )
+    hook.remove()
+    assert len(steps) == 2 and not tokens[:, :, 2:].any() and tokens[:, :, :2].any()
 
 
 def test_a_model_that_cannot_be_driven_falls_back_with_one_warning():

@@ -131,3 +131,16 @@ def test_the_direction_is_told_of_the_methods_that_were_run(methods: dict[str, s
     result = {**two_tasks(), "tasks": [task("a")], "macro": None, "agreement": [], "methods": measured}
     text = as_text(report(result))
     assert "all methods in one pass cost 3.0. A higher score counts as " + told in text
+
+
+def test_of_very_many_tasks_no_pairs_are_drawn() -> None:
+    told = report({**two_tasks(), "agreement": []})
+    assert "block_importance_agreement" not in told.figures
+    assert "told of up to 20 tasks, by lit-depth consistency too; here are 2." in as_text(told)
+
+
+def test_a_metric_is_shown_without_the_modules_of_its_path() -> None:
+    entry = {**task("a"), "metric": "lit_depth.integrations.harness.acc_norm"}
+    text = as_text(report({**two_tasks(), "tasks": [entry, task("b")]}))
+    assert "acc_norm on a (calibration split)" in text and "least important by acc_norm:" in text
+    assert "integrations" not in text

@@ -18,16 +18,16 @@ def test_of_importance_alone_every_depth_has_its_most_important_blocks():
     arguments = SimpleNamespace(keep=[0], estimate_depth=True)
     run = SimpleNamespace(model=SimpleNamespace(num_blocks=3))
     earlier = Earlier(importance=[0.1, 0.2, 0.9])
-    options, baseline = measurements.find_options(run, arguments, earlier, [], [])
-    assert [option.mask_id for option in options] == ["100", "101", "111"] and baseline is None
+    options, beside = measurements.find_options(run, arguments, earlier, [], [])
+    assert [option.mask_id for option in options] == ["100", "101", "111"] and beside == {"baseline": None}
 
 
 def test_an_earlier_comparison_is_taken_as_it_is():
     arguments, options = SimpleNamespace(keep=[], estimate_depth=False), [object()]
-    earlier = Earlier(options=options, baseline={"answer": "yes"})
+    earlier = Earlier(options=options, beside={"baseline": {"answer": "yes"}})
     run = SimpleNamespace(model=SimpleNamespace(num_blocks=3))
     found = measurements.find_options(run, arguments, earlier, [], [])
-    assert found == (options, {"answer": "yes"})
+    assert found == (options, {"baseline": {"answer": "yes"}})
 
 
 def test_times_are_totals_by_mask(tmp_path, monkeypatch):
@@ -86,13 +86,16 @@ def test_other_requests_are_refused(tmp_path, samples, details, message):
 def test_a_comparison_brings_its_masks_and_its_constant_answer(tmp_path, comparison):
     path = tmp_path / "m5.json"
     path.write_text(json.dumps(comparison))
-    options, baseline = read_comparison(str(path), 16, comparison["task"])
+    options, beside = read_comparison(str(path), 16, comparison["task"])
     assert {option.mask_id for option in options} == {
         mask["mask_id"]
         for each in (*comparison["strategies"], {"masks": [comparison["full"]]})
         for mask in each["masks"]
     }
-    assert all(option.expected is None for option in options) and baseline == comparison.get("baseline")
+    assert all(option.expected is None for option in options) and beside["baseline"] == comparison.get("baseline")
+    readings = {"multiple_choice": {"1" * 16: {"quality": 0.5, "quality_ci": [0.25, 0.75], "parse_failed": 0.125}}}
+    path.write_text(json.dumps({**comparison, "readings": readings}))
+    assert "readings" not in beside and read_comparison(str(path), 16, comparison["task"])[1]["readings"] == readings
     for num_blocks, task in ((15, comparison["task"]), (16, "another")):
         with pytest.raises(ValueError, match="was measured with"):
             read_comparison(str(path), num_blocks, task)
