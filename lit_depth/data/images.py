@@ -32,6 +32,17 @@ class ImageFolder(NamedTuple):
     start: str
     tops: tuple[str, ...]
 
+    def name(self, path: str) -> str:
+        """One name for a file, however its path is written, whatever folder it counts from, wherever all of them lie.
+
+        >>> ImageFolder("/data/test", ("/data",)).name("./a/../b.png")
+        'test/b.png'
+        """
+        if "://" in path:
+            return path
+        place = os.path.join(os.path.abspath(self.start), path)
+        return os.path.relpath(os.path.normpath(place), os.path.abspath(self.tops[0]))
+
     def find(self, path: str | os.PathLike[str]) -> str:
         """The file's path; raise ValueError if it lies in none of the folders, or on the web."""
         if "://" in os.fspath(path):

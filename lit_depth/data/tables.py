@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lit_depth.data.rows import list_elements, parse_list
 
 if TYPE_CHECKING:
     import datasets
@@ -157,25 +160,46 @@ def _first_line(error: BaseException) -> str:
     )
 
 
-def picture(value: Any) -> Any:
-    """What a cell says of a picture, in a form that `lit_depth.data.images.load_image` takes.
+def pictures(value: Any) -> tuple[Any, ...]:
+    """What a cell says of pictures, each in a form that `lit_depth.data.images.load_image` takes.
 
-    A text is a path, base64 with or without ``data:image/...;base64,``, or a list of these in JSON, of which the first
-    is taken. An address of the web is refused there: pictures are not fetched.
+    A text is a path, base64 with or without ``data:image/...;base64,``, or several of these: a list in JSON, or
+    separated by ``;`` or ``|``. An address of the web is refused there: pictures are not fetched.
 
-    >>> picture("photos/1.jpg"), picture('["a.png", "b.png"]'), picture("")
-    ('photos/1.jpg', 'a.png', None)
+    >>> pictures("photos/1.jpg"), pictures('["a.png", "b.png"]'), pictures("a.png; b.png"), pictures("")
+    (('photos/1.jpg',), ('a.png', 'b.png'), ('a.png', 'b.png'), ())
     """
+    if value is None or value != value:
+        return ()
     if isinstance(value, str):
-        text = value.strip()
-        if text[:1] in ("[", "{"):
-            return picture(json.loads(text))
-        return _decoded(text) or text or None
-    if isinstance(value, list | tuple):
-        return picture(value[0]) if value else None
-    if isinstance(value, Mapping) and isinstance(value.get("bytes"), str):
-        return _decoded(value["bytes"])
-    return value
+        return _written_pictures(value.strip())
+    if isinstance(value, Mapping):
+        if any(isinstance(part, list) for part in value.values()):
+            return pictures(list_elements(value))
+        content = value.get("bytes")
+        if isinstance(content, str):
+            return pictures(content)
+        is_none = not content and not value.get("path") and not value.keys().isdisjoint(("bytes", "path"))
+        return () if is_none else (value,)
+    # numbers would be pixels, which no picture is made of
+    if isinstance(value, list | tuple) and not any(isinstance(each, int | float | list) for each in value):
+        return tuple(picture for each in value for picture in pictures(each))
+    return (value,)
+
+
+def _written_pictures(text: str) -> tuple[Any, ...]:
+    if text[:1] in ("[", "{"):
+        try:
+            listed = json.loads(text)
+        except ValueError:  # "[1].png" is a name as good as any
+            listed = parse_list(text)
+        return (text,) if listed == [text] else pictures(listed)
+    decoded = _decoded(text)
+    if decoded is not None:
+        return (decoded,)
+    # not where ";" stands in data:image/png;base64
+    parts = [text] if text.startswith("data:") else re.split("[;|]", text)
+    return tuple(_decoded(part) or part for part in map(str.strip, parts) if part)
 
 
 def _decoded(text: str) -> bytes | None:

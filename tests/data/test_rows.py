@@ -35,7 +35,7 @@ def test_questions_of_a_row():
     row = {"image": b"x", "kind": 1, "qa": [{"question": "A?", "answer": "a"}, {"question": "B?", "answer": "b"}]}
     assert LISTED.count(row) == 2 and LISTED.count({"qa": []}) == LISTED.count({"qa": None}) == 1
     assert [LISTED.entry(row, number)["question"] for number in (0, 1)] == ["A?", "B?"]
-    assert LISTED.entry(row, 1)["kind"] == 1 and LISTED.image_of(row) == b"x"
+    assert LISTED.entry(row, 1)["kind"] == 1 and LISTED.images_of(row) == (b"x",)
     for broken in ({"qa": []}, {"qa": None}, {"qa": ["text"]}):
         with pytest.raises(ValueError, match="the row has no question"):
             LISTED.entry(broken, 0)
@@ -45,8 +45,8 @@ def test_of_a_conversation_only_the_question_is_kept():
     layout = Layout(questions="texts", question="user", answer="assistant", instructed=True)
     row = {"texts": [{"user": " What?\nAnswer briefly.", "assistant": "x"}]}
     assert layout.entry(row, 0)["question"] == "What?"
-    assert Layout(image="images").image_of({"images": [b"first", b"second"]}) == b"first"
-    assert Layout(image="images").image_of({"images": []}) is None
+    assert Layout(image="images").images_of({"images": [b"first", b"second"]}) == (b"first", b"second")
+    assert Layout(image="images").images_of({"images": []}) == ()
 
 
 def test_rows_are_counted_by_question_and_know_their_place():
@@ -60,9 +60,9 @@ def test_rows_are_counted_by_question_and_know_their_place():
 def test_a_table_is_read_row_by_row_and_by_column():
     table = ArrowTable(datasets.Dataset.from_dict({"qa": [[1, 2], [], [3]], "image": ["a", "b", "c"]}))
     assert len(table) == 3 and table[2] == {"qa": [3], "image": "c"}
-    assert list(table.column("image", batch_size=2)) == ["a", "b", "c"]
+    assert list(table.cells(["image"], batch_size=2)) == [{"image": name} for name in "abc"]
     assert table.list_lengths("qa") == [2, 0, 1]
-    assert table.without("image")[0] == {"qa": [1, 2]}
+    assert table.without(["image"])[0] == {"qa": [1, 2]}
 
 
 def test_names_of_columns_include_the_keys_of_lists():

@@ -20,7 +20,7 @@ from lit_depth.data.hub import HubTask
 from lit_depth.data.images import ImageFolder
 from lit_depth.data.rows import PLACE, Layout
 from lit_depth.data.sources import LocalSource, Source, canonical_split, find_splits, load_table
-from lit_depth.data.tables import SUFFIXES, picture, read_files, saved_splits
+from lit_depth.data.tables import SUFFIXES, pictures, read_files, saved_splits
 from lit_depth.data.task import AnswerKind, check_split
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -38,9 +38,9 @@ _FEWEST_NEW_TOKENS, _MOST_NEW_TOKENS = 16, 128
 class OwnLayout(Layout):
     """Columns of a user's own table, whose pictures may be written in many ways."""
 
-    def image_of(self, row: Mapping[str, Any]) -> Any:
-        """The row's picture as it is stored, see `picture`."""
-        return None if self.image is None else picture(row.get(self.image))
+    def images_in(self, cell: Any) -> tuple[Any, ...]:
+        """The pictures in a cell, see `pictures`."""
+        return pictures(cell)
 
 
 class OwnFiles(HubTask):
@@ -176,7 +176,7 @@ class OwnFiles(HubTask):
 
     def _image_folder(self, source: Source | LocalSource) -> ImageFolder:
         folder = super()._image_folder(source)
-        return ImageFolder(folder.start, ("/",)) if self.allow_outside else folder
+        return ImageFolder(folder.start, (*folder.tops, "/")) if self.allow_outside else folder
 
     @cached_property
     def _accepted(self) -> list[tuple[str, ...]]:
