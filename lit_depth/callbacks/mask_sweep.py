@@ -276,7 +276,8 @@ def check_bad_samples(bad_samples: Mapping[str, str], num_samples: int, allowed:
         name, reason = next(iter(bad_samples.items()))
         raise ValueError(
             f"{len(bad_samples)} of {num_samples} samples cannot be evaluated, allowed are {allowed:.1%} "
-            f"(max_bad_samples); the first: {name}: {reason}"
+            f"(max_bad_samples); the first: {name}: {reason}. Mend them, or leave them out: "
+            f"--max_bad_samples {math.ceil(100 * len(bad_samples) / num_samples) / 100:g}"
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from lit_depth.data.rows import answer_texts, parse_list
+from lit_depth.data.rows import parse_list
 from lit_depth.data.task import AnswerKind
 from lit_depth.functional.choices import MAX_OPTIONS, option_letters
 
@@ -28,8 +28,9 @@ _USUAL = {
     "split": (("split", "fold"),),
 }
 MEANINGS = tuple(_USUAL)
-_SEVERAL = ("image", "options")  # meanings that several columns may have together
+SEVERAL = ("image", "options")  # meanings that several columns may have together
 _NUMBERED = re.compile(r"((?:image|picture|photo|img)(?:path|file|filename)?|filename)(\d+)")
+_ANSWER_KEYS = ("answer", "answers", "text", "value", "label")  # where objects keep the answer, as those of SQuAD do
 _NUM_HUMANS = 10  # answers per question of VQAv2 and its kin, by different people
 BY_LIKELIHOOD = "acc"  # metric of options that are chosen by the log-probability of their texts
 _LONG_WORDS = 6  # an answer of more words is no short phrase
@@ -128,7 +129,7 @@ def find_columns(
 def _named(meaning: str, name: str | None, there: Sequence[str]) -> tuple[str, ...]:
     if name is None:
         return ()
-    if name in there or meaning not in _SEVERAL:
+    if name in there or meaning not in SEVERAL:
         return (name,)
     return tuple(part.strip() for part in name.split(","))
 
@@ -235,14 +236,28 @@ def read_answers(value: Any, options: Sequence[str] = ()) -> tuple[str, ...]:
     Raises:
         ValueError: If the answer is none of the options.
     """
-    if isinstance(value, str) and value.strip()[:1] == "[":
-        value = _listed(value)
-    values = value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        value = _unpacked(_listed(value), value)
+    values = _unpacked(value)
     plain = [int(each) if isinstance(each, float) and each.is_integer() else each for each in values]
-    texts = answer_texts([each for each in plain if each == each and each is not None])
+    texts = tuple(filter(None, (_text(each) for each in plain)))
     if not options:
         return texts
     return tuple(_letter(text, options) for text in texts)
+
+
+def _unpacked(value: Any, written: str | None = None) -> list[Any]:
+    """The answers in a list, or in an object that keeps them under a usual name; else the object as it is written.
+
+    >>> _unpacked({"text": ["two"], "answer_start": [7]}), _unpacked([{"answer": "net"}, 3]), _unpacked({"total": 1})
+    (['two'], ['net', 3], ['{"total": 1}'])
+    """
+    if isinstance(value, list | tuple):
+        return [answer for each in value for answer in (_unpacked(each) if isinstance(each, Mapping) else [each])]
+    if not isinstance(value, Mapping):
+        return [value]
+    key = next((key for key in _ANSWER_KEYS if key in value), None)
+    return [written or json.dumps(value, ensure_ascii=False, default=str)] if key is None else _unpacked(value[key])
 
 
 def _letter(answer: str, options: Sequence[str]) -> str:

@@ -19,6 +19,9 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "P
 # 3.5 GB by the time that it was crops. The largest canvas of a model has some 1 million, and page scans have 10.
 MAX_PIXELS = 2**25
 _STRIP_PIXELS = 2**22
+# formats that people have pictures in and that are not read, by what stands near the beginning
+_UNREAD = {"HEIC": b"ftyphei", "HEIF": b"ftypmif1", "SVG": b"<svg", "PDF": b"%PDF"}
+_BEGINNING = 1024  # bytes
 
 
 class ImageFolder(NamedTuple):
@@ -88,10 +91,28 @@ def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
         raise ValueError(f"the image is refused: {error}") from error
     except UnidentifiedImageError as error:
         # Pillow's own message holds a memory address: the same file would give another reason each time.
-        raise ValueError("the image cannot be decoded: unknown or unsupported format") from error
+        raise ValueError(f"the image{_path_of(value)} cannot be decoded: {_format_of(value, folder)}") from error
     # Damaged files make decoders raise nearly anything.
     except Exception as error:
-        raise ValueError(f"the image cannot be decoded: {type(error).__name__}: {error}") from error
+        raise ValueError(f"the image{_path_of(value)} cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _path_of(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = value.get("path")
+    return f" {os.fspath(value)!r}" if isinstance(value, (str, os.PathLike)) else ""
+
+
+def _format_of(value: Any, folder: ImageFolder | None) -> str:
+    """What a picture is that Pillow does not know, by how it begins."""
+    source = _source(value, folder)
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            source = file.read(_BEGINNING)
+    start = b"" if isinstance(source, Image.Image) else bytes(source[:_BEGINNING])
+    found = next((name for name, mark in _UNREAD.items() if mark in start), None)
+    known = "unknown or unsupported format" if found is None else f"{found} is not read"
+    return f"{known}; save it as JPEG, PNG or WebP"
 
 
 def image_digest(value: Any, folder: ImageFolder | None = None) -> str:

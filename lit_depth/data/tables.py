@@ -6,7 +6,9 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _JSON = (".jsonl", ".ndjson", ".json")
 _SEPARATORS = (",", "\t", ";", "|")
+_CELLS: dict[str, Any] = {"skipinitialspace": True, "keep_default_na": False}  # "NA" and "None" are answers
 # what a saved `datasets.DatasetDict` or `datasets.Dataset` has in its folder
 _SAVED = ("dataset_dict.json", "state.json")
+_ROWS_AT_ONCE = 1_000  # of JSON lines: one holds several pictures in base64, perhaps
 _FEWEST_BASE64 = 64  # characters; no picture is smaller, many file names are longer than half of it
 
 
@@ -35,7 +39,8 @@ def read_files(files: Sequence[str]) -> datasets.Dataset:
     """The rows of files of one kind, one file after another.
 
     Values of JSON, CSV and TSV are texts: what is not a text in JSON (a number, a list) stands as it is written in
-    JSON, so that an answer may be ``3`` in one row and ``"two"`` in the next. An empty cell of a CSV is an empty text.
+    JSON, so that an answer may be ``3`` in one row and ``"two"`` in the next; ``NaN`` is nothing, and ``3.0`` is 3. An
+    empty cell of a CSV is an empty text, and blanks before a cell are none of it.
 
     Args:
         files: Paths of files, or one folder that `datasets` saved.
@@ -54,7 +59,7 @@ def read_files(files: Sequence[str]) -> datasets.Dataset:
     if Path(files[0]).is_dir():
         return datasets.load_from_disk(files[0])
     if suffix in _JSON:
-        return _from_texts([row for file in files for row in _json_rows(Path(file))])
+        return _from_texts(row for file in files for row in _json_rows(Path(file)))
     if suffix in (".csv", ".tsv"):
         return datasets.concatenate_datasets([_read_separated(Path(file)) for file in files])
     try:
@@ -65,20 +70,31 @@ def read_files(files: Sequence[str]) -> datasets.Dataset:
 
 
 def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    text = _text(file)
-    if file.suffix.lower() == ".json":
+    try:
+        if file.suffix.lower() == ".json":
+            text = file.read_text(encoding="utf-8-sig")
+            try:
+                return iter(_row_list(json.loads(text), file))
+            except json.JSONDecodeError as error:
+                # many a file of JSON lines is called .json
+                if "\n" not in text.strip() or error.msg != "Extra data":
+                    raise ValueError(f"{file}, line {error.lineno}: expected JSON, got {error.msg}") from error
+        return _json_lines(file)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(file) from error
+
+
+def _json_lines(file: Path) -> Iterator[Mapping[str, Any]]:
+    # other line ends are characters that JSON allows inside a text
+    with file.open(encoding="utf-8-sig", newline="\n") as lines:
         try:
-            return iter(_row_list(json.loads(text), file))
-        except json.JSONDecodeError as error:
-            # many a file of JSON lines is called .json
-            if "\n" not in text.strip() or error.msg != "Extra data":
-                raise ValueError(f"{file}, line {error.lineno}: expected JSON, got {error.msg}") from error
-    return _json_lines(text, file)
+            yield from _json_line_rows(lines, file)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(file) from error
 
 
-def _json_lines(text: str, file: Path) -> Iterator[Mapping[str, Any]]:
-    # not splitlines, which also breaks at characters that JSON allows inside a text
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_line_rows(lines: Iterable[str], file: Path) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -104,54 +120,79 @@ def _row_list(content: Any, file: Path) -> list[Mapping[str, Any]]:
     raise ValueError(f"{file}: expected a list of objects, got {type(content).__name__}")
 
 
-def _from_texts(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
+def _from_texts(rows: Iterable[Mapping[str, Any]]) -> datasets.Dataset:
+    """A table of texts, built some rows at a time: all as Python objects would take several times the memory."""
     import datasets
+    import pyarrow as pa
 
-    names = list(dict.fromkeys(str(name) for row in rows for name in row))
-    columns = {name: [_as_text(row.get(name)) for row in rows] for name in names}
-    features = datasets.Features({name: datasets.Value("string") for name in names})
-    return datasets.Dataset.from_dict(columns, features=features)
+    rows, parts = iter(rows), []
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        names = dict.fromkeys(str(name) for row in some for name in row)
+        texts = {name: [_as_text(row.get(name)) for row in some] for name in names}
+        parts.append(pa.table({name: pa.array(column, pa.string()) for name, column in texts.items()}))
+    return datasets.Dataset(pa.concat_tables(parts, promote_options="default") if parts else pa.table({}))
 
 
 def _as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None or value != value or isinstance(value, str):
+        return value if isinstance(value, str) else None
+    # libraries write integers so where one of them is missing
+    is_whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if is_whole else value, ensure_ascii=False)
 
 
 def _read_separated(file: Path) -> datasets.Dataset:
     import datasets
-    import pandas as pd
 
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        header = lines.readline()
-    # people's spreadsheets write semicolons where the comma is the decimal point
-    separator = "\t" if file.suffix.lower() == ".tsv" else max(_SEPARATORS, key=header.count)
     try:
-        names = list(pd.read_csv(file, sep=separator, nrows=0, encoding="utf-8-sig").columns)
+        separator, names = _header(file)
         return datasets.load_dataset(
             "csv",
             data_files=str(file),
             split="train",
             sep=separator,
-            # "NA" and "None" are answers, and 007 is not 7
+            header=0,
+            names=names,
+            # 007 is not 7
             features=datasets.Features({name: datasets.Value("string") for name in names}),
-            keep_default_na=False,
             encoding="utf-8-sig",
+            **_CELLS,
         )
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: expected UTF-8, got another encoding; save it as UTF-8") from error
     # pandas and datasets wrap one another's errors
     except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, UnicodeDecodeError):
-            raise ValueError(f"{file}: expected UTF-8, got another encoding; save it as UTF-8") from error
-        raise ValueError(f"{file}: {_first_line(cause)}") from error
+            raise _not_utf8(file) from error
+        reason = _first_line(cause)
+        hint = "; a text that holds the separator stands in quotes" if "fields in line" in reason else ""
+        raise ValueError(f"{file}: {reason}{hint}") from error
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: expected UTF-8, got another encoding; save it as UTF-8") from error
+def _header(file: Path) -> tuple[str, list[str]]:
+    """The separator and the names of the columns, without the blanks around them.
+
+    Raises:
+        ValueError: If there are none, or two are the same.
+    """
+    import pandas as pd
+
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        first = lines.readline()
+    if not first.strip():
+        raise ValueError("expected a first line with the names of the columns, got none")
+    # people's spreadsheets write semicolons where the comma is the decimal point
+    separator = "\t" if file.suffix.lower() == ".tsv" else max(_SEPARATORS, key=first.count)
+    # the second line as well: of more cells than there are names pandas would take the first for a name of the row
+    top = pd.read_csv(file, sep=separator, header=None, nrows=2, dtype=str, encoding="utf-8-sig", **_CELLS)
+    names = [name.strip() for name in top.iloc[0]]
+    repeated = [name for name, count in Counter(names).items() if name and count > 1]
+    if repeated:
+        raise ValueError(f"expected columns of different names, got {repeated[0]!r} twice")
+    return separator, [name or f"column {number}" for number, name in enumerate(names, start=1)]
+
+
+def _not_utf8(file: Path) -> ValueError:
+    return ValueError(f"{file}: expected UTF-8, got another encoding; save it as UTF-8")
 
 
 def _first_line(error: BaseException) -> str:

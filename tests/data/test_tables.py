@@ -89,7 +89,7 @@ def test_json_lines_may_be_called_json_and_csv_may_have_semicolons(tmp_path):
         ("q.csv", b"a,b\n1,2\n1,2,3\n", "q.csv: Expected 2 fields in line 3, saw 3"),
         ("q.csv", "a,b\n1,ä\n".encode("latin-1"), "q.csv: expected UTF-8"),
         ("q.jsonl", '{"a": "ä"}'.encode("latin-1"), "q.jsonl: expected UTF-8"),
-        ("q.csv", b"", "q.csv: No columns"),
+        ("q.csv", b"", "q.csv: expected a first line with the names of the columns"),
         ("q.parquet", b"PAR1 no", "cannot read .*q.parquet"),
     ],
 )

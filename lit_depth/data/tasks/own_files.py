@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lit_depth.data.columns import Columns, Guess, find_columns, guess_metric, option_texts, read_answers
 from lit_depth.data.hub import HubTask
 from lit_depth.data.images import ImageFolder
-from lit_depth.data.rows import PLACE, Layout
+from lit_depth.data.rows import PLACE, Layout, QuestionRows
 from lit_depth.data.sources import LocalSource, Source, canonical_split, find_splits, load_table
 from lit_depth.data.tables import SUFFIXES, pictures, read_files, saved_splits
 from lit_depth.data.task import AnswerKind, check_split
@@ -70,6 +71,7 @@ class OwnFiles(HubTask):
         self.allow_outside = allow_outside
         self.name = re.sub(r"\W+", "_", Path(path).expanduser().stem).strip("_").lower() or "own_files"
         self._tables: dict[tuple[str, ...], Any] = {}
+        self.unanswered: dict[str, int] = {}  # questions that were left out, by role
 
     @cached_property
     def found(self) -> dict[str, Source | LocalSource]:
@@ -81,9 +83,15 @@ class OwnFiles(HubTask):
         if isinstance(whole, Source) or self.columns.split is None:
             return every
         column = self.columns.split
-        names = dict.fromkeys(filter(None, self._table(whole)[column]))
-        splits = {name: canonical_split(name) for name in names}
-        return {split: replace(whole, split=split, rows=(column, name)) for name, split in splits.items()}
+        values = Counter(self._table(whole)[column])
+        spelt: dict[str, list[Any]] = {}
+        for value in values:
+            if value is not None and str(value).strip():
+                spelt.setdefault(canonical_split(str(value)), []).append(value)
+        lost = sum(count for value, count in values.items() if value is None or not str(value).strip())
+        if lost:
+            say(f"{self.path}: {lost:,} rows name no split in the column {column!r} and are left out")
+        return {split: replace(whole, split=split, rows=(column, tuple(those))) for split, those in spelt.items()}
 
     def _files(self) -> dict[str, Source | LocalSource]:
         place = Path(self.path).expanduser()
@@ -94,7 +102,7 @@ class OwnFiles(HubTask):
             return self._on_the_hub()
         if place.is_file() and place.suffix.lower() not in SUFFIXES:
             raise ValueError(f"--data.path: expected a file of {', '.join(SUFFIXES)}, got {self.path}")
-        splits = find_splits(self.path, self.name, suffixes=SUFFIXES)
+        splits = find_splits(self.path, self.name, suffixes=SUFFIXES, above=True)
         return {name: _beside_images(source) for name, source in splits.items()}
 
     def _on_the_hub(self) -> dict[str, Source | LocalSource]:
@@ -126,6 +134,26 @@ class OwnFiles(HubTask):
         """Return the split that serves a role, see `HubTask.source`; ``path`` is this task's own already."""
         return self.found[serving_split(self.found, split, self.path)]
 
+    def load(self, split: str, path: str | None = None) -> QuestionRows:
+        """Return the questions of a role that have an answer, see `HubTask.load`; how many have none is said."""
+        questions = super().load(split, path)
+        if self.without_answers:
+            return questions
+        answered, rows = self._answered(questions), np.asarray(questions.rows)
+        open_rows = rows[~answered]
+        if len(open_rows) and split not in self.unanswered:
+            say(
+                f"{self.path}: of {len(rows):,} questions for {split} {len(open_rows):,} without an answer left out, "
+                f"the first in row {open_rows[0]:,}, counted from 0"
+            )
+        self.unanswered[split] = len(open_rows)
+        return replace(questions, rows=rows[answered], numbers=np.asarray(questions.numbers)[answered])
+
+    def _answered(self, questions: QuestionRows) -> np.ndarray:
+        """Which of the questions, bool ``[questions]``, have an answer, one that cannot be read included."""
+        answers = [row[questions.layout.answer] for row in questions.table.cells([questions.layout.answer], 4096)]
+        return np.array([bool(read_answers(answers[row])) for row in questions.rows], dtype=bool)
+
     def _table(self, source: Source | LocalSource) -> Any:
         if isinstance(source, Source):
             return load_table(source, self.name, streaming=False)
@@ -134,8 +162,8 @@ class OwnFiles(HubTask):
         table = self._tables[source.files]
         if source.rows is None:
             return table
-        column, name = source.rows
-        return table.select([row for row, value in enumerate(table[column]) if value == name])
+        column, names = source.rows
+        return table.select([row for row, value in enumerate(table[column]) if value in names])
 
     def _fit_layout(self, schema: Any, source: Source | LocalSource) -> Layout:
         columns = find_columns(list(schema.names), self.given, self.path, self.without_answers)
@@ -158,9 +186,10 @@ class OwnFiles(HubTask):
         # of a few images, halves by a hash alone are too uneven: here they differ by one image at most
         ordered = sorted(set(image_ids), key=lambda image_id: hashlib.blake2b(image_id.encode()).digest())
         if len(ordered) < 2:
+            linked = "; all questions are linked by images that they share" if len(image_ids) > 1 else ""
             raise ValueError(
                 f"{self.path}: expected two images or more, half to select masks on and half to report on, got "
-                f"{len(ordered)}"
+                f"{len(ordered)}{linked}: give a column split, or one image_id that says what belongs together"
             )
         chosen = set(ordered[part::2])
         return np.flatnonzero([image_id in chosen for image_id in image_ids])
@@ -238,7 +267,10 @@ def serving_split(found: Collection[str], role: str, path: str) -> str:
             return name
     if len(found) == 1 and role != "train":
         return next(iter(found))
-    raise ValueError(f"{path}: expected a split for the role {role}, got {', '.join(found)}")
+    raise ValueError(
+        f"{path}: expected a split for the role {role}, such as {_SERVES[role][0]} or {_SERVES[role][1]}, got "
+        f"{', '.join(found)}; to deal the rows out instead of by the column of splits: --data.columns.split null"
+    )
 
 
 def _beside_images(source: LocalSource) -> LocalSource:
