@@ -171,7 +171,11 @@ class MaskSweep(Callback):
         return record
 
     def _score(self, answer: str, sample: Any) -> float:
-        score = self.metric.score(answer, sample.references, sample.options)
+        try:
+            score = self.metric.score(answer, sample.references, sample.options)
+        except ValueError as error:
+            name = type(self.metric).__name__
+            raise ValueError(f"{name} does not fit sample {sample.id}: {error}; give another --data.metric") from error
         self._check_scores({sample.id: score})
         return score
 

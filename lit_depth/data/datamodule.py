@@ -20,7 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lit_depth.data.collate import EvalCollator
 from lit_depth.data.columns import BY_LIKELIHOOD
-from lit_depth.data.images import ImageFolder, image_digest, load_image
+from lit_depth.data.images import ImageFolder, image_digest, load_image, stored_path
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
 from lit_depth.data.task import AnswerBy, BadSample, Sample, Task, by_likelihood, check_split
@@ -131,6 +131,9 @@ class DepthDataModule(LightningDataModule):
         if is_own:
             task = OwnFiles(str(path), columns, allow_outside)
             task.answer_by = answer_by or task.answer_by  # before it guesses its metric
+            if metric is not None:
+                task.metric = metric
+            task.tell()
         names = _all_tasks(path) if tasks == "all" else ([task or "shapes_vqa"] if tasks is None else tasks)
         self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
         for entry in self.tasks:
@@ -234,7 +237,7 @@ class DepthDataModule(LightningDataModule):
                 no batch is left gets an empty one.
         """
         attached = self._attached()
-        collator = EvalCollator(attached.prompter, attached._prompt_limit())
+        collator = EvalCollator(attached.prompter, attached.prompt_limit())
         dataset = self.eval_dataset(split, num_samples)
         dataset.check_seen_by(attached.prompter)
         # without a study that measures what fits, such as under `lit-depth validate`
@@ -265,7 +268,8 @@ class DepthDataModule(LightningDataModule):
         Raises:
             ValueError: If they share a sample, or an image.
         """
-        ids_a, ids_b = self.eval_dataset(split_a).ids(), self.eval_dataset(split_b).ids()
+        one, other = self.eval_dataset(split_a), self.eval_dataset(split_b)
+        ids_a, ids_b = one.ids(), other.ids()
         for kind, index in (("samples", 0), ("images", 1)):
             shared = {ids[index] for ids in ids_a} & {ids[index] for ids in ids_b}
             if shared:
@@ -273,6 +277,14 @@ class DepthDataModule(LightningDataModule):
                     f"splits {split_a!r} and {split_b!r} of task {self.task.name!r} must not overlap, "
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
+        files_a, files_b = one.image_files(), other.image_files()
+        copies = sorted((files_a[digest], files_b[digest]) for digest in files_a.keys() & files_b.keys())
+        if copies:
+            raise ValueError(
+                f"splits {split_a!r} and {split_b!r} of task {self.task.name!r} must not overlap, but share "
+                f"{len(copies)} images under two names, for example {' and '.join(copies[0])}: leave one out, or name "
+                "what is the same image in a column image_id"
+            )
 
     def check_seen(self, splits: Sequence[str]) -> None:
         """Refuse tasks whose questions are about images for a model that sees none.
@@ -313,7 +325,12 @@ class DepthDataModule(LightningDataModule):
         self.context = context_length(getattr(module, "model", module))
         self.max_new_tokens = getattr(module, "hparams", {}).get("max_new_tokens")
 
-    def _prompt_limit(self) -> PromptLimit | None:
+    def prompt_limit(self) -> PromptLimit | None:
+        """How long a prompt may be for the module that the batches are for; None = of any length.
+
+        Raises:
+            ValueError: If the longest answer leaves no room for a prompt.
+        """
         if self.max_prompt_tokens is not None:
             return PromptLimit(self.max_prompt_tokens, "--data.max_prompt_tokens")
         if self.context is None:
@@ -510,6 +527,14 @@ class EvalDataset(Dataset):
             images += [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
         digest.update(repr(images).encode())
         return f"{len(self)} samples, {digest.hexdigest()[:16]}"
+
+    def image_files(self) -> dict[str, str]:
+        """Paths of images that nothing else tells apart, by `image_digest`: copies have different names."""
+        rows = self.rows
+        if not isinstance(rows, QuestionRows) or not rows.layout.by_content or self.drop_images:
+            return {}
+        paths = filter(None, map(stored_path, rows.images(self.indices)))
+        return {image_digest(path, self.folder): path for path in paths}
 
     def _place(self, index: int) -> str:
         return f"{self.task.name}/{self.split}/{index}"

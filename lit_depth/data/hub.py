@@ -203,7 +203,7 @@ class HubTask(Task):
         parts = [place.split, place.row]
         if layout.questions is not None:
             parts.append(place.number)
-        if layout.question_id is not None:
+        if layout.question_id is not None and entry[layout.question_id] is not None:
             parts.append(entry[layout.question_id])
         images = layout.images_of(row)
         return Sample(
@@ -319,7 +319,7 @@ class HubTask(Task):
     def _contents(self, table: ArrowTable, layout: Layout, source: Source | LocalSource) -> list[tuple[str, ...]]:
         """What tells the images of each row from others."""
         if source not in self._image_contents:
-            rows, folder = table.cells(layout.image_columns), self._image_folder(source)
+            rows, folder = table.cells(layout.image_cells), self._image_folder(source)
             self._image_contents[source] = [self._content(row, layout, folder) for row in rows]
         return self._image_contents[source]
 
@@ -347,7 +347,8 @@ class HubTask(Task):
         if first and not any(self._is_answered(texts[position]) for position in range(first)):
             raise ValueError(
                 f"{self.name}: split {source.split!r} of {describe(source)} has no answers (none in its first {first} "
-                "questions): they are withheld, so nothing can be scored; take another split"
+                "questions): they are withheld, so nothing can be scored; take another split, or lit-depth answers "
+                "for predictions alone"
             )
         return questions
 

@@ -91,16 +91,28 @@ def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
         raise ValueError(f"the image is refused: {error}") from error
     except UnidentifiedImageError as error:
         # Pillow's own message holds a memory address: the same file would give another reason each time.
-        raise ValueError(f"the image{_path_of(value)} cannot be decoded: {_format_of(value, folder)}") from error
+        raise ValueError(f"the image{_quoted_path(value)} cannot be decoded: {_format_of(value, folder)}") from error
     # Damaged files make decoders raise nearly anything.
     except Exception as error:
-        raise ValueError(f"the image{_path_of(value)} cannot be decoded: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"the image{_quoted_path(value)} cannot be decoded: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _path_of(value: Any) -> str:
+def stored_path(value: Any) -> str | None:
+    """The path of a picture that is stored as a file; None = it is stored otherwise.
+
+    >>> stored_path({"bytes": None, "path": "a.png"}), stored_path({"bytes": b"", "path": "a.png"}), stored_path("b")
+    ('a.png', None, 'b')
+    """
     if isinstance(value, Mapping):
-        value = value.get("path")
-    return f" {os.fspath(value)!r}" if isinstance(value, (str, os.PathLike)) else ""
+        value = value.get("path") if value.get("bytes") is None else None
+    return os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+
+
+def _quoted_path(value: Any) -> str:
+    path = stored_path(value)
+    return "" if path is None else f" {path!r}"
 
 
 def _format_of(value: Any, folder: ImageFolder | None) -> str:

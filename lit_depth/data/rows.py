@@ -58,6 +58,11 @@ class Layout:
         return (self.image,) if isinstance(self.image, str) else self.image or ()
 
     @property
+    def image_cells(self) -> tuple[str, ...]:
+        """Columns that `images_of` reads."""
+        return self.image_columns
+
+    @property
     def by_content(self) -> bool:
         """Whether images are told apart by their content."""
         return self.image is not None and self.image_id is None and self.questions is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 _JSON = (".jsonl", ".ndjson", ".json")
 _SEPARATORS = (",", "\t", ";", "|")
+FOLDER = "_folder"  # column with the folder of the row's file, where there are several
 _CELLS: dict[str, Any] = {"skipinitialspace": True, "keep_default_na": False}  # "NA" and "None" are answers
 # what a saved `datasets.DatasetDict` or `datasets.Dataset` has in its folder
 _SAVED = ("dataset_dict.json", "state.json")
@@ -35,7 +37,7 @@ def saved_splits(folder: Path) -> dict[str, tuple[str, ...]] | None:
     return {"unnamed": (str(folder),)} if (folder / _SAVED[1]).is_file() else None
 
 
-def read_files(files: Sequence[str]) -> datasets.Dataset:
+def read_files(files: Sequence[str], folder: str | None = None) -> datasets.Dataset:
     """The rows of files of one kind, one file after another.
 
     Values of JSON, CSV and TSV are texts: what is not a text in JSON (a number, a list) stands as it is written in
@@ -44,24 +46,33 @@ def read_files(files: Sequence[str]) -> datasets.Dataset:
 
     Args:
         files: Paths of files, or one folder that `datasets` saved.
+        folder: Add a column `FOLDER` with the folder of the row's file, as it is called from this one; None = do not.
 
     Raises:
-        ValueError: If the files are of several kinds, or one cannot be read; the message names the file and, where it
-            is known, the line.
+        ValueError: If the files are of several kinds, there are no rows, or a file cannot be read; the message names
+            the file and, where it is known, the line.
     """
+    table = _read_files(files, folder)
+    if not len(table):
+        raise ValueError(f"{', '.join(files)}: expected rows, got none")
+    return table
+
+
+def _read_files(files: Sequence[str], folder: str | None) -> datasets.Dataset:
     import datasets
 
     datasets.disable_progress_bars()  # they stand in the way of the command's own
     kinds = {Path(file).suffix.lower() for file in files}
     if len(kinds) > 1:
-        raise ValueError(f"expected files of one kind for one split, got {', '.join(files)}")
+        raise ValueError(f"expected files of one kind for one split, got {', '.join(files)}; name one of them")
     suffix = kinds.pop()
     if Path(files[0]).is_dir():
         return datasets.load_from_disk(files[0])
     if suffix in _JSON:
-        return _from_texts(row for file in files for row in _json_rows(Path(file)))
+        rows = (dict(row, **_beside(file, folder)) for file in files for row in _json_rows(Path(file)))
+        return _from_texts(rows)
     if suffix in (".csv", ".tsv"):
-        return datasets.concatenate_datasets([_read_separated(Path(file)) for file in files])
+        return _joined(files, folder)
     try:
         return datasets.load_dataset(suffix.removeprefix("."), data_files=list(files), split="train")
     # whatever a damaged file raises in one of the libraries below
@@ -69,10 +80,32 @@ def read_files(files: Sequence[str]) -> datasets.Dataset:
         raise ValueError(f"cannot read {', '.join(files)}: {_first_line(error.__cause__ or error)}") from error
 
 
+def _beside(file: str, folder: str | None) -> dict[str, str]:
+    return {} if folder is None else {FOLDER: os.path.relpath(Path(file).parent, folder)}
+
+
+def _joined(files: Sequence[str], folder: str | None) -> datasets.Dataset:
+    import datasets
+
+    tables = [_read_separated(Path(file)) for file in files]
+    for file, table in zip(files, tables):
+        if set(table.column_names) != set(tables[0].column_names):
+            raise ValueError(
+                f"expected the same columns in the files of one split, got {', '.join(tables[0].column_names)} in "
+                f"{files[0]} and {', '.join(table.column_names)} in {file}; name one of them"
+            )
+    for number, file in enumerate(files):
+        for name, value in _beside(file, folder).items():
+            tables[number] = tables[number].add_column(name, [value] * len(tables[number]))
+    return datasets.concatenate_datasets(tables)
+
+
 def _json_rows(file: Path) -> Iterator[Mapping[str, Any]]:
     try:
         if file.suffix.lower() == ".json":
             text = file.read_text(encoding="utf-8-sig")
+            if not text.strip():
+                return iter(())
             try:
                 return iter(_row_list(json.loads(text), file))
             except json.JSONDecodeError as error:
@@ -184,6 +217,8 @@ def _header(file: Path) -> tuple[str, list[str]]:
     separator = "\t" if file.suffix.lower() == ".tsv" else max(_SEPARATORS, key=first.count)
     # the second line as well: of more cells than there are names pandas would take the first for a name of the row
     top = pd.read_csv(file, sep=separator, header=None, nrows=2, dtype=str, encoding="utf-8-sig", **_CELLS)
+    if len(top) < 2:
+        raise ValueError("expected rows below the names of the columns, got none")
     names = [name.strip() for name in top.iloc[0]]
     repeated = [name for name, count in Counter(names).items() if name and count > 1]
     if repeated:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from lit_depth.data import DepthDataModule
 from lit_depth.data.columns import MEANINGS, SEVERAL
 from lit_depth.data.datamodule import EvalDataset
+from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.task import BadSample, Sample
 from lit_depth.data.tasks.next_token import NextToken
 from lit_depth.data.tasks.own_files import OwnFiles
@@ -51,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
         num_samples=given.num_samples,
         calibration_samples=given.num_samples,
     )
-    prompter = prompter_for(*(load_bundled() if given.checkpoint is None else load_checkpoint(given.checkpoint)))
+    model, processor = load_bundled() if given.checkpoint is None else load_checkpoint(given.checkpoint)
+    prompter = prompter_for(model, processor)
+    datamodule.attach(SimpleNamespace(prompter=prompter, model=model))
     folder = prepare_folder(Path(given.output_dir) / "data" / datamodule.task.name)
     report = describe(datamodule, prompter)
     page = write_page(folder, report, draw(report, folder / "figures"), {"path": given.path, "columns": columns})
@@ -84,7 +88,8 @@ def describe(datamodule: DepthDataModule, prompter: Prompter) -> Report:
     task: Any = datamodule.task
     if isinstance(task, NextToken):
         return _describe_texts(datamodule, prompter)
-    read = {role: _read(datamodule.eval_dataset(role), prompter) for role in ("calibration", "validation")}
+    limit = datamodule.prompt_limit()
+    read = {role: _read(datamodule.eval_dataset(role), prompter, limit) for role in ("calibration", "validation")}
     reported, selected = read["validation"], read["calibration"]
     if not reported.samples:
         reasons = "; ".join(f"{each.id}: {_reason(each)}" for each in reported.bad[:_REASONS])
@@ -140,14 +145,21 @@ class _Read(NamedTuple):
     shown: list[Sample]  # the first ones with pictures, as thumbnails
 
 
-def _read(dataset: EvalDataset, prompter: Prompter) -> _Read:
+def _read(dataset: EvalDataset, prompter: Prompter, limit: PromptLimit | None) -> _Read:
     read = _Read([], [], [], set(), [])
+    refusals: dict[int, str | None] = {}  # of the model's processor, by number of images
     for position in range(len(dataset)):
         sample = dataset[position]
         if isinstance(sample, BadSample):
             read.bad.append(sample)
             continue
-        length = prompter.prompt_length(sample)
+        length, count = prompter.prompt_length(sample), len(sample.images)
+        if count not in refusals:
+            refusals[count] = _refusal(prompter, sample)
+        reason = refusals[count] or (None if length is None or limit is None else limit.refusal(length, 0))
+        if reason is not None:
+            read.bad.append(BadSample(sample.id, reason))
+            continue
         read.lengths.extend([] if length is None else [length])
         digests = {hashlib.blake2b(f"{image.size}".encode() + image.tobytes()).digest() for image in sample.images}
         if digests - read.images and len(read.shown) < _THUMBNAILS:
@@ -155,6 +167,15 @@ def _read(dataset: EvalDataset, prompter: Prompter) -> _Read:
         read.images.update(digests)
         read.samples.append(replace(sample, image=None, more_images=()))
     return read
+
+
+def _refusal(prompter: Prompter, sample: Sample) -> str | None:
+    """Why a model does not take a question of so many images; None = it does."""
+    try:
+        prompter.encode([sample])
+    except (ValueError, NotImplementedError) as error:
+        return f"{len(sample.images)} images are not taken by this model: {error}" if sample.images else str(error)
+    return None
 
 
 def _small(image: Any) -> Any:
@@ -185,13 +206,19 @@ def _shared_text(task: Any, reported: _Read, selected: _Read) -> str:
     one = task.source("calibration") == task.source("validation")
     dealt = " One split serves for both: its images are dealt out, half to each." if one else ""
     shared = len(reported.images & selected.images)
-    return f"Masks are selected on one and reported on the other; {shared} images stand in both.{dealt}"
+    what = ": name what is the same image in a column image_id, or leave one out" if shared else ""
+    return f"Masks are selected on one and reported on the other; {shared} images stand in both{what}.{dealt}"
 
 
 def _answers_text(task: Any, samples: Sequence[Sample]) -> str:
     metric = new_metric(task.metric)
-    answer, tried = best_constant(samples, metric)
-    score = float(np.mean(score_constant(answer, samples, metric)))
+    try:
+        answer, tried = best_constant(samples, metric)
+        score = float(np.mean(score_constant(answer, samples, metric)))
+    except ValueError as error:
+        raise ValueError(
+            f"--metric {task.metric} does not fit these answers: {error}; give another --metric"
+        ) from error
     distinct = len({clean_prediction(sample.references[0]) for sample in samples})
     why = f", because {task.guess.reason}" if isinstance(task, OwnFiles) and task.metric == task.guess.metric else ""
     return (
@@ -205,7 +232,7 @@ def _lengths_text(lengths: Sequence[int]) -> str:
     if not lengths:
         return "The length of a prompt is known only when its image is prepared."
     low, middle, high = np.percentile(lengths, [0, 50, 100])
-    return f"{low:.0f} to {high:.0f} tokens, median {middle:.0f}, images included."
+    return f"Between {low:.0f} and {high:.0f} tokens, median {middle:.0f}, images included."
 
 
 def _asked(samples: Sequence[Sample], prompter: Prompter) -> Table:

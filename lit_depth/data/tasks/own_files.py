@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections import Counter
@@ -18,10 +19,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_depth.data.columns import Columns, Guess, find_columns, guess_metric, option_texts, read_answers
 from lit_depth.data.hub import HubTask
-from lit_depth.data.images import ImageFolder
+from lit_depth.data.images import ImageFolder, stored_path
 from lit_depth.data.rows import PLACE, Layout, QuestionRows
 from lit_depth.data.sources import LocalSource, Source, canonical_split, find_splits, load_table
-from lit_depth.data.tables import SUFFIXES, pictures, read_files, saved_splits
+from lit_depth.data.tables import FOLDER, SUFFIXES, pictures, read_files, saved_splits
 from lit_depth.data.task import AnswerKind, check_split
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -37,7 +38,29 @@ _FEWEST_NEW_TOKENS, _MOST_NEW_TOKENS = 16, 128
 
 @dataclass(frozen=True)
 class OwnLayout(Layout):
-    """Columns of a user's own table, whose pictures may be written in many ways."""
+    """Columns of a user's own table, whose pictures may be written in many ways.
+
+    Args:
+        folder: Column of the folder from which paths count, where files of several folders make up one table.
+    """
+
+    folder: str | None = None
+
+    @property
+    def image_cells(self) -> tuple[str, ...]:
+        """See `Layout.image_cells`."""
+        return self.image_columns if self.folder is None else (*self.image_columns, self.folder)
+
+    def images_of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """See `Layout.images_of`."""
+        images = super().images_of(row)
+        if self.folder is None:
+            return images
+        paths = [stored_path(image) for image in images]
+        return tuple(
+            image if path is None or "://" in path else os.path.join(row[self.folder], path)
+            for image, path in zip(images, paths)
+        )
 
     def images_in(self, cell: Any) -> tuple[Any, ...]:
         """The pictures in a cell, see `pictures`."""
@@ -69,7 +92,8 @@ class OwnFiles(HubTask):
         self.path = path
         self.given = dict(columns or {})
         self.allow_outside = allow_outside
-        self.name = re.sub(r"\W+", "_", Path(path).expanduser().stem).strip("_").lower() or "own_files"
+        place = Path(os.path.abspath(Path(path).expanduser()))
+        self.name = re.sub(r"\W+", "_", place.stem).strip("_").lower() or "own_files"
         self._tables: dict[tuple[str, ...], Any] = {}
         self.unanswered: dict[str, int] = {}  # questions that were left out, by role
 
@@ -128,7 +152,7 @@ class OwnFiles(HubTask):
         """Columns that nothing is read from."""
         first = next(iter(self._files().values()))
         known = {name for value in astuple(self.columns) for name in (value if isinstance(value, tuple) else (value,))}
-        return [name for name in self._table(first).column_names if name not in known]
+        return [name for name in self._table(first).column_names if name not in known and name != FOLDER]
 
     def source(self, split: str, path: str | None = None) -> Source | LocalSource:
         """Return the split that serves a role, see `HubTask.source`; ``path`` is this task's own already."""
@@ -158,7 +182,8 @@ class OwnFiles(HubTask):
         if isinstance(source, Source):
             return load_table(source, self.name, streaming=False)
         if source.files not in self._tables:
-            self._tables[source.files] = read_files(source.files)
+            folders = {Path(file).parent for file in source.files}
+            self._tables[source.files] = read_files(source.files, source.folder if len(folders) > 1 else None)
         table = self._tables[source.files]
         if source.rows is None:
             return table
@@ -166,7 +191,9 @@ class OwnFiles(HubTask):
         return table.select([row for row, value in enumerate(table[column]) if value in names])
 
     def _fit_layout(self, schema: Any, source: Source | LocalSource) -> Layout:
-        columns = find_columns(list(schema.names), self.given, self.path, self.without_answers)
+        there = [name for name in schema.names if name != FOLDER]
+        columns = find_columns(there, self.given, self.path, self.without_answers)
+        folder = FOLDER if FOLDER in schema.names else None
         options = columns.options if isinstance(columns.options, tuple) else (columns.options,)
         return OwnLayout(
             image=columns.image,
@@ -174,7 +201,8 @@ class OwnFiles(HubTask):
             answer=columns.answer or "",
             question_id=columns.id,
             image_id=columns.image_id,
-            optional=tuple(filter(None, options)),
+            optional=tuple(filter(None, (*options, folder))),
+            folder=folder,
         )
 
     def _rows_of_role(
@@ -186,10 +214,14 @@ class OwnFiles(HubTask):
         # of a few images, halves by a hash alone are too uneven: here they differ by one image at most
         ordered = sorted(set(image_ids), key=lambda image_id: hashlib.blake2b(image_id.encode()).digest())
         if len(ordered) < 2:
-            linked = "; all questions are linked by images that they share" if len(image_ids) > 1 else ""
+            what = "questions" if layout.image is None else "images"
+            linked = (
+                ": all questions are linked by images that they share; give a column split, or image_id that says what "
+                "belongs together"
+            )
             raise ValueError(
-                f"{self.path}: expected two images or more, half to select masks on and half to report on, got "
-                f"{len(ordered)}{linked}: give a column split, or one image_id that says what belongs together"
+                f"{self.path}: expected two {what} or more, half to select masks on and half to report on, got "
+                f"{len(ordered)}{linked if len(image_ids) > 1 else ''}"
             )
         chosen = set(ordered[part::2])
         return np.flatnonzero([image_id in chosen for image_id in image_ids])
@@ -236,12 +268,15 @@ class OwnFiles(HubTask):
     @cached_property
     def metric(self) -> str:  # type: ignore[override]  # found when it is asked for; assigned to choose another
         """Name of the metric that fits."""
+        return self.guess.metric
+
+    def tell(self) -> None:
+        """Say which columns hold what, and which metric was guessed and why, if one was."""
         say(f"{self.path}: {self.columns.told()}")
         if self.columns.answer is None:
             say(f"{self.path}: no column of answers, so nothing is scored: lit-depth answers gives predictions alone")
-            return self.guess.metric
-        say(f"{self.path}: metric {self.guess.metric}, because {self.guess.reason}; another one: --data.metric NAME")
-        return self.guess.metric
+        elif self.metric == self.guess.metric:
+            say(f"{self.path}: metric {self.metric}, because {self.guess.reason}; another one: --data.metric NAME")
 
     @cached_property
     def answer_kind(self) -> AnswerKind:  # type: ignore[override]

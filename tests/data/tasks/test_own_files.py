@@ -153,8 +153,8 @@ def test_long_answers_have_room(tmp_path):
         ({"path": "q.jsonl", "columns": {"question": "Q"}}, "has no column 'Q'"),
         ({"path": "q.jsonl", "task": "text_vqa", "columns": {"question": "Q"}}, "with a path and no task"),
         ({"columns": {"question": "Q"}}, "with a path and no task"),
-        ({"path": "one.jsonl"}, "expected two images or more, half to select masks on and half to report on, got 1"),
-        ({"path": "empty.jsonl"}, "empty.jsonl: expected a column of questions or images"),
+        ({"path": "one.jsonl"}, "expected two questions or more, half to select masks on and half to report on, got 1"),
+        ({"path": "empty.jsonl"}, "empty.jsonl: expected rows, got none"),
     ],
 )
 def test_what_is_refused(options, message, tmp_path, monkeypatch):
