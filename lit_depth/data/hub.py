@@ -314,7 +314,11 @@ class HubTask(Task):
     def _named(self, row: Mapping[str, Any], layout: Layout) -> str | None:
         """The image's name in its own column, or None where there is none."""
         value = row.get(layout.image_id) if layout.image_id else None
-        return None if value is None or value != value else str(value).strip() or None
+        if value is None or value != value:
+            return None
+        # integers are stored so where one of them is missing
+        is_whole = isinstance(value, float) and value.is_integer()
+        return str(int(value) if is_whole else value).strip() or None
 
     def _contents(self, table: ArrowTable, layout: Layout, source: Source | LocalSource) -> list[tuple[str, ...]]:
         """What tells the images of each row from others."""

@@ -7,6 +7,7 @@ import binascii
 import json
 import os
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -163,7 +164,9 @@ def _from_texts(rows: Iterable[Mapping[str, Any]]) -> datasets.Dataset:
         names = dict.fromkeys(str(name) for row in some for name in row)
         texts = {name: [_as_text(row.get(name)) for row in some] for name in names}
         parts.append(pa.table({name: pa.array(column, pa.string()) for name, column in texts.items()}))
-    return datasets.Dataset(pa.concat_tables(parts, promote_options="default") if parts else pa.table({}))
+    table = pa.concat_tables(parts, promote_options="default") if parts else pa.table({})
+    # a fingerprint of its own would pickle the whole table
+    return datasets.Dataset(table, fingerprint=uuid.uuid4().hex[:16])
 
 
 def _as_text(value: Any) -> str | None:
@@ -245,22 +248,27 @@ def pictures(value: Any) -> tuple[Any, ...]:
     >>> pictures("photos/1.jpg"), pictures('["a.png", "b.png"]'), pictures("a.png; b.png"), pictures("")
     (('photos/1.jpg',), ('a.png', 'b.png'), ('a.png', 'b.png'), ())
     """
-    if value is None or value != value:
-        return ()
     if isinstance(value, str):
         return _written_pictures(value.strip())
-    if isinstance(value, Mapping):
-        if any(isinstance(part, list) for part in value.values()):
-            return pictures(list_elements(value))
-        content = value.get("bytes")
-        if isinstance(content, str):
-            return pictures(content)
-        is_none = not content and not value.get("path") and not value.keys().isdisjoint(("bytes", "path"))
-        return () if is_none else (value,)
+    if isinstance(value, Mapping) and any(isinstance(part, list) for part in value.values()):
+        value = list_elements(value)
     # numbers would be pixels, which no picture is made of
     if isinstance(value, list | tuple) and not any(isinstance(each, int | float | list) for each in value):
-        return tuple(picture for each in value for picture in pictures(each))
-    return (value,)
+        return tuple(picture for each in value for picture in _single_picture(each))
+    return _single_picture(value)
+
+
+def _single_picture(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), str):
+        value = value["bytes"]
+    if isinstance(value, str):
+        text = value.strip()
+        return (_decoded(text) or text,) if text else ()
+    if isinstance(value, Mapping):
+        is_none = not value.get("bytes") and not value.get("path") and not value.keys().isdisjoint(("bytes", "path"))
+    else:
+        is_none = value is None or value != value
+    return () if is_none else (value,)
 
 
 def _written_pictures(text: str) -> tuple[Any, ...]:
@@ -269,13 +277,10 @@ def _written_pictures(text: str) -> tuple[Any, ...]:
             listed = json.loads(text)
         except ValueError:  # "[1].png" is a name as good as any
             listed = parse_list(text)
-        return (text,) if listed == [text] else pictures(listed)
-    decoded = _decoded(text)
-    if decoded is not None:
-        return (decoded,)
-    # not where ";" stands in data:image/png;base64
-    parts = [text] if text.startswith("data:") else re.split("[;|]", text)
-    return tuple(_decoded(part) or part for part in map(str.strip, parts) if part)
+        return pictures(listed)
+    # no ";" as in data:image/png;base64
+    is_one = text.startswith("data:") or _decoded(text) is not None
+    return pictures([text] if is_one else re.split("[;|]", text))
 
 
 def _decoded(text: str) -> bytes | None:

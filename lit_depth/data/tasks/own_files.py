@@ -95,6 +95,7 @@ class OwnFiles(HubTask):
         place = Path(os.path.abspath(Path(path).expanduser()))
         self.name = re.sub(r"\W+", "_", place.stem).strip("_").lower() or "own_files"
         self._tables: dict[tuple[str, ...], Any] = {}
+        self._loaded: dict[tuple[str, bool], QuestionRows] = {}
         self.unanswered: dict[str, int] = {}  # questions that were left out, by role
 
     @cached_property
@@ -160,12 +161,16 @@ class OwnFiles(HubTask):
 
     def load(self, split: str, path: str | None = None) -> QuestionRows:
         """Return the questions of a role that have an answer, see `HubTask.load`; how many have none is said."""
-        questions = super().load(split, path)
-        if self.without_answers:
-            return questions
+        key = (split, self.without_answers)
+        if key not in self._loaded:  # the metric is guessed from what is asked
+            questions = super().load(split, path)
+            self._loaded[key] = questions if self.without_answers else self._with_answers(questions, split)
+        return self._loaded[key]
+
+    def _with_answers(self, questions: QuestionRows, split: str) -> QuestionRows:
         answered, rows = self._answered(questions), np.asarray(questions.rows)
         open_rows = rows[~answered]
-        if len(open_rows) and split not in self.unanswered:
+        if len(open_rows):
             say(
                 f"{self.path}: of {len(rows):,} questions for {split} {len(open_rows):,} without an answer left out, "
                 f"the first in row {open_rows[0]:,}, counted from 0"
@@ -176,7 +181,9 @@ class OwnFiles(HubTask):
     def _answered(self, questions: QuestionRows) -> np.ndarray:
         """Which of the questions, bool ``[questions]``, have an answer, one that cannot be read included."""
         answers = [row[questions.layout.answer] for row in questions.table.cells([questions.layout.answer], 4096)]
-        return np.array([bool(read_answers(answers[row])) for row in questions.rows], dtype=bool)
+        # most are plain words, of which a large table has millions
+        plain = [isinstance(answer, str) and answer[:1].isalnum() for answer in answers]
+        return np.array([plain[row] or bool(read_answers(answers[row])) for row in questions.rows], dtype=bool)
 
     def _table(self, source: Source | LocalSource) -> Any:
         if isinstance(source, Source):
