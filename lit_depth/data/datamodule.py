@@ -62,7 +62,8 @@ class DepthDataModule(LightningDataModule):
             (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the task's own source; with several
             tasks a folder of such folders, each called as its task.
         columns: With ``path`` and no task: meaning and name of columns that are not called as usual: question, answer,
-            image, options, id, image_id, split; a name of null = there is none.
+            image, options, id, image_id, split; of image and options perhaps several names, separated by commas; a
+            name of null = there is none.
         allow_outside: With ``path`` and no task: read images from outside of that folder too.
         answer_by: How options are chosen from: ``generation`` = by the letter that the model writes; ``likelihood`` =
             by the log-probability of each option's text behind the question, which does not list them: metric ``acc``

@@ -71,8 +71,9 @@ class OwnFiles(HubTask):
     """Questions from a file of your own: JSON lines, JSON, CSV, TSV, parquet, arrow, a folder of these, or a hub id.
 
     Columns are found by their usual names (`lit_depth.data.columns.find_columns`); images are paths relative to the
-    file, bytes or base64. Splits are files or folders called so, a column, or else halves by image: what selects masks
-    and what reports on them never share an image.
+    file, bytes or base64, one or several for each question. Splits are files or folders called so, a column, or else
+    halves by image: what selects masks and what reports on them never share an image. So questions that share one of
+    several images are one cluster, see `lit_depth.data.rows.shared_ids`. Rows without an answer are left out.
 
     Args:
         path: The file or folder, a folder that `datasets` saved, or ``owner/name`` on the hub.
