@@ -14,7 +14,7 @@ import numpy as np
 
 from lit_depth.data import DepthDataModule
 from lit_depth.data.columns import MEANINGS, SEVERAL
-from lit_depth.data.datamodule import EvalDataset
+from lit_depth.data.eval_dataset import EvalDataset
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.task import BadSample, Sample
 from lit_depth.data.tasks.next_token import NextToken
