@@ -7,6 +7,7 @@ import json
 
 import datasets
 import pytest
+import torch
 from PIL import Image
 
 from lit_depth.data import BadSample, DepthDataModule
@@ -360,3 +361,17 @@ def test_ids_of_images_do_not_depend_on_their_type(tmp_path):
 def test_a_metric_that_is_given_is_not_guessed(folder, capsys):
     assert module(folder / "q.csv", metric="contains").task.metric == "contains"
     assert "metric exact" not in (told := capsys.readouterr().err) and "image = image" in told
+
+
+def test_all_pictures_reach_the_model(processor, prompter, tmp_path):
+    """Against the processor, given the files' pictures by hand."""
+    for color in range(6):
+        picture(tmp_path / f"{color}.png", 40 * color)
+    rows = [{"question": f"{n}?", "answer": "yes", "images": [f"{2 * n}.png", f"{2 * n + 1}.png"]} for n in range(3)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    datamodule = DepthDataModule(prompter, path=str(tmp_path / "q.jsonl"), num_samples=None)
+    (batch,) = datamodule.eval_dataloader("validation")
+    numbers = [int(sample.question[:-1]) for sample in batch["samples"]]
+    images = [[Image.open(tmp_path / f"{2 * n + place}.png") for place in (0, 1)] for n in numbers]
+    expected = processor(images=images, text=[f"vqa2: {n}?" for n in numbers], padding_side="left")
+    assert numbers and all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
