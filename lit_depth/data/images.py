@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,8 +177,18 @@ def _source(value: Any, folder: ImageFolder | None) -> Image.Image | bytes | byt
     path = os.fspath(value) if folder is None else folder.find(value)
     # a device or a pipe could be read for ever
     if not os.path.isfile(path):
-        raise ValueError(f"the image file {os.fspath(value)!r} does not exist")
+        meant = _by_plain_name(os.path.dirname(path) or ".").get(os.path.basename(path).casefold())
+        hint = "" if meant is None else f"; did you mean {meant!r}?"
+        raise ValueError(f"the image file {os.fspath(value)!r} does not exist{hint}")
     return path
+
+
+@lru_cache(maxsize=16)
+def _by_plain_name(folder: str) -> dict[str, str]:
+    """Names of a folder's files by what people type for them: in small letters, with their ending or without."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    without_ending = {os.path.splitext(name)[0].casefold(): name for name in names}
+    return {**without_ending, **{name.casefold(): name for name in names if os.path.isfile(os.path.join(folder, name))}}
 
 
 @cache

@@ -263,7 +263,8 @@ def _single_picture(value: Any) -> tuple[Any, ...]:
         value = value["bytes"]
     if isinstance(value, str):
         text = value.strip()
-        return (_decoded(text) or text,) if text else ()
+        # tables come from Windows, too
+        return (_decoded(text) or text.replace("\\", "/"),) if text else ()
     if isinstance(value, Mapping):
         is_none = not value.get("bytes") and not value.get("path") and not value.keys().isdisjoint(("bytes", "path"))
     else:

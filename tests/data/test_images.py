@@ -273,3 +273,11 @@ def test_formats_that_people_have_are_named_with_the_file_and_a_way_out(content,
         load_image("a.bin", ImageFolder(str(tmp_path), (str(tmp_path),)))
     with pytest.raises(ValueError, match=f"the image {told}"):
         load_image(content)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("img_1.jpg", "IMG_1.JPG"), ("IMG_1", "IMG_1.JPG"), ("IMG_2.JPG", None)])
+def test_a_name_that_is_not_quite_a_file_s_says_which_was_meant(typed, meant, tmp_path):
+    corners().save(tmp_path / "IMG_1.JPG")
+    hint = "$" if meant is None else f"; did you mean '{meant}'"
+    with pytest.raises(ValueError, match=f"'{typed}' does not exist{hint}"):
+        load_image(typed, ImageFolder(str(tmp_path), (str(tmp_path),)))

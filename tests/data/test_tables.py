@@ -129,6 +129,7 @@ def test_a_picture_may_be_written_in_many_ways(tmp_path):
     ("cell", "expected"),
     [
         ("a.png; b c.png |d.png", ("a.png", "b c.png", "d.png")),
+        ("photos\\a.png", ("photos/a.png",)),
         ('["a.png", "", null, {"path": "b.png"}]', ("a.png", {"path": "b.png"})),
         ("['a.png', 'b;c.png']", ("a.png", "b;c.png")),
         ("[1].png", ("[1].png",)),
