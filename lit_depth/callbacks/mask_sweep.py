@@ -195,7 +195,11 @@ class MaskSweep(Callback):
         return record
 
     def _score(self, metric: Any, text: str, sample: Any) -> float:
-        score = metric.score(_seen(metric, text), sample.references, sample.options)
+        try:
+            score = metric.score(_seen(metric, text), sample.references, sample.options)
+        except ValueError as error:
+            name = type(metric).__name__
+            raise ValueError(f"{name} does not fit sample {sample.id}: {error}; give another --data.metric") from error
         _check_scores(metric, {sample.id: score})
         return score
 
@@ -307,7 +311,8 @@ def check_bad_samples(bad_samples: Mapping[str, str], num_samples: int, allowed:
         name, reason = next(iter(bad_samples.items()))
         raise ValueError(
             f"{len(bad_samples)} of {num_samples} samples cannot be evaluated, allowed are {allowed:.1%} "
-            f"(max_bad_samples); the first: {name}: {reason}"
+            f"(max_bad_samples); the first: {name}: {reason}. Mend them, or leave them out: "
+            f"--max_bad_samples {math.ceil(100 * len(bad_samples) / num_samples) / 100:g}"
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from lit_depth.data.rows import answer_texts, parse_list
+from lit_depth.data.rows import parse_list
 from lit_depth.data.task import AnswerKind
 from lit_depth.functional.choices import MAX_OPTIONS, option_letters
 
@@ -27,6 +28,9 @@ _USUAL = {
     "split": (("split", "fold"),),
 }
 MEANINGS = tuple(_USUAL)
+SEVERAL = ("image", "options")  # meanings that several columns may have together
+_NUMBERED = re.compile(r"((?:image|picture|photo|img)(?:path|file|filename)?|filename)(\d+)")
+_ANSWER_KEYS = ("answer", "answers", "text", "value", "label")  # where objects keep the answer, as those of SQuAD do
 _NUM_HUMANS = 10  # answers per question of VQAv2 and its kin, by different people
 BY_LIKELIHOOD = "acc"  # metric of options that are chosen by the log-probability of their texts
 _LONG_WORDS = 6  # an answer of more words is no short phrase
@@ -39,7 +43,7 @@ class Columns:
     Args:
         question: What is asked. Without it, images are to be described.
         answer: One accepted answer or a list of them.
-        image: A picture, or several: bytes, base64, a path relative to the file.
+        image: Pictures, in the order of the columns: bytes, base64, a path relative to the file, or a list of these.
         options: Texts to choose from.
         id: Names the question; else its place does.
         image_id: Names the image; else its content does.
@@ -48,7 +52,7 @@ class Columns:
 
     question: str | None = None
     answer: str | None = None
-    image: str | None = None
+    image: str | tuple[str, ...] | None = None
     options: str | tuple[str, ...] | None = None
     id: str | None = None
     image_id: str | None = None
@@ -77,10 +81,13 @@ def find_columns(
     'question = Question, answer = answer, image = image_path'
     >>> find_columns(["question", "A", "B", "C", "answer"]).options
     ('A', 'B', 'C')
+    >>> find_columns(["question", "answer", "left", "right"], {"image": "left, right"}).image
+    ('left', 'right')
 
     Args:
         there: Names of the columns that there are.
-        given: Meaning and name of columns that are called otherwise; a name of None = there is none of this meaning.
+        given: Meaning and name of columns that are called otherwise, of images and options perhaps several, separated
+            by commas; a name of None = there is none of this meaning.
         where: Name of the table, for messages.
         without_answers: Whether a column of answers may be missing.
 
@@ -88,18 +95,23 @@ def find_columns(
         ValueError: If a given column or meaning does not exist, two columns would match one meaning, or there is
             neither a question nor an image.
     """
-    given = dict(given or {})
-    unknown = sorted(set(given) - set(_USUAL))
+    unknown = sorted(set(given or {}) - set(_USUAL))
     if unknown:
         raise ValueError(f"--data.columns: expected {', '.join(_USUAL)}, got {', '.join(unknown)}")
-    absent = [name for name in given.values() if name is not None and name not in there]
+    named = {meaning: _named(meaning, name, there) for meaning, name in (given or {}).items()}
+    absent = [name for names in named.values() for name in names if name not in there]
     if absent:
         raise ValueError(f"--data.columns: {where} has no column {absent[0]!r}; it has {', '.join(there)}")
-    taken = {name for name in given.values() if name is not None}
-    found: dict[str, Any] = {}
+    taken = {name for names in named.values() for name in names}
+    found: dict[str, Any] = {
+        meaning: names[0] if len(names) == 1 else names or None for meaning, names in named.items()
+    }
     for meaning, groups in _USUAL.items():
-        found[meaning] = given[meaning] if meaning in given else _usual(meaning, groups, there, taken, where)
-    if found["options"] is None and "options" not in given:
+        if meaning not in named:
+            found[meaning] = _usual(meaning, groups, there, taken, where)
+    if "image" not in named:
+        found["image"] = _numbered(found["image"], [name for name in there if name not in taken], where)
+    if found["options"] is None and "options" not in named:
         found["options"] = _lettered(there)
     if found["question"] is None and found["image"] is None:
         raise ValueError(
@@ -112,6 +124,36 @@ def find_columns(
             "Without any, lit-depth answers gives predictions alone"
         )
     return Columns(**found)
+
+
+def _named(meaning: str, name: str | None, there: Sequence[str]) -> tuple[str, ...]:
+    if name is None:
+        return ()
+    if name in there or meaning not in SEVERAL:
+        return (name,)
+    return tuple(part.strip() for part in name.split(","))
+
+
+def _numbered(usual: str | None, there: Sequence[str], where: str) -> str | tuple[str, ...] | None:
+    """Columns ``image_1``, ``image_2``, ... in the order of their numbers, behind ``image`` where that is the first."""
+    numbers: dict[str, dict[str, int]] = {}
+    for name in there:
+        match = _NUMBERED.fullmatch(plain_name(name))
+        if match is not None:
+            numbers.setdefault(match[1], {})[name] = int(match[2])
+    if not numbers:
+        return usual
+    ((stem, found), *others) = numbers.items()
+    names = sorted(found, key=lambda name: found[name])
+    is_first = usual is not None and plain_name(usual) == stem and min(found.values()) > 1
+    if others or len(set(found.values())) < len(found) or (usual is not None and not is_first):
+        every = [*([usual] if usual else []), *(name for some in numbers.values() for name in some)]
+        raise ValueError(
+            f"{where}: the columns {' and '.join(map(repr, every))} could be the images; name one, or several in their "
+            f"order: --data.columns.image {','.join(every[:2])}"
+        )
+    names = [usual, *names] if usual is not None else names
+    return names[0] if len(names) == 1 else tuple(names)
 
 
 def _usual(
@@ -194,14 +236,28 @@ def read_answers(value: Any, options: Sequence[str] = ()) -> tuple[str, ...]:
     Raises:
         ValueError: If the answer is none of the options.
     """
-    if isinstance(value, str) and value.strip()[:1] == "[":
-        value = _listed(value)
-    values = value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        value = _unpacked(_listed(value), value)
+    values = _unpacked(value)
     plain = [int(each) if isinstance(each, float) and each.is_integer() else each for each in values]
-    texts = answer_texts([each for each in plain if each == each and each is not None])
+    texts = tuple(filter(None, (_text(each) for each in plain)))
     if not options:
         return texts
     return tuple(_letter(text, options) for text in texts)
+
+
+def _unpacked(value: Any, written: str | None = None) -> list[Any]:
+    """The answers in a list, or in an object that keeps them under a usual name; else the object as it is written.
+
+    >>> _unpacked({"text": ["two"], "answer_start": [7]}), _unpacked([{"answer": "net"}, 3]), _unpacked({"total": 1})
+    (['two'], ['net', 3], ['{"total": 1}'])
+    """
+    if isinstance(value, list | tuple):
+        return [answer for each in value for answer in (_unpacked(each) if isinstance(each, Mapping) else [each])]
+    if not isinstance(value, Mapping):
+        return [value]
+    key = next((key for key in _ANSWER_KEYS if key in value), None)
+    return [written or json.dumps(value, ensure_ascii=False, default=str)] if key is None else _unpacked(value[key])
 
 
 def _letter(answer: str, options: Sequence[str]) -> str:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
-import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
 
 from lit_depth.data.collate import EvalCollator
-from lit_depth.data.columns import BY_LIKELIHOOD
-from lit_depth.data.images import ImageFolder, image_digest, load_image
+from lit_depth.data.eval_dataset import BatchShards, EvalDataset, choose_rows
+from lit_depth.data.images import ImageFolder
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.rows import QuestionRows
-from lit_depth.data.task import AnswerBy, BadSample, Nouns, Sample, Task, by_likelihood, check_split
-from lit_depth.data.tasks import TASKS, get_task
-from lit_depth.data.tasks.next_token import LONGEST_WINDOW, NextToken, is_text
-from lit_depth.data.tasks.own_files import OwnFiles, say
+from lit_depth.data.task import AnswerBy, Nouns, Task, check_split
+from lit_depth.data.task_choice import choose_tasks
+from lit_depth.data.tasks.next_token import LONGEST_WINDOW, NextToken
 from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.class_paths import object_at
 from lit_depth.functional.masking.blocks import context_length
@@ -35,10 +27,6 @@ if TYPE_CHECKING:
     import datasets
 
 _WORKER_TIMEOUT_SECONDS = 600
-NO_SAMPLE: Any = None  # position of no sample
-# of a sample
-_ASKED = ("id", "image_id", "task", "answer_kind", "question", "options", "references")
-_SCORED = ("continuations", "target", "prompt", "prompts", "tokens")
 _MAX_WORKERS = 256
 
 
@@ -62,7 +50,8 @@ class DepthDataModule(LightningDataModule):
             (``train*.parquet``, ``validation*.parquet``, ...) to read instead of the task's own source; with several
             tasks a folder of such folders, each called as its task.
         columns: With ``path`` and no task: meaning and name of columns that are not called as usual: question, answer,
-            image, options, id, image_id, split; a name of null = there is none.
+            image, options, id, image_id, split; of image and options perhaps several names, separated by commas; a
+            name of null = there is none.
         allow_outside: With ``path`` and no task: read images from outside of that folder too.
         answer_by: How options are chosen from: ``generation`` = by the letter that the model writes; ``likelihood`` =
             by the log-probability of each option's text behind the question, which does not list them: metric ``acc``
@@ -123,32 +112,7 @@ class DepthDataModule(LightningDataModule):
                 "lit_depth.models.prompting.prompter_for makes one"
             )
         self.prompter = prompter
-        is_own = path is not None and task is None and tasks is None
-        if path is not None and (task == NextToken.name or (is_own and is_text(path))):
-            is_own, columns, task = False, None, _next_token(path, columns)
-        if (columns or allow_outside) and not is_own:
-            raise ValueError("expected columns and allow_outside with a path and no task: a task knows its own columns")
-        if is_own:
-            task = OwnFiles(str(path), columns, allow_outside)
-            task.answer_by = answer_by or task.answer_by  # before it guesses its metric
-        names = _all_tasks(path) if tasks == "all" else ([task or "shapes_vqa"] if tasks is None else tasks)
-        self.tasks = [get_task(entry) if isinstance(entry, str) else entry for entry in names]
-        for entry in self.tasks:
-            lacking = [name for name in ("name", "metric", "max_new_tokens") if not hasattr(entry, name)]
-            if lacking:
-                raise ValueError(f"expected a task with {', '.join(lacking)}, got a {type(entry).__name__} without")
-        known = [entry.name for entry in self.tasks]
-        if not known or len(set(known)) < len(known):
-            raise ValueError(f"expected at least one of tasks, each with a name of its own, got {known}")
-        if answer_by is not None or metric is not None:
-            self.tasks = list(map(copy.copy, self.tasks))  # a task that was given stays as it is
-        for entry in self.tasks:
-            if answer_by is not None:
-                entry.answer_by = answer_by
-            if metric is not None:
-                entry.metric = metric
-            elif answer_by == "likelihood" and not is_own:  # which guess theirs, and say so
-                entry.metric = BY_LIKELIHOOD
+        self.tasks = choose_tasks(task, tasks, path, columns, allow_outside, answer_by, metric)
         self.task = self.tasks[0]
         self.path = path
         self.batch_size = batch_size
@@ -235,7 +199,7 @@ class DepthDataModule(LightningDataModule):
                 no batch is left gets an empty one.
         """
         attached = self._attached()
-        collator = EvalCollator(attached.prompter, attached._prompt_limit())
+        collator = EvalCollator(attached.prompter, attached.prompt_limit())
         dataset = self.eval_dataset(split, num_samples)
         dataset.check_seen_by(attached.prompter)
         dataset.check_options()
@@ -268,7 +232,8 @@ class DepthDataModule(LightningDataModule):
         Raises:
             ValueError: If they share a sample, or an image.
         """
-        ids_a, ids_b = self.eval_dataset(split_a).ids(), self.eval_dataset(split_b).ids()
+        one, other = self.eval_dataset(split_a), self.eval_dataset(split_b)
+        ids_a, ids_b = one.ids(), other.ids()
         for kind, index in (("samples", 0), (f"{Nouns.of(self.task).cluster}s", 1)):
             shared = {ids[index] for ids in ids_a} & {ids[index] for ids in ids_b}
             if shared:
@@ -276,6 +241,14 @@ class DepthDataModule(LightningDataModule):
                     f"splits {split_a!r} and {split_b!r} of task {self.task.name!r} must not overlap, "
                     f"but share {len(shared)} {kind}, for example {min(shared)!r}"
                 )
+        files_a, files_b = one.image_files(), other.image_files()
+        copies = sorted((files_a[digest], files_b[digest]) for digest in files_a.keys() & files_b.keys())
+        if copies:
+            raise ValueError(
+                f"splits {split_a!r} and {split_b!r} of task {self.task.name!r} must not overlap, but share "
+                f"{len(copies)} images under two names, for example {' and '.join(copies[0])}: leave one out, or name "
+                "what is the same image in a column image_id"
+            )
 
     def check_asked(self, splits: Sequence[str]) -> None:
         """Refuse tasks whose questions are about images for a model that sees none, or have no options to choose from.
@@ -318,7 +291,12 @@ class DepthDataModule(LightningDataModule):
         self.context = context_length(getattr(module, "model", module))
         self.max_new_tokens = getattr(module, "hparams", {}).get("max_new_tokens")
 
-    def _prompt_limit(self) -> PromptLimit | None:
+    def prompt_limit(self) -> PromptLimit | None:
+        """How long a prompt may be for the module that the batches are for; None = of any length.
+
+        Raises:
+            ValueError: If the longest answer leaves no room for a prompt.
+        """
         if self.max_prompt_tokens is not None:
             return PromptLimit(self.max_prompt_tokens, "--data.max_prompt_tokens")
         if self.context is None:
@@ -360,242 +338,3 @@ class DepthDataModule(LightningDataModule):
             # a worker that hangs ends the run with an error, instead of holding it up for ever
             timeout=_WORKER_TIMEOUT_SECONDS if self.num_workers > 0 else 0,
         )
-
-
-class BatchShards(DistributedSampler):
-    """Every ``num_replicas``-th whole batch, none repeated; a `DistributedSampler` only so that Lightning keeps it.
-
-    A process without a batch gets `NO_SAMPLE`: a batch of nothing, because Lightning calls no hook for an empty loader.
-
-    >>> [list(BatchShards(range(10), 3, rank, 2)) for rank in (0, 1)]
-    [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9]]
-    >>> list(BatchShards(range(10), 3, 4, 5))
-    [None]
-    """
-
-    def __init__(self, dataset: Sequence[Any] | Dataset, batch_size: int, rank: int, num_replicas: int) -> None:
-        super().__init__(dataset, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
-        size = len(dataset)  # type: ignore[arg-type]
-        starts = range(0, size, batch_size)[rank::num_replicas]
-        positions = [position for start in starts for position in range(start, min(start + batch_size, size))]
-        self._positions = positions or [NO_SAMPLE]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._positions)
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-
-@dataclass(eq=False)
-class EvalDataset(Dataset):
-    """Chosen rows of a split as samples; a row that cannot be read becomes a `BadSample` instead of an error.
-
-    Args:
-        rows: What `Task.load` returned.
-        task: The task of these rows.
-        split: Their split.
-        indices: The chosen rows.
-        folder: Where rows may name images by path, if they do not say so themselves; None = anywhere.
-        drop_images: Leave all images out, unread.
-    """
-
-    rows: datasets.Dataset | QuestionRows
-    task: Task
-    split: str
-    indices: list[int]
-    folder: ImageFolder | None = None
-    drop_images: bool = False
-
-    def __post_init__(self) -> None:
-        self.folder = getattr(self.rows, "folder", None) or self.folder
-        self.rows = _undecoded_rows(self.rows) if self.drop_images else self.rows
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Sample | BadSample:
-        if position is NO_SAMPLE:
-            return None  # type: ignore[return-value]  # which `EvalCollator` leaves out
-        index = self.indices[position]
-        name = self._place(index)
-        try:
-            sample = self._sample(self.rows[index], index)
-            name = sample.id
-            sample = self._without(sample) if self.drop_images else self._with_images(sample)
-            if getattr(self.task, "without_answers", False):
-                sample = replace(sample, references=())
-            elif not sample.references:
-                raise ValueError("no reference answer")
-        # Whatever a broken file or row raises costs this sample, never the run.
-        except Exception as error:
-            return BadSample(name, f"{type(error).__name__}: {error}")
-        return sample
-
-    def _with_images(self, sample: Sample) -> Sample:
-        more = tuple(load_image(image, self.folder) for image in sample.more_images)
-        if sample.image is None and not self.task.needs_image:
-            return replace(sample, more_images=more)
-        return replace(sample, image=load_image(sample.image, self.folder), more_images=more)
-
-    @staticmethod
-    def _without(sample: Sample) -> Sample:
-        return replace(sample, image=None, more_images=())
-
-    def check_seen_by(self, prompter: Any) -> None:
-        """Refuse questions about images for a prompter whose model sees none; the first readable one tells.
-
-        Raises:
-            ValueError: As the prompter says.
-        """
-        if getattr(prompter, "sees_images", True):
-            return
-        first = next((sample for sample in map(self.__getitem__, range(len(self))) if isinstance(sample, Sample)), None)
-        if first is not None and first.images:
-            raise ValueError(f"task {self.task.name}: {prompter.why_unseen()}")
-
-    def check_options(self) -> None:
-        """Refuse questions without options where one is to be chosen by log-likelihood.
-
-        Raises:
-            ValueError: If none of them can be asked so, naming the task.
-        """
-        is_asked = getattr(self.task, "answer_by", "generation") == "likelihood"
-        if not is_asked or not len(self) or any(sample is not None for sample in self._undecoded()):
-            return
-        plain = copy.copy(self.task)
-        plain.answer_by = "generation"
-        if any(sample is not None and not sample.options for sample in replace(self, task=plain)._undecoded()):
-            raise ValueError(
-                f"--data.answer_by likelihood chooses among options, and the questions of {self.task.name} have none: "
-                "leave it out, or take a task with options, such as science_qa_img or mmmu"
-            )
-
-    def _sample(self, row: dict[str, Any], index: int) -> Sample:
-        sample, task = self.task.sample(row, self.split, index), self.task
-        sample = replace(sample, task=sample.task or task.name, answer_kind=sample.answer_kind or task.answer_kind)
-        is_asked = getattr(task, "answer_by", "generation") == "likelihood" and not sample.continuations
-        return by_likelihood(sample) if is_asked else sample
-
-    def take(self, positions: Sequence[int]) -> EvalDataset:
-        """The same rows, fewer of them chosen: those at these positions."""
-        return replace(self, indices=[self.indices[position] for position in positions])
-
-    def ids(self) -> list[tuple[str, str]]:
-        """Return (sample id, image id) of every readable sample, without decoding the images.
-
-        Raises:
-            ValueError: If two samples have the same id: results are stored and compared by it.
-        """
-        ids = [(sample.id, sample.image_id) for sample in self._undecoded() if sample is not None]
-        distinct = len({sample_id for sample_id, _ in ids})
-        if distinct < len(ids):
-            raise ValueError(
-                f"expected distinct sample ids, but task {self.task.name!r} gives only {distinct} to the {len(ids)} "
-                f"chosen samples of split {self.split!r}"
-            )
-        return ids
-
-    def recorded_ids(self) -> list[tuple[str, str]]:
-        """(sample id, image id) of every sample, in order; an unreadable one goes by the name of its `BadSample`."""
-        names = [self._place(index) for index in self.indices]
-        return [
-            (name, name) if sample is None else (sample.id, sample.image_id)
-            for name, sample in zip(names, self._undecoded())
-        ]
-
-    def without_images(self) -> list[Sample]:
-        """The readable samples that have a reference answer, in order, their images as they are stored, or none.
-
-        No image is decoded, and none is read where rows are read by columns. Without answers, no reference is needed.
-        """
-        is_open = getattr(self.task, "without_answers", False)
-        return [sample for sample in self._undecoded() if sample is not None and (sample.references or is_open)]
-
-    def fingerprint(self) -> str:
-        """Hash of all that the chosen samples are asked and scored by, images as they are stored: see `image_digest`.
-
-        Images are read one after another, and none is kept or decoded.
-        """
-        digest, images = hashlib.sha256(), []
-        for place, sample in zip(map(self._place, self.indices), self._undecoded()):
-            asked: Any = place
-            if sample is not None:
-                is_scored = bool(sample.continuations) or sample.prompt is not None
-                asked = [getattr(sample, name) for name in (*_ASKED, *(_SCORED if is_scored else ()))]
-            digest.update(repr(asked).encode(errors="surrogatepass"))
-            if sample is not None and not self.drop_images:
-                # those of a table's own column are read below, each once
-                first = [] if isinstance(self.rows, QuestionRows) else [sample.image]
-                images += [image_digest(image, self.folder) for image in (*first, *sample.more_images)]
-        if isinstance(self.rows, QuestionRows) and not self.drop_images:
-            images += [image_digest(image, self.folder) for image in self.rows.images(self.indices)]
-        digest.update(repr(images).encode())
-        return f"{len(self)} samples, {digest.hexdigest()[:16]}"
-
-    def _place(self, index: int) -> str:
-        return f"{self.task.name}/{self.split}/{index}"
-
-    def _undecoded(self) -> Iterator[Sample | None]:
-        """The samples in order, without decoding their images; None where the text is not readable."""
-        rows = _undecoded_rows(self.rows)
-        for index in self.indices:
-            sample = None
-            # A bad row is reported where it is evaluated.
-            with contextlib.suppress(Exception):
-                sample = self._sample(rows[index], index)
-            yield sample
-
-
-def _undecoded_rows(rows: datasets.Dataset | QuestionRows) -> Any:
-    """The same rows, their images as they are stored, or left out where rows are read by columns."""
-    if isinstance(rows, QuestionRows):
-        return rows.without_images()
-    import datasets
-
-    for column, feature in getattr(rows, "features", {}).items():  # a task may return a list
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(column, datasets.Image(decode=False))
-    return rows
-
-
-def choose_rows(num_rows: int, num_samples: int | None, key: str) -> list[int]:
-    """Choose rows pseudo-randomly: ascending, the same everywhere, and fewer rows are a subset of more.
-
-    >>> choose_rows(1000, 4, "0/validation")
-    [105, 183, 186, 436]
-
-    Args:
-        num_rows: Rows to choose from.
-        num_samples: How many; None or more than there are = all.
-        key: Another key gives another choice.
-    """
-    if num_samples is None or num_samples >= num_rows:
-        return list(range(num_rows))
-    return list(_lowest_ranks(num_rows, num_samples, key))
-
-
-# A dataset of millions of questions takes seconds to rank, and a run asks several times.
-@lru_cache(maxsize=64)
-def _lowest_ranks(num_rows: int, num_samples: int, key: str) -> tuple[int, ...]:
-    # Ranks by hash do not depend on any library's random stream, so resumed runs see the same samples years later.
-    ranks = heapq.nsmallest(
-        num_samples, range(num_rows), key=lambda row: hashlib.blake2b(f"{key}/{row}".encode()).digest()
-    )
-    return tuple(sorted(ranks))
-
-
-def _next_token(path: str, columns: dict[str, str | None] | None) -> NextToken:
-    unknown = sorted(set(columns or {}) - {"text"})
-    if unknown:
-        raise ValueError(f"--data.columns: expected text, the column of the texts, got {', '.join(unknown)}")
-    say(f"{path}: texts, so every token is to be predicted (task next_token, metric {NextToken.metric})")
-    return NextToken((columns or {}).get("text"))
-
-
-def _all_tasks(path: str | None) -> list[str | Task]:
-    """Names of all built-in tasks; where a folder is given, of those that have one in it."""
-    names: list[str | Task] = [kind.name for kind in TASKS if path is None or Path(path, kind.name).is_dir()]
-    if not names:
-        raise ValueError(f"expected folders called as the tasks in {path}, such as {TASKS[1].name}; there are none")
-    return names

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lit_depth.data.images import ImageFolder
 from lit_depth.data.rows import (
@@ -18,6 +19,7 @@ from lit_depth.data.rows import (
     column_names,
     content_id,
     most_common_first,
+    shared_ids,
 )
 from lit_depth.data.sources import (
     LocalSource,
@@ -105,6 +107,7 @@ class HubTask(Task):
         if parity == "molmo":
             self.max_new_tokens = _MOLMO_NEW_TOKENS
         self._image_ids: dict[Source | LocalSource, list[str]] = {}
+        self._image_contents: dict[Source | LocalSource, list[tuple[str, ...]]] = {}
 
     # what a subclass may override
 
@@ -146,7 +149,7 @@ class HubTask(Task):
         image_ids = self._ids_of_images(table, layout, source)
         kept = self._rows_of_role(split, path, source, layout, image_ids)
         if self.drops_rows_without_image and layout.image is not None:
-            there = [content_id(image) is not None for image in table.column(layout.image)]
+            there = [bool(images) for images in self._contents(table, layout, source)]
             kept = kept[np.array(there, dtype=bool)[kept]]
         # an empty list counts as one question, so that its row is reported instead of passed over
         lengths = np.ones(len(table), dtype=np.int64)
@@ -165,17 +168,20 @@ class HubTask(Task):
         Arguments and errors are those of `Task.stream`.
         """
         source = self.source(split, path)
-        part = self._part(split, path, source)
+        part, folder = self._part(split, path, source), self._image_folder(source)
         layout: Layout | None = None
         table: dict[int, dict[str, Any]] = {}
         image_ids: dict[int, str] = {}
         for index, one_row in enumerate(load_table(source, self.name, streaming=True).with_format("arrow")):
             layout = layout or self._fit_layout(one_row.schema, source)
             row = one_row.select(layout.columns(one_row.column_names)).to_pylist()[0]
-            image_id = self._id_of_image(row, layout, source.split, index)
+            contents = self._content(row, layout, folder)
+            # rows that share some of several images are not brought together: the others were not read yet
+            joined = "/".join(contents) if layout.by_content else ""
+            image_id = self._named(row, layout) or joined or f"{source.split}/{index}"
             if part is not None and half(image_id) != part:
                 continue
-            if self.drops_rows_without_image and content_id(layout.image_of(row)) is None:
+            if self.drops_rows_without_image and not contents:
                 continue
             table[index], image_ids[index] = row, image_id
             if len(table) == num_samples:
@@ -187,7 +193,7 @@ class HubTask(Task):
         # not always a row's first question: those of one kind may stand at the same place in every row
         places = ((index, (turn + index) % lengths[index]) for index, turn in turns if turn < lengths[index])
         rows, numbers = zip(*sorted(islice(places, num_samples))) if table else ((), ())
-        questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, self._image_folder(source))
+        questions = QuestionRows(table, image_ids, rows, numbers, layout, source.split, folder)
         return self._checked(questions, source)
 
     def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
@@ -197,12 +203,14 @@ class HubTask(Task):
         parts = [place.split, place.row]
         if layout.questions is not None:
             parts.append(place.number)
-        if layout.question_id is not None:
+        if layout.question_id is not None and entry[layout.question_id] is not None:
             parts.append(entry[layout.question_id])
+        images = layout.images_of(row)
         return Sample(
             id="/".join(map(str, parts)),
             image_id=place.image_id,
-            image=layout.image_of(row),
+            image=next(iter(images), None),
+            more_images=images[1:],
             question=self.question(entry),
             # predictions lose the same white space before they are scored
             references=tuple(" ".join(answer.split()) for answer in self.references(entry)),
@@ -282,25 +290,45 @@ class HubTask(Task):
         if role != "validation" and validation is not None and _same_place(source, validation) and layout.by_content:
             dataset = self._table(validation)
             theirs = self._fit_layout(dataset.features.arrow_schema, validation)
-            reserved = set(self._ids_of_images(ArrowTable(dataset), theirs, validation))
-            keep = np.array([image_id not in reserved for image_id in image_ids], dtype=bool)
+            reserved = {image for images in self._contents(ArrowTable(dataset), theirs, validation) for image in images}
+            keep = np.array([reserved.isdisjoint(images) for images in self._image_contents[source]], dtype=bool)
+            if not keep.all():
+                rank_zero_warn(
+                    f"{self.name}: {np.count_nonzero(~keep):,} of {len(keep):,} rows of split {source.split!r} show "
+                    f"images of split {validation.split!r}, which results are reported on, and are left out"
+                )
         return np.flatnonzero(keep)
 
     def _ids_of_images(self, table: ArrowTable, layout: Layout, source: Source | LocalSource) -> list[str]:
         if source not in self._image_ids:
-            columns = layout.image_id or (layout.image if layout.by_content else None)
-            values: Iterable[Any] = range(len(table)) if columns is None else table.column(columns)
-            self._image_ids[source] = [
-                self._id_of_image({} if columns is None else {columns: value}, layout, source.split, index)
-                for index, value in enumerate(values)
-            ]
+            names: Iterable[str | None]
+            if layout.image_id is not None:
+                names = [self._named(row, layout) for row in table.cells([layout.image_id])]
+            elif layout.by_content:
+                names = shared_ids(self._contents(table, layout, source))
+            else:
+                names = [None] * len(table)
+            self._image_ids[source] = [name or f"{source.split}/{index}" for index, name in enumerate(names)]
         return self._image_ids[source]
 
-    def _id_of_image(self, row: Mapping[str, Any], layout: Layout, split: str, index: int) -> str:
+    def _named(self, row: Mapping[str, Any], layout: Layout) -> str | None:
+        """The image's name in its own column, or None where there is none."""
         value = row.get(layout.image_id) if layout.image_id else None
-        if layout.by_content:
-            value = content_id(layout.image_of(row))
-        return f"{split}/{index}" if value is None else str(value)
+        if value is None or value != value:
+            return None
+        # integers are stored so where one of them is missing
+        is_whole = isinstance(value, float) and value.is_integer()
+        return str(int(value) if is_whole else value).strip() or None
+
+    def _contents(self, table: ArrowTable, layout: Layout, source: Source | LocalSource) -> list[tuple[str, ...]]:
+        """What tells the images of each row from others."""
+        if source not in self._image_contents:
+            rows, folder = table.cells(layout.image_cells), self._image_folder(source)
+            self._image_contents[source] = [self._content(row, layout, folder) for row in rows]
+        return self._image_contents[source]
+
+    def _content(self, row: Mapping[str, Any], layout: Layout, folder: ImageFolder) -> tuple[str, ...]:
+        return tuple(filter(None, (content_id(image, folder) for image in layout.images_of(row))))
 
     def _fit_layout(self, schema: Any, source: Source | LocalSource) -> Layout:
         """The first layout whose columns are all there, without the optional ones that are not."""
@@ -323,7 +351,8 @@ class HubTask(Task):
         if first and not any(self._is_answered(texts[position]) for position in range(first)):
             raise ValueError(
                 f"{self.name}: split {source.split!r} of {describe(source)} has no answers (none in its first {first} "
-                "questions): they are withheld, so nothing can be scored; take another split"
+                "questions): they are withheld, so nothing can be scored; take another split, or lit-depth answers "
+                "for predictions alone"
             )
         return questions
 

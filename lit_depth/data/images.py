@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,9 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "P
 # 3.5 GB by the time that it was crops. The largest canvas of a model has some 1 million, and page scans have 10.
 MAX_PIXELS = 2**25
 _STRIP_PIXELS = 2**22
+# formats that people have pictures in and that are not read, by what stands near the beginning
+_UNREAD = {"HEIC": b"ftyphei", "HEIF": b"ftypmif1", "SVG": b"<svg", "PDF": b"%PDF"}
+_BEGINNING = 1024  # bytes
 
 
 class ImageFolder(NamedTuple):
@@ -31,6 +34,17 @@ class ImageFolder(NamedTuple):
 
     start: str
     tops: tuple[str, ...]
+
+    def name(self, path: str) -> str:
+        """One name for a file, however its path is written, whatever folder it counts from, wherever all of them lie.
+
+        >>> ImageFolder("/data/test", ("/data",)).name("./a/../b.png")
+        'test/b.png'
+        """
+        if "://" in path:
+            return path
+        place = os.path.join(os.path.abspath(self.start), path)
+        return os.path.relpath(os.path.normpath(place), os.path.abspath(self.tops[0]))
 
     def find(self, path: str | os.PathLike[str]) -> str:
         """The file's path; raise ValueError if it lies in none of the folders, or on the web."""
@@ -77,10 +91,40 @@ def load_image(value: Any, folder: ImageFolder | None = None) -> Image.Image:
         raise ValueError(f"the image is refused: {error}") from error
     except UnidentifiedImageError as error:
         # Pillow's own message holds a memory address: the same file would give another reason each time.
-        raise ValueError("the image cannot be decoded: unknown or unsupported format") from error
+        raise ValueError(f"the image{_quoted_path(value)} cannot be decoded: {_format_of(value, folder)}") from error
     # Damaged files make decoders raise nearly anything.
     except Exception as error:
-        raise ValueError(f"the image cannot be decoded: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"the image{_quoted_path(value)} cannot be decoded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def stored_path(value: Any) -> str | None:
+    """The path of a picture that is stored as a file; None = it is stored otherwise.
+
+    >>> stored_path({"bytes": None, "path": "a.png"}), stored_path({"bytes": b"", "path": "a.png"}), stored_path("b")
+    ('a.png', None, 'b')
+    """
+    if isinstance(value, Mapping):
+        value = value.get("path") if value.get("bytes") is None else None
+    return os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+
+
+def _quoted_path(value: Any) -> str:
+    path = stored_path(value)
+    return "" if path is None else f" {path!r}"
+
+
+def _format_of(value: Any, folder: ImageFolder | None) -> str:
+    """What a picture is that Pillow does not know, by how it begins."""
+    source = _source(value, folder)
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            source = file.read(_BEGINNING)
+    start = b"" if isinstance(source, Image.Image) else bytes(source[:_BEGINNING])
+    found = next((name for name, mark in _UNREAD.items() if mark in start), None)
+    known = "unknown or unsupported format" if found is None else f"{found} is not read"
+    return f"{known}; save it as JPEG, PNG or WebP"
 
 
 def image_digest(value: Any, folder: ImageFolder | None = None) -> str:
@@ -133,8 +177,18 @@ def _source(value: Any, folder: ImageFolder | None) -> Image.Image | bytes | byt
     path = os.fspath(value) if folder is None else folder.find(value)
     # a device or a pipe could be read for ever
     if not os.path.isfile(path):
-        raise ValueError(f"the image file {os.fspath(value)!r} does not exist")
+        meant = _by_plain_name(os.path.dirname(path) or ".").get(os.path.basename(path).casefold())
+        hint = "" if meant is None else f"; did you mean {meant!r}?"
+        raise ValueError(f"the image file {os.fspath(value)!r} does not exist{hint}")
     return path
+
+
+@lru_cache(maxsize=16)
+def _by_plain_name(folder: str) -> dict[str, str]:
+    """Names of a folder's files by what people type for them: in small letters, with their ending or without."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    without_ending = {os.path.splitext(name)[0].casefold(): name for name in names}
+    return {**without_ending, **{name.casefold(): name for name in names if os.path.isfile(os.path.join(folder, name))}}
 
 
 @cache

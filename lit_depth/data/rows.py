@@ -21,20 +21,20 @@ class Layout:
     """Which columns of a table hold what.
 
     Args:
-        image: Column of the image; of a list of images the first is taken. None = there is none.
+        image: Column of the image or of a list of images, or several such columns. None = there is none.
         question: Column of the question, or key in the elements of ``questions``. None = there is none.
         answer: Column of the answers, or key in the elements of ``questions``.
         questions: Column with a list of questions about the row's image; each becomes a sample.
         further: Other columns that must be there.
         question_id: Column that names the question, where there is one.
         image_id: Column that names the image, where there is one. Without it, rows with a list of questions are
-            images, and other rows are told apart by the content of their image.
+            images, and other rows are told apart by the content of their images, see `shared_ids`.
         optional: Columns or keys that are read where they are there.
         meta: Columns or keys kept in `lit_depth.data.Sample.meta` where they are there.
         instructed: Questions end in a line that asks for a short answer; it is cut off.
     """
 
-    image: str | None = "image"
+    image: str | tuple[str, ...] | None = "image"
     question: str | None = "question"
     answer: str = "answers"
     questions: str | None = None
@@ -50,7 +50,17 @@ class Layout:
         """Columns without which the table cannot be read; ``list.key`` for a key in the elements of a list."""
         prefix = "" if self.questions is None else f"{self.questions}."
         keys = [f"{prefix}{key}" for key in (self.question, self.answer) if key is not None]
-        return tuple(name for name in (self.image, self.questions, *keys, *self.further) if name is not None)
+        return tuple(name for name in (*self.image_columns, self.questions, *keys, *self.further) if name is not None)
+
+    @property
+    def image_columns(self) -> tuple[str, ...]:
+        """Columns that hold images, in the order in which these are shown."""
+        return (self.image,) if isinstance(self.image, str) else self.image or ()
+
+    @property
+    def image_cells(self) -> tuple[str, ...]:
+        """Columns that `images_of` reads."""
+        return self.image_columns
 
     @property
     def by_content(self) -> bool:
@@ -83,10 +93,13 @@ class Layout:
             question = question.strip().partition("\n")[0]
         return entry | {"question": question, "answer": answer}
 
-    def image_of(self, row: Mapping[str, Any]) -> Any:
-        """The row's image as it is stored, or None."""
-        value = None if self.image is None else row.get(self.image)
-        return (value[0] if value else None) if isinstance(value, list) else value
+    def images_of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The row's images as they are stored, in order."""
+        return tuple(image for name in self.image_columns for image in self.images_in(row.get(name)))
+
+    def images_in(self, cell: Any) -> tuple[Any, ...]:
+        """The images in a cell."""
+        return tuple(image for image in (cell if isinstance(cell, list) else [cell]) if image is not None)
 
 
 @dataclass(frozen=True)
@@ -129,12 +142,12 @@ class QuestionRows(Sequence[dict[str, Any]]):
         """The same questions without reading images, for what depends on the text only."""
         if not isinstance(self.table, ArrowTable) or self.layout.image is None:
             return self
-        return replace(self, table=self.table.without(self.layout.image))
+        return replace(self, table=self.table.without(self.layout.image_columns))
 
     def images(self, positions: Iterable[int]) -> Iterator[Any]:
         """The images of these questions as they are stored, one after another, each row's once."""
         for row in dict.fromkeys(int(self.rows[position]) for position in positions):
-            yield self.layout.image_of(self.table[row])
+            yield from self.layout.images_of(self.table[row])
 
 
 class ArrowTable:
@@ -150,14 +163,14 @@ class ArrowTable:
     def __getitem__(self, row: int) -> dict[str, Any]:
         return self.dataset[row].to_pylist()[0]
 
-    def without(self, column: str) -> ArrowTable:
-        """The table without that column."""
-        return ArrowTable(self.dataset.remove_columns(column))
+    def without(self, columns: Sequence[str]) -> ArrowTable:
+        """The table without these columns."""
+        return ArrowTable(self.dataset.remove_columns(list(columns)))
 
-    def column(self, name: str, batch_size: int = 64) -> Any:
-        """Iterate over the values of one column, reading no other."""
-        for batch in self.dataset.select_columns(name).iter(batch_size):
-            yield from batch.column(name).to_pylist()
+    def cells(self, columns: Sequence[str], batch_size: int = 64) -> Iterator[dict[str, Any]]:
+        """Iterate over the rows of some columns, reading no other."""
+        for batch in self.dataset.select_columns(list(columns)).iter(batch_size):
+            yield from batch.to_pylist()
 
     def list_lengths(self, name: str) -> list[int]:
         """Number of elements in each row of a column of lists; an absent list has none."""
@@ -194,13 +207,34 @@ def list_elements(value: Any) -> list[Any]:
     return list(value or [])
 
 
-def content_id(image: Any) -> str | None:
-    """Name an undecoded image by its content; None where there is none."""
+def content_id(image: Any, folder: ImageFolder | None = None) -> str | None:
+    """Name an undecoded image by its content, or by its place below a folder; None where there is none."""
     if isinstance(image, Mapping):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
-        image = image.encode()
+        image = (image if folder is None else folder.name(image)).encode()
     return hashlib.blake2b(image, digest_size=12).hexdigest() if image else None
+
+
+def shared_ids(contents: Sequence[Sequence[str]]) -> list[str | None]:
+    """One id for rows that share an image, be it through other rows: the least of all their images' ids.
+
+    So rows of different ids share none, and those of one image each have the id of their image. None = no image.
+
+    >>> shared_ids([["c", "d"], ["a"], [], ["d", "b"]])
+    ['b', 'a', None, 'b']
+    """
+    names: dict[str, str] = {}
+
+    def least(name: str) -> str:
+        while names.setdefault(name, name) != name:
+            names[name] = name = names[names[name]]
+        return name
+
+    for images in contents:
+        first, *others = sorted(map(least, images)) or [""]
+        names.update(dict.fromkeys(others, first))
+    return [least(images[0]) if images else None for images in contents]
 
 
 def answer_texts(value: Any, keep_empty: bool = False) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ _OWNERS = ("lmms-lab-encoder", "lmms-lab")
 _SAME_SPLIT = {"val": "validation", "val2014": "validation", "valid": "validation"}
 _SPLIT_NAMES = {"train", "calibration", "validation", "dev", "test", "testdev"}
 _UNNAMED = "unnamed"
+_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "avif")
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Source:
 class LocalSource:
     """Files that together are one split, found in ``folder`` below the ``top`` that was given.
 
-    ``rows`` names a column and the value of the rows that are meant; None = all rows.
+    ``rows`` names a column and the values of the rows that are meant; None = all rows.
     """
 
     folder: str
     split: str
     files: tuple[str, ...]
     top: str = ""
-    rows: tuple[str, str] | None = None
+    rows: tuple[str, tuple[Any, ...]] | None = None
 
 
 def load_table(source: Source | LocalSource, task: str, streaming: bool) -> Any:
@@ -132,6 +133,7 @@ def find_splits(
     config: Any = None,
     names: Collection[str] = (),
     suffixes: Sequence[str] = (".parquet",),
+    above: bool = False,
 ) -> dict[str, LocalSource]:
     """Find the parquet files below a folder, or those of other kinds, by split.
 
@@ -139,7 +141,8 @@ def find_splits(
     tasks or a copy of a repository.
 
     The folder may be a single file. What lies in folders of ``others`` (tasks) is not read; ``names`` are splits
-    besides the usual, ``suffixes`` the endings of the files that are read.
+    besides the usual, ``suffixes`` the endings of the files that are read. With ``above``, what lies in the folder
+    itself comes before what lies below it, where results of a run may be, and ``metadata.*`` before other tables.
 
     Raises:
         ValueError: If the folder does not exist or holds no such file.
@@ -152,14 +155,28 @@ def find_splits(
         if isinstance(inner, str) and (root / inner).is_dir():
             root = root / inner
     found: dict[str, list[str]] = {}
-    below = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes)
+    below = sorted(path for path in root.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    if above:
+        below = [path for path in below if path.parent == root] or below
+        below = [path for path in below if path.stem == "metadata"] or below
     for path in [root] if root.is_file() else below:
         places = path.relative_to(root).parts[:-1]
         if not any(place in others or place.startswith(".") for place in places):
             found.setdefault(split_name((path.name, *reversed(places)), names), []).append(str(path))
+    if not found and above:
+        raise ValueError(
+            f"--data.path: expected a table of questions ({kinds}) in {root}, got none{_pictures_in(root)}"
+        )
     if not found:
         raise ValueError(f"--data.path: there is no *.{kinds} for {task} in {root}")
     return {split: LocalSource(str(root), split, tuple(files), folder) for split, files in found.items()}
+
+
+def _pictures_in(root: Path) -> str:
+    count = sum(path.suffix.lower().removeprefix(".") in _PICTURES for path in root.rglob("*"))
+    if not count:
+        return ""
+    return f" beside {count:,} pictures; name them in a metadata.csv with the columns file_name, question, answer"
 
 
 def split_name(parts: Sequence[str], names: Collection[str] = ()) -> str:
@@ -179,7 +196,8 @@ def split_name(parts: Sequence[str], names: Collection[str] = ()) -> str:
 def canonical_split(name: str) -> str:
     """One name for splits that are called differently in different repositories.
 
-    >>> canonical_split("val2014"), canonical_split("test")
+    >>> canonical_split("val2014"), canonical_split(" Test")
     ('validation', 'test')
     """
-    return _SAME_SPLIT.get(name, name)
+    plain = name.strip().casefold()
+    return _SAME_SPLIT.get(plain, plain)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lit_depth.data import DepthDataModule
-from lit_depth.data.columns import MEANINGS
-from lit_depth.data.datamodule import EvalDataset
+from lit_depth.data.columns import MEANINGS, SEVERAL
+from lit_depth.data.eval_dataset import EvalDataset
+from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.task import BadSample, Sample
 from lit_depth.data.tasks.next_token import NextToken
 from lit_depth.data.tasks.own_files import OwnFiles
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN, _THUMBNAILS, _REASONS = 3, 12, 5
+_THUMBNAIL_SIZE = 320  # pixels
 _BEGINNING = 40  # characters of a text
 
 
@@ -48,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
         num_samples=given.num_samples,
         calibration_samples=given.num_samples,
     )
-    prompter = prompter_for(*(load_bundled() if given.checkpoint is None else load_checkpoint(given.checkpoint)))
+    model, processor = load_bundled() if given.checkpoint is None else load_checkpoint(given.checkpoint)
+    prompter = prompter_for(model, processor)
+    datamodule.attach(SimpleNamespace(prompter=prompter, model=model))
     folder = prepare_folder(Path(given.output_dir) / "data" / datamodule.task.name)
     report = describe(datamodule, prompter)
     page = write_page(folder, report, draw(report, folder / "figures"), {"path": given.path, "columns": columns})
@@ -59,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lit-depth data", description=(main.__doc__ or "").partition("\n")[0])
     parser.add_argument("path", help=".jsonl, .json, .csv, .tsv, .parquet, .arrow, a folder of them, or a hub id")
     for name in MEANINGS:
-        parser.add_argument(f"--columns.{name}", metavar="NAME", help=f"column of the {name}; null = there is none")
+        several = " (or several, separated by commas)" if name in SEVERAL else ""
+        parser.add_argument(
+            f"--columns.{name}", metavar="NAME", help=f"column of the {name}{several}; null = there is none"
+        )
     parser.add_argument("--metric", help="in place of the one that is guessed")
     parser.add_argument("--allow_outside", action="store_true", help="read images from outside of the folder too")
     parser.add_argument("--checkpoint", help="model whose prompts are shown (default: the bundled one)")
@@ -78,36 +88,34 @@ def describe(datamodule: DepthDataModule, prompter: Prompter) -> Report:
     task: Any = datamodule.task
     if isinstance(task, NextToken):
         return _describe_texts(datamodule, prompter)
-    read = {role: _read(datamodule.eval_dataset(role)) for role in ("calibration", "validation")}
-    good, bad = read["validation"]
-    if not good:
-        reasons = "; ".join(f"{each.id}: {each.reason}" for each in bad[:_REASONS])
-        raise ValueError(f"{datamodule.path}: none of {len(bad)} questions can be asked: {reasons}")
-    rows = [_split_row(role, task, samples, refused) for role, (samples, refused) in read.items()]
+    limit = datamodule.prompt_limit()
+    read = {role: _read(datamodule.eval_dataset(role), prompter, limit) for role in ("calibration", "validation")}
+    reported, selected = read["validation"], read["calibration"]
+    if not reported.samples:
+        reasons = "; ".join(f"{each.id}: {_reason(each)}" for each in reported.bad[:_REASONS])
+        raise ValueError(f"{datamodule.path}: none of {len(reported.bad)} questions can be asked: {reasons}")
+    rows = [_split_row(role, task, of_role) for role, of_role in read.items()]
     headers = ["used as", "read from", "questions", "images", "without answer", "other faults"]
     sections = [
         Section("Columns", _columns_text(task)),
-        Section("Splits", _shared_text(read), Table(headers, rows)),
-        Section("Answers", _answers_text(task, good)),
-        Section("Prompts", _lengths_text(good, prompter), _asked(good[:_SHOWN], prompter)),
+        Section("Splits", _shared_text(task, reported, selected), Table(headers, rows)),
+        Section("Answers", _answers_text(task, reported.samples)),
+        Section("Prompts", _lengths_text(reported.lengths), _asked(reported.samples[:_SHOWN], prompter)),
     ]
-    refused = [each for _, some in read.values() for each in some]
+    refused = [each for of_role in read.values() for each in of_role.bad]
     if refused:
-        faults = [[each.id, each.reason] for each in refused[:_REASONS]]
-        sections.append(
-            Section("Faults", f"{len(refused)} questions are left out.", Table(["question", "why"], faults))
-        )
-    of_images = {sample.image_id: sample for sample in reversed(good) if sample.image is not None}
-    pictures = list(reversed(of_images.values()))[:_THUMBNAILS]
-    if pictures:
+        faults = [[each.id, _reason(each)] for each in refused[:_REASONS]]
+        text = f"{len(refused):,} of the questions cannot be asked. Rows are counted from 0."
+        sections.append(Section("Faults", text, Table(["question", "why"], faults)))
+    if reported.shown:
         sections.append(Section("Pictures", figures=["questions"], printed=False))
-    selected = len(read["calibration"][0])
     return Report(
         title=f"Questions of {datamodule.path}",
-        headline=f"{datamodule.path}: {len(good):,} questions to report on, {selected:,} to select on.",
+        headline=f"{datamodule.path}: {len(reported.samples):,} questions to report on, "
+        f"{len(selected.samples):,} to select on.",
         sections=sections,
         kind="data",
-        figures={"questions": lambda: _thumbnails(pictures)} if pictures else {},
+        figures={"questions": lambda: _thumbnails(reported.shown)} if reported.shown else {},
     )
 
 
@@ -127,10 +135,57 @@ def _describe_texts(datamodule: DepthDataModule, prompter: Prompter) -> Report:
     )
 
 
-def _read(dataset: EvalDataset) -> tuple[list[Sample], list[BadSample]]:
-    every = [dataset[position] for position in range(len(dataset))]
-    good = [each for each in every if isinstance(each, Sample)]
-    return good, [each for each in every if isinstance(each, BadSample)]
+class _Read(NamedTuple):
+    """What the questions of a role are, of which few keep their pictures."""
+
+    samples: list[Sample]
+    bad: list[BadSample]
+    lengths: list[int]  # tokens of the prompts, as far as they are known
+    images: set[bytes]  # digests of all pictures
+    shown: list[Sample]  # the first ones with pictures, as thumbnails
+
+
+def _read(dataset: EvalDataset, prompter: Prompter, limit: PromptLimit | None) -> _Read:
+    read = _Read([], [], [], set(), [])
+    refusals: dict[int, str | None] = {}  # of the model's processor, by number of images
+    for position in range(len(dataset)):
+        sample = dataset[position]
+        if isinstance(sample, BadSample):
+            read.bad.append(sample)
+            continue
+        length, count = prompter.prompt_length(sample), len(sample.images)
+        if count not in refusals:
+            refusals[count] = _refusal(prompter, sample)
+        reason = refusals[count] or (None if length is None or limit is None else limit.refusal(length, 0))
+        if reason is not None:
+            read.bad.append(BadSample(sample.id, reason))
+            continue
+        read.lengths.extend([] if length is None else [length])
+        digests = {hashlib.blake2b(f"{image.size}".encode() + image.tobytes()).digest() for image in sample.images}
+        if digests - read.images and len(read.shown) < _THUMBNAILS:
+            read.shown.append(replace(sample, image=None, more_images=tuple(map(_small, sample.images))))
+        read.images.update(digests)
+        read.samples.append(replace(sample, image=None, more_images=()))
+    return read
+
+
+def _refusal(prompter: Prompter, sample: Sample) -> str | None:
+    """Why a model does not take a question of so many images; None = it does."""
+    try:
+        prompter.encode([sample])
+    except (ValueError, NotImplementedError) as error:
+        return f"{len(sample.images)} images are not taken by this model: {error}" if sample.images else str(error)
+    return None
+
+
+def _small(image: Any) -> Any:
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE))
+    return small
+
+
+def _reason(bad: BadSample) -> str:
+    return bad.reason.removeprefix("ValueError: ")
 
 
 def _columns_text(task: Any) -> str:
@@ -140,21 +195,30 @@ def _columns_text(task: Any) -> str:
     return task.columns.told() + (f"; not read: {', '.join(unread)}" if unread else "")
 
 
-def _split_row(role: str, task: Any, samples: Sequence[Sample], refused: Sequence[BadSample]) -> list[Any]:
-    unanswered = sum("no reference answer" in each.reason for each in refused)
-    images = len({sample.image_id for sample in samples if sample.image is not None})
-    return [role, task.source(role).split, len(samples), images, unanswered, len(refused) - unanswered]
+def _split_row(role: str, task: Any, read: _Read) -> list[Any]:
+    unanswered = [each for each in read.bad if "no reference answer" in each.reason]
+    left_out = getattr(task, "unanswered", {}).get(role, 0)
+    others = len(read.bad) - len(unanswered)
+    return [role, task.source(role).split, len(read.samples), len(read.images), len(unanswered) + left_out, others]
 
 
-def _shared_text(read: dict[str, tuple[list[Sample], list[BadSample]]]) -> str:
-    images = [{sample.image_id for sample in samples} for samples, _ in read.values()]
-    return f"{len(images[0] & images[1])} images stand in both; masks are selected on one and reported on the other."
+def _shared_text(task: Any, reported: _Read, selected: _Read) -> str:
+    one = task.source("calibration") == task.source("validation")
+    dealt = " One split serves for both: its images are dealt out, half to each." if one else ""
+    shared = len(reported.images & selected.images)
+    what = ": name what is the same image in a column image_id, or leave one out" if shared else ""
+    return f"Masks are selected on one and reported on the other; {shared} images stand in both{what}.{dealt}"
 
 
 def _answers_text(task: Any, samples: Sequence[Sample]) -> str:
     metric = new_metric(task.metric)
-    answer, tried = best_constant(samples, metric)
-    score = float(np.mean(score_constant(answer, samples, metric)))
+    try:
+        answer, tried = best_constant(samples, metric)
+        score = float(np.mean(score_constant(answer, samples, metric)))
+    except ValueError as error:
+        raise ValueError(
+            f"--metric {task.metric} does not fit these answers: {error}; give another --metric"
+        ) from error
     distinct = len({clean_prediction(sample.references[0]) for sample in samples})
     why = f", because {task.guess.reason}" if isinstance(task, OwnFiles) and task.metric == task.guess.metric else ""
     return (
@@ -164,12 +228,11 @@ def _answers_text(task: Any, samples: Sequence[Sample]) -> str:
     )
 
 
-def _lengths_text(samples: Sequence[Sample], prompter: Prompter) -> str:
-    lengths = [length for sample in samples if (length := prompter.prompt_length(sample)) is not None]
+def _lengths_text(lengths: Sequence[int]) -> str:
     if not lengths:
         return "The length of a prompt is known only when its image is prepared."
     low, middle, high = np.percentile(lengths, [0, 50, 100])
-    return f"{low:.0f} to {high:.0f} tokens, median {middle:.0f}, images included."
+    return f"Between {low:.0f} and {high:.0f} tokens, median {middle:.0f}, images included."
 
 
 def _asked(samples: Sequence[Sample], prompter: Prompter) -> Table:
@@ -188,10 +251,22 @@ def _thumbnails(samples: Sequence[Sample]) -> Figure:
     figure = Figure(figsize=(10, 3.1 * -(-len(samples) // columns)), layout="constrained")
     for place, sample in enumerate(samples, start=1):
         axes = figure.add_subplot(-(-len(samples) // columns), columns, place)
-        assert sample.image is not None
-        axes.imshow(sample.image)
+        axes.imshow(_side_by_side(sample.images))
         axes.set_axis_off()
         # a dollar sign would begin a formula
         words = f"{sample.question} [{sample.references[0]}]".replace("$", r"\$")
         axes.set_title("\n".join(textwrap.wrap(words, 32)[:4]), fontsize=8)
     return figure
+
+
+def _side_by_side(images: Sequence[Any]) -> Any:
+    """The pictures of a question as one, in their order, with a gap between them."""
+    from PIL import Image
+
+    gap = _THUMBNAIL_SIZE // 16
+    size = (sum(image.width + gap for image in images) - gap, max(image.height for image in images))
+    canvas, left = Image.new("RGB", size, "white"), 0
+    for image in images:
+        canvas.paste(image, (left, (size[1] - image.height) // 2))
+        left += image.width + gap
+    return canvas

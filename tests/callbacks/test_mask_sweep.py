@@ -71,6 +71,13 @@ def sweep(module, folder, masks=MASKS, metric="ExactMatch", max_bad_samples=0.01
     return callback
 
 
+def test_a_metric_that_does_not_fit_the_answers_is_named(module, tmp_path):
+    with pytest.raises(
+        ValueError, match="VQAAccuracy does not fit sample .*at least 10 .*; give another --data.metric"
+    ):
+        sweep(module, tmp_path, metric="VQAAccuracy")
+
+
 def test_answers_are_those_of_each_mask_alone(module, tmp_path):
     records = sweep(module, tmp_path).records.set_index(["mask", "sample"])
     assert len(records) == len(MASKS) * 11
@@ -137,7 +144,7 @@ def test_bad_samples_are_recorded_and_left_out_of_every_mask(module, tmp_path):
 def test_too_many_bad_samples_stop_the_run(module, tmp_path):
     task = PartlyBroken(num_images=8)
     task.broken = tuple(range(32))
-    with pytest.raises(ValueError, match="4 of 11 samples cannot be evaluated, allowed are 1.0%.*truncated"):
+    with pytest.raises(ValueError, match="4 of 11 samples .* allowed are 1.0%.*truncated.*--max_bad_samples 0.37"):
         sweep(module, tmp_path, task=task)
 
 

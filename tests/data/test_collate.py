@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -116,3 +118,16 @@ def test_a_long_prompt_is_refused_before_its_image_is_prepared(processor, sample
         for length in lengths.values()
         if length > limit
     }
+
+
+def test_a_processor_of_one_image_costs_the_rows_that_have_two(processor, samples):
+    class OneImage(MolmoPrompter):
+        def _encode(self, texts, images):
+            if any(len(shown) > 1 for shown in images):
+                raise ValueError("expected one image for each text, got 2")
+            return super()._encode(texts, images)
+
+    pair = replace(samples[0], id="pair", more_images=(samples[1].image,))
+    batch = EvalCollator(OneImage(processor))([samples[0], pair, samples[2]])
+    assert batch["sample_ids"] == [samples[0].id, samples[2].id]
+    assert batch["bad_samples"] == [BadSample("pair", "ValueError: expected one image for each text, got 2")]

@@ -21,6 +21,11 @@ from lit_depth.data.columns import find_columns, guess_metric, option_texts, rea
             {"id": "Question ID", "question": "question", "options": "choices", "answer": "answer", "split": "split"},
         ),
         (["question", "option_A", "option_B", "answer"], {"options": ("option_A", "option_B")}),
+        (["question", "answer", "Image 2", "Image 10", "Image 1"], {"image": ("Image 1", "Image 2", "Image 10")}),
+        (["question", "answer", "image", "image_2"], {"image": ("image", "image_2")}),
+        (["question", "answer", "image_path_1", "image_path_2"], {"image": ("image_path_1", "image_path_2")}),
+        (["question", "answer", "image_1"], {"image": "image_1"}),
+        (["question", "answer", "image", "image_id_2"], {"image": "image"}),
     ],
 )
 def test_usual_names_are_found(there, expected):
@@ -33,6 +38,17 @@ def test_usual_names_are_found(there, expected):
     [
         (["question", "Questions", "answer"], {}, "'question' and 'Questions' could both be the question; name one"),
         (["image", "images", "answer"], {}, "could both be the image; name one: --data.columns.image image"),
+        (
+            ["answer", "image", "image_1"],
+            {},
+            r"'image' and 'image_1' could be the images; name one, or several in their",
+        ),
+        (
+            ["answer", "image_1", "photo_1"],
+            {},
+            r"name one, or several in their order: --data.columns.image image_1,photo_1",
+        ),
+        (["answer", "image"], {"image": "image, other"}, "has no column 'other'"),
         (["question"], {}, r"expected a column of answers, got question; name it: --data.columns.answer NAME"),
         (["answer", "notes"], {}, "expected a column of questions or images"),
         (["question", "answer"], {"question": "Q"}, "has no column 'Q'; it has question, answer"),
@@ -47,6 +63,17 @@ def test_what_is_not_understood_is_asked_for(there, given, message):
 def test_a_given_name_settles_which_of_two_is_meant_and_null_means_none():
     found = find_columns(["question", "Questions", "answer", "image"], {"question": "Questions", "image": None})
     assert (found.question, found.image) == ("Questions", None)
+
+
+def test_several_columns_are_given_with_commas():
+    there = ["question", "answer", "left", "right", "a, b", "one", "two"]
+    given = {"image": "right,left", "options": "one, two"}
+    assert find_columns(there, given).told() == (
+        "question = question, answer = answer, image = right, left, options = one, two"
+    )
+    assert find_columns(there, {"image": "a, b"}).image == "a, b"
+    with pytest.raises(ValueError, match="has no column 'left, right'"):
+        find_columns(there, {"id": "left, right"})
 
 
 @pytest.mark.parametrize(
@@ -65,6 +92,13 @@ def test_a_given_name_settles_which_of_two_is_meant_and_null_means_none():
         ("['a', 'b']", ("a", "b")),
         ("[see note", ("[see note",)),
         (True, ("True",)),
+        ({"text": ["two", "2"], "answer_start": [7, 9]}, ("two", "2")),
+        ('{"text": ["two", "2"], "answer_start": [7, 9]}', ("two", "2")),
+        ([{"answer": "net", "worker": 1}, {"answer": "web"}], ("net", "web")),
+        ('[{"answer": "net"}, "web"]', ("net", "web")),
+        ({"total": "3.50"}, ('{"total": "3.50"}',)),
+        ('{"total":  "3.50"}', ('{"total":  "3.50"}',)),
+        ("{not json", ("{not json",)),
     ],
 )
 def test_answers_are_read_however_they_are_written(value, expected):

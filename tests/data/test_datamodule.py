@@ -1,46 +1,18 @@
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
-from typing import Any
 
-import datasets
 import pytest
 import torch
 from lightning import LightningModule, Trainer
-from PIL import Image
 
-from lit_depth.data.datamodule import DepthDataModule, choose_rows
-from lit_depth.data.task import BadSample, Sample, Task
+from lit_depth.data.datamodule import DepthDataModule
+from lit_depth.data.task import Sample
 from lit_depth.data.tasks import TASKS, get_task
 from lit_depth.data.tasks.shapes_vqa import ShapesVQA
 from tests.helpers.hub_datasets import DATASETS, write_dataset
-
-
-class RepeatedTask(Task):
-    """Every split has the same rows; some cannot be read."""
-
-    name, metric, max_new_tokens = "repeated", "ExactMatch", 4
-
-    def __init__(self, id_format: str = "{}", image_format: str = "image-{}") -> None:
-        self.id_format, self.image_format = id_format, image_format
-
-    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
-        buffer = io.BytesIO()
-        Image.new("RGB", (56, 56)).save(buffer, format="png")
-        contents = [buffer.getvalue(), b"not an image", buffer.getvalue()]
-        rows = {
-            "image": [{"bytes": content, "path": None} for content in contents],
-            "answers": [["yes"], ["no"], []],
-        }
-        features = datasets.Features(image=datasets.Image(), answers=datasets.List(datasets.Value("string")))
-        return datasets.Dataset.from_dict(rows, features=features)
-
-    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
-        image_id = self.image_format.format(index, split=split)
-        sample_id = self.id_format.format(index, split=split)
-        return Sample(sample_id, image_id, row["image"], "Is it?", tuple(row["answers"]))
+from tests.helpers.own_tasks import Pairs, RepeatedTask
 
 
 class Echo(LightningModule):
@@ -81,31 +53,10 @@ def test_every_listed_task_is_found_by_its_name():
         assert type(get_task(task.name)) is task
 
 
-def test_unknown_task_names_the_nearest():
-    with pytest.raises(ValueError, match="got 'shape_vqa', an unknown task; did you mean shapes_vqa"):
-        DepthDataModule(task="shape_vqa")
-
-
 @pytest.mark.parametrize("argument", ["batch_size", "train_batch_size", "num_samples", "train_images"])
 def test_counts_must_be_positive(argument):
     with pytest.raises(ValueError, match=f"expected {argument} of at least 1, got 0"):
         DepthDataModule(**{argument: 0})
-
-
-@pytest.mark.parametrize("num_rows", [10, 1000])
-def test_fewer_rows_are_a_subset_of_more(num_rows):
-    choices = [choose_rows(num_rows, n, "0/validation") for n in (1, 5, 10, None)]
-    for fewer, more in zip(choices, choices[1:]):
-        assert set(fewer) <= set(more) and fewer == sorted(fewer)
-    assert choices[-1] == list(range(num_rows))
-    assert choose_rows(1000, 10, "0/validation") != choose_rows(1000, 10, "1/validation")
-
-
-@pytest.mark.slow
-def test_chosen_samples_are_the_same_in_every_process():
-    code = "from lit_depth.data.datamodule import choose_rows; print(choose_rows(2000, 30, '0/validation'))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert other == str(choose_rows(2000, 30, "0/validation"))
 
 
 def test_the_counts_belong_to_their_split():
@@ -140,18 +91,6 @@ def test_overlapping_splits_are_refused(task, kind):
 def test_different_ids_are_disjoint():
     task = RepeatedTask("{split}-{}", "{split}-{}")
     DepthDataModule(task=task).check_disjoint("calibration", "validation")
-
-
-def test_repeated_ids_are_refused():
-    with pytest.raises(ValueError, match="gives only 1 to the 3 chosen samples"):
-        DepthDataModule(task=RepeatedTask("same")).eval_dataset("validation").ids()
-
-
-def test_unreadable_rows_become_bad_samples():
-    good, broken, unanswered = DepthDataModule(task=RepeatedTask()).eval_dataset("validation")
-    assert isinstance(good, Sample) and good.image.size == (56, 56)
-    assert isinstance(broken, BadSample) and broken.id == "repeated/validation/1" and "Error" in broken.reason
-    assert unanswered == BadSample("2", "ValueError: no reference answer")
 
 
 def test_a_task_for_evaluation_only_cannot_be_trained_on(prompter):
@@ -241,65 +180,6 @@ def test_some_positions_in_their_order_in_the_batches_of_one_process():
 def test_a_process_without_a_batch_gets_an_empty_one(prompter):
     batches = list(small(prompter).eval_dataloader("validation", shard=(7, 8), positions=[3, 4]))
     assert batches == [{"samples": [], "sample_ids": [], "bad_samples": []}]
-
-
-def test_unreadable_samples_are_known_by_their_place():
-    class Damaged(ShapesVQA):
-        def sample(self, row, split, index):
-            if index == 3:
-                raise OSError("damaged")
-            return super().sample(row, split, index)
-
-    dataset = DepthDataModule(Nothing(), Damaged(num_images=2), num_samples=None).eval_dataset("validation")
-    recorded = dataset.recorded_ids()
-    assert recorded[3] == ("shapes_vqa/validation/3", "shapes_vqa/validation/3") and dataset[3].id == recorded[3][0]
-    assert [pair for place, pair in enumerate(recorded) if place != 3] == dataset.ids()
-
-
-def test_another_metric_for_every_task_leaves_the_given_tasks_alone():
-    task = ShapesVQA(num_images=2)
-    data = DepthDataModule(tasks=[task, "okvqa"], metric="my_package.MyMetric")
-    assert {each.task.metric for each in data.for_each_task()} == {"my_package.MyMetric"}
-    assert task.metric == "ExactMatch" and get_task("okvqa").metric == "VQAAccuracy"
-
-
-class Pairs(RepeatedTask):
-    """Questions about two pictures; the second one of the second question cannot be read."""
-
-    second = ("red", "blue", "green")
-
-    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
-        return super().load(split).map(lambda row, index: {"answers": ["yes"], "index": index}, with_indices=True)
-
-    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
-        second = b"no image" if index == 1 else Image.new("RGBA", (8, 4), self.second[index])
-        return Sample(f"{index}", f"{index}", row["image"], "Same?", ("yes",), more_images=(second,))
-
-
-def test_a_question_may_have_several_images():
-    task = Pairs()
-    task.load = lambda split, path=None: Pairs.load(task, split).select([0, 2])
-    dataset = DepthDataModule(Nothing(), task, num_samples=None).eval_dataset("validation")
-    first, second = (dataset[position] for position in range(2))
-    assert [(image.mode, image.size) for image in first.images] == [("RGB", (56, 56)), ("RGB", (8, 4))]
-    assert first.images == (first.image, *first.more_images) and first.more_images[0].getpixel((0, 0)) == (255, 0, 0)
-    assert isinstance(second, BadSample) and "the image cannot be decoded" in second.reason
-    # the further picture is a part of what is asked
-    before, task.second = dataset.fingerprint(), ("black", "blue", "green")
-    changed = DepthDataModule(Nothing(), task, num_samples=None).eval_dataset("validation")
-    assert changed.fingerprint() != before
-
-
-def test_images_are_dropped_unread():
-    whole = DepthDataModule(Nothing(), RepeatedTask(), num_samples=2)
-    dropped = DepthDataModule(Nothing(), RepeatedTask(), num_samples=2, drop_images=True)
-    samples = [[data.eval_dataset("validation")[position] for position in range(2)] for data in (whole, dropped)]
-    assert isinstance(samples[0][1], BadSample)  # its image is damaged
-    assert [sample.images for sample in samples[1]] == [(), ()]
-    assert samples[1][0].question == samples[0][0].question and samples[1][0].id == samples[0][0].id
-    assert whole.eval_dataset("validation").fingerprint() != dropped.eval_dataset("validation").fingerprint()
-    several = DepthDataModule(Nothing(), Pairs(), num_samples=None, drop_images=True)
-    assert not any(several.eval_dataset("validation")[position].images for position in range(3))
 
 
 class Unseeing(Nothing):

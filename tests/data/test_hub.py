@@ -488,7 +488,7 @@ MALFORMED = [
     ({"image": stored(b"")}, "empty"),
     ({"image": stored(b"\x00")}, "unknown or unsupported format"),
     ({"image": stored(b"<html>404</html>")}, "unknown or unsupported format"),
-    ({"image": stored(b"%PDF-1.4")}, "unknown or unsupported format"),
+    ({"image": stored(b"%PDF-1.4")}, "PDF is not read; save it as JPEG"),
     ({"image": stored(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")}, "unknown or unsupported format"),
     ({"image": stored(b"\x89PNG\r\n\x1a\n")}, "cannot be decoded"),
     ({"image": stored(encode(NOISE)[:1000])}, "cannot be decoded"),

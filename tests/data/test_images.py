@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lit_depth.data import images
-from lit_depth.data.images import load_image
+from lit_depth.data.images import ImageFolder, load_image
 from tests.helpers.hub_fixtures import encode, png_of_size
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 60), (30, 30, 200)
@@ -256,3 +256,28 @@ def test_what_is_no_image_is_refused_with_the_same_reason_each_time(name):
             load_image(value)
         messages.append(str(caught.value))
     assert messages[0] == messages[1] and "0x" not in messages[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "HEIC"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"></svg>', "SVG"),
+        (b"%PDF-1.4", "PDF"),
+    ],
+)
+def test_formats_that_people_have_are_named_with_the_file_and_a_way_out(content, kind, tmp_path):
+    (tmp_path / "a.bin").write_bytes(content)
+    told = f"cannot be decoded: {kind} is not read; save it as JPEG, PNG or WebP"
+    with pytest.raises(ValueError, match=f"the image 'a.bin' {told}"):
+        load_image("a.bin", ImageFolder(str(tmp_path), (str(tmp_path),)))
+    with pytest.raises(ValueError, match=f"the image {told}"):
+        load_image(content)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("img_1.jpg", "IMG_1.JPG"), ("IMG_1", "IMG_1.JPG"), ("IMG_2.JPG", None)])
+def test_a_name_that_is_not_quite_a_file_s_says_which_was_meant(typed, meant, tmp_path):
+    corners().save(tmp_path / "IMG_1.JPG")
+    hint = "$" if meant is None else f"; did you mean '{meant}'"
+    with pytest.raises(ValueError, match=f"'{typed}' does not exist{hint}"):
+        load_image(typed, ImageFolder(str(tmp_path), (str(tmp_path),)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import datasets
@@ -51,3 +52,41 @@ class NoneToTwoImages(Task):
             (answer,),
             more_images=(second,) if number % 3 == 2 else (),
         )
+
+
+class RepeatedTask(Task):
+    """Every split has the same rows; some cannot be read."""
+
+    name, metric, max_new_tokens = "repeated", "ExactMatch", 4
+
+    def __init__(self, id_format: str = "{}", image_format: str = "image-{}") -> None:
+        self.id_format, self.image_format = id_format, image_format
+
+    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
+        buffer = io.BytesIO()
+        Image.new("RGB", (56, 56)).save(buffer, format="png")
+        contents = [buffer.getvalue(), b"not an image", buffer.getvalue()]
+        rows = {
+            "image": [{"bytes": content, "path": None} for content in contents],
+            "answers": [["yes"], ["no"], []],
+        }
+        features = datasets.Features(image=datasets.Image(), answers=datasets.List(datasets.Value("string")))
+        return datasets.Dataset.from_dict(rows, features=features)
+
+    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
+        image_id = self.image_format.format(index, split=split)
+        sample_id = self.id_format.format(index, split=split)
+        return Sample(sample_id, image_id, row["image"], "Is it?", tuple(row["answers"]))
+
+
+class Pairs(RepeatedTask):
+    """Questions about two pictures; the second one of the second question cannot be read."""
+
+    second = ("red", "blue", "green")
+
+    def load(self, split: str, path: str | None = None) -> datasets.Dataset:
+        return super().load(split).map(lambda row, index: {"answers": ["yes"], "index": index}, with_indices=True)
+
+    def sample(self, row: dict[str, Any], split: str, index: int) -> Sample:
+        second = b"no image" if index == 1 else Image.new("RGBA", (8, 4), self.second[index])
+        return Sample(f"{index}", f"{index}", row["image"], "Same?", ("yes",), more_images=(second,))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
@@ -17,10 +19,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_depth.data.columns import Columns, Guess, find_columns, guess_metric, option_texts, read_answers
 from lit_depth.data.hub import HubTask
-from lit_depth.data.images import ImageFolder
-from lit_depth.data.rows import PLACE, Layout
+from lit_depth.data.images import ImageFolder, stored_path
+from lit_depth.data.rows import PLACE, Layout, QuestionRows
 from lit_depth.data.sources import LocalSource, Source, canonical_split, find_splits, load_table
-from lit_depth.data.tables import SUFFIXES, picture, read_files, saved_splits
+from lit_depth.data.tables import FOLDER, SUFFIXES, pictures, read_files, saved_splits
 from lit_depth.data.task import AnswerKind, Nouns, check_split
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -36,11 +38,33 @@ _FEWEST_NEW_TOKENS, _MOST_NEW_TOKENS = 16, 128
 
 @dataclass(frozen=True)
 class OwnLayout(Layout):
-    """Columns of a user's own table, whose pictures may be written in many ways."""
+    """Columns of a user's own table, whose pictures may be written in many ways.
 
-    def image_of(self, row: Mapping[str, Any]) -> Any:
-        """The row's picture as it is stored, see `picture`."""
-        return None if self.image is None else picture(row.get(self.image))
+    Args:
+        folder: Column of the folder from which paths count, where files of several folders make up one table.
+    """
+
+    folder: str | None = None
+
+    @property
+    def image_cells(self) -> tuple[str, ...]:
+        """See `Layout.image_cells`."""
+        return self.image_columns if self.folder is None else (*self.image_columns, self.folder)
+
+    def images_of(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """See `Layout.images_of`."""
+        images = super().images_of(row)
+        if self.folder is None:
+            return images
+        paths = [stored_path(image) for image in images]
+        return tuple(
+            image if path is None or "://" in path else os.path.join(row[self.folder], path)
+            for image, path in zip(images, paths)
+        )
+
+    def images_in(self, cell: Any) -> tuple[Any, ...]:
+        """The pictures in a cell, see `pictures`."""
+        return pictures(cell)
 
 
 class OwnFiles(HubTask):
@@ -68,8 +92,11 @@ class OwnFiles(HubTask):
         self.path = path
         self.given = dict(columns or {})
         self.allow_outside = allow_outside
-        self.name = re.sub(r"\W+", "_", Path(path).expanduser().stem).strip("_").lower() or "own_files"
+        place = Path(os.path.abspath(Path(path).expanduser()))
+        self.name = re.sub(r"\W+", "_", place.stem).strip("_").lower() or "own_files"
         self._tables: dict[tuple[str, ...], Any] = {}
+        self._loaded: dict[tuple[str, bool], QuestionRows] = {}
+        self.unanswered: dict[str, int] = {}  # questions that were left out, by role
 
     @cached_property
     def found(self) -> dict[str, Source | LocalSource]:
@@ -81,9 +108,15 @@ class OwnFiles(HubTask):
         if isinstance(whole, Source) or self.columns.split is None:
             return every
         column = self.columns.split
-        names = dict.fromkeys(filter(None, self._table(whole)[column]))
-        splits = {name: canonical_split(name) for name in names}
-        return {split: replace(whole, split=split, rows=(column, name)) for name, split in splits.items()}
+        values = Counter(self._table(whole)[column])
+        spelt: dict[str, list[Any]] = {}
+        for value in values:
+            if value is not None and str(value).strip():
+                spelt.setdefault(canonical_split(str(value)), []).append(value)
+        lost = sum(count for value, count in values.items() if value is None or not str(value).strip())
+        if lost:
+            say(f"{self.path}: {lost:,} rows name no split in the column {column!r} and are left out")
+        return {split: replace(whole, split=split, rows=(column, tuple(those))) for split, those in spelt.items()}
 
     def _files(self) -> dict[str, Source | LocalSource]:
         place = Path(self.path).expanduser()
@@ -94,7 +127,7 @@ class OwnFiles(HubTask):
             return self._on_the_hub()
         if place.is_file() and place.suffix.lower() not in SUFFIXES:
             raise ValueError(f"--data.path: expected a file of {', '.join(SUFFIXES)}, got {self.path}")
-        splits = find_splits(self.path, self.name, suffixes=SUFFIXES)
+        splits = find_splits(self.path, self.name, suffixes=SUFFIXES, above=True)
         return {name: _beside_images(source) for name, source in splits.items()}
 
     def _on_the_hub(self) -> dict[str, Source | LocalSource]:
@@ -120,25 +153,54 @@ class OwnFiles(HubTask):
         """Columns that nothing is read from."""
         first = next(iter(self._files().values()))
         known = {name for value in astuple(self.columns) for name in (value if isinstance(value, tuple) else (value,))}
-        return [name for name in self._table(first).column_names if name not in known]
+        return [name for name in self._table(first).column_names if name not in known and name != FOLDER]
 
     def source(self, split: str, path: str | None = None) -> Source | LocalSource:
         """Return the split that serves a role, see `HubTask.source`; ``path`` is this task's own already."""
         return self.found[serving_split(self.found, split, self.path)]
 
+    def load(self, split: str, path: str | None = None) -> QuestionRows:
+        """Return the questions of a role that have an answer, see `HubTask.load`; how many have none is said."""
+        key = (split, self.without_answers)
+        if key not in self._loaded:  # the metric is guessed from what is asked
+            questions = super().load(split, path)
+            self._loaded[key] = questions if self.without_answers else self._with_answers(questions, split)
+        return self._loaded[key]
+
+    def _with_answers(self, questions: QuestionRows, split: str) -> QuestionRows:
+        answered, rows = self._answered(questions), np.asarray(questions.rows)
+        open_rows = rows[~answered]
+        if len(open_rows):
+            say(
+                f"{self.path}: of {len(rows):,} questions for {split} {len(open_rows):,} without an answer left out, "
+                f"the first in row {open_rows[0]:,}, counted from 0"
+            )
+        self.unanswered[split] = len(open_rows)
+        return replace(questions, rows=rows[answered], numbers=np.asarray(questions.numbers)[answered])
+
+    def _answered(self, questions: QuestionRows) -> np.ndarray:
+        """Which of the questions, bool ``[questions]``, have an answer, one that cannot be read included."""
+        answers = [row[questions.layout.answer] for row in questions.table.cells([questions.layout.answer], 4096)]
+        # most are plain words, of which a large table has millions
+        plain = [isinstance(answer, str) and answer[:1].isalnum() for answer in answers]
+        return np.array([plain[row] or bool(read_answers(answers[row])) for row in questions.rows], dtype=bool)
+
     def _table(self, source: Source | LocalSource) -> Any:
         if isinstance(source, Source):
             return load_table(source, self.name, streaming=False)
         if source.files not in self._tables:
-            self._tables[source.files] = read_files(source.files)
+            folders = {Path(file).parent for file in source.files}
+            self._tables[source.files] = read_files(source.files, source.folder if len(folders) > 1 else None)
         table = self._tables[source.files]
         if source.rows is None:
             return table
-        column, name = source.rows
-        return table.select([row for row, value in enumerate(table[column]) if value == name])
+        column, names = source.rows
+        return table.select([row for row, value in enumerate(table[column]) if value in names])
 
     def _fit_layout(self, schema: Any, source: Source | LocalSource) -> Layout:
-        columns = find_columns(list(schema.names), self.given, self.path, self.without_answers)
+        there = [name for name in schema.names if name != FOLDER]
+        columns = find_columns(there, self.given, self.path, self.without_answers)
+        folder = FOLDER if FOLDER in schema.names else None
         options = columns.options if isinstance(columns.options, tuple) else (columns.options,)
         return OwnLayout(
             image=columns.image,
@@ -146,7 +208,8 @@ class OwnFiles(HubTask):
             answer=columns.answer or "",
             question_id=columns.id,
             image_id=columns.image_id,
-            optional=tuple(filter(None, options)),
+            optional=tuple(filter(None, (*options, folder))),
+            folder=folder,
         )
 
     def _rows_of_role(
@@ -158,9 +221,14 @@ class OwnFiles(HubTask):
         # of a few images, halves by a hash alone are too uneven: here they differ by one image at most
         ordered = sorted(set(image_ids), key=lambda image_id: hashlib.blake2b(image_id.encode()).digest())
         if len(ordered) < 2:
+            what = "questions" if layout.image is None else "images"
+            linked = (
+                ": all questions are linked by images that they share; give a column split, or image_id that says what "
+                "belongs together"
+            )
             raise ValueError(
-                f"{self.path}: expected two images or more, half to select masks on and half to report on, got "
-                f"{len(ordered)}"
+                f"{self.path}: expected two {what} or more, half to select masks on and half to report on, got "
+                f"{len(ordered)}{linked if len(image_ids) > 1 else ''}"
             )
         chosen = set(ordered[part::2])
         return np.flatnonzero([image_id in chosen for image_id in image_ids])
@@ -176,7 +244,7 @@ class OwnFiles(HubTask):
 
     def _image_folder(self, source: Source | LocalSource) -> ImageFolder:
         folder = super()._image_folder(source)
-        return ImageFolder(folder.start, ("/",)) if self.allow_outside else folder
+        return ImageFolder(folder.start, (*folder.tops, "/")) if self.allow_outside else folder
 
     @cached_property
     def _accepted(self) -> list[tuple[str, ...]]:
@@ -207,17 +275,20 @@ class OwnFiles(HubTask):
     @cached_property
     def metric(self) -> str:  # type: ignore[override]  # found when it is asked for; assigned to choose another
         """Name of the metric that fits."""
+        return self.guess.metric
+
+    def tell(self) -> None:
+        """Say which columns hold what, and which metric was guessed and why, if one was."""
         say(f"{self.path}: {self.columns.told()}")
         if self.columns.answer is None:
             say(f"{self.path}: no column of answers, so nothing is scored: lit-depth answers gives predictions alone")
-            return self.guess.metric
-        say(f"{self.path}: metric {self.guess.metric}, because {self.guess.reason}; another one: --data.metric NAME")
-        return self.guess.metric
+        elif self.metric == self.guess.metric:
+            say(f"{self.path}: metric {self.metric}, because {self.guess.reason}; another one: --data.metric NAME")
 
     @cached_property
     def nouns(self) -> Nouns:  # type: ignore[override]
-        """Questions are clustered by image where there are images."""
-        return Nouns(cluster="question" if self.columns.image is None else "image")
+        """Questions are clustered by image where images are shown or named."""
+        return Nouns(cluster="image" if self.columns.image or self.columns.image_id else "question")
 
     @cached_property
     def answer_kind(self) -> AnswerKind:  # type: ignore[override]
@@ -243,7 +314,10 @@ def serving_split(found: Collection[str], role: str, path: str) -> str:
             return name
     if len(found) == 1 and role != "train":
         return next(iter(found))
-    raise ValueError(f"{path}: expected a split for the role {role}, got {', '.join(found)}")
+    raise ValueError(
+        f"{path}: expected a split for the role {role}, such as {_SERVES[role][0]} or {_SERVES[role][1]}, got "
+        f"{', '.join(found)}; to deal the rows out instead of by the column of splits: --data.columns.split null"
+    )
 
 
 def _beside_images(source: LocalSource) -> LocalSource:

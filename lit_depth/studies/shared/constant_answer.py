@@ -27,6 +27,8 @@ def score_constant(answer: str, samples: Sequence[Sample], metric: Any) -> NDArr
 
     Those of a corpus metric such as CIDEr-D are within the corpus of these samples.
     """
+    if not any(hasattr(metric, name) for name in ("corpus", "rate", "score")):
+        raise ValueError(f"expected a metric of answers, got {getattr(metric, '__name__', type(metric).__name__)}")
     if hasattr(metric, "corpus"):
         return np.array(metric.corpus([sample.references for sample in samples]).score([answer] * len(samples)))
     if hasattr(metric, "rate"):

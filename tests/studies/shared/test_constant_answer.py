@@ -128,7 +128,7 @@ def test_no_image_is_decoded(monkeypatch) -> None:
 
     datamodule = DepthDataModule(num_samples=8, calibration_samples=8)
     names = [name for name, _ in datamodule.eval_dataset("validation").ids()]
-    monkeypatch.setattr("lit_depth.data.datamodule.load_image", refuse)
+    monkeypatch.setattr("lit_depth.data.eval_dataset.load_image", refuse)
     assert constant_scores(datamodule, "validation", names).scores.shape == (8,)
 
 
