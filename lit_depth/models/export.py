@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, PretrainedConfig
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
 from lit_depth.functional.masks import Masks, MaskSet
@@ -272,12 +273,23 @@ def _cut_fields(text: Any, fields: Fields, active: Sequence[int]) -> dict[str, A
 
 def check_cut(whole: PretrainedConfig, cut: PretrainedConfig, active: Sequence[int]) -> None:
     """Raise ValueError unless transformers reads from a cut configuration what was meant."""
-    before, after = text_config(whole), text_config(cut)
-    fields = FIELDS.get(before.model_type, Fields())
-    expected = {"num_hidden_layers": len(active), **_cut_fields(before, fields, active)}
+    expected, after = fields_without(whole, active), text_config(cut)
     got = {name: getattr(after, name) for name in expected}
     if got != expected:
         raise ValueError(f"expected a configuration with {expected}, got {got}")
+
+
+def fields_without(config: PretrainedConfig, active: Sequence[int]) -> dict[str, Any]:
+    """What transformers is to read of single blocks from a configuration of the active blocks alone."""
+    text = text_config(config)
+    return {"num_hidden_layers": len(active), **_cut_fields(text, FIELDS.get(text.model_type, Fields()), active)}
+
+
+def state_without(model: PreTrainedModel, blocks: nn.ModuleList, active: Sequence[int]) -> dict[str, Tensor]:
+    """The weights of a model's active blocks, and of all that is no block, by their names in the smaller model."""
+    place = next(name for name, module in model.named_modules() if module is blocks)
+    state = model.state_dict()
+    return {new: state[old] for old, new in renumber(state, place, active).items()}
 
 
 def is_uniform(config: PretrainedConfig) -> bool:
