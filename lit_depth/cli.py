@@ -19,7 +19,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
 from lit_depth.options import join_lists, list_options, new_parser, one_line, underscored
 from lit_depth.results.store import check_name
-from lit_depth.studies.export.command import NotCertifiedError
+from lit_depth.studies.export.certificate import NotCertifiedError
 from lit_depth.studies.shared.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,21 +12,40 @@ from transformers import PretrainedConfig
 from lit_depth.functional.masks import MaskSet
 from lit_depth.models.export import is_uniform
 
-# whose blocks mergekit 0.1 knows and writes under the names of their files
-MERGEKIT = (
-    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi3"),
-    *("olmo2", "granite", "gpt_neox", "gpt2", "cohere", "cohere2"),
-)
+# of which mergekit 0.1 writes what is written here, bit for bit; it leaves lists of single blocks in settings as they
+# are, which transformers then refuses, and loses weights of other families
+MERGEKIT = ("llama", "mistral", "phi3", "olmo2", "granite", "gpt2")
 # whose text models llama.cpp converts
 LLAMA_CPP = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "phi3", "olmo", "olmo2", "olmoe"),
     *("granite", "gpt_neox", "gpt2", "cohere", "llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "internvl"),
     *("idefics3", "smolvlm", "mistral3"),
 )
+# name of every file, and what it is for
+FILES = {
+    "block_configs.json": "block by block, whether attention and MLP do nothing (`block_configs` of Nemotron-NAS)",
+    "mergekit.yaml": "a passthrough merge for `mergekit-yaml`, which makes the same weights",
+    "llama_cpp.txt": "the list for `llama-quantize --prune-layers`",
+}
+
+
+def texts(model: str, config: PretrainedConfig, masks: MaskSet, dtype: str) -> dict[str, str]:
+    """Content of each file of `FILES` that there is for a mask; of one that skips halves of blocks, the first alone.
+
+    Args:
+        model: Folder or hub id of the whole model.
+        masks: The one mask.
+        dtype: Number format of the weights.
+    """
+    blocks = json.dumps({"block_configs": block_configs(masks)}, indent=2)
+    whole = masks.granularity == "block"
+    merge, pruned = (mergekit(model, config, masks, dtype), llama_cpp(config, masks)) if whole else (None, None)
+    found = {"block_configs.json": blocks, "mergekit.yaml": merge, "llama_cpp.txt": pruned}
+    return {name: text.rstrip() + "\n" for name, text in found.items() if text is not None}
 
 
 def mergekit(model: str, config: PretrainedConfig, masks: MaskSet, dtype: str) -> str | None:
-    """A ``passthrough`` merge that keeps the active blocks; None = mergekit does not know the family.
+    """A ``passthrough`` merge that keeps the active blocks; None = mergekit would not make the same weights.
 
     The form is that of https://github.com/arcee-ai/mergekit.
 
@@ -37,7 +57,7 @@ def mergekit(model: str, config: PretrainedConfig, masks: MaskSet, dtype: str) -
     if config.model_type not in MERGEKIT:
         return None
     slices = [
-        f"  - sources:\n      - model: {model!r}\n        layer_range: [{start}, {end}]"
+        f"  - sources:\n      - model: {json.dumps(model)}\n        layer_range: [{start}, {end}]"
         for start, end in spans(masks.active[0])
     ]
     return "\n".join(["merge_method: passthrough", f"dtype: {dtype}", "slices:", *slices, ""])

@@ -197,4 +197,5 @@ def choose(
     path = result_file(from_run)
     choice = mask_of_run(path, num_active_blocks, policy, model.num_units, granularity)
     check_same_model(path, "--from_run", model, {})
-    return choice._replace(origin=f"{path.parent}: {choice.origin}")
+    # its name, not its place: the card may be read by others
+    return choice._replace(origin=f"run {path.resolve().parent.name} of {choice.origin}")

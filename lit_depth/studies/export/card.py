@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.repocard import metadata_load
 
+from lit_depth.models.handoff import FILES
 from lit_depth.studies.export.arguments import Choice
 from lit_depth.studies.shared.run_folder import Run
 
@@ -20,13 +22,20 @@ _PIPELINES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelFor
 
 
 def card(
-    run: Run, choice: Choice, certificate: Mapping[str, Any], parameters: tuple[int, int], name: str, source: Path
+    run: Run,
+    choice: Choice,
+    certificate: Mapping[str, Any],
+    parameters: tuple[int, int],
+    name: str,
+    source: Path,
+    handed: Sequence[str] = (),
 ) -> str:
     """The text of ``README.md``: what was removed and why, what is known of the quality, the proof, how to use it.
 
     Args:
         parameters: Of the whole model, and of this one.
         source: Folder of the whole model.
+        handed: Names of the files for other tools.
     """
     checkpoint = run.model.hparams["checkpoint"]
     parts = [
@@ -35,7 +44,7 @@ def card(
         _removed(checkpoint, choice, certificate, parameters),
         _expected(choice),
         _proof(certificate),
-        _use(certificate),
+        _use(certificate, handed),
         _reproduce(run, certificate),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -102,15 +111,14 @@ def _proof(certificate: Mapping[str, Any]) -> str:
     )
 
 
-def _use(certificate: Mapping[str, Any]) -> str:
+def _use(certificate: Mapping[str, Any], handed: Sequence[str]) -> str:
+    files = "\n".join(f"- `{file}`: {FILES[file]}" for file in handed)
     name = certificate["held_to"]["auto_class"]
     needed = f"import {certificate['needs']}  # pip install lit_depth\n" if certificate["needs"] else ""
     return (
         f"## Use\n\n```python\n{needed}from transformers import {name}\n\n"
         f'model = {name}.from_pretrained("<this folder>")\n```'
-        "\n\n`handoff/` has the same choice for other tools, as far as they know this family: a passthrough merge "
-        "for mergekit, the list for `llama-quantize --prune-layers`, and `block_configs` for engines that leave out "
-        "halves of blocks."
+        f"\n\n`handoff/` has the same choice for other tools:\n\n{files}"
     )
 
 
@@ -130,14 +138,14 @@ def evaluation_results(run: Run, choice: Choice) -> dict[str, str]:
     The format is that of https://huggingface.co/docs/hub/eval-results, as written by huggingface_hub.
     """
     task, known = run.datamodule.task, choice.expected
-    repository = getattr(task, "repository", None)
+    repository, revision = getattr(task, "repository", None), getattr(task, "revision", None)
     if known is None or repository is None or run.datamodule.path is not None or known["task"] != task.name:
         return {}
     entry = EvalResultEntry(
         dataset_id=repository,
         task_id=task.name,
         value=known["quality"],
-        dataset_revision=getattr(task, "revision", None),
+        dataset_revision=revision if re.fullmatch("[0-9a-f]{40}", revision or "") else None,  # a commit, no branch
         notes=f"{known['metric']}, {known['num_samples']} questions, interval {_interval(known['quality_ci'])}",
     )
     return {f".eval_results/{task.name}.yaml": yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)}

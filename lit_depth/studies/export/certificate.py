@@ -26,6 +26,10 @@ from lit_depth.models.weight_files import floating
 CERTIFICATE = "certificate.json"
 
 
+class NotCertifiedError(RuntimeError):
+    """A written checkpoint is not the masked model; nothing of it is left."""
+
+
 class Evidence(NamedTuple):
     """What a checkpoint in a folder is held to."""
 

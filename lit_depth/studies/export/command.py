@@ -11,10 +11,6 @@ from lit_depth.module import DepthModule
 RESULT = "export.json"
 
 
-class NotCertifiedError(RuntimeError):
-    """A written checkpoint is not the masked model; nothing of it is left."""
-
-
 @checked
 def export(
     trainer: Trainer,

@@ -17,7 +17,6 @@ from lit_depth.models import handoff
 from lit_depth.models.export import (
     BLOCK_PATHS,
     CONFIG,
-    Pruned,
     check_cuttable,
     new_folder,
     prune_checkpoint,
@@ -29,18 +28,15 @@ from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.store import current_versions, write_json, write_text
 from lit_depth.studies.export.arguments import Choice, whole_blocks
 from lit_depth.studies.export.card import card, evaluation_results
-from lit_depth.studies.export.certificate import CERTIFICATE, failure, hold, sha256_of, watch
-from lit_depth.studies.export.command import NotCertifiedError
+from lit_depth.studies.export.certificate import CERTIFICATE, NotCertifiedError, failure, hold, sha256_of, watch
 from lit_depth.studies.shared.run_folder import Run
 
 CARD, HANDOFF = "README.md", "handoff"
-MERGEKIT, LLAMA_CPP, BLOCK_CONFIGS = "mergekit.yaml", "llama_cpp.txt", "block_configs.json"
 
 
 class Written(NamedTuple):
     """What stands in the new folder."""
 
-    pruned: Pruned | None
     certificate: dict[str, Any] | None
     num_parameters: tuple[int, int]  # of the whole model, and of the new one
     files: tuple[str, ...]
@@ -54,7 +50,7 @@ def check_exportable(trainer: Trainer, model: DepthModule, masks: MaskSet, weigh
     if weights and whole_blocks(masks) is None:
         raise ValueError(
             "a standard checkpoint has no place for half of a block, and this mask skips some: give --weights false "
-            f"for {HANDOFF}/{BLOCK_CONFIGS} alone, from which engines that know it leave out attentions and MLPs"
+            f"for {HANDOFF}/block_configs.json alone, from which engines that know it leave out attentions and MLPs"
         )
     if weights and model.hparams["trust_remote_code"]:
         raise ValueError(
@@ -80,20 +76,20 @@ def write(run: Run, choice: Choice, out: Path, weights: bool, in_memory: bool, n
     model, whole = run.model, whole_blocks(choice.masks)
     source = source_folder(model)
     with new_folder(out) as folder:
-        write_handoff(model, choice.masks, source, folder / HANDOFF)
-        pruned, certificate, counts = None, None, _counts(model, whole)
+        handed = write_handoff(model, choice.masks, folder / HANDOFF)
+        certificate, counts = None, _counts(model, whole)
         if weights and whole is not None:
             model.to(run.trainer.strategy.root_device)
             held = in_memory or model.hparams["dtype"] != "auto" or model.hparams["from_scratch"]
-            pruned = prune_checkpoint(source, whole, folder, HeldWeights(model.model) if held else None)
+            prune_checkpoint(source, whole, folder, HeldWeights(model.model) if held else None)
             certificate = certify(run, whole, folder, source, num_questions)
             write_json(folder / CERTIFICATE, certificate)
-            files = {"README.md": card(run, choice, certificate, counts, out.name, source)}
+            files = {CARD: card(run, choice, certificate, counts, out.name, source, handed)}
             files |= evaluation_results(run, choice)
             for name, text in files.items():
                 write_text(folder / name, text)
         names = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
-    return Written(pruned, certificate, counts, names)
+    return Written(certificate, counts, names)
 
 
 def source_folder(model: DepthModule) -> Path:
@@ -101,21 +97,14 @@ def source_folder(model: DepthModule) -> Path:
     return checkpoint_files(model.hparams["checkpoint"], model.hparams["revision"])[CONFIG].parent
 
 
-def write_handoff(model: DepthModule, masks: MaskSet, source: Path, folder: Path) -> None:
-    """Files for other tools, as far as they know the family and the kind of mask."""
-    whole, checkpoint = whole_blocks(masks), model.hparams["checkpoint"]
-    write_json(folder / BLOCK_CONFIGS, {"block_configs": handoff.block_configs(masks)})
-    if whole is None:
-        return
-    name = str(source.resolve()) if checkpoint == "bundled" or Path(checkpoint).expanduser().is_dir() else checkpoint
-    config = model.model.config
-    texts = {
-        MERGEKIT: handoff.mergekit(name, config, whole, floating(model.model.dtype)),
-        LLAMA_CPP: handoff.llama_cpp(config, whole),
-    }
-    for file, text in texts.items():
-        if text is not None:
-            write_text(folder / file, text.rstrip("\n") + "\n")
+def write_handoff(model: DepthModule, masks: MaskSet, folder: Path) -> list[str]:
+    """Write files for other tools, as far as they know the family and the kind of mask; their names."""
+    found = handoff.texts(
+        model.hparams["checkpoint"], model.model.config, whole_blocks(masks) or masks, floating(model.model.dtype)
+    )
+    for name, text in found.items():
+        write_text(folder / name, text)
+    return list(found)
 
 
 def certify(run: Run, masks: MaskSet, folder: Path, source: Path, num_questions: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,8 +135,6 @@ def test_exports_without_a_fault_are_certified(verdicts):
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_fault_is_caught(kind, verdicts):
-    import re
-
     assert verdicts[kind] is not None and re.search(FAULTS[kind].said, verdicts[kind]), verdicts[kind]
 
 
