@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from transformers import PreTrainedModel
 
 from lit_depth.functional.masks import MaskSet
 from lit_depth.models.export import new_folder, prune_checkpoint
-from lit_depth.studies.export.certificate import Evidence, watch
+from lit_depth.studies.export.certificate import Evidence, failure, hold, watch
+from tests.helpers import families
 from tests.helpers.families import FAMILIES, NUM_BLOCKS
 from tests.helpers.family_commands import asked
 
@@ -54,8 +57,40 @@ def exported(name: str, masks: Iterable[str], folder: Path) -> tuple[PreTrainedM
     return model, found
 
 
-def cuttable_masks(name: str, number: int, seed: int = 0) -> list[str]:
+def cuttable_masks(name: str, number: int, num_blocks: int = NUM_BLOCKS) -> list[str]:
     """Random masks of a family that its blocks can be removed by: features that are added by place need theirs."""
     keep = 2 if name == "Qwen3-VL" else 0
-    every = random_masks(NUM_BLOCKS, 2**NUM_BLOCKS, seed)
+    every = random_masks(num_blocks, 2**num_blocks)
     return [mask for mask in every if mask.startswith("1" * keep)][:number]
+
+
+@contextmanager
+def deeper(num_blocks: int) -> Iterator[None]:
+    """Families have so many blocks, an even number: of four there are fewer than twenty masks."""
+    before, kinds = families.NUM_BLOCKS, families.MIXED["layer_types"]
+    own = list(kinds)
+    families.NUM_BLOCKS = num_blocks
+    kinds[:] = own[:2] * (num_blocks // 2)
+    try:
+        yield
+    finally:
+        families.NUM_BLOCKS = before
+        kinds[:] = own
+
+
+def certificates(name: str, number: int = 20, num_blocks: int = 6) -> dict[str, Any]:
+    """What one fresh process says of a family's exports under random masks."""
+    with tempfile.TemporaryDirectory() as folder, deeper(num_blocks):
+        evidence = exported(name, cuttable_masks(name, number, num_blocks), Path(folder))[1]
+        verdicts = hold(evidence)
+    cases = [case for verdict in verdicts for case in verdict.get("cases", ())]
+    return {
+        "masks": [each.folder.name for each in evidence],
+        "failed": {each.folder.name: said for each, verdict in zip(evidence, verdicts) if (said := failure(verdict))},
+        "num_cases": len(cases),
+        "largest_ratio": max((case["ratio"] for case in cases), default=None),
+        "num_tokens": sum(case["num_tokens"] for case in cases),
+        "tokens_differ": sum(case["tokens_differ"] for case in cases),
+        "padded_positions": sum(case["padded_positions"] for case in cases),
+        "needs": verdicts[0].get("needs"),
+    }

@@ -18,8 +18,9 @@ from lit_depth.functional.masks import MaskSet
 from lit_depth.models.weight_files import WEIGHTS
 from lit_depth.studies.export import certificate
 from lit_depth.studies.export.certificate import failure, hold, sha256_of, watch
-from tests.helpers.exports import cuttable_masks, exported
-from tests.helpers.families import SEEING, TEXT
+from tests.helpers.exports import certificates, cuttable_masks, exported
+from tests.helpers.families import FAMILIES, SEEING, TEXT
+from tests.helpers.family_commands import PACKAGES, ROOT, with_packages
 
 logging.disable_progress_bar()
 GROUPS = {"text": TEXT, "with images": SEEING}
@@ -159,3 +160,31 @@ def test_hashes_are_those_of_sha256sum(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of({"a": tmp_path / "a"}) == {"a": known}
+
+
+COMMITTED = json.loads((ROOT / "benchmarks/results/export_certificates.json").read_text())["families"]
+
+
+def test_the_committed_certificates_are_of_every_family_and_none_differs():
+    assert COMMITTED.keys() == FAMILIES.keys()
+    for name, found in COMMITTED.items():
+        # of six blocks of which two stay there are fewer masks
+        assert len(set(found["masks"])) == (15 if name == "Qwen3-VL" else 20), name
+        assert found["failed"] == {} and found["tokens_differ"] == 0 and found["largest_ratio"] <= 1e-6
+        assert found["num_cases"] == 2 * len(found["masks"]) and found["padded_positions"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.needs])
+def test_twenty_masks_are_certified_again(name):
+    assert certificates(name) == {**COMMITTED[name], "largest_ratio": pytest.approx(0, abs=1e-6)}
+
+
+@pytest.mark.slow
+def test_families_whose_processors_need_packages_are_certified_with_them():
+    names = [name for name, family in FAMILIES.items() if family.needs]
+    if not PACKAGES.is_dir():
+        for package in {package for name in names for package in FAMILIES[name].needs}:
+            pytest.importorskip(package, reason="`make venv` puts the packages of the extra vision beside .venv's own")
+    found = with_packages(certificates, names)
+    assert {name: each["failed"] for name, each in found.items()} == dict.fromkeys(names, {})
