@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from lit_depth.models.export import new_folder, prune_checkpoint
 from lit_depth.studies.export.certificate import Evidence, failure, hold, watch
 from tests.helpers import families
 from tests.helpers.families import FAMILIES, NUM_BLOCKS
-from tests.helpers.family_commands import asked
+from tests.helpers.family_commands import PACKAGES, asked
 
 NEW_TOKENS = 4
 
@@ -78,11 +79,23 @@ def deeper(num_blocks: int) -> Iterator[None]:
         kinds[:] = own
 
 
+@contextmanager
+def without_packages() -> Iterator[None]:
+    """Processes find none of the packages of the extra ``vision``: no model needs them, and their import may fail."""
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in before.split(os.pathsep) if path != str(PACKAGES))
+    try:
+        yield
+    finally:
+        os.environ["PYTHONPATH"] = before
+
+
 def certificates(name: str, number: int = 20, num_blocks: int = 6) -> dict[str, Any]:
     """What one fresh process says of a family's exports under random masks."""
     with tempfile.TemporaryDirectory() as folder, deeper(num_blocks):
         evidence = exported(name, cuttable_masks(name, number, num_blocks), Path(folder))[1]
-        verdicts = hold(evidence)
+        with without_packages():
+            verdicts = hold(evidence)
     cases = [case for verdict in verdicts for case in verdict.get("cases", ())]
     return {
         "masks": [each.folder.name for each in evidence],

@@ -262,3 +262,17 @@ def test_a_disk_that_is_too_small_is_seen_before(llama, out, monkeypatch):
     with pytest.raises(ValueError, match="expected 0.00 GB of free space .*, got 0.00 GB"):
         prune_checkpoint(llama, MASK, out)
     assert list(out.iterdir()) == []
+
+
+def test_code_that_comes_with_a_checkpoint_is_copied_and_never_run(llama, tmp_path, out):
+    source = tmp_path / "source"
+    shutil.copytree(llama, source)
+    config = json.loads((llama / "config.json").read_text()) | {"auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "own.py").write_text("raise SystemExit('it was run')\n")
+    (source / "LICENSE").write_text("terms")
+    (source / "pytorch_model.bin").write_bytes(b"a pickle")
+    done = prune_checkpoint(source, MASK, out)
+    assert {"own.py", "LICENSE"} <= set(done.copied) and not (out / "pytorch_model.bin").exists()
+    assert json.loads((out / "config.json").read_text())["auto_map"] == config["auto_map"]
+    assert_same_weights(load_checkpoint(str(out))[0], pruned_copy(load_checkpoint(str(llama))[0], MASK))
