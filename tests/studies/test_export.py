@@ -21,6 +21,7 @@ from lit_depth.studies.export.certificate import NotCertifiedError
 from lit_depth.studies.export.report import report
 from lit_depth.studies.shared.publish import as_text
 from tests.helpers.commands import run
+from tests.helpers.folder_hub import folder_hub
 
 FEW = ["--num_questions", "3", "--data.num_samples", "8", "--data.calibration_samples", "8"]
 
@@ -131,6 +132,22 @@ def test_a_model_that_was_changed_in_memory_is_written_as_it_is(small_checkpoint
     trainer.export(module, data, **common, in_memory=True, name="second")
     found, _ = load_checkpoint(str(tmp_path / "small"))
     assert torch.equal(found.lm_head.weight, module.model.lm_head.weight)
+
+
+@pytest.mark.parametrize(("options", "private"), [([], True), (["--public", "true"], False)])
+def test_a_certified_folder_is_uploaded_privately_unless_told_otherwise(
+    command, tmp_path, monkeypatch, options, private
+):
+    case = {"name": "one", "rows": 1, "padded_positions": 0, "ratio": 0.0, "num_tokens": 1, "tokens_differ": 0}
+    verdict = {"passed": True, "tolerance": 1e-6, "cases": [case], "needs": None, "versions": {}}
+    monkeypatch.setattr(writing, "hold", lambda evidence: [verdict] * len(evidence))  # other tests hold it
+    hub = folder_hub(tmp_path / "results/hub", monkeypatch)
+    assert run([*command, "--skip", "1", "--push_to_hub", "me/small", *options]) == 0
+    assert hub.private == {"me/small": private}
+    there = {path.relative_to(hub.root / "me/small") for path in (hub.root / "me/small").rglob("*")}
+    assert there == {path.relative_to(tmp_path / "small") for path in (tmp_path / "small").rglob("*")}
+    result = json.loads((tmp_path / "results/export/small/export.json").read_text())
+    assert result["pushed"] == "https://huggingface.co/me/small"
 
 
 WRONG = [

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import httpx
 import pytest
-from huggingface_hub import RepoUrl
-from huggingface_hub.errors import HfHubHTTPError
 
 from lit_depth.studies.export import push as module
 from lit_depth.studies.export.push import check_repository, push
-
-
-class FolderHub:
-    """The calls of the hub's client that are made, and nothing else."""
-
-    root: Path
-    private: dict[str, bool]
-
-    def __init__(self, library_name: str) -> None:
-        assert library_name == "lit_depth"
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> RepoUrl:
-        if (self.root / repo_id).exists() and not exist_ok:
-            response = httpx.Response(409, request=httpx.Request("POST", "https://huggingface.co/api/repos/create"))
-            raise HfHubHTTPError("409 You already created this model repo", response=response)
-        (self.root / repo_id).mkdir(parents=True)
-        self.private[repo_id] = private
-        return RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
-        assert commit_message
-        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+from tests.helpers.folder_hub import FolderHub, folder_hub
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> type[FolderHub]:
-    hub = type("Hub", (FolderHub,), {"root": tmp_path / "hub", "private": {}})
-    monkeypatch.setattr(module, "HfApi", hub)
-    monkeypatch.setattr(module.constants, "HF_HUB_OFFLINE", False)
-    return hub
+    return folder_hub(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture
