@@ -19,6 +19,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
 from lit_depth.options import join_lists, list_options, new_parser, one_line, underscored
 from lit_depth.results.store import check_name
+from lit_depth.studies.export.certificate import NotCertifiedError
 from lit_depth.studies.shared.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
 
@@ -71,7 +72,8 @@ class DepthCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse a name that is none and a GPU that is not there, before the model is loaded."""
         options = self.config[self.config["subcommand"]]
-        check_name(options.get("name", "default"))
+        if options.get("name") is not None:
+            check_name(options["name"])
         accelerator = options["trainer"]["accelerator"]
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         found["gpu"] = any(found.values())
@@ -116,6 +118,8 @@ def _run(arguments: list[str]) -> None:
             _stop(f"error: out of memory: give a smaller --data.batch_size or --model.max_rows ({error})", error)
         if isinstance(error, _OF_USERS):
             _stop(f"error: {one_line(error)}", error)
+        if isinstance(error, NotCertifiedError):
+            _stop(f"error: {one_line(error)}", error, code=1)
         # no mistake of the user's: another process's, or ours
         if lost_connection(error):
             _stop("error: another process of this run has ended; its own message says why")

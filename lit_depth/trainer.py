@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lit_depth.studies.answers.command import answers
 from lit_depth.studies.compare.command import compare
 from lit_depth.studies.consistency.command import consistency
+from lit_depth.studies.export.command import export
 from lit_depth.studies.importance.command import importance
 from lit_depth.studies.latency.command import latency
 from lit_depth.studies.search.command import search
@@ -37,6 +38,7 @@ class DepthTrainer(Trainer):
     answers = answers
     compare = compare
     consistency = consistency
+    export = export
     importance = importance
     latency = latency
     search = search

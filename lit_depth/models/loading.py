@@ -72,7 +72,7 @@ def load_checkpoint(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
-        model, report = _model_class(config).from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             use_safetensors=True,  # never a pickle
@@ -105,7 +105,7 @@ def new_model(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
-        model = _model_class(config).from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
         processor = _load_processor(config, source, processor_kwargs or {}, common)
     _set_attention(model, attn_implementation)
     attend_both_ways(model)
@@ -178,7 +178,8 @@ def _set_attention(model: PreTrainedModel, name: str | None) -> None:
         raise ValueError(f"attn_implementation {name!r} is not available: {error}") from error
 
 
-def _model_class(config: Any) -> Any:
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads a model of this configuration."""
     return AutoModelForImageTextToText if _is_listed(config) else AutoModelForCausalLM
 
 

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,9 @@ except RuntimeError:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from tests.helpers.family_commands import outcomes
-print(json.dumps({name: outcomes(name) for name in sys.argv[1:]}))
+from importlib import import_module
+module, function, *names = sys.argv[1:]
+print(json.dumps({name: getattr(import_module(module), function)(name) for name in names}))
 """
 WORKS = "works"
 TASK = ("--data.task", "tests.helpers.commands.SecondShapes")
@@ -200,12 +201,17 @@ def outcomes(name: str) -> dict[str, str]:
 
 def outcomes_with_packages(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """As `outcomes`, in a process that finds the packages of the extra ``vision``."""
+    return with_packages(outcomes, names)
+
+
+def with_packages(function: Callable[[str], Any], names: Iterable[str]) -> dict[str, Any]:
+    """What a function says of each family, in a process that finds the packages of the extra ``vision``."""
     places = [str(ROOT), *([str(PACKAGES)] if PACKAGES.is_dir() else []), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
-    command = [sys.executable, "-c", _WITH_PACKAGES, *names]
+    command = [sys.executable, "-c", _WITH_PACKAGES, function.__module__, function.__name__, *names]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

@@ -1,0 +1,151 @@
+"""The model card of an exported checkpoint, and its results in the hub's format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.repocard import metadata_load
+
+from lit_depth.models.handoff import FILES
+from lit_depth.studies.export.arguments import Choice
+from lit_depth.studies.shared.run_folder import Run
+
+# what a card says of the terms of use, in the words of the source's card
+_TERMS = ("license", "license_name", "license_link", "language")
+# of a class of transformers, by the hub's name for what it does
+_PIPELINES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
+
+
+def card(
+    run: Run,
+    choice: Choice,
+    certificate: Mapping[str, Any],
+    parameters: tuple[int, int],
+    name: str,
+    source: Path,
+    handed: Sequence[str] = (),
+) -> str:
+    """The text of ``README.md``: what was removed and why, what is known of the quality, the proof, how to use it.
+
+    Args:
+        parameters: Of the whole model, and of this one.
+        source: Folder of the whole model.
+        handed: Names of the files for other tools.
+    """
+    checkpoint = run.model.hparams["checkpoint"]
+    parts = [
+        f"---\n{yaml.safe_dump(_metadata(checkpoint, certificate, source), sort_keys=False)}---",
+        f"# {name}",
+        _removed(checkpoint, choice, certificate, parameters),
+        _expected(choice),
+        _proof(certificate),
+        _use(certificate, handed),
+        _reproduce(run, certificate),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(checkpoint: str, certificate: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    there = metadata_load(str(source / "README.md")) if (source / "README.md").is_file() else None
+    found = {key: value for key, value in (there or {}).items() if key in _TERMS}
+    if _is_on_the_hub(checkpoint):
+        found["base_model"] = checkpoint
+    pipeline = _PIPELINES[certificate["held_to"]["auto_class"]]
+    return {**found, "library_name": "transformers", "pipeline_tag": pipeline, "tags": ["lit_depth", "depth-pruned"]}
+
+
+def _is_on_the_hub(checkpoint: str) -> bool:
+    return checkpoint.count("/") == 1 and not Path(checkpoint).expanduser().is_dir()
+
+
+def _removed(checkpoint: str, choice: Choice, certificate: Mapping[str, Any], parameters: tuple[int, int]) -> str:
+    blocks, mask = certificate["blocks"], certificate["mask_id"]
+    skipped = " ".join(str(block) for block, bit in enumerate(mask) if bit == "0") or "none"
+    return (
+        f"{checkpoint} without transformer blocks {skipped} (counted from 0): {blocks['export']} of {blocks['source']} "
+        f"blocks, {parameters[1]:,} of {parameters[0]:,} parameters. All other weights are unchanged; blocks are "
+        f"numbered anew. Nothing was trained.\n\nThe blocks were chosen by {choice.origin} (mask `{mask}`)."
+    )
+
+
+def _expected(choice: Choice) -> str:
+    known, latency = choice.expected, choice.latency
+    lines = []
+    if known is not None:
+        share = f"{known['confidence']:.0%} interval" if known["confidence"] else "interval"
+        lines.append(
+            f"- {known['metric']} on {known['num_samples'] or 'the'} questions of {known['task']}: "
+            f"{known['quality']:.3f} ({share} {_interval(known['quality_ci'])})"
+        )
+        if known["drop"] is not None:
+            lines.append(
+                f"- lost against the whole model, on the same questions: {known['drop']:.3f} ({share} "
+                f"{_interval(known['drop_ci'])})"
+            )
+    if latency is not None:
+        whole = f", the whole model {latency['full_request_ms']:.1f} ms" if latency["full_request_ms"] else ""
+        lines.append(f"- median time of a request on {latency['device']}: {latency['request_ms']:.1f} ms{whole}")
+    return "\n".join(["## Expected quality", "", *lines]) if lines else ""
+
+
+def _interval(limits: Any) -> str:
+    return "not known" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
+
+
+def _proof(certificate: Mapping[str, Any]) -> str:
+    cases, held, asked = certificate["cases"], certificate["held_to"], certificate["questions"]
+    ratio = max(case["ratio"] for case in cases)
+    return (
+        "## Proof\n\n"
+        f"A fresh process loaded this folder with transformers {certificate['versions']['transformers']} in "
+        f"{held['dtype']} and held it to the whole model with these blocks masked, on {len(asked['ids'])} questions of "
+        f"{asked['task']}: all weights are the same bit for bit, logits differ by at most {ratio:.1e} of the largest "
+        f"(allowed: {certificate['tolerance']:.1e}), and "
+        f"{sum(case['num_tokens'] for case in cases)} greedy tokens of {len(cases)} batches are the same. "
+        "`certificate.json` has the numbers and the hashes of both sides."
+    )
+
+
+def _use(certificate: Mapping[str, Any], handed: Sequence[str]) -> str:
+    files = "\n".join(f"- `{file}`: {FILES[file]}" for file in handed)
+    name = certificate["held_to"]["auto_class"]
+    needed = f"import {certificate['needs']}  # pip install lit_depth\n" if certificate["needs"] else ""
+    return (
+        f"## Use\n\n```python\n{needed}from transformers import {name}\n\n"
+        f'model = {name}.from_pretrained("<this folder>")\n```'
+        f"\n\n`handoff/` has the same choice for other tools:\n\n{files}"
+    )
+
+
+def _reproduce(run: Run, certificate: Mapping[str, Any]) -> str:
+    hparams = run.model.hparams
+    revision = f" --model.revision {hparams['revision']}" if hparams["revision"] else ""
+    dtype = f" --model.dtype {hparams['dtype']}" if hparams["dtype"] != "auto" else ""
+    return (
+        "## Reproduce\n\n```bash\nlit-depth export "
+        f"--model.checkpoint {hparams['checkpoint']}{revision}{dtype} --mask {certificate['mask_id']} --out DIR\n```"
+    )
+
+
+def evaluation_results(run: Run, choice: Choice) -> dict[str, str]:
+    """Files of ``.eval_results/`` by name: what the run knows of the quality on a dataset of the hub, in its format.
+
+    The format is that of https://huggingface.co/docs/hub/eval-results, as written by huggingface_hub.
+    """
+    task, known = run.datamodule.task, choice.expected
+    repository, revision = getattr(task, "repository", None), getattr(task, "revision", None)
+    if known is None or repository is None or run.datamodule.path is not None or known["task"] != task.name:
+        return {}
+    entry = EvalResultEntry(
+        dataset_id=repository,
+        task_id=task.name,
+        value=known["quality"],
+        dataset_revision=revision if re.fullmatch("[0-9a-f]{40}", revision or "") else None,  # a commit, no branch
+        notes=f"{known['metric']}, {known['num_samples']} questions, interval {_interval(known['quality_ci'])}",
+    )
+    return {f".eval_results/{task.name}.yaml": yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)}

@@ -1,0 +1,101 @@
+"""``lit-depth export``: a checkpoint without the blocks that a mask skips, and the proof that it is the same."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_depth.data import DepthDataModule
+from lit_depth.functional.arguments import checked
+from lit_depth.module import DepthModule
+
+RESULT = "export.json"
+
+
+@checked
+def export(
+    trainer: Trainer,
+    model: DepthModule,
+    datamodule: DepthDataModule,
+    skip: list[int] | None = None,
+    mask: str | None = None,
+    from_run: str | None = None,
+    num_active_blocks: int | None = None,
+    policy: str | None = None,
+    out: str | None = None,
+    weights: bool = True,
+    in_memory: bool = False,
+    num_questions: int = 8,
+    push_to_hub: str | None = None,
+    public: bool = False,
+    output_dir: str = "results",
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Write a checkpoint without the blocks that a mask skips, and prove that it answers as the masked model does.
+
+    The proof is a fresh process that loads the new folder from disk with plain transformers: it has to hold the masked
+    model's weights, give its logits and its greedy answers, in a left-padded batch and one by one. Without the proof
+    no folder is left, and the exit code is 1.
+
+    Args:
+        trainer: Says on which device.
+        model: Holds the model.
+        datamodule: Gives the questions of the proof, from the validation split.
+        skip: Blocks to remove. Exactly one of this, ``mask`` and ``from_run`` is given.
+        mask: The same as a bit for each block, ``1110...``: 1 = it stays.
+        from_run: Folder of a run of ``select``, ``search`` or ``compare`` (``--from`` for short), whose choice is taken
+            and whose quality and latency the model card tells.
+        num_active_blocks: Number of blocks that stay, of a search (null = the fewest) or a comparison.
+        policy: Of a comparison.
+        out: Folder of the new checkpoint, which must not exist; null = ``checkpoint`` in the run's folder.
+        weights: Write a checkpoint. false = only the files for other tools, which masks of halves of blocks have too.
+        in_memory: Write the weights as they are in memory, such as those of a model that was trained since it was
+            loaded; false = copy them from the files, unless ``--model.dtype`` converts them.
+        num_questions: Questions of the proof.
+        push_to_hub: Repository on the hub (``organisation/name``) to upload the new folder to; null = stay here.
+        public: Let everybody read that repository; false = it is private.
+        output_dir: The report goes to ``<output_dir>/export/<name>/``.
+        name: Name of the run; null = that of the folder ``out``, or ``default``. A run of that name with other
+            arguments is refused.
+
+    Returns:
+        The content of ``export.json``. Beside the weights stand ``certificate.json``, a model card, and in ``handoff/``
+        files for mergekit, llama.cpp and engines that leave out halves of blocks.
+
+    Raises:
+        ValueError: If an argument does not fit, blocks of the family cannot be removed, or the folder is there already.
+        NotCertifiedError: If the new checkpoint is not the masked model.
+    """
+    from pathlib import Path
+
+    from lit_depth.functional.arguments import check_least
+    from lit_depth.models.export import check_new
+    from lit_depth.studies.export.analysis import describe
+    from lit_depth.studies.export.arguments import choose
+    from lit_depth.studies.export.push import check_repository, push
+    from lit_depth.studies.export.report import report
+    from lit_depth.studies.export.writing import check_exportable, write
+    from lit_depth.studies.shared.checks import check_asks, check_one_process, check_one_task
+    from lit_depth.studies.shared.publish import publish
+    from lit_depth.studies.shared.run_folder import open_run
+
+    check_least(1, num_questions=num_questions)
+    check_one_process(trainer, "export writes one checkpoint in one process")
+    check_one_task(datamodule, "export takes its questions from one task")
+    check_asks(datamodule, "export")
+    choice = choose(model, skip, mask, from_run, num_active_blocks, policy)
+    check_exportable(trainer, model, choice.masks, weights)
+    if push_to_hub is not None:
+        check_repository(push_to_hub, weights)
+    name = name or (Path(out).resolve().name if out else "default")
+    folder = Path(out).expanduser() if out else Path(output_dir) / "export" / name / "checkpoint"
+    check_new(folder)
+    arguments = {"mask": choice.masks.ids[0], "origin": choice.origin, "weights": weights, "in_memory": in_memory}
+    arguments |= {"num_questions": num_questions, "out": str(folder)}
+    with open_run(
+        trainer, model, datamodule, ["validation"], arguments, output_dir, "export", name, scores=False
+    ) as run:
+        written = write(run, choice, folder, weights, in_memory, num_questions)
+        pushed = None if push_to_hub is None else push(folder, push_to_hub, private=not public)
+        result = describe(run, choice, folder, written, pushed)
+        publish(run, report(result), RESULT, result)
+    return result

@@ -1,0 +1,92 @@
+"""The model card says what was removed and what is known, and nothing that is not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
+
+from lit_depth.data.tasks import get_task
+from lit_depth.functional.masks import MaskSet
+from lit_depth.studies.export.arguments import Choice
+from lit_depth.studies.export.card import card, evaluation_results
+
+CERTIFICATE = {
+    "mask_id": "1011",
+    "blocks": {"source": 4, "export": 3},
+    "cases": [{"ratio": 0.0, "num_tokens": 8}, {"ratio": 2e-7, "num_tokens": 4}],
+    "held_to": {"auto_class": "AutoModelForImageTextToText", "dtype": "float32"},
+    "questions": {"task": "text_vqa", "ids": ["a", "b", "c"]},
+    "tolerance": 1e-6,
+    "needs": None,
+    "versions": {"transformers": "5.0"},
+}
+EXPECTED = {
+    "task": "text_vqa",
+    "metric": "vqa_accuracy",
+    "num_samples": 256,
+    "confidence": 0.95,
+    "quality": 0.5,
+    "quality_ci": [0.44, 0.56],
+    "drop": 0.125,
+    "drop_ci": [0.1, 0.15],
+}
+LATENCY = {"request_ms": 12.34, "full_request_ms": 20.0, "device": "a GPU"}
+BARE = Choice(MaskSet.of("1011"), "--skip 1")
+KNOWN = BARE._replace(origin="run default of search, the best 3 of 4", expected=EXPECTED, latency=LATENCY)
+
+
+@pytest.fixture
+def run() -> SimpleNamespace:
+    hparams = {"checkpoint": "organisation/whole", "revision": "abc", "dtype": "auto"}
+    data = SimpleNamespace(task=get_task("text_vqa"), path=None)
+    return SimpleNamespace(model=SimpleNamespace(hparams=hparams), datamodule=data)
+
+
+def test_a_card_tells_the_choice_the_proof_and_what_is_expected(run, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\nextra: 1\n---\n# Whole\n")
+    text = card(run, KNOWN, CERTIFICATE, (4000, 3000), "small", tmp_path)
+    _, head, body = text.split("---\n", 2)
+    assert yaml.safe_load(head) == {
+        "license": "apache-2.0",
+        "base_model": "organisation/whole",
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["lit_depth", "depth-pruned"],
+    }
+    for told in (
+        "# small",
+        "without transformer blocks 1 (counted from 0): 3 of 4 blocks, 3,000 of 4,000 parameters",
+        "chosen by run default of search, the best 3 of 4 (mask `1011`)",
+        "vqa_accuracy on 256 questions of text_vqa: 0.500 (95% interval 0.440 to 0.560)",
+        "on the same questions: 0.125 (95% interval 0.100 to 0.150)",
+        "median time of a request on a GPU: 12.3 ms, the whole model 20.0 ms",
+        "logits differ by at most 2.0e-07 of the largest (allowed: 1.0e-06), and 12 greedy tokens of 2 batches",
+        "--model.checkpoint organisation/whole --model.revision abc --mask 1011 --out DIR",
+    ):
+        assert told in body, told
+    assert str(tmp_path) not in text  # nothing of the machine
+
+
+def test_what_is_not_known_is_not_told(run, tmp_path):
+    run.model.hparams["checkpoint"] = str(tmp_path)
+    needs = {**CERTIFICATE, "needs": "some.package"}
+    text = card(run, BARE, needs, (4000, 3000), "small", tmp_path)
+    assert "Expected quality" not in text and "base_model" not in text and "license" not in text
+    assert "import some.package" in text and evaluation_results(run, BARE) == {}
+
+
+def test_results_are_in_the_hubs_format(run):
+    ((name, text),) = evaluation_results(run, KNOWN).items()
+    assert name == ".eval_results/text_vqa.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.task_id, entry.value) == (get_task("text_vqa").repository, "text_vqa", 0.5)
+    assert entry.notes == "vqa_accuracy, 256 questions, interval 0.440 to 0.560" and entry.dataset_revision is None
+
+
+@pytest.mark.parametrize("change", [{"path": "mine.jsonl"}, {"task": get_task("shapes_vqa")}])
+def test_results_on_no_dataset_of_the_hub_are_not_claimed_there(run, change):
+    vars(run.datamodule).update(change)
+    assert evaluation_results(run, KNOWN) == {}

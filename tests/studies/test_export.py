@@ -1,0 +1,309 @@
+"""``lit-depth export``: the folder answers as the masked model, says so, and mistakes leave nothing behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_depth import DepthModule, DepthTrainer
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import masked
+from lit_depth.functional.masks import MaskSet
+from lit_depth.models.loading import load_checkpoint
+from lit_depth.studies.export import writing
+from lit_depth.studies.export.arguments import choose, given_mask, mask_of_run, result_file, whole_blocks
+from lit_depth.studies.export.certificate import NotCertifiedError
+from lit_depth.studies.export.report import report
+from lit_depth.studies.shared.publish import as_text
+from tests.helpers.commands import run
+from tests.helpers.folder_hub import folder_hub
+
+FEW = ["--num_questions", "3", "--data.num_samples", "8", "--data.calibration_samples", "8"]
+
+
+@pytest.fixture
+def command(small_checkpoint, tmp_path) -> list[str]:
+    output = ["--output_dir", str(tmp_path / "results"), "--out", str(tmp_path / "small")]
+    return ["export", "--model.checkpoint", str(small_checkpoint), *FEW, *output]
+
+
+def left(tmp_path) -> set[str]:
+    """What stands beside the runs, hidden folders too."""
+    return {path.name for path in tmp_path.iterdir()} - {"results"}
+
+
+@pytest.mark.slow
+def test_the_folder_is_the_masked_model_and_says_so(small_checkpoint, command, tmp_path, capsys):
+    assert run([*command, "--skip", "1", "4"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'small'} is {small_checkpoint} without blocks 1 4 of 6" in said
+    result = json.loads((tmp_path / "results/export/small/export.json").read_text())
+    certificate = json.loads((tmp_path / "small/certificate.json").read_text())
+    assert result["mask_id"] == certificate["mask_id"] == "101101" and result["skipped"] == [1, 4]
+    assert certificate["passed"] and [case["rows"] for case in certificate["cases"]] == [3, 1, 1, 1]
+    assert certificate["cases"][0]["padded_positions"] > 0 and certificate["blocks"] == {"source": 6, "export": 4}
+    assert all(case["ratio"] <= 1e-6 and case["tokens_differ"] == 0 for case in certificate["cases"])
+    for side, folder in (("source", small_checkpoint), ("export", tmp_path / "small")):
+        for name, digest in certificate["sha256"][side].items():
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert set(result["files"]) == {
+        p.relative_to(tmp_path / "small").as_posix() for p in (tmp_path / "small").rglob("*") if p.is_file()
+    }
+    whole, exported = (load_checkpoint(str(folder))[0] for folder in (small_checkpoint, tmp_path / "small"))
+    ids = torch.arange(2, 14)[None]
+    with masked(whole, MaskSet.of("101101")[0]), torch.no_grad():
+        assert torch.equal(whole(ids).logits, exported(ids).logits)
+    counted = [sum(weight.numel() for weight in model.parameters()) for model in (whole, exported)]
+    assert result["num_parameters"] == {"source": counted[0], "export": counted[1]}
+    assert left(tmp_path) == {"small"}
+    # a second run overwrites nothing
+    before = (tmp_path / "small/certificate.json").read_bytes()
+    assert run([*command, "--skip", "1", "4"]) == 2
+    assert "expected a new folder" in capsys.readouterr().err
+    assert (tmp_path / "small/certificate.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_exported_folder_is_a_checkpoint_like_any_other(command, tmp_path):
+    assert run([*command, "--mask", "110111"]) == 0
+    again = ["--model.checkpoint", tmp_path / "small", "--output_dir", tmp_path / "results"]
+    assert (
+        run(
+            [
+                "compare",
+                *again,
+                *FEW[2:],
+                "--policies",
+                "prefix",
+                "--num_active_blocks",
+                "2",
+                "5",
+                "--latency_repeats",
+                "0",
+            ]
+        )
+        == 0
+    )
+    assert run(["export", *again, *FEW, "--skip", "0", "--out", tmp_path / "smaller"]) == 0
+    model, _ = load_checkpoint(str(tmp_path / "smaller"))
+    assert model.config.text_config.num_hidden_layers == 4
+
+
+@pytest.mark.slow
+def test_another_number_format_is_held_to_its_own_rounding(command, tmp_path):
+    assert run([*command, "--skip", "2", "--model.dtype", "bfloat16"]) == 0
+    certificate = json.loads((tmp_path / "small/certificate.json").read_text())
+    assert certificate["tolerance"] == 2**-7 and certificate["held_to"]["dtype"] == "bfloat16"
+    assert load_checkpoint(str(tmp_path / "small"))[0].dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_a_broken_export_leaves_nothing_and_ends_with_code_1(command, tmp_path, monkeypatch, capsys):
+    real = writing.prune_checkpoint
+
+    def broken(source, mask, out, weights=None):
+        return real(source, MaskSet.of("110110"), out, weights)  # as many blocks, but others
+
+    monkeypatch.setattr(writing, "prune_checkpoint", broken)
+    assert run([*command, "--mask", "101101"]) == 1
+    said = capsys.readouterr().err
+    assert "error: the exported checkpoint is not the masked model, nothing of it is left: ValueError: expected" in said
+    assert left(tmp_path) == set() and not (tmp_path / "results/export/small/export.json").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_was_changed_in_memory_is_written_as_it_is(small_checkpoint, tmp_path):
+    module, trainer = (
+        DepthModule(str(small_checkpoint)),
+        DepthTrainer(accelerator="cpu", logger=False, enable_progress_bar=False),
+    )
+    with torch.no_grad():
+        module.model.lm_head.weight.mul_(1.5)
+    data = DepthDataModule(num_samples=8, calibration_samples=8)
+    common = {"skip": [3], "num_questions": 2, "output_dir": str(tmp_path / "results"), "out": str(tmp_path / "small")}
+    with pytest.raises(NotCertifiedError, match="changed since it was loaded needs --in_memory true"):
+        trainer.export(module, data, **common, name="first")
+    assert left(tmp_path) == set()
+    trainer.export(module, data, **common, in_memory=True, name="second")
+    found, _ = load_checkpoint(str(tmp_path / "small"))
+    assert torch.equal(found.lm_head.weight, module.model.lm_head.weight)
+
+
+@pytest.mark.parametrize(("options", "private"), [([], True), (["--public", "true"], False)])
+def test_a_certified_folder_is_uploaded_privately_unless_told_otherwise(
+    command, tmp_path, monkeypatch, options, private
+):
+    case = {"name": "one", "rows": 1, "padded_positions": 0, "ratio": 0.0, "num_tokens": 1, "tokens_differ": 0}
+    verdict = {"passed": True, "tolerance": 1e-6, "cases": [case], "needs": None, "versions": {}}
+    monkeypatch.setattr(writing, "hold", lambda evidence: [verdict] * len(evidence))  # other tests hold it
+    hub = folder_hub(tmp_path / "results/hub", monkeypatch)
+    assert run([*command, "--skip", "1", "--push_to_hub", "me/small", *options]) == 0
+    assert hub.private == {"me/small": private}
+    there = {path.relative_to(hub.root / "me/small") for path in (hub.root / "me/small").rglob("*")}
+    assert there == {path.relative_to(tmp_path / "small") for path in (tmp_path / "small").rglob("*")}
+    result = json.loads((tmp_path / "results/export/small/export.json").read_text())
+    assert result["pushed"] == "https://huggingface.co/me/small"
+
+
+WRONG = [
+    ([], "expected exactly one of --skip, --mask, --from_run, got none"),
+    (["--skip", "1", "--mask", "110111"], "exactly one .* got --skip and --mask"),
+    (["--skip", "6"], r"--skip: expected blocks from 0 to 5, got \[6\]"),
+    (["--skip", "0", "1", "2", "3", "4", "5"], "expected at least one active block, got a mask that skips all 6"),
+    (["--mask", "1101"], "expected a mask of 6 blocks, got 4"),
+    (["--mask", "11x111"], "characters 0 and 1"),
+    (["--from", "/no/run"], "--from_run: expected the folder of a run of select, search, compare, /no/run has no"),
+    (["--skip", "1", "--policy", "prefix"], "go with --from_run: leave them out with --skip"),
+    (["--skip", "1", "--num_questions", "0"], "expected num_questions of at least 1"),
+    (["--skip", "1", "--model.phase", "decode"], "expected --model.phase both, got decode"),
+    (["--skip", "1", "--trainer.precision", "bf16-mixed"], "expected --trainer.precision 32-true"),
+    (["--skip", "1", "--push_to_hub", "me/small"], "switched off by HF_HUB_OFFLINE"),
+    (["--skip", "1", "--model.granularity", "sublayer"], "no place for half of a block.*--weights false"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(pair[0]) for pair in WRONG])
+def test_mistakes_are_named_before_anything_is_written(command, tmp_path, capsys, arguments, message):
+    assert run([*command, *arguments]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and "Traceback" not in said, said
+    assert left(tmp_path) == set()
+
+
+def test_halves_of_blocks_are_handed_to_engines_that_know_them(command, tmp_path, capsys):
+    halves = [*command, "--model.granularity", "sublayer", "--skip", "2", "7", "--weights", "false"]
+    assert run(halves) == 0
+    files = {
+        path.relative_to(tmp_path / "small").as_posix() for path in (tmp_path / "small").rglob("*") if path.is_file()
+    }
+    assert files == {"handoff/block_configs.json"}
+    configs = json.loads((tmp_path / "small/handoff/block_configs.json").read_text())["block_configs"]
+    idle = [(number, half) for number, each in enumerate(configs) for half in each if each[half]["no_op"]]
+    assert idle == [(1, "attention"), (3, "ffn")]
+    assert "Nothing is certified" in capsys.readouterr().out
+
+
+def test_masks_of_whole_blocks_are_known_as_such():
+    assert whole_blocks(MaskSet.of("1011")).ids == ("1011",)
+    assert whole_blocks(MaskSet.of("110011", granularity="sublayer")).ids == ("101",)
+    assert whole_blocks(MaskSet.of("110111", granularity="sublayer")) is None
+    assert given_mask([2, 2, 0], None, 4, "block").masks.ids == ("0101",)
+
+
+NUMBERS = {"quality": 0.7, "quality_ci": [0.6, 0.8], "drop": 0.1, "drop_ci": [0.0, 0.2]}
+SELECTION = {
+    "command": "select",
+    "task": "shapes_vqa",
+    "metric": "exact",
+    "budget_ms": 20,
+    "device": "a CPU",
+    "selected": {
+        "mask_id": "1101",
+        "latency_ms": {"P50": 12.5},
+        "chosen_by": NUMBERS,
+        "expected": {**NUMBERS, "quality": 0.65},
+    },
+}
+SEARCH = {
+    "command": "search",
+    "task": "shapes_vqa",
+    "metric": "exact",
+    "confidence": 0.95,
+    "report": {"num_samples": 32},
+    "ablations": [
+        {"mask_id": "1011", "found_by": ["search"], **NUMBERS},
+        {"mask_id": "1001", "found_by": ["search", "greedy"], **NUMBERS},
+        {"mask_id": "0001", "found_by": ["greedy"], **NUMBERS},
+    ],
+}
+
+
+def written(tmp_path: Path, name: str, result: object) -> Path:
+    (tmp_path / name).write_text(json.dumps(result))
+    return tmp_path / name
+
+
+def test_what_select_chose_is_taken_with_what_it_reported(tmp_path):
+    path = written(tmp_path, "selection.json", SELECTION)
+    assert result_file(str(tmp_path)) == result_file(str(path)) == path
+    choice = mask_of_run(path, None, None, 4, "block")
+    assert choice.masks.ids == ("1101",) and choice.origin == "select, selected under a budget of 20 ms"
+    assert choice.expected["quality"] == 0.65  # on other questions than those it was chosen by
+    assert choice.latency == {"request_ms": 12.5, "full_request_ms": None, "device": "a CPU"}
+
+
+def test_a_search_gives_its_best_of_a_size(tmp_path):
+    path = written(tmp_path, "search.json", SEARCH)
+    assert mask_of_run(path, None, None, 4, "block").masks.ids == ("1001",)
+    choice = mask_of_run(path, 3, None, 4, "block")
+    assert choice.masks.ids == ("1011",) and choice.expected["num_samples"] == 32 and choice.latency is None
+
+
+REFUSED = [
+    (SELECTION | {"selected": None}, {}, "shows the frontier alone: give it --budget_ms"),
+    (SELECTION, {"policy": "prefix"}, "select has chosen one mask"),
+    (SELECTION, {"num_units": 5}, "expected a mask of 5 blocks, got 4"),
+    (SEARCH, {"num_active": 1}, r"of a mask that it found \(2, 3\), got 1"),
+    (SEARCH | {"ablations": [{}]}, {}, "is damaged: KeyError\\('found_by'\\) is missing"),
+    ({"command": "latency"}, {}, "expected a result of select, search, compare, .* is one of latency"),
+    ([], {}, "expected a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("result", "given", "message"), REFUSED, ids=[pair[2][:40] for pair in REFUSED])
+def test_a_run_without_such_a_mask_is_refused(tmp_path, result, given, message):
+    given = {"num_active": None, "policy": None, "num_units": 4, **given}
+    with pytest.raises(ValueError, match=message):
+        mask_of_run(written(tmp_path, "run.json", result), **given, granularity="block")
+
+
+def test_a_run_of_another_model_is_refused(checkpoint, small_checkpoint, tmp_path):
+    few = [*FEW[2:], "--output_dir", tmp_path, "--policies", "prefix", "--latency_repeats", "0"]
+    assert run(["compare", "--model.checkpoint", small_checkpoint, "--num_active_blocks", "4", *few]) == 0
+    module = DepthModule(str(small_checkpoint))
+    folder = str(tmp_path / "compare/default")
+    choice = choose(module, None, None, folder, 4, "prefix")
+    assert choice.masks.ids == ("111100",) and choice.origin == "run default of compare, policy prefix at 4 blocks"
+    assert choice.expected["drop"] is not None and choice.expected["num_samples"] == 8
+    with pytest.raises(ValueError, match="many masks: give --num_active_blocks and --policy"):
+        choose(module, None, None, folder, None, None)
+    with pytest.raises(ValueError, match="expected --policy of prefix and --num_active_blocks of 4, got suffix and 4"):
+        choose(module, None, None, folder, 4, "suffix")
+    with torch.no_grad():
+        module.model.lm_head.weight.mul_(2)
+    with pytest.raises(ValueError, match="was made with another model.weights"):
+        choose(module, None, None, folder, 4, "prefix")
+    with pytest.raises(ValueError, match="expected a mask of 16 blocks, got 6"):
+        choose(DepthModule(str(checkpoint)), None, None, folder, 4, "prefix")
+
+
+def test_the_report_says_what_is_proven():
+    case = {
+        "name": "left-padded batch of 2",
+        "rows": 2,
+        "padded_positions": 3,
+        "ratio": 0.0,
+        "num_tokens": 8,
+        "tokens_differ": 0,
+    }
+    result = {
+        "checkpoint": "a/b",
+        "out": "out",
+        "mask_id": "101",
+        "granularity": "block",
+        "skipped": [1],
+        "origin": "--skip 1",
+        "num_parameters": {"source": 3000, "export": 2000},
+        "weight_bytes": 8_000_000,
+        "certificate": {"tolerance": 1e-6, "cases": [case]},
+        "files": ["config.json"],
+        "pushed": "https://hub/a/c",
+    }
+    text = as_text(report(result))
+    assert "out is a/b without blocks 1 of 3: 2,000 of 3,000 parameters, 8.0 MB. Chosen by --skip 1." in text
+    assert "Uploaded to https://hub/a/c." in text and "left-padded batch of 2" in text
