@@ -30,8 +30,8 @@ real: venv ## install SmolLM2-135M (93 MB, once) and run the tests on its real w
 
 # transformers' own common tests are in its source distribution alone; where it cannot be fetched they are skipped.
 # lmms-eval comes without its dependencies: it pins another wandb, and needs but two packages more than lm-eval for
-# the tasks of the tests.
-parity: venv ## run transformers' own common tests on Molmo, and lmms-eval's tasks (fetched once into .parity)
+# the tasks of the tests. mergekit needs one package more than ours.
+parity: venv ## run transformers' own tests on Molmo, lmms-eval's tasks, mergekit's merges (fetched once into .parity)
 	@version=$$($(BIN)/python -c 'from importlib.metadata import version; print(version("transformers"))'); \
 	if [ "$$(cat .parity/version 2>/dev/null)" != "$$version" ]; then \
 	    rm -rf .parity && mkdir .parity && \
@@ -48,6 +48,10 @@ parity: venv ## run transformers' own common tests on Molmo, and lmms-eval's tas
 	    --target .parity/lmms lmms-eval==0.7.3 loguru==0.7.3 tenacity==9.2.1
 	OMP_NUM_THREADS=1 PYTHONPATH=.parity/lmms $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rsfE \
 	    tests/integrations/test_lmms_eval.py tests/integrations/test_lmms_eval_model.py
+	@test -d .parity/mergekit/mergekit || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --target .parity/mergekit mergekit==0.1.5 immutables==0.21
+	OMP_NUM_THREADS=1 PYTHONPATH=.parity/mergekit LIT_DEPTH_MERGEKIT=.parity/mergekit/bin/mergekit-yaml \
+	    $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rsfE tests/models/test_handoff.py
 
 lint: venv ## lint, check the formatting, check the types
 	$(BIN)/ruff check
