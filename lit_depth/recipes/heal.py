@@ -58,7 +58,8 @@ class Heal(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mask = ~from_indices(len(find_blocks(pl_module)), self.skipped_block_indices)
         if self.patch_first:
-            found = patch(pl_module.model, self._mask, _calibration(trainer, pl_module))
+            model: Any = pl_module.model
+            found = patch(model, self._mask, _calibration(trainer, pl_module))
             found.apply()
             left = ", ".join(f"{list(span.skipped)} {span.unexplained:.2f}" for span in found.spans)
             trainer.print(f"patched; share of each span's effect that is left: {left}")
