@@ -106,7 +106,8 @@ def patch(
         batches: Calibration batches, read several times: model inputs each, padded on any side. With ``labels``
             ``[batch, seq]`` (aligned with ``input_ids``, -100 = ignored) a token counts as much as the labels depend on
             it: the squared gradient of the labels' logits with respect to its state behind the span, each row divided
-            by its sum; that takes a backward pass. Without labels all tokens count alike, but for padding.
+            by its sum; that takes a backward pass. Without labels a token counts the inverse of its state's square,
+            so that errors are relative ones; padding counts nothing.
         blocks: Dotted path of the block list where it cannot be found unambiguously.
         ridges: Strengths of the ridge that are tried on every fourth row, in units of the features' mean square; the
             fit takes all rows.
@@ -202,7 +203,10 @@ class _Calibration:
         with unmasked(self.blocks):
             if labels is None:
                 state = self._run_to(block, inputs)
-                weights = real.to(state.device).double()
+                # blocks read states through a norm, so what matters is an error beside the state's own length; without
+                # this the few tokens of huge activations would be all that is fitted
+                square = state.double().square().sum(-1)
+                weights = real.to(state.device) / square.clamp(min=torch.finfo(torch.float32).tiny)
             else:
                 state, gradient = self._state_and_gradient(block, inputs, _outside_inference_mode(labels))
                 weights = gradient.double().square().sum(-1) * real.to(state.device)

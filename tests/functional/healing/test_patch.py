@@ -32,6 +32,11 @@ def states(model, block_idx, inputs):
     return found[0]
 
 
+def relative(found, expected):
+    """Sum of squared errors, each relative to the length of the state."""
+    return float(((found - expected).square().sum(-1) / expected.square().sum(-1)).sum())
+
+
 def mask_of(*skipped, num_blocks=6):
     mask = torch.ones(num_blocks, dtype=torch.bool)
     mask[list(skipped)] = False
@@ -45,10 +50,12 @@ def test_the_map_is_numpys_least_squares():
     inputs = []
     hook = model.model.layers[1].mlp.down_proj.register_forward_hook(lambda _m, args, _o: inputs.append(args[0]))
     rest = [states(model, 3, batch) - states(model, 1, batch) for batch in data]
+    length = torch.cat([states(model, 3, batch) for batch in data]).flatten(0, 1).double().norm(dim=1, keepdim=True)
     hook.remove()
     # each batch was read twice
-    features = torch.cat(inputs[::2]).flatten(0, 1).double().numpy()
-    target = torch.cat(rest).flatten(0, 1).double().numpy()
+    # errors are relative to the length of the state
+    features = (torch.cat(inputs[: 2 * len(data) : 2]).flatten(0, 1).double() / length).numpy()
+    target = (torch.cat(rest).flatten(0, 1).double() / length).numpy()
     expected, *_ = np.linalg.lstsq(features, target, rcond=None)
     change = (found.weights[name] - model.state_dict()[name]).double().numpy()
     np.testing.assert_allclose(change, expected.T, atol=2e-6 * np.abs(expected).max())
@@ -116,9 +123,9 @@ def test_states_behind_a_span_come_closer_on_other_texts(family):
     (new,) = batches(count=1, rows=32, seed=9)
     full = states(model, 3, new)
     with masked(model, mask):
-        lost = float((states(model, 3, new) - full).square().sum())
+        lost = relative(states(model, 3, new), full)
         with found.applied():
-            left = float((states(model, 3, new) - full).square().sum())
+            left = relative(states(model, 3, new), full)
     assert found.spans[0].unexplained < 1
     assert left / lost == pytest.approx(found.spans[0].unexplained, rel=0.2)
 
@@ -137,7 +144,8 @@ def test_later_spans_see_what_earlier_ones_leave():
     with masked(changed, mask_of(2, 4)):
         rest = [target - states(changed, 3, batch) for target, batch in zip(full, data)]
     hook.remove()
-    features, target = (torch.cat(each).flatten(0, 1).double() for each in (inputs, rest))
+    length = torch.cat(full).flatten(0, 1).double().norm(dim=1, keepdim=True)
+    features, target = (torch.cat(each).flatten(0, 1).double() / length for each in (inputs, rest))
     gram = features.T @ features
     expected = torch.linalg.solve(
         gram + 1.0 * gram.diagonal().mean() * torch.eye(len(gram)).double(), features.T @ target
