@@ -272,7 +272,9 @@ class HubTask(Task):
         return found
 
     def _part(self, role: str, path: str | None, source: Source | LocalSource) -> int | None:
-        """Which half of the source's images is the role's; None = all of them."""
+        """Which half of the source's images is the role's; None = all of them, as where nothing is selected."""
+        if self.without_answers:
+            return None
         sharing = [other for other, theirs in self._sources(path).items() if theirs == source]
         if "validation" not in sharing or len(sharing) == 1:
             return None

@@ -17,7 +17,9 @@ _ENDS = (
     r"|\s+(?i:because|since|as|is|not|rather\s+than|instead\s+of)\b))"
 )
 _LETTER = rf"[\s*_`]*[(\[]?([A-Z])[)\]]?{_ENDS}"
-_BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\(?([A-Z])\)?\}?\s*\}|<answer>\s*\(?([A-Z])\)?\s*</answer>")
+_BOXED = re.compile(
+    r"\\boxed\{\s*(?:\\(?:text|math)[a-z]*\{)?\(?([A-Z])\)?\}?\s*\}|<answer>\s*\(?([A-Z])\)?\s*</answer>"
+)
 _STATED = re.compile(
     r"(?i:\b(?:answer|option|choice|letter)\b(?:\s+(?:to|for)\s+(?:the|this)\s+question)?"
     rf"(?:\s+(?:is|would\s+be|should\s+be|must\s+be))?)[\s*_`]*[:-]?{_LETTER}"

@@ -53,6 +53,9 @@ def main(argv: Sequence[str]) -> None:
         num_samples=given.num_samples,
         calibration_samples=given.num_samples,
     )
+    task = datamodule.task
+    if isinstance(task, OwnFiles) and task.columns.answer is None:
+        datamodule = datamodule.without_answers()
     model, processor = load_bundled() if given.checkpoint is None else load_checkpoint(given.checkpoint)
     prompter = prompter_for(model, processor)
     datamodule.attach(SimpleNamespace(prompter=prompter, model=model))
@@ -89,8 +92,10 @@ def describe(datamodule: DepthDataModule, prompter: Prompter) -> Report:
     if isinstance(task, NextToken):
         return _describe_texts(datamodule, prompter)
     limit = datamodule.prompt_limit()
-    read = {role: _read(datamodule.eval_dataset(role), prompter, limit) for role in ("calibration", "validation")}
-    reported, selected = read["validation"], read["calibration"]
+    # without answers nothing is selected, and all are asked
+    roles = ("validation",) if task.without_answers else ("calibration", "validation")
+    read = {role: _read(datamodule.eval_dataset(role), prompter, limit) for role in roles}
+    reported, selected = read["validation"], read.get("calibration")
     if not reported.samples:
         reasons = "; ".join(f"{each.id}: {_reason(each)}" for each in reported.bad[:_REASONS])
         raise ValueError(f"{datamodule.path}: none of {len(reported.bad)} questions can be asked: {reasons}")
@@ -111,12 +116,17 @@ def describe(datamodule: DepthDataModule, prompter: Prompter) -> Report:
         sections.append(Section("Pictures", figures=["questions"], printed=False))
     return Report(
         title=f"Questions of {datamodule.path}",
-        headline=f"{datamodule.path}: {len(reported.samples):,} questions to report on, "
-        f"{len(selected.samples):,} to select on.",
+        headline=f"{datamodule.path}: {_count(reported, selected)}.",
         sections=sections,
         kind="data",
         figures={"questions": lambda: _thumbnails(reported.shown)} if reported.shown else {},
     )
+
+
+def _count(reported: _Read, selected: _Read | None) -> str:
+    if selected is None:
+        return f"{len(reported.samples):,} questions without answers"
+    return f"{len(reported.samples):,} questions to report on, {len(selected.samples):,} to select on"
 
 
 def _describe_texts(datamodule: DepthDataModule, prompter: Prompter) -> Report:
@@ -197,12 +207,14 @@ def _columns_text(task: Any) -> str:
 
 def _split_row(role: str, task: Any, read: _Read) -> list[Any]:
     unanswered = [each for each in read.bad if "no reference answer" in each.reason]
-    left_out = getattr(task, "unanswered", {}).get(role, 0)
+    left_out = len(read.samples) if task.without_answers else getattr(task, "unanswered", {}).get(role, 0)
     others = len(read.bad) - len(unanswered)
     return [role, task.source(role).split, len(read.samples), len(read.images), len(unanswered) + left_out, others]
 
 
-def _shared_text(task: Any, reported: _Read, selected: _Read) -> str:
+def _shared_text(task: Any, reported: _Read, selected: _Read | None) -> str:
+    if selected is None:
+        return "Nothing is selected: all of one split are asked."
     one = task.source("calibration") == task.source("validation")
     dealt = " One split serves for both: its images are dealt out, half to each." if one else ""
     shared = len(reported.images & selected.images)
@@ -211,6 +223,11 @@ def _shared_text(task: Any, reported: _Read, selected: _Read) -> str:
 
 
 def _answers_text(task: Any, samples: Sequence[Sample]) -> str:
+    if task.without_answers:
+        return (
+            "There is no column of answers: nothing is scored, and lit-depth answers gives predictions alone. Up to "
+            f"{task.max_new_tokens} tokens are generated."
+        )
     metric = new_metric(task.metric)
     try:
         answer, tried = best_constant(samples, metric)
@@ -254,7 +271,8 @@ def _thumbnails(samples: Sequence[Sample]) -> Figure:
         axes.imshow(_side_by_side(sample.images))
         axes.set_axis_off()
         # a dollar sign would begin a formula
-        words = f"{sample.question} [{sample.references[0]}]".replace("$", r"\$")
+        answer = f" [{sample.references[0]}]" if sample.references else ""
+        words = f"{sample.question}{answer}".replace("$", r"\$")
         axes.set_title("\n".join(textwrap.wrap(words, 32)[:4]), fontsize=8)
     return figure
 

@@ -12,7 +12,8 @@ READ = {
     "D": ["D", "d", "D.", "(D)", "hen", "Hen.", "Answer: d"],
     "B": [
         "**B**", r"\boxed{B}", "[B]", "Option B", "B because it purrs", "Answer B", "A good answer is B",
-        "**B.** cat", "**(B)**", "**B: cat**", "__B__", "`B`", "*B*", r"$\boxed{\text{B}}$", "<answer>B</answer>",
+        "**B.** cat", "**(B)**", "**B: cat**", "__B__", "`B`", "*B*", r"$\boxed{\text{B}}$", r"\boxed{\mathrm{B}}",
+        r"\boxed{\textbf{(B)}}", "<answer>B</answer>",
         "Answer: B", "Answer - B", "Answer: **B**", "**Answer:** B", "**Answer: B**", "The answer is: B",
         "The answer is **B**.", "The answer to the question is B.", "The answer would be B.", "Choice (B)", "Letter: B",
         "the correct choice is option B.", "I choose B", "I would go with (B).", "B is the correct answer.",

@@ -33,6 +33,20 @@ def test_what_is_shown(tmp_path, monkeypatch, capsys):
     assert "How &lt;b&gt;many" in page and "data:image/png;base64," in page
 
 
+def test_a_table_without_answers_is_shown_as_it_will_be_asked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for n in range(5):
+        Image.new("RGB", (30, 20), (50 * n, 0, 0)).save(tmp_path / f"{n}.png")
+    rows = "".join(f"How many {n}?,{n}.png\n" for n in range(5))
+    (tmp_path / "q.csv").write_text(f"question,image\n{rows}")
+    main(["data", "q.csv"])
+    out = capsys.readouterr().out
+    assert "q.csv: 5 questions without answers." in out and "nothing is scored" in out and "calibration" not in out
+    # all of them, each with its own picture: read, questions, images, without answer, other faults
+    assert re.search(r"validation +unnamed +5 +5 +5 +0\n", out)
+    assert "data:image/png;base64," in (tmp_path / "results" / "data" / "q" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -171,9 +171,10 @@ class OwnFiles(HubTask):
         answered, rows = self._answered(questions), np.asarray(questions.rows)
         open_rows = rows[~answered]
         if len(open_rows):
+            of_split = "" if len(self.found) == 1 else f" of split {questions.split!r}"
             say(
                 f"{self.path}: of {len(rows):,} questions for {split} {len(open_rows):,} without an answer left out, "
-                f"the first in row {open_rows[0]:,}, counted from 0"
+                f"the first in row {open_rows[0]:,}{of_split}, counted from 0"
             )
         self.unanswered[split] = len(open_rows)
         return replace(questions, rows=rows[answered], numbers=np.asarray(questions.numbers)[answered])

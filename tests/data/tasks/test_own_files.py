@@ -341,6 +341,10 @@ def test_a_column_of_splits_may_spell_them_in_any_way(tmp_path, capsys):
     for split, expected in (("calibration", ["0?", "1?"]), ("validation", ["3?", "4?"])):
         assert [sample.question for sample in datamodule.eval_dataset(split)] == expected
     assert "1 rows name no split in the column 'split' and are left out" in capsys.readouterr().err
+    # rows of a split are counted in it, as the ids of its samples are
+    (tmp_path / "s.csv").write_text("question,answer,split\n0?,yes,train\n1?,yes,train\n2?,yes,val\n3?,,val\n")
+    assert [sample.id for sample in module(tmp_path / "s.csv").eval_dataset("validation")] == ["validation/0"]
+    assert "1 without an answer left out, the first in row 1 of split 'validation', counted" in capsys.readouterr().err
     (tmp_path / "r.csv").write_text("question,answer,fold\n1?,yes,0\n2?,yes,1\n")
     with pytest.raises(ValueError, match="such as validation or test, got 0, 1; to deal the rows out .* null"):
         module(tmp_path / "r.csv")
