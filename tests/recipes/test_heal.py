@@ -100,13 +100,12 @@ def test_without_learning_the_written_checkpoint_is_the_patched_model(folder, tm
 def test_a_trained_checkpoint_is_exported_with_the_blocks_that_it_was_healed_for(folder, tmp_path):
     module = new_module(folder, warmup_steps=0)
     fit(module, Heal([1], folder=str(tmp_path / "healed")))
-    few = ["--num_questions", "2", "--data.num_samples", "8", "--data.calibration_samples", "8"]
+    few = ["--data.num_samples", "8", "--data.calibration_samples", "8"]
     healed = ["--model.checkpoint", tmp_path / "healed", *few, "--output_dir", tmp_path]
-    assert run(["export", *healed, "--skip", "1", "--out", tmp_path / "small"]) == 0
-    latency = ["--latency_repeats", "0", "--policies", "indices", "--block_indices", "0", "2", "3"]
-    assert run(["compare", *healed, *latency]) == 0
-    chosen = ["--from", tmp_path / "compare/default", "--policy", "indices", "--num_active_blocks", "3"]
-    assert run(["export", *healed, *chosen, "--out", tmp_path / "again"]) == 0
+    assert run(["export", *healed, "--num_questions", "2", "--skip", "1", "--out", tmp_path / "small"]) == 0
+    assert run(["compare", *healed, "--latency_repeats", "0", "--active_block_indices", "[[0, 2, 3]]"]) == 0
+    chosen = ["--from", tmp_path / "compare/default", "--policy", "blocks 0 2 3", "--num_active_blocks", "3"]
+    assert run(["export", *healed, *chosen, "--num_questions", "2", "--out", tmp_path / "again"]) == 0
     small, again = (DepthModule(str(tmp_path / name)).model for name in ("small", "again"))
     ids = torch.arange(2, 14)[None]
     with masked(module.model, from_mask_id("1011")), torch.no_grad():

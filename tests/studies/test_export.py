@@ -230,6 +230,29 @@ def test_an_unhealed_folder_is_no_healed_one_and_the_model_is_given_back(small_c
     assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
 
 
+SPLITS = [
+    (("calibration", "validation"), "must not overlap, but share 4 images"),
+    # then one of the questions is for calibration
+    (("validation",), "expected at least 4 questions of the calibration split, got "),
+]
+
+
+@pytest.mark.parametrize(("splits", "message"), SPLITS, ids=["shared", "too few"])
+def test_it_is_healed_by_other_questions_than_it_is_reported_on(command, tmp_path, capsys, splits, message):
+    rows = [
+        {"id": f"{split}{n}", "question": f"Is {n} odd?", "answer": "yes", "image_id": str(n), "split": split}
+        for split in splits
+        for n in range(4)
+    ]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["--data.path", tmp_path / "results/mine.jsonl", "--skip", "1", "--heal", "patch"]
+    assert run([*command, *asked]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said, said
+    assert left(tmp_path) == set()
+
+
 @pytest.mark.parametrize(("options", "private"), [([], True), (["--public", "true"], False)])
 def test_a_certified_folder_is_uploaded_privately_unless_told_otherwise(
     command, tmp_path, monkeypatch, options, private

@@ -22,6 +22,8 @@ from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
 Heal = Literal["none", "patch", "lora", "full"]
 
 SPLIT, REPORT_SPLIT, CONFIDENCE = "calibration", "validation", 0.95
+# three to fit and one to choose the ridge
+LEAST_QUESTIONS = 4
 
 
 class Healing(NamedTuple):
@@ -78,7 +80,8 @@ def healed(run: Run, choice: Choice, heal: Heal) -> Iterator[tuple[Choice, Heali
     What is known of the quality of the mask is not that of the healed model: it gives way to what is measured here.
 
     Raises:
-        ValueError: If the model cannot be patched, or the two splits share questions or images.
+        ValueError: If the model cannot be patched, there are too few questions to heal by, or they share an image with
+            those that are reported on.
     """
     whole = whole_blocks(choice.masks)
     if heal == "none" or whole is None:
@@ -88,8 +91,13 @@ def healed(run: Run, choice: Choice, heal: Heal) -> Iterator[tuple[Choice, Heali
     data.check_disjoint(SPLIT, REPORT_SPLIT)
     model.to(run.trainer.strategy.root_device)
     batches = labelled(model, data.eval_dataloader(SPLIT))
-    found = patch(model.model, whole[0], batches, blocks=model.hparams["blocks"])
     num_questions = sum(len(batch["input_ids"]) for batch in batches)
+    if num_questions < LEAST_QUESTIONS:
+        raise ValueError(
+            f"--heal patch: expected at least {LEAST_QUESTIONS} questions of the {SPLIT} split, got {num_questions}: "
+            "raise --data.calibration_samples, or add questions"
+        )
+    found = patch(model.model, whole[0], batches, blocks=model.hparams["blocks"])
     del batches  # images of all questions, on the device
     before = sweep_masks(run, REPORT_SPLIT, choice.masks, "Without healing")
     with found.applied():
