@@ -130,7 +130,7 @@ def patch(
     runs = MaskSet.of([bits], len(module_list), "block")[0]
     if not runs[0]:
         raise ValueError("cannot patch a mask that skips block 0: no block before it can take its part; keep block 0")
-    if not ridges or not all(ridge >= 0 for ridge in ridges):
+    if not len(ridges) or not all(ridge >= 0 for ridge in ridges):  # numbers in a tensor too
         raise ValueError(f"expected ridges, none of them negative, got {ridges}")
     if iter(batches) is batches:
         raise ValueError("expected batches that can be read several times (a list, a DataLoader), got an iterator")
