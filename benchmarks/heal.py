@@ -31,12 +31,11 @@ from torch import Tensor
 
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import MaskSet, find_blocks, mask_id, masked
-from lit_depth.functional.healing.answers import with_answers
-from lit_depth.functional.healing.patch import Patch, patch
+from lit_depth.functional import MaskSet, find_blocks, mask_id, masked, patch
+from lit_depth.functional.healing.patch import Patch
 from lit_depth.models.loading import load_checkpoint
 from lit_depth.models.real import smollm2
-from lit_depth.module import model_inputs
+from lit_depth.module import labelled
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # the text is that of the tests
@@ -124,8 +123,7 @@ class Bundled:
         self.units = {name: row for row, name in enumerate(dict.fromkeys(sample.image_id for sample in samples))}
         self.places = np.array([self.units[sample.image_id] for sample in samples])
         self.weights = np.bincount(self.places)
-        pad = self.module.pad_token_id
-        self.batches = [with_answers(model_inputs(each), each["answer_ids"], pad) for each in self.calibration]
+        self.batches = labelled(self.module, self.calibration)
         self.whole = torch.ones(self.module.num_blocks, dtype=torch.bool)
         self.full = self.right(self.report, self.whole)
 

@@ -1,6 +1,6 @@
 """The LightningModule: holds a model and its processor, answers batches under masks, and can be trained."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
 from lit_depth.functional.engine.api import answer_masks, score_continuations
 from lit_depth.functional.engine.decoding_configuration import decoding_configuration, end_token_ids
+from lit_depth.functional.healing.answers import with_answers
 from lit_depth.functional.inputs import IGNORE, TEXT_INPUTS, is_image_input, reference_logprob
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
@@ -321,3 +322,16 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a batch that are inputs of the model, not labels or bookkeeping."""
     wanted = (name for name in batch if name in TEXT_INPUTS or is_image_input(name))
     return {name: batch[name] for name in wanted if isinstance(batch[name], Tensor)}
+
+
+def labelled(model: DepthModule, batches: Iterable[Mapping[str, Any]]) -> list[dict[str, Tensor]]:
+    """Evaluation batches as `lit_depth.functional.patch` reads them: prompts, answers behind them, and ``labels``.
+
+    They are on the module's device; a batch of bad samples only is left out.
+    """
+    found = []
+    for batch in batches:
+        if batch["sample_ids"]:
+            rows = with_answers(model_inputs(batch), batch["answer_ids"], model.pad_token_id)
+            found.append({name: value.to(model.device) for name, value in rows.items()})
+    return found

@@ -2,6 +2,7 @@
 
 from lit_depth.functional.engine.api import generate, sweep_forward, sweep_generate
 from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.healing.patch import patch
 from lit_depth.functional.importance.proxies import ProxyScores, proxy_importance
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.functional.latency.budget import (
@@ -68,6 +69,7 @@ __all__ = [
     "mask_id",
     "masked",
     "pareto_frontier",
+    "patch",
     "percentile_bound",
     "prefix",
     "proxy_importance",

@@ -27,6 +27,10 @@ FILES = {
     "mergekit.yaml": "a passthrough merge for `mergekit-yaml`, which makes the same weights",
     "llama_cpp.txt": "the list for `llama-quantize --prune-layers`",
 }
+# of a healed checkpoint
+NONE_WHEN_HEALED = (
+    "There are no files for mergekit or llama.cpp: they would take the source's weights, not healed ones."
+)
 
 
 def texts(model: str, config: PretrainedConfig, masks: MaskSet, dtype: str) -> dict[str, str]:

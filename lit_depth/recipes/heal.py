@@ -9,17 +9,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lit_depth.functional import find_blocks, from_indices, masked
+from lit_depth.functional import find_blocks, from_indices, masked, patch
 from lit_depth.functional.arguments import check_range, checked
-from lit_depth.functional.healing.answers import with_answers
-from lit_depth.functional.healing.patch import patch
-from lit_depth.module import model_inputs
+from lit_depth.module import labelled
 
 
 class Heal(Callback):
     """Train with blocks skipped, as `lit_depth.callbacks.BlockMask` does, from weights that are patched first.
 
-    The patch (see `lit_depth.functional.healing.patch`) is fitted on the calibration split. Skipped blocks get no
+    The patch (see `lit_depth.functional.patch`) is fitted on the calibration split. Skipped blocks get no
     gradient and no step. The trained checkpoint still holds them, so that the same mask, or ``lit-depth export``, makes
     the healed model of it.
 
@@ -99,9 +97,4 @@ def _calibration(trainer: Trainer, pl_module: Any) -> list[dict[str, Tensor]]:
     datamodule: Any = getattr(trainer, "datamodule", None)
     if not hasattr(datamodule, "eval_dataloader"):
         raise ValueError("expected a datamodule with a calibration split to patch on; or give patch_first: false")
-    found = []
-    for batch in datamodule.eval_dataloader("calibration"):
-        if batch["sample_ids"]:
-            inputs = with_answers(model_inputs(batch), batch["answer_ids"], pl_module.pad_token_id)
-            found.append({name: value.to(pl_module.device) for name, value in inputs.items()})
-    return found
+    return labelled(pl_module, datamodule.eval_dataloader("calibration"))

@@ -66,6 +66,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     F.masked: dict(
         model=MODEL, mask=[True, False, True], granularity="block", phase="both", decode_without_prompt=False
     ),
+    F.patch: dict(model=MODEL, mask=[True, False, True], batches=[INPUTS, INPUTS], blocks=PATH, ridges=(0.1,)),
     F.check_mask: dict(mask=[True, False], num_blocks=2, granularity="block"),
     F.mask_id: dict(mask=[True, False]),
     F.from_mask_id: dict(text="101"),
@@ -201,6 +202,9 @@ REFUSED = [
         "answer_ids from 0 to 15",
     ),
     (F.token_masking, dict(model=MODEL, inputs={"input_ids": IDS[:1] + 50}), "input_ids from 0 to 15"),
+    (F.patch, dict(model=MODEL, mask="101", batches=[INPUTS], ridges=()), "ridges, none of them negative"),
+    (F.patch, dict(model=MODEL, mask="101", batches=[INPUTS], ridges=(-1.0,)), "ridges, none of them negative"),
+    (F.patch, dict(model=MODEL, mask="101", batches=[None]), "batches of a model's inputs by name"),
     (F.check_mask, dict(mask=[1, 0], num_blocks=2), "mask as a Tensor or a list of bools"),
     (F.top_k, dict(importance={"a": 1.0}, k=1), "importance as {block index: score}"),
     (C.AccuracyDropImportance, dict(max_batches=0), "max_batches of at least 1, got 0"),

@@ -6,15 +6,17 @@ import os
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_depth.functional import patch
 from lit_depth.functional.masks import MaskSet
 from lit_depth.models.export import new_folder, prune_checkpoint
+from lit_depth.models.weight_files import HeldWeights
 from lit_depth.studies.export.certificate import Evidence, failure, hold, watch
 from tests.helpers import families
 from tests.helpers.families import FAMILIES, NUM_BLOCKS
@@ -36,8 +38,10 @@ def batches(inputs_of: Any, samples: Sequence[Any]) -> list[tuple[str, Mapping[s
     return [("left-padded batch", batch), ("batch 1", min(alone, key=lambda inputs: inputs["input_ids"].shape[1]))]
 
 
-def exported(name: str, masks: Iterable[str], folder: Path) -> tuple[PreTrainedModel, list[Evidence]]:
-    """A family's model, and its export under each mask, with what it is held to."""
+def exported(
+    name: str, masks: Iterable[str], folder: Path, heal: bool = False
+) -> tuple[PreTrainedModel, list[Evidence]]:
+    """A family's model, and its export under each mask, patched before or not, with what it is held to."""
     source = folder / "source"
     source.mkdir()
     FAMILIES[name].write(source)
@@ -52,9 +56,11 @@ def exported(name: str, masks: Iterable[str], folder: Path) -> tuple[PreTrainedM
     found = []
     for mask in masks:
         bits = MaskSet.of(mask)[0]
-        with new_folder(folder / mask) as out:
-            prune_checkpoint(source, bits, out)
-        found.append(watch(model, bits, given, generation, folder / mask))
+        healed = patch(model, bits, [inputs for _, inputs in given] * 2).applied() if heal else nullcontext()
+        with healed:
+            with new_folder(folder / mask) as out:
+                prune_checkpoint(source, bits, out, HeldWeights(model) if heal else None)
+            found.append(watch(model, bits, given, generation, folder / mask))
     return model, found
 
 

@@ -9,13 +9,13 @@ from lightning.pytorch import Trainer
 
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import find_blocks, from_mask_id
+from lit_depth.functional import find_blocks, from_mask_id, masked, patch
 from lit_depth.functional.healing.answers import with_answers
-from lit_depth.functional.healing.patch import patch
 from lit_depth.models.loading import BUNDLED
 from lit_depth.module import model_inputs
 from lit_depth.recipes.heal import Heal
 from lit_depth.recipes.train_shapes import DepthScaledInit
+from tests.helpers.commands import run
 
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 
@@ -94,6 +94,25 @@ def test_without_learning_the_written_checkpoint_is_the_patched_model(folder, tm
     assert expected and any(not torch.equal(before[name], value) for name, value in expected.items())
     for name, value in (before | expected).items():
         torch.testing.assert_close(written[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_trained_checkpoint_is_exported_with_the_blocks_that_it_was_healed_for(folder, tmp_path):
+    module = new_module(folder, warmup_steps=0)
+    fit(module, Heal([1], folder=str(tmp_path / "healed")))
+    few = ["--data.num_samples", "8", "--data.calibration_samples", "8"]
+    healed = ["--model.checkpoint", tmp_path / "healed", *few, "--output_dir", tmp_path]
+    assert run(["export", *healed, "--num_questions", "2", "--skip", "1", "--out", tmp_path / "small"]) == 0
+    assert run(["compare", *healed, "--latency_repeats", "0", "--active_block_indices", "[[0, 2, 3]]"]) == 0
+    chosen = ["--from", tmp_path / "compare/default", "--policy", "blocks 0 2 3", "--num_active_blocks", "3"]
+    assert run(["export", *healed, *chosen, "--num_questions", "2", "--out", tmp_path / "again"]) == 0
+    small, again = (DepthModule(str(tmp_path / name)).model for name in ("small", "again"))
+    ids = torch.arange(2, 14)[None]
+    with masked(module.model, from_mask_id("1011")), torch.no_grad():
+        expected = module.model.eval()(ids).logits
+    with torch.no_grad():
+        torch.testing.assert_close(small(ids).logits, expected, rtol=0, atol=1e-6)
+        assert torch.equal(again(ids).logits, small(ids).logits)
 
 
 @pytest.mark.parametrize(

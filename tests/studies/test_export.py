@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 
 from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import masked
+from lit_depth.functional import find_blocks, masked, patch
+from lit_depth.functional.healing.answers import with_answers
 from lit_depth.functional.masks import MaskSet
 from lit_depth.models.loading import load_checkpoint
+from lit_depth.module import model_inputs
 from lit_depth.studies.export import writing
 from lit_depth.studies.export.arguments import choose, given_mask, mask_of_run, result_file, whole_blocks
 from lit_depth.studies.export.certificate import NotCertifiedError
@@ -120,7 +123,7 @@ def test_a_broken_export_leaves_nothing_and_ends_with_code_1(command, tmp_path, 
 def test_a_model_that_was_changed_in_memory_is_written_as_it_is(small_checkpoint, tmp_path):
     module, trainer = (
         DepthModule(str(small_checkpoint)),
-        DepthTrainer(accelerator="cpu", logger=False, enable_progress_bar=False),
+        DepthTrainer(**QUIET),
     )
     with torch.no_grad():
         module.model.lm_head.weight.mul_(1.5)
@@ -132,6 +135,122 @@ def test_a_model_that_was_changed_in_memory_is_written_as_it_is(small_checkpoint
     trainer.export(module, data, **common, in_memory=True, name="second")
     found, _ = load_checkpoint(str(tmp_path / "small"))
     assert torch.equal(found.lm_head.weight, module.model.lm_head.weight)
+
+
+def healed_by_hand(checkpoint: Path, mask: str) -> tuple[DepthModule, dict[str, torch.Tensor]]:
+    """A model, and its weights without the skipped blocks, patched on eight calibration questions; nothing shared."""
+    module, data = DepthModule(str(checkpoint)), DepthDataModule(num_samples=8, calibration_samples=8)
+    data.attach(module)
+    batches = [
+        with_answers(model_inputs(batch), batch["answer_ids"], module.pad_token_id)
+        for batch in data.eval_dataloader("calibration")
+    ]
+    patch(module.model, mask, batches).apply()
+    kept = [block for block, bit in enumerate(mask) if bit == "1"]
+    path = next(name for name, each in module.model.named_modules() if each is find_blocks(module.model))
+    state = {}
+    for name, value in module.model.state_dict().items():
+        head, inside, rest = name.partition(f"{path}.")
+        number, _, tail = rest.partition(".")
+        if not inside:
+            state[name] = value
+        elif int(number) in kept:
+            state[f"{head}{inside}{kept.index(int(number))}.{tail}"] = value
+    return module, state
+
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+
+
+@pytest.mark.slow
+def test_a_healed_folder_is_the_patched_and_masked_model(small_checkpoint, tmp_path, capsys):
+    mask = "101101"
+    module, trainer = DepthModule(str(small_checkpoint)), DepthTrainer(**QUIET)
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    data = DepthDataModule(num_samples=8, calibration_samples=8)
+    common = {"mask": mask, "heal": "patch", "num_questions": 2, "output_dir": str(tmp_path / "results")}
+    common["out"] = str(tmp_path / "small")
+    result = trainer.export(module, data, **common)
+    # the caller's model is what it was
+    assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
+    assert result["certificate"]["passed"]
+
+    by_hand, expected = healed_by_hand(small_checkpoint, mask)
+    written, _ = load_checkpoint(str(tmp_path / "small"))
+    found = written.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert any(not torch.equal(before[name], value) for name, value in by_hand.model.state_dict().items())
+    ids = torch.arange(2, 14)[None]
+    with masked(by_hand.model, MaskSet.of(mask)[0]), torch.no_grad():
+        torch.testing.assert_close(written(ids).logits, by_hand.model(ids).logits, rtol=0, atol=1e-6)
+
+    healing = result["healing"]
+    assert (healing["split"], healing["num_questions"], healing["task"]) == ("calibration", 8, "shapes_vqa")
+    assert [span["skipped"] for span in healing["spans"]] == [(1,), (4,)] and healing["quality"]["num_samples"] == 8
+    assert result["expected"]["quality"] == healing["quality"]["healed"]["quality"]
+    assert not (tmp_path / "small/handoff").exists()
+    text = (tmp_path / "small/README.md").read_text()
+    assert "Patched in closed form on 8 questions of the calibration split of shapes_vqa" in text
+    assert "Nothing was trained" not in text and str(tmp_path / "results") not in text
+    certificate = json.loads((tmp_path / "small/certificate.json").read_text())
+    assert certificate["healing"]["split"] == "calibration" and certificate["questions"]["split"] == "validation"
+    assert "Healing gave back" in capsys.readouterr().out
+
+    # a second run overwrites nothing; started over, it writes the same and asks no question again
+    with pytest.raises(ValueError, match="expected a new folder"):
+        trainer.export(module, data, **common)
+    weights = (tmp_path / "small/model.safetensors").read_bytes()
+    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")}
+    shutil.rmtree(tmp_path / "small")
+    assert trainer.export(module, data, **common)["healing"] == healing
+    assert (tmp_path / "small/model.safetensors").read_bytes() == weights
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")} == records
+    assert len(records) == 2
+
+
+@pytest.mark.slow
+def test_an_unhealed_folder_is_no_healed_one_and_the_model_is_given_back(small_checkpoint, tmp_path, monkeypatch):
+    real = writing.prune_checkpoint
+    monkeypatch.setattr(writing, "prune_checkpoint", lambda source, mask, out, weights=None: real(source, mask, out))
+    module = DepthModule(str(small_checkpoint))
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    data = DepthDataModule(num_samples=8, calibration_samples=8)
+    with pytest.raises(NotCertifiedError, match="expected the weights of the masked model"):
+        DepthTrainer(**QUIET).export(
+            module,
+            data,
+            skip=[3],
+            heal="patch",
+            num_questions=1,
+            output_dir=str(tmp_path / "results"),
+            out=str(tmp_path / "small"),
+        )
+    assert left(tmp_path) == set()
+    assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
+
+
+SPLITS = [
+    (("calibration", "validation"), "must not overlap, but share 4 images"),
+    # then one of the questions is for calibration
+    (("validation",), "expected at least 4 questions of the calibration split, got "),
+]
+
+
+@pytest.mark.parametrize(("splits", "message"), SPLITS, ids=["shared", "too few"])
+def test_it_is_healed_by_other_questions_than_it_is_reported_on(command, tmp_path, capsys, splits, message):
+    rows = [
+        {"id": f"{split}{n}", "question": f"Is {n} odd?", "answer": "yes", "image_id": str(n), "split": split}
+        for split in splits
+        for n in range(4)
+    ]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["--data.path", tmp_path / "results/mine.jsonl", "--skip", "1", "--heal", "patch"]
+    assert run([*command, *asked]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said, said
+    assert left(tmp_path) == set()
 
 
 @pytest.mark.parametrize(("options", "private"), [([], True), (["--public", "true"], False)])
@@ -159,6 +278,14 @@ WRONG = [
     (["--mask", "11x111"], "characters 0 and 1"),
     (["--from", "/no/run"], "--from_run: expected the folder of a run of select, search, compare, /no/run has no"),
     (["--skip", "1", "--policy", "prefix"], "go with --from_run: leave them out with --skip"),
+    (
+        ["--skip", "1", "--heal", "full"],
+        "got full: export trains nothing; run lit-depth fit --config configs/heal.yaml",
+    ),
+    (["--skip", "1", "--heal", "lora"], "expected --heal none or patch, got lora"),
+    (["--skip", "0", "--heal", "patch"], "cannot patch a mask that skips block 0"),
+    (["--skip", "1", "--heal", "patch", "--weights", "false"], "leave out --weights false"),
+    (["--skip", "1", "--heal", "glue"], "heal"),
     (["--skip", "1", "--num_questions", "0"], "expected num_questions of at least 1"),
     (["--skip", "1", "--model.phase", "decode"], "expected --model.phase both, got decode"),
     (["--skip", "1", "--trainer.precision", "bf16-mixed"], "expected --trainer.precision 32-true"),
@@ -298,6 +425,7 @@ def test_the_report_says_what_is_proven():
         "granularity": "block",
         "skipped": [1],
         "origin": "--skip 1",
+        "healing": None,
         "num_parameters": {"source": 3000, "export": 2000},
         "weight_bytes": 8_000_000,
         "certificate": {"tolerance": 1e-6, "cases": [case]},
@@ -307,3 +435,17 @@ def test_the_report_says_what_is_proven():
     text = as_text(report(result))
     assert "out is a/b without blocks 1 of 3: 2,000 of 3,000 parameters, 8.0 MB. Chosen by --skip 1." in text
     assert "Uploaded to https://hub/a/c." in text and "left-padded batch of 2" in text
+    interval = {"drop_ci": [0.0, 0.2], "drop_simultaneous_ci": [-0.05, 0.25]}
+    quality = {"task": "t", "metric": "ExactMatch", "split": "validation", "num_samples": 40, "confidence": 0.95}
+    quality |= {"whole": {"quality": 0.9, "quality_ci": [0.8, 0.95]}, "regained": 0.2, "regained_p_holm": 0.01}
+    quality |= {"masked": {"quality": 0.6, "quality_ci": [0.5, 0.7], "drop": 0.3, **interval}}
+    quality |= {"healed": {"quality": 0.8, "quality_ci": [0.7, 0.9], "drop": 0.1, **interval}}
+    quality |= {"regained_simultaneous_ci": [0.1, 0.3]}
+    result["healing"] = {"num_questions": 8, "split": "calibration", "task": "t", "quality": quality}
+    told = report(result)
+    text = as_text(told)
+    assert "out is a/b without blocks 1 of 3, healed by a patch: " in text
+    assert "Patched on 8 questions of the calibration split of t, measured on 40 of the validation split" in text
+    assert "gave back +0.200 [+0.100, +0.300], p = 0.010 (Holm)" in text and "no files for mergekit" in text
+    assert re.search(r"healed +0.800 +\[0.700, 0.900\] +\+0.100 +\[-0.050, \+0.250\]", text), text
+    assert told.scalars["export/quality_healed"] == 0.8

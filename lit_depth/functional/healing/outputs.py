@@ -167,15 +167,18 @@ def find_output(block: nn.Module, width: int, run: Callable[[], Tensor]) -> Outp
 
 @contextmanager
 def swapped(values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Other values of parameters inside a ``with`` statement; leaving it gives the very tensors back."""
+    """Other values of parameters inside a ``with`` statement; leaving it gives the very tensors back.
+
+    A model that is moved meanwhile, as a loop of Lightning does, stays on one device.
+    """
     before = [(parameter, parameter.data) for parameter in values]
     try:
         for parameter, value in values.items():
-            parameter.data = value
+            parameter.data = value.to(parameter.device)
         yield
     finally:
         for parameter, value in before:
-            parameter.data = value
+            parameter.data = value.to(parameter.device)
 
 
 def _kind_of(module: nn.Module, width: int) -> type[OutputMap] | None:

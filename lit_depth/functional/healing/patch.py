@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_depth.functional.arguments import checked, prompt_inputs
+from lit_depth.functional.arguments import checked, prompt_inputs, shorten
 from lit_depth.functional.healing.outputs import OutputMap, find_output, swapped
 from lit_depth.functional.healing.ridge import RIDGES, RidgeFit
 from lit_depth.functional.inputs import IGNORE, with_positions
@@ -73,7 +73,7 @@ class Patch:
     def apply(self) -> nn.Module:
         """Give the model the weights for good."""
         for parameter, value in self._values().items():
-            parameter.data = value
+            parameter.data = value.to(parameter.device)
         return self.model
 
     def _values(self) -> dict[nn.Parameter, Tensor]:
@@ -113,9 +113,9 @@ def patch(
             fit takes all rows.
 
     Raises:
-        ValueError: A malformed mask or one that skips block 0; batches that can be read only once, or of fewer than 4
-            rows; a block that ends with no map that can be fitted; weights that are quantised, offloaded or shared;
-            a model that `masked` refuses.
+        ValueError: A malformed mask or one that skips block 0; no ridge, or a negative one; batches that can be read
+            only once, or of fewer than 4 rows; a block that ends with no map that can be fitted; weights that are
+            quantised, offloaded or shared; a model that `masked` refuses.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=4)
@@ -130,6 +130,8 @@ def patch(
     runs = MaskSet.of([bits], len(module_list), "block")[0]
     if not runs[0]:
         raise ValueError("cannot patch a mask that skips block 0: no block before it can take its part; keep block 0")
+    if not len(ridges) or not all(ridge >= 0 for ridge in ridges):  # numbers in a tensor too
+        raise ValueError(f"expected ridges, none of them negative, got {ridges}")
     if iter(batches) is batches:
         raise ValueError("expected batches that can be read several times (a list, a DataLoader), got an iterator")
     calibration = _Calibration(model, module_list, blocks, runs, batches)
@@ -166,6 +168,8 @@ class _Calibration:
         before = skipped[0] - 1
         output, sums, num_rows, num_tokens = None, None, 0, 0
         for batch in self.batches:
+            if not isinstance(batch, Mapping):
+                raise ValueError(f"expected batches of a model's inputs by name, got {shorten(batch)}")
             inputs = prompt_inputs(self.model, {name: value for name, value in batch.items() if name != "labels"})
             inputs = {
                 name: _outside_inference_mode(value) for name, value in with_positions(self.model, inputs).items()

@@ -9,10 +9,13 @@ from lit_depth.studies.shared.run_folder import Run
 
 if TYPE_CHECKING:
     from lit_depth.studies.export.arguments import Choice
+    from lit_depth.studies.export.healing import Healing
     from lit_depth.studies.export.writing import Written
 
 
-def describe(run: Run, choice: Choice, out: Path, written: Written, pushed: str | None) -> dict[str, Any]:
+def describe(
+    run: Run, choice: Choice, out: Path, written: Written, pushed: str | None, healing: Healing | None = None
+) -> dict[str, Any]:
     """The result: the mask and where it is from, what was written, and the numbers of the proof."""
     certificate = written.certificate
     sizes = {path: (out / path).stat().st_size for path in written.files}
@@ -26,6 +29,7 @@ def describe(run: Run, choice: Choice, out: Path, written: Written, pushed: str 
         "mask_id": choice.masks.ids[0],
         "skipped": [unit for unit, runs in enumerate(choice.masks[0].tolist()) if not runs],
         "origin": choice.origin,
+        "healing": None if healing is None else healing.entry(),
         "expected": choice.expected,
         "latency": choice.latency,
         "num_parameters": {"source": written.num_parameters[0], "export": written.num_parameters[1]},

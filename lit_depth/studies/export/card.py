@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.repocard import metadata_load
 
-from lit_depth.models.handoff import FILES
+from lit_depth.models.handoff import FILES, NONE_WHEN_HEALED
 from lit_depth.studies.export.arguments import Choice
+from lit_depth.studies.export.healing import SPLIT, Healing
 from lit_depth.studies.shared.run_folder import Run
 
 # what a card says of the terms of use, in the words of the source's card
@@ -29,6 +31,7 @@ def card(
     name: str,
     source: Path,
     handed: Sequence[str] = (),
+    healing: Healing | None = None,
 ) -> str:
     """The text of ``README.md``: what was removed and why, what is known of the quality, the proof, how to use it.
 
@@ -36,16 +39,19 @@ def card(
         parameters: Of the whole model, and of this one.
         source: Folder of the whole model.
         handed: Names of the files for other tools.
+        healing: How the weights were healed; the quality that the choice expects is then that of the healed model.
     """
     checkpoint = run.model.hparams["checkpoint"]
     parts = [
         f"---\n{yaml.safe_dump(_metadata(checkpoint, certificate, source), sort_keys=False)}---",
         f"# {name}",
-        _removed(checkpoint, choice, certificate, parameters),
+        _removed(checkpoint, choice, certificate, parameters, healing),
+        _healed(healing),
         _expected(choice),
-        _proof(certificate),
+        _regained(healing),
+        _proof(certificate, healing),
         _use(certificate, handed),
-        _reproduce(run, certificate),
+        _reproduce(run, certificate, healing),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -63,13 +69,56 @@ def _is_on_the_hub(checkpoint: str) -> bool:
     return checkpoint.count("/") == 1 and not Path(checkpoint).expanduser().is_dir()
 
 
-def _removed(checkpoint: str, choice: Choice, certificate: Mapping[str, Any], parameters: tuple[int, int]) -> str:
+def _removed(
+    checkpoint: str,
+    choice: Choice,
+    certificate: Mapping[str, Any],
+    parameters: tuple[int, int],
+    healing: Healing | None,
+) -> str:
     blocks, mask = certificate["blocks"], certificate["mask_id"]
     skipped = " ".join(str(block) for block, bit in enumerate(mask) if bit == "0") or "none"
+    left = "All other weights are unchanged" if healing is None else "All other weights but those below are unchanged"
+    trained = " Nothing was trained." if healing is None else ""
     return (
         f"{checkpoint} without transformer blocks {skipped} (counted from 0): {blocks['export']} of {blocks['source']} "
-        f"blocks, {parameters[1]:,} of {parameters[0]:,} parameters. All other weights are unchanged; blocks are "
-        f"numbered anew. Nothing was trained.\n\nThe blocks were chosen by {choice.origin} (mask `{mask}`)."
+        f"blocks, {parameters[1]:,} of {parameters[0]:,} parameters. {left}; blocks are "
+        f"numbered anew.{trained}\n\nThe blocks were chosen by {choice.origin} (mask `{mask}`)."
+    )
+
+
+def _healed(healing: Healing | None) -> str:
+    if healing is None:
+        return ""
+    spans = "\n".join(
+        f"- skipped {' '.join(map(str, span.skipped))}: "
+        + (
+            "no map was better than none, nothing changed"
+            if math.isinf(span.ridge)
+            else f"{', '.join(f'`{name}`' for name in span.weights)} (names of the whole model); "
+            f"{span.unexplained:.0%} of the span's effect is left on held-out rows"
+        )
+        for span in healing.patch.spans
+    )
+    return (
+        f"## Healing\n\nPatched in closed form on {healing.num_questions} questions of the {SPLIT} split of "
+        f"{healing.task}, with their answers: weights of the block before each span of skipped blocks were fitted by "
+        "ridge least squares to what the whole model has behind the span (after ReplaceMe, arXiv:2505.02819). No "
+        f"gradient step was taken.\n\n{spans}"
+    )
+
+
+def _regained(healing: Healing | None) -> str:
+    if healing is None:
+        return ""
+    known = healing.quality
+    share = f"{known['confidence']:.0%} interval"
+    return (
+        f"Quality and loss are those of this healed checkpoint, on the {known['split']} split, of which it saw "
+        f"nothing. The same blocks skipped without healing: {known['masked']['quality']:.3f} ({share} "
+        f"{_interval(known['masked']['quality_ci'])}); healing gave back {known['regained']:+.3f} (paired {share} "
+        f"{_interval(known['regained_ci'])}). The whole model: {known['whole']['quality']:.3f} ({share} "
+        f"{_interval(known['whole']['quality_ci'])})."
     )
 
 
@@ -97,13 +146,14 @@ def _interval(limits: Any) -> str:
     return "not known" if limits is None else f"{limits[0]:.3f} to {limits[1]:.3f}"
 
 
-def _proof(certificate: Mapping[str, Any]) -> str:
+def _proof(certificate: Mapping[str, Any], healing: Healing | None) -> str:
     cases, held, asked = certificate["cases"], certificate["held_to"], certificate["questions"]
     ratio = max(case["ratio"] for case in cases)
+    model = "the whole model" if healing is None else "the healed model in memory"
     return (
         "## Proof\n\n"
         f"A fresh process loaded this folder with transformers {certificate['versions']['transformers']} in "
-        f"{held['dtype']} and held it to the whole model with these blocks masked, on {len(asked['ids'])} questions of "
+        f"{held['dtype']} and held it to {model} with these blocks masked, on {len(asked['ids'])} questions of "
         f"{asked['task']}: all weights are the same bit for bit, logits differ by at most {ratio:.1e} of the largest "
         f"(allowed: {certificate['tolerance']:.1e}), and "
         f"{sum(case['num_tokens'] for case in cases)} greedy tokens of {len(cases)} batches are the same. "
@@ -113,23 +163,34 @@ def _proof(certificate: Mapping[str, Any]) -> str:
 
 def _use(certificate: Mapping[str, Any], handed: Sequence[str]) -> str:
     files = "\n".join(f"- `{file}`: {FILES[file]}" for file in handed)
+    others = f"`handoff/` has the same choice for other tools:\n\n{files}" if handed else NONE_WHEN_HEALED
     name = certificate["held_to"]["auto_class"]
     needed = f"import {certificate['needs']}  # pip install lit_depth\n" if certificate["needs"] else ""
     return (
         f"## Use\n\n```python\n{needed}from transformers import {name}\n\n"
         f'model = {name}.from_pretrained("<this folder>")\n```'
-        f"\n\n`handoff/` has the same choice for other tools:\n\n{files}"
+        f"\n\n{others}"
     )
 
 
-def _reproduce(run: Run, certificate: Mapping[str, Any]) -> str:
+def _reproduce(run: Run, certificate: Mapping[str, Any], healing: Healing | None) -> str:
     hparams = run.model.hparams
     revision = f" --model.revision {hparams['revision']}" if hparams["revision"] else ""
     dtype = f" --model.dtype {hparams['dtype']}" if hparams["dtype"] != "auto" else ""
+    mask = f"--mask {certificate['mask_id']}{_healing_options(run, healing)}"
     return (
         "## Reproduce\n\n```bash\nlit-depth export "
-        f"--model.checkpoint {hparams['checkpoint']}{revision}{dtype} --mask {certificate['mask_id']} --out DIR\n```"
+        f"--model.checkpoint {hparams['checkpoint']}{revision}{dtype} {mask} --out DIR\n```"
     )
+
+
+def _healing_options(run: Run, healing: Healing | None) -> str:
+    if healing is None:
+        return ""
+    # a path is of this machine
+    questions = f"--data.task {healing.task}" if run.datamodule.path is None else "--data.path QUESTIONS"
+    asked = run.datamodule.calibration_samples or healing.num_questions
+    return f" --heal patch {questions} --data.calibration_samples {asked} --data.seed {healing.seed}"
 
 
 def evaluation_results(run: Run, choice: Choice) -> dict[str, str]:

@@ -7,8 +7,11 @@ from lightning.pytorch import Trainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import checked
 from lit_depth.module import DepthModule
+from lit_depth.studies.export.healing import Heal
 
 RESULT = "export.json"
+# of the questions that a healed model is measured on
+MAX_BAD_SAMPLES = 0.01
 
 
 @checked
@@ -24,6 +27,7 @@ def export(
     out: str | None = None,
     weights: bool = True,
     in_memory: bool = False,
+    heal: Heal = "none",
     num_questions: int = 8,
     push_to_hub: str | None = None,
     public: bool = False,
@@ -39,7 +43,8 @@ def export(
     Args:
         trainer: Says on which device.
         model: Holds the model.
-        datamodule: Gives the questions of the proof, from the validation split.
+        datamodule: Gives the questions of the proof, from the validation split; those to heal by, from the calibration
+            split.
         skip: Blocks to remove. Exactly one of this, ``mask`` and ``from_run`` is given.
         mask: The same as a bit for each block, ``1110...``: 1 = it stays.
         from_run: Folder of a run of ``select``, ``search`` or ``compare`` (``--from`` for short), whose choice is taken
@@ -50,6 +55,10 @@ def export(
         weights: Write a checkpoint. false = only the files for other tools, which masks of halves of blocks have too.
         in_memory: Write the weights as they are in memory, such as those of a model that was trained since it was
             loaded; false = copy them from the files, unless ``--model.dtype`` converts them.
+        heal: Give back some of the lost quality before writing: ``patch`` fits the last map of the block before each
+            span of skipped ones to the calibration split's ``--data.calibration_samples`` questions, and measures the
+            healed model on the validation split. ``none`` = weights stay as they are. ``lora`` and ``full`` take
+            training, which ``lit-depth fit --config configs/heal.yaml`` does.
         num_questions: Questions of the proof.
         push_to_hub: Repository on the hub (``organisation/name``) to upload the new folder to; null = stay here.
         public: Let everybody read that repository; false = it is private.
@@ -62,7 +71,8 @@ def export(
         files for mergekit, llama.cpp and engines that leave out halves of blocks.
 
     Raises:
-        ValueError: If an argument does not fit, blocks of the family cannot be removed, or the folder is there already.
+        ValueError: If an argument does not fit, blocks of the family cannot be removed or healed, or the folder is
+            there already.
         NotCertifiedError: If the new checkpoint is not the masked model.
     """
     from pathlib import Path
@@ -71,6 +81,7 @@ def export(
     from lit_depth.models.export import check_new
     from lit_depth.studies.export.analysis import describe
     from lit_depth.studies.export.arguments import choose
+    from lit_depth.studies.export.healing import check_heal, healed
     from lit_depth.studies.export.push import check_repository, push
     from lit_depth.studies.export.report import report
     from lit_depth.studies.export.writing import check_exportable, write
@@ -84,18 +95,22 @@ def export(
     check_asks(datamodule, "export")
     choice = choose(model, skip, mask, from_run, num_active_blocks, policy)
     check_exportable(trainer, model, choice.masks, weights)
+    check_heal(heal, choice.masks, weights)
     if push_to_hub is not None:
         check_repository(push_to_hub, weights)
     name = name or (Path(out).resolve().name if out else "default")
     folder = Path(out).expanduser() if out else Path(output_dir) / "export" / name / "checkpoint"
     check_new(folder)
     arguments = {"mask": choice.masks.ids[0], "origin": choice.origin, "weights": weights, "in_memory": in_memory}
-    arguments |= {"num_questions": num_questions, "out": str(folder)}
+    arguments |= {"num_questions": num_questions, "out": str(folder), "heal": heal}
+    heals = heal != "none"
+    splits = ["calibration", "validation"] if heals else ["validation"]
     with open_run(
-        trainer, model, datamodule, ["validation"], arguments, output_dir, "export", name, scores=False
+        trainer, model, datamodule, splits, arguments, output_dir, "export", name, MAX_BAD_SAMPLES, scores=heals
     ) as run:
-        written = write(run, choice, folder, weights, in_memory, num_questions)
+        with healed(run, choice, heal) as (choice, healing):
+            written = write(run, choice, folder, weights, in_memory, num_questions, healing)
         pushed = None if push_to_hub is None else push(folder, push_to_hub, private=not public)
-        result = describe(run, choice, folder, written, pushed)
+        result = describe(run, choice, folder, written, pushed, healing)
         publish(run, report(result), RESULT, result)
     return result

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lit_depth.models.handoff import NONE_WHEN_HEALED
 from lit_depth.results.report import Report, Section, Table
-from lit_depth.results.table import Cell
+from lit_depth.results.table import Cell, format_interval, format_p_value
 
 HEADERS = ("batch", "questions", "padding", "logits differ by", "tokens", "tokens differ")
+HEALING_HEADERS = ("model", "quality", "interval", "lost", "interval")
 
 
 def report(result: Mapping[str, Any]) -> Report:
@@ -37,6 +39,7 @@ def report(result: Mapping[str, Any]) -> Report:
         title=f"Export of {result['checkpoint']}",
         headline=_headline(result),
         sections=[
+            *_healing(result),
             Section("Certificate", said, table if proof else None),
             Section("Files", f"{result['out']}:\n\n{files}", printed=False),
         ],
@@ -45,9 +48,41 @@ def report(result: Mapping[str, Any]) -> Report:
         scalars={
             "export/num_parameters": result["num_parameters"]["export"],
             "export/weight_bytes": result["weight_bytes"],
+            **_healing_scalars(result),
         },
         metadata={"mask_id": result["mask_id"], "skipped": list(map(str, result["skipped"]))},
     )
+
+
+def _healing(result: Mapping[str, Any]) -> list[Section]:
+    """What healing gave back, where there was any."""
+    healing = result["healing"]
+    if healing is None:
+        return []
+    found = healing["quality"]
+    rows: list[list[Cell]] = []
+    for name in ("whole", "masked", "healed"):
+        entry = found[name]
+        quality = f"{entry['quality']:.3f}", format_interval(entry["quality_ci"], sign="")
+        drop: list[Cell] = [None, None]
+        if "drop" in entry:
+            drop = [f"{entry['drop']:+.3f}", format_interval(entry["drop_simultaneous_ci"])]
+        rows.append([name, *quality, *drop])
+    text = (
+        f"Patched on {healing['num_questions']} questions of the {healing['split']} split of {healing['task']}, "
+        f"measured on {found['num_samples']} of the {found['split']} split ({found['metric']}). Healing gave back "
+        f"{found['regained']:+.3f} {format_interval(found['regained_simultaneous_ci'])}, p = "
+        f"{format_p_value(found['regained_p_holm'])} (Holm). Intervals of differences are paired and hold together "
+        f"with {found['confidence']:.0%} confidence. {NONE_WHEN_HEALED}"
+    )
+    return [Section("Healing", text, Table(HEALING_HEADERS, rows))]
+
+
+def _healing_scalars(result: Mapping[str, Any]) -> dict[str, float]:
+    if result["healing"] is None:
+        return {}
+    found = result["healing"]["quality"]
+    return {f"export/quality_{name}": found[name]["quality"] for name in ("whole", "masked", "healed")}
 
 
 def _headline(result: Mapping[str, Any]) -> str:
@@ -59,7 +94,6 @@ def _headline(result: Mapping[str, Any]) -> str:
         else ""
     )
     pushed = f" Uploaded to {result['pushed']}." if result["pushed"] else ""
-    return (
-        f"{result['out']} is {result['checkpoint']} without {unit} {skipped} of {len(result['mask_id'])}: {size}"
-        f"Chosen by {result['origin']}.{pushed}"
-    )
+    mended = ", healed by a patch" if result["healing"] else ""
+    removed = f"{unit} {skipped} of {len(result['mask_id'])}{mended}"
+    return f"{result['out']} is {result['checkpoint']} without {removed}: {size}Chosen by {result['origin']}.{pushed}"

@@ -29,6 +29,7 @@ from lit_depth.results.store import current_versions, write_json, write_text
 from lit_depth.studies.export.arguments import Choice, whole_blocks
 from lit_depth.studies.export.card import card, evaluation_results
 from lit_depth.studies.export.certificate import CERTIFICATE, NotCertifiedError, failure, hold, sha256_of, watch
+from lit_depth.studies.export.healing import Healing
 from lit_depth.studies.shared.run_folder import Run
 
 CARD, HANDOFF = "README.md", "handoff"
@@ -67,8 +68,20 @@ def check_exportable(trainer: Trainer, model: DepthModule, masks: MaskSet, weigh
         check_cuttable(model.model.config, whole.active[0])
 
 
-def write(run: Run, choice: Choice, out: Path, weights: bool, in_memory: bool, num_questions: int) -> Written:
+def write(
+    run: Run,
+    choice: Choice,
+    out: Path,
+    weights: bool,
+    in_memory: bool,
+    num_questions: int,
+    healing: Healing | None = None,
+) -> Written:
     """Write everything into a hidden folder, which becomes ``out`` once it is certified.
+
+    Args:
+        healing: How the model in memory was healed; then there are no files for other tools, which would read the
+            weights of the source.
 
     Raises:
         NotCertifiedError: If it is not the masked model.
@@ -76,15 +89,17 @@ def write(run: Run, choice: Choice, out: Path, weights: bool, in_memory: bool, n
     model, whole = run.model, whole_blocks(choice.masks)
     source = source_folder(model)
     with new_folder(out) as folder:
-        handed = write_handoff(model, choice.masks, folder / HANDOFF)
+        handed = write_handoff(model, choice.masks, folder / HANDOFF) if healing is None else []
         certificate, counts = None, _counts(model, whole)
         if weights and whole is not None:
             model.to(run.trainer.strategy.root_device)
-            held = in_memory or model.hparams["dtype"] != "auto" or model.hparams["from_scratch"]
+            held = healing is not None or in_memory or model.hparams["dtype"] != "auto" or model.hparams["from_scratch"]
             prune_checkpoint(source, whole, folder, HeldWeights(model.model) if held else None)
             certificate = certify(run, whole, folder, source, num_questions)
+            if healing is not None:
+                certificate["healing"] = {key: value for key, value in healing.entry().items() if key != "quality"}
             write_json(folder / CERTIFICATE, certificate)
-            files = {CARD: card(run, choice, certificate, counts, out.name, source, handed)}
+            files = {CARD: card(run, choice, certificate, counts, out.name, source, handed, healing)}
             files |= evaluation_results(run, choice)
             for name, text in files.items():
                 write_text(folder / name, text)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import parse_eval_result_entries
 
 from lit_depth.data.tasks import get_task
+from lit_depth.functional.healing.patch import Patch, PatchedSpan
 from lit_depth.functional.masks import MaskSet
 from lit_depth.studies.export.arguments import Choice
 from lit_depth.studies.export.card import card, evaluation_results
+from lit_depth.studies.export.healing import Healing
 
 CERTIFICATE = {
     "mask_id": "1011",
@@ -76,6 +80,51 @@ def test_what_is_not_known_is_not_told(run, tmp_path):
     text = card(run, BARE, needs, (4000, 3000), "small", tmp_path)
     assert "Expected quality" not in text and "base_model" not in text and "license" not in text
     assert "import some.package" in text and evaluation_results(run, BARE) == {}
+
+
+def healing() -> Healing:
+    fitted = PatchedSpan((1,), 0, ("layers.0.down.weight",), 0.1, 0.25, 64)
+    nothing = PatchedSpan((3,), 2, ("layers.2.down.weight",), math.inf, 1.0, 64)
+    quality = {
+        **{"task": "text_vqa", "metric": "vqa_accuracy", "split": "validation", "num_samples": 40, "confidence": 0.95},
+        "whole": {"quality": 0.9, "quality_ci": [0.8, 0.95]},
+        "masked": {"quality": 0.6, "quality_ci": [0.5, 0.7]},
+        "healed": {"quality": 0.8, "quality_ci": [0.7, 0.9], "drop": 0.1, "drop_ci": [0.0, 0.2]},
+        "regained": 0.2,
+        "regained_ci": [0.1, 0.3],
+    }
+    bits = torch.tensor([True, False, True, False])
+    return Healing(Patch(torch.nn.Identity(), bits, {}, (fitted, nothing)), "text_vqa", 99, 7, quality)
+
+
+def test_a_healed_card_tells_how_and_claims_only_the_healed_models_quality(run, tmp_path):
+    run.datamodule.calibration_samples = 100  # one could not be read
+    mended = healing()
+    choice = KNOWN._replace(expected=mended.expected())
+    text = card(run, choice, CERTIFICATE, (4000, 3000), "small", tmp_path, (), mended)
+    for told in (
+        "All other weights but those below are unchanged",
+        "Patched in closed form on 99 questions of the calibration split of text_vqa, with their answers",
+        "- skipped 1: `layers.0.down.weight` (names of the whole model); 25% of the span's effect is left",
+        "- skipped 3: no map was better than none, nothing changed",
+        "vqa_accuracy on 40 questions of text_vqa: 0.800 (95% interval 0.700 to 0.900)",
+        "without healing: 0.600 (95% interval 0.500 to 0.700); healing gave back +0.200 (paired 95% interval 0.100 to",
+        "held it to the healed model in memory with these blocks masked",
+        "There are no files for mergekit",
+        "--mask 1011 --heal patch --data.task text_vqa --data.calibration_samples 100 --data.seed 7 --out DIR",
+    ):
+        assert told in text, told
+    # nothing that the run knew of the unhealed mask
+    assert "0.500 (95% interval 0.440" not in text and "Nothing was trained" not in text and "handoff" not in text
+    ((_, entry),) = evaluation_results(run, choice).items()
+    assert yaml.safe_load(entry)[0]["value"] == 0.8
+
+
+def test_questions_of_a_file_are_told_without_its_place(run, tmp_path):
+    run.datamodule.calibration_samples, run.datamodule.path = None, str(tmp_path / "mine.jsonl")
+    mended = healing()
+    text = card(run, BARE._replace(expected=mended.expected()), CERTIFICATE, (4, 3), "small", tmp_path, (), mended)
+    assert "--heal patch --data.path QUESTIONS --data.calibration_samples 99" in text and str(tmp_path) not in text
 
 
 def test_results_are_in_the_hubs_format(run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import logging
 
+from lit_depth.functional import find_blocks
 from lit_depth.functional.masks import MaskSet
+from lit_depth.models.certify import digest
+from lit_depth.models.export import state_without
 from lit_depth.models.weight_files import WEIGHTS
 from lit_depth.studies.export import certificate
 from lit_depth.studies.export.certificate import failure, hold, sha256_of, watch
@@ -40,6 +43,43 @@ def test_exports_of_every_family_are_the_masked_model(group, tmp_path):
     assert len(verdicts) == 3 * len(names) and len(cases) == 2 * len(verdicts)
     assert all(case["padded_positions"] > 0 for case in cases[::2])
     assert all(case["rows"] == 1 and case["padded_positions"] == 0 for case in cases[1::2])
+
+
+# blocks that end with a linear layer, experts, and a norm; images and positions of three kinds
+ENDS = ("Llama", "Qwen3-MoE", "Gemma 2", "Qwen2-VL")
+# a transposed weight of its own kind, which is refused by name
+UNPATCHED = ("GPT-2",)
+
+
+def hold_healed(names: Iterable[str], folder: Path) -> dict[str, str]:
+    """What a fresh process says against exports that were patched first."""
+    evidence = []
+    for number, name in enumerate(names):
+        (folder / str(number)).mkdir()
+        mask = "1101" if name == "Qwen3-VL" else "1011"
+        model, (each,) = exported(name, [mask], folder / str(number), heal=True)
+        kept = MaskSet.of(mask).active[0]
+        # healing changed weights, and gave them back
+        assert each.settings["weights"] != digest(state_without(model, find_blocks(model), kept)), name
+        evidence.append(each)
+    return {str(each.folder): said for each, verdict in zip(evidence, hold(evidence)) if (said := failure(verdict))}
+
+
+def test_healed_exports_are_the_patched_and_masked_model(tmp_path):
+    assert hold_healed(ENDS, tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_healed_exports_of_every_family_are_the_patched_and_masked_model(tmp_path):
+    names = [name for name, family in FAMILIES.items() if not family.needs and name not in UNPATCHED]
+    assert hold_healed(names, tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", UNPATCHED)
+def test_a_family_that_cannot_be_patched_is_refused_by_name(name, tmp_path):
+    with pytest.raises(ValueError, match="cannot patch a GPT2Block: .* heal by training instead"):
+        exported(name, ["1011"], tmp_path, heal=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
 def swap_blocks(folder: Path) -> None:

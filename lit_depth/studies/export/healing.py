@@ -1,0 +1,147 @@
+"""Heal the masked model in memory before it is written, and measure what that gives back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from lit_depth.functional import patch
+from lit_depth.functional.healing.patch import Patch
+from lit_depth.functional.masks import MaskSet, full_id
+from lit_depth.models.certify import digest
+from lit_depth.module import labelled
+from lit_depth.studies.export.arguments import Choice, whole_blocks
+from lit_depth.studies.shared.evaluate import sweep_masks, sweep_samples
+from lit_depth.studies.shared.run_folder import Run
+from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
+
+Heal = Literal["none", "patch", "lora", "full"]
+
+SPLIT, REPORT_SPLIT, CONFIDENCE = "calibration", "validation", 0.95
+# three to fit and one to choose the ridge
+LEAST_QUESTIONS = 4
+
+
+class Healing(NamedTuple):
+    """What was changed, by which questions, and what it gives back on others."""
+
+    patch: Patch
+    task: str
+    num_questions: int
+    seed: int  # chooses the questions
+    quality: dict[str, Any]
+    """Of the ``whole``, the ``masked`` and the ``healed`` model, on the same questions; ``regained`` by healing."""
+
+    def entry(self) -> dict[str, Any]:
+        """As JSON."""
+        spans = [{**span._asdict(), "ridge": _finite(span.ridge)} for span in self.patch.spans]
+        asked = {"task": self.task, "split": SPLIT, "num_questions": self.num_questions, "seed": self.seed}
+        return {"method": "patch", **asked, "spans": spans, "quality": self.quality}
+
+    def expected(self) -> dict[str, Any]:
+        """The healed model's quality, as a `Choice` has it."""
+        about = {key: self.quality[key] for key in ("task", "metric", "num_samples", "confidence")}
+        return about | {key: self.quality["healed"][key] for key in ("quality", "quality_ci", "drop", "drop_ci")}
+
+
+def check_heal(heal: Heal, masks: MaskSet, weights: bool) -> None:
+    """Refuse what cannot be healed before the work is done.
+
+    Raises:
+        ValueError: If it takes training, no weights are written, or the mask skips no block or the first one.
+    """
+    if heal == "none":
+        return
+    if heal != "patch":
+        raise ValueError(
+            f"expected --heal none or patch, got {heal}: export trains nothing; run lit-depth fit --config "
+            "configs/heal.yaml, then export its checkpoint with the same --skip (--model.checkpoint results/fit/healed)"
+        )
+    whole = whole_blocks(masks)
+    if not weights or whole is None:
+        raise ValueError("--heal changes the weights of whole blocks that are written: leave out --weights false")
+    if bool(whole[0].all()):
+        raise ValueError("expected a mask that skips blocks, got none: there is nothing to heal; leave out --heal")
+    if not whole[0][0]:
+        raise ValueError(
+            "cannot patch a mask that skips block 0: no block before it can take its part; keep block 0, or leave out "
+            "--heal"
+        )
+
+
+@contextmanager
+def healed(run: Run, choice: Choice, heal: Heal) -> Iterator[tuple[Choice, Healing | None]]:
+    """The run's model with healed weights inside a ``with`` statement; leaving it gives the old ones back bit for bit.
+
+    What is known of the quality of the mask is not that of the healed model: it gives way to what is measured here.
+
+    Raises:
+        ValueError: If the model cannot be patched, there are too few questions to heal by, or they share an image with
+            those that are reported on.
+    """
+    whole = whole_blocks(choice.masks)
+    if heal == "none" or whole is None:
+        yield choice, None
+        return
+    model, data = run.model, run.datamodule
+    data.check_disjoint(SPLIT, REPORT_SPLIT)
+    model.to(run.trainer.strategy.root_device)
+    batches = labelled(model, data.eval_dataloader(SPLIT))
+    num_questions = sum(len(batch["input_ids"]) for batch in batches)
+    if num_questions < LEAST_QUESTIONS:
+        raise ValueError(
+            f"--heal patch: expected at least {LEAST_QUESTIONS} questions of the {SPLIT} split, got {num_questions}: "
+            "raise --data.calibration_samples, or add questions"
+        )
+    found = patch(model.model, whole[0], batches, blocks=model.hparams["blocks"])
+    del batches  # images of all questions, on the device
+    before = sweep_masks(run, REPORT_SPLIT, choice.masks, "Without healing")
+    with found.applied():
+        # by their weights: the same questions in other batches give others, by rounding
+        records = run.folder / "records" / data.task.name / f"{REPORT_SPLIT}_healed" / digest(found.weights)[:16]
+        text = f"Healed, {data.task.name}, {REPORT_SPLIT} split"
+        after = sweep_samples(run, REPORT_SPLIT, list(choice.masks), records, text)
+        scores = Scores.from_records(after.records, after.metric.max_score)
+        quality = {"task": data.task.name, "metric": data.task.metric} | compare(before.scores, scores)
+        found_here = Healing(found, data.task.name, num_questions, data.seed, quality)
+        yield choice._replace(expected=found_here.expected()), found_here
+
+
+def compare(before: Scores, after: Scores) -> dict[str, Any]:
+    """Quality of whole, masked and healed model on the same samples; their three differences are one family.
+
+    Args:
+        before: Of the whole model and the masked one.
+        after: Of the healed one.
+
+    Raises:
+        ValueError: If samples differ.
+    """
+    if before.samples != after.samples:
+        raise ValueError("expected the healed model's answers to the same questions, got others")
+    (name,) = after.mask_ids
+    rows = np.concatenate([before.rows([full_id(len(name)), name]), after.rows([name])])
+    whole, masked, mended = rows
+    differences = before.compare(np.stack([whole - masked, whole - mended, mended - masked]), CONFIDENCE)
+    qualities = [interval_entry(each, "quality") for each in before.mean_intervals(rows, CONFIDENCE)]
+    lost, left, regained = (
+        {**family_entry(each, key), f"{key}_p_holm": each.p_holm}
+        for each, key in zip(differences, ("drop", "drop", "regained"))
+    )
+    return {
+        "split": REPORT_SPLIT,
+        "num_samples": len(before.samples),
+        "confidence": CONFIDENCE,
+        "whole": qualities[0],
+        "masked": qualities[1] | lost,
+        "healed": qualities[2] | left,
+        **regained,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
