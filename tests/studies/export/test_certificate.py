@@ -21,7 +21,7 @@ from lit_depth.models.export import state_without
 from lit_depth.models.weight_files import WEIGHTS
 from lit_depth.studies.export import certificate
 from lit_depth.studies.export.certificate import failure, hold, sha256_of, watch
-from tests.helpers.exports import certificates, cuttable_masks, exported
+from tests.helpers.exports import certificates, cuttable_masks, exported, three_certificates
 from tests.helpers.families import FAMILIES, SEEING, TEXT
 from tests.helpers.family_commands import PACKAGES, ROOT, with_packages
 
@@ -215,6 +215,7 @@ def test_the_committed_certificates_are_of_every_family_and_none_differs():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.needs])
 def test_twenty_masks_are_certified_again(name):
     assert certificates(name) == {**COMMITTED[name], "largest_ratio": pytest.approx(0, abs=1e-6)}
@@ -226,5 +227,5 @@ def test_families_whose_processors_need_packages_are_certified_with_them():
     if not PACKAGES.is_dir():
         for package in {package for name in names for package in FAMILIES[name].needs}:
             pytest.importorskip(package, reason="`make venv` puts the packages of the extra vision beside .venv's own")
-    found = with_packages(certificates, names)
+    found = with_packages(three_certificates, names)
     assert {name: each["failed"] for name, each in found.items()} == dict.fromkeys(names, {})

@@ -57,7 +57,9 @@ def test_one_figure_per_task_and_one_of_the_mean(num_tasks):
         "tasks": tasks,
         "macro": BLOCKS if num_tasks > 1 else None,
         **MEASURED,
-        "agreement": [{"a": "task0", "b": "task1", "quality": {"spearman": 0.5, "verdict": "not shown"}}],
+        "agreement": [
+            {"a": "task0", "b": "task1", "quality": {"spearman": 0.5, "verdict": "not shown"}} for _ in tasks[1:]
+        ],
         "split": "calibration",
         "confidence": 0.95,
     }
