@@ -1,21 +1,49 @@
 """``lit-depth`` and ``python -m lit_depth``."""
 
+import difflib
+import os
 import sys
 
-from lit_depth import interrupts
+from lit_depth import __version__, commands, interrupts
 
 
 def main() -> None:
     """Run one command. Signals are taken care of first: importing the rest takes seconds."""
-    if sys.argv[1:] in ([], ["-h"], ["--help"]):
-        from lit_depth.commands import overview
-
-        print(overview())
+    arguments = sys.argv[1:]
+    answer = at_once(arguments)
+    if answer is not None:
+        print(answer)
         return
-    with interrupts.guarded(resumable=interrupts.continues(sys.argv[1:]), exits=True):
+    if {"--quiet", "--json"} & set(arguments):
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; processes that are launched read it too
+    with interrupts.guarded(resumable=interrupts.continues(arguments), exits=True):
         from lit_depth.cli import main as run
 
         run()
+
+
+def at_once(arguments: list[str]) -> str | None:
+    """What can be answered without importing anything of a command: None = it has to be run.
+
+    A command that does not exist ends here, with the name of the nearest one.
+
+    >>> at_once(["--version"])
+    'lit-depth 0.1.0'
+    """
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        return commands.overview()
+    if command == "--version":
+        return f"lit-depth {__version__}"
+    if command in commands.studies() and {"-h", "--help"} & set(arguments):
+        from lit_depth.command_help import short_help
+
+        return short_help(command)
+    if not command.startswith("-") and command not in commands.every():
+        near = difflib.get_close_matches(command, list(commands.every()), n=1)
+        meant = f"did you mean {near[0]}?" if near else "lit-depth --help lists them"
+        interrupts.stop(f"error: there is no command {command!r}; {meant}")
+    return None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
 from lit_depth.options import join_lists, list_options, new_parser, one_line, underscored
 from lit_depth.results.store import check_name
+from lit_depth.results.terminal import FLAGS, printing
 from lit_depth.studies.export.certificate import NotCertifiedError
 from lit_depth.studies.shared.processes import lost_connection
 from lit_depth.trainer import DepthTrainer
@@ -104,13 +105,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
     arguments = [underscored(argument) for argument in arguments if argument != "--debug"]
+    # without it, help is short, and was printed before anything was imported
+    arguments = ["--help" if argument == "--help_all" else argument for argument in arguments]
+    modes = [FLAGS[argument] for argument in arguments if argument in FLAGS]
+    arguments = [argument for argument in arguments if argument not in FLAGS]
     command = arguments[0] if arguments else None
     _quiet()
     try:
-        if command in commands.tools():
-            import_module(f"lit_depth.tools.{command}").main(arguments[1:])
-        else:
-            _measure(command, arguments)
+        if len(set(modes)) > 1:
+            raise ValueError(f"expected one of {' and '.join(FLAGS)}, got both")
+        with printing(modes[0] if modes else "table"):
+            if command in commands.tools():
+                import_module(f"lit_depth.tools.{command}").main(arguments[1:])
+            else:
+                _measure(command, arguments)
     except Exception as error:
         if debug:
             raise

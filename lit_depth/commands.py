@@ -37,11 +37,15 @@ def _first_line(path: Path, name: str) -> str:
     return (ast.get_docstring(function) or "").partition("\n")[0]
 
 
+def every() -> dict[str, str]:
+    """All commands, Lightning's last."""
+    return {**studies(), **tools(), **_LIGHTNING}
+
+
 def overview() -> str:
     """What ``lit-depth --help`` prints."""
-    every = {**studies(), **tools(), **_LIGHTNING}
-    width = max(map(len, every))
-    lines = [f"  {name.ljust(width)}  {line}" for name, line in every.items()]
+    width = max(map(len, every()))
+    lines = [f"  {name.ljust(width)}  {line}" for name, line in every().items()]
     head = f"usage: lit-depth <command> [options]\n\n{QUESTION}\n"
     tail = "lit-depth <command> --help lists the options of a command; --debug shows tracebacks."
     return "\n".join([head, "subcommands:", *lines, "", tail])

@@ -4,6 +4,7 @@ jsonargparse reads every value as YAML first, so that ``--prompt null`` would be
 ``--prompt "# a"``; and it says what it expected in the terms of Python's ``typing``.
 """
 
+import difflib
 import inspect
 import json
 import math
@@ -120,7 +121,25 @@ class OptionParser(LightningArgumentParser):
         if not self.exit_on_error:  # the parser of a class's own arguments
             message = re.sub("^--", "argument ", message)
             message = f"--{_outer[0]}: {message}" if _outer else message
-        interrupts.stop(f"error: {one_line(message)}\nsee lit-depth <command> --help")
+        interrupts.stop(f"error: {one_line(message)}{self._meant(message)}\nsee lit-depth <command> --help")
+
+    def _meant(self, message: str) -> str:
+        """What an unknown option may have been meant as, as a question; nothing where no name is near."""
+        unknown = re.search(r"unrecognized arguments: (--[\w.]+)|does not accept option '([\w.]+)'", message)
+        if unknown is None:
+            return ""
+        dashes = "--" if unknown[1] else ""
+        near = nearest((unknown[1] or unknown[2]).removeprefix("--"), self._names())
+        return f"; did you mean {dashes}{near}?" if near else ""
+
+    def _names(self) -> list[str]:
+        """Of all options, those of the subcommands included."""
+        below = [
+            each for action in self._actions if isinstance(action.choices, dict) for each in action.choices.values()
+        ]
+        actions = [*self._actions, *(action for each in below for action in each._actions)]
+        names = [name for action in actions for name in action.option_strings if name.startswith("--")]
+        return [name.removeprefix("--") for name in names if not name.endswith((".help", "+"))]
 
 
 def new_parser(**kwargs: Any) -> LightningArgumentParser:
@@ -139,6 +158,17 @@ def underscored(argument: str) -> str:
     """
     name, sign, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{sign}{value}" if name.startswith("--") else argument
+
+
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The name that a misspelt one was most likely meant as: with a letter or two changed, or a group in front.
+
+    >>> nearest("num_smaples", ["name", "data.num_samples"]), nearest("polices", ["policies"]), nearest("x", ["name"])
+    ('data.num_samples', 'policies', None)
+    """
+    by_end = {each.rpartition(".")[2]: each for each in reversed(names)} | {each: each for each in names}
+    near = difflib.get_close_matches(name, list(by_end), n=1, cutoff=0.75)
+    return by_end[near[0]] if near else None
 
 
 def list_options(functions: Mapping[str, Callable[..., Any]]) -> tuple[list[str], list[str]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +143,34 @@ def test_every_yaml_of_a_dataset_fits_its_task_behind_that_of_a_command(path, ca
 def test_every_dataset_has_a_yaml():
     on_the_hub = {task.name for task in TASKS if issubclass(task, HubTask)}
     assert {path.stem for path in (CONFIGS / "data").glob("*.yaml")} == on_the_hub
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--quiet", "--json"])
+def test_machines_are_told_nothing_but_the_result(tmp_path, flag):
+    """Both streams of a real process: no progress, no table."""
+    command = ["importance", "--num_samples", "4", "--output_dir", str(tmp_path), flag]
+    done = subprocess.run([sys.executable, "-m", "lit_depth", *command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    written = json.loads((tmp_path / "importance" / "default" / "importance.json").read_text())
+    assert (json.loads(done.stdout) == written) if flag == "--json" else done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["compare", "--polices", "prefix"], "did you mean --policies?"),
+        (["compare", "--num_smaples", "4"], "did you mean --data.num_samples?"),
+        (["compare", "--model.checkpont=x"], "did you mean --model.checkpoint?"),
+        (["compare", "--quiet", "--json"], "expected one of --quiet and --json, got both"),
+    ],
+)
+def test_a_misspelt_option_gets_the_nearest_name(capsys, arguments, meant):
+    code, _, err = run(arguments, capsys)
+    assert code == 2 and meant in err and err.count("\n") <= 2
+
+
+def test_a_misspelt_option_in_yaml_gets_the_nearest_name(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("model:\n  checkpont: bundled\n")
+    code, _, err = run(["compare", "--config", tmp_path / "run.yaml"], capsys)
+    assert code == 2 and "did you mean model.checkpoint?" in err

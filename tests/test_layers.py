@@ -27,14 +27,15 @@ ALLOWED = {
     "integrations": {*_LEFT_OF_MODULE, "module"},
     "studies": _LEFT_OF_STUDIES,
     "recipes": _LEFT_OF_STUDIES,
-    "tools": {*_LEFT_OF_STUDIES, "studies"},
+    "tools": {*_LEFT_OF_STUDIES, "studies", "commands", "command_help"},
     "trainer": {*_LEFT_OF_STUDIES, "studies"},
     "options": {"functional", "results", "interrupts"},
     # of the standard library only
     "interrupts": {"commands"},
     "commands": set(),
+    "command_help": {"commands"},
     "cli": {*_LEFT_OF_STUDIES, "options", "commands", "studies", "tools", "trainer", "interrupts"},
-    "__main__": {"cli", "commands", "interrupts"},
+    "__main__": {"cli", "commands", "command_help", "interrupts"},
 }
 # packages of others that only one layer may import, and one that a layer must do without
 ONLY_INTEGRATIONS = {"wandb", "lm_eval", "lmms_eval"}

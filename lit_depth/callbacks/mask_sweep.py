@@ -114,8 +114,9 @@ class MaskSweep(Callback):
             total=int(sum(trainer.num_predict_batches)) * len(self.masks),
             desc=self.description,
             unit="mask x batch",
-            disable=not trainer.is_global_zero,
             file=sys.stderr,
+            # where it is not given, the environment may turn it off
+            **({} if trainer.is_global_zero else {"disable": True}),
         )
         pl_module.on_mask = self._progress.update
 

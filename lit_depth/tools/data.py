@@ -26,6 +26,7 @@ from lit_depth.models.prompting import Prompter, prompter_for
 from lit_depth.results.page import write_page
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.store import prepare_folder
+from lit_depth.results.terminal import tell
 from lit_depth.studies.shared.constant_answer import best_constant, score_constant
 from lit_depth.studies.shared.publish import as_text, draw
 
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     folder = prepare_folder(Path(given.output_dir) / "data" / datamodule.task.name)
     report = describe(datamodule, prompter)
     page = write_page(folder, report, draw(report, folder / "figures"), {"path": given.path, "columns": columns})
-    print("\n".join([as_text(report), "", "written:", f"  {page}"]))
+    tell("\n".join([as_text(report), "", "written:", f"  {page}"]), {"task": datamodule.task.name, "page": page})
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from lit_depth.results.page import write_page
 from lit_depth.results.report import Report
 from lit_depth.results.store import save_figure, write_json
 from lit_depth.results.table import format_table
+from lit_depth.results.terminal import tell
 from lit_depth.studies.shared.run_folder import Run
 
 
@@ -29,7 +30,7 @@ def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> N
     write_json(folder / name, result)
     files = (name, *report.files, *report.written, *report.unlogged)
     written = [*(folder / file for file in files), *figures.values(), page]
-    print("\n".join([as_text(report), "", "written:", *(f"  {path}" for path in written)]))
+    tell("\n".join([as_text(report), "", "written:", *(f"  {path}" for path in written)]), result)
 
 
 def draw(report: Report, folder: Path) -> dict[str, Path]:

@@ -1,0 +1,41 @@
+"""What a command prints at its end: its table, nothing (``--quiet``), or its result as JSON (``--json``)."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, get_args
+
+from lit_depth.results.store import to_plain
+
+Mode = Literal["table", "quiet", "json"]
+_mode: ContextVar[Mode] = ContextVar("terminal", default="table")
+FLAGS: dict[str, Mode] = {f"--{mode}": mode for mode in get_args(Mode) if mode != "table"}
+
+
+@contextmanager
+def printing(mode: Mode) -> Iterator[None]:
+    """Inside, results are printed in this way."""
+    token = _mode.set(mode)
+    try:
+        yield
+    finally:
+        _mode.reset(token)
+
+
+def tell(text: str, result: Mapping[str, Any]) -> None:
+    """Print the end of a command.
+
+    >>> tell("a table", {"drop": 0.5})
+    a table
+    >>> with printing("json"):
+    ...     tell("a table", {"drop": 0.5})
+    {"drop": 0.5}
+    >>> with printing("quiet"):
+    ...     tell("a table", {"drop": 0.5})
+    """
+    mode = _mode.get()
+    if mode == "table":
+        print(text)
+    elif mode == "json":
+        print(json.dumps(to_plain(result), allow_nan=False, ensure_ascii=False))
