@@ -46,15 +46,16 @@ class TaskRecords:
         """Id of the full model's mask."""
         return "1" * len(self.masks[0])
 
-    def of_masks(self, masks: Sequence[str], wanted: Collection[str]) -> dict[str, pd.DataFrame]:
+    def of_masks(self, masks: Sequence[str], wanted: Collection[str], column: str = "score") -> dict[str, pd.DataFrame]:
         """Records of some masks on the same samples, by sample.
 
-        They are of the samples that are reported on, or where none of these is wanted, of those that masks were
-        selected on; column ``role`` says which.
+        They are all that are reported on, or where none of these is wanted, those that masks were selected on; column
+        ``role`` says which. They are none where no sample is wanted.
 
         Args:
             masks: Ids.
-            wanted: Ids of samples; others are left out.
+            wanted: Ids of samples.
+            column: What has to be known of each.
 
         Raises:
             ValueError: If the run has no records of a mask.
@@ -68,15 +69,13 @@ class TaskRecords:
                     f"{self.task}: the run has no records of the mask {mask}, but of {', '.join(known[:4])}{more}: "
                     f"lit-depth compare --active_block_indices {active} makes them"
                 )
-        found: dict[str, pd.DataFrame] = {}
         for role in sorted(self.frame["role"].unique(), key=lambda role: role != _REPORTED):
-            own = self.frame[(self.frame["role"] == role) & self.frame["sample"].isin(list(wanted))]
+            own = self.frame[(self.frame["role"] == role) & self.frame[column].notna()]
             of_mask = {mask: own[own["mask"] == mask].set_index("sample") for mask in masks}
             shared = sorted(set.intersection(*(set(each.index) for each in of_mask.values())))
-            found = {mask: each.loc[shared] for mask, each in of_mask.items()}
-            if shared:
-                break
-        return found
+            if not set(shared).isdisjoint(wanted):
+                return {mask: each.loc[shared] for mask, each in of_mask.items()}
+        return {mask: self.frame[:0].set_index("sample") for mask in masks}
 
 
 @dataclass(frozen=True)

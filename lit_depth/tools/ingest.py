@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lit_depth.functional.arguments import check_range, check_share
-from lit_depth.functional.masks import MaskSet
 from lit_depth.integrations.log_files import read_logs
 from lit_depth.integrations.sample_logs import SampleLog
 from lit_depth.results.page import write_page
-from lit_depth.results.reading import read_object
 from lit_depth.results.run_records import RunRecords, read_run
 from lit_depth.results.store import (
     check_name,
@@ -23,9 +21,10 @@ from lit_depth.results.store import (
     write_parquet,
 )
 from lit_depth.studies.confirm.analysis import describe
-from lit_depth.studies.confirm.pairing import Pair, choose_metric, find_ours, noted_differences, pair
+from lit_depth.studies.confirm.choosing import choose_metric, find_ours
+from lit_depth.studies.confirm.exports import Export, exports_of, file_sha256, logs_of_whole
+from lit_depth.studies.confirm.pairing import Pair, noted_differences, pair
 from lit_depth.studies.confirm.report import report
-from lit_depth.studies.export.certificate import CERTIFICATE, sha256_of
 from lit_depth.studies.shared.identity import as_json, read_manifest, refuse_other_run, run_id
 from lit_depth.studies.shared.publish import as_text
 
@@ -53,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
     logs, remarks = read_logs(given.files)
     whole, more = read_logs(given.whole or [])
     run = None if given.run is None else read_run(given.run)
-    exports = _exports(logs, given, run)
-    pairs, names, entries, told = _pairs(exports, _of_whole(logs, whole), run, given)
+    exports = exports_of(logs, given.mask, given.skip, given.checkpoint, run)
+    pairs, names, entries, told = _pairs(exports, logs_of_whole(whole, logs), run, given)
     files = [_file(log, "exported") for log in logs] + [_file(log, "whole") for log in whole]
     result = describe(pairs, names, entries, given.confidence, given.tolerance)
     result |= {"remarks": list(dict.fromkeys([*remarks, *more, *told])), "files": files}
@@ -104,121 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Export(NamedTuple):
-    """An exported model."""
-
-    name: str
-    mask: str | None
-    is_healed: bool
-    logs: list[SampleLog]
-
-
-def _exports(logs: Iterable[SampleLog], given: argparse.Namespace, run: RunRecords | None) -> list[_Export]:
-    """The exported models of some logs, in their order, and their masks."""
-    by_model: dict[str, list[SampleLog]] = {}
-    for log in logs:
-        own = by_model.setdefault(log.model, [])
-        twice = next((other for other in own if (other.harness, other.task) == (log.harness, log.task)), None)
-        if twice is not None:
-            raise ValueError(
-                f"expected one file of {log.task} for the model {log.model}, got {twice.path} and {log.path}"
-            )
-        own.append(log)
-    named = {"--mask": given.mask, "--skip": given.skip, "--checkpoint": given.checkpoint}
-    options = [option for option, value in named.items() if value is not None]
-    if len(options) > 1:
-        raise ValueError(f"expected one of {', '.join(named)}, got {' and '.join(options)}")
-    values = named[options[0]] if options else [None] * len(by_model)
-    if len(values) != len(by_model):
-        raise ValueError(
-            f"expected {options[0]} once for each of {len(by_model)} exported models ({', '.join(by_model)}), got "
-            f"{len(values)}"
-        )
-    short = {model: Path(model).name or model for model in by_model}
-    names = [short[model] if list(short.values()).count(short[model]) == 1 else model for model in by_model]
-    found = []
-    for name, (model, own), value in zip(names, by_model.items(), values):
-        folder = Path(value if options == ["--checkpoint"] else model).expanduser()
-        certificate = _certificate(folder, options == ["--checkpoint"])
-        mask = _mask(certificate, value, options, run)
-        if mask is None and (run is not None):
-            raise ValueError(
-                f"{model}: expected the blocks that were removed, {folder} has no {CERTIFICATE}: give --mask, "
-                "--skip or --checkpoint DIR"
-            )
-        if certificate and run is not None:
-            _check_source(certificate, run)
-        found.append(_Export(name, mask, "healing" in certificate, own))
-    return found
-
-
-def _certificate(folder: Path, is_asked: bool) -> dict[str, Any]:
-    """What `lit-depth export` wrote into a folder; empty where there is nothing."""
-    path = folder / CERTIFICATE
-    if not path.is_file():
-        if is_asked:
-            raise ValueError(
-                f"--checkpoint: expected a folder that lit-depth export wrote, {folder} has no {CERTIFICATE}"
-            )
-        return {}
-    try:
-        found = read_object(path)
-        MaskSet.of([str(found.get("mask_id"))])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return found
-
-
-def _mask(certificate: Mapping[str, Any], value: Any, options: Sequence[str], run: RunRecords | None) -> str | None:
-    if options == ["--mask"]:
-        return MaskSet.of([value]).ids[0]
-    if options != ["--skip"]:
-        return certificate.get("mask_id")
-    if run is None:
-        raise ValueError("--skip: the number of blocks is not known without --run: give --mask instead")
-    number = len(next(iter(run.tasks.values())).full_id)
-    wrong = [block for block in value if not 0 <= block < number]
-    if wrong:
-        raise ValueError(f"--skip: expected blocks from 0 to {number - 1}, got {wrong}")
-    return MaskSet.of(["".join("0" if block in value else "1" for block in range(number))]).ids[0]
-
-
-def _check_source(certificate: Mapping[str, Any], run: RunRecords) -> None:
-    """Refuse an export of another model than the run's, as far as the digests of small files tell."""
-    source, ours = (certificate.get("sha256") or {}).get("source") or {}, run.model.get("files") or {}
-    for name in sorted(source.keys() & ours.keys()):
-        # a digest of weights is made in another way
-        if name.endswith(".json") and not str(source[name]).startswith(str(ours[name])):
-            raise ValueError(
-                f"--run: {run.folder} is of another model than the exported one was made of: {name} differs"
-            )
-
-
-def _of_whole(logs: Sequence[SampleLog], whole: Sequence[SampleLog]) -> dict[tuple[str, str], SampleLog]:
-    """Logs of the whole model by harness and task."""
-    models = list(dict.fromkeys(log.model for log in whole))
-    if len(models) > 1:
-        raise ValueError(f"--whole: expected files of one model, got those of {' and '.join(models)}")
-    found: dict[tuple[str, str], SampleLog] = {}
-    for log in whole:
-        key = log.harness, log.task
-        if key in found:
-            raise ValueError(f"--whole: expected one file of {log.task}, got {found[key].path} and {log.path}")
-        found[key] = log
-    for log in logs:
-        other = found.get((log.harness, log.task))
-        # two models may answer alike, and a copied file has lost its file of results
-        if other is not None and (other.model == log.model or not log.binding) and _sha256(other) == _sha256(log):
-            raise ValueError(f"--whole: {other.path} holds the same as {log.path}: expected the whole model's results")
-    if found and _certificate(Path(models[0]).expanduser(), False):
-        raise ValueError(
-            f"--whole: {models[0]} is an exported model, it has a {CERTIFICATE}: give the whole model's files there"
-        )
-    return found
-
-
 def _pairs(
-    exports: Sequence[_Export],
+    exports: Sequence[Export],
     whole: Mapping[tuple[str, str], SampleLog],
     run: RunRecords | None,
     given: argparse.Namespace,
@@ -269,11 +155,7 @@ def _check_partner(
 
 def _file(log: SampleLog, of: str) -> dict[str, Any]:
     about = {"of": of, "model": log.model, "harness": log.harness, "task": log.task}
-    return {**about, "path": str(log.path), "sha256": _sha256(log), "settings": {**log.binding, **log.noted}}
-
-
-def _sha256(log: SampleLog) -> str:
-    return sha256_of({"": log.path})[""]
+    return {**about, "path": str(log.path), "sha256": file_sha256(log), "settings": {**log.binding, **log.noted}}
 
 
 def _records(pairs: Sequence[Pair], names: Sequence[str]) -> pd.DataFrame:

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_depth.integrations.harness_logs import read_harness_log
+from lit_depth.integrations.sample_logs import SampleLog
+
 TIME, LMMS_TIME = "2026-01-02T03-04-05.678901", "20260102_030405"
 
 
@@ -90,6 +93,13 @@ def write_lm_eval(
 
 def _numbers(found: Sequence[Any]) -> bool:
     return all(isinstance(value, (int, float)) for value in found)
+
+
+def log_of(folder: Path, scores: dict[int, float], metric: str = "acc", **results: Any) -> SampleLog:
+    """The log of a task of lm-eval, with a score of each document."""
+    return read_harness_log(
+        write_lm_eval(folder, [lm_eval_row(doc, {metric: score}) for doc, score in scores.items()], **results)
+    )
 
 
 def write_lmms_eval(

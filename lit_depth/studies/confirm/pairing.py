@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_depth.integrations.lmms_eval import DOCUMENT_SCORE
 from lit_depth.integrations.sample_logs import SampleLog
-from lit_depth.results.run_records import RunRecords, TaskRecords
+from lit_depth.results.run_records import TaskRecords
+from lit_depth.studies.confirm.choosing import our_scores
 
 _SHOWN = 3
-_SHOTS = re.compile(r"_(\d+)_shot")
 _EQUAL = 1e-6
 Floats = NDArray[np.float64]
 
@@ -28,6 +26,18 @@ class Ours(NamedTuple):
     role: str
     answers: list[str | None]  # of the mask
     images: list[str]
+
+    def of(self, samples: Collection[str]) -> Ours:
+        """Those of some samples."""
+        kept = [place for place, sample in enumerate(self.samples) if sample in samples]
+        return Ours(
+            [self.samples[place] for place in kept],
+            self.full[kept],
+            self.masked[kept],
+            self.role,
+            [self.answers[place] for place in kept],
+            [self.images[place] for place in kept],
+        )
 
 
 class Pair(NamedTuple):
@@ -86,113 +96,6 @@ class Pair(NamedTuple):
         return [str(one).strip() == str(other).strip() for one, other in both]
 
 
-def choose_metric(
-    log: SampleLog, wanted: str | None, filter_name: str | None, ours: TaskRecords | None
-) -> tuple[str, str]:
-    """The metric of a task, and a sentence that says why.
-
-    Without a wish it is that of our run, else the first whose mean is the harness's own figure.
-
-    Raises:
-        ValueError: If there is no such metric, or it is no number of each sample where more is better.
-    """
-    known = [name for name in log.metrics if filter_name in (None, name.partition(",")[2] or "none")]
-    refused = "".join(f"; {name} is no number ({why})" for name, why in log.refused.items())
-    if not known:
-        of_filter = f" of the filter {filter_name}" if filter_name else ""
-        raise ValueError(
-            f"{log.path}: expected a metric{of_filter} that is a number, got "
-            f"{', '.join(log.metrics) or 'none'}{refused}"
-        )
-    if wanted is not None:
-        named = [name for name in known if wanted.removesuffix(",none") in (name, name.partition(",")[0])]
-        if not named:
-            why = f", which is {log.refused[wanted]}" if wanted in log.refused else ""
-            raise ValueError(
-                f"{log.path}: expected --metric of {', '.join(known)}, got {wanted}{why}{refused if not why else ''}"
-            )
-        if len(named) > 1 and wanted not in named:
-            filters = " or ".join(name.partition(",")[2] or "none" for name in named)
-            raise ValueError(f"{log.path}: {wanted} is there for several filters: give --filter {filters}")
-        chosen, why = (wanted if wanted in named else named[0]), "as --metric says"
-    elif ours is not None and ours.metric in known:
-        chosen, why = ours.metric, "as in our run"
-    else:
-        good = [name for name in known if log.means_over_samples(name) and not _less_is_more(log, name)]
-        chosen = (good or known)[0]
-        others = [name for name in known if name != chosen]
-        why = f"the first; --metric chooses, also {', '.join(others)}" if others else "the only one"
-    if _less_is_more(log, chosen):
-        raise ValueError(
-            f"{log.path}: of {chosen} less is better: give a --metric of which more is ({', '.join(known)})"
-        )
-    return chosen, f"{log.task}: metric {chosen} ({why})."
-
-
-def _less_is_more(log: SampleLog, metric: str) -> bool:
-    return metric.partition(",")[0] in log.lower_is_better
-
-
-def find_ours(log: SampleLog, run: RunRecords | None, task: str | None) -> TaskRecords | None:
-    """The task of our run that is a log's; None without a run, or if it has none.
-
-    Raises:
-        ValueError: If ``task`` names none, or ours was asked with another number of examples.
-    """
-    if run is None:
-        return None
-    if task is not None:
-        if task not in run.tasks:
-            raise ValueError(f"--task: expected one of {', '.join(run.tasks)}, got {task}")
-        return run.tasks[task]
-    if log.harness == "inspect":
-        named = [name for name in run.tasks if name == log.task]
-        chosen = named or list(run.tasks)
-        if len(chosen) > 1:
-            raise ValueError(f"{log.path}: give the task of {run.folder} that it is, --task {' or '.join(chosen)}")
-        return run.tasks[chosen[0]]
-    name = re.sub(r"[^\w,.-]+", "_", f"{log.harness}_{log.task}")
-    for known, records in run.tasks.items():
-        rest = known.removeprefix(name) if known.startswith(name) else None
-        shots = _SHOTS.match(rest or "")
-        end = rest[shots.end() :] if rest and shots else rest
-        if end is None or (end and end != f"_{records.metric}"):
-            continue
-        theirs = log.binding.get("number of examples")
-        if shots and theirs is not None and int(shots[1]) != theirs:
-            raise ValueError(
-                f"{log.path}: was asked with {theirs} examples, {known} of our run with {shots[1]}: evaluate one of "
-                "the two again"
-            )
-        return records
-    return None
-
-
-def our_scores(log: SampleLog, metric: str, ours: TaskRecords) -> tuple[str, dict[str, str]]:
-    """The column of our records that holds a metric, and our samples by the log's ids.
-
-    A document of a harness has its number behind the split, ``test/17``.
-
-    Raises:
-        ValueError: If our run did not record that metric.
-    """
-    is_noted = log.harness == "lmms_eval" and ours.metric == DOCUMENT_SCORE and metric == log.metrics[0]
-    column = metric if metric in ours.frame else "score"
-    if column != metric and not is_noted and log.harness != "inspect":
-        known = [name for name in log.metrics if name in ours.frame]
-        raise ValueError(
-            f"{ours.task}: our run has not recorded {metric}: give --metric {' or '.join(known) or ours.metric}"
-        )
-    named = {}
-    for sample in ours.frame["sample"].unique():
-        split, _, number = sample.rpartition("/")
-        if log.harness == "inspect":
-            named[sample] = sample
-        elif log.split in (None, split):
-            named[number] = sample
-    return column, named
-
-
 def pair(
     log: SampleLog,
     whole: SampleLog | None,
@@ -214,47 +117,41 @@ def pair(
     Raises:
         ValueError: If no sample is shared, both logs asked the same documents otherwise, or there are fewer than two.
     """
-    mine = {sample: each.values[metric] for sample, each in log.samples.items() if metric in each.values}
-    unmatched: dict[str, list[str]] = {}
-    remarks = _unscored(log, metric, len(mine))
-    matched_by, other_id = "id", {sample: sample for sample in mine}
-    theirs: Mapping[str, float] = {}
+    mine = _scores(log, metric)
+    remarks = _unscored(log, mine, metric)
+    matched_by, id_there = "id", {sample: sample for sample in mine}
+    there: Mapping[str, float] = {}
     if whole is not None:
         check_same_evaluation(log, whole)
-        matched_by, other_id = _match(log, whole, list(mine))
-        theirs = {sample: each.values[metric] for sample, each in whole.samples.items() if metric in each.values}
-        remarks += _unscored(whole, metric, len(theirs))
+        matched_by, id_there = _match(log, whole, list(mine))
+        there = _scores(whole, metric)
+        remarks += _unscored(whole, there, metric)
+    if matched_by != "id":
+        remarks.append(f"{log.task}: documents have other numbers in the two logs, and were matched by their hashes.")
     records = None
     if ours is not None and mask is not None and matched_by == "id" and (confirms or whole is None):
-        _check_length(mask, ours)
-        records = _our_records(log, metric, mask if confirms else ours.full_id, ours, mine)
-    if whole is None:
-        theirs = {} if records is None else dict(zip(records.samples, records.full))
-    samples = [sample for sample in mine if other_id.get(sample) in theirs]
-    unmatched["of the exported model alone"] = [sample for sample in mine if other_id.get(sample) not in theirs]
-    used = {other_id[sample] for sample in samples}
-    unmatched["of the whole model alone"] = [sample for sample in theirs if sample not in used]
+        records = _our_records(log, metric, mask if confirms else ours.full_id, ours)
+    if whole is None and records is not None:
+        there = dict(zip(records.samples, records.full))
+    samples = [sample for sample in mine if id_there.get(sample) in there]
     if not samples:
-        raise ValueError(_no_overlap(log, whole, ours, mine, theirs))
+        raise ValueError(_no_overlap(log, whole, ours, mine, there))
+    shared, used = set(samples), {id_there[sample] for sample in samples}
+    unmatched = {
+        "of the exported model alone": [sample for sample in mine if sample not in shared],
+        "of the whole model alone": [] if whole is None else [sample for sample in there if sample not in used],
+    }
     if records is not None:
-        kept = [place for place, sample in enumerate(records.samples) if sample in set(samples)]
-        unmatched["without a record of our run"] = sorted(set(samples) - set(records.samples), key=_by_number)
-        records = _subset(records, kept)
-    images = {} if records is None else dict(zip(records.samples, records.images))
-    # by our names of images where we know all of them, else by the log's: the two are not mixed
-    known = set(samples) <= set(images)
-    clusters = [images[sample] if known else log.samples[sample].cluster or sample for sample in samples]
-    if len(set(clusters)) < 2:
-        raise ValueError(
-            f"{log.path}: expected at least 2 samples (of 2 images) that are shared, got {len(set(clusters))}"
-        )
+        unmatched["of our run alone"] = [sample for sample in records.samples if sample not in shared]
+        unmatched["without a record of our run"] = [sample for sample in samples if sample not in set(records.samples)]
+        records = records.of(shared)
     return Pair(
         log=log,
         metric=metric,
         mask=mask,
         samples=samples,
-        clusters=clusters,
-        whole=np.array([theirs[other_id[sample]] for sample in samples]),
+        clusters=_clusters(log, samples, records),
+        whole=np.array([there[id_there[sample]] for sample in samples]),
         exported=np.array([mine[sample] for sample in samples]),
         ours=records if records is not None and records.samples and confirms else None,
         unmatched={side: found for side, found in unmatched.items() if found},
@@ -264,49 +161,52 @@ def pair(
     )
 
 
-def _unscored(log: SampleLog, metric: str, number: int) -> list[str]:
-    missing = [sample for sample, each in log.samples.items() if metric not in each.values]
-    if not missing:
-        return []
-    return [
-        f"{log.path.name}: {len(missing)} of {number + len(missing)} samples have no {metric} ({name_some(missing)})."
-    ]
+def _scores(log: SampleLog, metric: str) -> dict[str, float]:
+    found = {sample: each.values[metric] for sample, each in log.samples.items() if metric in each.values}
+    if not found:
+        why = f" ({log.refused[metric]})" if metric in log.refused else ""
+        raise ValueError(
+            f"{log.path}: expected the metric {metric}{why}, got {', '.join(log.metrics) or 'none that is a number'}"
+        )
+    return found
 
 
-def _check_length(mask: str, ours: TaskRecords) -> None:
+def _unscored(log: SampleLog, scores: Mapping[str, float], metric: str) -> list[str]:
+    missing = [sample for sample in log.samples if sample not in scores]
+    count = f"{len(missing)} of {len(log.samples)} samples have no {metric} ({name_some(missing)})"
+    return [f"{log.path.name}: {count}."] if missing else []
+
+
+def _clusters(log: SampleLog, samples: Sequence[str], records: Ours | None) -> list[str]:
+    """Images of some samples: by our names where we know all of them, else by the log's; the two are not mixed."""
+    images = {} if records is None else dict(zip(records.samples, records.images))
+    known = set(samples) <= set(images)
+    clusters = [images[sample] if known else log.samples[sample].cluster or sample for sample in samples]
+    if len(set(clusters)) < 2:
+        raise ValueError(f"{log.path}: expected at least 2 samples (of 2 images) that are shared, got 1")
+    return clusters
+
+
+def _our_records(log: SampleLog, metric: str, mask: str, ours: TaskRecords) -> Ours:
     if len(mask) != len(ours.full_id):
         raise ValueError(
             f"{ours.task}: our run has masks of {len(ours.full_id)} entries, the export one of {len(mask)}: it is "
             "a run of another model, or of halves of blocks"
         )
-
-
-def _our_records(log: SampleLog, metric: str, mask: str, ours: TaskRecords, wanted: Mapping[str, float]) -> Ours | None:
     column, named = our_scores(log, metric, ours)
-    by_ours = {sample: theirs for theirs, sample in named.items() if theirs in wanted}
-    found = ours.of_masks([ours.full_id, mask], by_ours)
-    full, masked = (found[each] for each in (ours.full_id, mask))
+    by_ours = {sample: theirs for theirs, sample in named.items()}
+    wanted = [sample for sample, theirs in by_ours.items() if theirs in log.samples]
+    # all that it holds of that role, where it holds some of the log's
+    found = ours.of_masks([ours.full_id, mask], wanted, column)
+    full, masked = (found[each][found[each].index.isin(list(by_ours))] for each in (ours.full_id, mask))
     answers = [text if isinstance(text, str) else None for text in masked.get("prediction", [None] * len(masked))]
-    images = masked.get("image", masked.index)
     return Ours(
         [by_ours[sample] for sample in masked.index],
         full[column].to_numpy(float),
         masked[column].to_numpy(float),
         str(masked["role"].iloc[0]) if len(masked) else "",
         answers,
-        [str(image) for image in images],
-    )
-
-
-def _subset(records: Ours, kept: Sequence[int]) -> Ours:
-    pick = lambda values: [values[place] for place in kept]  # noqa: E731
-    return Ours(
-        pick(records.samples),
-        records.full[list(kept)],
-        records.masked[list(kept)],
-        records.role,
-        pick(records.answers),
-        pick(records.images),
+        [str(image) for image in masked.get("image", masked.index)],
     )
 
 
@@ -390,10 +290,6 @@ def name_some(samples: Sequence[str]) -> str:
     if len(samples) <= _SHOWN:
         return ", ".join(samples) or "none"
     return f"{', '.join(samples[:_SHOWN])}, ... {len(samples)} in all"
-
-
-def _by_number(sample: str) -> tuple[int, str]:
-    return (int(sample), "") if sample.isdecimal() else (0, sample)
 
 
 def _short(value: Any) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from lit_depth.integrations.harness_logs import read_harness_log
 from lit_depth.results.run_records import read_run
-from lit_depth.studies.confirm.pairing import choose_metric, find_ours, noted_differences, pair
-from tests.helpers.sample_logs import digest, lm_eval_row, lmms_eval_row, write_lm_eval, write_lmms_eval, write_run
-
-
-def log_of(folder: Path, scores: dict[int, float], metric: str = "acc", **results: Any) -> Any:
-    return read_harness_log(
-        write_lm_eval(folder, [lm_eval_row(doc, {metric: score}) for doc, score in scores.items()], **results)
-    )
+from lit_depth.studies.confirm.choosing import choose_metric, find_ours
+from lit_depth.studies.confirm.pairing import noted_differences, pair
+from tests.helpers.sample_logs import (
+    digest,
+    lm_eval_row,
+    lmms_eval_row,
+    log_of,
+    write_lm_eval,
+    write_lmms_eval,
+    write_run,
+)
 
 
 def test_samples_are_matched_by_number_and_the_others_named(tmp_path):
@@ -114,25 +114,6 @@ def test_images_of_our_records_are_the_clusters(tmp_path):
         pair(exported, None, "acc", "10", run.tasks["lm_eval_sums"])
 
 
-def test_the_task_of_our_run_is_found_by_its_name(tmp_path):
-    for task in ("lm_eval_sums_easy", "lm_eval_sums_2_shot_acc", "lm_eval_sums_other"):
-        write_run(tmp_path, task, {"11": {"test/0": 1.0}})
-    run = read_run(tmp_path)
-    run = run.__class__(run.folder, run.arguments, run.model, {
-        name: each.__class__(each.task, "acc", each.frame, each.entry) for name, each in run.tasks.items()
-    })  # fmt: skip
-    two = log_of(tmp_path / "e", {0: 1.0}, **{"n-shot": 2})
-    found = find_ours(two, run, None)
-    assert found is not None and found.task == "lm_eval_sums_2_shot_acc"
-    with pytest.raises(ValueError, match="was asked with 0 examples, lm_eval_sums_2_shot_acc of our run with 2"):
-        find_ours(log_of(tmp_path / "f", {0: 1.0}), run, None)
-    chosen = find_ours(two, run, "lm_eval_sums_easy")
-    assert chosen is not None and chosen.task == "lm_eval_sums_easy"
-    assert find_ours(log_of(tmp_path / "g", {0: 1.0}, task="others"), run, None) is None
-    with pytest.raises(ValueError, match="--task: expected one of lm_eval_sums"):
-        find_ours(two, run, "arc")
-
-
 def test_what_lmms_eval_notes_of_a_document_is_our_score(tmp_path):
     rows = [lmms_eval_row(doc, {"mme_score": {"score": float(doc == 0)}, "other": 1.0}) for doc in range(2)]
     exported = read_harness_log(write_lmms_eval(tmp_path / "e", rows, "mme"))
@@ -146,54 +127,27 @@ def test_what_lmms_eval_notes_of_a_document_is_our_score(tmp_path):
         pair(exported, None, "other", "01", records)
 
 
-@pytest.fixture
-def several(tmp_path):
-    rows = [
-        lm_eval_row(doc, values, name)
-        for name, values in (("strict", {"em": 0.0, "words": ["a"]}), ("loose", {"em": 1.0, "f1": 0.5}))
-        for doc in range(2)
-    ]
-    return read_harness_log(write_lm_eval(tmp_path, rows, higher_is_better={"f1": False}))
-
-
-@pytest.mark.parametrize(
-    ("wanted", "name", "expected"),
-    [
-        (None, None, "em,strict"),
-        (None, "loose", "em,loose"),
-        ("em", "loose", "em,loose"),
-        ("em,loose", None, "em,loose"),
-    ],
-)
-def test_a_metric_is_chosen_and_told(wanted, name, expected, several):
-    metric, told = choose_metric(several, wanted, name, None)
-    assert metric == expected and told.startswith(f"sums: metric {expected} (")
-
-
-@pytest.mark.parametrize(
-    ("wanted", "name", "message"),
-    [
-        ("em", None, "is there for several filters: give --filter strict or loose"),
-        ("acc", None, "expected --metric of em,strict, em,loose, f1,loose, got acc; words,strict is no number"),
-        ("words,strict", None, "got words,strict, which is a list at sample 0"),
-        (None, "other", "expected a metric of the filter other that is a number, got em,strict"),
-        ("f1", None, "of f1,loose less is better"),
-    ],
-)
-def test_a_metric_is_refused_by_name(wanted, name, message, several):
-    with pytest.raises(ValueError, match=message):
-        choose_metric(several, wanted, name, None)
-
-
-def test_by_default_a_metric_is_one_whose_mean_is_the_harnesses_own(tmp_path):
-    rows = [lm_eval_row(doc, {"perplexity": -2.0, "acc": 1.0}) for doc in range(2)]
-    told = {"perplexity,none": 7.39, "acc,none": 1.0}
-    log = read_harness_log(write_lm_eval(tmp_path, rows, results=told, higher_is_better={"perplexity": False}))
-    assert choose_metric(log, None, None, None)[0] == "acc"
-
-
 def test_samples_without_the_metric_are_left_out_and_counted(tmp_path):
     rows = [lmms_eval_row(doc, {"a": 1.0} if doc % 2 else {"b": 1.0}) for doc in range(6)]
     logs = [read_harness_log(write_lmms_eval(tmp_path / name, rows)) for name in "xy"]
     found = pair(*logs, "a", None, None)
     assert found.samples == ["1", "3", "5"] and "3 of 6 samples have no a (0, 2, 4)" in found.remarks[0]
+
+
+def test_a_metric_that_the_whole_models_log_lacks_is_named(tmp_path):
+    exported, whole = log_of(tmp_path / "e", {0: 1.0, 1: 1.0}), log_of(tmp_path / "w", {0: 1.0, 1: 1.0}, metric="f1")
+    with pytest.raises(ValueError, match=r"w/samples_.*: expected the metric acc, got f1"):
+        pair(exported, whole, "acc", None, None)
+    rows = [lm_eval_row(doc, {"acc": "C", "f1": 1.0}) for doc in range(2)]
+    whole = read_harness_log(write_lm_eval(tmp_path / "v", rows))
+    with pytest.raises(ValueError, match=r"expected the metric acc \(a text at sample 0\), got f1"):
+        pair(exported, whole, "acc", None, None)
+
+
+def test_more_samples_of_our_run_are_named_and_those_without_the_metric_left_out(tmp_path):
+    scores = {f"test/{doc}": 1.0 for doc in range(5)}
+    write_run(tmp_path / "run", "lm_eval_sums", {"11": scores, "10": scores | {"test/1": float("nan")}})
+    exported = log_of(tmp_path / "e", {0: 1.0, 1: 0.0, 2: 1.0})
+    found = pair(exported, None, "acc", "10", read_run(tmp_path / "run").tasks["lm_eval_sums"])
+    assert found.samples == ["0", "2"]
+    assert found.unmatched == {"of the exported model alone": ["1"], "of our run alone": ["3", "4"]}
