@@ -116,9 +116,14 @@ def _values(path: Path, doc: str, rows: Sequence[_Row], filters: Sequence[str]) 
     """
     names = [row.filter for row in rows]
     if None in names:
-        if len(rows) > 1 and len(rows) != len(filters):
+        names = list(filters or ["none"])
+        if len(rows) < len(names):
+            raise ValueError(
+                f"{path}: expected sample {doc} once for each filter ({', '.join(filters)}), got it {len(rows)} times: "
+                "the file is cut off; copy it again"
+            )
+        if len(rows) > len(names):
             raise duplicate(path, doc, f"{len(rows)} times")
-        names = list(filters) if len(rows) > 1 else ["none"]
     (name, count), *_ = Counter(names).most_common(1)
     if count > 1:
         raise duplicate(path, doc, f"{count} times (filter {name})")
@@ -162,9 +167,11 @@ class _About:
     @property
     def model(self) -> str | None:
         name = self.results.get("model_name")
-        given = (self.results.get("config") or {}).get("model_args")
-        # of `lit_depth.integrations.lm_eval_model` one checkpoint is as many models as it has masks
-        masked = [f"{key}={given[key]}" for key in ("mask", "skip") if isinstance(given, Mapping) and key in given]
+        given = (self.results.get("config") or {}).get("model_args") or {}
+        if isinstance(given, str):
+            given = dict(pair.partition("=")[::2] for pair in given.split(","))
+        # of the models of this package one checkpoint is as many models as it has masks
+        masked = [f"{key}={given[key]}" for key in ("mask", "skip") if given.get(key) is not None]
         return " ".join([str(name), *masked]) if name else None
 
     @property

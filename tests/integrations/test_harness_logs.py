@@ -104,3 +104,18 @@ def test_an_address_in_a_setting_is_no_difference(tmp_path):
         rows = [lm_eval_row(doc, {"acc": 1.0}) for doc in range(2)]
         logs.append(read_harness_log(write_lm_eval(tmp_path / str(number), rows, configs=settings)))
     assert logs[0].binding == logs[1].binding
+
+
+@pytest.mark.parametrize(
+    ("given", "model"),
+    [
+        ({"pretrained": "a/b", "skip": "3+7"}, "a/b skip=3+7"),
+        ("pretrained=a/b,mask=0111,dtype=float32", "a/b mask=0111"),
+        ("pretrained=a/b", "a/b"),
+        (None, "a/b"),
+    ],
+)
+def test_one_checkpoint_under_several_masks_is_several_models(given, model, tmp_path):
+    rows = [lm_eval_row(doc, {"acc": 1.0}) for doc in range(2)]
+    path = write_lm_eval(tmp_path, rows, model="a/b", config={"model": "lit_depth", "model_args": given})
+    assert read_harness_log(path).model == model

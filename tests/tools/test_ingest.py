@@ -121,7 +121,8 @@ def test_results_of_inspect_by_image(folder, capsys):
     (row,) = result()["rows"]
     assert (row["drop"], row["num_samples"], row["num_images"]) == (pytest.approx(0.75), 4, 2)
     assert "scores of 2 epochs were averaged" in capsys.readouterr().out
-    ours = {"11": {f"q{n}": 1.0 for n in range(4)}, "10": {f"q{n}": 0.0 for n in range(3)}}
+    # a table's rows with a column of ids
+    ours = {"11": {f"a/{n}/q{n}": 1.0 for n in range(4)}, "10": {f"a/{n}/q{n}": 0.0 for n in range(3)}}
     write_run(folder / "run", "questions", ours, metric="")
     assert run(["ingest", "worse.json", "--run", "run", "--mask", "10", "--metric", "match", "--name", "ours"]) == 0
     assert result("ours")["rows"][0]["ours"]["equal_scores"] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from lit_depth.integrations.lmms_eval import DOCUMENT_SCORE
 from lit_depth.integrations.sample_logs import SampleLog
@@ -108,7 +109,7 @@ def _is_task(log: SampleLog, records: TaskRecords) -> bool:
 def our_scores(log: SampleLog, metric: str, ours: TaskRecords) -> tuple[str, dict[str, str]]:
     """The column of our records that holds a metric, and our samples by the log's ids.
 
-    A document of a harness has its number behind the split, ``test/17``.
+    A document of lm-eval and lmms-eval has its number behind the split, ``test/17``.
 
     Raises:
         ValueError: If our run did not record that metric.
@@ -120,11 +121,24 @@ def our_scores(log: SampleLog, metric: str, ours: TaskRecords) -> tuple[str, dic
         raise ValueError(
             f"{ours.task}: our run has not recorded {metric}: give --metric {' or '.join(known) or ours.metric}"
         )
-    named = {}
-    for sample in ours.frame["sample"].unique():
-        split, _, number = sample.rpartition("/")
-        if log.harness == "inspect":
-            named[sample] = sample
-        elif log.split in (None, split):
-            named[number] = sample
-    return column, named
+    samples = ours.frame["sample"].unique().tolist()
+    if log.harness == "inspect":
+        return column, _by_own_id(log, samples)
+    parts = [sample.rpartition("/") for sample in samples]
+    return column, {number: "/".join((split, number)) for split, _, number in parts if log.split in (None, split)}
+
+
+def _by_own_id(log: SampleLog, samples: list[str]) -> dict[str, str]:
+    """Our samples by the ids that they have elsewhere: the same, or what a table's column ``id`` says of the row.
+
+    >>> from pathlib import Path
+    >>> from lit_depth.integrations.sample_logs import LoggedSample
+    >>> log = SampleLog(Path("a.eval"), "inspect", "t", "m", {"q1": LoggedSample(("", ""), None, None, None, {})})
+    >>> _by_own_id(log, ["test/0/q0", "test/1/q1", "test/2"])
+    {'q0': 'test/0/q0', 'q1': 'test/1/q1'}
+    """
+    if not log.samples.keys().isdisjoint(samples):
+        return {sample: sample for sample in samples}
+    ids = {sample: sample.split("/", 2)[2] for sample in samples if sample.count("/") > 1}
+    counts = Counter(ids.values())
+    return {own: sample for sample, own in ids.items() if counts[own] == 1}
