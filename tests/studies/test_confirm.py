@@ -10,7 +10,7 @@ from scipy import stats
 
 from lit_depth.functional.statistics import paired_comparisons
 from lit_depth.integrations.sample_logs import LoggedSample, SampleLog
-from lit_depth.studies.confirm.analysis import CONFIRMED, CONTRADICTED, OPEN, describe
+from lit_depth.studies.confirm.analysis import CONFIRMED, CONTRADICTED, OPEN, SAME, describe
 from lit_depth.studies.confirm.pairing import Ours, Pair
 from lit_depth.studies.confirm.report import report
 from lit_depth.studies.shared.publish import as_text
@@ -74,7 +74,7 @@ def test_what_was_measured_elsewhere_confirms_contradicts_or_leaves_open():
     other = pair_of(ones, np.r_[zeros[:80], ones[:320]], (ones, np.r_[zeros[:40], ones[:360]]))
     few = pair_of(ones[:9], [0.0] + [1.0] * 8, (ones[:9], ones[:9]))
     rows = described(same, other, few)["rows"]
-    assert [row["ours"]["verdict"] for row in rows] == [CONFIRMED, CONTRADICTED, OPEN]
+    assert [row["ours"]["verdict"] for row in rows] == [SAME, CONTRADICTED, OPEN]
     ours = rows[1]["ours"]
     assert (ours["their_drop"], ours["our_drop"], ours["difference"]) == pytest.approx((0.2, 0.1, 0.1))
     assert ours["equal_scores"] == pytest.approx(0.9) and ours["first_other_scores"] == ["40", "41", "42"]
@@ -89,7 +89,7 @@ def test_an_offset_of_an_engine_that_moves_both_models_alike_is_no_difference_of
     ours_full, ours_masked = np.tile([1.0, 1.0, 0.0, 1.0], 50), np.tile([1.0, 0.0, 0.0, 1.0], 50)
     found = pair_of(ours_full - 0.25, ours_masked - 0.25, (ours_full, ours_masked))
     (row,) = described(found)["rows"]
-    assert row["ours"]["verdict"] == CONFIRMED and row["ours"]["equal_scores"] == 0.0 and not row["bounded"]
+    assert row["ours"]["verdict"] == SAME and row["ours"]["equal_scores"] == 0.0 and not row["bounded"]
 
 
 def test_no_verdict_where_the_full_model_does_no_better_than_a_constant():
@@ -110,4 +110,4 @@ def test_the_report_tells_all_of_it():
     assert "1 of 1 drops that we measured are confirmed." in told
     assert "of 1 comparisons 1 are worse, 0 better, 0 tied" in told
     assert "samples that were left out: 4 of the whole model alone (7, 8, 9, ...)." in told and "metric acc." in told
-    assert "+1.000 [" in told and "100.0%" in told and CONFIRMED in told
+    assert "+1.000 [" in told and "100.0%" in told and SAME in told

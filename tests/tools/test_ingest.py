@@ -54,7 +54,11 @@ def test_exported_against_whole_and_against_our_run(folder, capsys):
     (row,) = result()["rows"]
     assert (row["model"], row["mask_id"], row["metric"], row["num_samples"]) == ("smaller", MASK, "acc", NUMBER)
     assert row["drop"] == pytest.approx(8 / NUMBER) and row["drop_p_value"] == pytest.approx(2 * 0.5**8)
-    assert row["verdict"] == "worse" and row["ours"]["verdict"] == "confirmed" and row["ours"]["equal_scores"] == 1.0
+    assert (
+        row["verdict"] == "worse"
+        and row["ours"]["verdict"] == "confirmed: the same on every sample"
+        and row["ours"]["equal_scores"] == 1.0
+    )
     assert "metric acc (as in our run)" in told and re.search(r"sums +smaller +1 +acc +24 +0.833 +0.500 +\+0.333", told)
     assert "1 of 1 drops that we measured are confirmed." in told
     manifest = json.loads(Path("results/ingest/default/manifest.json").read_text())
@@ -78,7 +82,7 @@ def test_several_models_have_their_own_masks_in_the_order_of_the_files(folder):
     assert run(["ingest", *files, "--mask", MASK, "1101"]) == 0
     assert [(row["model"], row["mask_id"]) for row in result()["rows"]] == [("smaller", MASK), ("third", "1101")]
     assert run(["ingest", *files, "--skip", "1", "--skip", "2", "--name", "skip"]) == 0
-    assert [row["ours"]["verdict"] for row in result("skip")["rows"]] == ["confirmed"] * 2
+    assert [row["ours"]["verdict"] for row in result("skip")["rows"]] == ["confirmed: the same on every sample"] * 2
     certify(folder / "moved", "1101")
     assert run(["ingest", *files, "--checkpoint", "smaller", "moved", "--name", "moved"]) == 0
     assert result("moved")["rows"] == result("skip")["rows"]
@@ -110,7 +114,7 @@ def test_results_of_lmms_eval(folder):
     assert run(["ingest", "a", "--whole", "b", "--run", "run", "--skip", "0"]) == 0
     (row,) = result()["rows"]
     assert row["metric"] == "pope_accuracy" and row["drop"] == pytest.approx(0.5)
-    assert row["ours"]["equal_scores"] == 1.0 and row["ours"]["verdict"] == "confirmed"
+    assert row["ours"]["equal_scores"] == 1.0 and row["ours"]["verdict"] == "confirmed: the same on every sample"
 
 
 def test_results_of_inspect_by_image(folder, capsys):
@@ -260,7 +264,7 @@ def test_what_lm_eval_says_of_an_export_is_what_we_said_of_the_mask(tmp_path, mo
         assert read["score"].tolist() == theirs and 0 < np.mean(theirs) < 1
     # and what our masked run said of the same documents, score by score and letter by letter
     assert row["ours"]["num_samples"] == 40 and row["ours"]["equal_scores"] == row["ours"]["equal_answers"] == 1.0
-    assert row["ours"]["difference"] == 0.0 and row["ours"]["verdict"] == "confirmed"
+    assert row["ours"]["difference"] == 0.0 and row["ours"]["verdict"] == "confirmed: the same on every sample"
     shutil.rmtree("results/ingest")
     assert run([*command, "--metric", "acc_norm"]) == 0
     assert result()["rows"][0]["ours"]["equal_scores"] == 1.0

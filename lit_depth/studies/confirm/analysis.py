@@ -12,7 +12,8 @@ from lit_depth.results.verdicts import differs, refusal
 from lit_depth.studies.confirm.pairing import Pair
 from lit_depth.studies.shared.scores import interval_entry
 
-CONFIRMED, CONTRADICTED, OPEN = "confirmed", "not confirmed: it differs", "not confirmed: too few samples"
+CONFIRMED, SAME = "confirmed", "confirmed: the same on every sample"
+CONTRADICTED, OPEN = "not confirmed: it differs", "not confirmed: too few samples"
 
 
 def describe(
@@ -119,6 +120,8 @@ def confirmation(all_equal: bool, found: FamilyRow, confidence: float, tolerance
     tolerance. An interval that merely holds 0 confirms nothing: with few samples it always does.
     """
     low, high = found.simultaneous.low, found.simultaneous.high
-    if all_equal or (-tolerance <= low and high <= tolerance):
+    if all_equal:
+        return SAME
+    if -tolerance <= low and high <= tolerance:
         return CONFIRMED
     return CONTRADICTED if differs(found.p_holm, confidence) else OPEN

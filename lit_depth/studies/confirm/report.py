@@ -37,7 +37,7 @@ def _headline(result: Mapping[str, Any]) -> str:
     parts = list(dict.fromkeys(row["withheld"] for row in rows if row["withheld"]))
     shown = [row["ours"] for row in rows if row["ours"]]
     if shown:
-        good = sum(each["verdict"] == CONFIRMED for each in shown)
+        good = sum(each["verdict"].startswith(CONFIRMED) for each in shown)
         parts.append(f"{good} of {len(shown)} drops that we measured are confirmed.")
     told = [row for row in rows if row["verdict"]]
     if told:
