@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MASK = re.compile("[01]+")
-_REPORTED = "validation"
+REPORTED = "validation"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TaskRecords:
                     f"{self.task}: the run has no records of the mask {mask}, but of {', '.join(known[:4])}{more}: "
                     f"lit-depth compare --active_block_indices {active} makes them"
                 )
-        for role in sorted(self.frame["role"].unique(), key=lambda role: role != _REPORTED):
+        for role in sorted(self.frame["role"].unique(), key=lambda role: role != REPORTED):
             own = self.frame[(self.frame["role"] == role) & self.frame[column].notna()]
             of_mask = {mask: own[own["mask"] == mask].set_index("sample") for mask in masks}
             shared = sorted(set.intersection(*(set(each.index) for each in of_mask.values())))
@@ -130,7 +130,7 @@ def _frames(folder: Path, arguments: Mapping[str, Any]) -> dict[str, pd.DataFram
     if not frames and (folder / "records.parquet").is_file():
         table = pd.read_parquet(folder / "records.parquet")
         named = table.get("task", (arguments.get("data.tasks") or ["task"])[0])
-        table = table.assign(task=named, role=table.get("split", _REPORTED))
+        table = table.assign(task=named, role=table.get("split", REPORTED))
         frames = {str(task): own.dropna(axis=1, how="all") for task, own in table.groupby("task")}
     scored = {task: _scored(frame) for task, frame in frames.items()}
     return {task: frame for task, frame in scored.items() if len(frame)}

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_depth.integrations.sample_logs import SampleLog
-from lit_depth.results.run_records import TaskRecords
+from lit_depth.results.run_records import REPORTED, TaskRecords
 from lit_depth.studies.confirm.choosing import our_scores
 
 _SHOWN = 3
@@ -145,6 +145,8 @@ def pair(
         unmatched["of our run alone"] = [sample for sample in records.samples if sample not in shared]
         unmatched["without a record of our run"] = [sample for sample in samples if sample not in set(records.samples)]
         records = records.of(shared)
+        if records.samples and records.role != REPORTED:
+            remarks.append(f"{log.task}: our records are of samples that masks were selected on ({records.role}).")
     return Pair(
         log=log,
         metric=metric,

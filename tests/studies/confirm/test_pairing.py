@@ -106,6 +106,14 @@ def test_our_records_are_matched_by_split_and_number(tmp_path):
         pair(exported, whole, "acc", "1011", records)
 
 
+def test_samples_that_masks_were_selected_on_are_told(tmp_path):
+    scores = {f"test/{doc}": 1.0 for doc in range(3)}
+    write_run(tmp_path / "run", "lm_eval_sums", {"11": scores, "10": scores}, role="calibration")
+    exported = log_of(tmp_path / "e", {doc: 1.0 for doc in range(3)})
+    found = pair(exported, None, "acc", "10", read_run(tmp_path / "run").tasks["lm_eval_sums"])
+    assert found.remarks == ("sums: our records are of samples that masks were selected on (calibration).",)
+
+
 def test_images_of_our_records_are_the_clusters(tmp_path):
     scores = {f"test/{doc}": 1.0 for doc in range(4)}
     run = read_run(write_run(tmp_path / "run", "lm_eval_sums", {"11": scores, "10": scores}, image="one"))
