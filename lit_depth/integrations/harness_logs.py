@@ -20,6 +20,8 @@ from lit_depth.integrations.sample_logs import (
     LoggedSample,
     SampleLog,
     Values,
+    as_list,
+    as_mapping,
     as_number,
     cluster_of,
     duplicate,
@@ -40,6 +42,7 @@ _BINDING = (
     *("doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter", "fewshot_delimiter"),
     *("filter_list", "metric_list", "process_results", "process_docs"),
 )
+_TOLD = {"engine": "model", "dtype": "model_dtype", "limit": "limit"}
 _NOTED = ("lm_eval_version", "lmms_eval_version", "transformers_version")
 
 
@@ -96,14 +99,14 @@ def read_harness_log(path: Path) -> SampleLog:
 
 def _read_row(row: Mapping[str, Any]) -> _Row:
     listed = row.get("metrics")
-    names = listed if isinstance(listed, list) else [name for name in row if name not in _ABOUT]
-    media = row.get("input_media")
+    names = list(map(str, listed)) if isinstance(listed, list) else [name for name in row if name not in _ABOUT]
+    media = as_list(row.get("input_media"))
     asked = row.get("prompt_hash") or row.get("input")
     return _Row(
-        row.get("filter"),
+        None if row.get("filter") is None else str(row["filter"]),
         ("" if asked is None else str(asked), str(row.get("target"))),
-        row.get("doc_hash"),
-        cluster_of(row.get("doc")) or (" ".join(map(str, media)) if isinstance(media, list) and media else None),
+        str(row["doc_hash"]) if row.get("doc_hash") else None,
+        cluster_of(row.get("doc")) or " ".join(map(str, media)) or None,
         _answer(row),
         {name: row[name] for name in names if name in row},
     )
@@ -130,7 +133,7 @@ def _values(path: Path, doc: str, rows: Sequence[_Row], filters: Sequence[str]) 
     for row, name in zip(rows, names):
         for metric, value in row.values.items():
             # what lmms-eval notes of a document for a metric of all documents
-            is_noted = isinstance(value, Mapping) and as_number(value.get("score")) is not None
+            is_noted = as_number(as_mapping(value).get("score")) is not None
             yield metric_key(metric, str(name)), value["score"] if is_noted else value
 
 
@@ -157,62 +160,60 @@ class _About:
 
     def __init__(self, path: Path, results: Mapping[str, Any], task: str) -> None:
         self.path, self.results, self.task = path, results, task
-        self.settings = self._of("configs", {})
+        self.settings = as_mapping(self._of("configs"))
+        self.config = as_mapping(results.get("config"))
 
-    def _of(self, part: str, default: Any) -> Any:
-        found = self.results.get(part)
-        value = found.get(self.task) if isinstance(found, Mapping) else None
-        return default if value is None else value
+    def _of(self, part: str) -> Any:
+        return as_mapping(self.results.get(part)).get(self.task)
 
     @property
     def model(self) -> str | None:
         name = self.results.get("model_name")
-        given = (self.results.get("config") or {}).get("model_args") or {}
+        given = self.config.get("model_args")
         if isinstance(given, str):
             given = dict(pair.partition("=")[::2] for pair in given.split(","))
+        given = as_mapping(given)
         # of the models of this package one checkpoint is as many models as it has masks
         masked = [f"{key}={given[key]}" for key in ("mask", "skip") if given.get(key) is not None]
         return " ".join([str(name), *masked]) if name else None
 
     @property
     def filters(self) -> list[str]:
-        listed = self.settings.get("filter_list") or []
-        return [str(each.get("name")) for each in listed if isinstance(each, Mapping)]
+        return [str(as_mapping(each).get("name")) for each in as_list(self.settings.get("filter_list"))]
 
     @property
     def means(self) -> dict[str, float]:
-        found = self._of("results", {})
+        found = as_mapping(self._of("results"))
         named = ((key.partition(","), as_number(value)) for key, value in found.items())
         return {metric_key(metric, name): value for (metric, _, name), value in named if name and value is not None}
 
     @property
     def lower_is_better(self) -> frozenset[str]:
-        return frozenset(name for name, better in self._of("higher_is_better", {}).items() if better is False)
+        return frozenset(name for name, better in as_mapping(self._of("higher_is_better")).items() if better is False)
 
     @property
     def split(self) -> str | None:
-        return self.settings.get("test_split") or self.settings.get("validation_split")
+        named = self.settings.get("test_split") or self.settings.get("validation_split")
+        return named if isinstance(named, str) else None
 
     @property
     def binding(self) -> dict[str, Any]:
         if not self.results:
             return {}
         found = {name: _stable(self.settings.get(name)) for name in _BINDING}
-        config = self.results.get("config") or {}
         return found | {
-            "version of the task": self._of("versions", None),
-            "number of examples": self._of("n-shot", None),
+            "version of the task": self._of("versions"),
+            "number of examples": self._of("n-shot"),
             "chat template": self.results.get("chat_template_sha"),
             "system instruction": self.results.get("system_instruction_sha"),
             "examples as turns": bool(self.results.get("fewshot_as_multiturn")),
-            "gen_kwargs": config.get("gen_kwargs") or None,
+            "gen_kwargs": self.config.get("gen_kwargs") or None,
         }
 
     @property
     def noted(self) -> dict[str, Any]:
-        config = self.results.get("config") or {}
         found = {name: self.results[name] for name in _NOTED if self.results.get(name)}
-        told = {"engine": config.get("model"), "dtype": config.get("model_dtype"), "limit": config.get("limit")}
+        told = {name: self.config.get(key) for name, key in _TOLD.items()}
         told |= {"dataset": _stable(self.settings.get("dataset_path"))}
         return found | {name: value for name, value in told.items() if value is not None}
 
@@ -227,8 +228,7 @@ class _About:
 
     def check_number(self, number: int) -> None:
         """Raise ValueError if documents are missing."""
-        expected = self._of("n-samples", {})
-        effective = expected.get("effective") if isinstance(expected, Mapping) else None
+        effective = as_mapping(self._of("n-samples")).get("effective")
         if isinstance(effective, int) and number < effective:
             raise ValueError(
                 f"{self.path}: expected {effective} documents, as the file of results says, got {number}: the file is "
@@ -242,7 +242,7 @@ def _stable(value: Any) -> Any:
 
 
 def _only_task(results: Mapping[str, Any]) -> str | None:
-    tasks = list(results.get("configs") or {})
+    tasks = list(as_mapping(results.get("configs")))
     return str(tasks[0]) if len(tasks) == 1 else None
 
 

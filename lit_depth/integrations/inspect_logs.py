@@ -15,7 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_depth.integrations.sample_logs import LoggedSample, SampleLog, Values, as_number, cluster_of, duplicate
+from lit_depth.integrations.sample_logs import (
+    LoggedSample,
+    SampleLog,
+    Values,
+    as_list,
+    as_mapping,
+    as_number,
+    cluster_of,
+    duplicate,
+)
 from lit_depth.results.reading import read_json
 
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
@@ -46,7 +55,7 @@ def read_inspect_log(path: Path) -> SampleLog:
     scores: dict[str, dict[str, list[float]]] = {}
     values, epochs = Values(), set()
     for sample in samples:
-        name, epoch = str(sample.get("id")), sample.get("epoch", 1)
+        name, epoch = str(sample.get("id")), str(sample.get("epoch", 1))
         if (name, epoch) in epochs:
             raise duplicate(path, name, f"twice in epoch {epoch}")
         epochs.add((name, epoch))
@@ -72,7 +81,7 @@ def read_inspect_log(path: Path) -> SampleLog:
         model=_model(about),
         samples={name: sample._replace(values=values.of(name)) for name, sample in found.items()},
         refused=values.refused,
-        means=_means(header.get("results") or {}),
+        means=_means(as_mapping(header.get("results"))),
         binding=_binding(header, about),
         noted=_noted(about),
         remarks=(f"{path.name}: scores of {several} epochs were averaged.",) if several > 1 else (),
@@ -81,10 +90,10 @@ def read_inspect_log(path: Path) -> SampleLog:
 
 def _about(sample: Mapping[str, Any]) -> LoggedSample:
     """What a sample asks, of which image, and what was answered."""
-    asked = [_text(sample.get("input")), *map(str, sample.get("choices") or ())]
-    answers = [score.get("answer") for score in (sample.get("scores") or {}).values() if isinstance(score, Mapping)]
+    asked = [_text(sample.get("input")), *map(str, as_list(sample.get("choices")))]
+    answers = [as_mapping(score).get("answer") for score in as_mapping(sample.get("scores")).values()]
     told = next((answer for answer in answers if isinstance(answer, str)), None)
-    completion = (sample.get("output") or {}).get("completion")
+    completion = as_mapping(sample.get("output")).get("completion")
     answer = told if told is not None else completion if isinstance(completion, str) else None
     target = json.dumps(sample.get("target"), sort_keys=True)
     return LoggedSample(("\n".join(asked), target), None, cluster_of(sample.get("metadata")), answer, {})
@@ -94,13 +103,13 @@ def _text(asked: Any) -> str:
     """The words of an input, which is a text or messages; ids of messages differ from run to run."""
     if isinstance(asked, str):
         return asked
-    contents = [each.get("content") for each in asked or () if isinstance(each, Mapping)]
+    contents = [as_mapping(each).get("content") for each in as_list(asked)]
     parts = [part for content in contents for part in (content if isinstance(content, list) else [content])]
     return "\n".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in parts)
 
 
 def _scores(sample: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for scorer, score in (sample.get("scores") or {}).items():
+    for scorer, score in as_mapping(sample.get("scores")).items():
         value = score.get("value") if isinstance(score, Mapping) else score
         if isinstance(value, Mapping):
             yield from ((f"{scorer}.{name}", each) for name, each in value.items())
@@ -130,37 +139,36 @@ def _number(value: Any) -> float | None:
 
 def _model(about: Mapping[str, Any]) -> str:
     """The checkpoint's folder where one was given, else the name."""
-    given = about.get("model_args") or {}
-    path = given.get("model_path") if isinstance(given, Mapping) else None
+    path = as_mapping(about.get("model_args")).get("model_path")
     return str(path or about.get("model") or "").removeprefix("hf/").removeprefix("vllm/")
 
 
 def _means(results: Mapping[str, Any]) -> dict[str, float]:
     """Inspect's own means: ``accuracy``, or ``mean``, of each scorer."""
     found = {}
-    for score in results.get("scores") or ():
-        name, scorer, metrics = score.get("name"), score.get("scorer"), score.get("metrics") or {}
-        mean = as_number((metrics.get("accuracy") or metrics.get("mean") or {}).get("value"))
+    for score in map(as_mapping, as_list(results.get("scores"))):
+        name, scorer, metrics = score.get("name"), score.get("scorer"), as_mapping(score.get("metrics"))
+        mean = as_number(as_mapping(metrics.get("accuracy") or metrics.get("mean")).get("value"))
         if mean is not None:
-            found[name if name == scorer else f"{scorer}.{name}"] = mean
+            found[str(name) if name == scorer else f"{scorer}.{name}"] = mean
     return found
 
 
 def _binding(header: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    plan = header.get("plan") or {}
+    plan = as_mapping(header.get("plan"))
     return {
         "version of the task": about.get("task_version"),
         "arguments of the task": about.get("task_args"),
-        "dataset": (about.get("dataset") or {}).get("name"),
-        "generation": {**(plan.get("config") or {}), **(about.get("model_generate_config") or {})},
-        "scorers": [each.get("name") for each in about.get("scorers") or ()],
+        "dataset": as_mapping(about.get("dataset")).get("name"),
+        "generation": {**as_mapping(plan.get("config")), **as_mapping(about.get("model_generate_config"))},
+        "scorers": [as_mapping(each).get("name") for each in as_list(about.get("scorers"))],
     }
 
 
 def _noted(about: Mapping[str, Any]) -> dict[str, Any]:
-    versions = {f"{name} version": version for name, version in (about.get("packages") or {}).items()}
+    versions = {f"{name} version": version for name, version in as_mapping(about.get("packages")).items()}
     engine = str(about.get("model") or "").partition("/")[0]
-    return {**versions, "engine": engine, "epochs": (about.get("config") or {}).get("epochs") or 1}
+    return {**versions, "engine": engine, "epochs": as_mapping(about.get("config")).get("epochs") or 1}
 
 
 # ---- files
@@ -184,7 +192,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
             raise ValueError(f"{path}: {error}") from error
         if not isinstance(log, dict):
             raise ValueError(f"{path}: expected a log of Inspect, a JSON object")
-        return log, iter([each for each in log.get("samples") or () if isinstance(each, dict)])
+        return log, iter([each for each in as_list(log.get("samples")) if isinstance(each, dict)])
     try:
         archive = zipfile.ZipFile(path)
         names = archive.namelist()

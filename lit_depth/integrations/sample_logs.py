@@ -99,6 +99,24 @@ class Values:
         return {name: value for name, value in self._found.get(sample, {}).items() if name not in self.refused}
 
 
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """A value where it is an object; an empty one of anything else, which a damaged file may hold.
+
+    >>> as_mapping({"a": 1}), as_mapping([1]), as_mapping(None)
+    ({'a': 1}, {}, {})
+    """
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """The same of lists.
+
+    >>> as_list([1]), as_list("abc")
+    ([1], [])
+    """
+    return value if isinstance(value, list) else []
+
+
 def as_number(value: Any) -> float | None:
     """A value as a finite number; None if it is none.
 
@@ -123,11 +141,8 @@ def cluster_of(*about: Any) -> str | None:
     >>> cluster_of({"question": "?", "image_id": 7}), cluster_of({"image": {"bytes": "..."}}, None)
     ('7', None)
     """
-    for fields in about:
-        for key in CLUSTER_KEYS if isinstance(fields, Mapping) else ():
-            if isinstance(fields.get(key), (str, int)):
-                return str(fields[key])
-    return None
+    named = (fields[key] for fields in map(as_mapping, about) for key in CLUSTER_KEYS if key in fields)
+    return next((str(value) for value in named if isinstance(value, (str, int))), None)
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

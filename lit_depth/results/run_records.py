@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.measures import metric_label
-from lit_depth.results.reading import read_object
+from lit_depth.results.reading import read_json, read_object
 from lit_depth.results.records import read_records
 from lit_depth.results.store import MANIFEST
 
@@ -101,9 +101,12 @@ def read_run(folder: str | Path) -> RunRecords:
         )
     try:
         manifest = read_object(folder / MANIFEST)
+        arguments, model = manifest.get("arguments"), manifest.get("model")
+        if not isinstance(arguments, dict) or not isinstance(model, dict):
+            raise ValueError("expected arguments and model of a run in it")
     except ValueError as error:
         raise ValueError(f"--run: {folder / MANIFEST}: {error}") from error
-    arguments, entries = manifest.get("arguments") or {}, _entries(folder)
+    entries = _entries(folder)
     metrics = dict(zip(arguments.get("data.tasks") or (), arguments.get("data.metrics") or ()))
     tasks = {
         name: TaskRecords(name, metric_label(str(metrics.get(name, "score"))), frame, entries.get(name, {}))
@@ -114,7 +117,7 @@ def read_run(folder: str | Path) -> RunRecords:
             f"--run: {folder} has no records of answers that were scored: give a run of compare, "
             "importance, search or select"
         )
-    return RunRecords(folder, arguments, manifest.get("model") or {}, tasks)
+    return RunRecords(folder, arguments, model, tasks)
 
 
 def _frames(folder: Path, arguments: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
@@ -150,8 +153,12 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
     for file in sorted(folder.glob("*.json")):
         if file.name == MANIFEST:
             continue
-        result = read_object(file)
-        for entry in [result, *(result.get("tasks") or ())]:
+        try:
+            result = read_json(file)
+        except ValueError as error:
+            raise ValueError(f"--run: {file}: {error}") from error
+        several = result.get("tasks") if isinstance(result, dict) else None
+        for entry in [result, *(several if isinstance(several, list) else ())]:
             if isinstance(entry, dict) and "baseline" in entry and isinstance(entry.get("task"), str):
                 found[entry["task"]] = entry
     return found

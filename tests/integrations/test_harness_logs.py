@@ -7,6 +7,7 @@ import json
 import pytest
 
 from lit_depth.integrations.harness_logs import read_harness_log
+from tests.helpers.junk import with_junk
 from tests.helpers.sample_logs import lm_eval_row, lmms_eval_row, write_lines, write_lm_eval, write_lmms_eval
 
 
@@ -119,3 +120,32 @@ def test_one_checkpoint_under_several_masks_is_several_models(given, model, tmp_
     rows = [lm_eval_row(doc, {"acc": 1.0}) for doc in range(2)]
     path = write_lm_eval(tmp_path, rows, model="a/b", config={"model": "lit_depth", "model_args": given})
     assert read_harness_log(path).model == model
+
+
+@pytest.mark.parametrize("write", [write_lm_eval, write_lmms_eval])
+def test_junk_anywhere_is_read_or_refused_in_words(write, tmp_path):
+    make = lm_eval_row if write is write_lm_eval else lmms_eval_row
+    rows = [make(doc, {"acc": 1.0, "noted": {"score": 0.5}}) for doc in range(2)]
+    path = write(tmp_path, rows, "task")
+    (beside,) = tmp_path.glob("*.json")
+    results = json.loads(beside.read_text())
+    outcomes = set()
+    for where, changed in with_junk(results, 4):
+        beside.write_text(json.dumps(changed))
+        outcomes.add(_read_or_refused(path, where))
+    beside.write_text(json.dumps(results))
+    for where, changed in with_junk(rows[0], 3):
+        write_lines(path, [changed, rows[1]])
+        outcomes.add(_read_or_refused(path, where))
+    assert outcomes == {True, False}
+
+
+def _read_or_refused(path, where: str) -> bool:
+    try:
+        log = read_harness_log(path)
+    except ValueError as error:
+        assert str(path.parent) in str(error), where
+        return False
+    assert all(isinstance(value, float) for each in log.samples.values() for value in each.values.values()), where
+    assert isinstance(log.metrics, list) and isinstance(log.split, str | None) and log.binding == log.binding
+    return True

@@ -10,6 +10,7 @@ import pytest
 
 from lit_depth.integrations.inspect_logs import is_inspect_log, read_inspect_log
 from tests.helpers.inspect_log import INSPECT_LOG, parts_of, write_eval, write_json_log
+from tests.helpers.junk import with_junk
 
 
 def test_a_log_as_inspect_wrote_it_is_packed_by_zstandard_and_read():
@@ -105,3 +106,23 @@ def test_what_is_refused(tmp_path):
 def test_other_json_is_no_log(tmp_path: Path):
     (tmp_path / "a.json").write_text(json.dumps({"results": {}}))
     assert not is_inspect_log(tmp_path / "a.json")
+
+
+def test_junk_anywhere_is_read_or_refused_in_words(tmp_path):
+    header, samples = parts_of(INSPECT_LOG)
+    kept = ("id", "epoch", "input", "target", "choices", "output", "scores", "metadata")
+    about = {key: header[key] for key in ("status", "plan", "results")}
+    about["eval"] = {key: value for key, value in header["eval"].items() if key != "model_args"} | {"model_args": {}}
+    content = {**about, "samples": [{key: each.get(key) for key in kept} for each in samples[:2]]}
+    outcomes = set()
+    for where, changed in with_junk(content, 4):
+        path = tmp_path / "log.json"
+        path.write_text(json.dumps(changed))
+        try:
+            log = read_inspect_log(path)
+            assert all(isinstance(each, float) for sample in log.samples.values() for each in sample.values.values())
+            outcomes.add(True)
+        except ValueError as error:
+            assert str(path) in str(error), where
+            outcomes.add(False)
+    assert outcomes == {True, False}

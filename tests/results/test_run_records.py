@@ -50,7 +50,11 @@ def test_what_the_result_says_of_a_task_is_found(tmp_path):
     write_run(tmp_path, "t", {"11": {"a": 1.0}})
     entry = {"task": "t", "baseline": {"beaten": False}, "full": {"quality": 0.5}}
     (tmp_path / "m5_mask_strategy_comparison.json").write_text(json.dumps({"task": "mean", "tasks": [entry]}))
+    (tmp_path / "masking_results.json").write_text("[1]")
     assert read_run(tmp_path).tasks["t"].entry == entry
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(ValueError, match="--run: .*search.json: it is no JSON"):
+        read_run(tmp_path)
 
 
 def test_what_is_no_run(tmp_path):
@@ -61,6 +65,9 @@ def test_what_is_no_run(tmp_path):
         read_run(tmp_path / "empty")
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="manifest.json: it is no JSON"):
+        read_run(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"arguments": []}')
+    with pytest.raises(ValueError, match="manifest.json: expected arguments and model of a run"):
         read_run(tmp_path)
     write_run(tmp_path / "foreign", "t", {"11": {"a": 1.0}})
     manifest = json.loads((tmp_path / "foreign" / "manifest.json").read_text()) | {"run": "another"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_depth.functional.masks import MaskSet
-from lit_depth.integrations.sample_logs import SampleLog
+from lit_depth.integrations.sample_logs import SampleLog, as_mapping
 from lit_depth.results.reading import read_object
 from lit_depth.results.run_records import RunRecords
 from lit_depth.studies.export.certificate import CERTIFICATE, sha256_of
@@ -129,7 +129,7 @@ def _without(blocks: Sequence[int], run: RunRecords | None) -> str:
 
 def _check_source(certificate: Mapping[str, Any], run: RunRecords) -> None:
     """Refuse an export of another model than the run's, as far as the digests of small files tell."""
-    source, ours = (certificate.get("sha256") or {}).get("source") or {}, run.model.get("files") or {}
+    source, ours = as_mapping(as_mapping(certificate.get("sha256")).get("source")), as_mapping(run.model.get("files"))
     for name in sorted(source.keys() & ours.keys()):
         # a digest of weights is made in another way
         if name.endswith(".json") and not str(source[name]).startswith(str(ours[name])):
