@@ -11,7 +11,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,29 +51,7 @@ def read_inspect_log(path: Path) -> SampleLog:
             f"{path}: expected a run that has ended, this one has the status {header.get('status')!r}: "
             "`inspect eval-retry` completes it"
         )
-    found: dict[str, LoggedSample] = {}
-    scores: dict[str, dict[str, list[float]]] = {}
-    values, epochs = Values(), set()
-    for sample in samples:
-        name, epoch = str(sample.get("id")), str(sample.get("epoch", 1))
-        if (name, epoch) in epochs:
-            raise duplicate(path, name, f"twice in epoch {epoch}")
-        epochs.add((name, epoch))
-        found[name] = _about(sample)
-        for metric, value in _scores(sample):
-            number = _number(value)
-            if number is None:
-                values.add(name, metric, value)
-            elif math.isfinite(number):  # NaN is a sample without a score
-                scores.setdefault(name, {}).setdefault(metric, []).append(number)
-    for name, of_sample in scores.items():
-        for metric, numbers in of_sample.items():
-            values.add(name, metric, math.fsum(numbers) / len(numbers))
-    if not found:
-        raise ValueError(f"{path}: there are no samples in it (written with --no-log-samples?)")
-    several = len({epoch for _, epoch in epochs})
-    if several > 1:
-        found = {name: sample._replace(answer=None) for name, sample in found.items()}
+    found, values, several = _read_samples(path, samples)
     return SampleLog(
         path=path,
         harness="inspect",
@@ -86,6 +64,33 @@ def read_inspect_log(path: Path) -> SampleLog:
         noted=_noted(about),
         remarks=(f"{path.name}: scores of {several} epochs were averaged.",) if several > 1 else (),
     )
+
+
+def _read_samples(path: Path, samples: Iterable[Mapping[str, Any]]) -> tuple[dict[str, LoggedSample], Values, int]:
+    """Samples without their values, these (means over epochs), and the number of epochs."""
+    found: dict[str, LoggedSample] = {}
+    scores: dict[tuple[str, str], list[float]] = {}
+    values, epochs = Values(), set()
+    for sample in samples:
+        name, epoch = str(sample.get("id")), str(sample.get("epoch", 1))
+        if (name, epoch) in epochs:
+            raise duplicate(path, name, f"twice in epoch {epoch}")
+        epochs.add((name, epoch))
+        found[name] = _about(sample)
+        for metric, value in _scores(sample):
+            number = _number(value)
+            if number is None:
+                values.add(name, metric, value)
+            elif not math.isnan(number):  # NaN is a sample without a score
+                scores.setdefault((name, metric), []).append(number)
+    if not found:
+        raise ValueError(f"{path}: there are no samples in it (written with --no-log-samples?)")
+    for (name, metric), numbers in scores.items():
+        values.add(name, metric, math.fsum(numbers) / len(numbers))
+    several = len({epoch for _, epoch in epochs})
+    if several > 1:  # each has an answer of its own
+        found = {name: sample._replace(answer=None) for name, sample in found.items()}
+    return found, values, several
 
 
 def _about(sample: Mapping[str, Any]) -> LoggedSample:

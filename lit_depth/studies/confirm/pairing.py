@@ -40,6 +40,18 @@ class Ours(NamedTuple):
         )
 
 
+class Match(NamedTuple):
+    """Samples of two logs that are the same document.
+
+    Attributes:
+        by: What tells: ``id`` or ``doc_hash``.
+        ids: The whole model's id of each sample of the exported one's.
+    """
+
+    by: str
+    ids: Mapping[str, str]
+
+
 class Pair(NamedTuple):
     """An exported model against the whole one, on one task.
 
@@ -118,33 +130,29 @@ def pair(
         ValueError: If no sample is shared, both logs asked the same documents otherwise, or there are fewer than two.
     """
     mine = _scores(log, metric)
+    match = Match("id", {sample: sample for sample in mine})
     remarks = _unscored(log, mine, metric)
-    matched_by, id_there = "id", {sample: sample for sample in mine}
     there: Mapping[str, float] = {}
     if whole is not None:
         check_same_evaluation(log, whole)
-        matched_by, id_there = _match(log, whole, list(mine))
-        there = _scores(whole, metric)
+        match, there = match_samples(log, whole, list(mine)), _scores(whole, metric)
         remarks += _unscored(whole, there, metric)
-    if matched_by != "id":
+    if match.by != "id":
         remarks.append(f"{log.task}: documents have other numbers in the two logs, and were matched by their hashes.")
     records = None
-    if ours is not None and mask is not None and matched_by == "id" and (confirms or whole is None):
+    # our records know the numbers of documents alone
+    if ours is not None and mask is not None and match.by == "id" and (confirms or whole is None):
         records = _our_records(log, metric, mask if confirms else ours.full_id, ours)
     if whole is None and records is not None:
         there = dict(zip(records.samples, records.full))
-    samples = [sample for sample in mine if id_there.get(sample) in there]
+    samples = [sample for sample in mine if match.ids.get(sample) in there]
     if not samples:
         raise ValueError(_no_overlap(log, whole, ours, mine, there))
-    shared, used = set(samples), {id_there[sample] for sample in samples}
-    unmatched = {
-        "of the exported model alone": [sample for sample in mine if sample not in shared],
-        "of the whole model alone": [] if whole is None else [sample for sample in there if sample not in used],
-    }
+    used = {match.ids[sample] for sample in samples}
+    alone = [] if whole is None else [sample for sample in there if sample not in used]
+    unmatched = _unmatched(mine, alone, samples, records)
     if records is not None:
-        unmatched["of our run alone"] = [sample for sample in records.samples if sample not in shared]
-        unmatched["without a record of our run"] = [sample for sample in samples if sample not in set(records.samples)]
-        records = records.of(shared)
+        records = records.of(set(samples))
         if records.samples and records.role != REPORTED:
             remarks.append(f"{log.task}: our records are of samples that masks were selected on ({records.role}).")
     return Pair(
@@ -153,14 +161,30 @@ def pair(
         mask=mask,
         samples=samples,
         clusters=_clusters(log, samples, records),
-        whole=np.array([there[id_there[sample]] for sample in samples]),
+        whole=np.array([there[match.ids[sample]] for sample in samples]),
         exported=np.array([mine[sample] for sample in samples]),
         ours=records if records is not None and records.samples and confirms else None,
-        unmatched={side: found for side, found in unmatched.items() if found},
-        matched_by=matched_by,
+        unmatched=unmatched,
+        matched_by=match.by,
         whole_is_ours=whole is None,
         remarks=tuple(remarks),
     )
+
+
+def _unmatched(
+    mine: Collection[str], of_whole: list[str], samples: Sequence[str], records: Ours | None
+) -> dict[str, list[str]]:
+    """Samples that are not in all sides, by a description of the side."""
+    shared = set(samples)
+    found = {
+        "of the exported model alone": [sample for sample in mine if sample not in shared],
+        "of the whole model alone": of_whole,
+    }
+    if records is not None:
+        own = set(records.samples)
+        found["of our run alone"] = [sample for sample in records.samples if sample not in shared]
+        found["without a record of our run"] = [sample for sample in samples if sample not in own]
+    return {side: some for side, some in found.items() if some}
 
 
 def _scores(log: SampleLog, metric: str) -> dict[str, float]:
@@ -234,21 +258,24 @@ def noted_differences(log: SampleLog, whole: SampleLog) -> list[str]:
     return [f"{name}: {_short(whole.noted.get(name))} and {_short(log.noted.get(name))}" for name in differing]
 
 
-def _match(log: SampleLog, whole: SampleLog, wanted: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """What identifies a sample in two logs, and the whole model's id of each sample of the exported one's.
+def match_samples(log: SampleLog, whole: SampleLog, wanted: Sequence[str]) -> Match:
+    """Which samples of the whole model's log are those of the exported one's.
 
     Ids are numbers of documents: where these were counted otherwise, the hash of the document tells.
+
+    Raises:
+        ValueError: If a document that both have was not asked alike.
     """
     shared = [sample for sample in wanted if sample in whole.samples]
     other = [sample for sample in shared if log.samples[sample].asked != whole.samples[sample].asked]
     if not other:
-        return "id", {sample: sample for sample in wanted}
+        return Match("id", {sample: sample for sample in wanted})
     by_hash = _by_hash(log), _by_hash(whole)
     if None not in by_hash:
         mine, theirs = (dict(each or {}) for each in by_hash)
         found = {mine[name]: theirs[name] for name in mine.keys() & theirs.keys()}
         if found and all(log.samples[one].asked == whole.samples[two].asked for one, two in found.items()):
-            return "doc_hash", found
+            return Match("doc_hash", found)
     first = other[0]
     parts = ["prompts", "targets"]
     differ = [part for part, one, two in zip(parts, log.samples[first].asked, whole.samples[first].asked) if one != two]
