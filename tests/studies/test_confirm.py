@@ -90,6 +90,9 @@ def test_an_offset_of_an_engine_that_moves_both_models_alike_is_no_difference_of
     found = pair_of(ours_full - 0.25, ours_masked - 0.25, (ours_full, ours_masked))
     (row,) = described(found)["rows"]
     assert row["ours"]["verdict"] == SAME and row["ours"]["equal_scores"] == 0.0 and not row["bounded"]
+    told = as_text(report(described(found) | {"remarks": [], "files": []}))
+    assert "the whole model, too, scores otherwise there than here; 0.0% of its scores are equal" in told
+    assert "leave 0 to 1, so intervals are Student's" in told
 
 
 def test_no_verdict_where_the_full_model_does_no_better_than_a_constant():

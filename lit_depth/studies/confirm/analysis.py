@@ -93,7 +93,7 @@ def _verdict(found: FamilyRow, confidence: float) -> str:
 def _agreement(pair: Pair, found: FamilyRow, confidence: float, tolerance: float) -> dict[str, Any]:
     """How the drop that was measured elsewhere stands to ours, on the samples of both."""
     theirs, mine, images = pair.drops_on_ours()
-    scores, answers = pair.equal_scores(), pair.equal_answers()
+    (whole, scores), answers = pair.equal_scores(), pair.equal_answers()
     assert pair.ours is not None
     other = [sample for sample, equal in zip(pair.ours.samples, scores) if not equal]
     return {
@@ -106,6 +106,7 @@ def _agreement(pair: Pair, found: FamilyRow, confidence: float, tolerance: float
         "difference_simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
         "p_value": found.p_value,
         "p_holm": found.p_holm,
+        "equal_scores_whole": float(whole.mean()),
         "equal_scores": float(scores.mean()),
         "equal_answers": float(np.mean(answers)) if answers else None,
         "first_other_scores": other[:3],

@@ -94,11 +94,14 @@ class Pair(NamedTuple):
         chosen = [places[sample] for sample in self.ours.samples]
         return self.drop[chosen], self.ours.full - self.ours.masked, self.ours.images
 
-    def equal_scores(self) -> Floats:
-        """Of the samples of our run: whether the exported model scored there as the mask did here."""
+    def equal_scores(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Of the samples of our run: whether the whole, and the exported, model scored there as they did here."""
         assert self.ours is not None
-        places = dict(zip(self.samples, self.exported))
-        return np.isclose([places[sample] for sample in self.ours.samples], self.ours.masked, rtol=0, atol=_EQUAL)
+        places = {sample: place for place, sample in enumerate(self.samples)}
+        chosen = [places[sample] for sample in self.ours.samples]
+        both = ((self.whole, self.ours.full), (self.exported, self.ours.masked))
+        whole, exported = (np.isclose(theirs[chosen], mine, rtol=0, atol=_EQUAL) for theirs, mine in both)
+        return whole, exported
 
     def equal_answers(self) -> list[bool]:
         """Of those of them where both answers are known: whether they are the same, apart from white space."""

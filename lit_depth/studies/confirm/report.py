@@ -19,7 +19,8 @@ def report(result: Mapping[str, Any]) -> Report:
     if any(row["ours"] for row in rows):
         sections.append(Section("Against our records", _confirmed_text(result), _confirmations(result)))
     unmatched = [_unmatched(row) for row in rows if row["unmatched"]]
-    told = [*dict.fromkeys(unmatched), *result["remarks"]]
+    told = [*dict.fromkeys([*map(_other_whole, rows), *unmatched]), *result["remarks"]]
+    told = [each for each in told if each]
     if told:
         sections.append(Section("Samples and settings", "\n\n".join(told)))
     files = [[file["of"], file["task"], file["path"], file["sha256"][:16]] for file in result["files"]]
@@ -129,6 +130,16 @@ def _confirmations(result: Mapping[str, Any]) -> Table:
         "",
     ]
     return Table(columns, rows)
+
+
+def _other_whole(row: Mapping[str, Any]) -> str:
+    """That the whole model does not score there as here, which is no matter of the mask."""
+    share = 1.0 if row["ours"] is None else row["ours"]["equal_scores_whole"]
+    if share == 1:
+        return ""
+    return (
+        f"{row['task']}: the whole model, too, scores otherwise there than here; {share:.1%} of its scores are equal."
+    )
 
 
 def _unmatched(row: Mapping[str, Any]) -> str:
