@@ -14,6 +14,7 @@ from lit_depth import DepthModule
 from lit_depth.callbacks import MaskSweep
 from lit_depth.data import DepthDataModule, get_task
 from lit_depth.integrations.lmms_eval import cut
+from lit_depth.integrations.log_files import read_logs
 from tests.helpers.harness_pictures import NUM_ROWS, SHIPPED, own_run, write_rows
 from tests.helpers.tiny_checkpoints import write_llava
 
@@ -84,6 +85,31 @@ def test_scores_are_lmms_evals_own(name, checkpoint, tmp_path, monkeypatch):
         if name == "pope":
             assert ours.loc[mask]["score"].mean() == theirs["results"][name]["pope_accuracy,none"]
     assert SHIPPED[name][2] is None or len(set(seen)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pope", "mme", "ai2d", "docvqa_val"])
+def test_the_files_that_it_writes_are_read_as_it_scored(name, checkpoint, tmp_path, monkeypatch):
+    from lmms_eval.loggers import EvaluationTracker
+
+    monkeypatch.chdir(tmp_path)
+    found = own_run(name, write_rows(tmp_path / "rows", name), checkpoint, "1101")
+    samples = found.pop("samples")
+    scored = {each["doc_id"]: dict(each) for each in samples[name]}
+    tracker = EvaluationTracker(output_path=str(tmp_path / "there"))
+    tracker.general_config_tracker.log_experiment_args("hf", f"pretrained={checkpoint}", "", "", False)
+    tracker.save_results_aggregated(results=found, samples=samples, datetime_str="20260102_030405")
+    tracker.save_results_samples(task_name=name, samples=samples[name])
+    (log,), remarks = read_logs([tmp_path / "there"])
+    assert (log.harness, log.task, log.model, remarks) == ("lmms_eval", name, str(checkpoint), [])
+    assert log.split == SHIPPED[name][1] and len(log.samples) == NUM_ROWS
+    end = ",flexible-extract" if name == "ai2d" else ""
+    for doc, each in scored.items():
+        scores = {metric: value for metric, value in each.items() if _rates(metric, value)}
+        expected = {f"{m}{end}": float(v["score"] if isinstance(v, dict) else v) for m, v in scores.items()}
+        assert log.samples[str(doc)].values == expected and expected
+        assert log.samples[str(doc)].answer == each["resps"][0][0]
+        assert log.samples[str(doc)].asked[0] and log.samples[str(doc)].asked[1] == str(each["target"])
 
 
 def _rates(metric: str, value: Any) -> bool:

@@ -10,6 +10,7 @@ from lit_depth.functional.statistics.intervals import (
     mean_intervals,
     paired_comparisons,
     paired_intervals,
+    separate_comparisons,
 )
 from lit_depth.functional.statistics.paired_tests import holm, pairwise_sign_flip_tests, sign_flip_tests
 from lit_depth.functional.statistics.rank import RankCorrelation, spearman
@@ -29,6 +30,7 @@ __all__ = [
     "paired_comparisons",
     "paired_intervals",
     "pairwise_sign_flip_tests",
+    "separate_comparisons",
     "sign_flip_tests",
     "spearman",
 ]

@@ -8,7 +8,7 @@ others among them is too narrow: it rests on a variance that the sample hardly s
 for what was not seen, which is what `paired_intervals` adds; see ``docs/statistics.md`` for the simulated coverage.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -146,12 +146,51 @@ def paired_comparisons(
         p 0.031 [0.002, 0.047], together p 0.031 [0.000, 0.052]
     """
     check_share(confidence=confidence)
-    sums = sum_clusters(differences, clusters, tasks, score_range)
-    rows, alpha = len(sums.values), 1 - confidence
-    p_values = flip_clusters(sums.values, max(num_permutations, int(_RESOLUTION * rows / alpha)), seed)
+    return _family([sum_clusters(differences, clusters, tasks, score_range)], confidence, scale, num_permutations, seed)
+
+
+def separate_comparisons(
+    differences: Sequence[ArrayLike],
+    clusters: Sequence[Labels | None],
+    confidence: float = 0.95,
+    *,
+    score_ranges: Sequence[float | None],
+    num_permutations: int = 10_000,
+    seed: int = 0,
+) -> list[FamilyRow]:
+    """Differences that each have samples of their own, as those of several tasks, as one family.
+
+    Args:
+        differences: Of each row ``[num_samples of the row]``.
+        clusters: Of each row; for this and all others see :func:`paired_comparisons`.
+
+    Example:
+        >>> rows = separate_comparisons([[1.0] * 9 + [0.0] * 247, [1.0] * 6], [None, None], score_ranges=[1.0, 1.0])
+        >>> [(round(row.p_value, 3), round(row.p_holm, 3)) for row in rows]
+        [(0.004, 0.008), (0.031, 0.031)]
+    """
+    check_share(confidence=confidence)
+    parts = [
+        sum_clusters(np.asarray(row, dtype=np.float64)[None], labels, None, score_range)
+        for row, labels, score_range in zip(differences, clusters, score_ranges, strict=True)
+    ]
+    return _family(parts, confidence, 1.0, num_permutations, seed) if parts else []
+
+
+def _family(
+    parts: Sequence[ClusterSums], confidence: float, scale: float, num_permutations: int, seed: int
+) -> list[FamilyRow]:
+    """Rows of all parts as one family; the rows of a part share their samples."""
+    rows, alpha = sum(len(part.values) for part in parts), 1 - confidence
+    draws = max(num_permutations, int(_RESOLUTION * rows / alpha))
+    p_values = np.concatenate([flip_clusters(part.values, draws, seed) for part in parts])
     adjusted = holm(p_values)
-    single = _dual_intervals(sums, confidence, p_values < alpha, scale)
-    together = _dual_intervals(sums, 1 - alpha / max(rows, 1), adjusted < alpha, scale)
+    single: list[Interval] = []
+    together: list[Interval] = []
+    for part in parts:
+        own = slice(len(single), len(single) + len(part.values))
+        single += _dual_intervals(part, confidence, p_values[own] < alpha, scale)
+        together += _dual_intervals(part, 1 - alpha / max(rows, 1), adjusted[own] < alpha, scale)
     return [FamilyRow(*row) for row in zip(single, p_values.tolist(), adjusted.tolist(), together)]
 
 

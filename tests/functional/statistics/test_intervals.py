@@ -12,9 +12,11 @@ from scipy import stats
 
 from lit_depth.functional.statistics import (
     Interval,
+    holm,
     mean_intervals,
     paired_comparisons,
     paired_intervals,
+    separate_comparisons,
     sign_flip_tests,
 )
 from tests.helpers.simulated import clustered, paired_interval, score_table, sign_flip_test
@@ -251,6 +253,27 @@ def test_a_family_is_cut_at_zero_by_holm_and_has_bonferroni_limits() -> None:
             assert bonferroni[2].high >= 0 > family[2].simultaneous.high > -1e-300
         else:
             assert family[2].simultaneous.high == pytest.approx(bonferroni[2].high) and bonferroni[2].high > 0
+
+
+def test_rows_with_samples_of_their_own_are_one_family() -> None:
+    generator = np.random.default_rng(3)
+    rows = [generator.integers(-1, 2, size=n).astype(float) for n in (40, 40, 90)]
+    rows[2] -= 0.5
+    clusters = [[str(i // 2) for i in range(40)], None, None]
+    found = separate_comparisons(rows, clusters, score_ranges=[1.0, 1.0, None])
+    alone = [
+        paired_comparisons([row], labels, 0.95, score_range=score_range)[0]
+        for row, labels, score_range in zip(rows, clusters, [1.0, 1.0, None])
+    ]
+    # each row by itself is what it is alone; together they have Holm's p-values and Bonferroni's level
+    assert [(row.interval, row.p_value) for row in found] == [(row.interval, row.p_value) for row in alone]
+    assert [row.p_holm for row in found] == holm([row.p_value for row in alone]).tolist()
+    wide = paired_comparisons([rows[2]], None, 1 - 0.05 / 3, score_range=None)[0]
+    assert (found[2].simultaneous.low, found[2].simultaneous.high) == (wide.interval.low, wide.interval.high)
+    # of the same samples they are the family of one table
+    together = paired_comparisons(rows[:2])
+    assert separate_comparisons(rows[:2], [None, None], score_ranges=[1.0, 1.0]) == together
+    assert separate_comparisons([], [], score_ranges=[]) == []
 
 
 def test_a_large_family_of_sampled_tests_can_reject() -> None:
