@@ -20,6 +20,7 @@ from lit_depth.results.store import (
     write_manifest,
     write_parquet,
 )
+from lit_depth.results.terminal import tell
 from lit_depth.studies.confirm.analysis import describe
 from lit_depth.studies.confirm.choosing import choose_metric, find_ours
 from lit_depth.studies.confirm.exports import Export, exports_of, file_sha256, logs_of_whole
@@ -211,4 +212,4 @@ def _publish(
         page = write_page(folder, told, {}, identity["arguments"])
         write_json(folder / RESULT, result)
     written = [folder / RESULT, folder / "records.parquet", page]
-    print("\n".join([as_text(told), "", "written:", *(f"  {path}" for path in written)]))
+    tell("\n".join([as_text(told), "", "written:", *(f"  {path}" for path in written)]), result)
