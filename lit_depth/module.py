@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -24,6 +24,7 @@ from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model
 from lit_depth.models.prompting import prompter_for
+from lit_depth.models.quantization import Quantization, is_quantized
 from lit_depth.models.router_loss import has_experts, router_loss
 from lit_depth.models.serving import check_serves
 
@@ -45,6 +46,10 @@ class DepthModule(LightningModule):
         checkpoint: ``bundled``, a checkpoint folder, or an id on the hub (``organisation/name``).
         revision: Branch, tag or commit on the hub.
         dtype: Number format of the weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+        quantization: Quantise the weights while they are loaded, by bitsandbytes: ``int8`` or ``nf4`` (4 bits);
+            ``none`` = leave them as stored.
+        device_map: Where the model lies: ``auto`` (what fits on the GPUs, the rest in memory and on the disk), a
+            device, or devices by the names of modules; null = the trainer's device.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; null = the model's default.
         trust_remote_code: Run code that comes with the checkpoint.
         processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
@@ -79,6 +84,8 @@ class DepthModule(LightningModule):
         checkpoint: str = "bundled",
         revision: str | None = None,
         dtype: str = "auto",
+        quantization: Quantization = "none",
+        device_map: str | dict[str, int | str] | None = None,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
@@ -111,8 +118,15 @@ class DepthModule(LightningModule):
             self.model, self.processor = new_model(checkpoint, **source, processor_kwargs=processor_kwargs)
         else:
             self.model, self.processor = load_checkpoint(
-                checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
+                checkpoint,
+                dtype=dtype,
+                quantization=quantization,
+                device_map=device_map,
+                **source,
+                processor_kwargs=processor_kwargs,
             )
+        # it stays where it was put when it was loaded
+        self.is_placed = device_map is not None or is_quantized(self.model)
         self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
         check_serves(self.prompter, self.model, processor_kwargs)
         if answer_after is not None and not answer_after.strip():
@@ -133,6 +147,33 @@ class DepthModule(LightningModule):
         # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
         self.requested_masks: MaskSet | None = None
         self.on_mask: Callable[[], None] = lambda: None
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong: of a model on several devices the one that it begins on."""
+        if not self.is_placed:
+            return super().device
+        return next(weight.device for weight in self.model.parameters() if not weight.is_meta)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The base's, unless ``device_map`` or a quantisation has placed the model: then a check that it is there.
+
+        Raises:
+            ValueError: If it is on another kind of device.
+        """
+        if not self.is_placed:
+            return super().to(*args, **kwargs)
+        wanted = torch.empty(0).to(*args, **kwargs).device
+        if wanted.type != self.device.type:
+            raise ValueError(
+                f"expected the model on the trainer's device, {wanted.type}, got it on {self.device.type}: give "
+                f"--trainer.accelerator {self.device.type}, or another --model.device_map"
+            )
+        return self
+
+    def cpu(self) -> Self:
+        """The base's; a model that was placed on loading stays: Lightning calls this at the end of every loop."""
+        return self if self.is_placed else super().cpu()
 
     @property
     def tokenizer(self) -> Any:
@@ -180,6 +221,18 @@ class DepthModule(LightningModule):
             return
         if "hpc_ckpt_" in path and fn != TrainerFn.FITTING:
             raise ValueError(f"expected no {path}, which would replace the model: move it away, or use DepthTrainer")
+
+    def setup(self, stage: str) -> None:
+        if self.hparams["device_map"] is not None and self.trainer.world_size > 1:
+            raise ValueError(
+                f"expected one process for a model with --model.device_map, got {self.trainer.world_size}: give "
+                "--trainer.devices 1"
+            )
+        if stage == TrainerFn.FITTING and self.is_placed:
+            raise ValueError(
+                "cannot train a quantised model, or one with --model.device_map: give --model.quantization none, an "
+                "unquantised checkpoint and --model.device_map null"
+            )
 
     def on_fit_start(self) -> None:
         self.model.train()  # loaded in evaluation mode, which Lightning would keep
