@@ -22,7 +22,7 @@ from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.metrics.likelihood import Likelihood
-from lit_depth.models.loading import load_checkpoint, new_model
+from lit_depth.models.loading import load_checkpoint, new_model, outline_model
 from lit_depth.models.prompting import prompter_for
 from lit_depth.models.quantization import Quantization, is_quantized
 from lit_depth.models.router_loss import has_experts, router_loss
@@ -60,6 +60,8 @@ class DepthModule(LightningModule):
             empty. null = all that is generated.
         from_scratch: Initialise the weights at random instead of loading them; ``checkpoint`` then needs only
             ``config.json`` and the processor's files. For training.
+        meta: Make the model from ``config.json`` alone, without weights, on torch's meta device: enough for
+            ``latency --plan``, which asks for it itself, and for nothing else.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_new_tokens: Longest answer in tokens; null = what the task asks for.
         max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
@@ -92,6 +94,7 @@ class DepthModule(LightningModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         answer_after: str | None = None,
         from_scratch: bool = False,
+        meta: bool = False,
         blocks: str | None = None,
         max_new_tokens: int | None = None,
         max_rows: int | None = None,
@@ -114,7 +117,11 @@ class DepthModule(LightningModule):
             check_range(0, 1, betas=beta)
         names = ("revision", "attn_implementation", "trust_remote_code")
         source = {name: self.hparams[name] for name in names}
-        if from_scratch:
+        if meta:
+            self.model, self.processor = outline_model(
+                checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
+            )
+        elif from_scratch:
             self.model, self.processor = new_model(checkpoint, **source, processor_kwargs=processor_kwargs)
         else:
             self.model, self.processor = load_checkpoint(
@@ -126,9 +133,10 @@ class DepthModule(LightningModule):
                 processor_kwargs=processor_kwargs,
             )
         # it stays where it was put when it was loaded
-        self.is_placed = device_map is not None or is_quantized(self.model)
-        self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
-        check_serves(self.prompter, self.model, processor_kwargs)
+        self.is_placed = not meta and (device_map is not None or is_quantized(self.model))
+        if self.processor is not None:  # there may be none for a model without weights
+            self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
+            check_serves(self.prompter, self.model, processor_kwargs)
         if answer_after is not None and not answer_after.strip():
             raise ValueError(f"expected answer_after as a text such as </think>, got {answer_after!r}")
         context = context_length(self.model)
@@ -159,8 +167,9 @@ class DepthModule(LightningModule):
         """The base's, unless ``device_map`` or a quantisation has placed the model: then a check that it is there.
 
         Raises:
-            ValueError: If it is on another kind of device.
+            ValueError: If it is on another kind of device, or has no weights.
         """
+        self.check_has_weights()
         if not self.is_placed:
             return super().to(*args, **kwargs)
         wanted = torch.empty(0).to(*args, **kwargs).device
@@ -170,6 +179,11 @@ class DepthModule(LightningModule):
                 f"--trainer.accelerator {self.device.type}, or another --model.device_map"
             )
         return self
+
+    def check_has_weights(self) -> None:
+        """Raise ValueError for a model that was made without."""
+        if self.hparams["meta"]:
+            raise ValueError("expected a model with weights, got --model.meta true, which is for latency --plan alone")
 
     def cpu(self) -> Self:
         """The base's; a model that was placed on loading stays: Lightning calls this at the end of every loop."""

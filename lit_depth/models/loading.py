@@ -25,6 +25,7 @@ import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto clas
 from lit_depth.functional.arguments import checked
 from lit_depth.models.processors import load_processor
 from lit_depth.models.quantization import (
+    FLOATING,
     Quantization,
     check_devices,
     check_method,
@@ -33,8 +34,11 @@ from lit_depth.models.quantization import (
     stored_method,
 )
 from lit_depth.models.vision_tower import attend_both_ways
+from lit_depth.models.weight_files import entries_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# a folder with none of these has no tokenizer
+_TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "processor_config.json", "preprocessor_config.json")
 # what a call of an image processor takes that is no business of its user's
 _NO_SETTINGS = ("data_format", "device", "disable_grouping", "input_data_format", "return_tensors")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
@@ -142,6 +146,62 @@ def new_model(
     _set_attention(model, attn_implementation)
     attend_both_ways(model)
     return model, processor
+
+
+@checked
+def outline_model(
+    checkpoint: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    processor_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """A model on the meta device, which has shapes and no weights, from ``config.json``; and its processor.
+
+    Args:
+        checkpoint: As for `load_checkpoint`, as are the other arguments. Of a folder nothing but ``config.json`` is
+            needed: without any file of a tokenizer the processor is None.
+    """
+    source = _source(checkpoint)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _loading(source):
+        config = AutoConfig.from_pretrained(source, **common)
+        with torch.device("meta"):
+            model = auto_class(config).from_config(
+                config, dtype=_stored_dtype(config, source, dtype), trust_remote_code=trust_remote_code
+            )
+        _keep_in_float32(model)
+        has_tokenizer = not Path(source).is_dir() or any(any(Path(source).glob(name)) for name in _TOKENIZERS)
+        processor = _load_processor(config, source, processor_kwargs or {}, common) if has_tokenizer else None
+    # kernels of a GPU cannot run there; like sdpa they keep no attention weights
+    if attn_implementation in ("sdpa", "eager"):
+        _set_attention(model, attn_implementation)
+    return model.eval(), processor
+
+
+def _keep_in_float32(model: PreTrainedModel) -> None:
+    """Give modules float32 that a family keeps in it, as ``from_pretrained`` does: some in float16, some always."""
+    kept = set(model._keep_in_fp32_modules_strict or ())
+    kept |= set(model._keep_in_fp32_modules or ()) if model.dtype is torch.float16 else set()
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in kept and model.dtype is not torch.float32:
+            module.float()
+
+
+def _stored_dtype(config: Any, source: str, dtype: str) -> torch.dtype:
+    """Number format that `load_checkpoint` gives the weights."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    first = (
+        entry["dtype"]
+        for path in sorted(Path(source).glob("*.safetensors"))
+        for entry in entries_of(path).values()
+        if entry["dtype"] in FLOATING
+    )
+    told = config.dtype or FLOATING.get(next(first, "")) or config.get_text_config(decoder=True).dtype
+    return told if isinstance(told, torch.dtype) else torch.float32
 
 
 def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from lit_depth.models.weight_files import entries_of
 Quantization = Literal["none", "int8", "nf4"]
 
 # names that safetensors has for formats of which a weight is made without scales beside it
-_FLOATING = ("F64", "F32", "F16", "BF16")
+FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def on_loading(kind: Quantization, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
@@ -126,9 +126,9 @@ def check_stored(folder: Path) -> None:
             kind = str(entry["dtype"])
             # buffers may be integers; formats of a few bits are weights wherever they stand
             few_bits = kind.startswith(("I8", "I4", "F8", "F6_", "F4"))
-            if few_bits or (kind not in _FLOATING and name.endswith("weight")):
+            if few_bits or (kind not in FLOATING and name.endswith("weight")):
                 raise ValueError(
-                    f"expected weights in {', '.join(_FLOATING)}, got {name} in {kind} ({path.name}), and no "
+                    f"expected weights in {', '.join(FLOATING)}, got {name} in {kind} ({path.name}), and no "
                     "quantization_config in config.json that says how it was quantised: take the checkpoint's original "
                     "config.json, or an unquantised checkpoint"
                 )
@@ -140,3 +140,63 @@ def is_quantized(model: nn.Module) -> bool:
     told = told if told is None or isinstance(told, Mapping) else told.to_dict()
     # the default of a method says that weights were unpacked when they were loaded
     return told is not None and not told.get("dequantize")
+
+
+def planned_bytes(model: nn.Module, kind: Quantization) -> dict[str, int]:
+    """About how many bytes the weights take that are, or will be, quantised, by name; nothing where none are.
+
+    Counted are the weights of linear maps apart from the head (of a method for experts, these), and scales of the
+    method's usual groups; which ones a checkpoint left out is taken from its ``quantization_config``.
+
+    Args:
+        model: On the meta device.
+        kind: To be done on loading.
+
+    Raises:
+        ValueError: If the method's bits are not known.
+    """
+    told = stored_method(model.config) if isinstance(model.config, PretrainedConfig) else None
+    if told is None and kind == "none":
+        return {}
+    told = told or on_loading(kind, torch.float32).to_dict()  # type: ignore[union-attr]  # one of them is there
+    bits, of_scales = _bits(told)
+    left_out = [
+        *(told.get("modules_to_not_convert") or told.get("llm_int8_skip_modules") or told.get("ignore") or ()),
+        *((name for name, module in model.named_modules() if module is model.get_output_embeddings())),  # type: ignore[operator]
+    ]
+    name_of = method_name(told)
+    found = {}
+    for name, module in model.named_modules():
+        for own, weight in module.named_parameters(recurse=False):
+            whole = f"{name}.{own}"
+            is_map = isinstance(module, nn.Linear) and weight.ndim == 2 and not name_of.startswith("mxfp4")
+            is_experts = weight.ndim == 3 and "experts" in name and not name_of.startswith("bitsandbytes")
+            if (is_map or is_experts) and not any(part in whole for part in left_out):
+                rows = weight.shape[0] if is_map else weight.shape[0] * weight.shape[1]
+                per_row = 4 * rows if name_of == "bitsandbytes_8bit" else 0
+                found[whole] = round(weight.numel() * (bits + of_scales) / 8) + per_row
+    return found
+
+
+def _bits(told: Mapping[str, Any]) -> tuple[float, float]:
+    """Bits of a quantised weight, and its part of the scales."""
+    name, group = method_name(told), told.get("group_size") or 128
+    if name == "bitsandbytes_4bit":  # a scale of 32 bits for 64 weights, or of 8 and a second one for 256 of these
+        return 4, (8 + 32 / 256) / 64 if told.get("bnb_4bit_use_double_quant") else 32 / 64
+    if name == "bitsandbytes_8bit":  # a scale for each row
+        return 8, 0
+    if name in ("mxfp4", "mxfp8"):
+        return (4 if name == "mxfp4" else 8), 8 / 32
+    if name == "nvfp4":
+        return 4, 8 / 16
+    if "fp8" in name:
+        return 8, 32 / 128**2
+    groups = (told.get("config_groups") or {}).values()
+    named = [told.get(key) for key in ("bits", "nbits", "w_bit")]
+    named += [(each.get("weights") or {}).get("num_bits") for each in groups if isinstance(each, Mapping)]
+    named += [{"int8": 8, "float8": 8, "int4": 4, "int2": 2}.get(str(told.get("weights")))]
+    known = [each for each in named if isinstance(each, (int, float))]
+    if not known:
+        raise ValueError(f"cannot plan for weights quantised by {name}: its quantization_config names no bits")
+    bits = float(known[0])
+    return bits, (16 + bits) / group
