@@ -87,6 +87,14 @@ def check_method(source: str, config: PretrainedConfig, kind: Quantization, devi
     what = f"the weights of {source} are quantised by {name}" if stored is not None else f"--model.quantization {kind}"
     if method_name(told) not in AUTO_QUANTIZER_MAPPING:
         raise ValueError(f"{what}: expected one of {', '.join(sorted(AUTO_QUANTIZER_MAPPING))}")
+    places = device_map.values() if isinstance(device_map, Mapping) else [device_map]
+    if method_name(told) == "bitsandbytes_4bit" and (
+        not torch.cuda.is_available() or any(place in ("cpu", "disk") for place in places)
+    ):
+        raise ValueError(
+            f"{what}: expected them on a CUDA device, because reading 4-bit weights on a CPU changes them "
+            "(bitsandbytes 0.50): --model.quantization int8 of an unquantised checkpoint runs there"
+        )
     try:
         quantizer = AutoHfQuantizer.from_config(dict(told), pre_quantized=stored is not None)
         quantizer.validate_environment(device_map=device_map, weights_only=True)

@@ -139,6 +139,12 @@ def test_gpus_that_are_not_there_are_named(device_map):
 
 # ---- bitsandbytes, which has kernels for CPUs too
 
+ON_A_GPU = pytest.param(
+    "nf4",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="4 bits need a CUDA device")],
+)
+KINDS = pytest.mark.parametrize("kind", ["int8", ON_A_GPU])
+
 
 @pytest.fixture
 def wide(llama: Path, tmp_path: Path) -> Path:
@@ -185,7 +191,7 @@ def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
     return (NF4[nearest] * scale).reshape(weight.shape)
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@KINDS
 def test_quantised_weights_are_the_papers(wide, kind):
     """Every map multiplies by its weight rounded by hand, up to 16-bit products, or inputs of 8 bits: below 1%."""
     whole, _ = load_checkpoint(str(wide))
@@ -198,17 +204,17 @@ def test_quantised_weights_are_the_papers(wide, kind):
         weight = whole.get_parameter(name).detach()
         inputs = torch.randn(5, weight.shape[1], generator=generator)
         with torch.no_grad():
-            got = model.get_submodule(name.removesuffix(".weight"))(inputs)
+            got = model.get_submodule(name.removesuffix(".weight"))(inputs.to(model.device)).cpu()
         products = inputs @ rounded(weight, kind).T
         assert (got - products).norm() < 0.01 * products.norm(), name
         if kind == "nf4":
             assert (got - inputs @ weight.T).norm() > 0.05 * products.norm(), name
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@KINDS
 def test_quantised_blocks_are_skipped(wide, kind):
     model, _ = load_checkpoint(str(wide), quantization=kind)
-    ids, mask = torch.arange(8, 20).view(2, 6), torch.tensor([True, False, True, True])
+    ids, mask = torch.arange(8, 20, device=model.device).view(2, 6), torch.tensor([True, False, True, True])
     options = dict(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
     with torch.no_grad(), masked(model, mask):
         logits, tokens = model(ids).logits, model.generate(ids, **options)
@@ -221,19 +227,19 @@ def test_quantised_blocks_are_skipped(wide, kind):
         assert torch.equal(model.generate(ids, **options), tokens)
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@KINDS
 def test_a_checkpoint_that_was_saved_quantised_loads(wide, tmp_path, kind):
     model, processor = load_checkpoint(str(wide), quantization=kind)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again, _ = load_checkpoint(str(tmp_path))
-    ids = torch.arange(8, 14)[None]
+    ids = torch.arange(8, 14, device=model.device)[None]
     with torch.no_grad():
         assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 def test_a_quantised_model_is_not_exported_nor_trained(wide):
-    module = DepthModule(str(wide), quantization="nf4")
+    module = DepthModule(str(wide), quantization="int8", device_map="cpu")
     trainer = DepthTrainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     masks = choose(module, [1], None, None, None, None).masks
     with pytest.raises(ValueError, match="cannot export a quantised model: .* export the unquantised checkpoint"):
@@ -241,6 +247,28 @@ def test_a_quantised_model_is_not_exported_nor_trained(wide):
     check_exportable(trainer, module, masks, weights=False)  # files for other tools hold no weights
     with pytest.raises(ValueError, match="cannot train a quantised model"):
         trainer.fit(module, train_dataloaders=[0])
+
+
+@pytest.mark.slow
+def test_commands_evaluate_quantised_weights_on_a_cpu(wide, tmp_path, capsys):
+    command = ["importance", "--model.checkpoint", wide, "--model.quantization", "int8", "--data.drop_images", "true"]
+    sizes = ["--num_samples", "8", "--output_dir", tmp_path, "--trainer.accelerator", "cpu"]
+    if torch.cuda.is_available():
+        sizes += ["--model.device_map", "cpu"]
+    assert run([*command, *sizes]) == 0, capsys.readouterr().err
+    manifest = json.loads((tmp_path / "importance" / "default" / "manifest.json").read_text())
+    assert manifest["arguments"]["model.quantization"] == "int8"
+    assert run([*command, *sizes, "--model.quantization", "none"]) == 2
+    assert "another model.quantization" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device_map", [None, "cpu", {"": "cpu"}])
+def test_4_bits_on_a_cpu_are_refused(llama, device_map):
+    """Their ``state_dict`` leaves scales transposed (bitsandbytes 0.50): a run would change what it measures."""
+    if device_map is None and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ValueError, match="--model.quantization nf4: expected them on a CUDA device, because reading"):
+        load_checkpoint(str(llama), quantization="nf4", device_map=device_map)
 
 
 @pytest.mark.gpu
