@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from lit_depth import commands, interrupts
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
-from lit_depth.options import join_lists, list_options, new_parser, one_line, underscored
+from lit_depth.options import join_lists, list_options, new_parser, one_line, set_flags, underscored
 from lit_depth.results.store import check_name
 from lit_depth.results.terminal import FLAGS, printing
 from lit_depth.studies.export.certificate import NotCertifiedError
@@ -71,10 +71,12 @@ class DepthCLI(LightningCLI):
             raise ValueError(f"--seed_everything: {one_line(error)}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a name that is none and a GPU that is not there, before the model is loaded."""
+        """Refuse a name that is none and a GPU that is not there, before the model is loaded; a plan loads none."""
         options = self.config[self.config["subcommand"]]
         if options.get("name") is not None:
             check_name(options["name"])
+        if options.get("plan"):
+            options["model"]["meta"] = True  # a plan is made before anything is loaded
         accelerator = options["trainer"]["accelerator"]
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         found["gpu"] = any(found.values())
@@ -145,7 +147,9 @@ def _measure(command: str | None, arguments: list[str]) -> None:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={"description": f"{commands.QUESTION} (--debug: tracebacks)"},
-        args=join_lists(arguments, *list_options({**functions, "data.": DepthDataModule.__init__})),
+        args=join_lists(
+            set_flags(arguments, functions.get("")), *list_options({**functions, "data.": DepthDataModule.__init__})
+        ),
         command=command,
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,8 +22,9 @@ from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.metrics.likelihood import Likelihood
-from lit_depth.models.loading import load_checkpoint, new_model
+from lit_depth.models.loading import load_checkpoint, new_model, outline_model
 from lit_depth.models.prompting import prompter_for
+from lit_depth.models.quantization import Quantization, is_quantized
 from lit_depth.models.router_loss import has_experts, router_loss
 from lit_depth.models.serving import check_serves
 
@@ -45,6 +46,10 @@ class DepthModule(LightningModule):
         checkpoint: ``bundled``, a checkpoint folder, or an id on the hub (``organisation/name``).
         revision: Branch, tag or commit on the hub.
         dtype: Number format of the weights: ``auto`` (as stored), ``float32``, ``bfloat16`` or ``float16``.
+        quantization: Quantise the weights while they are loaded, by bitsandbytes: ``int8`` or ``nf4`` (4 bits);
+            ``none`` = leave them as stored.
+        device_map: Where the model lies: ``auto`` (what fits on the GPUs, the rest in memory and on the disk), a
+            device, or devices by the names of modules; null = the trainer's device.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; null = the model's default.
         trust_remote_code: Run code that comes with the checkpoint.
         processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
@@ -55,6 +60,8 @@ class DepthModule(LightningModule):
             empty. null = all that is generated.
         from_scratch: Initialise the weights at random instead of loading them; ``checkpoint`` then needs only
             ``config.json`` and the processor's files. For training.
+        meta: Make the model from ``config.json`` alone, without weights, on torch's meta device: enough for
+            ``latency --plan``, which asks for it itself, and for nothing else.
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_new_tokens: Longest answer in tokens; null = what the task asks for.
         max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
@@ -79,12 +86,15 @@ class DepthModule(LightningModule):
         checkpoint: str = "bundled",
         revision: str | None = None,
         dtype: str = "auto",
+        quantization: Quantization = "none",
+        device_map: str | dict[str, int | str] | None = None,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         answer_after: str | None = None,
         from_scratch: bool = False,
+        meta: bool = False,
         blocks: str | None = None,
         max_new_tokens: int | None = None,
         max_rows: int | None = None,
@@ -107,14 +117,26 @@ class DepthModule(LightningModule):
             check_range(0, 1, betas=beta)
         names = ("revision", "attn_implementation", "trust_remote_code")
         source = {name: self.hparams[name] for name in names}
-        if from_scratch:
+        if meta:
+            self.model, self.processor = outline_model(
+                checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
+            )
+        elif from_scratch:
             self.model, self.processor = new_model(checkpoint, **source, processor_kwargs=processor_kwargs)
         else:
             self.model, self.processor = load_checkpoint(
-                checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
+                checkpoint,
+                dtype=dtype,
+                quantization=quantization,
+                device_map=device_map,
+                **source,
+                processor_kwargs=processor_kwargs,
             )
-        self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
-        check_serves(self.prompter, self.model, processor_kwargs)
+        # it stays where it was put when it was loaded
+        self.is_placed = not meta and (device_map is not None or is_quantized(self.model))
+        if self.processor is not None:  # there may be none for a model without weights
+            self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
+            check_serves(self.prompter, self.model, processor_kwargs)
         if answer_after is not None and not answer_after.strip():
             raise ValueError(f"expected answer_after as a text such as </think>, got {answer_after!r}")
         context = context_length(self.model)
@@ -133,6 +155,39 @@ class DepthModule(LightningModule):
         # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
         self.requested_masks: MaskSet | None = None
         self.on_mask: Callable[[], None] = lambda: None
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong: of a model on several devices the one that it begins on."""
+        if not self.is_placed:
+            return super().device
+        return next(weight.device for weight in self.model.parameters() if not weight.is_meta)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """The base's, unless ``device_map`` or a quantisation has placed the model: then a check that it is there.
+
+        Raises:
+            ValueError: If it is on another kind of device, or has no weights.
+        """
+        self.check_has_weights()
+        if not self.is_placed:
+            return super().to(*args, **kwargs)
+        wanted = torch.empty(0).to(*args, **kwargs).device
+        if wanted.type != self.device.type:
+            raise ValueError(
+                f"expected the model on the trainer's device, {wanted.type}, got it on {self.device.type}: give "
+                f"--trainer.accelerator {self.device.type}, or another --model.device_map"
+            )
+        return self
+
+    def check_has_weights(self) -> None:
+        """Raise ValueError for a model that was made without."""
+        if self.hparams["meta"]:
+            raise ValueError("expected a model with weights, got --model.meta true, which is for latency --plan alone")
+
+    def cpu(self) -> Self:
+        """The base's; a model that was placed on loading stays: Lightning calls this at the end of every loop."""
+        return self if self.is_placed else super().cpu()
 
     @property
     def tokenizer(self) -> Any:
@@ -180,6 +235,18 @@ class DepthModule(LightningModule):
             return
         if "hpc_ckpt_" in path and fn != TrainerFn.FITTING:
             raise ValueError(f"expected no {path}, which would replace the model: move it away, or use DepthTrainer")
+
+    def setup(self, stage: str) -> None:
+        if self.hparams["device_map"] is not None and self.trainer.world_size > 1:
+            raise ValueError(
+                f"expected one process for a model with --model.device_map, got {self.trainer.world_size}: give "
+                "--trainer.devices 1"
+            )
+        if stage == TrainerFn.FITTING and self.is_placed:
+            raise ValueError(
+                "cannot train a quantised model, or one with --model.device_map: give --model.quantization none, an "
+                "unquantised checkpoint and --model.device_map null"
+            )
 
     def on_fit_start(self) -> None:
         self.model.train()  # loaded in evaluation mode, which Lightning would keep

@@ -191,6 +191,22 @@ def list_options(functions: Mapping[str, Callable[..., Any]]) -> tuple[list[str]
     return flat, repeated
 
 
+def set_flags(arguments: Sequence[str], function: Callable[..., Any] | None) -> list[str]:
+    """Give ``true`` to options of a function that are true or false and stand alone.
+
+    >>> def function(plan: bool, name: str): ...
+    >>> set_flags(["latency", "--plan", "--name", "x"], function)
+    ['latency', '--plan=true', '--name', 'x']
+    """
+    hints = {} if function is None else get_type_hints(inspect.unwrap(function))
+    flags = {f"--{name}" for name, hint in hints.items() if hint is bool}
+    behind = [*arguments[1:], "--"]
+    return [
+        f"{argument}=true" if argument in flags and after.startswith("--") else argument
+        for argument, after in zip(arguments, behind)
+    ]
+
+
 def join_lists(arguments: Sequence[str], flat: Sequence[str], repeated_lists: Sequence[str]) -> list[str]:
     """Rewrite space-separated lists in the form that LightningCLI reads.
 

@@ -79,7 +79,11 @@ PRIVATE = {
     # the first is documented, in spite of its name; the second is what an interpreter runs at its end
     "lit_depth/interrupts.py": {"_exit": "os", "_run_exitfuncs": "atexit"},
     "lit_depth/models/chat_templates.py": {"_get_template_variables": "transformers.utils.chat_template_utils"},
-    "lit_depth/models/loading.py": {"_model_mapping": "transformers.models.auto.auto_factory"},
+    "lit_depth/models/loading.py": {
+        "_keep_in_fp32_modules": "transformers.modeling_utils",
+        "_keep_in_fp32_modules_strict": "transformers.modeling_utils",
+        "_model_mapping": "transformers.models.auto.auto_factory",
+    },
     "lit_depth/models/molmo/modeling_molmo.py": {
         "_init_weights": "transformers.modeling_utils",
         "_original_source_patterns": "transformers.core_model_loading",

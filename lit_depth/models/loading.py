@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,26 @@ from transformers import (
     PreTrainedModel,
     dynamic_module_utils,
 )
+from transformers.utils import CONFIG_NAME, cached_file
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
 from lit_depth.functional.arguments import checked
 from lit_depth.models.processors import load_processor
+from lit_depth.models.quantization import (
+    FLOATING,
+    Quantization,
+    check_devices,
+    check_method,
+    check_stored,
+    on_loading,
+    stored_method,
+)
 from lit_depth.models.vision_tower import attend_both_ways
+from lit_depth.models.weight_files import entries_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# a folder with none of these has no tokenizer
+_TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "processor_config.json", "preprocessor_config.json")
 # what a call of an image processor takes that is no business of its user's
 _NO_SETTINGS = ("data_format", "device", "disable_grouping", "input_data_format", "return_tensors")
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "molmoe_shapes"
@@ -47,6 +61,8 @@ def load_checkpoint(
     *,
     revision: str | None = None,
     dtype: str = "auto",
+    quantization: Quantization = "none",
+    device_map: str | Mapping[str, int | str] | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     processor_kwargs: Mapping[str, Any] | None = None,
@@ -57,6 +73,11 @@ def load_checkpoint(
         checkpoint: ``"bundled"``, a folder, or an id on the hub.
         revision: Branch, tag or commit on the hub.
         dtype: ``"auto"`` (as stored), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        quantization: ``"int8"`` or ``"nf4"`` quantises the weights by bitsandbytes while they are loaded; ``"none"`` =
+            they stay as stored.
+        device_map: Where parts of the model go: ``"auto"`` (what fits on the GPUs, the rest in memory and on the disk),
+            a device, or devices by the names of modules; None = to this process's GPU if weights are quantised, and
+            else wherever the caller moves the model.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``...; None = the model's default.
         trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
         processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
@@ -64,7 +85,8 @@ def load_checkpoint(
 
     Raises:
         ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones; if its
-            processor takes no images although its model does, or does not know one of ``processor_kwargs``.
+            processor takes no images although its model does, or does not know one of ``processor_kwargs``; if weights
+            are quantised by what cannot run here, or by nobody knows what.
     """
     if dtype not in DTYPES:
         raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -72,14 +94,28 @@ def load_checkpoint(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
+    if device_map is None and (quantization != "none" or stored_method(config)) and torch.cuda.is_available():
+        device_map = {"": int(os.environ.get("LOCAL_RANK", 0))}
+    check_devices(device_map)
+    check_method(source, config, quantization, device_map)
+    numbers: Any = dtype if dtype == "auto" else getattr(torch, dtype)
+    quantize = on_loading(quantization, _computing(numbers, config))
+    with _loading(source):
+        if stored_method(config) is None and Path(source).is_dir():
+            check_stored(Path(source))
         model, report = auto_class(config).from_pretrained(
             source,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            dtype=numbers,
+            # None would take the place of the checkpoint's own
+            **({} if quantization == "none" else {"quantization_config": quantize}),
+            device_map=device_map,
             use_safetensors=True,  # never a pickle
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             **common,
         )
+        if stored_method(config) is None and not Path(source).is_dir():  # downloaded by now
+            check_stored(Path(str(cached_file(source, CONFIG_NAME, revision=revision))).parent)
         processor = _load_processor(config, source, processor_kwargs or {}, common)
     _check_report(source, report)
     _set_attention(model, attn_implementation)
@@ -110,6 +146,62 @@ def new_model(
     _set_attention(model, attn_implementation)
     attend_both_ways(model)
     return model, processor
+
+
+@checked
+def outline_model(
+    checkpoint: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    processor_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """A model on the meta device, which has shapes and no weights, from ``config.json``; and its processor.
+
+    Args:
+        checkpoint: As for `load_checkpoint`, as are the other arguments. Of a folder nothing but ``config.json`` is
+            needed: without any file of a tokenizer the processor is None.
+    """
+    source = _source(checkpoint)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    with _loading(source):
+        config = AutoConfig.from_pretrained(source, **common)
+        with torch.device("meta"):
+            model = auto_class(config).from_config(
+                config, dtype=_stored_dtype(config, source, dtype), trust_remote_code=trust_remote_code
+            )
+        _keep_in_float32(model)
+        has_tokenizer = not Path(source).is_dir() or any(any(Path(source).glob(name)) for name in _TOKENIZERS)
+        processor = _load_processor(config, source, processor_kwargs or {}, common) if has_tokenizer else None
+    # kernels of a GPU cannot run there; like sdpa they keep no attention weights
+    if attn_implementation in ("sdpa", "eager"):
+        _set_attention(model, attn_implementation)
+    return model.eval(), processor
+
+
+def _keep_in_float32(model: PreTrainedModel) -> None:
+    """Give modules float32 that a family keeps in it, as ``from_pretrained`` does: some in float16, some always."""
+    kept = set(model._keep_in_fp32_modules_strict or ())
+    kept |= set(model._keep_in_fp32_modules or ()) if model.dtype is torch.float16 else set()
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in kept and model.dtype is not torch.float32:
+            module.float()
+
+
+def _stored_dtype(config: Any, source: str, dtype: str) -> torch.dtype:
+    """Number format that `load_checkpoint` gives the weights."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    first = (
+        entry["dtype"]
+        for path in sorted(Path(source).glob("*.safetensors"))
+        for entry in entries_of(path).values()
+        if entry["dtype"] in FLOATING
+    )
+    told = config.dtype or FLOATING.get(next(first, "")) or config.get_text_config(decoder=True).dtype
+    return told if isinstance(told, torch.dtype) else torch.float32
 
 
 def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
@@ -176,6 +268,12 @@ def _set_attention(model: PreTrainedModel, name: str | None) -> None:
             model.set_attn_implementation(name)
     except ImportError as error:
         raise ValueError(f"attn_implementation {name!r} is not available: {error}") from error
+
+
+def _computing(dtype: Any, config: Any) -> torch.dtype:
+    """Number format of what is not quantised."""
+    found = getattr(config, "dtype", None) if dtype == "auto" else dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def auto_class(config: Any) -> Any:

@@ -126,6 +126,16 @@ def split(sizes: Iterable[tuple[str, int]], most: int) -> Iterator[list[str]]:
 def header_of(path: Path) -> dict[str, int]:
     """Bytes of every weight of a safetensors file, by its name, in the order of the file.
 
+    Raises:
+        ValueError: If it is no such file, or is cut off.
+    """
+    spans = sorted((*entry["data_offsets"], name) for name, entry in entries_of(path).items())
+    return {name: end - start for start, end, name in spans}
+
+
+def entries_of(path: Path) -> dict[str, dict[str, Any]]:
+    """``dtype``, ``shape`` and ``data_offsets`` of every weight of a safetensors file, by its name.
+
     The format begins with the length of its header in eight bytes, and the header in JSON
     (https://github.com/huggingface/safetensors#format).
 
@@ -137,12 +147,11 @@ def header_of(path: Path) -> dict[str, int]:
         size = path.stat().st_size
         if length > size:
             raise ValueError("its header is longer than the file")
-        header: dict[str, Any] = json.loads(file.read(length))
+        header: dict[str, dict[str, Any]] = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        spans = sorted((*entry["data_offsets"], name) for name, entry in header.items())
-        if 8 + length + max((end for _, end, _ in spans), default=0) != size:
+        if 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0) != size:
             raise ValueError("its size is not what its header says")
-        return {name: end - start for start, end, name in spans}
+        return header
 
 
 @contextmanager

@@ -213,3 +213,16 @@ def test_a_setting_that_is_read_when_a_processor_is_made_acts(family, name, tmp_
     model, processor = load_checkpoint(str(tmp_path), processor_kwargs={name: 9})
     prompter = prompter_for(model, processor)
     assert prompter.num_vision_tokens(prompter.encode_prompt("Is it?", WIDE)).tolist() == [9]
+
+
+def test_a_device_map_places_the_model(tmp_path):
+    """Some blocks on the disk, as where memory is short: answers are those of the model in memory, to the last bit."""
+    FAMILIES["Llama"].write(tmp_path)
+    whole, _ = load_checkpoint(str(tmp_path))
+    parts = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    blocks = {f"model.layers.{index}": "disk" if index in (1, 2) else "cpu" for index in range(4)}
+    model, _ = load_checkpoint(str(tmp_path), device_map=parts | blocks)
+    assert model.model.layers[1].mlp.up_proj.weight.is_meta
+    ids = torch.arange(8, 14)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, whole(ids).logits)

@@ -22,6 +22,7 @@ from lit_depth.models.export import (
     prune_checkpoint,
     state_without,
 )
+from lit_depth.models.quantization import is_quantized
 from lit_depth.models.settings import checkpoint_files
 from lit_depth.models.weight_files import HeldWeights, floating
 from lit_depth.module import DepthModule, model_inputs
@@ -57,6 +58,15 @@ def check_exportable(trainer: Trainer, model: DepthModule, masks: MaskSet, weigh
         raise ValueError(
             "the proof runs no code that comes with a checkpoint: expected --model.trust_remote_code false, and one of "
             f"{', '.join(sorted(BLOCK_PATHS))}"
+        )
+    if weights and is_quantized(model.model):
+        raise ValueError(
+            "cannot export a quantised model: its weights are packed, and what was lost by that would be lost twice; "
+            "export the unquantised checkpoint, and quantise the smaller one when it is loaded (--model.quantization)"
+        )
+    if weights and any(weight.is_meta for weight in model.model.parameters()):
+        raise ValueError(
+            "cannot export a model whose weights are not in memory (offloaded?): give another --model.device_map"
         )
     if str(trainer.precision) != "32-true":
         raise ValueError(

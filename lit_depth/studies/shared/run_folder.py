@@ -76,6 +76,7 @@ def open_run(
             cannot be written to; or if the trainer would convert the weights.
     """
     check_name(name)
+    model.check_has_weights()
     if any(isinstance(callback, BlockMask) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise ValueError(
             f"{command} chooses the blocks of every answer itself: leave the BlockMask out of --trainer.callbacks"
