@@ -52,6 +52,10 @@ parity: venv ## run transformers' own tests on Molmo, lmms-eval's tasks, mergeki
 	    --target .parity/mergekit mergekit==0.1.5 immutables==0.21
 	OMP_NUM_THREADS=1 PYTHONPATH=.parity/mergekit LIT_DEPTH_MERGEKIT=.parity/mergekit/bin/mergekit-yaml \
 	    $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rsfE tests/models/test_handoff.py
+	@test -d .parity/quantized/bitsandbytes || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --target .parity/quantized bitsandbytes==0.50.2
+	OMP_NUM_THREADS=1 PYTHONPATH=.parity/quantized $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -rsfE \
+	    tests/models/test_quantization.py tests/studies/latency/test_plan.py
 
 lint: venv ## lint, check the formatting, check the types
 	$(BIN)/ruff check

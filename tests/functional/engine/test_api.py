@@ -113,7 +113,7 @@ def sets_of_16_blocks() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("batch", [1, 4, pytest.param(16, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("family", ["bundled", "llama", "qwen3", "olmoe"])
 def test_every_mask_set_at_every_batch_size(family, batch):
     """16 blocks, left padding: answers of the engine and of each mask alone, forwards as planned, vision once."""

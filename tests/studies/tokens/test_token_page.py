@@ -152,6 +152,9 @@ class Page:
     def text(self, selector: str) -> str:
         return self.browser.run("return document.querySelector(arguments[0]).textContent", selector)
 
+    def there(self, selector: str) -> bool:
+        return self.browser.run("return document.querySelector(arguments[0]) !== null", selector)
+
     def visible(self, selector: str) -> bool:
         return self.browser.run("return document.querySelector(arguments[0]).checkVisibility()", selector)
 
@@ -377,7 +380,7 @@ class TestImage:
     def test_overlay(self, page: Callable[..., Page]) -> None:
         frame = make_frame()
         shown = page(frame, images=[make_image()])
-        shown.wait(lambda: shown.visible("#thumbnails button"))
+        shown.wait(lambda: shown.there("#thumbnails button") and shown.visible("#thumbnails button"))
         shown.choose("opacity", 100)
         table = cells(frame, 0, "Full", "l2_distance").loc[[1, 2, 3]]
         shown.browser.run("document.getElementById('pictures').scrollIntoView()")
@@ -401,7 +404,7 @@ class TestImage:
     def test_every_block_and_the_mean_have_a_small_picture(self, page: Callable[..., Page]) -> None:
         frame = make_frame()
         shown = page(frame, images=[make_image()])
-        shown.wait(lambda: shown.visible("#thumbnails button"))
+        shown.wait(lambda: shown.there("#thumbnails button") and shown.visible("#thumbnails button"))
         names = shown.browser.run("return [...document.querySelectorAll('#thumbnails button')].map(e => e.textContent)")
         assert names == ["mean of blocks", *(f"block {layer}" for layer in LAYERS)]
         shown.browser.run("document.querySelectorAll('#thumbnails button')[3].click()")
