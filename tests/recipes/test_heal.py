@@ -132,3 +132,18 @@ def test_wrong_arguments_are_refused(arguments, expected):
 def test_a_block_that_cannot_be_healed_is_refused_when_training_starts(folder, skipped, expected):
     with pytest.raises(ValueError, match=expected):
         fit(new_module(folder), Heal(skipped))
+
+
+def test_adapters_that_learn_nothing_leave_the_patched_model(folder):
+    pytest.importorskip("peft", reason="needs the package peft")
+    one, other = new_module(folder, learning_rate=0.0), new_module(folder, learning_rate=0.0)
+    fit(one, Heal([1], lora_rank=2))
+    fit(other, Heal([1]))
+    expected = weights(other)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(one).items())
+    trained = new_module(folder, warmup_steps=0)
+    before = weights(trained)
+    fit(trained, Heal([1, 2], patch_first=False, lora_rank=2))
+    assert changed_blocks(trained, before) == [0, 3]
+    after = weights(trained)
+    assert all(torch.equal(after[name], value) for name, value in before.items() if ".layers." not in name)

@@ -13,7 +13,6 @@ patched so far gives to it, so that later maps make up for what earlier ones lea
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.arguments import checked, prompt_inputs, shorten
+from lit_depth.functional.healing.healed_weights import HealedWeights
 from lit_depth.functional.healing.outputs import OutputMap, find_output, swapped
 from lit_depth.functional.healing.ridge import RIDGES, RidgeFit
 from lit_depth.functional.inputs import IGNORE, with_positions
@@ -46,39 +46,14 @@ class PatchedSpan(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Patch:
-    """Weights that make up for skipped blocks; the model is unchanged until they are applied.
+class Patch(HealedWeights):
+    """Weights that make up for skipped blocks, in closed form; the model is unchanged until they are applied.
 
     Attributes:
-        model: The model that they were fitted for.
-        mask: bool ``[num_blocks]``, True = the block runs.
-        weights: Name in ``model.state_dict()`` -> new value, in the weight's own dtype and on its device.
         spans: One entry per span of skipped blocks, in order.
     """
 
-    model: nn.Module
-    mask: Tensor
-    weights: dict[str, Tensor]
     spans: tuple[PatchedSpan, ...]
-
-    @contextmanager
-    def applied(self) -> Iterator[nn.Module]:
-        """The model with the weights, inside a ``with`` statement; leaving it gives the old ones back bit for bit.
-
-        Blocks are not skipped by this: `masked` does that.
-        """
-        with swapped(self._values()):
-            yield self.model
-
-    def apply(self) -> nn.Module:
-        """Give the model the weights for good."""
-        for parameter, value in self._values().items():
-            parameter.data = value.to(parameter.device)
-        return self.model
-
-    def _values(self) -> dict[nn.Parameter, Tensor]:
-        parameters = dict(self.model.named_parameters())
-        return {parameters[name]: value for name, value in self.weights.items()}
 
 
 @checked
@@ -197,7 +172,7 @@ class _Calibration:
         own = dict(output.module.named_parameters(recurse=False))
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         new = {own[name]: value.to(own[name]) for name, value in output.folded(fit).items()}
-        _check_own(self.model, new)
+        check_own(self.model, new)
         changed = tuple(names[parameter] for parameter in new)
         return new, PatchedSpan(skipped, skipped[0] - 1, changed, fit.ridge, fit.unexplained, num_tokens)
 
@@ -285,15 +260,15 @@ def _spans(mask: Tensor) -> Iterator[tuple[int, ...]]:
             span = []
 
 
-def _check_own(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
+def check_own(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
     """Refuse weights that cannot be changed, or whose change would reach another module."""
     for weight in weights:
         names = [name for name, each in model.named_parameters(remove_duplicate=False) if each is weight]
         if len(names) > 1:
-            raise ValueError(f"cannot patch {names[0]}: it is shared with {', '.join(names[1:])}")
+            raise ValueError(f"cannot change {names[0]}: it is shared with {', '.join(names[1:])}")
         if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise ValueError(
-                f"cannot patch {names[0]}, which is {weight.dtype} on {weight.device}: load the model in full "
+                f"cannot change {names[0]}, which is {weight.dtype} on {weight.device}: load the model in full "
                 "precision, on devices that hold it"
             )
 
