@@ -9,7 +9,8 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_depth.results.report import BarChart, Curves, LineChart, Report
+from lit_depth.results.page import PAGE
+from lit_depth.results.report import Curves, Report, Table
 from lit_depth.results.store import to_plain
 
 
@@ -21,8 +22,9 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
     |---|---|
     | ``curves`` | one history row per step, each curve against the axis of the curves |
     | ``tables`` | tables under their names |
-    | ``charts`` | native charts under their names |
+    | ``charts`` | the rows of each as the table ``charts/<name>``, which `lit_depth.results.charts.preset` draws |
     | ``figures`` | the PNG files, as ``figures/<name>`` |
+    | ``report.html`` | the page, as ``report`` |
     | ``scalars`` | the run's summary |
     | the result, ``files`` and ``written`` | an artifact named as the result's file, of the report's kind |
 
@@ -36,12 +38,12 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
     folder, run = Path(folder), logger.experiment
     if report.curves is not None:
         _log_curves(run, report.curves)
-    tables = {
-        key: wandb.Table(columns=list(table.headers), data=_plain(table.rows)) for key, table in report.tables.items()
-    }
-    charts = {key: _chart(chart, tables) for key, chart in report.charts.items()}
-    images = {f"figures/{key}": wandb.Image(str(folder / "figures" / f"{key}.png")) for key in report.figures}
-    run.log({**tables, **charts, **images})
+    tables = {**report.tables, **{f"charts/{key}": chart.table for key, chart in report.charts.items()}}
+    media: dict[str, Any] = {key: _table(table) for key, table in tables.items()}
+    media |= {f"figures/{key}": wandb.Image(str(folder / "figures" / f"{key}.png")) for key in report.figures}
+    if (folder / PAGE).is_file():
+        media["report"] = wandb.Html(str(folder / PAGE), inject=False)
+    run.log(media)
     run.summary.update(dict(report.scalars))
     artifact = wandb.Artifact(Path(name).stem, type=report.kind, metadata=dict(report.metadata))
     with artifact.new_file(name, encoding="utf-8") as file:
@@ -61,11 +63,6 @@ def _log_curves(run: Any, curves: Curves) -> None:
         run.log(dict(row))
 
 
-def _plain(rows: Any) -> list[list[Any]]:
-    return [list(row) for row in rows]
-
-
-def _chart(chart: LineChart | BarChart, tables: Mapping[str, wandb.Table]) -> Any:
-    if isinstance(chart, BarChart):
-        return wandb.plot.bar(tables[chart.table], chart.x, chart.y, title=chart.title)
-    return wandb.plot.line_series(chart.xs, chart.ys, keys=list(chart.names), title=chart.title, xname=chart.x_name)
+def _table(table: Table) -> wandb.Table:
+    # a column may hold names and numbers, or nothing
+    return wandb.Table(columns=list(table.headers), data=[list(row) for row in table.rows], allow_mixed_types=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lit_depth.results.report import BarChart, Curves, LineChart, Report, Table
+from lit_depth.results.charts import Bar, importance_bars
+from lit_depth.results.report import Curves, Report, Table
 from tests.helpers.wandb_run import logged_report, read_table
 
 
@@ -31,10 +32,7 @@ def test_everything_of_a_report_is_in_the_run(tmp_path: Path, monkeypatch: pytes
         tables={"test/rows": Table(["block", "drop"], [[0, 0.5], [1, None]])},
         scalars={"full/quality": 0.75, "withheld": ""},
         curves=Curves("num_active_blocks", [{"num_active_blocks": 4, "quality/a": 0.5}, {"num_active_blocks": 8}]),
-        charts={
-            "charts/lines": LineChart("Lines", "blocks", ["a"], [[4, 8]], [[0.5, 0.75]]),
-            "charts/bars": BarChart("Bars", "test/rows", "block", "drop"),
-        },
+        charts={"bars": importance_bars([Bar("0", 0.5, [0.25, 0.75])], {"title": "Bars"})},
         metadata={"split": "calibration"},
     )
     logged = logged_report(report, "result.json", {"a": [1, 2.5]}, tmp_path, monkeypatch)
@@ -42,10 +40,8 @@ def test_everything_of_a_report_is_in_the_run(tmp_path: Path, monkeypatch: pytes
     assert [row["quality/a"] for row in logged.history if "quality/a" in row] == [0.5]
     media = logged.history[-1]
     assert read_table(logged, media["test/rows"]) == [{"block": 0, "drop": 0.5}, {"block": 1, "drop": None}]
-    lines = read_table(logged, media["charts/lines_table"])
-    assert [(row["lineKey"], row["step"], row["lineVal"]) for row in lines] == [("a", 4, 0.5), ("a", 8, 0.75)]
-    kinds = {key: chart["panel_config"]["panelDefId"] for key, chart in logged.charts.items()}
-    assert kinds == {"charts/lines": "wandb/lineseries/v0", "charts/bars": "wandb/bar/v0"}
+    bars = {"block": "0", "drop": 0.5, "low": 0.25, "high": 0.75, "differs": True}
+    assert read_table(logged, media["charts/bars"]) == [bars]
     drawn = tmp_path / "result" / "figures" / "curve.png"
     assert (logged.files / media["figures/curve"]["path"]).read_bytes() == drawn.read_bytes()
     assert logged.summary["full/quality"] == 0.75 and logged.summary["withheld"] == ""

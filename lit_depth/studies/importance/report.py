@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_depth.results.measures import document_sections, metric_label, readings_sections
-from lit_depth.results.report import BarChart, Report, Section, Table
+from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import unit_name, units_noun
 from lit_depth.results.verdicts import (
@@ -18,7 +18,15 @@ from lit_depth.results.verdicts import (
     verdict_scalars,
 )
 from lit_depth.studies.importance.analysis import THRESHOLD
-from lit_depth.studies.importance.figures import AGREEMENT, BY_TASK, MEAN, METHODS, importance_figures, task_figure
+from lit_depth.studies.importance.figures import (
+    AGREEMENT,
+    BY_TASK,
+    MEAN,
+    METHODS,
+    importance_charts,
+    importance_figures,
+    task_figure,
+)
 from lit_depth.studies.shared.block_ranks import MOST_TASKS
 from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
 from lit_depth.studies.shared.importance_views import agreement_section, headline
@@ -84,10 +92,7 @@ def report(result: dict[str, Any]) -> Report:
         files={SCORES: plain_scores((mean or tasks[0])["blocks"])} | (by_task if mean else {}),
         tables={f"importance/{name}": _logged(entry, result["confidence"]) for name, entry in measured.items()},
         scalars=scalars,
-        charts={
-            f"charts/importance/{name}": BarChart(f"Importance, {name}", f"importance/{name}", "block", "drop")
-            for name in measured
-        },
+        charts=importance_charts(measured, result["split"], result["confidence"], tasks),
         metadata={"split": result["split"]},
     )
 

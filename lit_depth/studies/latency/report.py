@@ -6,7 +6,7 @@ from typing import Any
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import SIMULTANEOUS
-from lit_depth.studies.latency.figures import latency_figure
+from lit_depth.studies.latency.figures import latency_charts, latency_figure
 
 DETAILS = "latency_details.json"
 HEADERS = (
@@ -31,6 +31,7 @@ def report(result: dict[str, Any]) -> Report:
         figures={figure: partial(latency_figure, result)},
         files={DETAILS: result},
         tables={"latency/configurations": _configurations(result)},
+        charts=latency_charts(result),
         scalars={"latency/num_requests": result["num_requests"], **lines},
         metadata={"device": result["device"]},
     )

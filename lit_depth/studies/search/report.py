@@ -14,7 +14,7 @@ from lit_depth.results.measures import (
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
-from lit_depth.studies.search.figures import ablation_label, drop_figure, tree_figure
+from lit_depth.studies.search.figures import ablation_label, drop_figure, search_charts, tree_figure
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
@@ -44,6 +44,7 @@ def report(result: Mapping[str, Any]) -> Report:
         figures=figures,
         tables={"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])},
         scalars=_scalars(result),
+        charts=search_charts(result),
         metadata={"rank_by": result["rank_by"]},
     )
 

@@ -10,7 +10,7 @@ from lit_depth.results.measures import metric_label, readings_note, readings_sec
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
-from lit_depth.studies.select.figures import selection_figure
+from lit_depth.studies.select.figures import selection_chart, selection_figure
 
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
 COLUMNS = ("mask_id", "num_active_blocks", "budget_ms", "quality")
@@ -29,6 +29,7 @@ def report(result: Mapping[str, Any]) -> Report:
             *readings_sections(result, result),
         ],
         kind="selection",
+        charts={"quality_vs_budget": selection_chart(result)} if result["frontier"] else {},
         figures=figures,
         tables={"select/candidates": Table(COLUMNS, [_candidate(entry) for entry in result["candidates"]])},
         scalars={**verdict_scalars([(result["task"], "", result)]), **_chosen(result)},

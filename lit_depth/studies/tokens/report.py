@@ -7,7 +7,7 @@ from typing import Any
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell
 from lit_depth.results.token_tables import METRICS
-from lit_depth.studies.tokens.figures import has_distances, token_figure
+from lit_depth.studies.tokens.figures import has_distances, token_charts, token_figure
 
 PROMPT_HEADERS = ("prompt", "tokens", "of the image", "generates", "page")
 _EXPLAINED = (
@@ -33,6 +33,7 @@ def report(result: Mapping[str, Any], written: Sequence[str]) -> Report:
             Section("Cosine distance by block", table=cosine, printed=False),
         ],
         kind="tokens",
+        charts=token_charts(result),
         figures=figures,
         written=[name for name in written if not name.endswith(".json")],
         unlogged=[name for name in written if name.endswith(".json")],

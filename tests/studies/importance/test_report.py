@@ -71,7 +71,9 @@ def test_everything_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
             assert row["rank"] == (None if name == "b" else entry["quality"]["rank"])
             expected = "withheld" if name == "b" else "differs" if row["p_holm"] < 0.05 else "tie"
             assert row["verdict"] == row["reference_logprob_verdict"] == expected
-        assert logged.charts[f"charts/importance/{name}"]["panel_config"]["panelDefId"] == "wandb/bar/v0"
+        bars = read_table(logged, media[f"charts/importance/{name}"])
+        assert [(bar["block"], bar["drop"]) for bar in bars] == [(str(row["block"]), row["drop"]) for row in rows]
+        assert [bar["differs"] for bar in bars] == [row["verdict"] == "differs" for row in rows]
     assert set(told.figures) == {f"block_importance_{name}" for name in ("a", "b", "macro", "by_task", "agreement")}
     for name in told.figures:
         drawn = (tmp_path / "result" / "figures" / f"{name}.png").read_bytes()
