@@ -115,3 +115,12 @@ class Report:
     curves: Curves | None = None
     charts: Mapping[str, Chart] = field(default_factory=dict)
     metadata: Mapping[str, Scalar | Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Those of the scalars that are numbers, for loggers that take no words; true counts as 1.
+
+        >>> Report("", "", [], "", scalars={"answer": "no", "quality": 0.5, "beaten": True}).numbers
+        {'quality': 0.5, 'beaten': 1.0}
+        """
+        return {key: float(value) for key, value in self.scalars.items() if isinstance(value, (int, float))}

@@ -12,7 +12,7 @@ import pytest
 
 from lit_depth.results.charts import Bar, importance_bars
 from lit_depth.results.report import Curves, Report, Table
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 
 def figure() -> Any:
@@ -46,8 +46,10 @@ def test_everything_of_a_report_is_in_the_run(tmp_path: Path, monkeypatch: pytes
     assert (logged.files / media["figures/curve"]["path"]).read_bytes() == drawn.read_bytes()
     assert logged.summary["full/quality"] == 0.75 and logged.summary["withheld"] == ""
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "a kind"]
-    content = {entry.path: Path(entry.local_path).read_text() for entry in artifact.manifest.contents}
-    assert artifact.name == "result" and set(content) == {"result.json", "scores.json"}
+    assert artifact.name == "result" and files_of(artifact) == {"result.json", "scores.json"}
+    entries = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    assert entries.pop("figures/curve.png").read_bytes() == drawn.read_bytes()
+    content = {name: path.read_text() for name, path in entries.items()}
     assert json.loads(content["result.json"]) == {"a": [1, 2.5]} and json.loads(content["scores.json"]) == {"0": 0.5}
     assert json.loads(artifact.metadata) == {"split": "calibration"}
 

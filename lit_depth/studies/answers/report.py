@@ -5,11 +5,13 @@ from typing import Any
 
 from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
 from lit_depth.results.measures import cluster_noun, describe_measure, readings_sections, sample_noun
-from lit_depth.results.report import Chart, Report, Section, Table
+from lit_depth.results.report import Chart, Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import count_answers
 
 HEADERS = ("policy", "blocks", "agreement", "interval", "flips", "distinct answers")
+
+_STEP = "num_active_blocks"
 
 
 def report(result: Mapping[str, Any], written: Sequence[str] = ()) -> Report:
@@ -39,11 +41,23 @@ def report(result: Mapping[str, Any], written: Sequence[str] = ()) -> Report:
             *readings_sections(result, result),
         ],
         kind="answers",
+        curves=_curves(result),
         charts={"agreement_vs_blocks": _chart(result)},
         written=written,
         tables={"answers/masks": Table(HEADERS, rows)},
         scalars={"answers/num_samples": result["num_samples"]},
     )
+
+
+def _curves(result: Mapping[str, Any]) -> Curves:
+    """Agreement and the ends of its interval along the number of active blocks, by policy."""
+    rows: dict[int, dict[str, float]] = {}
+    for each in sorted(result["masks"], key=lambda each: each["num_active_blocks"]):
+        row = rows.setdefault(each["num_active_blocks"], {_STEP: each["num_active_blocks"]})
+        low, high = each["agreement_ci"]
+        found = {"agreement": each["agreement"], "low": low, "high": high}
+        row |= {f"{key}/{policy}": value for policy in each["policies"] for key, value in found.items()}
+    return Curves(_STEP, list(rows.values()))
 
 
 def _chart(result: Mapping[str, Any]) -> Chart:

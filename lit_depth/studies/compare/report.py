@@ -23,6 +23,7 @@ from lit_depth.results.verdicts import (
     verdict_scalars,
 )
 from lit_depth.studies.compare.figures import comparison_charts, comparison_figures, limits, task_figure
+from lit_depth.studies.compare.summary import summarize_policies
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 from lit_depth.studies.shared.importance_scores import SCORES, tie_sentences
 
@@ -164,7 +165,7 @@ def _scalars(comparison: Comparison) -> dict[str, Scalar]:
     for question, answer in answers.items():
         if answer is not None:
             scalars |= {f"answers/{question}": answer["answer"], f"answers/{question}_text": answer["text"]}
-    return scalars
+    return scalars | summarize_policies(comparison)
 
 
 def _curves(comparison: Comparison) -> Curves:

@@ -32,7 +32,7 @@ _Places = dict[tuple[int, ...], tuple[float, float]]  # x and y of each ablation
 # ablations of a level that are drawn, the best ones
 _MAX_SHOWN = 60
 _PALE, _GREY, _DARK = "#e4e4e4", "#b5b5b5", "#222222"
-_FINDERS = ("search", "greedy", "importance order", "span")
+FINDERS = ("search", "greedy", "importance order", "span")
 
 
 def ablation_label(removed: Sequence[int], units: Sequence[str]) -> str:
@@ -114,7 +114,7 @@ def _quality_chart(result: Mapping[str, Any]) -> Chart:
             [full["quality"] - end for end in reversed(entry["drop_simultaneous_ci"])],
             bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)),
         )
-        for name in _FINDERS
+        for name in FINDERS
         for entry in result["ablations"]
         if name in entry["found_by"]
     ]
@@ -213,7 +213,7 @@ def drop_figure(result: Mapping[str, Any]) -> Figure:
     baseline = report["baseline"]
     figure, axes = new_figure(8, 5)
     plain_axes(axes)
-    finders = [name for name in _FINDERS if any(name in entry["found_by"] for entry in result["ablations"])]
+    finders = [name for name in FINDERS if any(name in entry["found_by"] for entry in result["ablations"])]
     for index, name in enumerate(finders):
         entries = [entry for entry in result["ablations"] if name in entry["found_by"]]
         drops = [entry["drop"] for entry in entries]

@@ -16,7 +16,7 @@ from lit_depth.results.verdicts import LEGEND, WITHHELD
 from lit_depth.studies.compare.report import COLUMNS, report
 from lit_depth.studies.shared.importance_scores import COMPARISON, SCORES
 from lit_depth.studies.shared.publish import as_text, draw
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 BASELINE = {
     "answer": "red",
@@ -92,8 +92,8 @@ def test_everything_is_in_the_offline_run(
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "comparison"]
     assert artifact.name == "m5_mask_strategy_comparison"
     wanted = {COMPARISON: comparison, SCORES: comparison["importance"]["scores"]}
-    assert {entry.path for entry in artifact.manifest.contents} == set(wanted)
-    for entry in artifact.manifest.contents:
+    assert files_of(artifact) == set(wanted)
+    for entry in (each for each in artifact.manifest.contents if each.path in wanted):
         content = Path(entry.local_path).read_bytes()
         assert json.loads(content) == wanted[entry.path]
         assert base64.b64decode(entry.digest) == hashlib.md5(content).digest()

@@ -9,7 +9,7 @@ import pytest
 
 from lit_depth.studies.importance.report import report
 from lit_depth.studies.shared.publish import as_text
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 BASELINE = {
     "answer": "yes",
@@ -57,7 +57,7 @@ def test_everything_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
     told = report(result)
     logged = logged_report(told, "importance.json", result, tmp_path, monkeypatch)
 
-    (media,) = logged.history
+    *_, media = logged.history
     for name in ("a", "b", "macro"):
         rows = read_table(logged, media[f"importance/{name}"])
         assert [row["block"] for row in rows] == [0, 1, 2, 3]
@@ -81,7 +81,7 @@ def test_everything_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "importance"]
     assert artifact.name == "importance"
     scores = {f"layer_importance_scores{task}.json" for task in ("", "_a", "_b")}
-    assert {entry.path for entry in artifact.manifest.contents} == {"importance.json", *scores}
+    assert files_of(artifact) == {"importance.json", *scores}
     assert logged.summary["full/quality/a"] == 0.75
     assert logged.summary["withheld"].startswith("No verdict on b: the full model (0.750)")
     expected = {"baseline/answer": "yes", "baseline/quality": 0.25, "full/num_distinct_answers": 6}
