@@ -26,23 +26,28 @@ class TreeNode(NamedTuple):
 def search_tree(nodes: Sequence[TreeNode], words: Mapping[str, str]) -> Chart:
     """Ablations as points, one column for each number of removed blocks, joined with those that they extend.
 
-    Colour is the drop; the members of the beam are named. Edges between members are strong.
+    Colour is the drop, up to where a tenth of the ablations costs more. Members of the beam are named, and the edges
+    between them are strong.
     """
     places = {node.name: node for node in nodes}
+    drops = sorted(node.drop for node in nodes if node.drop is not None)
+    most = drops[int(0.9 * (len(drops) - 1))] if drops else 0.0
     rows: list[list[Any]] = []
     for node in nodes:
         for parent in (places[name] for name in node.parents if name in places):
             strong = node.in_beam and parent.in_beam
-            rows.append([node.name, parent.x, parent.y, node.x, node.y, None, strong, _EDGE])
-    rows += [[node.name, node.x, node.y, None, None, node.drop, node.in_beam, _NODE] for node in nodes]
-    table = Table(("removed", "x", "y", "x2", "y2", "drop", "in_beam", "role"), rows)
+            rows.append([node.name, parent.x, parent.y, node.x, node.y, None, None, strong, _EDGE])
+    for node in nodes:
+        shade = None if node.drop is None else min(node.drop, most)
+        rows.append([node.name, node.x, node.y, None, None, node.drop, shade, node.in_beam, _NODE])
+    table = Table(("removed", "x", "y", "x2", "y2", "drop", "shade", "in_beam", "role"), rows)
     return Chart("search_tree", _SPEC, table, words)
 
 
 _X = axis("x", "x", axis={"tickMinStep": 1, "format": "d", "grid": False}, scale={"nice": False, "padding": 70})
 _Y = {"field": "y", "type": "quantitative", "axis": None}
 _DROP = {
-    **{"field": "drop", "type": "quantitative", "title": "${string:drop}"},
+    **{"field": "shade", "type": "quantitative", "title": "${string:drop}"},
     # its two ends are seen on white and on black
     "scale": {"range": ["#56B4E9", "#B05A00"], "interpolate": "lab"},
 }

@@ -31,6 +31,7 @@ _Places = dict[tuple[int, ...], tuple[float, float]]  # x and y of each ablation
 
 # ablations of a level that are drawn, the best ones
 _MAX_SHOWN = 60
+_BOLD = ", the best in bold"
 _PALE, _GREY, _DARK = "#e4e4e4", "#b5b5b5", "#222222"
 FINDERS = ("search", "greedy", "importance order", "span")
 
@@ -96,7 +97,7 @@ def _tree_chart(result: Mapping[str, Any]) -> Chart:
     of = "accuracy" if result["rank_by"] == "accuracy" else "reference probability"
     words = {
         "title": title,
-        "subtitle": remarks,
+        "subtitle": remarks.replace(_BOLD, ""),
         "x": f"removed {_units(result)}",
         "drop": f"drop in {of} (calibration)",
     }
@@ -179,7 +180,7 @@ def _columns(ablations: Sequence[dict[str, Any]], places: _Places) -> tuple[list
 def _tree_title(result: Mapping[str, Any], levels: Sequence[Sequence[Any]]) -> str:
     kind = "Exhaustive search" if result["exhaustive"] else f"Beam of {result['beam_width']}"
     title = f"{kind}, {result['task']}, {result['calibration']['num_samples']} calibration samples"
-    remarks = ["labels: removed blocks, the best in bold"]
+    remarks = [f"labels: removed blocks{_BOLD}"]
     if result["racing"]:
         remarks.append("grey: dropped by racing")
     if any(len(shown) < len(level["ablations"]) for level, shown in zip(result["levels"], levels)):
