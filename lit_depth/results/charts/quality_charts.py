@@ -98,123 +98,72 @@ def _times(each: TimedMark) -> list[Any]:
     return [each.ms, *(each.ms_limits or (None, None)), each.on_frontier]
 
 
-_TOLD = ("policy", "blocks", "quality", *_LIMITS)
-_ACROSS = {"y": axis("y", "quality"), "tooltip": hint("policy", "quality", *_LIMITS)}
 _X = axis("x", "blocks", axis={"tickMinStep": 1, "format": "d", "grid": False}, scale={"zero": False, "padding": 14})
 _Y = axis("y", "quality", scale={"zero": False})
-_POINTS = {"type": "point", "size": 60, "strokeWidth": 2}
+_BAND = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
+_MS = axis("x", "ms", scale={"zero": False, "padding": 20})
+_TOLD = ("policy", "blocks", "quality", *_LIMITS)
+_TIMED_TOLD = (*_TOLD, "ms", "ms_low", "ms_high")
+
+
+def _of_policies(mark: Mapping[str, Any], opacity: float, **encoding: Any) -> dict[str, Any]:
+    encoding |= {"color": _POLICY, "opacity": shown(opacity)}
+    return {"transform": [role_is(POLICY)], "mark": dict(mark), "encoding": encoding}
+
+
+def _points(x: Mapping[str, Any], told: Sequence[str]) -> list[dict[str, Any]]:
+    """Full points, and hollow ones where a mask answers no better than a constant."""
+    layers = []
+    for condition, filled in (("!datum['at_constant']", True), ("datum['at_constant']", False)):
+        mark = {"type": "point", "size": 60, "strokeWidth": 2, "filled": filled}
+        layer = _of_policies(mark, 1, x=x, y=_Y, shape=_SHAPE, tooltip=hint(*told))
+        layer["transform"].append({"filter": condition})
+        layers.append(layer)
+    return layers
+
+
+def _across(role: str, dash: Sequence[int], words_above: int) -> list[dict[str, Any]]:
+    """A line across and its name at the right, so many pixels above it."""
+    line = {"type": "rule", "color": NEUTRAL, "strokeDash": list(dash), "strokeWidth": 1.5}
+    name = {"type": "text", "align": "right", "dy": -words_above}
+    place = {"x": {"value": "width"}, "y": axis("y", "quality"), "text": {"field": "policy"}}
+    encoding = {"y": axis("y", "quality"), "tooltip": hint("policy", "quality", *_LIMITS)}
+    return [
+        {"transform": [role_is(role)], "mark": line, "encoding": encoding},
+        {"transform": [role_is(role)], "mark": name, "encoding": place},
+    ]
+
 
 _BLOCKS: dict[str, Any] = frame(
     layer=[
-        {
-            "transform": [role_is(FULL)],
-            "mark": {"type": "rule", "color": NEUTRAL, "strokeDash": [6, 4], "strokeWidth": 1.5},
-            "encoding": _ACROSS,
-        },
-        {
-            "transform": [role_is(FULL)],
-            "mark": {"type": "text", "align": "right", "dy": -6},
-            "encoding": {"x": {"value": "width"}, "y": axis("y", "quality"), "text": {"field": "policy"}},
-        },
-        {
-            "transform": [role_is(CONSTANT)],
-            "mark": {"type": "rule", "color": NEUTRAL, "strokeDash": [2, 3], "strokeWidth": 1.5},
-            "encoding": _ACROSS,
-        },
-        {
-            "transform": [role_is(CONSTANT)],
-            "mark": {"type": "text", "align": "right", "dy": 10},
-            "encoding": {"x": {"value": "width"}, "y": axis("y", "quality"), "text": {"field": "policy"}},
-        },
-        {
-            "params": [legend_switch("policy")],
-            "transform": [role_is(POLICY)],
-            "mark": {"type": "area"},
-            "encoding": {
-                **{"x": _X, "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}},
-                **{"color": _POLICY, "opacity": shown(0.13)},
-            },
-        },
-        {
-            "transform": [role_is(POLICY)],
-            "mark": {"type": "rule", "strokeWidth": 1.2},
-            "encoding": {
-                **{"x": _X, "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}},
-                **{"color": _POLICY, "opacity": shown(0.5)},
-            },
-        },
-        {
-            "transform": [role_is(POLICY)],
-            "mark": {"type": "line", "strokeWidth": 2},
-            "encoding": {"x": _X, "y": _Y, "color": _POLICY, "opacity": shown(1)},
-        },
-        {
-            "transform": [role_is(POLICY), {"filter": "!datum['at_constant']"}],
-            "mark": {**_POINTS, "filled": True},
-            "encoding": {
-                **{"x": _X, "y": _Y, "color": _POLICY, "shape": _SHAPE},
-                **{"opacity": shown(1), "tooltip": hint(*_TOLD)},
-            },
-        },
-        {
-            "transform": [role_is(POLICY), {"filter": "datum['at_constant']"}],
-            "mark": _POINTS,
-            "encoding": {
-                **{"x": _X, "y": _Y, "color": _POLICY, "shape": _SHAPE},
-                **{"opacity": shown(1), "tooltip": hint(*_TOLD)},
-            },
-        },
+        *_across(FULL, [6, 4], words_above=6),
+        *_across(CONSTANT, [2, 3], words_above=-10),
+        {"params": [legend_switch("policy")], **_of_policies({"type": "area"}, 0.13, x=_X, **_BAND)},
+        _of_policies({"type": "rule", "strokeWidth": 1.2}, 0.5, x=_X, **_BAND),
+        _of_policies({"type": "line", "strokeWidth": 2}, 1, x=_X, y=_Y),
+        *_points(_X, _TOLD),
     ]
 )
-_MS = axis("x", "ms", scale={"zero": False, "padding": 20})
-_TIMED_TOLD = (*_TOLD, "ms", "ms_low", "ms_high")
+_ON_FRONTIER = [{"filter": "datum['on_frontier']"}]
 _LATENCY: dict[str, Any] = frame(
     layer=[
         {
-            "transform": [{"filter": "datum['on_frontier']"}],
+            "transform": _ON_FRONTIER,
             "mark": {"type": "line", "interpolate": "step-after", "strokeDash": [6, 4], "color": NEUTRAL},
             "encoding": {"x": _MS, "y": _Y},
         },
-        {
-            "params": [legend_switch("policy")],
-            "transform": [role_is(POLICY)],
-            "mark": {"type": "rule"},
-            "encoding": {
-                **{"x": _MS, "y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}},
-                **{"color": _POLICY, "opacity": shown(0.4)},
-            },
-        },
-        {
-            "transform": [role_is(POLICY)],
-            "mark": {"type": "rule"},
-            "encoding": {
-                **{"x": {"field": "ms_low", "type": "quantitative"}, "x2": {"field": "ms_high"}, "y": _Y},
-                **{"color": _POLICY, "opacity": shown(0.4)},
-            },
-        },
-        {
-            "transform": [role_is(POLICY), {"filter": "!datum['at_constant']"}],
-            "mark": {**_POINTS, "filled": True},
-            "encoding": {
-                **{"x": _MS, "y": _Y, "color": _POLICY, "shape": _SHAPE},
-                **{"opacity": shown(1), "tooltip": hint(*_TIMED_TOLD)},
-            },
-        },
-        {
-            "transform": [role_is(POLICY), {"filter": "datum['at_constant']"}],
-            "mark": _POINTS,
-            "encoding": {
-                **{"x": _MS, "y": _Y, "color": _POLICY, "shape": _SHAPE},
-                **{"opacity": shown(1), "tooltip": hint(*_TIMED_TOLD)},
-            },
-        },
+        {"params": [legend_switch("policy")], **_of_policies({"type": "rule"}, 0.4, x=_MS, **_BAND)},
+        _of_policies(
+            {"type": "rule"}, 0.4, x={"field": "ms_low", "type": "quantitative"}, x2={"field": "ms_high"}, y=_Y
+        ),
+        *_points(_MS, _TIMED_TOLD),
         {
             "transform": [role_is(FULL)],
             "mark": {"type": "point", "shape": _STAR, "size": 250, "filled": True, "color": NEUTRAL, "opacity": 1},
             "encoding": {"x": _MS, "y": _Y, "tooltip": hint(*_TIMED_TOLD)},
         },
         {
-            "transform": [{"filter": "datum['on_frontier']"}],
+            "transform": _ON_FRONTIER,
             "mark": {"type": "text", "align": "right", "dx": -7, "dy": -7},
             "encoding": {"x": _MS, "y": _Y, "text": {"field": "blocks", "type": "quantitative", "format": "d"}},
         },
