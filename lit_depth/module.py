@@ -39,6 +39,10 @@ class MaskedPredictions(NamedTuple):
     likelihoods: list[list[list[Likelihood]]] | None = None  # [M][B], of each continuation; None = answers are texts
 
 
+# arguments that an evaluation does not read
+_OF_TRAINING = ("learning_rate", "betas", "weight_decay", "warmup_steps", "router_loss")
+
+
 class DepthModule(LightningModule):
     """A vision-language model whose transformer blocks can be skipped.
 
@@ -188,6 +192,16 @@ class DepthModule(LightningModule):
     def cpu(self) -> Self:
         """The base's; a model that was placed on loading stays: Lightning calls this at the end of every loop."""
         return self if self.is_placed else super().cpu()
+
+    @property
+    def hparams_initial(self) -> Any:
+        """What loggers keep of the arguments: an optimiser's only where it trains."""
+        found = super().hparams_initial
+        try:
+            trains = self.trainer.state.fn == TrainerFn.FITTING
+        except RuntimeError:  # no trainer
+            trains = True
+        return found if trains else type(found)({k: v for k, v in found.items() if k not in _OF_TRAINING})
 
     @property
     def tokenizer(self) -> Any:

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_depth.functional.arguments import check_least
 from lit_depth.studies.answers.command import answers
 from lit_depth.studies.compare.command import compare
 from lit_depth.studies.consistency.command import consistency
@@ -32,6 +33,7 @@ class DepthTrainer(Trainer):
         args: As for Lightning's.
         resume_versions: Of Python and the packages under which a run may be continued: the ``same`` as before, or
             ``any``. Its manifest names all of them.
+        live_seconds: Seconds between two looks at how a sweep goes, of which every logger is told; null = no look.
         kwargs: As for Lightning's.
     """
 
@@ -45,8 +47,16 @@ class DepthTrainer(Trainer):
     select = select
     tokens = tokens
 
-    def __init__(self, *args: Any, resume_versions: Literal["same", "any"] = "same", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        resume_versions: Literal["same", "any"] = "same",
+        live_seconds: float | None = 30.0,
+        **kwargs: Any,
+    ) -> None:
+        check_least(0, live_seconds=live_seconds)
         self.resume_versions = resume_versions
+        self.live_seconds = live_seconds
         kwargs["plugins"] = _without_requeue(kwargs.get("plugins"), kwargs.get("strategy"))
         super().__init__(*args, **kwargs)
 

@@ -76,6 +76,8 @@ PRIVATE = {
     "lit_depth/functional/inputs.py": {"_update_model_kwargs_for_generation": "transformers.generation.utils"},
     "lit_depth/functional/masking/sublayers.py": {"_gradient_checkpointing_func": "transformers.modeling_layers"},
     "lit_depth/functional/model_state.py": {"_attn_implementation": "transformers.configuration_utils"},
+    # names and folder of a run that is about to begin: no argument of the logger says them later
+    "lit_depth/integrations/wandb.py": {"_wandb_init": "lightning.pytorch.loggers.wandb"},
     # the first is documented, in spite of its name; the second is what an interpreter runs at its end
     "lit_depth/interrupts.py": {"_exit": "os", "_run_exitfuncs": "atexit"},
     "lit_depth/models/chat_templates.py": {"_get_template_variables": "transformers.utils.chat_template_utils"},

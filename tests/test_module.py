@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
@@ -98,3 +100,13 @@ def test_a_checkpoint_that_says_use_cache_false_is_masked_in_decode_steps(tmp_pa
         options = {"max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0, "phase": "decode"}
         found.append(answer_masks(module.model, model_inputs(first_batch(module)), masks, **options)[0])
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0][0], found[0][1])
+
+
+def test_loggers_keep_the_arguments_of_an_optimiser_only_where_one_is_used(module):
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", devices=1)
+    of_an_optimiser = {"learning_rate", "betas", "weight_decay", "warmup_steps", "router_loss"}
+    assert of_an_optimiser <= set(module.hparams_initial)
+    module.trainer = trainer
+    for state, kept in ((TrainerFn.FITTING, of_an_optimiser), (TrainerFn.PREDICTING, set())):
+        trainer.state.fn = state
+        assert of_an_optimiser & set(module.hparams_initial) == kept and "checkpoint" in module.hparams_initial

@@ -55,6 +55,8 @@ class MaskSweep(Callback):
         description: Text before the progress bar.
 
     Attributes:
+        running: Image and score of what has been scored so far, by mask id and sample; None = is not kept.
+        num_of_process: Samples that this process has to answer.
         weights: `lit_depth.functional.fingerprints.weights_sample` of the module that is to answer; None = of the one
             that the loop starts with.
 
@@ -90,6 +92,8 @@ class MaskSweep(Callback):
         self.description = description
         self.weights: str | None = None
         self.records: pd.DataFrame | None = None
+        self.running: dict[str, dict[str, tuple[str, float]]] | None = None
+        self.num_of_process = 0
         self.bad_samples: dict[str, str] = {}
         self._run: str | None = None
         self._num_samples = 0
@@ -109,6 +113,9 @@ class MaskSweep(Callback):
         loaders = trainer.predict_dataloaders
         loaders = loaders if isinstance(loaders, list) else [loaders]
         self._num_samples = sum(len(loader.dataset) for loader in loaders)
+        self.num_of_process = -(-self._num_samples // trainer.world_size)
+        for mask, sample, image, score in frame[["mask", "sample", "image", "score"]].itertuples(index=False):
+            self._keep_running(mask, sample, image, score)
         self._writer = RecordWriter(self.folder / f"rank{trainer.global_rank}.jsonl", self._run)
         self._progress = tqdm(
             total=int(sum(trainer.num_predict_batches)) * len(self.masks),
@@ -155,9 +162,14 @@ class MaskSweep(Callback):
                 # a float32 has no more digits, and kernels may differ in the last one
                 record["reference_logprob"] = round(logprob, 6) if is_scored else None
                 self._writer.write(record)
+                self._keep_running(mask, sample.id, sample.image_id, record.get("score"))
         pl_module.requested_masks = None  # type: ignore[assignment]
         if trainer.received_sigterm:  # only Lightning's own handler sets it
             raise SystemExit(128 + signal.SIGTERM)
+
+    def _keep_running(self, mask: str, sample: str, image: str, score: float | None) -> None:
+        if self.running is not None and score is not None and not math.isnan(score):
+            self.running.setdefault(mask, {})[sample] = (image, float(score))
 
     def _rate_text(self, sample: Any, text: str) -> dict[str, Any]:
         if hasattr(self.metric, "rate"):  # which reads the text as it is

@@ -1,16 +1,65 @@
 """Reports in Weights & Biases. The only module that imports wandb: import it where it is needed."""
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_depth.results.report import BarChart, Curves, LineChart, Report
-from lit_depth.results.store import to_plain
+from lit_depth.results.page import PAGE
+from lit_depth.results.report import Curves, Report, Table
+from lit_depth.results.store import MANIFEST, to_plain
+
+
+class Names(Protocol):
+    """How a run is called, and what identifies it."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def command(self) -> str: ...
+    @property
+    def tags(self) -> list[str]: ...
+
+
+_MOST = 64  # characters of a tag
+# of a run's folder, besides what its report names
+_OF_FOLDER = (MANIFEST, "records.parquet", PAGE)
+
+# what a result says of its samples
+_OF_RESULT = (
+    "task",
+    "metric",
+    "num_samples",
+    "num_bad_samples",
+    "num_blocks",
+    "num_requests",
+    "latency_device",
+    "device",
+)
+
+
+@rank_zero_only
+def open_run(logger: WandbLogger, names: Names) -> None:
+    """Name the run that a logger is about to begin, and put its files into the folder of the run.
+
+    What the user chose stays. A run that was begun by somebody else keeps its names.
+    """
+    options = logger._wandb_init
+    if options["dir"] in (None, "."):  # Lightning's default is the working folder
+        options["dir"] = str(names.folder)
+    found: dict[str, Any] = {"name": names.name, "group": names.group, "job_type": names.command}
+    found["tags"] = [tag[:_MOST] for tag in names.tags]
+    options.update({key: value for key, value in found.items() if options.get(key) is None})
 
 
 @rank_zero_only
@@ -21,10 +70,14 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
     |---|---|
     | ``curves`` | one history row per step, each curve against the axis of the curves |
     | ``tables`` | tables under their names |
-    | ``charts`` | native charts under their names |
+    | ``charts`` | the rows of each as the table ``charts/<name>``, which `lit_depth.results.charts.preset` draws |
     | ``figures`` | the PNG files, as ``figures/<name>`` |
+    | ``report.html`` | the page, as ``report`` |
     | ``scalars`` | the run's summary |
-    | the result, ``files`` and ``written`` | an artifact named as the result's file, of the report's kind |
+    | the result, ``files``, ``written``, figures, page, manifest, records | an artifact of the report's kind |
+
+    The artifact is called as the result's file, the model and the run; checkpoint and data that it was made from are
+    its lineage where there is a server, and in its metadata everywhere.
 
     Args:
         logger: Its run is created if there is none yet, and stays open.
@@ -36,19 +89,58 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
     folder, run = Path(folder), logger.experiment
     if report.curves is not None:
         _log_curves(run, report.curves)
-    tables = {
-        key: wandb.Table(columns=list(table.headers), data=_plain(table.rows)) for key, table in report.tables.items()
-    }
-    charts = {key: _chart(chart, tables) for key, chart in report.charts.items()}
-    images = {f"figures/{key}": wandb.Image(str(folder / "figures" / f"{key}.png")) for key in report.figures}
-    run.log({**tables, **charts, **images})
+    tables = {**report.tables, **{f"charts/{key}": chart.table for key, chart in report.charts.items()}}
+    media: dict[str, Any] = {key: _table(table) for key, table in tables.items()}
+    media |= {f"figures/{key}": wandb.Image(str(folder / "figures" / f"{key}.png")) for key in report.figures}
+    if (folder / PAGE).is_file():
+        media["report"] = wandb.Html(str(folder / PAGE), inject=False)
+    run.log(media)
     run.summary.update(dict(report.scalars))
-    artifact = wandb.Artifact(Path(name).stem, type=report.kind, metadata=dict(report.metadata))
+    run.config.update({key: result[key] for key in _OF_RESULT if key in result}, allow_val_change=True)
+    sources = _sources(folder)
+    metadata = {**report.metadata, **{kind: found for kind, (_, found) in sources.items()}}
+    artifact = wandb.Artifact(_artifact_name(folder, name), type=report.kind, metadata=metadata)
     with artifact.new_file(name, encoding="utf-8") as file:
         json.dump(to_plain(result), file, indent=2, allow_nan=False)
-    for each in (*report.files, *report.written):
-        artifact.add_file(str(folder / each))
+    figures = [f"figures/{key}.png" for key in report.figures]
+    there = [each for each in _OF_FOLDER if (folder / each).is_file()]
+    for each in dict.fromkeys([*report.files, *report.written, *figures, *there]):
+        artifact.add_file(str(folder / each), name=each)
+    if not run.offline:
+        for kind, (source, found) in sources.items():
+            run.use_artifact(wandb.Artifact(source, type=kind, metadata=found))
     run.log_artifact(artifact)
+
+
+def _artifact_name(folder: Path, name: str) -> str:
+    """Of which model and run a result is; runs of one name are versions of one artifact."""
+    manifest = _manifest(folder)
+    model = Path(str(manifest.get("arguments", {}).get("model.checkpoint", ""))).name
+    parts = [Path(name).stem, *([model, folder.name] if manifest else [])]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(parts))[:128]
+
+
+def _sources(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Checkpoint and data by their fingerprints: name of the artifact of each, and what is known of it."""
+    manifest = _manifest(folder)
+    if not manifest:
+        return {}
+    model, arguments = manifest["model"], manifest["arguments"]
+    checkpoint = {"checkpoint": arguments.get("model.checkpoint"), "weights": model.get("weights")}
+    data = {key: value for key, value in arguments.items() if key.startswith("data")}
+    return {
+        "model": (f"checkpoint-{_digest(checkpoint)}", checkpoint | {"files": model.get("files")}),
+        "dataset": (f"data-{_digest(data)}", data),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _log_curves(run: Any, curves: Curves) -> None:
@@ -61,11 +153,6 @@ def _log_curves(run: Any, curves: Curves) -> None:
         run.log(dict(row))
 
 
-def _plain(rows: Any) -> list[list[Any]]:
-    return [list(row) for row in rows]
-
-
-def _chart(chart: LineChart | BarChart, tables: Mapping[str, wandb.Table]) -> Any:
-    if isinstance(chart, BarChart):
-        return wandb.plot.bar(tables[chart.table], chart.x, chart.y, title=chart.title)
-    return wandb.plot.line_series(chart.xs, chart.ys, keys=list(chart.names), title=chart.title, xname=chart.x_name)
+def _table(table: Table) -> wandb.Table:
+    # a column may hold names and numbers, or nothing
+    return wandb.Table(columns=list(table.headers), data=[list(row) for row in table.rows], allow_mixed_types=True)

@@ -18,6 +18,7 @@ img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { c
 th, td { padding: .2rem .8rem; border-bottom: 1px solid #eee; text-align: left; } th { border-bottom-color: #999; }
 .number { text-align: right; } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }
 """
+PAGE = "report.html"
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -41,7 +42,7 @@ def write_page(folder: str | Path, report: Report, figures: Mapping[str, Path], 
         images={name: _image(figures[name]) for name in shown},
         arguments=json.dumps(arguments, indent=2, default=str),
     )
-    path = Path(folder) / "report.html"
+    path = Path(folder) / PAGE
     write_text(path, page)
     return path
 

@@ -62,24 +62,24 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class LineChart:
-    """Lines in one chart: ``xs[i]`` and ``ys[i]`` are the points of ``names[i]``."""
+class Chart:
+    """One interactive chart: a Vega-Lite specification of its kind, and the rows that it draws.
 
-    title: str
-    x_name: str
-    names: Sequence[str]
-    xs: Sequence[Sequence[float]]
-    ys: Sequence[Sequence[float]]
+    See `lit_depth.results.charts`, which makes them, for the specification with the rows in it.
 
+    Args:
+        kind: Name of the specification, the same for all charts that it draws.
+        spec: Vega-Lite without data. Its fields are columns of the table, its words ``${string:name}``.
+        table: The rows.
+        strings: The words by name.
+        colors: Colour of each value of the field that colours stand for, in the order of the legend.
+    """
 
-@dataclass(frozen=True)
-class BarChart:
-    """One bar for each row of a table in :attr:`Report.tables`; ``x`` and ``y`` are columns of it."""
-
-    title: str
-    table: str
-    x: str
-    y: str
+    kind: str
+    spec: Mapping[str, Any]
+    table: Table
+    strings: Mapping[str, str]
+    colors: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Report:
         tables: Name and full content of the tables that loggers keep.
         scalars: Name and value of what loggers keep of the run as a whole.
         curves: What loggers draw along an axis.
-        charts: Name and content of the charts that loggers draw.
+        charts: Name and content of the interactive charts.
         kind: Under which kind of result loggers keep the files.
         metadata: What loggers keep beside the files.
     """
@@ -113,5 +113,14 @@ class Report:
     tables: Mapping[str, Table] = field(default_factory=dict)
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     curves: Curves | None = None
-    charts: Mapping[str, LineChart | BarChart] = field(default_factory=dict)
+    charts: Mapping[str, Chart] = field(default_factory=dict)
     metadata: Mapping[str, Scalar | Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Those of the scalars that are numbers, for loggers that take no words; true counts as 1.
+
+        >>> Report("", "", [], "", scalars={"answer": "no", "quality": 0.5, "beaten": True}).numbers
+        {'quality': 0.5, 'beaten': 1.0}
+        """
+        return {key: float(value) for key, value in self.scalars.items() if isinstance(value, (int, float))}

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008): told apart with any colour vision. Marker and colour say the same thing twice.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+# Okabe & Ito (2008): told apart with any colour vision; violet instead of their yellow, which is lost on white. Marker
+# and colour say the same thing twice.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#962DF0")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#555555"
 

@@ -47,7 +47,8 @@ class Logged(NamedTuple):
     summary: dict[str, Any]
     metrics: dict[str, str]  # name: step metric
     artifacts: list[Any]
-    charts: dict[str, Any]
+    config: dict[str, Any]
+    run: Any  # name, group, job type and tags
 
 
 def read_run(path: Path) -> Logged:
@@ -63,7 +64,7 @@ def read_run(path: Path) -> Logged:
             place[last] = json.loads(item.value_json)
         return nested
 
-    logged = Logged(path.parent / "files", [], {}, {}, [], {})
+    logged = Logged(path.parent / "files", [], {}, {}, [], {}, None)
     for data in transaction_log(path):
         record = Record()
         record.ParseFromString(data)
@@ -77,23 +78,34 @@ def read_run(path: Path) -> Logged:
         elif kind == "artifact":
             logged.artifacts.append(record.artifact)
         elif kind == "config":
-            visualize = values(record.config.update).get("_wandb", {}).get("visualize", {})
-            logged.charts.update(visualize)
+            logged.config.update(values(record.config.update))
+        elif kind == "run":
+            logged = logged._replace(run=record.run)
+            logged.config.update(values(record.run.config.update))
     return logged
 
 
-def offline_run(log_to: Callable[[WandbLogger], None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
+def quiet_wandb(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, silent, and with all that is kept between runs in a folder of the test's own."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for place in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
-        monkeypatch.setenv(f"WANDB_{place}_DIR", str(folder / "wandb_home"))
+        monkeypatch.setenv(f"WANDB_{place}_DIR", str(home))
     monkeypatch.setenv("WANDB_CONSOLE", "off")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")  # restored afterwards: the logger writes it too
-    logger = WandbLogger(offline=True, save_dir=folder, project="lit-depth-tests")
-    try:
-        log_to(logger)
-    finally:
-        logger.experiment.finish()
+
+
+def offline_run(log_to: Callable[[WandbLogger], None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Logged:
+    quiet_wandb(folder / "wandb_home", monkeypatch)
+    log_to(WandbLogger(offline=True, save_dir=folder, project="lit-depth-tests"))
+    return finished_run(folder)
+
+
+def finished_run(folder: Path) -> Logged:
+    """End the run of this process, and read it back from below the folder."""
+    import wandb
+
+    wandb.finish()
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
     # finish returns before wandb's own process has written the last record
     deadline = time.monotonic() + 30
@@ -123,6 +135,11 @@ def is_written(path: Path) -> bool:
 def read_table(logged: Logged, reference: dict[str, Any]) -> list[dict[str, Any]]:
     content = json.loads((logged.files / reference["path"]).read_text())
     return [dict(zip(content["columns"], row)) for row in content["data"]]
+
+
+def files_of(artifact: Any) -> set[str]:
+    """Names of the files of an artifact, apart from figures."""
+    return {entry.path for entry in artifact.manifest.contents if not entry.path.startswith("figures/")}
 
 
 def logged_report(

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 
-from lit_depth.results.report import BarChart, Curves, LineChart, Report, Table
-from tests.helpers.wandb_run import logged_report, read_table
+from lit_depth.integrations.wandb import log_report, open_run
+from lit_depth.results.charts import Bar, importance_bars
+from lit_depth.results.report import Curves, Report, Table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 
 def figure() -> Any:
@@ -31,10 +37,7 @@ def test_everything_of_a_report_is_in_the_run(tmp_path: Path, monkeypatch: pytes
         tables={"test/rows": Table(["block", "drop"], [[0, 0.5], [1, None]])},
         scalars={"full/quality": 0.75, "withheld": ""},
         curves=Curves("num_active_blocks", [{"num_active_blocks": 4, "quality/a": 0.5}, {"num_active_blocks": 8}]),
-        charts={
-            "charts/lines": LineChart("Lines", "blocks", ["a"], [[4, 8]], [[0.5, 0.75]]),
-            "charts/bars": BarChart("Bars", "test/rows", "block", "drop"),
-        },
+        charts={"bars": importance_bars([Bar("0", 0.5, [0.25, 0.75])], {"title": "Bars"})},
         metadata={"split": "calibration"},
     )
     logged = logged_report(report, "result.json", {"a": [1, 2.5]}, tmp_path, monkeypatch)
@@ -42,16 +45,16 @@ def test_everything_of_a_report_is_in_the_run(tmp_path: Path, monkeypatch: pytes
     assert [row["quality/a"] for row in logged.history if "quality/a" in row] == [0.5]
     media = logged.history[-1]
     assert read_table(logged, media["test/rows"]) == [{"block": 0, "drop": 0.5}, {"block": 1, "drop": None}]
-    lines = read_table(logged, media["charts/lines_table"])
-    assert [(row["lineKey"], row["step"], row["lineVal"]) for row in lines] == [("a", 4, 0.5), ("a", 8, 0.75)]
-    kinds = {key: chart["panel_config"]["panelDefId"] for key, chart in logged.charts.items()}
-    assert kinds == {"charts/lines": "wandb/lineseries/v0", "charts/bars": "wandb/bar/v0"}
+    bars = {"block": "0", "drop": 0.5, "low": 0.25, "high": 0.75, "differs": True}
+    assert read_table(logged, media["charts/bars"]) == [bars]
     drawn = tmp_path / "result" / "figures" / "curve.png"
     assert (logged.files / media["figures/curve"]["path"]).read_bytes() == drawn.read_bytes()
     assert logged.summary["full/quality"] == 0.75 and logged.summary["withheld"] == ""
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "a kind"]
-    content = {entry.path: Path(entry.local_path).read_text() for entry in artifact.manifest.contents}
-    assert artifact.name == "result" and set(content) == {"result.json", "scores.json"}
+    assert artifact.name == "result" and files_of(artifact) == {"result.json", "scores.json"}
+    entries = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
+    assert entries.pop("figures/curve.png").read_bytes() == drawn.read_bytes()
+    content = {name: path.read_text() for name, path in entries.items()}
     assert json.loads(content["result.json"]) == {"a": [1, 2.5]} and json.loads(content["scores.json"]) == {"0": 0.5}
     assert json.loads(artifact.metadata) == {"split": "calibration"}
 
@@ -59,3 +62,75 @@ def test_everything_of_a_report_is_in_the_run(tmp_path: Path, monkeypatch: pytes
 def test_importing_integrations_does_not_import_wandb() -> None:
     code = "import sys, lit_depth.integrations; assert 'wandb' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Names(NamedTuple):
+    """How a run is called."""
+
+    folder: Path = Path("out/compare/x")
+    name: str = "model, task, x"
+    group: str = "compare, model"
+    command: str = "compare"
+    tags: Sequence[str] = ("task", "t" * 70)
+
+
+def begun_with(logger: WandbLogger, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the run of a logger is begun with."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(wandb, "init", lambda **options: given.update(options))
+    open_run(logger, Names())  # type: ignore[arg-type]
+    _ = logger.experiment
+    return given
+
+
+def test_a_run_is_begun_in_its_folder_and_under_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = begun_with(WandbLogger(project="mine"), monkeypatch)
+    expected = {"name": "model, task, x", "group": "compare, model", "job_type": "compare", "dir": "out/compare/x"}
+    assert {key: given[key] for key in expected} == expected and given["project"] == "mine"
+    assert given["tags"] == ["task", "t" * 64]  # the server takes no longer ones
+
+
+def test_what_the_user_chose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"name": "mine", "group": "ours", "job_type": "try", "tags": ["a"]}
+    given = begun_with(WandbLogger(save_dir=tmp_path, **chosen), monkeypatch)
+    assert {key: given[key] for key in chosen} == chosen and given["dir"] == str(tmp_path)
+
+
+class OnlineRun:
+    """As much of a run with a server as is asked of it."""
+
+    offline = False
+
+    def __init__(self) -> None:
+        self.summary: dict[str, Any] = {}
+        self.config = SimpleNamespace(update=lambda *_, **__: None)
+        self.used: list[Any] = []
+        self.made: list[Any] = []
+
+    def log(self, values: dict[str, Any]) -> None: ...
+
+    def use_artifact(self, artifact: Any) -> None:
+        self.used.append(artifact)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.made.append(artifact)
+
+
+def lineage(folder: Path, weights: str, data: str) -> tuple[OnlineRun, dict[str, str]]:
+    arguments = {"model.checkpoint": "org/model", "data.tasks": ["t"], "data fingerprint, t, validation": data}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({"arguments": arguments, "model": {"weights": weights}}))
+    run = OnlineRun()
+    log_report(SimpleNamespace(experiment=run), Report("T", "H", [], "kind"), folder, "result.json", {})  # type: ignore[arg-type]
+    return run, {artifact.type: artifact.name for artifact in run.used}
+
+
+def test_a_result_descends_from_the_checkpoint_and_the_data_by_their_fingerprints(tmp_path: Path) -> None:
+    run, first = lineage(tmp_path / "x", "ab", "8 samples")
+    assert set(first) == {"model", "dataset"} and [artifact.name for artifact in run.made] == ["result-model-x"]
+    assert run.made[0].metadata["model"]["weights"] == "ab"
+    assert lineage(tmp_path / "y", "ab", "8 samples")[1] == first
+    other = lineage(tmp_path / "z", "cd", "8 samples")[1]
+    assert other["dataset"] == first["dataset"] and other["model"] != first["model"]
+    other = lineage(tmp_path / "z", "ab", "9 samples")[1]
+    assert other["dataset"] != first["dataset"] and other["model"] == first["model"]

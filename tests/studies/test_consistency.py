@@ -9,7 +9,7 @@ import pytest
 from lit_depth.studies.consistency.analysis import check_comparable
 from lit_depth.studies.consistency.report import report
 from tests.helpers.commands import run
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 SPLITS = ["--num_samples", "22", "--data.batch_size", "8"]
 
@@ -99,13 +99,13 @@ def test_everything_is_in_the_offline_run(tmp_path, monkeypatch):
     assert told.headline.startswith("No verdict on x (validation split)")
     assert "No number of samples up to 1024 times these is likely to show 0.9." in told.sections[0].text
     logged = logged_report(told, "consistency.json", result, tmp_path, monkeypatch)
-    (media,) = logged.history
+    *_, media = logged.history
     rows = read_table(logged, media["consistency/pairs"])
     assert [row["spearman"] for row in rows] == [0.8, None] and rows[0]["noise_free_high"] == 0.97
     assert {"figures/consistency_x_y", "figures/consistency_matrix"} <= media.keys()
     assert logged.summary["spearman/x - y"] == 0.8 and logged.summary["verdict/x - y"] == "not shown"
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "consistency"]
-    assert [entry.path for entry in artifact.manifest.contents] == ["consistency.json"]
+    assert files_of(artifact) == {"consistency.json"}
     assert logged.summary["withheld"].startswith("No verdict on x") and logged.summary["baseline/answer/x"] == "no"
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
 from lit_depth.results.measures import cluster_noun, describe_measure, readings_sections, sample_noun
-from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.report import Chart, Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import count_answers
 
 HEADERS = ("policy", "blocks", "agreement", "interval", "flips", "distinct answers")
+
+_STEP = "num_active_blocks"
 
 
 def report(result: Mapping[str, Any], written: Sequence[str] = ()) -> Report:
@@ -38,7 +41,37 @@ def report(result: Mapping[str, Any], written: Sequence[str] = ()) -> Report:
             *readings_sections(result, result),
         ],
         kind="answers",
+        curves=_curves(result),
+        charts={"agreement_vs_blocks": _chart(result)},
         written=written,
         tables={"answers/masks": Table(HEADERS, rows)},
         scalars={"answers/num_samples": result["num_samples"]},
     )
+
+
+def _curves(result: Mapping[str, Any]) -> Curves:
+    """Agreement and the ends of its interval along the number of active blocks, by policy."""
+    rows: dict[int, dict[str, float]] = {}
+    for each in sorted(result["masks"], key=lambda each: each["num_active_blocks"]):
+        row = rows.setdefault(each["num_active_blocks"], {_STEP: each["num_active_blocks"]})
+        low, high = each["agreement_ci"]
+        found = {"agreement": each["agreement"], "low": low, "high": high}
+        row |= {f"{key}/{policy}": value for policy in each["policies"] for key, value in found.items()}
+    return Curves(_STEP, list(rows.values()))
+
+
+def _chart(result: Mapping[str, Any]) -> Chart:
+    """Agreement of every policy's masks with the full model, against the number of active blocks."""
+    count = max(len(each["mask_id"]) for each in result["masks"])
+    marks = [
+        Mark(policy, each["num_active_blocks"], each["agreement"], each["agreement_ci"])
+        for each in result["masks"]
+        for policy in each["policies"]
+    ]
+    words = {
+        "title": f"{result['task']}, {result['num_samples']} {sample_noun(result)}s",
+        "subtitle": f"{result['confidence']:.0%} intervals",
+        "x": f"active blocks (of {count})",
+        "y": "agreement with the full model",
+    }
+    return quality_vs_blocks(marks, Mark(f"all {count} blocks", count, 1.0), words)

@@ -54,6 +54,7 @@ def compare(
     Raises:
         ValueError: If an argument is out of range, or calibration and validation samples overlap.
     """
+    from lit_depth.functional.masks import full_id
     from lit_depth.results.store import write_parquet
     from lit_depth.studies.compare.analysis import describe
     from lit_depth.studies.compare.arguments import CompareArguments
@@ -63,6 +64,7 @@ def compare(
     from lit_depth.studies.shared.comparison_schema import validate_comparison
     from lit_depth.studies.shared.evaluate import evaluate
     from lit_depth.studies.shared.importance_scores import COMPARISON, measure_mean, name_ties, records_of
+    from lit_depth.studies.shared.mask_grid import mask_names
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
     from lit_depth.studies.shared.time_masks import clock_settings
@@ -94,7 +96,8 @@ def compare(
             entry = entry | found
         plan = arguments.plan(scores)
         masks = [planned.mask for planned in plan]
-        measured = [evaluate(each, "validation", masks, "masks") for each in run.for_each_task()]
+        names = {"full": [full_id(model.num_blocks)], **mask_names(plan)}
+        measured = [evaluate(each, "validation", masks, "masks", names) for each in run.for_each_task()]
         if not trainer.is_global_zero:
             return {}
         latency, num_requests = measure_times(run, plan, arguments, clock)

@@ -9,7 +9,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from lit_depth.results.charts.quality_charts import (
+    Mark,
+    TimedMark,
+    deal_colors,
+    quality_vs_blocks,
+    quality_vs_latency,
+)
 from lit_depth.results.measures import metric_label
+from lit_depth.results.report import Chart
 from lit_depth.results.style import (
     COLORS,
     GREY,
@@ -25,7 +33,7 @@ from lit_depth.results.style import (
     whole_numbers,
     withheld_title,
 )
-from lit_depth.results.verdicts import SIMULTANEOUS, mark_strategy
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark_strategy
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 
 if TYPE_CHECKING:
@@ -45,6 +53,72 @@ def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]
         figures["m5_latency_vs_blocks"] = partial(latency_figure, comparison)
         figures["m5_quality_latency_tradeoff"] = partial(tradeoff_figure, comparison)
     return {**figures, **{task_figure(task): partial(quality_figure, task) for task in comparison.get("tasks", ())}}
+
+
+def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
+    """The same figures as interactive charts: quality against blocks, of each task too; against time, if measured.
+
+    The intervals of a time are its least and greatest request: they hold the median of all requests with probability
+    ``1 - 2 ** (1 - requests)``, whatever the distribution (order statistics).
+    """
+    charts = {"quality_vs_blocks": _quality_chart(comparison)}
+    charts |= {f"quality_vs_blocks_{task['task']}": _quality_chart(task) for task in comparison.get("tasks", ())}
+    return charts | ({"quality_vs_latency": _latency_chart(comparison)} if has_latency(comparison) else {})
+
+
+def _quality_chart(comparison: Comparison) -> Chart:
+    baseline = comparison.get("baseline")
+    constant = baseline and Mark(constant_label(baseline), 0, baseline["quality"], baseline["quality_ci"], True)
+    marks = [_mark(strategy, comparison) for strategy in comparison["strategies"]]
+    return quality_vs_blocks(marks, _full_mark(comparison), _words(comparison), constant, _colors(comparison))
+
+
+def _latency_chart(comparison: Comparison) -> Chart:
+    # brings torch along, which reading and drawing results do without
+    from lit_depth.functional.latency.budget import pareto_frontier
+
+    timed = [(_mark(each, comparison), each["latency_ms"]) for each in comparison["strategies"]]
+    full = comparison["full"]["latency_ms"]
+    if full is not None:
+        timed.append((_full_mark(comparison), full))
+    points = [(total_ms(times), mark.quality, index) for index, (mark, times) in enumerate(timed)]
+    best = {index for *_, index in pareto_frontier(points)}
+    marks = [
+        TimedMark(mark, total_ms(times), _range_ms(times), index in best) for index, (mark, times) in enumerate(timed)
+    ]
+    words = _words(comparison) | {"x": "median total time per request (ms); bars: least to greatest"}
+    last = marks.pop() if full is not None else None
+    return quality_vs_latency(marks, last, words, _colors(comparison))
+
+
+def _range_ms(times: Latency | None) -> list[float]:
+    assert times is not None  # has_latency
+    return [times["total"]["min"], times["total"]["max"]]
+
+
+def _mark(strategy: Strategy, comparison: Comparison) -> Mark:
+    hollow = bool(mark_strategy(strategy, comparison.get("baseline")))
+    ends = limits(strategy, comparison)
+    return Mark(strategy["policy"], strategy["num_active_blocks"], strategy["quality"], ends, hollow)
+
+
+def _full_mark(comparison: Comparison) -> Mark:
+    full, count = comparison["full"], comparison["num_blocks"]
+    return Mark(f"all {count} blocks", count, full["quality"], full["quality_ci"])
+
+
+def _words(comparison: Comparison) -> dict[str, str]:
+    bars = _bars(comparison).replace("\n", " ")
+    return {
+        "title": withheld_title(_title(comparison), comparison),
+        "subtitle": bars,
+        "x": f"active blocks (of {comparison['num_blocks']})",
+        "y": f"quality ({metric_label(comparison['metric'])})",
+    }
+
+
+def _colors(comparison: Comparison) -> dict[str, str]:
+    return deal_colors(list(by_policy(comparison)), _FIRST_COLORS)
 
 
 def task_figure(task: Comparison) -> str:
@@ -73,7 +147,7 @@ def quality_figure(comparison: Comparison) -> Figure:
         look = _look(policy, comparison)
         blocks = [strategy["num_active_blocks"] for strategy in strategies]
         quality = [strategy["quality"] for strategy in strategies]
-        limits = [_limits(strategy, comparison) for strategy in strategies]
+        ends = [limits(strategy, comparison) for strategy in strategies]
         label = policy
         num_masks = max(len(strategy["masks"]) for strategy in strategies)
         if num_masks > 1:
@@ -81,7 +155,7 @@ def quality_figure(comparison: Comparison) -> Figure:
             _shade(axes, blocks, ranges, look[0], 0.15)
             label = f"{policy}, mean of {num_masks}\n(range shaded)"
         places = [block + offset for block in blocks]
-        line_with_bars(axes, places, quality, limits, _marks(strategies, comparison), look, label)
+        line_with_bars(axes, places, quality, ends, _marks(strategies, comparison), look, label)
     full = comparison["full"]["quality"]
     axes.axhline(full, color=GREY, linestyle="--", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
     draw_constant(axes, comparison.get("baseline"))
@@ -92,7 +166,7 @@ def quality_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def _limits(strategy: Strategy, comparison: Comparison) -> Sequence[float]:
+def limits(strategy: Strategy, comparison: Comparison) -> Sequence[float]:
     """Quality at either end of the simultaneous interval of the drop; of the full model itself there is none."""
     drop = strategy.get("drop_simultaneous_ci")
     if drop is not None:
@@ -164,7 +238,7 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
         color, marker = _look(policy, comparison)
         mine = [(total_ms(s["latency_ms"]), s["quality"], s["num_active_blocks"]) for s in strategies]
         times, quality, _ = zip(*mine)
-        bars = bar_lengths(quality, [_limits(strategy, comparison) for strategy in strategies])
+        bars = bar_lengths(quality, [limits(strategy, comparison) for strategy in strategies])
         axes.errorbar(times, quality, yerr=bars, fmt="none", ecolor=color, elinewidth=1, alpha=0.35)
         axes.plot(times, quality, marker, color=color, markersize=8, markeredgecolor="white", label=policy)
         hollow(axes, times, quality, _marks(strategies, comparison), color, marker, size=8)
@@ -228,8 +302,8 @@ def by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
 
 def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
     """Colour and marker: fixed for some policies, so that figures of several runs can be compared."""
-    index = list(dict.fromkeys([*_FIRST_COLORS, *by_policy(comparison)])).index(policy) % len(COLORS)
-    return COLORS[index], MARKERS[index]
+    color = _colors(comparison)[policy]
+    return color, MARKERS[COLORS.index(color)]
 
 
 def _times_by_count(comparison: Comparison) -> dict[int, list[Latency]]:

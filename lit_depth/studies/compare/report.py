@@ -11,7 +11,7 @@ from lit_depth.results.measures import (
     readings_sections,
     sample_noun,
 )
-from lit_depth.results.report import Curves, LineChart, Report, Scalar, Section, Table
+from lit_depth.results.report import Curves, Report, Scalar, Section, Table
 from lit_depth.results.style import Stage
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import (
@@ -22,7 +22,8 @@ from lit_depth.results.verdicts import (
     refusal,
     verdict_scalars,
 )
-from lit_depth.studies.compare.figures import by_policy, comparison_figures, has_latency, task_figure, total_ms
+from lit_depth.studies.compare.figures import comparison_charts, comparison_figures, limits, task_figure
+from lit_depth.studies.compare.summary import summarize_policies
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 from lit_depth.studies.shared.importance_scores import SCORES, tie_sentences
 
@@ -64,7 +65,7 @@ def report(comparison: Comparison) -> Report:
         tables={"compare/strategies": Table(COLUMNS, [_strategy_row(each) for each in comparison["strategies"]])},
         scalars=_scalars(comparison),
         curves=_curves(comparison),
-        charts=_charts(comparison),
+        charts=comparison_charts(comparison),
         metadata={key: comparison[key] for key in ("task", "metric", "num_samples")},
     )
 
@@ -164,33 +165,18 @@ def _scalars(comparison: Comparison) -> dict[str, Scalar]:
     for question, answer in answers.items():
         if answer is not None:
             scalars |= {f"answers/{question}": answer["answer"], f"answers/{question}_text": answer["text"]}
-    return scalars
+    return scalars | summarize_policies(comparison)
 
 
 def _curves(comparison: Comparison) -> Curves:
-    """One point of every policy at each number of active blocks where it has one."""
+    """Quality and the ends of its band, of every policy at each number of active blocks where it has one."""
     rows: dict[int, dict[str, float]] = {}
     for strategy in sorted(comparison["strategies"], key=lambda strategy: strategy["num_active_blocks"]):
         count = strategy["num_active_blocks"]
         row = rows.setdefault(count, {_STEP: count})
-        row[f"quality/{strategy['policy']}"] = strategy["quality"]
+        low, high = limits(strategy, comparison)
+        found = {"quality": strategy["quality"], "low": low, "high": high}
+        row |= {f"{name}/{strategy['policy']}": value for name, value in found.items()}
         if strategy["latency_ms"] is not None:
             row[f"latency_ms/total/{strategy['policy']}"] = strategy["latency_ms"]["total"]["P50"]
     return Curves(_STEP, list(rows.values()))
-
-
-def _charts(comparison: Comparison) -> dict[str, LineChart]:
-    """The figures as native charts, one line per policy."""
-    names, strategies = zip(*by_policy(comparison).items())
-    blocks = [[each["num_active_blocks"] for each in line] for line in strategies]
-    quality = [[each["quality"] for each in line] for line in strategies]
-    axis, title = f"active blocks (of {comparison['num_blocks']})", f"Quality ({metric_label(comparison['metric'])})"
-    charts = {"charts/quality_vs_blocks": LineChart(f"{title} against active blocks", axis, names, blocks, quality)}
-    if has_latency(comparison):
-        times = [[total_ms(each["latency_ms"]) for each in line] for line in strategies]
-        against_blocks = "Median total time per request (ms) against active blocks"
-        charts["charts/latency_vs_blocks"] = LineChart(against_blocks, axis, names, blocks, times)
-        charts["charts/quality_latency_tradeoff"] = LineChart(
-            f"{title} against time", "median total time (ms)", names, times, quality
-        )
-    return charts

@@ -7,7 +7,7 @@ from lit_depth.results.report import Report, Table
 from lit_depth.results.table import Cell
 from lit_depth.results.verdicts import WITHHELD, refusal, verdict_scalars
 from lit_depth.studies.consistency.figures import consistency_figures
-from lit_depth.studies.shared.importance_views import agreement_section, headline
+from lit_depth.studies.shared.importance_views import agreement_chart, agreement_section, headline
 
 COLUMNS = ("a", "b", "measure", "spearman", "noise_free_low", "noise_free_high", "p_value", "verdict")
 
@@ -31,6 +31,7 @@ def report(result: dict[str, Any]) -> Report:
         figures=figures,
         tables={"consistency/pairs": Table(COLUMNS, _pairs(result))},
         scalars=scalars,
+        charts={"consistency": agreement_chart(result["pairs"])},
         metadata={"splits": result["splits"]},
     )
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.charts.block_charts import Bar, HeatCell, heat_map, importance_bars
 from lit_depth.results.measures import cluster_noun, metric_label
+from lit_depth.results.report import Chart
 from lit_depth.results.style import bar_lengths, new_figure, plain_axes, withheld_title
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
@@ -50,6 +52,55 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
     return figures
 
 
+def importance_charts(
+    measured: Mapping[str, Mapping[str, Any]], split: str, confidence: float, tasks: Sequence[Mapping[str, Any]]
+) -> dict[str, Chart]:
+    """Drops in quality as interactive charts: bars of what was ``measured``, by name, and a map of several tasks."""
+    charts = {f"importance/{name}": _bars_chart(entry, split, confidence) for name, entry in measured.items()}
+    if len(tasks) > 1:
+        cells = [
+            HeatCell(
+                task["task"], str(unit_name(each)), each["quality"]["drop"], is_sure(each["quality"], task, confidence)
+            )
+            for task in tasks
+            for each in task["blocks"]
+        ]
+        words = {
+            "title": f"Drop in quality, {split} split",
+            "subtitle": "pale: no difference shown (Holm)",
+            "x": f"skipped {units_noun(tasks[0]['blocks'])}",
+            "y": "",
+        }
+        charts["importance/by_task"] = heat_map(cells, words, limit=_color_limit(tasks))
+    return charts
+
+
+def _bars_chart(measured: Mapping[str, Any], split: str, confidence: float) -> Chart:
+    blocks = measured["blocks"]
+    bars = [
+        Bar(
+            str(unit_name(each)),
+            each["quality"]["drop"],
+            each["quality"]["drop_simultaneous_ci"],
+            is_sure(each["quality"], measured, confidence),
+        )
+        for each in blocks
+    ]
+    words = {
+        "title": withheld_title(f"{measured['task']}, {split} split", measured),
+        "subtitle": f"bars: {confidence:.0%} {SIMULTANEOUS}; pale: no difference shown",
+        "x": f"skipped {units_noun(blocks)}",
+        "y": f"drop in quality ({metric_label(measured['metric'])})",
+    }
+    return importance_bars(bars, words)
+
+
+def _color_limit(tasks: Sequence[Mapping[str, Any]]) -> float:
+    """Where the colours of a map end: one block may cost far more than all others, which should be told apart."""
+    highest = sorted(abs(entry["quality"]["drop"]) for task in tasks for entry in task["blocks"])
+    return highest[int(0.9 * (len(highest) - 1))] or highest[-1] or 1.0
+
+
 def task_figure(task: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
     """Name of a task's figure, among these tasks."""
     return "block_importance" if len(tasks) == 1 else f"block_importance_{task['task']}"
@@ -58,15 +109,12 @@ def task_figure(task: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> 
 def heatmap(tasks: Sequence[dict[str, Any]], title: str, confidence: float) -> Figure:
     """Drops by task (rows) and block (columns); pale where the task's own family of tests shows no difference."""
     values = [[entry["quality"]["drop"] for entry in task["blocks"]] for task in tasks]
-    # one block may cost far more than all others, which should still be told apart
-    highest = sorted(abs(value) for row in values for value in row)
-    limit = highest[int(0.9 * (len(highest) - 1))] or highest[-1] or 1.0
     units = tasks[0]["blocks"]
     columns = [str(unit_name(entry)) for entry in units]
     names = [f"{task['task']} ({metric_label(task['metric'])})" for task in tasks]
     sure = [[is_sure(entry["quality"], task, confidence) for entry in task["blocks"]] for task in tasks]
     title = f"{title}; pale: no difference shown (Holm)"
-    return matrix_figure(values, names, columns, title, limit, f"Skipped {units_noun(units)}", sure)
+    return matrix_figure(values, names, columns, title, _color_limit(tasks), f"Skipped {units_noun(units)}", sure)
 
 
 def methods_figure(methods: list[dict[str, Any]], title: str) -> Figure:

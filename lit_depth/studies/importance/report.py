@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_depth.results.measures import document_sections, metric_label, readings_sections
-from lit_depth.results.report import BarChart, Report, Section, Table
+from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.unit_names import unit_name, units_noun
+from lit_depth.results.unit_names import unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import (
     LEGEND,
     SIMULTANEOUS,
@@ -18,7 +18,15 @@ from lit_depth.results.verdicts import (
     verdict_scalars,
 )
 from lit_depth.studies.importance.analysis import THRESHOLD
-from lit_depth.studies.importance.figures import AGREEMENT, BY_TASK, MEAN, METHODS, importance_figures, task_figure
+from lit_depth.studies.importance.figures import (
+    AGREEMENT,
+    BY_TASK,
+    MEAN,
+    METHODS,
+    importance_charts,
+    importance_figures,
+    task_figure,
+)
 from lit_depth.studies.shared.block_ranks import MOST_TASKS
 from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
 from lit_depth.studies.shared.importance_views import agreement_section, headline
@@ -39,6 +47,7 @@ COLUMNS = (
 LEFT_OUT = (
     f"How closely each pair of tasks agrees is told of up to {MOST_TASKS} tasks, by lit-depth consistency too; here are"
 )
+_STEP = "block"
 EXPLAIN = (
     "Every method against the accuracy drop. spearman: rank correlation as measured; noise-free: {confidence:.0%} "
     "interval of the one with a drop measured without noise (the method's own scores count as exact). least {k}: share "
@@ -84,10 +93,8 @@ def report(result: dict[str, Any]) -> Report:
         files={SCORES: plain_scores((mean or tasks[0])["blocks"])} | (by_task if mean else {}),
         tables={f"importance/{name}": _logged(entry, result["confidence"]) for name, entry in measured.items()},
         scalars=scalars,
-        charts={
-            f"charts/importance/{name}": BarChart(f"Importance, {name}", f"importance/{name}", "block", "drop")
-            for name in measured
-        },
+        curves=_curves(measured),
+        charts=importance_charts(measured, result["split"], result["confidence"], tasks),
         metadata={"split": result["split"]},
     )
 
@@ -142,6 +149,17 @@ def _rows(task: Mapping[str, Any]) -> list[list[Cell]]:
 
 def _span(ranks: Sequence[int]) -> str:
     return str(ranks[0]) if ranks[0] == ranks[1] else f"{ranks[0]}-{ranks[1]}"
+
+
+def _curves(measured: Mapping[str, Mapping[str, Any]]) -> Curves:
+    """The drop in quality and the ends of its interval along the blocks; of halves of blocks along these."""
+    rows: dict[int, dict[str, float]] = {}
+    for name, entry in measured.items():
+        for place, each in zip(unit_places(entry["blocks"]), entry["blocks"]):
+            low, high = each["quality"]["drop_simultaneous_ci"]
+            found = {"drop": each["quality"]["drop"], "drop_low": low, "drop_high": high}
+            rows.setdefault(place, {_STEP: place}).update({f"{key}/{name}": value for key, value in found.items()})
+    return Curves(_STEP, list(rows.values()))
 
 
 def _logged(task: Mapping[str, Any], confidence: float) -> Table:

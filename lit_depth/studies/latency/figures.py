@@ -2,10 +2,38 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.style import STAGES, new_figure, plain_axes, whole_numbers
+from lit_depth.results.charts.latency_chart import FittedLine, StageTime, latency_vs_blocks
+from lit_depth.results.report import Chart
+from lit_depth.results.style import STAGES, Stage, new_figure, plain_axes, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_TOKEN: Stage = "decode_per_token"
+
+
+def latency_charts(result: dict[str, Any]) -> dict[str, Chart]:
+    """The figure as interactive charts: of a request, and of a decoded token where one is decoded."""
+    configurations, fits = result["configurations"], result["fits"]
+    charts = {}
+    for unit, stages in {"request": [each for each in STAGES if each != _TOKEN], "token": [_TOKEN]}.items():
+        known = [each for each in stages if all(entry["latency_ms"][each] for entry in configurations)]
+        times = [
+            StageTime(stage, entry["num_active_blocks"], times["P50"], [times["P50"], max(times["P50"], times["P95"])])
+            for stage in known
+            for entry in configurations
+            for times in [entry["latency_ms"][stage]]
+        ]
+        lines = [FittedLine(each, fits[each]["intercept"], fits[each]["slope"]) for each in known if each in fits]
+        words = {
+            "title": _title(result),
+            "subtitle": "points: medians, bars to P95; dashed: fitted lines",
+            "x": f"active blocks (of {result['num_blocks']})",
+            "y": f"ms per {'decoded ' if unit == 'token' else ''}{unit}",
+        }
+        if times:
+            charts[f"latency_per_{unit}"] = latency_vs_blocks(times, lines, result["num_blocks"], words)
+    return charts
 
 
 def latency_figure(result: dict[str, Any]) -> "Figure":
@@ -18,7 +46,7 @@ def latency_figure(result: dict[str, Any]) -> "Figure":
     num_blocks, configurations = result["num_blocks"], result["configurations"]
     counts = [entry["num_active_blocks"] for entry in configurations]
     for stage, (label, color, marker) in STAGES.items():
-        axes = token if stage == "decode_per_token" else request
+        axes = token if stage == _TOKEN else request
         times = [entry["latency_ms"][stage] for entry in configurations]
         if any(entry is None for entry in times):
             continue
@@ -43,8 +71,10 @@ def latency_figure(result: dict[str, Any]) -> "Figure":
         whole_numbers(axes.xaxis)
         if axes.get_legend_handles_labels()[0]:  # a single token takes no decode step
             axes.legend(frameon=False, fontsize=8, loc="upper left")
-    title = (
-        f"{result['task']}, {result['num_requests']} requests of batch size {result['batch_size']}, {result['device']}"
-    )
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(_title(result), x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def _title(result: dict[str, Any]) -> str:
+    requests = f"{result['num_requests']} requests of batch size {result['batch_size']}"
+    return f"{result['task']}, {requests}, {result['device']}"

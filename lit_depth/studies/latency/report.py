@@ -3,16 +3,18 @@
 from functools import partial
 from typing import Any
 
-from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import SIMULTANEOUS
-from lit_depth.studies.latency.figures import latency_figure
+from lit_depth.studies.latency.figures import latency_charts, latency_figure
 
 DETAILS = "latency_details.json"
 HEADERS = (
     *("policy", "blocks", "vision", "prefill", "decode/token", "total P50", "P95"),
     *("of full", "interval", "p (Holm)"),
 )
+
+_STEP = "num_active_blocks"
 
 
 def report(result: dict[str, Any]) -> Report:
@@ -31,6 +33,8 @@ def report(result: dict[str, Any]) -> Report:
         figures={figure: partial(latency_figure, result)},
         files={DETAILS: result},
         tables={"latency/configurations": _configurations(result)},
+        charts=latency_charts(result),
+        curves=_curves(result),
         scalars={"latency/num_requests": result["num_requests"], **lines},
         metadata={"device": result["device"]},
     )
@@ -73,6 +77,16 @@ def _rows(result: dict[str, Any]) -> list[list[Cell]]:
             ]
         )
     return rows
+
+
+def _curves(result: dict[str, Any]) -> Curves:
+    """Median and 95th percentile of each stage along the number of active blocks; the last mask of equally many."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in sorted(result["configurations"], key=lambda entry: entry["num_active_blocks"]):
+        row = rows.setdefault(entry["num_active_blocks"], {_STEP: entry["num_active_blocks"]})
+        for stage, times in entry["latency_ms"].items():
+            row |= {f"latency/{stage}_{key}_ms": times[key] for key in ("P50", "P95")} if times else {}
+    return Curves(_STEP, list(rows.values()))
 
 
 def _configurations(result: dict[str, Any]) -> Table:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
+from lit_depth.results.charts.tree_chart import TreeNode, search_tree
 from lit_depth.results.measures import metric_label
+from lit_depth.results.report import Chart
 from lit_depth.results.style import (
     COLORS,
     GREY,
@@ -17,7 +20,7 @@ from lit_depth.results.style import (
     plain_axes,
     withheld_title,
 )
-from lit_depth.results.verdicts import SIMULTANEOUS, mark
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +31,9 @@ _Places = dict[tuple[int, ...], tuple[float, float]]  # x and y of each ablation
 
 # ablations of a level that are drawn, the best ones
 _MAX_SHOWN = 60
+_BOLD = ", the best in bold"
 _PALE, _GREY, _DARK = "#e4e4e4", "#b5b5b5", "#222222"
-_FINDERS = ("search", "greedy", "importance order", "span")
+FINDERS = ("search", "greedy", "importance order", "span")
 
 
 def ablation_label(removed: Sequence[int], units: Sequence[str]) -> str:
@@ -70,6 +74,68 @@ def tree_figure(result: Mapping[str, Any]) -> Figure:
     of = "accuracy" if result["rank_by"] == "accuracy" else "reference probability"
     figure.colorbar(colored, ax=axes, label=f"Drop in {of} (calibration)", shrink=0.6, extend="max")
     return figure
+
+
+def search_charts(result: Mapping[str, Any]) -> dict[str, Chart]:
+    """The tree, and quality against the number of active units by finder, as interactive charts."""
+    return {"search_tree": _tree_chart(result), "search_quality": _quality_chart(result)}
+
+
+def _tree_chart(result: Mapping[str, Any]) -> Chart:
+    levels = [level["ablations"][:_MAX_SHOWN] for level in result["levels"]]
+    places = _places(result["levels"], levels)
+    full = result["calibration"]["full"]["score"]
+    beam = {tuple(removed) for level in result["levels"] for removed in level["beam"]}
+    names = {removed: ablation_label(removed, result["units"]) or "nothing removed" for removed in places}
+    nodes = [TreeNode(names[()], *places[()], 0.0, True)]
+    for ablation in (ablation for shown in levels for ablation in shown):
+        removed, drop = tuple(ablation["removed"]), full - ablation["score"]
+        parents = [names[tuple(parent)] for parent in ablation["parents"] if tuple(parent) in names]
+        told = drop if ablation["dropped_on"] is None else None
+        nodes.append(TreeNode(names[removed], *places[removed], told, removed in beam, parents))
+    title, _, remarks = _tree_title(result, levels).rpartition("\n")
+    of = "accuracy" if result["rank_by"] == "accuracy" else "reference probability"
+    words = {
+        "title": title,
+        "subtitle": remarks.replace(_BOLD, ""),
+        "x": f"removed {_units(result)}",
+        "drop": f"drop in {of} (calibration)",
+    }
+    return search_tree(nodes, words)
+
+
+def _quality_chart(result: Mapping[str, Any]) -> Chart:
+    report, total = result["report"], len(result["units"])
+    baseline, full = report["baseline"], report["full"]
+    marks = [
+        Mark(
+            name,
+            total - len(entry["removed"]),
+            entry["quality"],
+            [full["quality"] - end for end in reversed(entry["drop_simultaneous_ci"])],
+            bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)),
+        )
+        for name in FINDERS
+        for entry in result["ablations"]
+        if name in entry["found_by"]
+    ]
+    constant = baseline and Mark(constant_label(baseline), 0, baseline["quality"], baseline["quality_ci"], True)
+    words = {
+        "title": withheld_title(_report_title(result), report),
+        "subtitle": f"bars: {result['confidence']:.0%} {SIMULTANEOUS} of the drop",
+        "x": f"active {_units(result)} (of {total})",
+        "y": f"quality ({metric_label(result['metric'])})",
+    }
+    everything = Mark(f"all {total} {_units(result)}", total, full["quality"], full["quality_ci"])
+    return quality_vs_blocks(marks, everything, words, constant)
+
+
+def _units(result: Mapping[str, Any]) -> str:
+    return "blocks" if len(result["units"]) == result["num_blocks"] else "sublayers"
+
+
+def _report_title(result: Mapping[str, Any]) -> str:
+    return f"{result['task']}, {result['report']['num_samples']} validation samples"
 
 
 def _draw_edges(axes: Axes, ablations: Sequence[dict[str, Any]], places: _Places, beam: set[tuple[int, ...]]) -> None:
@@ -114,7 +180,7 @@ def _columns(ablations: Sequence[dict[str, Any]], places: _Places) -> tuple[list
 def _tree_title(result: Mapping[str, Any], levels: Sequence[Sequence[Any]]) -> str:
     kind = "Exhaustive search" if result["exhaustive"] else f"Beam of {result['beam_width']}"
     title = f"{kind}, {result['task']}, {result['calibration']['num_samples']} calibration samples"
-    remarks = ["labels: removed blocks, the best in bold"]
+    remarks = [f"labels: removed blocks{_BOLD}"]
     if result["racing"]:
         remarks.append("grey: dropped by racing")
     if any(len(shown) < len(level["ablations"]) for level, shown in zip(result["levels"], levels)):
@@ -148,7 +214,7 @@ def drop_figure(result: Mapping[str, Any]) -> Figure:
     baseline = report["baseline"]
     figure, axes = new_figure(8, 5)
     plain_axes(axes)
-    finders = [name for name in _FINDERS if any(name in entry["found_by"] for entry in result["ablations"])]
+    finders = [name for name in FINDERS if any(name in entry["found_by"] for entry in result["ablations"])]
     for index, name in enumerate(finders):
         entries = [entry for entry in result["ablations"] if name in entry["found_by"]]
         drops = [entry["drop"] for entry in entries]
@@ -160,10 +226,8 @@ def drop_figure(result: Mapping[str, Any]) -> Figure:
     draw_constant(axes, baseline, report["full"]["quality"])
     axes.axhline(0, color=GREY, linestyle="--", linewidth=1.5, label="nothing removed")
     axes.set_xticks([level["num_removed"] for level in result["levels"]])
-    kind = "blocks" if len(result["units"]) == result["num_blocks"] else "sublayers"
-    axes.set_xlabel(f"Removed {kind} (of {len(result['units'])})")
+    axes.set_xlabel(f"Removed {_units(result)} (of {len(result['units'])})")
     axes.set_ylabel(f"Drop in quality ({metric_label(result['metric'])})")
-    title = f"{result['task']}, {report['num_samples']} validation samples"
-    axes.set_title(withheld_title(title, report), loc="left", fontsize=11)
+    axes.set_title(withheld_title(_report_title(result), report), loc="left", fontsize=11)
     legend(figure, axes, f"bars: {result['confidence']:.0%} {SIMULTANEOUS}")
     return figure

@@ -11,10 +11,10 @@ from lit_depth.results.measures import (
     metric_label,
     readings_sections,
 )
-from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
-from lit_depth.studies.search.figures import ablation_label, drop_figure, tree_figure
+from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figure, search_charts, tree_figure
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
@@ -24,6 +24,7 @@ _DIFFERENCES = tuple(
     for part in ("", "_ci_low", "_ci_high", "_simultaneous_ci_low", "_simultaneous_ci_high", "_p_holm")
 )
 COLUMNS = ("removed", "num_removed", "found_by", "quality", *_DIFFERENCES)
+_STEP = "num_removed"
 _MOST_TIES = 6  # named in the table
 
 
@@ -44,6 +45,8 @@ def report(result: Mapping[str, Any]) -> Report:
         figures=figures,
         tables={"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])},
         scalars=_scalars(result),
+        charts=search_charts(result),
+        curves=_curves(result),
         metadata={"rank_by": result["rank_by"]},
     )
 
@@ -139,6 +142,17 @@ def _ablation_row(result: Mapping[str, Any], entry: Mapping[str, Any]) -> list[C
         numbers += [entry[key], *(end for pair in limits for end in pair), entry[f"{key}_p_holm"]]
     removed = entry["removed"]
     return [_unit_list(result, removed), len(removed), ", ".join(entry["found_by"]), entry["quality"], *numbers]
+
+
+def _curves(result: Mapping[str, Any]) -> Curves:
+    """The drop and the ends of its interval along the number of removed blocks, by finder."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in result["ablations"]:
+        size, (low, high) = len(entry["removed"]), entry["drop_simultaneous_ci"]
+        found = {"drop": entry["drop"], "drop_low": low, "drop_high": high}
+        for finder in (each for each in entry["found_by"] if each in FINDERS):
+            rows.setdefault(size, {_STEP: size}).update({f"{key}/{finder}": value for key, value in found.items()})
+    return Curves(_STEP, [rows[size] for size in sorted(rows)])
 
 
 def _scalars(result: Mapping[str, Any]) -> dict[str, Any]:

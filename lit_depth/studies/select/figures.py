@@ -3,12 +3,34 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.charts.quality_charts import Mark, TimedMark, quality_vs_latency
 from lit_depth.results.measures import metric_label, sample_noun
+from lit_depth.results.report import Chart
 from lit_depth.results.style import bar_lengths, draw_constant, hollow, new_figure, plain_axes, withheld_title
 from lit_depth.results.verdicts import mark
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def selection_chart(result: Mapping[str, Any]) -> Chart:
+    """The figure as an interactive chart: bars from the median time to the budget that a mask needs."""
+    marks = []
+    for entry in result["candidates"]:
+        found, times = entry["expected"] or entry["chosen_by"], entry["latency_ms"]
+        hollow = bool(mark(found["quality"], found.get("num_distinct_answers"), result.get("baseline")))
+        chosen = result["selected"] is not None and result["selected"]["mask_id"] == entry["mask_id"]
+        name = "chosen" if chosen else "best mask of each depth"
+        of = Mark(name, entry["num_active_blocks"], found["quality"], found["quality_ci"], hollow)
+        limits = [times["P50"] or times["bound"], times["bound"]]
+        marks.append(TimedMark(of, times["bound"], limits, entry["mask_id"] in result["frontier"]))
+    words = {
+        "title": withheld_title(f"{result['task']}, {result['new_tokens']} new tokens, {result['device']}", result),
+        "subtitle": f"{result['confidence']:.0%} intervals of each mask's own quality; numbers: active blocks",
+        "x": f"budget that {result['share_within_budget']:.0%} of the requests stay within (ms); bars from the median",
+        "y": f"quality ({metric_label(result['metric'])})",
+    }
+    return quality_vs_latency(marks, None, words)
 
 
 def selection_figure(result: Mapping[str, Any]) -> "Figure":

@@ -7,13 +7,15 @@ from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
 from lit_depth.results.measures import metric_label, readings_note, readings_sections, sample_noun
-from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
-from lit_depth.studies.select.figures import selection_figure
+from lit_depth.studies.select.figures import selection_chart, selection_figure
 
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
 COLUMNS = ("mask_id", "num_active_blocks", "budget_ms", "quality")
+
+_STEP = "num_active_blocks"
 
 
 def report(result: Mapping[str, Any]) -> Report:
@@ -29,6 +31,8 @@ def report(result: Mapping[str, Any]) -> Report:
             *readings_sections(result, result),
         ],
         kind="selection",
+        curves=_curves(result),
+        charts={"quality_vs_budget": selection_chart(result)} if result["frontier"] else {},
         figures=figures,
         tables={"select/candidates": Table(COLUMNS, [_candidate(entry) for entry in result["candidates"]])},
         scalars={**verdict_scalars([(result["task"], "", result)]), **_chosen(result)},
@@ -145,6 +149,16 @@ def _expectation(result: Mapping[str, Any], selected: Mapping[str, Any]) -> str:
 
 def _known_quality(entry: Mapping[str, Any]) -> float | None:
     return (entry["expected"] or entry["chosen_by"] or {}).get("quality")
+
+
+def _curves(result: Mapping[str, Any]) -> Curves:
+    """Budget, quality and the ends of its interval along the number of active blocks, where each is known."""
+    rows: dict[int, dict[str, float]] = {}
+    for entry in sorted(result["candidates"], key=lambda entry: entry["num_active_blocks"]):
+        count, found = entry["num_active_blocks"], entry["expected"] or entry["chosen_by"]
+        row = rows.setdefault(count, {_STEP: count, "budget_ms": entry["latency_ms"]["bound"]})
+        row |= dict(zip(("quality", "low", "high"), (found["quality"], *found["quality_ci"]))) if found else {}
+    return Curves(_STEP, list(rows.values()))
 
 
 def _candidate(entry: Mapping[str, Any]) -> list[Cell]:

@@ -1,13 +1,13 @@
 """The evaluation of masks on one split, in Lightning's predict loop."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lit_depth.callbacks import MaskSweep
+from lit_depth.callbacks import LiveProgress, MaskSweep
 from lit_depth.data import Task
 from lit_depth.data.task import Nouns
 from lit_depth.functional import MaskSet
@@ -17,6 +17,10 @@ from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.constant_answer import constant_scores
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import Scores
+
+# ids of masks by the name of their group
+Names = Mapping[str, Sequence[str]]
+LIVE_SECONDS = 30.0
 
 
 class Measured(NamedTuple):
@@ -33,27 +37,28 @@ class Measured(NamedTuple):
         return _nouns(self.task, self.sweep)
 
 
-def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measured:
+def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str, names: Names | None = None) -> Measured:
     """Answer a split under masks in Lightning's predict loop; what the run's records hold already is not repeated.
 
     ``masks`` are those besides the full model's, ``what`` begins the text before the progress bar. The best constant
-    answer stands beside the scores, on the same samples of all processes.
+    answer stands beside the scores, on the same samples of all processes. ``names`` are those of groups of masks, as
+    loggers are told of while it goes.
 
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
     """
-    measured = sweep_masks(run, split, masks, what)
+    measured = sweep_masks(run, split, masks, what, names)
     if measured.scores.is_bounded:
         constant = constant_scores(run.datamodule, split, measured.scores.samples)
         measured = measured._replace(scores=measured.scores._replace(constant=constant))
     return measured
 
 
-def sweep_masks(run: Run, split: str, masks: Iterable[Tensor], what: str) -> Measured:
+def sweep_masks(run: Run, split: str, masks: Iterable[Tensor], what: str, names: Names | None = None) -> Measured:
     """`evaluate` without the constant answer."""
     task = run.datamodule.task
     records, text = run.folder / "records" / task.name / split, f"{what}, {task.name}, {split} split"
-    sweep = sweep_samples(run, split, [*MaskSet.full(run.model.num_units), *masks], records, text)
+    sweep = sweep_samples(run, split, [*MaskSet.full(run.model.num_units), *masks], records, text, names=names)
     assert sweep.records is not None
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
@@ -72,7 +77,13 @@ def _nouns(task: Any, sweep: MaskSweep) -> Nouns:
 
 
 def sweep_samples(
-    run: Run, split: str, masks: Sequence[Tensor], records: Path, text: str, positions: Sequence[int] | None = None
+    run: Run,
+    split: str,
+    masks: Sequence[Tensor],
+    records: Path,
+    text: str,
+    positions: Sequence[int] | None = None,
+    names: Names | None = None,
 ) -> MaskSweep:
     """`evaluate` on some samples of a split, or all, with the records in a folder of their own.
 
@@ -88,7 +99,7 @@ def sweep_samples(
         raise ValueError(f"{split} split of {task.name}: there are no samples to evaluate")
     # a finished run that is started again only renders once more
     if not _is_complete(sweep, num_samples):
-        _predict(run, split, sweep, positions)
+        _predict(run, split, sweep, positions, names)
     if sweep.records is None:
         raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
     sweep.check_bad_samples(num_samples)
@@ -110,7 +121,17 @@ def _is_complete(sweep: MaskSweep, num_samples: int) -> bool:
     return True
 
 
-def _predict(run: Run, split: str, sweep: MaskSweep, positions: Sequence[int] | None) -> None:
+def _live(run: Run, split: str, sweep: MaskSweep, names: Names | None) -> list[LiveProgress]:
+    """What tells the loggers how it goes; nothing where nobody listens."""
+    seconds = getattr(run.trainer, "live_seconds", LIVE_SECONDS)
+    if not run.trainer.loggers or seconds is None:
+        return []
+    return [LiveProgress(sweep, seconds, names, stage=f"{run.datamodule.task.name}/{split}")]
+
+
+def _predict(
+    run: Run, split: str, sweep: MaskSweep, positions: Sequence[int] | None, names: Names | None = None
+) -> None:
     trainer, datamodule = run.trainer, run.datamodule
     if datamodule.batch_size == "auto":
         datamodule = copy.copy(datamodule)
@@ -118,12 +139,14 @@ def _predict(run: Run, split: str, sweep: MaskSweep, positions: Sequence[int] | 
     sweep.weights = weights_sample(run.model)
     shard = (trainer.global_rank, trainer.world_size)
     loader = datamodule.eval_dataloader(split, shard=shard, positions=positions)
-    trainer.callbacks.append(sweep)  # type: ignore[attr-defined]
+    callbacks = [sweep, *_live(run, split, sweep, names)]
+    trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()  # it counts batches; the sweep's own counts masks too
     try:
         trainer.predict(run.model, loader, return_predictions=False)
     finally:
-        trainer.callbacks.remove(sweep)  # type: ignore[attr-defined]
+        for callback in callbacks:
+            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
         if trainer.progress_bar_callback is not None:
             trainer.progress_bar_callback.enable()

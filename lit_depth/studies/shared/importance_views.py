@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.charts.block_charts import HeatCell, heat_map
 from lit_depth.results.measures import cluster_noun, count_samples, describe_measure, metric_label
-from lit_depth.results.report import Section, Table
+from lit_depth.results.report import Chart, Section, Table
 from lit_depth.results.style import new_figure
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import (
@@ -79,6 +80,17 @@ def agreement_figure(pairs: Sequence[dict[str, Any]], names: Sequence[str]) -> F
     if not all(map(all, sure)):
         title += "\npale: no verdict, not shown to beat a constant answer on one of the two"
     return matrix_figure(values, names, names, title, 1.0, sure=sure)
+
+
+def agreement_chart(pairs: Sequence[Mapping[str, Any]]) -> Chart:
+    """`agreement_figure` as an interactive chart, each pair once; measurements against themselves are left out."""
+    cells = [
+        HeatCell(pair["a"], pair["b"], pair["quality"]["spearman"], pair["quality"]["verdict"] != WITHHELD)
+        for pair in pairs
+    ]
+    title = "Rank correlation of block importance"
+    words = {"title": title, "subtitle": "Spearman; pale: no verdict", "x": "", "y": ""}
+    return heat_map(cells, words, limit=1.0)
 
 
 def matrix_figure(

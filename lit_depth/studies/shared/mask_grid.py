@@ -91,6 +91,20 @@ def plan_masks(
     return plan
 
 
+def mask_names(plan: Sequence[PlannedMask]) -> dict[str, list[str]]:
+    """Ids of the masks of every policy at every number of active blocks, by a name of the two.
+
+    >>> mask_names(plan_masks(["prefix", "suffix"], [1], 2))
+    {'prefix_1': ['10'], 'suffix_1': ['01']}
+    """
+    names: dict[str, list[str]] = {}
+    for planned in plan:
+        ids = names.setdefault(f"{planned.policy}_{planned.count}", [])
+        if planned.id not in ids:
+            ids.append(planned.id)
+    return names
+
+
 def _check_made(name: str, mask: Tensor, num_blocks: int, count: int) -> Tensor:
     """What a policy made, as a mask of so many active blocks."""
     try:

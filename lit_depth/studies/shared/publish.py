@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
-
 from lit_depth.results.page import write_page
 from lit_depth.results.report import Report
 from lit_depth.results.store import save_figure, write_json
 from lit_depth.results.table import format_table
 from lit_depth.results.terminal import tell
+from lit_depth.studies.shared.loggers import log_report
 from lit_depth.studies.shared.run_folder import Run
 
 
@@ -64,19 +63,3 @@ def as_text(report: Report) -> str:
             parts += [section.text] if section.text else []
             parts += [format_table(section.table.rows, section.table.headers)] if section.table else []
     return "\n" + "\n\n".join(part.strip() for part in parts if part.strip())
-
-
-def log_report(logger: Logger, report: Report, folder: Path, name: str, result: Mapping[str, Any]) -> None:
-    """Log to Weights & Biases all that a report keeps for loggers; to any other logger its numbers."""
-    if type(logger).__name__ == "WandbLogger":
-        from lit_depth.integrations import wandb
-
-        wandb.log_report(logger, report, folder, name, result)  # type: ignore[arg-type]
-        return
-    if report.curves is not None:
-        for row in report.curves.rows:
-            logger.log_metrics(dict(row), step=int(row[report.curves.step]))
-    numbers = {key: float(value) for key, value in report.scalars.items() if isinstance(value, (int, float))}
-    if numbers:
-        logger.log_metrics(numbers)
-    logger.save()

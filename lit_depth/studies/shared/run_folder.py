@@ -23,6 +23,7 @@ from lit_depth.results.store import (
     write_manifest,
 )
 from lit_depth.studies.shared.identity import identify, read_manifest, refuse_other_run, run_id
+from lit_depth.studies.shared.loggers import open_loggers
 from lit_depth.studies.shared.processes import meet, on_first_process, own_error, wait_for
 
 AGREEMENT = "agreement"  # metric of tasks without answers
@@ -118,6 +119,8 @@ def open_run(
             _claim(folder, identity, getattr(trainer, "resume_versions", "same"), command, execution)
 
         on_first_process(trainer, claim)
+        if trainer.is_global_zero:
+            open_loggers(trainer.loggers, folder)
         if not trainer.is_global_zero:
             with own_error(trainer):  # files of another node may be others
                 wait_for(folder / MANIFEST, "start the first process too, with an --output_dir that all nodes see")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.charts.block_charts import HeatCell, heat_map
+from lit_depth.results.report import Chart
 from lit_depth.results.style import new_figure, plain_axes, whole_numbers
 
 if TYPE_CHECKING:
@@ -29,6 +31,28 @@ def has_distances(result: Mapping[str, Any]) -> bool:
     return any(_curves(result[group], metric) for group in ("averages", "spans") for metric in LABELS)
 
 
+def token_charts(result: Mapping[str, Any]) -> dict[str, Chart]:
+    """Mean ``Full`` distance by kind of the hidden token and block, as interactive maps."""
+    titles = {"averages": "{}", "spans": "whole {}"}
+    charts = {}
+    for metric, label in LABELS.items():
+        cells = [
+            HeatCell(titles[group].format(kind), str(block), value)
+            for group in titles
+            for kind, variants in result[group].items()
+            for block, value in enumerate(variants["Full"][metric])
+        ]
+        words = {"title": f"{label} of the residual update at the final position", "subtitle": _remark(result)}
+        if any(cell.value is not None for cell in cells):
+            charts[f"tokens/{metric}"] = heat_map(cells, words | {"x": "block", "y": "hidden"}, "token")
+    return charts
+
+
+def _remark(result: Mapping[str, Any]) -> str:
+    prompts, steps = len(result["prompts"]), result["num_output_tokens"]
+    return f"mean over {prompts} prompt{'s' * (prompts > 1)}, {steps} generation step{'s' * (steps > 1)}"
+
+
 def token_figure(result: Mapping[str, Any]) -> Figure:
     """Mean ``Full`` distance of each block, left L2 and right cosine, one line per kind of token.
 
@@ -43,10 +67,8 @@ def token_figure(result: Mapping[str, Any]) -> Figure:
         axes_of_row[0].legend(frameon=False, fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel(f"Block (of {result['num_blocks']})")
-    prompts, steps = len(result["prompts"]), result["num_output_tokens"]
     title = "Change of the residual update at the final position when tokens are hidden from a block"
-    remark = f"mean over {prompts} prompt{'s' * (prompts > 1)}, {steps} generation step{'s' * (steps > 1)}"
-    figure.suptitle(f"{title}\n{remark}", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(f"{title}\n{_remark(result)}", x=0.01, ha="left", fontsize=11)
     return figure
 
 

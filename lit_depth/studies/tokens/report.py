@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell
 from lit_depth.results.token_tables import METRICS
-from lit_depth.studies.tokens.figures import has_distances, token_figure
+from lit_depth.studies.tokens.figures import has_distances, token_charts, token_figure
 
 PROMPT_HEADERS = ("prompt", "tokens", "of the image", "generates", "page")
 _EXPLAINED = (
@@ -33,6 +33,9 @@ def report(result: Mapping[str, Any], written: Sequence[str]) -> Report:
             Section("Cosine distance by block", table=cosine, printed=False),
         ],
         kind="tokens",
+        scalars={"tokens/num_prompts": len(result["prompts"])},
+        curves=_curves(result),
+        charts=token_charts(result),
         figures=figures,
         written=[name for name in written if not name.endswith(".json")],
         unlogged=[name for name in written if name.endswith(".json")],
@@ -79,6 +82,16 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         )
     remarks += [f"{each['id']} is left out: {each['reason']}" for each in result["bad_samples"]]
     return remarks
+
+
+def _curves(result: Mapping[str, Any]) -> Curves:
+    """Distances along the blocks, by kind of the hidden token; what is not defined is left out."""
+    rows: list[dict[str, float]] = [{"block": block} for block in range(result["num_blocks"])]
+    for metric in METRICS:
+        for title, values in _columns(result, metric).items():
+            for row, value in zip(rows, values):
+                row |= {} if value is None else {f"{metric}/{title}": value}
+    return Curves("block", rows)
 
 
 def _by_block(result: Mapping[str, Any]) -> Table:

@@ -16,7 +16,7 @@ from lit_depth.results.verdicts import LEGEND, WITHHELD
 from lit_depth.studies.compare.report import COLUMNS, report
 from lit_depth.studies.shared.importance_scores import COMPARISON, SCORES
 from lit_depth.studies.shared.publish import as_text, draw
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 BASELINE = {
     "answer": "red",
@@ -40,10 +40,16 @@ def test_everything_is_in_the_offline_run(
     comparison["strategies"] = comparison["strategies"][::-1]  # curves must go by blocks, not by order of appearance
     logged = logged_report(report(comparison), COMPARISON, comparison, tmp_path, monkeypatch)
     strategies = comparison["strategies"]
+    by_key = {(s["policy"], s["num_active_blocks"]): s for s in strategies}
     (media,) = [row for row in logged.history if "compare/strategies" in row]
 
     # native curves: every number of the JSON, once, along the number of blocks
-    curves = {"quality": lambda s: s["quality"], "latency_ms/total": lambda s: s["latency_ms"]["total"]["P50"]}
+    curves = {
+        "quality": lambda s: s["quality"],
+        "low": lambda s: s["quality_ci"][0],
+        "high": lambda s: s["quality_ci"][1],
+    }
+    curves |= {"latency_ms/total": lambda s: s["latency_ms"]["total"]["P50"]}
     for policy in ("prefix", "importance", "random"):
         for name, value in curves.items():
             key = f"{name}/{policy}"
@@ -66,18 +72,16 @@ def test_everything_is_in_the_offline_run(
         for stage in ("vision", "prefill", "decode_per_token", "total"):
             assert row[f"{stage}_P50_ms"] == pytest.approx(strategy["latency_ms"][stage]["P50"], rel=1e-12)
 
-    # charts: the points of each figure
-    points = {
-        "charts/quality_vs_blocks": lambda s: (s["policy"], s["num_active_blocks"], s["quality"]),
-        "charts/latency_vs_blocks": lambda s: (s["policy"], s["num_active_blocks"], s["latency_ms"]["total"]["P50"]),
-        "charts/quality_latency_tradeoff": lambda s: (s["policy"], s["latency_ms"]["total"]["P50"], s["quality"]),
-    }
-    for key, point in points.items():
-        chart = read_table(logged, media[f"{key}_table"])
-        drawn = sorted((row["lineKey"], row["step"], row["lineVal"]) for row in chart)
-        assert drawn == sorted(map(point, strategies))
-        assert logged.charts[key]["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
-        assert f'"{key}_table"' in json.dumps(logged.charts[key])
+    # charts: the points of each figure, and the full model's
+    drawn = read_table(logged, media["charts/quality_vs_blocks"])
+    points = {(row["policy"], row["blocks"]): [row["quality"], row["low"], row["high"]] for row in drawn}
+    expected = {(s["policy"], s["num_active_blocks"]): [s["quality"], *s["quality_ci"]] for s in strategies}
+    full = comparison["full"]
+    expected["all 16 blocks", 16] = [full["quality"], *full["quality_ci"]]
+    assert points == {key: pytest.approx(values) for key, values in expected.items()}
+    for row in read_table(logged, media["charts/quality_vs_latency"]):
+        times = (full if row["role"] == "full model" else by_key[row["policy"], row["blocks"]])["latency_ms"]["total"]
+        assert [row["ms"], row["ms_low"], row["ms_high"]] == pytest.approx([times["P50"], times["min"], times["max"]])
 
     # figures, as the very files
     for name in ("m5_quality_vs_blocks", "m5_latency_vs_blocks", "m5_quality_latency_tradeoff"):
@@ -88,8 +92,8 @@ def test_everything_is_in_the_offline_run(
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "comparison"]
     assert artifact.name == "m5_mask_strategy_comparison"
     wanted = {COMPARISON: comparison, SCORES: comparison["importance"]["scores"]}
-    assert {entry.path for entry in artifact.manifest.contents} == set(wanted)
-    for entry in artifact.manifest.contents:
+    assert files_of(artifact) == set(wanted)
+    for entry in (each for each in artifact.manifest.contents if each.path in wanted):
         content = Path(entry.local_path).read_bytes()
         assert json.loads(content) == wanted[entry.path]
         assert base64.b64decode(entry.digest) == hashlib.md5(content).digest()

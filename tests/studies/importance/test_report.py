@@ -9,7 +9,7 @@ import pytest
 
 from lit_depth.studies.importance.report import report
 from lit_depth.studies.shared.publish import as_text
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 BASELINE = {
     "answer": "yes",
@@ -57,7 +57,7 @@ def test_everything_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
     told = report(result)
     logged = logged_report(told, "importance.json", result, tmp_path, monkeypatch)
 
-    (media,) = logged.history
+    *_, media = logged.history
     for name in ("a", "b", "macro"):
         rows = read_table(logged, media[f"importance/{name}"])
         assert [row["block"] for row in rows] == [0, 1, 2, 3]
@@ -71,7 +71,9 @@ def test_everything_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
             assert row["rank"] == (None if name == "b" else entry["quality"]["rank"])
             expected = "withheld" if name == "b" else "differs" if row["p_holm"] < 0.05 else "tie"
             assert row["verdict"] == row["reference_logprob_verdict"] == expected
-        assert logged.charts[f"charts/importance/{name}"]["panel_config"]["panelDefId"] == "wandb/bar/v0"
+        bars = read_table(logged, media[f"charts/importance/{name}"])
+        assert [(bar["block"], bar["drop"]) for bar in bars] == [(str(row["block"]), row["drop"]) for row in rows]
+        assert [bar["differs"] for bar in bars] == [row["verdict"] == "differs" for row in rows]
     assert set(told.figures) == {f"block_importance_{name}" for name in ("a", "b", "macro", "by_task", "agreement")}
     for name in told.figures:
         drawn = (tmp_path / "result" / "figures" / f"{name}.png").read_bytes()
@@ -79,7 +81,7 @@ def test_everything_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "importance"]
     assert artifact.name == "importance"
     scores = {f"layer_importance_scores{task}.json" for task in ("", "_a", "_b")}
-    assert {entry.path for entry in artifact.manifest.contents} == {"importance.json", *scores}
+    assert files_of(artifact) == {"importance.json", *scores}
     assert logged.summary["full/quality/a"] == 0.75
     assert logged.summary["withheld"].startswith("No verdict on b: the full model (0.750)")
     expected = {"baseline/answer": "yes", "baseline/quality": 0.25, "full/num_distinct_answers": 6}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_depth.studies.latency.report import report
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 
 def test_everything_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,11 +27,11 @@ def test_everything_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Mo
         "fits": {"total": {"slope": 2.0, "intercept": 9.0, "r2": 0.99}},
     }
     logged = logged_report(report(result), "latency.json", {"summary": [], "all_samples": []}, tmp_path, monkeypatch)
-    (media,) = logged.history
+    *_, media = logged.history
     (row,) = read_table(logged, media["latency/configurations"])
     assert (row["total_P50_ms"], row["decode_per_token_P50_ms"], row["of_full"]) == (40.0, None, 0.5)
     assert "figures/latency_vs_blocks" in media
     assert logged.summary["latency/total_ms_per_block"] == 2.0 and logged.summary["latency/total_ms_fixed"] == 9.0
     assert logged.summary["latency/num_requests"] == 3
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "latency"]
-    assert {entry.path for entry in artifact.manifest.contents} == {"latency.json", "latency_details.json"}
+    assert files_of(artifact) == {"latency.json", "latency_details.json"}

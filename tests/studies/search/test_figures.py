@@ -66,6 +66,7 @@ def test_both_figures_say_first_that_there_is_no_verdict(result):
 
 def test_files_are_written_however_large_the_search(result, tmp_path):
     # exhaustive: only the best are drawn
+    result["units"] = list(map(str, range(30)))
     wide = [ablation((i, j), [(i,), (j,)], 0.5) for i, j in itertools.combinations(range(30), 2)]
     result["levels"][1]["ablations"] = [*result["levels"][1]["ablations"], *wide]
     paths = draw(report(result), tmp_path)

@@ -9,13 +9,13 @@ import pytest
 from lit_depth.studies.search.report import report
 from lit_depth.studies.shared.publish import as_text
 from tests.helpers.search_result import BASELINE, search_result
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 
 def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = search_result()
     logged = logged_report(report(result), "search.json", result, tmp_path, monkeypatch)
-    (media,) = logged.history
+    *_, media = logged.history
     first, _, _, last = read_table(logged, media["search/ablations"])
     assert (first["removed"], first["drop_ci_high"], first["interaction"]) == ("0", 0.2, None)
     assert (last["removed"], last["num_removed"], last["found_by"]) == ("0 2", 2, "search")
@@ -27,7 +27,7 @@ def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Monk
     expected |= {"search/evaluations": 800, "search/saved": 200, "full/num_distinct_answers": 9}
     assert {key: logged.summary[key] for key in expected} == expected
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "search"]
-    assert artifact.name == "search" and [entry.path for entry in artifact.manifest.contents] == ["search.json"]
+    assert artifact.name == "search" and files_of(artifact) == {"search.json"}
     for name in ("search_tree", "drop_vs_removed"):
         drawn = tmp_path / "result" / "figures" / f"{name}.png"
         assert (logged.files / media[f"figures/{name}"]["path"]).read_bytes() == drawn.read_bytes()

@@ -9,7 +9,7 @@ import pytest
 
 from lit_depth.studies.select.report import report
 from lit_depth.studies.shared.publish import as_text
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 AGAIN = {"num_requests": 3, "share_within_budget": 1.0, "P50": 5.0, "P95": 6.0, "bound": 7.0}
 BASELINE = {"answer": "yes", "quality": 0.4, "difference": 0.5, "difference_ci": [0.3, 0.7], "beaten": True}
@@ -67,7 +67,7 @@ def test_a_tolerance_that_no_mask_keeps_is_not_claimed() -> None:
 def test_a_selection_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = selection()
     logged = logged_report(report(result), "selection.json", result, tmp_path, monkeypatch)
-    (media,) = logged.history
+    *_, media = logged.history
     assert [tuple(row.values()) for row in read_table(logged, media["select/candidates"])] == [
         ("10", 1, 10.0, pytest.approx(0.7)),
         ("11", 2, 10.0, pytest.approx(0.88)),
@@ -78,7 +78,7 @@ def test_a_selection_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.M
     expected |= {"select/budget_ms": 12.0, "select/share_within_budget": 1.0, "select/quality": 0.88}
     assert {key: logged.summary[key] for key in expected} == expected
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "selection"]
-    assert artifact.name == "selection" and [entry.path for entry in artifact.manifest.contents] == ["selection.json"]
+    assert artifact.name == "selection" and files_of(artifact) == {"selection.json"}
 
 
 def test_a_withheld_verdict_comes_first_and_nothing_is_chosen() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from lit_depth.studies.shared.publish import as_text
 from lit_depth.studies.tokens.report import report
-from tests.helpers.wandb_run import logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, read_table
 
 FILES = ("masking_results.csv", "masking_results.json", "masking_results.parquet", "tokens_0.html", "tokens_1.html")
 
@@ -35,7 +35,7 @@ def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest
         (folder / name).write_text(name)
     logged = logged_report(report(result, FILES), "tokens.json", result, tmp_path, monkeypatch)
 
-    (media,) = logged.history
+    *_, media = logged.history
     rows = [tuple(row.values()) for row in read_table(logged, media["tokens/by_block"])]
     assert len(rows) == 3 * 2 * 2 and rows[:4] == [
         ("text", False, "Full", 0, 1.0, None),
@@ -49,7 +49,7 @@ def test_token_masking_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest
     assert (logged.files / media["figures/tokens_by_block"]["path"]).read_bytes() == drawn
     (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == "tokens"]
     files = {"tokens.json", "masking_results.csv", "masking_results.parquet", "tokens_0.html", "tokens_1.html"}
-    assert {entry.path for entry in artifact.manifest.contents} == files
+    assert files_of(artifact) == files
 
 
 def test_what_is_left_out_is_told_and_cosine_distances_are_on_the_page_only() -> None:
