@@ -7,7 +7,8 @@
   topics of `pydoc_data.topics`, reported on the others: the perplexity ratio (masked over whole model), and
   the share of its excess over 1 that is gone; topics are resampled together.
 
-The file is written after every mask.
+The file is written after every mask, and holds what each one scored in every unit of resampling: a run that was stopped
+goes on behind the masks that were measured with the same settings.
 
     python benchmarks/heal.py [bundled|smollm2 ...] [--masks 10] [--threads 2]
 """
@@ -15,6 +16,7 @@ The file is written after every mask.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -125,7 +127,8 @@ class Bundled:
         self.weights = np.bincount(self.places)
         self.batches = labelled(self.module, self.calibration)
         self.whole = torch.ones(self.module.num_blocks, dtype=torch.bool)
-        self.full = self.right(self.report, self.whole)
+        self.right_whole = self.right(self.report, self.whole)
+        self.full = np.bincount(self.places, self.right_whole)
 
     def right(self, batches: list[dict[str, Any]], mask: Tensor) -> np.ndarray:
         """Whether each question's generated answer is its reference."""
@@ -151,9 +154,10 @@ class Bundled:
         found, entry = timed_patch(self.model, mask, self.batches)
         with found.applied():
             healed = self.right(self.report, mask)
-        rows = np.stack([np.bincount(self.places, each) for each in (self.full, lost, healed)])
+        scores = (self.right_whole, lost, healed)
+        rows = np.stack([np.bincount(self.places, each) for each in scores])
         names = ("accuracy", "accuracy_masked", "accuracy_healed")
-        return rows, {**dict(zip(names, (round(float(each.mean()), 4) for each in (self.full, lost, healed)))), **entry}
+        return rows, {**dict(zip(names, (round(float(each.mean()), 4) for each in scores))), **entry}
 
 
 class SmolLM2:
@@ -223,13 +227,17 @@ def main() -> None:
     result = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     for name in arguments.models or KINDS:
         kind = KINDS[name](arguments)
-        rows, entries = [], []
-        for mask in kind.draw():
-            row, entry = kind.measure(mask)
-            rows.append(row)
+        entries = _measured_before(result.get(name), kind)
+        for mask in itertools.islice(kind.draw(), arguments.masks):
             skipped = (~mask).nonzero().flatten().tolist()
-            entries.append({"skipped": skipped, **regained([row], kind.weights, kind.share), **entry})
-            print(name, {key: value for key, value in entries[-1].items() if key != "spans"}, flush=True)
+            if skipped in [entry["skipped"] for entry in entries]:
+                continue
+            row, entry = kind.measure(mask)
+            row = row.round(3)
+            entry = {"skipped": skipped, **regained([row], kind.weights, kind.share), **entry}
+            print(name, {key: value for key, value in entry.items() if key != "spans"}, flush=True)
+            entries.append({**entry, "sums": [_packed(each) for each in row[1:]]})
+            rows = [np.array([kind.full.round(3), *map(_unpacked, entry["sums"])]) for entry in entries]
             result[name] = {
                 "environment": environment(arguments.threads),
                 **kind.settings,
@@ -237,9 +245,23 @@ def main() -> None:
                 "masks": entries,
             }
             arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-            if len(rows) == arguments.masks:
-                break
         print(name, "mean share regained", result[name]["regained"], flush=True)
+
+
+def _measured_before(found: dict[str, Any] | None, kind: Any) -> list[dict[str, Any]]:
+    """Entries of the masks that a run with these settings measured."""
+    if found is None or any(found.get(name) != value for name, value in kind.settings.items()):
+        return []
+    return [entry for entry in found["masks"] if "sums" in entry]
+
+
+def _packed(values: np.ndarray) -> str:
+    """Numbers in one line of the file."""
+    return " ".join(f"{value:g}" if value == int(value) else f"{value:.3f}" for value in values)
+
+
+def _unpacked(line: str) -> np.ndarray:
+    return np.array(line.split(), dtype=float)
 
 
 if __name__ == "__main__":
