@@ -7,14 +7,20 @@
   topics of `pydoc_data.topics`, reported on the others: the perplexity ratio (masked over whole model), and
   the share of its excess over 1 that is gone; topics are resampled together.
 
-The file is written after every mask.
+- ``smollm2_numpy``: the same, fitted on as much text of other kind, numpy's docstrings.
+- ``full``: the masks of ``bundled``, trained as ``configs/heal.yaml`` says, from the patch, with fewer images
+  (``--train_images``).
 
-    python benchmarks/heal.py [bundled|smollm2 ...] [--masks 10] [--threads 2]
+The file is written after every mask, and holds what each one scored in every unit of resampling: a run that was stopped
+goes on behind the masks that were measured with the same settings.
+
+    python benchmarks/heal.py [bundled|smollm2|full ...] [--masks 10] [--threads 2]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -26,7 +32,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from environment import environment
+from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
 from lit_depth import DepthModule
@@ -36,6 +44,7 @@ from lit_depth.functional.healing.patch import Patch
 from lit_depth.models.loading import load_checkpoint
 from lit_depth.models.real import smollm2
 from lit_depth.module import labelled
+from lit_depth.recipes.heal import Heal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # the text is that of the tests
@@ -125,7 +134,8 @@ class Bundled:
         self.weights = np.bincount(self.places)
         self.batches = labelled(self.module, self.calibration)
         self.whole = torch.ones(self.module.num_blocks, dtype=torch.bool)
-        self.full = self.right(self.report, self.whole)
+        self.right_whole = self.right(self.report, self.whole)
+        self.full = np.bincount(self.places, self.right_whole)
 
     def right(self, batches: list[dict[str, Any]], mask: Tensor) -> np.ndarray:
         """Whether each question's generated answer is its reference."""
@@ -151,9 +161,38 @@ class Bundled:
         found, entry = timed_patch(self.model, mask, self.batches)
         with found.applied():
             healed = self.right(self.report, mask)
-        rows = np.stack([np.bincount(self.places, each) for each in (self.full, lost, healed)])
+        return self.entry(lost, healed, entry)
+
+    def entry(self, lost: np.ndarray, healed: np.ndarray, about: dict[str, Any]) -> tuple[Measured, dict[str, Any]]:
+        scores = (self.right_whole, lost, healed)
+        rows = np.stack([np.bincount(self.places, each) for each in scores])
         names = ("accuracy", "accuracy_masked", "accuracy_healed")
-        return rows, {**dict(zip(names, (round(float(each.mean()), 4) for each in (self.full, lost, healed)))), **entry}
+        return rows, {**dict(zip(names, (round(float(each.mean()), 4) for each in scores))), **about}
+
+
+class Full(Bundled):
+    """The bundled model, trained without the blocks."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        super().__init__(arguments)
+        self.settings |= {"train_images": arguments.train_images}
+        self.config = yaml.safe_load((REPOSITORY / "configs" / "heal.yaml").read_text())
+        self.config["data"]["train_images"] = arguments.train_images
+
+    def measure(self, mask: Tensor) -> tuple[Measured, dict[str, Any]]:
+        lost = self.right(self.report, mask)
+        whole = self.module
+        wall, cpu = time.perf_counter(), time.process_time()
+        seed_everything(self.config["seed_everything"], verbose=False)
+        self.module = DepthModule(**self.config["model"])
+        options = self.config["trainer"] | {"callbacks": [Heal((~mask).nonzero().flatten().tolist())]}
+        options |= {"enable_progress_bar": False, "enable_model_summary": False}
+        Trainer(**options).fit(self.module, datamodule=DepthDataModule(**self.config["data"]))
+        took = {"seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        self.module.eval()
+        healed = self.right(self.report, mask)
+        self.module = whole
+        return self.entry(lost, healed, took)
 
 
 class SmolLM2:
@@ -165,13 +204,17 @@ class SmolLM2:
         self.settings = {"windows_per_topic": arguments.windows, "window_tokens": arguments.length}
         self.model, tokenizer = load_checkpoint(str(smollm2()))
         self.model.eval()
-        calibration, _ = halves(windows(tokenizer, arguments.length, arguments.windows))
+        calibration = self.text(tokenizer, arguments)
         _, self.report = halves(windows(tokenizer, arguments.length, 1))
         order = torch.randperm(len(calibration.ids), generator=torch.Generator().manual_seed(0))
         self.batches = [{"input_ids": each} for each in calibration.ids[order].split(16)]
         self.weights = np.full(len(self.report.ids), arguments.length - 1)
         self.whole = torch.ones(len(find_blocks(self.model)), dtype=torch.bool)
         self.full = self.losses(self.report, self.whole)
+
+    def text(self, tokenizer: Any, arguments: argparse.Namespace) -> Windows:
+        """What is fitted to."""
+        return halves(windows(tokenizer, arguments.length, arguments.windows))[0]
 
     @torch.no_grad()
     def losses(self, text: Windows, mask: Tensor) -> np.ndarray:
@@ -201,18 +244,35 @@ class SmolLM2:
         return rows, {**ratios, **entry}
 
 
-KINDS: dict[str, Any] = {"bundled": Bundled, "smollm2": SmolLM2}
+class SmolLM2OtherText(SmolLM2):
+    """As much other text to fit to: how much of the gain is that the model learns the text of the report?"""
+
+    def text(self, tokenizer: Any, arguments: argparse.Namespace) -> Windows:
+        found = Windows(torch.empty(0, arguments.length, dtype=torch.long), [])
+        wanted = len(super().text(tokenizer, arguments).ids)
+        for name in sorted(np.__all__):
+            tokens = tokenizer(getattr(np, name).__doc__ or "")["input_ids"]
+            pieces = torch.tensor(tokens[: len(tokens) // arguments.length * arguments.length], dtype=torch.long)
+            pieces = pieces.view(-1, arguments.length)[: arguments.windows]
+            found = Windows(torch.cat([found.ids, pieces]), [*found.topics, *[name] * len(pieces)])
+        return found.take(range(wanted))
+
+
+KINDS: dict[str, Any] = {"bundled": Bundled, "smollm2": SmolLM2, "smollm2_numpy": SmolLM2OtherText, "full": Full}
 
 
 def main() -> None:
     """Measure, print, write the JSON file."""
     parser = argparse.ArgumentParser(description="What patching gives back, and what it costs (CPU).")
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="bundled, smollm2 (default: both)")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="bundled, smollm2, smollm2_numpy, full (default: all)"
+    )
     parser.add_argument("--masks", type=int, default=10, help="masks of each model (default 10)")
     parser.add_argument("--calibration", type=int, default=512, help="bundled: questions to fit on (default 512)")
     parser.add_argument("--samples", type=int, default=1000, help="bundled: questions to report on (default 1000)")
     parser.add_argument("--windows", type=int, default=8, help="smollm2: windows of each topic to fit on (default 8)")
     parser.add_argument("--length", type=int, default=64, help="smollm2: tokens of a window (default 64)")
+    parser.add_argument("--train_images", type=int, default=1600, help="full: images to train on (default 1600)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
@@ -223,13 +283,17 @@ def main() -> None:
     result = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     for name in arguments.models or KINDS:
         kind = KINDS[name](arguments)
-        rows, entries = [], []
-        for mask in kind.draw():
-            row, entry = kind.measure(mask)
-            rows.append(row)
+        entries = _measured_before(result.get(name), kind)
+        for mask in itertools.islice(kind.draw(), arguments.masks):
             skipped = (~mask).nonzero().flatten().tolist()
-            entries.append({"skipped": skipped, **regained([row], kind.weights, kind.share), **entry})
-            print(name, {key: value for key, value in entries[-1].items() if key != "spans"}, flush=True)
+            if skipped in [entry["skipped"] for entry in entries]:
+                continue
+            row, entry = kind.measure(mask)
+            row = row.round(3)
+            entry = {"skipped": skipped, **regained([row], kind.weights, kind.share), **entry}
+            print(name, {key: value for key, value in entry.items() if key != "spans"}, flush=True)
+            entries.append({**entry, "sums": [_packed(each) for each in row[1:]]})
+            rows = [np.array([kind.full.round(3), *map(_unpacked, entry["sums"])]) for entry in entries]
             result[name] = {
                 "environment": environment(arguments.threads),
                 **kind.settings,
@@ -237,9 +301,23 @@ def main() -> None:
                 "masks": entries,
             }
             arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-            if len(rows) == arguments.masks:
-                break
         print(name, "mean share regained", result[name]["regained"], flush=True)
+
+
+def _measured_before(found: dict[str, Any] | None, kind: Any) -> list[dict[str, Any]]:
+    """Entries of the masks that a run with these settings measured."""
+    if found is None or any(found.get(name) != value for name, value in kind.settings.items()):
+        return []
+    return [entry for entry in found["masks"] if "sums" in entry]
+
+
+def _packed(values: np.ndarray) -> str:
+    """Numbers in one line of the file."""
+    return " ".join(f"{value:g}" if value == int(value) else f"{value:.3f}" for value in values)
+
+
+def _unpacked(line: str) -> np.ndarray:
+    return np.array(line.split(), dtype=float)
 
 
 if __name__ == "__main__":

@@ -87,9 +87,9 @@ def test_without_learning_the_written_checkpoint_is_the_patched_model(folder, tm
         with_answers(model_inputs(batch), batch["answer_ids"], module.pad_token_id)
         for batch in data.eval_dataloader("calibration")
     ]
-    expected = patch(module.model, from_mask_id("1011"), batches).weights
+    expected = patch(module.model, from_mask_id("1101"), batches).weights
     before = weights(module)
-    fit(module, Heal([1], folder=str(tmp_path / "healed")))
+    fit(module, Heal([2], folder=str(tmp_path / "healed")))
     written = DepthModule(str(tmp_path / "healed")).model.state_dict()
     assert expected and any(not torch.equal(before[name], value) for name, value in expected.items())
     for name, value in (before | expected).items():

@@ -187,7 +187,7 @@ def test_a_healed_folder_is_the_patched_and_masked_model(small_checkpoint, tmp_p
 
     healing = result["healing"]
     assert (healing["split"], healing["num_questions"], healing["task"]) == ("calibration", 8, "shapes_vqa")
-    assert [span["skipped"] for span in healing["spans"]] == [(1,), (4,)] and healing["quality"]["num_samples"] == 8
+    assert [span["skipped"] for span in healing["spans"]] == [(1, 4)] and healing["quality"]["num_samples"] == 8
     assert result["expected"]["quality"] == healing["quality"]["healed"]["quality"]
     assert not (tmp_path / "small/handoff").exists()
     text = (tmp_path / "small/README.md").read_text()

@@ -37,6 +37,15 @@ class OutputMap:
         self.module: Any = module
         self.scale = scale
 
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters that change."""
+        bias = getattr(self.module, "bias", None)
+        return [self.module.weight] if bias is None else [self.module.weight, bias]
+
+    @property
+    def num_weights(self) -> int:
+        return sum(each.numel() for each in self.weights())
+
     def sums(self, features: Tensor, targets: Tensor) -> RidgeSums:
         """Empty sums for rows of this size."""
         return RidgeSums(features.shape[1], targets.shape[1], self.by_channel)
@@ -79,6 +88,10 @@ class LinearMap(OutputMap):
 
 class ExpertsMap(OutputMap):
     """Experts whose down projections are one tensor: a map of all their inputs, or one T behind every expert."""
+
+    def weights(self) -> list[nn.Parameter]:
+        bias: Any = _bias(self.module)
+        return [self.module.down_proj] if bias is None else [self.module.down_proj, bias]
 
     @property
     def of_outputs(self) -> bool:

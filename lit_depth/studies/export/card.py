@@ -93,18 +93,18 @@ def _healed(healing: Healing | None) -> str:
     spans = "\n".join(
         f"- skipped {' '.join(map(str, span.skipped))}: "
         + (
-            "no map was better than none, nothing changed"
+            "nothing was better than no change, nothing changed"
             if math.isinf(span.ridge)
             else f"{', '.join(f'`{name}`' for name in span.weights)} (names of the whole model); "
-            f"{span.unexplained:.0%} of the span's effect is left on held-out rows"
+            f"{span.unexplained:.0%} of the effect of skipping is left on held-out rows"
         )
         for span in healing.patch.spans
     )
     return (
         f"## Healing\n\nPatched in closed form on {healing.num_questions} questions of the {SPLIT} split of "
-        f"{healing.task}, with their answers: weights of the block before each span of skipped blocks were fitted by "
-        "ridge least squares to what the whole model has behind the span (after ReplaceMe, arXiv:2505.02819). No "
-        f"gradient step was taken.\n\n{spans}"
+        f"{healing.task}, with their answers: weights of the blocks that are left were fitted by ridge least squares "
+        "to the answers of the whole model, or, where each span of skipped blocks has a line of its own, to its "
+        f"states behind the span (after ReplaceMe, arXiv:2505.02819).\n\n{spans}"
     )
 
 

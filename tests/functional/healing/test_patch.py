@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lit_depth.functional import find_blocks, masked
+from lit_depth.functional.healing import gauss_newton
 from lit_depth.functional.healing.patch import patch
 from tests.helpers.pruning import pruned_copy
 from tests.helpers.tiny_models import tiny_model
@@ -172,12 +173,18 @@ def test_padding_and_batch_size_change_nothing():
             torch.testing.assert_close(other.weights[name], value, rtol=0, atol=1e-5 * float(value.abs().max()))
 
 
-def test_with_labels_a_token_counts_as_much_as_the_labels_depend_on_it():
-    model, mask, data = tiny_model("llama", num_blocks=6), mask_of(4), batches(count=4)
-    for batch in data:
+def labelled_batches(place=6, **options):
+    """One token of each row is its answer."""
+    found = batches(**options)
+    for batch in found:
         batch["labels"] = torch.full_like(batch["input_ids"], -100)
-        batch["labels"][:, 6] = batch["input_ids"][:, 6]
-    found = patch(model, mask, data, ridges=(10.0,))
+        batch["labels"][:, place] = batch["input_ids"][:, place]
+    return found
+
+
+def test_maps_of_labelled_data_weigh_a_token_by_what_the_labels_depend_on_it():
+    model, mask, data = tiny_model("llama", num_blocks=6), mask_of(4), labelled_batches(count=4)
+    found = patch(model, mask, data, ridges=(10.0,), steps=0)
     assert found.spans[0].ridge == 10.0
     features, targets, weights = [], [], []
     for batch in data:
@@ -199,6 +206,46 @@ def test_with_labels_a_token_counts_as_much_as_the_labels_depend_on_it():
     name = "model.layers.3.mlp.down_proj.weight"
     change = (found.weights[name] - model.state_dict()[name]).double()
     torch.testing.assert_close(change, expected.T, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fitted_to_answers_it_is_the_pruned_checkpoint_with_the_weights(family):
+    model, mask = tiny_model(family, num_blocks=5), mask_of(1, 2, 4, num_blocks=5)
+    before, data = copy.deepcopy(model.state_dict()), labelled_batches(count=3)
+    found = patch(model, mask, [*data, data[0]], steps=2)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert all(each.requires_grad and each.grad is None for each in model.parameters())
+    (span,) = found.spans
+    assert (span.skipped, span.block, span.num_tokens) == ((1, 2, 4), 0, 32) and span.unexplained < 1
+    assert set(found.weights) == set(span.weights)
+    kept = {
+        f"{name}." for name, each in model.named_modules() if each in {find_blocks(model)[0], find_blocks(model)[3]}
+    }
+    assert all(any(name.startswith(block) for block in kept) for name in span.weights)
+    new = {"input_ids": torch.randint(1, 60, (4, 9))}
+    with found.applied(), masked(model, mask), torch.no_grad():
+        healed = model(**new).logits
+    standard = pruned_copy(copy.deepcopy(found).apply(), mask)
+    with torch.no_grad():
+        torch.testing.assert_close(standard(**new).logits, healed, rtol=0, atol=1e-6 * float(healed.abs().max()))
+
+
+def test_answers_that_need_more_memory_than_there_is_are_fitted_span_by_span(monkeypatch):
+    model, mask, data = tiny_model("llama", num_blocks=6), mask_of(2, 4), labelled_batches(count=4)
+    expected = patch(model, mask, data, steps=0)
+    monkeypatch.setattr(gauss_newton, "MOST_BYTES", 1000)
+    found = patch(model, mask, data)
+    assert [span.skipped for span in found.spans] == [(2,), (4,)]
+    assert all(torch.equal(value, expected.weights[name]) for name, value in found.weights.items())
+
+
+def test_steps_that_do_not_help_answers_held_out_are_not_taken():
+    """Random answers of random rows: nothing carries over."""
+    data = labelled_batches(count=4)
+    data[3]["labels"][:, 6] = -100
+    data[3]["labels"][:, 9] = data[3]["input_ids"][:, 9]
+    found = patch(tiny_model("llama", num_blocks=6), mask_of(2), data)
+    assert found.weights == {} and found.spans[0].ridge == math.inf and found.spans[0].unexplained == 1
 
 
 def test_where_nothing_can_be_learnt_nothing_changes():
@@ -230,6 +277,11 @@ def test_the_full_mask_needs_no_patch():
 def test_what_cannot_be_patched_is_refused(mask, data, expected):
     with pytest.raises(ValueError, match=expected):
         patch(tiny_model("llama"), mask, data)
+
+
+def test_fewer_than_no_steps_are_refused():
+    with pytest.raises(ValueError, match="expected steps, none or more, got -1"):
+        patch(tiny_model("llama"), "1011", labelled_batches(), steps=-1)
 
 
 def test_a_weight_that_two_blocks_share_is_refused():
