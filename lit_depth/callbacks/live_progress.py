@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_depth.callbacks.mask_sweep import MaskSweep
-from lit_depth.functional.arguments import check_least, check_range
+from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.statistics import confidence_sequence
 
 # of the time that passes, most that may be spent on bands
@@ -43,6 +43,7 @@ class LiveProgress(Callback):
         ValueError: If ``every_seconds`` is negative, or ``confidence`` is not between 0 and 1.
     """
 
+    @checked
     def __init__(
         self,
         sweep: MaskSweep,

@@ -39,7 +39,9 @@ def test_whoever_listens_hears_of_it_and_no_result_changes(small_checkpoint: Pat
         rows = list(csv.DictReader(file))
     key = "live/shapes_vqa/validation/"
     live = [row for row in rows if row.get(f"{key}samples")]
-    assert [float(row[f"{key}samples"]) for row in live] == [4, 8, 12]
+    seen = [float(row[f"{key}samples"]) for row in live]
+    # looks are spaced so that they take little of the time: on a busy machine one in the middle may be left out
+    assert seen == sorted(set(seen) & {4, 8, 12}) and seen[-1] == 12
     quality = json.loads(heard)["strategies"][0]["quality"]
     assert float(live[-1][f"{key}quality/prefix_3"]) == pytest.approx(quality)
     assert float(live[-1][f"{key}low/full"]) <= float(live[-1][f"{key}quality/full"])
