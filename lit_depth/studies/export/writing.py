@@ -149,7 +149,7 @@ def certify(run: Run, masks: MaskSet, folder: Path, source: Path, num_questions:
     given = [(name, inputs) for name, _, inputs in batches]
     attention, blocks = model.hparams["attn_implementation"], model.hparams["blocks"]
     held: PreTrainedModel = model.model
-    evidence = watch(held, masks[0], given, generation, folder, attention, blocks)
+    evidence = watch(held, masks[0], given, generation, folder, attention, blocks, source)
     (verdict,) = hold([evidence])
     wrong = failure(verdict)
     if wrong is not None:
