@@ -119,6 +119,11 @@ class DepthModule(LightningModule):
         check_least(0, **rates, warmup_steps=warmup_steps)
         for beta in betas:
             check_range(0, 1, betas=beta)
+        if from_scratch and (dtype, quantization, device_map) != ("auto", "none", None):
+            raise ValueError(
+                "--model.from_scratch true makes new weights and loads none: leave out --model.dtype, "
+                "--model.quantization and --model.device_map"
+            )
         names = ("revision", "attn_implementation", "trust_remote_code")
         source = {name: self.hparams[name] for name in names}
         if meta:

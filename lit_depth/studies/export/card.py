@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ def card(
     checkpoint = run.model.hparams["checkpoint"]
     parts = [
         f"---\n{yaml.safe_dump(_metadata(checkpoint, certificate, source), sort_keys=False)}---",
-        f"# {name}",
+        f"# {' '.join(name.split())}",
         _removed(checkpoint, choice, certificate, parameters, healing),
         _healed(healing),
         _expected(choice),
@@ -57,12 +59,24 @@ def card(
 
 
 def _metadata(checkpoint: str, certificate: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    there = metadata_load(str(source / "README.md")) if (source / "README.md").is_file() else None
-    found = {key: value for key, value in (there or {}).items() if key in _TERMS}
+    found = {key: value for key, value in _metadata_of(source / "README.md").items() if key in _TERMS}
     if _is_on_the_hub(checkpoint):
         found["base_model"] = checkpoint
     pipeline = _PIPELINES[certificate["held_to"]["auto_class"]]
     return {**found, "library_name": "transformers", "pipeline_tag": pipeline, "tags": ["lit_depth", "depth-pruned"]}
+
+
+def _metadata_of(path: Path) -> Mapping[str, Any]:
+    """The data in front of a card; nothing where there is none, or none that can be read, which is warned of."""
+    if not path.is_file():
+        return {}
+    try:
+        there = metadata_load(str(path))
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        warnings.warn(f"{path} cannot be read, so the new card does not repeat its licence: {why}", stacklevel=2)
+        return {}
+    return there if isinstance(there, Mapping) else {}
 
 
 def _is_on_the_hub(checkpoint: str) -> bool:
@@ -175,12 +189,12 @@ def _use(certificate: Mapping[str, Any], handed: Sequence[str]) -> str:
 
 def _reproduce(run: Run, certificate: Mapping[str, Any], healing: Healing | None) -> str:
     hparams = run.model.hparams
-    revision = f" --model.revision {hparams['revision']}" if hparams["revision"] else ""
+    revision = f" --model.revision {shlex.quote(hparams['revision'])}" if hparams["revision"] else ""
     dtype = f" --model.dtype {hparams['dtype']}" if hparams["dtype"] != "auto" else ""
     mask = f"--mask {certificate['mask_id']}{_healing_options(run, healing)}"
     return (
         "## Reproduce\n\n```bash\nlit-depth export "
-        f"--model.checkpoint {hparams['checkpoint']}{revision}{dtype} {mask} --out DIR\n```"
+        f"--model.checkpoint {shlex.quote(hparams['checkpoint'])}{revision}{dtype} {mask} --out DIR\n```"
     )
 
 

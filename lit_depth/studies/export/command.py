@@ -84,7 +84,7 @@ def export(
     from lit_depth.studies.export.healing import check_heal, healed
     from lit_depth.studies.export.push import check_repository, push
     from lit_depth.studies.export.report import report
-    from lit_depth.studies.export.writing import check_exportable, write
+    from lit_depth.studies.export.writing import check_beside, check_exportable, write
     from lit_depth.studies.shared.checks import check_asks, check_one_process, check_one_task
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
@@ -100,6 +100,7 @@ def export(
         check_repository(push_to_hub, weights)
     name = name or (Path(out).resolve().name if out else "default")
     folder = Path(out).expanduser() if out else Path(output_dir) / "export" / name / "checkpoint"
+    check_beside(folder, Path(output_dir) / "export" / name)
     check_new(folder)
     arguments = {"mask": choice.masks.ids[0], "origin": choice.origin, "weights": weights, "in_memory": in_memory}
     arguments |= {"num_questions": num_questions, "out": str(folder), "heal": heal}

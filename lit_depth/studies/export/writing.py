@@ -78,6 +78,15 @@ def check_exportable(trainer: Trainer, model: DepthModule, masks: MaskSet, weigh
         check_cuttable(model.model.config, whole.active[0])
 
 
+def check_beside(out: Path, run_folder: Path) -> None:
+    """Raise ValueError for a new folder that is, or would hold, the folder of the run, where the report goes."""
+    if run_folder.resolve().is_relative_to(out.resolve()):
+        raise ValueError(
+            f"expected another folder than that of the run's report, {run_folder}, or one around it, got --out {out}: "
+            f"give --out {run_folder / 'checkpoint'}, or another --name or --output_dir"
+        )
+
+
 def write(
     run: Run,
     choice: Choice,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -72,6 +73,26 @@ def test_a_card_tells_the_choice_the_proof_and_what_is_expected(run, tmp_path):
     ):
         assert told in body, told
     assert str(tmp_path) not in text  # nothing of the machine
+
+
+@pytest.mark.parametrize(
+    "content", [b"---\nlicense: [a\nb: : :\n---\n", b"---\nlicense: mit\n---\n\xff\xfe", b"---\n- a\n---\n"]
+)
+def test_a_damaged_card_of_the_source_is_no_reason_to_fail(content, run, tmp_path):
+    (tmp_path / "README.md").write_bytes(content)
+    with pytest.warns(UserWarning, match="README.md cannot be read, so the new card does not repeat its licence"):
+        text = card(run, BARE, CERTIFICATE, (4000, 3000), "small", tmp_path)
+    assert "license" not in yaml.safe_load(text.split("---\n", 2)[1])
+
+
+def test_names_with_hostile_characters_stay_names(run, tmp_path):
+    run.model.hparams["checkpoint"] = "/a folder/$(whole) `x`"
+    text = card(run, BARE, CERTIFICATE, (4000, 3000), "small\n---\nlicense: none", tmp_path)
+    (title,) = (line for line in text.splitlines() if line.startswith("# "))
+    assert title == "# small --- license: none"
+    assert "license" not in yaml.safe_load(text.split("---\n", 2)[1])
+    (command,) = (line for line in text.splitlines() if line.startswith("lit-depth export"))
+    assert shlex.split(command)[3] == "/a folder/$(whole) `x`"
 
 
 def test_what_is_not_known_is_not_told(run, tmp_path):
