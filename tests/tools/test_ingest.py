@@ -136,6 +136,7 @@ def test_results_of_inspect_by_image(folder, capsys):
     ("arguments", "message"),
     [
         (["there/smaller"], "expected something to compare with: --whole FILE"),
+        (["there/smaller", "--whole", "there/whole", "--task", "sums"], "--task names a task of our run: give --run"),
         (["there/lost", "--whole", "there/whole"], "there/lost does not exist"),
         (["there/smaller", "--whole", "there/smaller"], "holds the same as"),
         (["there/whole", "--whole", "there/smaller"], "is an exported model, it has a certificate.json"),
