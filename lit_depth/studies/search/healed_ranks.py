@@ -141,7 +141,8 @@ def _describe_size(
     """The two orders of the masks of one size, and the best of either."""
     choice = np.stack([_ranked(each.choice, each.removed, rank_by) for each in patched])
     means = choice.mean(axis=1).round(12).tolist()  # equal ones stay ties
-    order = sorted(range(len(patched)), key=lambda index: (-means[index], patched[index].removed))
+    # stable: of equal ones that which was better before
+    order = sorted(range(len(patched)), key=lambda index: -means[index])
     return {
         "num_removed": len(patched[0].removed),
         "num_masks": len(patched),

@@ -64,9 +64,11 @@ def _describe_mean(healing: Mapping[str, Any]) -> str:
         return f"After patching: no rank correlation with the order before ({'; '.join(reasons)})."
     sizes = ", ".join(map(str, mean["sizes"]))
     over = f"the mean over {sizes} removed blocks" if len(mean["sizes"]) > 1 else f"{sizes} removed"
+    low, high = mean["spearman_ci"]
+    still_open = ": these samples leave open whether the orders agree" if low <= 0 <= high else ""
     return (
         f"After patching, the order of the masks of one size correlates {mean['spearman']:+.2f} (Spearman, {over}) "
-        f"with the order before; without the noise of the samples it would be {format_interval(mean['spearman_ci'])}."
+        f"with the order before; what samples without noise would show lies in {format_interval([low, high])}{still_open}."
     )
 
 
@@ -179,7 +181,7 @@ def healing_figure(result: Mapping[str, Any]) -> Figure:
         look = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
         x, y = ([mask[key] for mask in masks] for key in ("quality", "healed_quality"))
         bars = [bar_lengths(v, [m[f"{k}_ci"] for m in masks]) for v, k in ((x, "quality"), (y, "healed_quality"))]
-        lines = {"linestyle": "none", "elinewidth": 0.7, "markersize": 6}
+        lines = {"linestyle": "none", "elinewidth": 0.8, "markersize": 6, "ecolor": (look["color"], 0.4)}
         axes.errorbar(x, y, xerr=bars[0], yerr=bars[1], label=f"{level['num_removed']} removed", **look, **lines)
         best = [m for m in masks if tuple(m["removed"]) == tuple(level["best_after"])]
         if refusal(report) is None:

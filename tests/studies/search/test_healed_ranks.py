@@ -116,9 +116,15 @@ def test_a_best_mask_that_stays_has_no_gain(drawn):
     before, after, choice = drawn
     choice[1,] = np.ones(NUM_SAMPLES)
     one, two = described(before, after, choice)["levels"]
-    # (1,) and (4,) are equal: the first by number
+    # (1,) and (4,) are equal: the one that was better before
     assert one["best_after"] == one["best_before"] == (1,) and (4,) in one["tied_after"]
     assert one["gain"] is None and one["gain_p_holm"] is None and two["gain"] is not None
+
+
+def test_of_equal_masks_that_which_was_better_before_comes_first(drawn):
+    before, after, choice = drawn
+    _, two = described(before, after, choice, (ONE, TWO[::-1]))["levels"]
+    assert (two["best_before"], two["best_after"], two["gain"]) == ((2, 3), (2, 3), None)
 
 
 def test_masks_that_score_alike_have_no_order(drawn):
