@@ -14,6 +14,7 @@ from lit_depth.results.measures import (
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
+from lit_depth.studies.search import healing_report
 from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figure, search_charts, tree_figure
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
@@ -31,20 +32,27 @@ _MOST_TIES = 6  # named in the table
 def report(result: Mapping[str, Any]) -> Report:
     """The report of the content of ``search.json``."""
     figures = {"search_tree": partial(tree_figure, result), "drop_vs_removed": partial(drop_figure, result)}
-    refused = refusal(result["report"], result["task"])
+    refused, heals = refusal(result["report"], result["task"]), "healing" in result
+    of_search = list(figures)
+    tables = {"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])}
+    if heals:
+        figures[healing_report.FIGURE] = partial(healing_report.healing_figure, result)
+        tables["search/patched"] = healing_report.table(result)
+    told = [*([refused] if refused else []), _headline(result)]
     return Report(
         title=f"Blocks to remove together, {result['task']}",
-        headline="\n\n".join([*([refused] if refused else []), _headline(result)]),
+        headline="\n\n".join([*told, *([healing_report.describe_change(result)] if heals else [])]),
         sections=[
-            Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=list(figures)),
+            Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=of_search),
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
+            *(healing_report.sections(result) if heals else []),
             *readings_sections(result, result),
         ],
         kind="search",
         figures=figures,
-        tables={"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])},
-        scalars=_scalars(result),
+        tables=tables,
+        scalars=_scalars(result) | (healing_report.scalars(result) if heals else {}),
         charts=search_charts(result),
         curves=_curves(result),
         metadata={"rank_by": result["rank_by"]},
@@ -128,6 +136,7 @@ def _costs(result: Mapping[str, Any]) -> str:
         f"worse than another ablation of that size; with {1 - result['delta']:.0%} confidence for all sizes together, "
         "the truly best of those looked at is among them. Dropped early: would hardly have ended as the best, by more "
         f"than {result['epsilon']:g}."
+        f"{' All of this is of the masks as they are, before patching.' if 'healing' in result else ''}"
     )
 
 

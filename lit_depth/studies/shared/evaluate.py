@@ -90,11 +90,9 @@ def sweep_samples(
     ``positions`` count in ``datamodule.eval_dataset(split)``; None = all.
     """
     task = run.datamodule.task
-    # of answers that are not scored, by what would score them
-    also = (readings(task.read_by) or None) if getattr(task, "read_by", "") else None
-    sweep = MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also)
+    sweep = _new_sweep(run, masks, records, text)
     run.model.use_task(task.max_new_tokens)
-    num_samples = len(run.datamodule.eval_dataset(split)) if positions is None else len(positions)
+    num_samples = _count(run, split, positions)
     if not num_samples:
         raise ValueError(f"{split} split of {task.name}: there are no samples to evaluate")
     # a finished run that is started again only renders once more
@@ -105,6 +103,24 @@ def sweep_samples(
     sweep.check_bad_samples(num_samples)
     sweep.check_complete(num_samples - len(sweep.bad_samples))
     return sweep
+
+
+def is_recorded(
+    run: Run, split: str, masks: Sequence[Tensor], records: Path, positions: Sequence[int] | None = None
+) -> bool:
+    """Whether `sweep_samples` would answer nothing: everything is in its records."""
+    return _is_complete(_new_sweep(run, masks, records, ""), _count(run, split, positions))
+
+
+def _new_sweep(run: Run, masks: Sequence[Tensor], records: Path, text: str) -> MaskSweep:
+    task = run.datamodule.task
+    # of answers that are not scored, by what would score them
+    also = (readings(task.read_by) or None) if getattr(task, "read_by", "") else None
+    return MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also)
+
+
+def _count(run: Run, split: str, positions: Sequence[int] | None) -> int:
+    return len(run.datamodule.eval_dataset(split)) if positions is None else len(positions)
 
 
 def _is_complete(sweep: MaskSweep, num_samples: int) -> bool:
