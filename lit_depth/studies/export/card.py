@@ -7,6 +7,7 @@ import re
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.repocard import metadata_load
 
+from lit_depth.data import DepthDataModule
 from lit_depth.models.handoff import FILES, NONE_WHEN_HEALED
+from lit_depth.module import DepthModule
 from lit_depth.studies.export.arguments import Choice
 from lit_depth.studies.export.healing import SPLIT, Healing
+from lit_depth.studies.export.report import how_healed
+from lit_depth.studies.export.training import Training
 from lit_depth.studies.shared.run_folder import Run
 
 # what a card says of the terms of use, in the words of the source's card
 _TERMS = ("license", "license_name", "license_link", "language")
 # of a class of transformers, by the hub's name for what it does
 _PIPELINES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
+# what a training leaves of the other weights
+_TRAINED = {
+    "lora": "All other weights but linear layers and experts of the other blocks are unchanged",
+    "full": "The other weights were trained",
+}
 
 
 def card(
@@ -93,6 +103,8 @@ def _removed(
     blocks, mask = certificate["blocks"], certificate["mask_id"]
     skipped = " ".join(str(block) for block, bit in enumerate(mask) if bit == "0") or "none"
     left = "All other weights are unchanged" if healing is None else "All other weights but those below are unchanged"
+    if healing is not None and healing.training is not None:
+        left = _TRAINED[healing.training.method]
     trained = " Nothing was trained." if healing is None else ""
     return (
         f"{checkpoint} without transformer blocks {skipped} (counted from 0): {blocks['export']} of {blocks['source']} "
@@ -104,6 +116,8 @@ def _removed(
 def _healed(healing: Healing | None) -> str:
     if healing is None:
         return ""
+    if healing.patch is None or healing.training is not None:
+        return f"## Healing\n\n{how_healed(healing.entry())}. The skipped blocks took no part in it."
     spans = "\n".join(
         f"- skipped {' '.join(map(str, span.skipped))}: "
         + (
@@ -202,9 +216,27 @@ def _healing_options(run: Run, healing: Healing | None) -> str:
     if healing is None:
         return ""
     # a path is of this machine
-    questions = f"--data.task {healing.task}" if run.datamodule.path is None else "--data.path QUESTIONS"
-    asked = run.datamodule.calibration_samples or healing.num_questions
-    return f" --heal patch {questions} --data.calibration_samples {asked} --data.seed {healing.seed}"
+    data, training = run.datamodule, healing.training
+    options = [f"--data.task {healing.task}" if data.path is None else "--data.path QUESTIONS"]
+    if healing.patch is not None:
+        options.append(f"--data.calibration_samples {data.calibration_samples or healing.num_questions}")
+    options.append(f"--data.seed {healing.seed}")
+    method = "patch" if training is None else training.method
+    if training is not None:
+        rank = "" if training.lora_rank is None else f" --lora_rank {training.lora_rank}"
+        steps = f"--heal_steps {training.num_steps} --heal_learning_rate {training.learning_rate:g}{rank}"
+        options = [steps, *options, f"--data.train_batch_size {training.num_images // training.num_steps}"]
+        options += _unlike_default(DepthModule, "model", training) + _unlike_default(DepthDataModule, "data", training)
+    return " ".join([f" --heal {method}", *options])
+
+
+def _unlike_default(of_class: type, group: str, training: Training) -> list[str]:
+    """Options of a class that the training read and that are not the class's own."""
+    names = set(training._fields) - {"learning_rate"}  # the command has its own
+    defaults = {name: each.default for name, each in signature(of_class).parameters.items() if name in names}
+    values = {name: getattr(training, name) for name in defaults}
+    shown = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return [f"--{group}.{name} '{shown[name]}'" for name in sorted(names) if values.get(name) != defaults.get(name)]
 
 
 def evaluation_results(run: Run, choice: Choice) -> dict[str, str]:
