@@ -1,5 +1,6 @@
 """The command line: LightningCLI over `DepthTrainer`, with errors a user can read."""
 
+import inspect
 import logging
 import sys
 import warnings
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from lit_depth import commands, interrupts
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
+from lit_depth.option_names import current_name
 from lit_depth.options import join_lists, list_options, new_parser, one_line, set_flags, underscored
 from lit_depth.results.store import check_name
 from lit_depth.results.terminal import FLAGS, printing
@@ -138,6 +140,8 @@ def _run(arguments: list[str]) -> None:
 
 def _measure(command: str | None, arguments: list[str]) -> None:
     functions = {"": getattr(DepthTrainer, command)} if command in commands.studies() else {}
+    own = [name for function in functions.values() for name in inspect.signature(function).parameters]
+    arguments = [current_name(argument, command or "", own) for argument in arguments]
     DepthCLI(
         DepthModule,
         DepthDataModule,

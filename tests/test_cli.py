@@ -27,7 +27,7 @@ SMALL = [
     "8",
     "--data.batch_size",
     "8",
-    "--latency_repeats",
+    "--num_requests",
     "1",
 ]
 

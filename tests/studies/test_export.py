@@ -86,7 +86,7 @@ def test_the_exported_folder_is_a_checkpoint_like_any_other(command, tmp_path):
                 "--num_active_blocks",
                 "2",
                 "5",
-                "--latency_repeats",
+                "--num_requests",
                 "0",
             ]
         )
@@ -390,7 +390,7 @@ def test_a_run_without_such_a_mask_is_refused(tmp_path, result, given, message):
 
 
 def test_a_run_of_another_model_is_refused(checkpoint, small_checkpoint, tmp_path):
-    few = [*FEW[2:], "--output_dir", tmp_path, "--policies", "prefix", "--latency_repeats", "0"]
+    few = [*FEW[2:], "--output_dir", tmp_path, "--policies", "prefix", "--num_requests", "0"]
     assert run(["compare", "--model.checkpoint", small_checkpoint, "--num_active_blocks", "4", *few]) == 0
     module = DepthModule(str(small_checkpoint))
     folder = str(tmp_path / "compare/default")

@@ -38,18 +38,18 @@ def measure_times(
     Timed are the full model and one mask of each policy and count: which of equally many blocks run hardly matters to
     the clock.
     """
-    if not arguments.latency_repeats or not run.datamodule.for_each_task()[0].task.max_new_tokens:
+    if not arguments.num_requests or not run.datamodule.for_each_task()[0].task.max_new_tokens:
         return {}, None  # texts that are scored ask for no answer
     first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
-    settings = {**clock, "new_tokens": arguments.latency_new_tokens, "torch": torch.__version__}
+    settings = {**clock, "new_tokens": arguments.new_tokens, "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     records = time_masks(
         run,
         "validation",
         sorted({full_id(arguments.num_blocks), *first.values()}),
         run.folder / "latency" / f"{digest}.jsonl",
-        num_requests=arguments.latency_repeats,
-        new_tokens=arguments.latency_new_tokens,
+        num_requests=arguments.num_requests,
+        new_tokens=arguments.new_tokens,
         threads=clock["threads"],
     )
     return summarize_masks(records), int(records["sample"].nunique())
