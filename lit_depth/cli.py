@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -19,7 +20,7 @@ from lit_depth import commands, interrupts
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
 from lit_depth.option_names import current_name
-from lit_depth.options import join_lists, list_options, new_parser, one_line, set_flags, underscored
+from lit_depth.options import RUN_FOLDER, join_lists, list_options, new_parser, one_line, set_flags, underscored
 from lit_depth.results.store import check_name
 from lit_depth.results.terminal import FLAGS, printing
 from lit_depth.studies.export.certificate import NotCertifiedError
@@ -79,6 +80,7 @@ class DepthCLI(LightningCLI):
             check_name(options["name"])
         if options.get("plan"):
             options["model"]["meta"] = True  # a plan is made before anything is loaded
+        _place_loggers(options, self.config["subcommand"])
         accelerator = options["trainer"]["accelerator"]
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         found["gpu"] = any(found.values())
@@ -97,6 +99,21 @@ class DepthCLI(LightningCLI):
         launched = lambda: getattr(trainer.strategy.launcher, "procs", ())  # noqa: E731
         interrupts.end_with_us(launched, resumable=self.subcommand in commands.studies())
         return trainer
+
+
+def _place_loggers(options: Any, command: str) -> None:
+    """Let loggers that were given no folder write into that of the run, or where Lightning does if there is none."""
+    trainer = options["trainer"]
+    folder = trainer["default_root_dir"] or "."
+    if command in commands.studies():
+        # export's is called as the folder that it exports to
+        name = options["name"] or Path(options["out"] or "default").resolve().name
+        folder = str(Path(options["output_dir"]) / command / name)
+    loggers = trainer["logger"]
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments and arguments.get("save_dir") == RUN_FOLDER:
+            arguments["save_dir"] = folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
