@@ -70,14 +70,7 @@ def draw_strip(mask: str, words: str) -> Markup:
         kind: "".join(f"M{width * place} 0{cell}" for place, one in enumerate(mask) if one == bit)
         for kind, bit in (("on", "1"), ("off", "0"))
     }
-    total = width * len(mask)
-    return Markup(
-        '<svg class="strip" role="img" aria-label="{}" width="{}" height="{}" viewBox="0 0 {} {}">{}</svg>'
-    ).format(
-        words,
-        total,
-        _HEIGHT,
-        total,
-        _HEIGHT,
-        Markup("").join(Markup('<path class="{}" d="{}"/>').format(kind, path) for kind, path in paths.items()),
-    )
+    drawn = Markup("").join(Markup('<path class="{}" d="{}"/>').format(kind, path) for kind, path in paths.items())
+    size = width * len(mask), _HEIGHT
+    frame = Markup('<svg class="strip" role="img" width="{}" height="{}" viewBox="0 0 {} {}"><title>{}</title>{}</svg>')
+    return frame.format(*size, *size, words, drawn)

@@ -86,7 +86,7 @@ def compare_models(runs: Sequence[RunScores], confidence: float) -> list[ModelPa
         runs: Each pair of models is compared once on each task: by the first runs that allow it.
         confidence: Of the intervals.
     """
-    found: dict[tuple[str, str, str, str], _Differences] = {}
+    found: dict[tuple[str, ...], _Differences] = {}
     for a, b in itertools.combinations(runs, 2):
         if a.model == b.model:
             continue
@@ -103,11 +103,12 @@ def compare_models(runs: Sequence[RunScores], confidence: float) -> list[ModelPa
     return [
         ModelPair(
             *each.pair,
-            len(each.clusters),
-            len(set(each.clusters)),
-            *(float(scores.mean()) for scores in each.scores),
-            each.same_samples,
-            test,
+            num_samples=len(each.clusters),
+            num_clusters=len(set(each.clusters)),
+            quality_a=float(each.scores[0].mean()),
+            quality_b=float(each.scores[1].mean()),
+            same_samples=each.same_samples,
+            found=test,
         )
         for each, test in zip(rows, tests, strict=True)
     ]
@@ -131,8 +132,8 @@ def _differences(a: RunScores, b: RunScores) -> list[_Differences]:
             key = f"{task}, {split}"
             same = a.prints.get(key) is not None and a.prints.get(key) == b.prints.get(key)
             for what, masks in _masks(a, b, own):
-                scores = tuple(table.loc[list(each)].to_numpy(float).mean(axis=0) for table, each in zip(own, masks))
-                found.append(_Differences((a.label, b.label, task, split, what), scores, images, same))  # type: ignore[arg-type]
+                first, second = (table.loc[list(each)].to_numpy(float).mean(axis=0) for table, each in zip(own, masks))
+                found.append(_Differences((a.label, b.label, task, split, what), (first, second), images, same))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lit_depth.results.changed_samples import MaskChanges
 from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
@@ -178,12 +179,12 @@ def _charts(runs: Sequence[Stored], labels: Sequence[str]) -> dict[str, Chart]:
 
 def _marks(chart: Chart, label: str) -> list[Mark]:
     """The points of one policy: importance, or the first that there is."""
-    rows = [dict(zip(chart.table.headers, row)) for row in chart.table.rows]
+    rows: list[dict[str, Any]] = [dict(zip(chart.table.headers, row)) for row in chart.table.rows]
     rows = [row for row in rows if row["role"] == "policy"]
     policies = list(dict.fromkeys(str(row["policy"]) for row in rows))
     policy = _PREFERRED if _PREFERRED in policies else policies[0]
     return [
-        Mark(f"{label}: {policy}", row["blocks"], row["quality"], [row["low"], row["high"]], row["at_constant"])  # type: ignore[arg-type]
+        Mark(f"{label}: {policy}", row["blocks"], row["quality"], [row["low"], row["high"]], row["at_constant"])
         for row in rows
         if row["policy"] == policy
     ]
