@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lit_depth.results.charts.vega_lite import NEUTRAL, axis, frame, hint, role_is
+from lit_depth.results.charts.vega_lite import COUNTS, NEUTRAL, axis, frame, hint, role_is
 from lit_depth.results.report import Chart, Table
 
 _NODE, _EDGE = "ablation", "extends"
@@ -44,7 +44,7 @@ def search_tree(nodes: Sequence[TreeNode], words: Mapping[str, str]) -> Chart:
     return Chart("search_tree", _SPEC, table, words)
 
 
-_X = axis("x", "x", axis={"tickMinStep": 1, "format": "d", "grid": False}, scale={"nice": False, "padding": 70})
+_X = axis("x", "x", axis=COUNTS, scale={"nice": False, "padding": 70})
 _Y = {"field": "y", "type": "quantitative", "axis": None}
 _DROP = {
     **{"field": "shade", "type": "quantitative", "title": "${string:drop}"},

@@ -66,6 +66,13 @@ def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
     return charts | ({"quality_vs_latency": _latency_chart(comparison)} if has_latency(comparison) else {})
 
 
+def drawn_in_place(comparison: Comparison) -> dict[str, str]:
+    """The figure that shows the same as each chart."""
+    tasks = {f"quality_vs_blocks_{task['task']}": task_figure(task) for task in comparison.get("tasks", ())}
+    drawn = {"quality_vs_blocks": "m5_quality_vs_blocks", **tasks}
+    return drawn | ({"quality_vs_latency": "m5_quality_latency_tradeoff"} if has_latency(comparison) else {})
+
+
 def _quality_chart(comparison: Comparison) -> Chart:
     baseline = comparison.get("baseline")
     constant = baseline and Mark(constant_label(baseline), 0, baseline["quality"], baseline["quality_ci"], True)

@@ -22,7 +22,7 @@ from lit_depth.results.verdicts import (
     refusal,
     verdict_scalars,
 )
-from lit_depth.studies.compare.figures import comparison_charts, comparison_figures, limits, task_figure
+from lit_depth.studies.compare.figures import comparison_charts, comparison_figures, drawn_in_place, limits, task_figure
 from lit_depth.studies.compare.summary import summarize_policies
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 from lit_depth.studies.shared.importance_scores import SCORES, tie_sentences
@@ -66,8 +66,17 @@ def report(comparison: Comparison) -> Report:
         scalars=_scalars(comparison),
         curves=_curves(comparison),
         charts=comparison_charts(comparison),
+        drawn=drawn_in_place(comparison),
+        masks=_masks(comparison),
         metadata={key: comparison[key] for key in ("task", "metric", "num_samples")},
     )
+
+
+def _masks(comparison: Comparison) -> dict[str, list[str]]:
+    return {
+        f"{each['policy']}, {each['num_active_blocks']}": [mask["mask_id"] for mask in each["masks"]]
+        for each in comparison["strategies"]
+    }
 
 
 def _refusals(comparison: Comparison) -> list[str]:

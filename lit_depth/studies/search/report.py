@@ -54,9 +54,24 @@ def report(result: Mapping[str, Any]) -> Report:
         tables=tables,
         scalars=_scalars(result) | (healing_report.scalars(result) if heals else {}),
         charts=search_charts(result),
+        drawn={"search_quality": "drop_vs_removed"},
+        masks=_masks(result),
         curves=_curves(result),
         metadata={"rank_by": result["rank_by"]},
     )
+
+
+def _masks(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of every ablation by its label, and by who found it at which number of active units."""
+    total = len(result["units"])
+    masks: dict[str, list[str]] = {}
+    for entry in result["ablations"]:
+        removed = set(entry["removed"])
+        mask = "".join("0" if unit in removed else "1" for unit in range(total))
+        names = [f"{finder}, {total - len(removed)}" for finder in entry["found_by"]]
+        for name in [ablation_label(entry["removed"], result["units"]), *names]:
+            masks.setdefault(name, []).append(mask)
+    return masks
 
 
 def _headline(result: Mapping[str, Any]) -> str:
