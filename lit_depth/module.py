@@ -24,7 +24,7 @@ from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model, outline_model
 from lit_depth.models.prompting import prompter_for
-from lit_depth.models.quantization import Quantization, is_quantized
+from lit_depth.models.quantization import Quantization, check_places, is_quantized
 from lit_depth.models.router_loss import has_experts, router_loss
 from lit_depth.models.serving import check_serves
 
@@ -127,6 +127,7 @@ class DepthModule(LightningModule):
         names = ("revision", "attn_implementation", "trust_remote_code")
         source = {name: self.hparams[name] for name in names}
         if meta:
+            check_places(device_map)  # of the machine that is planned for
             self.model, self.processor = outline_model(
                 checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
             )

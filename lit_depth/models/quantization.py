@@ -127,7 +127,22 @@ def check_devices(device_map: str | Mapping[str, Any] | None) -> None:
     """Refuse a map that names no device, or devices that are not there; integers are GPUs.
 
     Raises:
-        ValueError: An empty map, the meta device (which holds no numbers), no device at all, or GPUs without CUDA.
+        ValueError: As `check_places`, or GPUs without CUDA.
+    """
+    wanted = check_places(device_map)
+    gpus = [each for each in wanted if isinstance(each, int) or str(each).startswith("cuda")]
+    if gpus and not torch.cuda.is_available():
+        raise ValueError(
+            f"--model.device_map: expected devices of this machine, got {gpus[0]}, and it has no CUDA device: give "
+            "cpu, auto or null"
+        )
+
+
+def check_places(device_map: str | Mapping[str, Any] | None) -> list[Any]:
+    """The places that a map names, whether this machine has them or not.
+
+    Raises:
+        ValueError: An empty map, the meta device (which holds no numbers), or no device at all.
     """
     wanted = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
     if device_map is not None and (not wanted or not all(_is_place(each) for each in wanted)):
@@ -135,12 +150,7 @@ def check_devices(device_map: str | Mapping[str, Any] | None) -> None:
             f"--model.device_map: expected auto, balanced, sequential, a device such as cpu or cuda:0, or devices by "
             f"names of modules, got {device_map!r}"
         )
-    gpus = [each for each in wanted if isinstance(each, int) or str(each).startswith("cuda")]
-    if gpus and not torch.cuda.is_available():
-        raise ValueError(
-            f"--model.device_map: expected devices of this machine, got {gpus[0]}, and it has no CUDA device: give "
-            "cpu, auto or null"
-        )
+    return wanted
 
 
 def _is_place(place: Any) -> bool:

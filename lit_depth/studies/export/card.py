@@ -18,6 +18,7 @@ from huggingface_hub.repocard import metadata_load
 from lit_depth.data import DepthDataModule
 from lit_depth.models.handoff import FILES, NONE_WHEN_HEALED
 from lit_depth.module import DepthModule
+from lit_depth.results.measures import metric_label
 from lit_depth.studies.export.arguments import Choice
 from lit_depth.studies.export.healing import SPLIT, Healing
 from lit_depth.studies.export.report import how_healed
@@ -156,7 +157,7 @@ def _expected(choice: Choice) -> str:
     if known is not None:
         share = f"{known['confidence']:.0%} interval" if known["confidence"] else "interval"
         lines.append(
-            f"- {known['metric']} on {known['num_samples'] or 'the'} questions of {known['task']}: "
+            f"- {metric_label(known['metric'])} on {known['num_samples'] or 'the'} questions of {known['task']}: "
             f"{known['quality']:.3f} ({share} {_interval(known['quality_ci'])})"
         )
         if known["drop"] is not None:
@@ -248,11 +249,12 @@ def evaluation_results(run: Run, choice: Choice) -> dict[str, str]:
     repository, revision = getattr(task, "repository", None), getattr(task, "revision", None)
     if known is None or repository is None or run.datamodule.path is not None or known["task"] != task.name:
         return {}
+    metric, interval = metric_label(known["metric"]), _interval(known["quality_ci"])
     entry = EvalResultEntry(
         dataset_id=repository,
         task_id=task.name,
         value=known["quality"],
         dataset_revision=revision if re.fullmatch("[0-9a-f]{40}", revision or "") else None,  # a commit, no branch
-        notes=f"{known['metric']}, {known['num_samples']} questions, interval {_interval(known['quality_ci'])}",
+        notes=f"{metric}, {known['num_samples']} questions, interval {interval}",
     )
     return {f".eval_results/{task.name}.yaml": yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)}

@@ -85,6 +85,13 @@ def test_a_damaged_card_of_the_source_is_no_reason_to_fail(content, run, tmp_pat
     assert "license" not in yaml.safe_load(text.split("---\n", 2)[1])
 
 
+def test_a_metric_is_told_without_its_modules(run, tmp_path):
+    known = KNOWN._replace(expected={**EXPECTED, "metric": "lit_depth.integrations.harness.acc_norm"})
+    assert "- acc_norm on 256 questions" in card(run, known, CERTIFICATE, (4000, 3000), "small", tmp_path)
+    (text,) = evaluation_results(run, known).values()
+    assert yaml.safe_load(text)[0]["notes"].startswith("acc_norm, 256 questions")
+
+
 def test_names_with_hostile_characters_stay_names(run, tmp_path):
     run.model.hparams["checkpoint"] = "/a folder/$(whole) `x`"
     text = card(run, BARE, CERTIFICATE, (4000, 3000), "small\n---\nlicense: none", tmp_path)

@@ -11,7 +11,15 @@ from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.masks import MaskSet
 from lit_depth.models.loading import BUNDLED
-from lit_depth.studies.export.writing import check_beside, check_exportable, questions, source_folder, write_handoff
+from lit_depth.studies.export.writing import (
+    check_beside,
+    check_exportable,
+    count_parameters,
+    questions,
+    source_folder,
+    write_handoff,
+)
+from tests.helpers.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,16 @@ def test_what_no_plain_checkpoint_holds_is_refused(module, options, precision, m
     model = SimpleNamespace(hparams={**module.hparams, **options}, model=module.model)
     with pytest.raises(ValueError, match=message):
         check_exportable(SimpleNamespace(precision=precision), model, MaskSet.of("1" * 15 + "0"), True)
+
+
+def test_a_tied_head_is_counted_once(tmp_path):
+    model = tiny_model("llama", num_blocks=4)
+    tied = type(model)(type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True}))
+    smaller = type(model)(type(model.config)(**{**tied.config.to_dict(), "num_hidden_layers": 3}))
+    module = SimpleNamespace(model=tied, hparams={"blocks": None})
+    counts = [sum(weight.numel() for weight in each.parameters()) for each in (tied, smaller)]
+    assert list(count_parameters(module, MaskSet.of("1011"))) == counts
+    assert counts[0] < sum(value.numel() for value in tied.state_dict().values())
 
 
 @pytest.mark.parametrize("out", ["small", "results/export/a/checkpoint", "results/b"])
