@@ -65,10 +65,11 @@ def _describe_mean(healing: Mapping[str, Any]) -> str:
     sizes = ", ".join(map(str, mean["sizes"]))
     over = f"the mean over {sizes} removed blocks" if len(mean["sizes"]) > 1 else f"{sizes} removed"
     low, high = mean["spearman_ci"]
+    limits = format_interval([low, high])
     still_open = ": these samples leave open whether the orders agree" if low <= 0 <= high else ""
     return (
         f"After patching, the order of the masks of one size correlates {mean['spearman']:+.2f} (Spearman, {over}) "
-        f"with the order before; what samples without noise would show lies in {format_interval([low, high])}{still_open}."
+        f"with the order before; what samples without noise would show lies in {limits}{still_open}."
     )
 
 
