@@ -102,7 +102,6 @@ def _how(result: Mapping[str, Any]) -> str:
     healing = result["healing"]
     fit, choice, steps = healing["fit"], healing["choice"], result["heal_steps"]
     how = f"at most {steps} Gauss-Newton steps to the answers" if steps else "one closed form for each span of blocks"
-    added = " Block 0 was kept: a patch takes a block before the skipped ones." if healing["block_0_kept"] else ""
     reasons = [f"{level['num_removed']} removed: {level['reason']}" for level in healing["levels"] if level["reason"]]
     missing = f" No rank correlation: {'; '.join(reasons)}." if reasons else ""
     return (
@@ -110,7 +109,8 @@ def _how(result: Mapping[str, Any]) -> str:
         f"{result['rank_by']} on {choice['num_samples']} others of {choice['num_images']} images. Rank correlation: of "
         f"the two orders on the {healing['report']['split']} split, with the interval for the one that samples without "
         "noise would show. Gain: patched quality of the best after, less that of the best before; "
-        f"{result['confidence']:.0%} {SIMULTANEOUS} over the sizes, and over all masks below.{added}{missing}"
+        f"{result['confidence']:.0%} {SIMULTANEOUS} over the sizes, and over all masks below. "
+        f"Block 0 was kept: a patch takes a block before the skipped ones.{missing}"
     )
 
 
