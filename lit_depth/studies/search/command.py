@@ -79,7 +79,8 @@ def search(
         The content of ``search.json`` (empty on other processes than the first).
 
     Raises:
-        ValueError: If an argument is out of range, or calibration and validation samples overlap.
+        ValueError: If an argument is out of range, calibration and validation samples overlap, or masks cannot be
+            healed.
     """
     import itertools
     from dataclasses import asdict
@@ -105,8 +106,6 @@ def search(
     num_units, granularity = model.num_units, model.hparams["granularity"]
     from_indices(model.num_blocks, keep or [0])  # refuse what is no block
     healing = heal_arguments(heal, heal_candidates, heal_steps, beam_width)
-    if healing is not None:
-        check_heal(trainer, model, datamodule)
     # a patch takes a block before the skipped ones
     kept = set(keep or ()) | ({0} if healing else set())
     arguments = SearchArguments(
@@ -124,6 +123,8 @@ def search(
     )
     check_shares(confidence, max_bad_samples)
     check_task(datamodule)
+    if healing:
+        check_heal(trainer, model, datamodule)
     datamodule.check_disjoint("calibration", "validation")
     task, options = datamodule.task, asdict(arguments) | (asdict(healing) if healing else {})
     splits = ["calibration", "validation"]
@@ -163,12 +164,11 @@ def search(
             },
         }
         if healing:
-            result["healing"] = {
-                **rank_after_healing(run, cache, levels, measured.scores, healing, arguments),
-                "block_0_kept": 0 not in (keep or ()),
-            }
+            result["healing"] = rank_after_healing(run, cache, levels, measured.scores, healing, arguments)
         if refusal(result["report"]):
             result["levels"] = [level | {"tied": None, "settled": None} for level in result["levels"]]
+            for level in result.get("healing", {}).get("levels", ()):
+                level["tied_after"] = None
         write_parquet(run.folder / "records.parquet", records_of([measured], "task"))
         publish(run, report(result), RESULT, result)
     return result

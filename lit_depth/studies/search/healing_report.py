@@ -65,10 +65,11 @@ def _describe_mean(healing: Mapping[str, Any]) -> str:
     sizes = ", ".join(map(str, mean["sizes"]))
     over = f"the mean over {sizes} removed blocks" if len(mean["sizes"]) > 1 else f"{sizes} removed"
     low, high = mean["spearman_ci"]
+    limits = format_interval([low, high])
     still_open = ": these samples leave open whether the orders agree" if low <= 0 <= high else ""
     return (
         f"After patching, the order of the masks of one size correlates {mean['spearman']:+.2f} (Spearman, {over}) "
-        f"with the order before; what samples without noise would show lies in {format_interval([low, high])}{still_open}."
+        f"with the order before; what samples without noise would show lies in {limits}{still_open}."
     )
 
 
@@ -101,7 +102,6 @@ def _how(result: Mapping[str, Any]) -> str:
     healing = result["healing"]
     fit, choice, steps = healing["fit"], healing["choice"], result["heal_steps"]
     how = f"at most {steps} Gauss-Newton steps to the answers" if steps else "one closed form for each span of blocks"
-    added = " Block 0 was kept: a patch takes a block before the skipped ones." if healing["block_0_kept"] else ""
     reasons = [f"{level['num_removed']} removed: {level['reason']}" for level in healing["levels"] if level["reason"]]
     missing = f" No rank correlation: {'; '.join(reasons)}." if reasons else ""
     return (
@@ -109,7 +109,8 @@ def _how(result: Mapping[str, Any]) -> str:
         f"{result['rank_by']} on {choice['num_samples']} others of {choice['num_images']} images. Rank correlation: of "
         f"the two orders on the {healing['report']['split']} split, with the interval for the one that samples without "
         "noise would show. Gain: patched quality of the best after, less that of the best before; "
-        f"{result['confidence']:.0%} {SIMULTANEOUS} over the sizes, and over all masks below.{added}{missing}"
+        f"{result['confidence']:.0%} {SIMULTANEOUS} over the sizes, and over all masks below. "
+        f"Block 0 was kept: a patch takes a block before the skipped ones.{missing}"
     )
 
 

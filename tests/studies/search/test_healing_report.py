@@ -39,7 +39,6 @@ def result() -> dict[str, Any]:
             changes | missing | gain,
         ],
         "mean": {"spearman": 0.4, "spearman_ci": [-0.3, 0.9], "sizes": [1]},
-        "block_0_kept": True,
     }
     return found
 
