@@ -174,7 +174,10 @@ def test_weights_that_are_no_numbers_are_refused(module, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"task": "text_vqa"}, "--heal full trains on the train split: .* text_vqa is for evaluation only; --heal patch"),
+        (
+            {"task": "text_vqa"},
+            "--heal full trains on the train split: .* text_vqa is for evaluation only; --heal patch",
+        ),
         ({"train_collator": "no.such.Collator"}, "--heal full trains on the train split: "),
     ],
 )
