@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import lit_depth
-from lit_depth.functional import MaskSet, find_blocks, prefix, sweep_forward
+from lit_depth.functional import MaskSet, prefix
 from lit_depth.studies.shared.effort import Effort, block_forwards
 
 MASKS = MaskSet.of([prefix(16, count) for count in (4, 9, 16)])
@@ -23,21 +22,10 @@ def holder(model, granularity="block", phase="both"):
     return SimpleNamespace(model=model, hparams={"granularity": granularity, "phase": phase, "blocks": None})
 
 
-def test_forwards_are_those_that_blocks_perform(model):
-    rows = []
-    hooks = [
-        next(block.children()).register_forward_hook(
-            lambda _, __, out: rows.append((out[0] if isinstance(out, tuple) else out).shape[0])
-        )
-        for block in find_blocks(model)
-    ]
-    try:
-        with torch.no_grad():
-            sweep_forward(model, {"input_ids": torch.tensor([[5, 6, 7]])}, MASKS.bits)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    assert block_forwards(holder(model), MASKS) == (29, sum(rows)) and sum(rows) == 16
+def test_forwards_are_one_per_distinct_active_prefix(model):
+    rows = [tuple(mask) for mask in MASKS.bits.tolist()]
+    distinct = sum(len({row[: i + 1] for row in rows if row[i]}) for i in range(16))
+    assert block_forwards(holder(model), MASKS) == (29, distinct) and distinct == 16
 
 
 @pytest.mark.parametrize("options", [{"granularity": "sublayer"}, {"phase": "decode"}])
