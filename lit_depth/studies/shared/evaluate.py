@@ -1,6 +1,7 @@
 """The evaluation of masks on one split, in Lightning's predict loop."""
 
 import copy
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,7 +98,9 @@ def sweep_samples(
         raise ValueError(f"{split} split of {task.name}: there are no samples to evaluate")
     # a finished run that is started again only renders once more
     if not _is_complete(sweep, num_samples):
+        started = time.perf_counter()
         _predict(run, split, sweep, positions, names)
+        run.effort.add_answers(run.model, sweep.masks, sweep.num_new, time.perf_counter() - started)
     if sweep.records is None:
         raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
     sweep.check_bad_samples(num_samples)

@@ -4,6 +4,7 @@ import copy
 import platform
 import random
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,7 +57,7 @@ def time_masks(
     made: list[str] = []
     model.to(device)
     torch.set_num_threads(threads)
-    warm = False
+    warm, num_new, started = False, 0, time.perf_counter()
     try:
         with (
             torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
@@ -80,6 +81,7 @@ def time_masks(
                     for mask in masks:
                         _time(model, inputs, mask, new_tokens)
                     warm = True
+                num_new += len(masks)
                 measured = {}
                 for mask in visiting_order(masks, len(made) - 1, each.seed):
                     measured[mask] = _time(model, inputs, mask, new_tokens)
@@ -89,6 +91,7 @@ def time_masks(
     finally:
         torch.set_num_threads(before)
         model.cpu()
+    run.effort.add("timed requests", num_new, time.perf_counter() - started)
     if not made:
         raise ValueError(f"no request of {batch_size} readable samples could be made from the {split} split")
     # of an interrupted request only the second measurement is complete, and only within it are masks comparable
