@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from lightning.pytorch import Trainer
 from lightning_utilities.core.imports import RequirementCache
+from wandb_workspaces.reports.v2 import CustomChart, LinePlot
 
+from lit_depth.integrations.run_notes import read_note
+from lit_depth.integrations.wandb_panels import build_workspace
 from lit_depth.options import RUN_FOLDER, new_parser
 from lit_depth.results.report import Report
 from lit_depth.studies.shared.loggers import RunNames, log_report
@@ -148,13 +151,21 @@ def test_every_command_is_kept_whole_and_logs_the_same_numbers_to_any_logger(
         path: size for path, size in entries.items() if path != file
     }
     media = logged.history[-1]
+    own = ("_", "trainer/")  # what Weights & Biases and its logger say
+    panels = build_workspace([read_note(folder)], "me", "lit-depth", "mine")
+    drawn = [panel for section in panels.sections for panel in section.panels]
+    tables = {each.query["summaryTable"]["tableKey"] for each in drawn if isinstance(each, CustomChart)}
+    assert tables == {key for key in media if key.startswith("charts/")}
+    lines = [key for each in drawn if isinstance(each, LinePlot) for key in (each.x, *each.y) if each.y]
+    assert set(lines) == {key for row in logged.history[:-1] for key in row if not key.startswith(own)}
+    columns = {name.removeprefix("summary:") for name in panels.runset_settings.pinned_columns}
+    assert columns - {"run:displayName"} <= set(logged.summary)
     figures = {f"figures/{path.stem}" for path in (folder / "figures").glob("*.png")}
     assert figures <= set(media) and "report" in media
 
     (path,) = folder.glob("lightning_logs/*/metrics.csv")  # by default the run's files are all in one place
     with open(path, newline="") as stream:
         written = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(stream)]
-    own = ("_", "trainer/")  # what Weights & Biases and its logger say
     curves = [{key: row[key] for key in row if not key.startswith(own)} for row in logged.history[:-1]]
     *rows, numbers = [{key: value for key, value in row.items() if key != "step"} for row in written]
     assert [row for row in rows if row] == [pytest.approx(row) for row in curves]
