@@ -64,7 +64,7 @@ def _headline(
     counts = f"{len(runs)} runs of {_count(models, 'model')} on {_count(tasks, 'task')}."
     if not pairs:
         why = "" if len(models) < 2 else " No two models answered the same samples under one metric: none are compared."
-        return [counts + why]
+        return [counts + why, *_versions(runs)]
     found = [pair for pair in pairs if differs(pair.found.p_holm, confidence)]
     told = [_sentence(pair) for pair in found[:_SENTENCES]]
     more = f" {len(found) - _SENTENCES} more are in the table." if len(found) > _SENTENCES else ""
