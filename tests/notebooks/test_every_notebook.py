@@ -45,7 +45,9 @@ def test_it_is_stored_with_small_outputs(path: Path) -> None:
     outputs = [output for cell in cells for output in cell.outputs]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [output for output in outputs if output.output_type == "error"]
+    told = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert all(line.startswith("questions.csv: ") for text in told for line in text.splitlines())  # how it is read
     text = path.read_text(encoding="utf-8")
     assert str(Path.home()) not in text and "/tmp/" not in text
 
