@@ -18,16 +18,7 @@ class Docstrings(griffe.Extension):
 
 
 def as_markdown(text: str) -> str:
-    """Doctests become code blocks, and roles of Sphinx the bare name.
-
-    >>> print(as_markdown("See :func:`~lit_depth.masked`.\\n\\n>>> 1 + 1\\n2").replace("`" * 3, "..."))
-    See `lit_depth.masked`.
-    <BLANKLINE>
-    ...python
-    >>> 1 + 1
-    2
-    ...
-    """
+    """Doctests become blocks of code, and roles of Sphinx the bare name."""
     text = re.sub(r":(?:attr|class|func|meth|mod):`~?", "`", text)
     paragraphs = re.split(r"\n[ \t]*\n", text)
     found = []
@@ -42,4 +33,4 @@ def _fenced(paragraph: str) -> str:
     before, _, _ = paragraph.partition(">>>")
     indent = before.rpartition("\n")[2]
     head = before.removesuffix(indent)
-    return f"{head}{indent}```python\n{indent}{paragraph[len(before):]}\n{indent}```"
+    return f"{head}{indent}```python\n{indent}{paragraph[len(before) :]}\n{indent}```"

@@ -1,10 +1,10 @@
 """README and docs are held to what they say: every block of code is run or parsed, every link leads somewhere.
 
 - `python`: all blocks of a page are run, in order, in one namespace, in a folder of their own. `GIVEN` is what some
-  pages take as given: a model, its inputs, the result of an earlier run.
-- `bash`: on the pages of `WALKED` every command is run, in the same folder, in order, and has to end with code 0. On the
-  others a `lit-depth` line is *only parsed*, by the command's real parser: options, values and the classes they name.
-  Lines of other programs are not run: of `make` and `pip install` the targets and extras have to exist, and a program
+  pages take as given: a model, its inputs, the result of an earlier run. A block about real weights is only compiled.
+- `bash`: on the pages of `WALKED` every `lit-depth` line is run, in the same folder, in order, and has to end with code
+  0. On the others it is *only parsed*, by the command's real parser: options, values and the classes they name. Lines
+  of other programs are not run: of `make` and `pip install` the targets and extras have to exist, and a program
   that `OTHERS` does not know is a mistake.
 - `yaml`: only parsed, as the configuration of the command that its first line names.
 - `text`, `json` and `bibtex` are output or examples of files, and are not looked at.
@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib.util
 import json
 import re
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import lit_depth.cli as cli
 from lit_depth import load_bundled
@@ -66,12 +68,15 @@ def given_inputs(folder: Path) -> dict[str, Any]:
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"candidates": measured}))
     inputs = prompter_for(model, processor).encode(asked)
-    return {"model": model, "processor": processor, "inputs": inputs, "image": image, "samples": asked}
+    return {"model": model, "processor": processor, "inputs": inputs, "image": image, "batches": [inputs]}
 
 
+# needs the weights that `make real` installs
+REAL = "lit_depth.models.real"
 # what a page takes as given
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
-    page: given_inputs for page in ("README.md", "docs/commands.md", "docs/concepts.md", "docs/engine.md")
+    page: given_inputs
+    for page in ("README.md", "docs/commands.md", "docs/concepts.md", "docs/engine.md", "docs/healing.md")
 }
 
 
@@ -91,10 +96,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_python(block: Block, page: str, names: dict[str, Any]) -> None:
     """Run a block; one that begins with the name of a file is written there instead."""
     first = block.text.partition("\n")[0]
+    code = compile("\n" * block.line + block.text, page, "exec")
     if file := re.fullmatch(r"# (\w+\.py)", first):
         Path(file[1]).write_text(block.text, encoding="utf-8")
-    else:
-        exec(compile("\n" * block.line + block.text, page, "exec"), names)
+    elif REAL not in block.text:
+        exec(code, names)
 
 
 @pytest.mark.slow
@@ -142,7 +148,7 @@ def parse(words: list[str]) -> None:
     if command in tools():
         tool = import_module(f"lit_depth.tools.{command}")
         if hasattr(tool, "_parser"):
-            tool._parser().parse_args([argument.replace("-", "_", 0) for argument in arguments])
+            tool._parser().parse_args(arguments)
         return
     cli.main(words)
 
@@ -270,3 +276,33 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
         page = site / "api" / f"{module.rpartition('.')[2]}.html"
         text = page.read_text(encoding="utf-8")
         assert [name for name in names if f'id="{module}.{name}"' not in text] == []
+
+
+def test_docstrings_are_shown_as_markdown() -> None:
+    pytest.importorskip("griffe", reason="griffe (extra 'docs') reads the docstrings")
+    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = "See :func:`~lit_depth.masked`.\n\n    >>> 1 + 1\n    2\n\nArgs:\n    x: A number."
+    shown = "See `lit_depth.masked`.\n\n    ```python\n    >>> 1 + 1\n    2\n    ```\n\nArgs:\n    x: A number."
+    assert module.as_markdown(given) == shown
+
+
+def test_the_citation_file_is_valid() -> None:
+    """The keys that version 1.2.0 of the format requires, and the version that is installed."""
+    import lit_depth
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["version"] == lit_depth.__version__ and citation["license"] == "Apache-2.0"
+    assert citation["authors"] and all(
+        set(author) <= {"name", "family-names", "given-names"} for author in citation["authors"]
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", citation["date-released"])
+
+
+def test_the_changelog_has_the_version_that_is_installed() -> None:
+    import lit_depth
+
+    assert f"## {lit_depth.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

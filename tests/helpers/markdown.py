@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-_FENCE = re.compile(r"^(?P<indent> *)(?P<marks>`{3,})(?P<language>\S*)[^\n]*\n(?P<text>.*?)^ *(?P=marks) *$", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?P<indent> *)(?P<marks>`{3,})(?P<language>\S*)[^\n]*\n(?P<text>.*?)^ *(?P=marks) *$", re.M | re.S
+)
 _LINK = re.compile(r"!?\[[^\]\n]*\]\(([^)\s]+)(?: \"[^\"]*\")?\)|<(?:img|a)\b[^>]*?(?:src|href)=\"([^\"]+)\"")
 _HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.M)
 
@@ -67,8 +69,8 @@ def anchors(text: str) -> set[str]:
 def shell_lines(text: str) -> Iterator[list[str]]:
     """Words of each command of a block of bash: continued lines joined, comments and loops' own words left out.
 
-    >>> list(shell_lines("# why\\nlit-depth data \\\\\\n  a.csv   # b\\nfor x in 1 2; do\\n    lit-depth data $x\\ndone\\n"))
-    [['lit-depth', 'data', 'a.csv'], ['lit-depth', 'data', '1']]
+    >>> list(shell_lines("# why\\nls \\\\\\n  a.csv   # b\\nfor x in 1 2; do\\n    ls $x\\ndone\\n"))
+    [['ls', 'a.csv'], ['ls', '1']]
     """
     values: dict[str, str] = {}
     for line in text.replace("\\\n", " ").splitlines():
