@@ -95,9 +95,9 @@ class DepthCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Keep the answers, and score them where there are right ones."""
-        folder = Path(self.trainer.default_root_dir) / "results" / self.subcommand
+        folder = Path(self.trainer.default_root_dir) / "results" / str(self.subcommand)
         self.answers = LoopAnswers(folder, self.model.num_units, self.datamodule.task.metric)
-        self.trainer.callbacks.append(self.answers)
+        self.trainer.callbacks.append(self.answers)  # type: ignore[attr-defined]  # Lightning names it nowhere
 
     def after_predict(self) -> None:
         """Tell the mean score with its interval, and where the answers are."""

@@ -66,8 +66,10 @@ class LoopAnswers(MaskSweep):
         (loader,) = self.loop_of(trainer)[0]
         pl_module.use_task(loader.dataset.task.max_new_tokens)  # type: ignore[operator]
 
-    def on_validation_batch_start(self, *arguments: Any) -> None:
-        self.on_predict_batch_start(*arguments)
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self,
