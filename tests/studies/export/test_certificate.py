@@ -121,7 +121,10 @@ def change_config(**fields: object) -> Callable[[Path], None]:
 
 
 def say_otherwise(name: str, text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(text) and None
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return write
 
 
 @dataclass
