@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,6 +161,19 @@ def healed_by_hand(checkpoint: Path, mask: str) -> tuple[DepthModule, dict[str, 
     return module, state
 
 
+def exported_again(tmp_path: Path, export: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of a run that is started over without its folder: the same weights, and no question is asked again."""
+
+    def records() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")}
+
+    weights, before = (tmp_path / "small/model.safetensors").read_bytes(), records()
+    shutil.rmtree(tmp_path / "small")
+    found = export()
+    assert (tmp_path / "small/model.safetensors").read_bytes() == weights and records() == before
+    return found
+
+
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
 
 
@@ -202,13 +217,8 @@ def test_a_healed_folder_is_the_patched_and_masked_model(small_checkpoint, tmp_p
     # a second run overwrites nothing; started over, it writes the same and asks no question again
     with pytest.raises(ValueError, match="expected a new folder"):
         trainer.export(module, data, **common)
-    weights = (tmp_path / "small/model.safetensors").read_bytes()
-    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")}
-    shutil.rmtree(tmp_path / "small")
-    assert trainer.export(module, data, **common)["healing"] == healing
-    assert (tmp_path / "small/model.safetensors").read_bytes() == weights
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")} == records
-    assert len(records) == 2
+    assert exported_again(tmp_path, lambda: trainer.export(module, data, **common))["healing"] == healing
+    assert len(list((tmp_path / "results").rglob("rank*.jsonl"))) == 2
 
 
 @pytest.mark.slow
@@ -238,12 +248,7 @@ def test_a_trained_folder_is_the_trained_and_masked_model(small_checkpoint, tmp_
     told = json.loads((tmp_path / "small/certificate.json").read_text())["healing"]
     assert told["learning_rate"] == 1e-3 and "quality" not in told
     # started over, it trains to the same weights and asks no question again; other steps are another run
-    weights = (tmp_path / "small/model.safetensors").read_bytes()
-    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")}
-    shutil.rmtree(tmp_path / "small")
-    assert trainer.export(module, data, **common)["healing"] == healing
-    assert (tmp_path / "small/model.safetensors").read_bytes() == weights
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")} == records
+    assert exported_again(tmp_path, lambda: trainer.export(module, data, **common))["healing"] == healing
     shutil.rmtree(tmp_path / "small")
     with pytest.raises(ValueError, match="holds a run with another training"):
         trainer.export(module, data, **common | {"heal_steps": 3})

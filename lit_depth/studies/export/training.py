@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -74,12 +75,24 @@ class _Trained(LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss, parts = self.loss(batch)
-        self.log_dict(parts, prog_bar=True)
+        self.log("answer loss", parts["train/answer_loss"], prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         how = self.how
         return adamw(self, how.learning_rate, how.betas, how.weight_decay, _WARMUP_STEPS)
+
+
+class _Bar(TQDMProgressBar):
+    """Lightning's, with a text like those of the sweeps before and behind it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description(self.text)
 
 
 def check_training(training: Training, model: DepthModule, data: DepthDataModule) -> None:
@@ -151,6 +164,8 @@ def _fit(run: Run, mask: Tensor, training: Training) -> None:
         lora_rank=training.lora_rank,
         blocks=None if blocks is None else f"model.{blocks}",
     )
+    shown = run.trainer.progress_bar_callback is not None
+    bars = [_Bar(f"Healing ({training.method}), {data.task.name}, {SPLIT} split")] if shown else []
     trainer = Trainer(
         accelerator=device.type,
         devices=1 if device.index is None else [device.index],
@@ -161,9 +176,9 @@ def _fit(run: Run, mask: Tensor, training: Training) -> None:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=run.trainer.progress_bar_callback is not None,
+        enable_progress_bar=shown,
         default_root_dir=str(run.folder),
-        callbacks=[masked],
+        callbacks=[masked, *bars],
     )
     with isolate_rng(include_cuda=device.type == "cuda"):
         torch.manual_seed(data.seed)

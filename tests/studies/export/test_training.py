@@ -164,6 +164,15 @@ def test_a_training_that_ends_early_leaves_nothing(module, tmp_path, monkeypatch
     assert_given_back(module, before)
 
 
+def test_the_progress_bar_says_what_is_trained_and_on_what(module, tmp_path, capsys):
+    training, datamodule = how("full", module)
+    trainer = DepthTrainer(accelerator="cpu", logger=False)
+    train(Run(trainer, module, datamodule, tmp_path, {}, 0.0), MASK, {}, training)
+    shown = "".join(capsys.readouterr())
+    assert "Healing (full), shapes_vqa, train split: 100%" in shown and f"{STEPS}/{STEPS}" in shown
+    assert "answer loss=" in shown and "Epoch" not in shown.rpartition("\r")[2]
+
+
 def test_weights_that_are_no_numbers_are_refused(module, tmp_path):
     before = state(module)
     with pytest.raises(ValueError, match=r"give a smaller --heal_learning_rate than 1e\+30"):
