@@ -105,7 +105,7 @@ def compare(
         shared = {
             "num_blocks": model.num_blocks,
             "latency_device": str(trainer.strategy.root_device),
-            "latency_requests": timed,
+            **timed,
             "confidence": confidence,
             "importance": entry | {"ties": name_ties(chosen, scores, entry["tied_with"], arguments.keep)},
         }

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from lit_depth.functional import from_mask_id
 from lit_depth.functional.latency.stage_timer import summarize, time_generation
+from lit_depth.functional.statistics.median import median_interval
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.records import RecordWriter, read_records
 from lit_depth.studies.shared.run_folder import Run
@@ -119,6 +120,18 @@ def summarize_masks(records: pd.DataFrame) -> dict[str, dict[str, dict[str, floa
         str(mask): {
             stage: summarize(rows[stage].astype(float).tolist()) if rows[stage].notna().all() else None
             for stage in STAGES
+        }
+        for mask, rows in records.groupby("mask")
+    }
+
+
+def median_limits(records: pd.DataFrame, confidence: float) -> dict[str, dict[str, list[float]]]:
+    """``{mask: {stage: [low, high]}}``: intervals of the medians of `summarize_masks`, in milliseconds."""
+    return {
+        str(mask): {
+            stage: median_interval(rows[stage].astype(float).tolist(), confidence)
+            for stage in STAGES
+            if rows[stage].notna().all()
         }
         for mask, rows in records.groupby("mask")
     }
