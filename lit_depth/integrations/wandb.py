@@ -36,6 +36,7 @@ class Names(Protocol):
 
 PROJECT = "lit-depth"
 _LIGHTNINGS = "lightning_logs"  # the project that its logger names where it is told none
+_LIVE = "live/"  # begins the names of what is logged while a sweep runs
 _MOST = 64  # characters of a tag
 # of a run's folder, besides what its report names
 _OF_FOLDER = (MANIFEST, "records.parquet", PAGE)
@@ -68,6 +69,8 @@ def open_run(logger: WandbLogger, names: Names) -> None:
     found: dict[str, Any] = {"name": names.name, "group": names.group, "job_type": names.command}
     found["tags"] = [tag[:_MOST] for tag in names.tags]
     options.update({key: value for key, value in found.items() if options.get(key) is None})
+    if options.get("anonymous") is None:  # Lightning passes it on even so, and each run warns of it
+        options.pop("anonymous", None)
 
 
 @rank_zero_only
@@ -105,6 +108,9 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
         media["report"] = wandb.Html(str(folder / PAGE), inject=False)
     run.log(media)
     run.summary.update(dict(report.scalars))
+    # how it went is history: the table of runs has a column for each value of the summary
+    for key in [key for key in dict(run.summary) if key.startswith(_LIVE)]:
+        del run.summary[key]
     run.config.update({key: result[key] for key in _OF_RESULT if key in result}, allow_val_change=True)
     sources = _sources(folder)
     metadata = {**report.metadata, **{kind: found for kind, (_, found) in sources.items()}}

@@ -18,7 +18,7 @@ from lit_depth.integrations.run_notes import read_note
 from lit_depth.integrations.wandb import log_report, open_run
 from lit_depth.results.charts import Bar, importance_bars
 from lit_depth.results.report import Curves, Report, Table
-from tests.helpers.wandb_run import files_of, logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, offline_run, read_table
 
 
 def figure() -> Any:
@@ -89,6 +89,7 @@ def begun_with(logger: WandbLogger, monkeypatch: pytest.MonkeyPatch) -> dict[str
     monkeypatch.setattr(wandb, "init", lambda **options: given.update(options))
     open_run(logger, Names())  # type: ignore[arg-type]
     _ = logger.experiment
+    assert "anonymous" not in given
     return given
 
 
@@ -100,6 +101,17 @@ def test_a_run_is_begun_in_its_folder_and_under_its_names(monkeypatch: pytest.Mo
     monkeypatch.setenv("WANDB_PROJECT", "chosen")
     assert begun_with(WandbLogger(), monkeypatch)["project"] == "chosen"
     assert given["tags"] == ["task", "t" * 64]  # the server takes no longer ones
+
+
+def test_live_series_are_history_and_at_the_end_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def log(logger: WandbLogger) -> None:
+        logger.log_metrics({"live/quality/full": 0.5, "live/samples": 4.0}, step=4)
+        log_report(logger, Report("T", "H", [], "kind", scalars={"quality": 0.5}), tmp_path, "result.json", {})
+
+    logged = offline_run(log, tmp_path, monkeypatch)
+    row = logged.history[0]
+    assert (row["live/quality/full"], row["live/samples"], row["trainer/global_step"]) == (0.5, 4.0, 4)
+    assert logged.summary["quality"] == 0.5 and not [key for key in logged.summary if key.startswith("live/")]
 
 
 def test_what_the_user_chose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
