@@ -28,7 +28,7 @@ def vega_runtime() -> str | None:
     import vl_convert
 
     # inside a page nothing but the page may end the script; a string may be written so
-    source = vl_convert.javascript_bundle(None).replace("</script", "<\\/script")
+    source = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
     if _can_write(kept.parent):
         write_text(kept, source)
     return source

@@ -32,7 +32,7 @@ def scores(runs: list[Stored]) -> list[RunScores]:
 def test_every_pair_is_tested_by_clusters_and_all_as_one_family(runs: list[Stored]) -> None:
     pairs = compare_models(scores(runs), 0.95)
     policies = {"prefix", "importance", "random"}
-    whats = [ALL_BLOCKS, *(f"{policy}, mean over 4 numbers of blocks" for policy in ("prefix", "importance", "random"))]
+    whats = [ALL_BLOCKS, *(f"{policy}, mean over 4 depths" for policy in ("prefix", "importance", "random"))]
     assert [pair.what for pair in pairs] == 2 * whats and len(policies) == 3
     strong, weak = ([each.frames["shapes"] for each in scores(runs)][place] for place in (0, 1))
     full = "1" * 16

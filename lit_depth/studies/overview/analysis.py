@@ -164,7 +164,7 @@ def _masks(
         equal = all(len(a.policies[policy][count]) == len(b.policies[policy][count]) for count in counts)
         known = all(mask in table.index for side, table in zip(sides, tables) for mask in side)
         if counts and equal and known:
-            found.append((f"{policy}, mean over {len(counts)} numbers of blocks", (sides[0], sides[1])))
+            found.append((f"{policy}, mean over {len(counts)} depths", (sides[0], sides[1])))
     return found
 
 

@@ -11,15 +11,15 @@ from lit_depth.results.report import Chart, Report, Section, Table
 from lit_depth.results.style import COLORS
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import SIMULTANEOUS, differs
-from lit_depth.studies.overview.analysis import ModelPair
+from lit_depth.studies.overview.analysis import ALL_BLOCKS, ModelPair
 from lit_depth.studies.overview.folders import Stored
 
 HEADERS = (
-    *("task", "split", "what", "a", "b", "a scores", "b scores", "a - b", "interval", "p (Holm)", "verdict"),
-    *("samples", "clusters"),
+    *("task", "what", "a", "b", "verdict", "a - b", "interval", "p (Holm)", "a scores", "b scores"),
+    *("samples", "clusters", "split"),
 )
 _PREFERRED = "importance"  # of the policies, in the chart of several models
-_SENTENCES = 6
+_SENTENCES = 5
 
 
 def report(
@@ -66,10 +66,11 @@ def _headline(
         why = "" if len(models) < 2 else " No two models answered the same samples under one metric: none are compared."
         return [counts + why, *_versions(runs)]
     found = [pair for pair in pairs if differs(pair.found.p_holm, confidence)]
+    found.sort(key=lambda pair: pair.what != ALL_BLOCKS)
     told = [_sentence(pair) for pair in found[:_SENTENCES]]
     more = f" {len(found) - _SENTENCES} more are in the table." if len(found) > _SENTENCES else ""
     tests = f"{len(found)} of {len(pairs)} differences between models are shown (Holm)."
-    return [f"{counts} {tests}", *([" ".join(told) + more] if told else []), *_versions(runs)]
+    return [f"{counts} {tests}", *(["\n".join(told) + more] if told else []), *_versions(runs)]
 
 
 def _versions(runs: Sequence[Stored]) -> list[str]:
@@ -110,7 +111,7 @@ def _explain(pairs: Sequence[ModelPair], confidence: float) -> str:
     text = (
         f"Samples are matched by id and clustered by image; intervals are {confidence:.0%} {SIMULTANEOUS} over all "
         "rows, and p-values are corrected over all rows. A policy is compared by its mean over the numbers of blocks "
-        "that both runs have."
+        "that both runs have (depths)."
     )
     others = list(dict.fromkeys(pair.task for pair in pairs if not pair.same_samples))
     if others:
@@ -128,12 +129,12 @@ def _pairs(pairs: Sequence[ModelPair], confidence: float) -> Table:
         higher = "a" if found.interval.estimate > 0 else "b"
         rows.append(
             [
-                *(pair.task, pair.split, pair.what, pair.a, pair.b, pair.quality_a, pair.quality_b),
+                *(pair.task, pair.what, pair.a, pair.b),
+                f"{higher} is higher" if differs(found.p_holm, confidence) else "not shown",
                 f"{found.interval.estimate:+.3f}",
                 format_interval([found.simultaneous.low, found.simultaneous.high]),
                 format_p_value(found.p_holm),
-                f"{higher} is higher" if differs(found.p_holm, confidence) else "not shown",
-                *(pair.num_samples, pair.num_clusters),
+                *(pair.quality_a, pair.quality_b, pair.num_samples, pair.num_clusters, pair.split),
             ]
         )
     return Table(HEADERS, rows)
