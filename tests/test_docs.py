@@ -68,7 +68,7 @@ def given_inputs(folder: Path) -> dict[str, Any]:
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps({"candidates": measured}))
     inputs = prompter_for(model, processor).encode(asked)
-    return {"model": model, "processor": processor, "inputs": inputs, "image": image, "batches": [inputs]}
+    return {"model": model, "processor": processor, "inputs": inputs, "image": image, "batches": [inputs] * 4}
 
 
 # needs the weights that `make real` installs
