@@ -103,6 +103,7 @@ class DepthCLI(LightningCLI):
         """Tell the mean score with its interval, and where the answers are."""
         if not self.trainer.is_global_zero:
             return
+        assert self.answers.records is not None  # the loop is over
         told = {
             "metric": self.datamodule.task.metric,
             "num_samples": len(self.answers.records),

@@ -80,13 +80,14 @@ def _latency_chart(comparison: Comparison) -> Chart:
     # brings torch along, which reading and drawing results do without
     from lit_depth.functional.latency.frontier import Measured, clear_frontier
 
-    timed: list[tuple[Mark, Effect, Sequence[MaskResult]]] = [
-        (_mark(each, comparison), each, each["masks"]) for each in comparison["strategies"]
+    timed: list[tuple[Mark, Sequence[float], Effect, Sequence[MaskResult]]] = [
+        (_mark(each, comparison), limits(each, comparison), each, each["masks"]) for each in comparison["strategies"]
     ]
     full = comparison["full"]["latency_ms"]
     if full is not None:
-        timed.append((_full_mark(comparison), comparison["full"], [comparison["full"]]))
-    points = [Measured(*_point(each, masks, mark.limits, comparison)) for mark, each, masks in timed]
+        whole = comparison["full"]
+        timed.append((_full_mark(comparison), whole["quality_ci"], whole, [whole]))
+    points = [Measured(*_point(each, masks, ends, comparison)) for _, ends, each, masks in timed]
     best = set(clear_frontier(points))
     marks = [
         TimedMark(mark, point.time, point.times, index in best)
