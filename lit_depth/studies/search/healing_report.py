@@ -172,7 +172,7 @@ def scalars(result: Mapping[str, Any]) -> dict[str, Any]:
 def healing_figure(result: Mapping[str, Any]) -> Figure:
     """Quality of each mask after patching against that before, on the validation split, with intervals.
 
-    The best of a size after patching has a ring. Above the dashed line a mask has gained.
+    The best of a size after patching, which other questions chose, has a ring. Above the dashed line a mask has gained.
     """
     healing, report = result["healing"], result["report"]
     figure, axes = new_figure(7.5, 5.5)
@@ -195,7 +195,7 @@ def healing_figure(result: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("Quality after patching")
     title = f"{result['task']}, {healing['report']['num_samples']} validation samples"
     axes.set_title(withheld_title(title, report), loc="left", fontsize=11)
-    ring = "" if refusal(report) else "\nring: best of its size after patching"
+    ring = "" if refusal(report) else "\nring: best of its size after patching,\nby other questions"
     legend(figure, axes, f"bars: {result['confidence']:.0%} intervals{ring}")
     return figure
 
