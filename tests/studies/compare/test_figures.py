@@ -19,7 +19,7 @@ from lit_depth.studies.shared.publish import draw
 def test_figures_are_written_under_their_names(comparison: dict[str, Any], tmp_path: Path) -> None:
     paths = draw(report(comparison), tmp_path).values()  # type: ignore[arg-type]
     names = {"m5_quality_vs_blocks.png", "m5_latency_vs_blocks.png", "m5_quality_latency_tradeoff.png"}
-    assert {path.name for path in paths} == names == {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in paths} == names == {path.name for path in tmp_path.glob("*.png")}
     for path in paths:
         pixels = imread(path)
         assert pixels.shape[1] >= 1000 and np.ptp(pixels) > 0.5
