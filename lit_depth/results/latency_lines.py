@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_depth.results.style import GREY, Stage, line_with_bars, new_figure, plain_axes, whole_numbers
+from lit_depth.results.style import GREY, Stage, line_with_bars, new_figure, plain_axes, side_by_side, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +15,6 @@ _PANELS: dict[Stage, str] = {
     "prefill": "Median prefill time per request (ms)",
     "decode_per_token": "Median time per decoded token (ms)",
 }
-_SPREAD = 0.09  # blocks between two lines, so that bars at one count can be told apart
 
 
 class Time(NamedTuple):
@@ -43,11 +42,11 @@ def latency_lines(
     every = [*(time for policy in times.values() for time in policy), *([full] if full else [])]
     stages = [stage for stage in _PANELS if all(stage in time.medians for time in every)]
     figure, panels = new_figure(4.2 * len(stages) + 1.8, 4.5, 1, len(stages), squeeze=False)
+    places = side_by_side({policy: [time.blocks for time in mine] for policy, mine in times.items()})
     for axes, stage in zip(panels[0], stages):
-        for index, (policy, mine) in enumerate(times.items()):
-            places = [time.blocks + _SPREAD * (index - (len(times) - 1) / 2) for time in mine]
+        for policy, mine in times.items():
             medians, limits = [time.medians[stage] for time in mine], [time.limits[stage] for time in mine]
-            line_with_bars(axes, places, medians, limits, [False] * len(mine), looks[policy], policy)
+            line_with_bars(axes, places[policy], medians, limits, [False] * len(mine), looks[policy], policy)
         if full is not None:
             low, high = full.limits[stage]
             middle = full.medians[stage]
@@ -56,6 +55,7 @@ def latency_lines(
             axes.errorbar([full.blocks], [middle], yerr=bars, label=f"all {full.blocks} blocks", **star)
         plain_axes(axes)
         whole_numbers(axes.xaxis)
+        axes.set_xlim(min(time.blocks for time in every) - 0.6, max(time.blocks for time in every) + 0.6)
         axes.set_xlabel(words["x"])
         axes.set_ylabel(_PANELS[stage])
         axes.set_ylim(bottom=0)  # a saving is read as a share of the height

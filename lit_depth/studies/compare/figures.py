@@ -30,10 +30,12 @@ from lit_depth.results.style import (
     line_with_bars,
     new_figure,
     plain_axes,
+    side_by_side,
     whole_numbers,
     withheld_title,
 )
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark_strategy
+from lit_depth.studies.compare.used_importance import used_importance_figure
 from lit_depth.studies.shared.comparison_schema import Comparison, Effect, Latency, MaskResult, Strategy
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 # of policies imports.
 _FIRST_COLORS = ("prefix", "importance", "random", "suffix", "uniform")
 _MAX_TICKS = 16
+IMPORTANCE = "m5_importance"
 
 
 def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
@@ -52,6 +55,8 @@ def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]
     if has_latency(comparison):
         figures["m5_latency_vs_blocks"] = partial(latency_figure, comparison)
         figures["m5_quality_latency_tradeoff"] = partial(tradeoff_figure, comparison)
+    if comparison["importance"]["scores"]:
+        figures[IMPORTANCE] = partial(used_importance_figure, comparison["importance"], comparison["confidence"])
     return {**figures, **{task_figure(task): partial(quality_figure, task) for task in comparison.get("tasks", ())}}
 
 
@@ -144,9 +149,9 @@ def quality_figure(comparison: Comparison) -> Figure:
     """
     figure, axes = new_figure(8, 5)
     policies = by_policy(comparison)
-    # Side by side, so that intervals at one number of blocks can be told apart.
-    offsets = [0.09 * (i - (len(policies) - 1) / 2) for i in range(len(policies))]
-    for offset, (policy, strategies) in zip(offsets, policies.items()):
+    # so that intervals at one number of blocks can be told apart
+    places = side_by_side({policy: [each["num_active_blocks"] for each in mine] for policy, mine in policies.items()})
+    for policy, strategies in policies.items():
         look = _look(policy, comparison)
         blocks = [strategy["num_active_blocks"] for strategy in strategies]
         quality = [strategy["quality"] for strategy in strategies]
@@ -157,12 +162,11 @@ def quality_figure(comparison: Comparison) -> Figure:
             ranges = [[mask["quality"] for mask in strategy["masks"]] for strategy in strategies]
             _shade(axes, blocks, ranges, look[0], 0.15)
             label = f"{policy}, mean of {num_masks}\n(range shaded)"
-        places = [block + offset for block in blocks]
-        line_with_bars(axes, places, quality, ends, _marks(strategies, comparison), look, label)
+        line_with_bars(axes, places[policy], quality, ends, _marks(strategies, comparison), look, label)
     full = comparison["full"]["quality"]
     axes.axhline(full, color=GREY, linestyle="--", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
     draw_constant(axes, comparison.get("baseline"))
-    _block_axis(axes, comparison, with_full=False)
+    _block_axis(axes, comparison)
     axes.set_ylabel(f"Quality ({metric_label(comparison['metric'])})")
     axes.set_title(withheld_title(_title(comparison), comparison), loc="left", fontsize=11)
     legend(figure, axes, _bars(comparison))
@@ -251,7 +255,8 @@ def _clock(comparison: Comparison) -> str:
     if settings is None or count is None:
         return ""
     requests = f"{count} request{'s' if count > 1 else ''} of batch size {settings['batch_size']}"
-    return f", {requests}, {settings['new_tokens']} new tokens\n{settings['device']}, {settings['threads']} threads"
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+    return f"\n{requests}, {settings['new_tokens']} new tokens\n{settings['device']}, {threads}"
 
 
 def tradeoff_figure(comparison: Comparison) -> Figure:
@@ -315,11 +320,10 @@ def _shade(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], co
     axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=color, alpha=alpha, linewidth=0)
 
 
-def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
+def _block_axis(axes: Axes, comparison: Comparison) -> None:
     plain_axes(axes)
     counts = {strategy["num_active_blocks"] for strategy in comparison["strategies"]}
-    if with_full:
-        counts.add(comparison["num_blocks"])
+    axes.set_xlim(min(counts) - 0.6, max(counts) + 0.6)
     if len(counts) <= _MAX_TICKS:
         axes.set_xticks(sorted(counts))
     else:

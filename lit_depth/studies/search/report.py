@@ -121,7 +121,7 @@ def _level_rows(result: Mapping[str, Any]) -> list[list[Cell]]:
         dropped = sum(ablation["dropped_on"] is not None for ablation in level["ablations"])
         tied = _ties(result, level)
         more = f" and {len(tied) - _MOST_TIES} more" if len(tied) > _MOST_TIES else ""
-        settled, shown = "yes" if level["settled"] else "no", ", ".join(tied[:_MOST_TIES]) + more or "none"
+        settled, shown = "yes" if level["settled"] else "no", "; ".join(tied[:_MOST_TIES]) + more or "none"
         if refusal(result["report"]) is not None:
             settled = shown = WITHHELD
         numbers = level["num_removed"], len(level["ablations"]), dropped
@@ -134,7 +134,7 @@ def _all_ties(result: Mapping[str, Any]) -> list[Section]:
     if refusal(result["report"]) is not None:
         return []
     lines = [
-        f"{level['num_removed']} removed: {', '.join(_ties(result, level))}"
+        f"{level['num_removed']} removed: {'; '.join(_ties(result, level))}"
         for level in result["levels"]
         if len(level["tied"]) - 1 > _MOST_TIES
     ]

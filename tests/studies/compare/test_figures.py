@@ -18,11 +18,12 @@ from lit_depth.studies.shared.publish import draw
 
 def test_figures_are_written_under_their_names(comparison: dict[str, Any], tmp_path: Path) -> None:
     paths = draw(report(comparison), tmp_path).values()  # type: ignore[arg-type]
-    names = {"m5_quality_vs_blocks.png", "m5_latency_vs_blocks.png", "m5_quality_latency_tradeoff.png"}
+    stems = ("m5_quality_vs_blocks", "m5_latency_vs_blocks", "m5_quality_latency_tradeoff", "m5_importance")
+    names = {f"{stem}.png" for stem in stems}
     assert {path.name for path in paths} == names == {path.name for path in tmp_path.glob("*.png")}
     for path in paths:
         pixels = imread(path)
-        assert pixels.shape[1] >= 1000 and np.ptp(pixels) > 0.5
+        assert pixels.shape[1] >= 950 and np.ptp(pixels) > 0.5
 
 
 def test_quality_lines_hold_the_numbers(comparison: dict[str, Any]) -> None:
@@ -62,7 +63,7 @@ def test_latency_has_one_line_per_policy_and_the_full_model(comparison: dict[str
 def test_without_latency_only_quality_is_drawn(comparison: dict[str, Any], tmp_path: Path) -> None:
     for strategy in comparison["strategies"]:
         strategy["latency_ms"] = None
-    assert list(comparison_figures(comparison)) == ["m5_quality_vs_blocks"]
+    assert list(comparison_figures(comparison)) == ["m5_quality_vs_blocks", "m5_importance"]
     with pytest.raises(ValueError, match="latency"):
         tradeoff_figure(comparison)
 
@@ -80,7 +81,7 @@ def test_any_policy_name_and_interval_can_be_drawn(comparison: dict[str, Any], t
     for index, strategy in enumerate(comparison["strategies"]):
         strategy["policy"] = f"rule {index}"
         strategy["quality_ci"] = [strategy["quality"] + 0.01] * 2  # need not contain the estimate
-    assert len(draw(report(comparison), tmp_path)) == 3
+    assert len(draw(report(comparison), tmp_path)) == 4
 
 
 def test_importing_results_imports_neither_matplotlib_nor_torch() -> None:
