@@ -54,6 +54,9 @@ def preset_name(chart: LoggedChart) -> str:
 def several_runs(spec: Any) -> Any:
     """The specification with one line or band for each run, whose name is in every row that the dashboard hands over.
 
+    Shapes have no legend of their own: it would not be merged with that of the colours, whose names a preset leaves to
+    the rows.
+
     >>> several_runs({"mark": {"type": "line"}, "encoding": {"x": {}}})["encoding"]
     {'x': {}, 'detail': {'field': 'name'}}
     """
@@ -66,6 +69,8 @@ def several_runs(spec: Any) -> Any:
     kind = mark.get("type") if isinstance(mark, Mapping) else mark
     if kind in ("line", "area") and "detail" not in found.get("encoding", {}):
         found["encoding"] = {**found.get("encoding", {}), "detail": {"field": "name"}}
+    if isinstance(found.get("shape"), Mapping):
+        found["shape"] = {**found["shape"], "legend": None}
     return found
 
 

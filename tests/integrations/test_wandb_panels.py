@@ -81,6 +81,13 @@ def test_every_run_has_a_line_and_a_band_of_its_own() -> None:
     assert not any("detail" in layer.get("encoding", {}) for layer in LOGGED.spec["layer"])  # a copy
 
 
+def test_one_legend_is_enough() -> None:
+    shapes = [
+        layer["encoding"]["shape"] for layer in several_runs(LOGGED.spec)["layer"] if "shape" in layer["encoding"]
+    ]
+    assert shapes and all(shape["legend"] is None and shape["field"] == "${field:policy}" for shape in shapes)
+
+
 def test_another_specification_has_another_name() -> None:
     other = LoggedChart(LOGGED.kind, {**LOGGED.spec, "height": 1}, LOGGED.columns, LOGGED.words)
     assert preset_name(other) != preset_name(LOGGED) == preset_name(LoggedChart(LOGGED.kind, LOGGED.spec, {}, {}))
