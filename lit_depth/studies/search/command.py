@@ -81,6 +81,7 @@ def search(
     from lit_depth.studies.search.finders import run_baselines, run_search
     from lit_depth.studies.search.report import report
     from lit_depth.studies.search.score_cache import ScoreCache
+    from lit_depth.studies.search.verdict import compare_finders
     from lit_depth.studies.shared.checks import check_shares
     from lit_depth.studies.shared.evaluate import evaluate
     from lit_depth.studies.shared.importance_scores import describe_samples, describe_task, records_of, units_of
@@ -141,6 +142,7 @@ def search(
                 "evaluations_with_baselines": cache.evaluations,
             },
         }
+        result["verdicts"] = compare_finders(result["ablations"], measured.scores, confidence)
         if refusal(result["report"]):
             result["levels"] = [level | {"tied": None, "settled": None} for level in result["levels"]]
         write_parquet(run.folder / "records.parquet", records_of([measured], "task"))
