@@ -96,6 +96,7 @@ def search(
     from lit_depth.studies.search.healing import candidates, check_heal, heal_arguments
     from lit_depth.studies.search.report import report
     from lit_depth.studies.search.score_cache import ScoreCache
+    from lit_depth.studies.search.verdict import compare_finders
     from lit_depth.studies.shared.checks import check_shares
     from lit_depth.studies.shared.evaluate import evaluate
     from lit_depth.studies.shared.importance_scores import describe_samples, describe_task, records_of, units_of
@@ -163,6 +164,7 @@ def search(
                 "evaluations_with_baselines": cache.evaluations,
             },
         }
+        result["verdicts"] = compare_finders(result["ablations"], measured.scores, confidence)
         if healing:
             result["healing"] = rank_after_healing(run, cache, levels, measured.scores, healing, arguments)
         if refusal(result["report"]):

@@ -16,6 +16,7 @@ from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
 from lit_depth.studies.search import healing_report
 from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figure, search_charts, tree_figure
+from lit_depth.studies.search.verdict import verdict_section
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
@@ -46,6 +47,7 @@ def report(result: Mapping[str, Any]) -> Report:
             Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=of_search),
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
+            *verdict_section(result),
             *(healing_report.sections(result) if heals else []),
             *readings_sections(result, result),
         ],
