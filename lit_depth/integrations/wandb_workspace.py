@@ -194,9 +194,9 @@ def _files(folder: Path, note: RunNote) -> Path:
 
 
 def _name(notes: Sequence[RunNote]) -> str:
-    models = dict.fromkeys(note.model for note in notes if note.model)
-    tasks = dict.fromkeys(note.task for note in notes if note.task)
-    return "lit-depth: " + "; ".join(filter(None, [", ".join(models), ", ".join(tasks)]))
+    models = ", ".join(dict.fromkeys(note.model for note in notes if note.model))
+    tasks = ", ".join(dict.fromkeys(note.task for note in notes if note.task))
+    return " on ".join(filter(None, [f"lit_depth {models}".strip(), tasks]))
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_charts_workspace_and_report_are_given_to_the_server(
     assert (workspace["type"], report["type"]) == ("project-view", "runs")
     assert {view["entityName"] for view in api.views} == {"me"}
     assert {view["projectName"] for view in api.views} == {"lit-depth"}
-    assert workspace["displayName"] == report["displayName"] == "lit-depth: model; task"
+    assert workspace["displayName"] == report["displayName"] == "lit_depth model on task"
     # the second one was synced under another id, and the third one not at all
     (runs,) = workspace["spec"]["section"]["runSets"]
     assert runs["filters"]["filters"][0]["value"] == ["a1", "b9", "c1", baseline_id(NOTE)]
