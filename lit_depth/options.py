@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_depth import interrupts
 from lit_depth.functional.arguments import members, plain_type, shorten
+from lit_depth.option_names import current_keys
 from lit_depth.results.reading import check_yaml
 
 _LONGEST_MESSAGE = 600
@@ -114,6 +115,10 @@ class OptionParser(LightningArgumentParser):
 
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         return self._as_options(super().add_method_arguments(*args, **kwargs))
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """The base's, of options under the names of earlier versions too."""
+        return super().parse_string(current_keys(content), *args, **kwargs)
 
     def _as_options(self, names: list[str]) -> list[str]:
         for action in self._actions:

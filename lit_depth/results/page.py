@@ -1,15 +1,29 @@
-"""One self-contained HTML page per run: opens offline, nothing is fetched."""
+"""One self-contained HTML page for one or many results: opens offline, fetches nothing, runs nothing of theirs.
+
+Without JavaScript it is complete but for the samples that a click shows. With it, Vega draws the charts in place of the
+pictures; its policy (CSP) allows no script but the page's own two, by their hashes, and no evaluated code.
+"""
+
+from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_depth.results.report import Report, Table
-from lit_depth.results.store import write_text
+from lit_depth.results.changed_samples import MaskChanges
+from lit_depth.results.charts import vega_lite
+from lit_depth.results.mask_strips import StripTable, strip_table
+from lit_depth.results.report import Chart, Report, Section, Table
+from lit_depth.results.shown_samples import Kept, shortened
+from lit_depth.results.store import to_plain, write_text
 from lit_depth.results.table import format_cell, is_numeric
+from lit_depth.results.vega_runtime import vega_runtime
 
+# of pages with a script and a look of their own, which begin with it
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
@@ -19,32 +33,215 @@ th, td { padding: .2rem .8rem; border-bottom: 1px solid #eee; text-align: left; 
 .number { text-align: right; } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }
 """
 PAGE = "report.html"
-_TEMPLATE = Path(__file__).with_name("page.html")
+ASSUMPTIONS = (
+    "All masks answer the same samples, so differences are paired: sample by sample, not mean by mean.",
+    "Samples are independent of one another but for those that share an image (or a document), which are one cluster: "
+    "tests and intervals know clusters only.",
+    "Tests flip the signs of whole clusters' differences. They are exact if the differences are symmetric about zero "
+    "where nothing differs, as they are when two masks are exchangeable.",
+    "An interval excludes zero only if the test of the same level rejects. Where many differences are tested together, "
+    "p-values are corrected by Holm's method and the intervals are simultaneous: at the stated confidence all of them "
+    "hold at once. Families are corrected one by one, not all pages of a project together.",
+    "Nothing is said of samples of another kind than these. Blocks that were chosen on the calibration split are "
+    "reported on the validation split.",
+    "A difference that was not shown is not shown to be none: its interval says how large it may be.",
+    "Times are those of this device, batch size and these requests.",
+)
+_TEMPLATE, _LOOK, _SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("html", "css", "js"))
+_LARGEST_SVG = 400_000  # bytes; a figure of more points is shown as PNG
+_LONGEST_ARGUMENTS = 100_000
+_LONG = 40  # characters of a cell that stay on one line
+
+
+@dataclass(frozen=True)
+class RunPart:
+    """One result on a page.
+
+    Args:
+        report: What its command tells.
+        figures: Name and PNG file of the figures; an SVG beside it is preferred.
+        arguments: Of the run.
+        facts: Which model, device, versions, samples and date it is of, by the header of a column.
+        link: The page of the run alone, from where the page lies.
+        changes: By task, what each mask changes.
+        splits: By task, of which split these are.
+        kept: Texts and pictures of the samples.
+    """
+
+    report: Report
+    figures: Mapping[str, Path]
+    arguments: Mapping[str, Any]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    link: str | None = None
+    changes: Mapping[str, Sequence[MaskChanges]] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    kept: Kept = Kept()
 
 
 def write_page(folder: str | Path, report: Report, figures: Mapping[str, Path], arguments: Mapping[str, Any]) -> Path:
-    """Write ``report.html`` atomically. All text is escaped: model outputs can be shown as they are.
+    """Write ``report.html`` of one report, atomically. All text is escaped: model outputs can be shown as they are.
 
     Raises:
         ValueError: If a figure is missing or not a PNG, or if the file cannot be written.
     """
+    return write_parts(Path(folder) / PAGE, report, [RunPart(report, figures, arguments)])
+
+
+def write_parts(path: Path, overview: Report, parts: Sequence[RunPart]) -> Path:
+    """Write a page of several results, or of one, which then is the overview too.
+
+    Args:
+        path: Of the page.
+        overview: Title, verdict, and of several results the sections that stand before them.
+        parts: The results.
+
+    Raises:
+        ValueError: As `write_page`.
+    """
     from jinja2 import Environment
     from markupsafe import Markup
 
+    charts: list[dict[str, Any]] = []
+    several = len(parts) > 1
+    above = [_section(section, overview, {}, charts, None) for section in overview.sections] if several else []
+    above += _loose(overview, charts, None) if several else []
+    runs = [_run(part, index, charts) for index, part in enumerate(parts)]
+    data = {"charts": charts, "runs": [_payload(part) for part in parts]}
+    runtime = vega_runtime() if charts else None
+    scripts = [*([runtime] if runtime else []), _SCRIPT.read_text(encoding="utf-8")]
     environment = Environment(autoescape=True, keep_trailing_newline=True)
-    shown = {name for section in report.sections for name in section.figures}
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        report=report,
-        style=STYLE,
+        title=overview.title,
+        headline=overview.headline,
+        facts=_facts(parts),
+        overview=above,
+        runs=runs,
+        assumptions=ASSUMPTIONS if any(part.facts for part in parts) else (),
+        style=_LOOK.read_text(encoding="utf-8"),
+        scripts=scripts,
+        policy=_policy(scripts),
+        data=script_json(data),
         paragraphs=lambda text: [part for part in text.split("\n\n") if part.strip()],
         classes=lambda table: [Markup(' class="number"') if number else "" for number in _numeric(table)],
         format_cell=format_cell,
-        images={name: _image(figures[name]) for name in shown},
-        arguments=json.dumps(arguments, indent=2, default=str),
+        long=lambda cell: Markup(' class="long"') if len(format_cell(cell)) > _LONG else "",
     )
-    path = Path(folder) / PAGE
     write_text(path, page)
     return path
+
+
+def script_json(data: Any) -> str:
+    """JSON that can stand inside a script element, whatever its texts are.
+
+    >>> script_json({"answer": "</script><b>&"})
+    '{"answer":"\\\\u003c/script\\\\u003e\\\\u003cb\\\\u003e\\\\u0026"}'
+    """
+    text = json.dumps(to_plain(data), allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}; base-uri 'none'"
+
+
+def _facts(parts: Sequence[RunPart]) -> dict[str, Any]:
+    headers = list(dict.fromkeys(name for part in parts for name in part.facts))
+    rows = [{"cells": [part.facts.get(name) for name in headers], "link": part.link} for part in parts if part.facts]
+    return {"headers": headers, "rows": rows}
+
+
+def _run(part: RunPart, index: int, charts: list[dict[str, Any]]) -> dict[str, Any]:
+    report = part.report
+    arguments = json.dumps(part.arguments, indent=2, default=str)
+    too_long = len(arguments) > _LONGEST_ARGUMENTS
+    return {
+        "index": index,
+        "heading": f"{part.facts.get('run', report.title)}: {report.title}" if part.facts else report.title,
+        "headline": report.headline,
+        "sections": [
+            *(_section(section, report, part.figures, charts, index) for section in report.sections),
+            *_loose(report, charts, index),
+        ],
+        "strips": [_strips(part, task, changes) for task, changes in part.changes.items() if changes],
+        "arguments": f"{arguments[:_LONGEST_ARGUMENTS]}\n... (manifest.json has all)" if too_long else arguments,
+    }
+
+
+def _strips(part: RunPart, task: str, changes: Sequence[MaskChanges]) -> StripTable:
+    names: dict[str, list[str]] = {}
+    for name, masks in part.report.masks.items():
+        for mask in masks:
+            names.setdefault(mask, []).append(name)
+    unit = "half of a block" if part.arguments.get("model.granularity") == "sublayer" else "block"
+    return strip_table(task, part.splits.get(task, ""), changes, names, unit)
+
+
+def _section(
+    section: Section, report: Report, files: Mapping[str, Path], charts: list[dict[str, Any]], index: int | None
+) -> dict[str, Any]:
+    """A section with its figures, each with the chart that a page draws in its place."""
+    charted = {figure: chart for chart, figure in report.drawn.items() if chart in report.charts}
+    figures = []
+    for name in section.figures:
+        chart = report.charts.get(charted.get(name, name))
+        figures.append(
+            _figure(name, None if chart is None else chart, report, charts, index)
+            | {"url": _image(files[name]), "file": f"{name}.png, .svg, .pdf"}
+        )
+    return {"heading": section.heading, "text": section.text, "table": section.table, "figures": figures}
+
+
+def _loose(report: Report, charts: list[dict[str, Any]], index: int | None) -> list[dict[str, Any]]:
+    """Charts that stand for no figure of a section."""
+    shown = {name for section in report.sections for name in section.figures}
+    loose = [name for name in report.charts if report.drawn.get(name, name) not in shown]
+    figures = [_figure(name, report.charts[name], report, charts, index) for name in loose]
+    return [{"heading": "Charts", "text": "", "table": None, "figures": figures}] if figures else []
+
+
+def _figure(
+    name: str, chart: Chart | None, report: Report, charts: list[dict[str, Any]], index: int | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": name, "url": None, "file": "", "chart": None, "clicks": False}
+    if chart is None:
+        return found
+    spec = vega_lite(chart)
+    title, subtitle = (str(chart.strings.get(key, "")) for key in ("title", "subtitle"))
+    # words above the chart break their lines by themselves
+    charts.append({"spec": {key: spec[key] for key in spec if key not in ("title", "$schema")}, "run": index})
+    number = len(charts) - 1
+    return found | {"chart": number, "title": title, "subtitle": subtitle, "clicks": bool(report.masks)}
+
+
+def _payload(part: RunPart) -> dict[str, Any]:
+    """What the script needs of a run: masks by name, and of each task the samples that they change."""
+    tasks = []
+    for task, changes in part.changes.items():
+        shown = {change.sample for each in changes for change in each.shown}
+        kept = part.kept.tasks.get(task)
+        samples = {key: each._asdict() for key, each in kept.samples.items() if key in shown} if kept else {}
+        used = {name for each in samples.values() for name in each["images"]}
+        tasks.append(
+            {
+                "task": task,
+                "changes": {each.mask: _changes(each) for each in changes},
+                "samples": samples,
+                "images": {key: url for key, url in kept.images.items() if key in used} if kept else {},
+            }
+        )
+    known = {mask for changes in part.changes.values() for mask in (each.mask for each in changes)}
+    masks = {name: [mask for mask in masks if mask in known] for name, masks in part.report.masks.items()}
+    return {"masks": {name: found for name, found in masks.items() if found}, "tasks": tasks}
+
+
+def _changes(each: MaskChanges) -> dict[str, Any]:
+    shown = [
+        [change.sample, shortened(change.full_answer), shortened(change.answer), change.full_score, change.score]
+        for change in each.shown
+    ]
+    return {"worse": each.worse, "better": each.better, "reworded": each.reworded, "shown": shown}
 
 
 def _numeric(table: Table) -> list[bool]:
@@ -52,6 +249,10 @@ def _numeric(table: Table) -> list[bool]:
 
 
 def _image(path: Path) -> str:
+    """A figure as a URL that holds it: its SVG where that is not too large, else its PNG."""
     if not path.is_file() or not (data := path.read_bytes()).startswith(b"\x89PNG"):
         raise ValueError(f"expected a PNG file to embed in the page, got {path}")
-    return base64.b64encode(data).decode()
+    drawn = path.with_suffix(".svg")
+    if drawn.is_file() and 0 < drawn.stat().st_size <= _LARGEST_SVG:
+        return f"data:image/svg+xml;base64,{base64.b64encode(drawn.read_bytes()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

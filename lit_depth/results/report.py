@@ -98,6 +98,9 @@ class Report:
         scalars: Name and value of what loggers keep of the run as a whole.
         curves: What loggers draw along an axis.
         charts: Name and content of the interactive charts.
+        drawn: Name of a chart, and of the figure in whose place a page shows it.
+        masks: What a mark of the charts stands for, as ids of masks: of a policy at a number of blocks (``prefix, 8``),
+            of a skipped block (``3``), of removed blocks.
         kind: Under which kind of result loggers keep the files.
         metadata: What loggers keep beside the files.
     """
@@ -114,6 +117,8 @@ class Report:
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     curves: Curves | None = None
     charts: Mapping[str, Chart] = field(default_factory=dict)
+    drawn: Mapping[str, str] = field(default_factory=dict)
+    masks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     metadata: Mapping[str, Scalar | Sequence[str]] = field(default_factory=dict)
 
     @property

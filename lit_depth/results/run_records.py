@@ -110,7 +110,7 @@ def read_run(folder: str | Path) -> RunRecords:
     metrics = dict(zip(arguments.get("data.tasks") or (), arguments.get("data.metrics") or ()))
     tasks = {
         name: TaskRecords(name, metric_label(str(metrics.get(name, "score"))), frame, entries.get(name, {}))
-        for name, frame in _frames(folder, arguments).items()
+        for name, frame in scored_records(folder, arguments).items()
     }
     if not tasks:
         raise ValueError(
@@ -120,8 +120,14 @@ def read_run(folder: str | Path) -> RunRecords:
     return RunRecords(folder, arguments, model, tasks)
 
 
-def _frames(folder: Path, arguments: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """Records by task: those appended while it ran (``records/<task>/<role>/``), else the table of the finished run."""
+def scored_records(folder: Path, arguments: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """Records of answers by task, of every role.
+
+    They are those appended while it ran (``records/<task>/<role>/``), else the table of the finished run.
+
+    Raises:
+        ValueError: If a file is damaged.
+    """
     import pandas as pd
 
     found: dict[str, list[pd.DataFrame]] = {}

@@ -178,9 +178,17 @@ def to_plain(obj: Any, where: str = "$") -> Any:
 
 
 def save_figure(fig: "Figure", path: str | Path, dpi: int = 150) -> None:
-    """Save a matplotlib figure as PNG, atomically."""
+    """Save a matplotlib figure as PNG, and beside it as SVG and PDF, each atomically."""
+    import matplotlib
+
+    path = Path(path)
     with atomic_path(path) as temporary:
         fig.savefig(temporary, dpi=dpi, format="png")
+    fig.set_layout_engine("none")  # the layout is found, and finding it again takes as long as drawing
+    # the same figure gives the same bytes
+    for form, nothing in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+        with atomic_path(path.with_suffix(f".{form}")) as temporary, matplotlib.rc_context({"svg.hashsalt": "0"}):
+            fig.savefig(temporary, format=form, metadata=nothing)
 
 
 def write_parquet(path: str | Path, frame: "pd.DataFrame") -> None:

@@ -25,7 +25,7 @@ FLAGS = (
     "--force-device-scale-factor=1",
 )
 KEYS = {"Enter": "\ue007", "PageDown": "\ue00f", "End": "\ue010", "Home": "\ue011", "Left": "\ue012", "Up": "\ue013"}
-KEYS |= {"Right": "\ue014", "Down": "\ue015"}
+KEYS |= {"Escape": "\ue00c", "Right": "\ue014", "Down": "\ue015"}
 
 
 def missing_programs() -> list[str]:

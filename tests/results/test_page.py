@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from lit_depth.results.page import write_page
+from lit_depth.results.changed_samples import Change, MaskChanges
+from lit_depth.results.charts import Mark, quality_vs_blocks
+from lit_depth.results.page import RunPart, write_page, write_parts
 from lit_depth.results.report import Report, Section, Table
+from lit_depth.results.shown_samples import Kept, ShownSample, ShownSamples
 from lit_depth.results.store import save_figure
+from tests.helpers.charts import WORDS
 
+URL = "data:image/jpeg;base64,AAAA"
 EVIL = '<script>alert("x")</script> & </td><img src=http://a/b onerror=x>'
 
 
 class Page(HTMLParser):
     """Collects tags, attributes and text, and checks that tags are nested."""
 
-    VOID = ("meta", "img")
+    VOID = ("meta", "img", "br")
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[str] = []
         self.links: list[str] = []
+        self.policy: list[str] = []
+        self.scripts: list[str] = []
         self.text = ""
         self.feed(html)
         assert self.open == []
@@ -33,6 +43,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.policy += [value or "" for name, value in attrs if name == "content" and "src" in (value or "")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -40,7 +51,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
+            self.text += data
 
 
 @pytest.fixture
@@ -65,10 +79,18 @@ def test_the_page_holds_everything_and_links_nothing(tmp_path: Path, figure: Pat
     assert page.tags.count("p") == 3 and page.tags.count("tr") == 3 and page.tags.count("table") == 1
     for text in ("Comparison", "Quality", "One.", "0.781", "importance", '"name": "mine"', "m5_quality.png"):
         assert text in page.text
-    prefix = "data:image/png;base64,"
-    assert [base64.b64decode(link.removeprefix(prefix)) for link in page.links] == [figure.read_bytes()]
+    prefix = "data:image/svg+xml;base64,"
+    drawn = figure.with_suffix(".svg")
+    assert [base64.b64decode(link.removeprefix(prefix)) for link in page.links] == [drawn.read_bytes()]
     assert not re.search(r"https?://|<link|@import|url\(", html)
     assert html.count('class="number"') == 2 * 3  # head and cells of the columns that hold numbers
+
+
+def test_a_picture_is_shown_where_nothing_else_was_drawn(tmp_path: Path, figure: Path) -> None:
+    figure.with_suffix(".svg").unlink()
+    page = Page(write(tmp_path, Section("Quality", figures=["m5_quality"]), {"m5_quality": figure}))
+    prefix = "data:image/png;base64,"
+    assert [base64.b64decode(link.removeprefix(prefix)) for link in page.links] == [figure.read_bytes()]
 
 
 def test_everything_is_escaped(tmp_path: Path) -> None:
@@ -76,9 +98,60 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     evil = write(tmp_path / "b", Section(EVIL, EVIL, Table([EVIL], [[EVIL]])), {}, EVIL, EVIL)
     page = Page(evil)
     assert page.tags == Page(plain).tags
-    assert "script" not in page.tags
     # head, page, headline, heading, paragraph, header, cell; in the arguments as JSON writes it
     assert page.text.count(EVIL) == 7 and page.text.count("onerror=x") == 8
+
+
+def test_the_policy_allows_the_scripts_of_the_page_and_no_others(tmp_path: Path) -> None:
+    page = Page(write_charted(tmp_path))
+    data, *scripts = page.scripts
+    (policy,) = page.policy
+    allowed = set(re.findall(r"'sha256-([^']+)'", policy))
+    assert allowed == {base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts}
+    assert "unsafe-eval" not in policy and "default-src 'none'" in policy
+    found = json.loads(data)
+    assert len(found["charts"]) == 1 and found["charts"][0]["run"] == 0
+    assert EVIL in json.dumps(found, ensure_ascii=False).replace('\\"', '"') and "<" not in data
+
+
+def test_masks_are_strips_and_changed_samples_stand_in_the_page(tmp_path: Path) -> None:
+    page = Page(write_charted(tmp_path))
+    (task,) = json.loads(page.scripts[0])["runs"][0]["tasks"]
+    assert task["changes"]["10"]["worse"] == 1 and task["changes"]["10"]["shown"] == [["s0", EVIL, "b", 1.0, 0.0]]
+    assert task["samples"] == {"s0": {"question": EVIL, "references": ["a"], "images": ["i"]}}  # and not the other one
+    assert task["images"] == {"i": URL}
+    assert page.tags.count("path") == 2 * 2 and "prefix, 1" in page.text  # active and skipped cells of two masks
+    for fact in ("tiny", "What the statistics assume", "+0.500"):
+        assert fact in page.text
+
+
+def test_a_page_of_several_runs_has_them_all_and_links_to_their_own_pages(tmp_path: Path) -> None:
+    part = charted()
+    other = replace(part, link="b/report.html", facts={"run": "compare/b", "model": "other"})
+    overview = Report("2 runs", "One is better.", [Section("Models", table=Table(["a"], [["x"]]))], "overview")
+    page = Page(write_parts(tmp_path / "all.html", overview, [part, other]).read_text(encoding="utf-8"))
+    assert page.links == ["#run-0", "#run-1", "b/report.html"]
+    assert page.text.index("One is better.") < page.text.index("Models") < page.text.index("compare/b: t")
+    found = json.loads(page.scripts[0])
+    assert [chart["run"] for chart in found["charts"]] == [0, 1] and len(found["runs"]) == 2
+
+
+def charted() -> RunPart:
+    chart = quality_vs_blocks([Mark("prefix", 1, 0.5)], Mark("full", 2, 1.0), {**WORDS, "title": EVIL})
+    report = Report("t", EVIL, [], "test", charts={"quality": chart}, masks={"prefix, 1": ["10", "00"]})
+    changes = [
+        MaskChanges("11", 2, 1.0, 0.0, 0, 0, 0, []),
+        MaskChanges("10", 2, 0.5, 0.5, 1, 0, 0, [Change("s0", EVIL, "b", 1.0, 0.0)]),
+    ]
+    shown = ShownSample(EVIL, ["a"], ["i"])
+    kept = Kept(tasks={"shapes": ShownSamples({"s0": shown, "s1": shown}, {"i": URL, "j": URL})})
+    facts = {"run": "compare/a", "model": "tiny"}
+    return RunPart(report, {}, {}, facts, changes={"shapes": changes}, splits={"shapes": "validation"}, kept=kept)
+
+
+def write_charted(folder: Path) -> str:
+    part = charted()
+    return write_parts(folder / "page.html", part.report, [part]).read_text(encoding="utf-8")
 
 
 def test_missing_or_wrong_figure_is_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_what_is_shown(tmp_path, monkeypatch, capsys):
     assert "1 of the questions cannot be asked." in out and "'lost.png' does not exist" in out
     assert re.search(r"calibration +unnamed +\d +\d +1 +[01]\n|validation +unnamed +\d +\d +1 +[01]\n", out)
     page = (tmp_path / "results" / "data" / "q" / "report.html").read_text()
-    assert "How &lt;b&gt;many" in page and "data:image/png;base64," in page
+    assert "How &lt;b&gt;many" in page and "data:image/svg+xml;base64," in page
 
 
 def test_a_table_without_answers_is_shown_as_it_will_be_asked(tmp_path, monkeypatch, capsys):
@@ -44,7 +44,7 @@ def test_a_table_without_answers_is_shown_as_it_will_be_asked(tmp_path, monkeypa
     assert "q.csv: 5 questions without answers." in out and "nothing is scored" in out and "calibration" not in out
     # all of them, each with its own picture: read, questions, images, without answer, other faults
     assert re.search(r"validation +unnamed +5 +5 +5 +0\n", out)
-    assert "data:image/png;base64," in (tmp_path / "results" / "data" / "q" / "report.html").read_text()
+    assert "data:image/svg+xml;base64," in (tmp_path / "results" / "data" / "q" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lit_depth.results.charts.vega_lite import NEUTRAL, axis, frame, hint, legend_switch, role_is, shown
+from lit_depth.results.charts.vega_lite import COUNTS, NEUTRAL, axis, frame, hint, legend_switch, role_is, shown
 from lit_depth.results.report import Chart, Table
 from lit_depth.results.style import COLORS, STAGES, Stage
 
@@ -51,7 +51,7 @@ _STAGE = {
     **{"field": "stage", "type": "nominal", "title": None, "sort": None},
     "scale": {"range": list(_COLORS.values())},
 }
-_X = axis("x", "blocks", axis={"tickMinStep": 1, "format": "d", "grid": False})
+_X = axis("x", "blocks", axis=COUNTS)
 _Y = axis("y", "ms")
 _TOLD = hint("stage", "blocks", "ms", "low", "high")
 _SPEC: dict[str, Any] = frame(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lit_depth.results.charts.vega_lite import NEUTRAL, axis, frame, hint, legend_switch, role_is, shown
+from lit_depth.results.charts.vega_lite import COUNTS, NEUTRAL, axis, frame, hint, legend_switch, role_is, shown
 from lit_depth.results.report import Chart, Table
 from lit_depth.results.style import COLORS
 
@@ -44,7 +44,7 @@ class TimedMark(NamedTuple):
 
 def quality_vs_blocks(
     marks: Sequence[Mark],
-    full: Mark,
+    full: Mark | None,
     words: Mapping[str, str],
     constant: Mark | None = None,
     colors: Mapping[str, str] | None = None,
@@ -53,13 +53,13 @@ def quality_vs_blocks(
 
     Args:
         marks: Every policy at every number of blocks.
-        full: The full model.
+        full: The full model; None where there are several.
         words: ``title``, ``subtitle``, and the titles of the axes ``x`` and ``y``.
         constant: The best constant answer.
         colors: Colour of each policy; None = in the order of the marks.
     """
     rows = [[*_row(mark), POLICY] for mark in sorted(marks, key=lambda mark: mark.blocks)]
-    rows += [[*_row(full), FULL]] + ([[*_row(constant), CONSTANT]] if constant else [])
+    rows += [[*_row(mark), role] for mark, role in ((full, FULL), (constant, CONSTANT)) if mark]
     headers = ("policy", "blocks", "quality", "low", "high", "at_constant", "role")
     found = colors or deal_colors([mark.policy for mark in marks])
     return Chart("quality_vs_blocks", _BLOCKS, Table(headers, rows), words, found)
@@ -98,7 +98,7 @@ def _times(each: TimedMark) -> list[Any]:
     return [each.ms, *(each.ms_limits or (None, None)), each.on_frontier]
 
 
-_X = axis("x", "blocks", axis={"tickMinStep": 1, "format": "d", "grid": False}, scale={"zero": False, "padding": 14})
+_X = axis("x", "blocks", axis=COUNTS, scale={"zero": False, "nice": False, "padding": 14})
 _Y = axis("y", "quality", scale={"zero": False})
 _BAND = {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}
 _MS = axis("x", "ms", scale={"zero": False, "padding": 20})

@@ -26,6 +26,12 @@ CONFIG: dict[str, Any] = {
     "text": {"color": NEUTRAL, "fontSize": 11},
     "rule": {"color": NEUTRAL},
 }
+# an axis of whole numbers: between them, where the scale is short, stands nothing
+COUNTS: dict[str, Any] = {
+    "tickMinStep": 1,
+    "grid": False,
+    "labelExpr": "datum.value === floor(datum.value) ? format(datum.value, 'd') : ''",
+}
 # a click on the legend leaves one entry, with the shift key several; the others go pale
 PALE = 0.12
 

@@ -44,9 +44,18 @@ def report(result: Mapping[str, Any], written: Sequence[str] = ()) -> Report:
         curves=_curves(result),
         charts={"agreement_vs_blocks": _chart(result)},
         written=written,
+        masks=_masks(result),
         tables={"answers/masks": Table(HEADERS, rows)},
         scalars={"answers/num_samples": result["num_samples"]},
     )
+
+
+def _masks(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    masks: dict[str, list[str]] = {}
+    for each in result["masks"]:
+        for policy in each["policies"]:
+            masks.setdefault(f"{policy}, {each['num_active_blocks']}", []).append(each["mask_id"])
+    return masks
 
 
 def _curves(result: Mapping[str, Any]) -> Curves:

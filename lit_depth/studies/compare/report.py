@@ -22,10 +22,18 @@ from lit_depth.results.verdicts import (
     refusal,
     verdict_scalars,
 )
-from lit_depth.studies.compare.figures import comparison_charts, comparison_figures, limits, task_figure
+from lit_depth.studies.compare.figures import (
+    IMPORTANCE,
+    comparison_charts,
+    comparison_figures,
+    drawn_in_place,
+    limits,
+    task_figure,
+)
 from lit_depth.studies.compare.summary import summarize_policies
+from lit_depth.studies.compare.used_importance import used_importance_section
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
-from lit_depth.studies.shared.importance_scores import SCORES, tie_sentences
+from lit_depth.studies.shared.importance_scores import SCORES
 
 QUESTIONS = {
     "importance_beats_prefix": "Does importance beat prefix?",
@@ -46,14 +54,14 @@ _STEP = "num_active_blocks"
 def report(comparison: Comparison) -> Report:
     """The report of the content of ``m5_mask_strategy_comparison.json``."""
     figures, tasks = comparison_figures(comparison), comparison.get("tasks", [])
-    own = [name for name in figures if name not in map(task_figure, tasks)]
-    ties, scores = tie_sentences(comparison["importance"]), comparison["importance"]["scores"]
+    own = [name for name in figures if name not in [IMPORTANCE, *map(task_figure, tasks)]]
+    scores = comparison["importance"]["scores"]
     return Report(
         title=f"Depth-mask policies on {comparison['task']}",
         headline="\n\n".join([*_refusals(comparison), _headline(comparison)]),
         sections=[
             *_answers(comparison),
-            *([Section("Ties that the importance policy used", "\n".join(ties))] if ties else []),
+            *used_importance_section(comparison["importance"], IMPORTANCE),
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
             *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
@@ -66,8 +74,17 @@ def report(comparison: Comparison) -> Report:
         scalars=_scalars(comparison),
         curves=_curves(comparison),
         charts=comparison_charts(comparison),
+        drawn=drawn_in_place(comparison),
+        masks=_masks(comparison),
         metadata={key: comparison[key] for key in ("task", "metric", "num_samples")},
     )
+
+
+def _masks(comparison: Comparison) -> dict[str, list[str]]:
+    return {
+        f"{each['policy']}, {each['num_active_blocks']}": [mask["mask_id"] for mask in each["masks"]]
+        for each in comparison["strategies"]
+    }
 
 
 def _refusals(comparison: Comparison) -> list[str]:

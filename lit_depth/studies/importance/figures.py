@@ -75,6 +75,12 @@ def importance_charts(
     return charts
 
 
+def drawn_in_place(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The figure that shows the same as each chart."""
+    drawn = {f"importance/{task['task']}": task_figure(task, tasks) for task in tasks}
+    return drawn | {"importance/macro": MEAN, "importance/by_task": BY_TASK}
+
+
 def _bars_chart(measured: Mapping[str, Any], split: str, confidence: float) -> Chart:
     blocks = measured["blocks"]
     bars = [

@@ -23,6 +23,7 @@ from lit_depth.studies.importance.figures import (
     BY_TASK,
     MEAN,
     METHODS,
+    drawn_in_place,
     importance_charts,
     importance_figures,
     task_figure,
@@ -95,8 +96,19 @@ def report(result: dict[str, Any]) -> Report:
         scalars=scalars,
         curves=_curves(measured),
         charts=importance_charts(measured, result["split"], result["confidence"], tasks),
+        drawn=drawn_in_place(tasks),
+        masks=_masks(tasks[0]["blocks"], result.get("num_blocks")),
         metadata={"split": result["split"]},
     )
+
+
+def _masks(blocks: Sequence[Mapping[str, Any]], num_blocks: int | None) -> dict[str, list[str]]:
+    """Of each block, or half, the mask that skips it alone; files of earlier versions do not say how many there are."""
+    if num_blocks is None:
+        return {}
+    total = num_blocks if units_noun(blocks) == "block" else 2 * num_blocks
+    places = dict(zip((str(unit_name(each)) for each in blocks), unit_places(blocks)))
+    return {name: ["1" * place + "0" + "1" * (total - place - 1)] for name, place in places.items()}
 
 
 def _mean(result: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ def report(result: dict[str, Any]) -> Report:
         files={DETAILS: result},
         tables={"latency/configurations": _configurations(result)},
         charts=latency_charts(result),
+        drawn={"latency_per_request": figure},
         curves=_curves(result),
         scalars={"latency/num_requests": result["num_requests"], **lines},
         metadata={"device": result["device"]},

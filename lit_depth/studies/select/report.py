@@ -34,10 +34,19 @@ def report(result: Mapping[str, Any]) -> Report:
         curves=_curves(result),
         charts={"quality_vs_budget": selection_chart(result)} if result["frontier"] else {},
         figures=figures,
+        masks=_masks(result),
         tables={"select/candidates": Table(COLUMNS, [_candidate(entry) for entry in result["candidates"]])},
         scalars={**verdict_scalars([(result["task"], "", result)]), **_chosen(result)},
         metadata={"device": result["device"]},
     )
+
+
+def _masks(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    masks: dict[str, list[str]] = {}
+    for entry in result["candidates"]:
+        for policy in (*entry["policies"], "best mask of each depth", "chosen"):
+            masks.setdefault(f"{policy}, {entry['num_active_blocks']}", []).append(entry["mask_id"])
+    return masks
 
 
 def _rows(result: Mapping[str, Any]) -> list[list[Cell]]:

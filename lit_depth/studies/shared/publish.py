@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_depth.results.page import write_page
+from lit_depth.results.page import PAGE, write_parts
 from lit_depth.results.report import Report
 from lit_depth.results.store import save_figure, write_json
 from lit_depth.results.table import format_table
+from lit_depth.results.table_files import write_tables
 from lit_depth.results.terminal import tell
 from lit_depth.studies.shared.loggers import log_report
 from lit_depth.studies.shared.run_folder import Run
+from lit_depth.studies.shared.run_page import find_run_changes, keep_samples, run_part
 
 
 def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> None:
@@ -21,22 +23,32 @@ def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> N
     """
     folder = run.folder
     figures = draw(report, folder / "figures")
-    page = write_page(folder, report, figures, run.arguments)
+    tables = write_tables(report, folder / "tables")
+    for path in set((folder / "tables").glob("*.csv")).difference(tables):
+        path.unlink()
+    changes = find_run_changes(folder, run.arguments)
+    keep_samples(run, changes)
+    page = write_parts(folder / PAGE, report, [run_part(folder, report, figures, result, changes=changes)])
     for file, content in report.files.items():
         write_json(folder / file, content)
     for logger in run.trainer.loggers:
         log_report(logger, report, folder, name, result)
     write_json(folder / name, result)
     files = (name, *report.files, *report.written, *report.unlogged)
-    written = [*(folder / file for file in files), *figures.values(), page]
+    written = [*(folder / file for file in files), *figures.values(), *([folder / "tables"] if tables else []), page]
     tell("\n".join([as_text(report), "", "written:", *(f"  {path}" for path in written)]), result)
 
 
 def draw(report: Report, folder: Path) -> dict[str, Path]:
-    """Save the figures of a report; what an earlier run drew, and this one does not, is removed."""
+    """Save the figures of a report as PNG, SVG and PDF; what an earlier run drew, and this one does not, is removed.
+
+    Returns:
+        The PNG files by name.
+    """
     paths = {name: folder / f"{name}.png" for name in report.figures}
-    for path in set(folder.glob("*.png")).difference(paths.values()):
-        path.unlink()
+    for path in [*folder.glob("*.png"), *folder.glob("*.svg"), *folder.glob("*.pdf")]:
+        if path.stem not in paths:
+            path.unlink()
     for name, figure in report.figures.items():
         save_figure(figure(), paths[name])
     return paths

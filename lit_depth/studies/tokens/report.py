@@ -36,6 +36,7 @@ def report(result: Mapping[str, Any], written: Sequence[str]) -> Report:
         scalars={"tokens/num_prompts": len(result["prompts"])},
         curves=_curves(result),
         charts=token_charts(result),
+        drawn={"tokens/l2_distance": "tokens_by_block"},
         figures=figures,
         written=[name for name in written if not name.endswith(".json")],
         unlogged=[name for name in written if name.endswith(".json")],

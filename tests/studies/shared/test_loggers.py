@@ -33,7 +33,7 @@ COMPARE = [
     "--num_active_blocks",
     "2",
     "4",
-    "--latency_repeats",
+    "--num_requests",
     "2",
 ]
 OF_AN_OPTIMISER = {"learning_rate", "betas", "weight_decay", "warmup_steps", "router_loss"}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_depth.results import store
@@ -36,7 +37,9 @@ def report(**options: Any) -> Report:
 
 
 def tell(folder: Path, loggers: list[Any] = [], **options: Any) -> None:  # noqa: B006
-    run = SimpleNamespace(trainer=SimpleNamespace(loggers=loggers), folder=folder, arguments={"name": "me"})
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(loggers=loggers, strategy=strategy)
+    run = SimpleNamespace(trainer=trainer, folder=folder, arguments={"name": "me"})
     publish(run, report(**options), "result.json", {"a": 1})
 
 
@@ -49,6 +52,7 @@ def test_the_terminal_shows_what_is_printed_and_every_file(tmp_path, capsys):
         "result.json",
         "more.json",
         "figures/curve.png",
+        "tables",
         "report.html",
     }
     assert all(path.stat().st_size for path in named)
@@ -60,13 +64,16 @@ def test_the_result_is_written_last(tmp_path, monkeypatch):
     original = store.os.replace
     monkeypatch.setattr(store.os, "replace", lambda a, b: (written.append(Path(b).name), original(a, b)))
     tell(tmp_path)
-    assert written[-1] == "result.json" and set(written) == {"curve.png", "report.html", "more.json", "result.json"}
+    assert written[-1] == "result.json" and set(written) == {
+        *("curve.png", "curve.svg", "curve.pdf", "quality.csv"),
+        *("page.json", "report.html", "more.json", "result.json"),
+    }
 
 
 def test_a_figure_of_an_earlier_run_goes(tmp_path):
     tell(tmp_path, figures={"curve": figure, "latency": figure})
     tell(tmp_path)
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curve.png"]
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"curve.png", "curve.svg", "curve.pdf"}
 
 
 def test_nothing_is_left_of_a_figure_that_cannot_be_drawn(tmp_path):

@@ -1,0 +1,1 @@
+"""Results of many runs on one page; `lit_depth.tools.report` is the command."""

@@ -1,0 +1,93 @@
+"""Tests between models: on shared samples alone, against the statistics called directly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lit_depth.functional.statistics import holm, sign_flip_tests
+from lit_depth.results.changed_samples import find_changes
+from lit_depth.studies.overview.analysis import ALL_BLOCKS, RunScores, compare_models, read_scores
+from lit_depth.studies.overview.folders import Stored, read_folders
+from lit_depth.studies.overview.report import report
+from tests.helpers.result_folders import edit_json, write_comparison
+
+
+@pytest.fixture
+def runs(tmp_path: Path, comparison: dict[str, Any]) -> list[Stored]:
+    folders = [
+        write_comparison(tmp_path / name, comparison, name, ("shapes", "charts"), right)
+        for name, right in (("strong", 1.0), ("weak", 0.4))
+    ]
+    return read_folders(folders)[0]
+
+
+def scores(runs: list[Stored]) -> list[RunScores]:
+    return [read_scores(run, run.folder.name) for run in runs]
+
+
+def test_every_pair_is_tested_by_clusters_and_all_as_one_family(runs: list[Stored]) -> None:
+    pairs = compare_models(scores(runs), 0.95)
+    policies = {"prefix", "importance", "random"}
+    whats = [ALL_BLOCKS, *(f"{policy}, mean over 4 depths" for policy in ("prefix", "importance", "random"))]
+    assert [pair.what for pair in pairs] == 2 * whats and len(policies) == 3
+    strong, weak = ([each.frames["shapes"] for each in scores(runs)][place] for place in (0, 1))
+    full = "1" * 16
+    own = [frame[frame["mask"] == full].set_index("sample").sort_index() for frame in (strong, weak)]
+    expected = sign_flip_tests([own[0]["score"] - own[1]["score"]], list(own[0]["image"]))[0]
+    first = next(pair for pair in pairs if pair.task == "shapes" and pair.what == ALL_BLOCKS)
+    assert first.found.p_value == pytest.approx(expected) and (first.a, first.b) == ("strong", "weak")
+    assert first.quality_a - first.quality_b == pytest.approx(first.found.interval.estimate)
+    assert (first.num_samples, first.num_clusters, first.same_samples) == (48, 24, True)
+    adjusted = holm([pair.found.p_value for pair in pairs])
+    assert np.allclose(adjusted, [pair.found.p_holm for pair in pairs])
+
+
+def test_samples_of_one_side_alone_are_left_out(runs: list[Stored]) -> None:
+    first, second = scores(runs)
+    frame = first.frames["shapes"]
+    fewer = first._replace(frames={"shapes": frame[frame["sample"].isin(["s0", "s1", "s5", "s9"])]}, prints={})
+    found = compare_models([fewer, second], 0.95)[0]
+    assert (found.num_samples, found.num_clusters, found.same_samples) == (4, 3, False)
+    alone = first._replace(frames={"shapes": frame[frame["sample"] == "s0"]})
+    assert compare_models([alone, second], 0.95) == []
+
+
+def test_what_cannot_be_compared_is_not(runs: list[Stored]) -> None:
+    first, second = scores(runs)
+    assert compare_models([first, first._replace(label="again")], 0.95) == []  # one model
+    assert compare_models([first, second._replace(metrics={})], 0.95) == []  # another metric
+    texts = {task: frame.assign(weight=1.0) for task, frame in second.frames.items()}
+    assert compare_models([first, second._replace(frames=texts)], 0.95) == []
+    assert compare_models([], 0.95) == []
+
+
+def test_models_of_other_sizes_are_compared_in_full_alone(runs: list[Stored]) -> None:
+    first, second = scores(runs)
+    longer = {task: frame.assign(mask=frame["mask"] + "1") for task, frame in second.frames.items()}
+    pairs = compare_models([first, second._replace(frames=longer)], 0.95)
+    assert {pair.what for pair in pairs} == {ALL_BLOCKS} and len(pairs) == 2
+
+
+def test_the_report_says_first_what_differs(runs: list[Stored]) -> None:
+    pairs = compare_models(scores(runs), 0.95)
+    changes = [{name: find_changes(frame) for name, frame in each.frames.items()} for each in scores(runs)]
+    edit_json(runs[0].folder / "manifest.json", versions={"lit_depth": "0.0.9"})
+    told, _ = read_folders([run.folder for run in runs])
+    found = report(told, ["strong", "weak"], pairs, changes, 0.95, ["One is left out."])
+    assert "2 runs of 2 models (strong, weak) on 2 tasks" in found.headline and "One is left out." in found.headline
+    assert "strong scores higher than weak: strong less weak +" in found.headline
+    assert "lit_depth 0.0.9, 0.1.0" in found.headline
+    tests = next(section for section in found.sections if section.heading == "Models on the same samples")
+    assert tests.table is not None and len(tests.table.rows) == len(pairs)
+    assert set(found.charts) == {"models_shapes", "models_charts"}
+    assert set(found.charts["models_shapes"].colors) == {"strong: importance", "weak: importance"}
+
+
+def test_one_model_alone_is_compared_with_none(runs: list[Stored]) -> None:
+    found = report(runs, ["tiny", "tiny"], [], [{}, {}], 0.95)
+    assert found.headline.endswith("on 2 tasks (shapes, charts).") and not found.charts
+    assert "none are compared" in report(runs, ["a", "b"], [], [{}, {}], 0.95).headline
