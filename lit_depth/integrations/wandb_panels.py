@@ -86,16 +86,18 @@ def chart_panel(name: str, chart: LoggedChart, entity: str) -> wr.CustomChart:
 
 
 def curve_panels(note: RunNote) -> Iterator[wr.LinePlot]:
-    """One line chart for each name among the curves, with both ends of its band where it has one."""
-    left = list[Any](note.curves)
+    """A line chart for each curve that has a band, with both of its ends; one for each kind of the others."""
+    left, families = list(note.curves), dict[str, list[Any]]()
     for value, low, high in _BANDS:
-        for name in [key.removeprefix(f"{value}/") for key in note.curves if key.startswith(f"{value}/")]:
-            family = [f"{each}/{name}" for each in (value, low, high)]
-            shown: list[Any] = [key for key in family if key in left]
+        for key in [key for key in note.curves if key.partition("/")[0] == value]:
+            name = key.removeprefix(value)
+            shown = [each + name for each in (value, low, high) if each + name in left]
+            families[f"{value}{name.replace('/', ', ', 1)}"] = shown
             left = [key for key in left if key not in shown]
-            yield wr.LinePlot(title=f"{value}, {name}", x=note.step, y=shown, title_x=_words(note.step))
-    if left:
-        yield wr.LinePlot(title=_words(note.command), x=note.step, y=left, title_x=_words(note.step))
+    for key in left:
+        families.setdefault(key.rpartition("/")[0] or key, []).append(key)
+    for title, keys in families.items():
+        yield wr.LinePlot(title=_words(title), x=note.step, y=keys, title_x=_words(note.step))
 
 
 def build_workspace(

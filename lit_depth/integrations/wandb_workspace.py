@@ -31,20 +31,20 @@ class Published:
     Args:
         workspace: Address of the saved view.
         report: Address of the report.
-        waiting: Folders of offline runs that the server does not have yet.
+        waiting: How to bring each run there that is not.
     """
 
     workspace: str
     report: str
-    waiting: Sequence[Path] = ()
+    waiting: Sequence[str] = ()
 
     def lines(self) -> list[str]:
         """For the terminal, the command for what is missing included.
 
-        >>> Published("https://a/w", "https://a/r", [Path("out/wandb/offline-run-1")]).lines()[-1]
+        >>> Published("https://a/w", "https://a/r", ["wandb sync out/wandb/offline-run-1"]).lines()[-1]
         'not on the server yet, so its panels are empty: wandb sync out/wandb/offline-run-1'
         """
-        waiting = [f"not on the server yet, so its panels are empty: wandb sync {path}" for path in self.waiting]
+        waiting = [f"not on the server yet, so its panels are empty: {each}" for each in self.waiting]
         return [f"workspace: {self.workspace}", f"report: {self.report}", *waiting]
 
 
@@ -70,6 +70,7 @@ def publish_workspace(
     Raises:
         ValueError: If a folder was logged nowhere, nobody is logged in, or the server refuses.
     """
+    folders = list(dict.fromkeys(folders))
     notes = [read_note(folder) for folder in folders]
     with _readable():
         api = wandb.Api() if api is None else api
@@ -85,7 +86,8 @@ def publish_workspace(
             if not _on_server([run], "", f"{entity}/{project}", api):
                 log_full_model(group, entity, project)
         found = [_find(note, f"{entity}/{project}", api) for note in notes]
-        waiting = [_files(folder, note) for folder, note, run in zip(folders, notes, found) if run is None]
+        there = zip(folders, notes, found)
+        waiting = [_how_to_bring(folder, note, entity, project) for folder, note, run in there if run is None]
         notes = [note if run is None else replace(note, id=run) for note, run in zip(notes, found)]
         name = name or _name(notes)
         workspace = build_workspace(notes, entity, project, name, list(baselines))
@@ -189,14 +191,19 @@ def _on_server(ids: Sequence[str], fingerprint: str, path: str, api: Any) -> str
     return None
 
 
-def _files(folder: Path, note: RunNote) -> Path:
-    return folder / note.files
+def _how_to_bring(folder: Path, note: RunNote, entity: str, project: str) -> str:
+    """The command that syncs an offline run to the project; where an online one is instead."""
+    if not note.offline:
+        return f"{folder} was logged to {note.entity}/{note.project}; choose it by --entity and --project"
+    # a run goes to the project that it was logged to, unless told otherwise
+    other = f"--project {project} " if note.project != project else ""
+    return f"wandb sync --entity {entity} {other}{folder / note.files}"
 
 
 def _name(notes: Sequence[RunNote]) -> str:
-    models = dict.fromkeys(note.model for note in notes if note.model)
-    tasks = dict.fromkeys(note.task for note in notes if note.task)
-    return "lit-depth: " + "; ".join(filter(None, [", ".join(models), ", ".join(tasks)]))
+    models = ", ".join(dict.fromkeys(note.model for note in notes if note.model))
+    tasks = ", ".join(dict.fromkeys(note.task for note in notes if note.task))
+    return " on ".join(filter(None, [f"lit_depth {models}".strip(), tasks]))
 
 
 @contextmanager

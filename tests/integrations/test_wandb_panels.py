@@ -96,7 +96,9 @@ def test_another_specification_has_another_name() -> None:
 def test_a_curve_stands_with_both_ends_of_its_band() -> None:
     quality, rest = curve_panels(COMPARE)
     assert (quality.x, quality.y) == ("num_active_blocks", ["quality/a", "low/a", "high/a"])
-    assert rest.y == ["latency_ms/total/a"]
+    assert (rest.title, rest.y) == ("latency ms/total", ["latency_ms/total/a"])
+    unnamed = RunNote("s1", "p", curves=("budget_ms", "quality", "low", "high"), step="num_active_blocks")
+    assert [plot.y for plot in curve_panels(unnamed)] == [["quality", "low", "high"], ["budget_ms"]]
 
 
 def test_a_workspace_has_a_section_for_each_command_and_the_full_model_as_its_baseline() -> None:

@@ -69,17 +69,28 @@ def test_charts_workspace_and_report_are_given_to_the_server(
     assert (workspace["type"], report["type"]) == ("project-view", "runs")
     assert {view["entityName"] for view in api.views} == {"me"}
     assert {view["projectName"] for view in api.views} == {"lit-depth"}
-    assert workspace["displayName"] == report["displayName"] == "lit-depth: model; task"
+    assert workspace["displayName"] == report["displayName"] == "lit_depth model on task"
     # the second one was synced under another id, and the third one not at all
     (runs,) = workspace["spec"]["section"]["runSets"]
     assert runs["filters"]["filters"][0]["value"] == ["a1", "b9", "c1", baseline_id(NOTE)]
     assert chart["name"] in json.dumps(workspace["spec"]) and chart["name"] in json.dumps(report["spec"])
-    assert [path for path in found.waiting] == [tmp_path / "c" / NOTE.files]
-    assert found.lines()[-1].endswith(f"wandb sync {tmp_path / 'c' / NOTE.files}")
+    assert found.waiting == [f"wandb sync --entity me {tmp_path / 'c' / NOTE.files}"]
+    assert found.lines()[-1].endswith(found.waiting[0])
     assert found.workspace.startswith("https://here/me/lit-depth?nw=")
     assert found.report.startswith("https://here/me/lit-depth/reports/")
     ((notes, *place),) = logged  # one full model, whose curves are those of all three
     assert len(notes) == 3 and place == ["me", "lit-depth"]
+
+
+def test_a_run_of_another_project_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    fake_server(monkeypatch)
+    folders = [written(tmp_path / "a", NOTE)]
+    folders.append(written(tmp_path / "b", replace(NOTE, id="b1", offline=False, entity="us")))
+    offline, online = publish_workspace([*folders, *folders], project="other").waiting
+    assert offline == f"wandb sync --entity us --project other {folders[0] / NOTE.files}"
+    assert online == f"{folders[1]} was logged to us/lit-depth; choose it by --entity and --project"
 
 
 def test_a_full_model_that_is_there_is_not_logged_again(

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_depth.integrations.run_notes import NOTE
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--wandb``, ``--entity``, ``--project`` and ``--workspace``."""
@@ -18,21 +20,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workspace", metavar="NAME", help="name of workspace and report (default: models and tasks)")
 
 
+def check_arguments(given: argparse.Namespace) -> None:
+    """Refuse options that have no sense alone, before anything is done.
+
+    Raises:
+        ValueError: Naming the first one.
+    """
+    alone = [name for name in ("entity", "project", "workspace") if getattr(given, name) is not None]
+    if alone and not given.wandb:
+        raise ValueError(f"--{alone[0]} belongs to --wandb: give both")
+
+
 def publish(folders: Sequence[Path], given: argparse.Namespace) -> list[str]:
     """Do what the options ask for; lines for the terminal, none without ``--wandb``.
 
+    Folders that were logged nowhere are named and left out.
+
     Raises:
-        ValueError: If an option has no sense alone, the package is missing, or the dashboard cannot be made.
+        ValueError: If none was logged, the package is missing, or the dashboard cannot be made.
     """
     if not given.wandb:
-        alone = [name for name in ("entity", "project", "workspace") if getattr(given, name) is not None]
-        if alone:
-            raise ValueError(f"--{alone[0]} belongs to --wandb: give both")
         return []
+    logged = [folder for folder in folders if (folder / NOTE).is_file()]
     try:
         from lit_depth.integrations import wandb_workspace
     except ModuleNotFoundError as error:
         raise ValueError(
             f"--wandb: expected the package {error.name}; pip install 'lit_depth[wandb-workspaces]'"
         ) from error
-    return wandb_workspace.publish_workspace(folders, given.entity, given.project, given.workspace).lines()
+    # of folders none of which was logged, the first one says what to do
+    published = wandb_workspace.publish_workspace(logged or folders[:1], given.entity, given.project, given.workspace)
+    left_out = [f"not logged, so left out: {folder}" for folder in folders if folder not in logged]
+    return [*published.lines(), *left_out]
