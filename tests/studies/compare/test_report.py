@@ -154,7 +154,9 @@ def test_a_refusal_comes_first_and_each_task_has_its_part(comparison: dict[str, 
     figures = draw(told, tmp_path / "figures")
     assert set(figures) == {name for section in told.sections for name in section.figures}
     page = write_page(tmp_path, told, figures, {"keep": []}).read_text()
-    assert page.count("<figure>") == 5 and page.index("No verdict on second") < page.index("Does importance beat prefix?")
+    assert page.count("<figure>") == 5 and page.index("No verdict on second") < page.index(
+        "Does importance beat prefix?"
+    )
 
 
 def test_what_was_withheld_or_not_asked_is_said_so(comparison: dict[str, Any]) -> None:
