@@ -82,12 +82,12 @@ def thumbnail(image: Image.Image) -> str:
     return _PREFIX + base64.b64encode(data.getvalue()).decode()
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most: int = _MOST_CHARACTERS) -> str:
     """
-    >>> len(shortened("x" * 1000)), shortened("a cat")
-    (600, 'a cat')
+    >>> len(shortened("x" * 1000)), shortened("a cat"), shortened("three cats", 8)
+    (600, 'a cat', 'three...')
     """
-    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def write_kept(folder: Path, kept: Kept) -> None:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from lit_depth.results.changed_samples import Change, MaskChanges
+from lit_depth.results.changed_samples import Change, MaskChanges, find_changes
 from lit_depth.results.charts import Mark, quality_vs_blocks
 from lit_depth.results.page import RunPart, write_page, write_parts
 from lit_depth.results.report import Report, Section, Table
@@ -134,6 +135,21 @@ def test_a_page_of_several_runs_has_them_all_and_links_to_their_own_pages(tmp_pa
     assert page.text.index("One is better.") < page.text.index("Models") < page.text.index("compare/b: t")
     found = json.loads(page.scripts[0])
     assert [chart["run"] for chart in found["charts"]] == [0, 1] and len(found["runs"]) == 2
+
+
+def test_hundreds_of_masks_with_long_answers_stay_below_the_stated_size(tmp_path: Path) -> None:
+    masks = [format(number, "09b") for number in range(511, 0, -1)]
+    rows = [
+        {"mask": mask, "sample": f"s{n}", "score": float(mask == "1" * 9), "prediction": f"{mask} {n} " + "x" * 900}
+        for mask in masks
+        for n in range(60)
+    ]
+    changes = find_changes(pd.DataFrame(rows))
+    shown = ShownSample("q" * 600, ["r" * 600] * 3, ["i"])
+    kept = Kept(tasks={"shapes": ShownSamples({f"s{n}": shown for n in range(60)}, {"i": URL})})
+    report = Report("t", "h", [], "test")
+    part = RunPart(report, {}, {}, changes={"shapes": changes}, splits={"shapes": "validation"}, kept=kept)
+    assert 1_000_000 < write_parts(tmp_path / "page.html", report, [part]).stat().st_size < 5_000_000
 
 
 def charted() -> RunPart:

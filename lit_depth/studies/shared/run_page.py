@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def find_run_changes(folder: Path, arguments: Mapping[str, Any], most: int = MOS
 
 
 def keep_samples(run: Run, changes: Changes) -> None:
-    """Keep what the page shows of samples, and when and where the run ended.
+    """Keep what the page shows of samples, and when and where the run first ended.
 
     Raises:
         ValueError: If the file cannot be written.
@@ -88,9 +89,16 @@ def keep_samples(run: Run, changes: Changes) -> None:
         wanted = {change.sample for mask in masks for change in mask.shown}
         tasks[each.datamodule.task.name] = show_samples(_find(each, split, wanted)) if wanted else ShownSamples({}, {})
     device = run.trainer.strategy.root_device
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    finished = _first_end(run.folder) or datetime.now(UTC).isoformat(timespec="seconds")
     named = clock_settings(device)["device"]
     write_kept(run.folder, Kept(finished, named if named == str(device) else f"{device}: {named}", tasks))
+
+
+def _first_end(folder: Path) -> str | None:
+    """When the run ended before: the same command again measures nothing, and says the same."""
+    with suppress(ValueError):  # a damaged file is about to be written anew
+        return read_kept(folder).finished
+    return None
 
 
 def _find(run: Run, split: str, wanted: set[str]) -> Iterator[Sample]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from lit_depth.results.charts import Mark, quality_vs_blocks, vega_lite
 from lit_depth.results.charts.quality_charts import SHAPES, deal_colors
 from lit_depth.results.style import COLORS, MARKERS
-from tests.helpers.charts import CHARTS
+from tests.helpers.charts import CHARTS, FULL, WORDS
 
 
 def test_rows_are_marks_with_their_bands_by_blocks_then_the_lines_across() -> None:
@@ -29,3 +34,21 @@ def test_a_policy_has_one_colour_and_one_shape_everywhere() -> None:
     }
     assert len(SHAPES) == len(MARKERS) == len(COLORS) and len(set(SHAPES)) == len(SHAPES)
     assert list(deal_colors([str(n) for n in range(8)]).values())[7] == COLORS[0]
+
+
+def test_numbers_of_blocks_along_the_axis_are_whole_and_told_once() -> None:
+    renderer = pytest.importorskip("vl_convert")
+    marks = [Mark("prefix", blocks, 0.5) for blocks in (14, 15)]
+    scene = renderer.vegalite_to_scenegraph(vega_lite(quality_vs_blocks(marks, FULL, WORDS)) | {"width": 400})
+    assert [text for text in axis_labels(scene) if text and "." not in text] == ["14", "15"]
+
+
+def axis_labels(node: Any) -> list[str]:
+    """Texts of the labels of all axes, in a scene graph."""
+    if isinstance(node, list):
+        return [text for each in node for text in axis_labels(each)]
+    if not isinstance(node, dict):
+        return []
+    if node.get("role") == "axis-label":
+        return [item.get("text", "") for item in node["items"]]
+    return [text for value in node.values() for text in axis_labels(value)]

@@ -55,6 +55,15 @@ def test_samples_that_some_mask_changes_are_kept_and_no_others(tmp_path: Path, c
     assert kept.device is not None and kept.device.startswith("cpu") and (kept.finished or "").endswith("+00:00")
 
 
+def test_the_same_command_again_ended_when_it_first_did(tmp_path: Path, comparison: dict[str, Any]) -> None:
+    folder = write_comparison(tmp_path, comparison)
+    keep_samples(run_of(folder, "a cat"), {})
+    assert read_kept(folder).finished == "2026-01-01T00:00:00+00:00"
+    (folder / "page.json").write_text("{")
+    keep_samples(run_of(folder, "a cat"), {})
+    assert (read_kept(folder).finished or "") > "2026-01-01T00:00:00+00:00"
+
+
 def test_facts_are_those_of_the_manifest_and_nothing_is_made_up(tmp_path: Path, comparison: dict[str, Any]) -> None:
     folder = write_comparison(tmp_path / "compare" / "a", comparison, "tiny", ("shapes", "charts"))
     stored = read_stored(folder)
