@@ -74,7 +74,7 @@ def _describe_mean(healing: Mapping[str, Any]) -> str:
 
 
 def _describe_best(level: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    before, after = (ablation_label(level[key], result["units"]) for key in ("best_before", "best_after"))
+    before, after = (f"'{ablation_label(level[key], result['units'])}'" for key in ("best_before", "best_after"))
     size, tied = level["num_removed"], level["tied_after"]
     blocks = f"{size} block{'s' if size > 1 else ''}"
     ties = f" ({len(tied) - 1} of the {level['num_masks']} are tied with it)" if len(tied) > 1 else ""

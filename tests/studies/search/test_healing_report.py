@@ -46,12 +46,15 @@ def result() -> dict[str, Any]:
 def test_what_changes_is_said_with_its_ties(result):
     text = describe_change(result)
     assert "correlates +0.40 (Spearman, 1 removed) with the order before" in text and "[-0.300, +0.900]" in text
-    assert "Of 2 blocks, -0 -2 comes first among the patched masks (1 of the 2 are tied with it) instead of" in text
+    assert (
+        "Of 2 blocks, 'without 0, 2' comes first among the patched masks (1 of the 2 are tied with it) instead of"
+        in text
+    )
     assert text.endswith("+0.020 [-0.010, +0.050], p 0.040.")
     result["healing"]["levels"][1]["tied_after"] = [(0, 2)]
-    assert "Of 2 blocks, -0 -2 is the best patched mask instead of -0 -1;" in describe_change(result)
+    assert "Of 2 blocks, 'without 0, 2' is the best patched mask instead of 'without 0, 1';" in describe_change(result)
     result["healing"]["levels"].pop()
-    assert describe_change(result).endswith("The best mask of 1 block stays -0.")
+    assert describe_change(result).endswith("The best mask of 1 block stays 'without 0'.")
     result["healing"]["mean"] = None
     result["healing"]["levels"][0]["reason"] = "fewer than 4 masks"
     assert describe_change(result).startswith("After patching: no rank correlation with the order before (fewer than 4")
@@ -61,11 +64,14 @@ def test_the_tables_hold_every_size_and_mask(result):
     sizes, masks = sections(result)
     assert "on 20 calibration questions" in sizes.text and "18 others of 9 images" in sizes.text
     assert "Block 0 was kept" in sizes.text and "2 removed: fewer than 4 masks" in sizes.text
-    assert sizes.table and sizes.table.rows[0][:6] == [1, 4, "+0.40", "[-0.300, +0.900]", "-0", "-0"]
-    assert sizes.table.rows[1] == [2, 2, None, None, "-0 -1", "-0 -2 (1 tied)", "+0.020", "[-0.010, +0.050]", "0.040"]
+    assert sizes.table and sizes.table.rows[0][:6] == [1, 4, "+0.40", "[-0.300, +0.900]", "without 0", "without 0"]
+    assert sizes.table.rows[1] == [
+        *(2, 2, None, None, "without 0, 1", "without 0, 2 (1 tied)"),
+        *("+0.020", "[-0.010, +0.050]", "0.040"),
+    ]
     assert masks.table and masks.table.rows[3][:7] == [
         2,
-        "-0 -2",
+        "without 0, 2",
         0.4,
         "[0.300, 0.450]",
         0.75,
