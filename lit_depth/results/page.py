@@ -53,6 +53,8 @@ ASSUMPTIONS = (
 _TEMPLATE, _LOOK, _SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("html", "css", "js"))
 _LARGEST_SVG = 400_000  # bytes; a figure of more points is shown as PNG
 _LONGEST_ARGUMENTS = 100_000
+# charts whose marks stand for masks
+_CLICKED = ("quality_vs_blocks", "quality_vs_latency", "importance_bars", "task_heat_map", "search_tree")
 _ANSWER = 200  # characters of an answer
 _LONG = 40  # characters of a cell that stay on one line
 
@@ -158,16 +160,20 @@ def _facts(parts: Sequence[RunPart]) -> dict[str, Any]:
 
 def _run(part: RunPart, index: int, charts: list[dict[str, Any]]) -> dict[str, Any]:
     report = part.report
+    sections = [
+        *(_section(section, report, part.figures, charts, index) for section in report.sections),
+        *_loose(report, charts, index),
+    ]
+    if not _known_masks(part):
+        for figure in (figure for section in sections for figure in section["figures"]):
+            figure["clicks"] = False
     arguments = json.dumps(part.arguments, indent=2, default=str)
     too_long = len(arguments) > _LONGEST_ARGUMENTS
     return {
         "index": index,
         "heading": f"{part.facts.get('run', report.title)}: {report.title}" if part.facts else report.title,
         "headline": report.headline,
-        "sections": [
-            *(_section(section, report, part.figures, charts, index) for section in report.sections),
-            *_loose(report, charts, index),
-        ],
+        "sections": sections,
         "strips": [_strips(part, task, changes) for task, changes in part.changes.items() if changes],
         "arguments": f"{arguments[:_LONGEST_ARGUMENTS]}\n... (manifest.json has all)" if too_long else arguments,
     }
@@ -189,11 +195,8 @@ def _section(
     charted = {figure: chart for chart, figure in report.drawn.items() if chart in report.charts}
     figures = []
     for name in section.figures:
-        chart = report.charts.get(charted.get(name, name))
-        figures.append(
-            _figure(name, None if chart is None else chart, report, charts, index)
-            | {"url": _image(files[name]), "file": f"{name}.png, .svg, .pdf"}
-        )
+        shown = _figure(name, report.charts.get(charted.get(name, name)), charts, index)
+        figures.append(shown | {"url": _image(files[name]), "file": f"{name}.png, .svg, .pdf"})
     return {"heading": section.heading, "text": section.text, "table": section.table, "figures": figures}
 
 
@@ -201,13 +204,11 @@ def _loose(report: Report, charts: list[dict[str, Any]], index: int | None) -> l
     """Charts that stand for no figure of a section."""
     shown = {name for section in report.sections for name in section.figures}
     loose = [name for name in report.charts if report.drawn.get(name, name) not in shown]
-    figures = [_figure(name, report.charts[name], report, charts, index) for name in loose]
+    figures = [_figure(name, report.charts[name], charts, index) for name in loose]
     return [{"heading": "Charts", "text": "", "table": None, "figures": figures}] if figures else []
 
 
-def _figure(
-    name: str, chart: Chart | None, report: Report, charts: list[dict[str, Any]], index: int | None
-) -> dict[str, Any]:
+def _figure(name: str, chart: Chart | None, charts: list[dict[str, Any]], index: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {"name": name, "url": None, "file": "", "chart": None, "clicks": False}
     if chart is None:
         return found
@@ -216,7 +217,12 @@ def _figure(
     # words above the chart break their lines by themselves
     charts.append({"spec": {key: spec[key] for key in spec if key not in ("title", "$schema")}, "run": index})
     number = len(charts) - 1
-    return found | {"chart": number, "title": title, "subtitle": subtitle, "clicks": bool(report.masks)}
+    return found | {
+        "chart": number,
+        "title": title,
+        "subtitle": subtitle,
+        "clicks": index is not None and chart.kind in _CLICKED,
+    }
 
 
 def _payload(part: RunPart) -> dict[str, Any]:
@@ -235,9 +241,14 @@ def _payload(part: RunPart) -> dict[str, Any]:
                 "images": {key: url for key, url in kept.images.items() if key in used} if kept else {},
             }
         )
-    known = {mask for changes in part.changes.values() for mask in (each.mask for each in changes)}
+    return {"masks": _known_masks(part), "tasks": tasks}
+
+
+def _known_masks(part: RunPart) -> dict[str, list[str]]:
+    """Masks by name, as far as it is known what they change."""
+    known = {each.mask for changes in part.changes.values() for each in changes}
     masks = {name: [mask for mask in masks if mask in known] for name, masks in part.report.masks.items()}
-    return {"masks": {name: found for name, found in masks.items() if found}, "tasks": tasks}
+    return {name: found for name, found in masks.items() if found}
 
 
 def _changes(each: MaskChanges) -> dict[str, Any]:

@@ -90,7 +90,7 @@ _SPEC: dict[str, Any] = frame(
         },
         {
             "transform": [role_is(_NODE), {"filter": "datum['label'] !== null"}],
-            "mark": {"type": "text", "align": "left", "dx": 9},
+            "mark": {"type": "text", "align": "left", "dx": 6, "dy": -8},
             "encoding": {"x": _X, "y": _Y, "text": {"field": "label"}},
         },
     ],
