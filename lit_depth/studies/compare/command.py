@@ -103,6 +103,7 @@ def compare(
         latency, timed = measure_times(run, plan, arguments, clock)
         chosen = {each.count: each.mask.nonzero().flatten().tolist() for each in plan if each.policy == "importance"}
         shared = {
+            **run.model_entry,
             "num_blocks": model.num_blocks,
             "latency_device": str(trainer.strategy.root_device),
             **timed,

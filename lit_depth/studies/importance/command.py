@@ -80,6 +80,7 @@ def importance(
             return {}
         result = {
             "command": "importance",
+            **run.model_entry,
             "num_blocks": model.num_blocks,
             "split": split,
             "confidence": confidence,
