@@ -163,6 +163,8 @@ class MaskSweep(Callback):
                 if (mask, sample.id) in self._done:
                     continue
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id}
+                if (kind := sample.meta.get("question_type")) is not None:
+                    record["question_type"] = str(kind)
                 record |= self._rate_text(sample, text) if likelihood is None else self._judge(sample, likelihood)
                 # a float32 has no more digits, and kernels may differ in the last one
                 record["reference_logprob"] = round(logprob, 6) if is_scored else None

@@ -34,6 +34,7 @@ from lit_depth.studies.compare.summary import summarize_policies
 from lit_depth.studies.compare.used_importance import used_importance_section
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
 from lit_depth.studies.shared.importance_scores import SCORES
+from lit_depth.studies.shared.question_types import question_type_sections
 
 QUESTIONS = {
     "importance_beats_prefix": "Does importance beat prefix?",
@@ -65,6 +66,7 @@ def report(comparison: Comparison) -> Report:
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
             *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
+            *(part for each in (tasks or [comparison]) for part in _by_type(each, bool(tasks))),
             *(part for each in (comparison, *tasks) for part in readings_sections(each, comparison)),
         ],
         kind="comparison",
@@ -140,6 +142,15 @@ def _quality_cell(strategy: Strategy, comparison: Comparison) -> str:
     low, high = strategy["quality_ci"]
     sign = mark_strategy(strategy, comparison.get("baseline"))
     return f"{strategy['quality']:.3f} [{low:.2f}, {high:.2f}]{sign}"
+
+
+def _by_type(comparison: Comparison, several: bool) -> list[Section]:
+    """Quality by type of question at the policies' middle count; all counts stand in the result."""
+    counts = sorted({each["num_active_blocks"] for each in comparison["strategies"]})
+    middle = counts[len(counts) // 2]
+    here = [each["policy"] for each in comparison["strategies"] if each["num_active_blocks"] == middle]
+    shown = {f"{policy}_{middle}": f"{policy}, {middle} blocks" for policy in dict.fromkeys(here)}
+    return question_type_sections(comparison, shown, several)
 
 
 def _perplexities(comparison: Comparison) -> list[Section]:

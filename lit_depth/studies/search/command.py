@@ -142,6 +142,7 @@ def search(
             return {}
         result: dict[str, Any] = {
             "command": "search",
+            **run.model_entry,
             **describe_task(measured),
             **describe_readings(measured, confidence),
             "num_blocks": model.num_blocks,

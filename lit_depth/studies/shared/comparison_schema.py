@@ -186,6 +186,7 @@ class Comparison(TypedDict):
     comparisons: list[PairwiseComparison]
     answers: Answers
     baseline: NotRequired[Baseline | None]
+    model: NotRequired[dict[str, str | None]]
     latency_requests: NotRequired[int | None]
     # device, threads, batch_size and new_tokens; and of each timed mask and stage an interval of the median
     latency_settings: NotRequired[dict[str, Any]]

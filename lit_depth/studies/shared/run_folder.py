@@ -50,6 +50,11 @@ class Run:
     max_bad_samples: float
     effort: Effort = field(default_factory=Effort)
 
+    @property
+    def model_entry(self) -> dict[str, Any]:
+        """The result's ``model`` entry: where the checkpoint is, and which revision was asked for, if any."""
+        return {"model": {name: self.model.hparams[name] for name in ("checkpoint", "revision")}}
+
     def for_each_task(self) -> list[Self]:
         """The same run on each of its tasks alone."""
         return [replace(self, datamodule=each) for each in self.datamodule.for_each_task()]
