@@ -7,7 +7,7 @@
   of other programs are not run: of `make` and `pip install` the targets and extras have to exist, and a program
   that `OTHERS` does not know is a mistake.
 - `yaml`: only parsed, as the configuration of the command that its first line names.
-- `text`, `json` and `bibtex` are output or examples of files, and are not looked at.
+- `text` is output: on the pages of `WALKED` it has to be what was printed, elsewhere it is not looked at, like `json`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.helpers.markdown import ROOT, Block, anchors, blocks, links, pages, s
 
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
 WALKED = {"docs/your-data.md", "docs/your-model.md", "docs/extending.md"}
-UNREAD = {"text", "json", "bibtex", ""}
+UNREAD = {"text", "json", ""}
 # programs that pages name and tests do not start
 OTHERS = {"make", "pip", "python", "export", "cd", "lm_eval", "inspect", "lit-depth", "torchrun", "srun", "sbatch"}
 
@@ -113,9 +113,14 @@ def test_python_of_a_page_runs(page: str, workplace: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(WALKED))
-def test_a_walk_succeeds_from_an_empty_folder(page: str, workplace: Path) -> None:
+def test_a_walk_succeeds_from_an_empty_folder(page: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the page shows of an output (`text`, left out where three dots stand) is what was printed before."""
     names: dict[str, Any] = {"__name__": page}
+    printed = ""
     for block in blocks(PAGES[page].read_text(encoding="utf-8")):
+        printed += " ".join(capsys.readouterr().out.split())
+        for shown in block.text.split("...") if block.language == "text" else ():
+            assert " ".join(shown.split()) in printed, f"{page}:{block.line}"
         if block.language == "python":
             run_python(block, page, names)
         elif block.language == "bash":
