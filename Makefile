@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 BENCHMARKS := $(filter-out benchmarks/gpu_% benchmarks/environment.py benchmarks/real.py benchmarks/easy_vqa_sweep.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test real parity lint house bench clean
+.PHONY: help venv demo test real parity lint house docs bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -65,6 +65,9 @@ lint: venv ## lint, check the formatting, check the types
 house: venv ## print what is unusually large or doubly named
 	$(BIN)/python -m tests.helpers.house
 
+docs: venv ## build the documentation into build/docs; index.html opens without a server
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 bench: venv ## run the benchmarks that need no GPU and no real weights; results in benchmarks/results
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
@@ -87,7 +90,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	    $(PYTHON) -m venv --clear $(VENV); \
 	fi
 	@echo "installing into $(VENV), a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,lm-eval]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,lm-eval]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --upgrade \
 	    --target $(VENV)/vision torchvision num2words
 	@touch $@

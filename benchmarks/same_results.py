@@ -24,7 +24,7 @@ import pandas as pd
 HERE = Path(__file__).resolve().parents[1]
 SAMPLES = ["--data.num_samples", "48", "--data.calibration_samples", "40", "--data.batch_size", "16"]
 COMMANDS = {
-    "compare": ["--latency_repeats", "1", "--num_active_blocks", "4", "8", "12"],
+    "compare": ["--num_requests", "1", "--num_active_blocks", "4", "8", "12"],
     "importance": ["--methods", "all"],
     "consistency": [],
     "search": ["--max_blocks_to_remove", "2", "--beam_width", "2"],

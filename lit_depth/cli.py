@@ -1,10 +1,12 @@
 """The command line: LightningCLI over `DepthTrainer`, with errors a user can read."""
 
+import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -15,13 +17,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm.auto import tqdm
 
 from lit_depth import commands, interrupts
+from lit_depth.callbacks import LoopAnswers
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
-from lit_depth.options import join_lists, list_options, new_parser, one_line, set_flags, underscored
+from lit_depth.option_names import current_name
+from lit_depth.options import RUN_FOLDER, join_lists, list_options, new_parser, one_line, set_flags, underscored
 from lit_depth.results.store import check_name
-from lit_depth.results.terminal import FLAGS, printing
+from lit_depth.results.terminal import FLAGS, printing, tell
 from lit_depth.studies.export.certificate import NotCertifiedError
 from lit_depth.studies.shared.processes import lost_connection
+from lit_depth.studies.shared.run_folder import AGREEMENT
+from lit_depth.studies.shared.scores import Scores
 from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = interrupts.USER_ERROR
@@ -77,6 +83,7 @@ class DepthCLI(LightningCLI):
             check_name(options["name"])
         if options.get("plan"):
             options["model"]["meta"] = True  # a plan is made before anything is loaded
+        _place_loggers(options, self.config["subcommand"])
         accelerator = options["trainer"]["accelerator"]
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         found["gpu"] = any(found.values())
@@ -85,6 +92,29 @@ class DepthCLI(LightningCLI):
                 f"--trainer.accelerator {accelerator}: expected such a device, none was found on this machine: "
                 "leave it out, or give cpu"
             )
+
+    def before_predict(self) -> None:
+        """Keep the answers, and score them where there are right ones."""
+        folder = Path(self.trainer.default_root_dir) / "results" / str(self.subcommand)
+        self.answers = LoopAnswers(folder, self.model.num_units, self.datamodule.task.metric)
+        self.trainer.callbacks.append(self.answers)  # type: ignore[attr-defined]  # Lightning names it nowhere
+
+    def after_predict(self) -> None:
+        """Tell the mean score with its interval, and where the answers are."""
+        if not self.trainer.is_global_zero:
+            return
+        assert self.answers.records is not None  # the loop is over
+        told = {
+            "metric": self.datamodule.task.metric,
+            "num_samples": len(self.answers.records),
+            "num_bad_samples": len(self.answers.bad_samples),
+            "answers": str(self.answers.path),
+            **mean_score(self.answers.records, self.datamodule.task.metric, self.answers.metric.max_score),
+        }
+        tell(describe_answers(told), told)
+
+    before_validate = before_test = before_predict
+    after_validate = after_test = after_predict
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The base's; whatever Lightning raises is about the options that it was given."""
@@ -95,6 +125,46 @@ class DepthCLI(LightningCLI):
         launched = lambda: getattr(trainer.strategy.launcher, "procs", ())  # noqa: E731
         interrupts.end_with_us(launched, resumable=self.subcommand in commands.studies())
         return trainer
+
+
+def _place_loggers(options: Any, command: str) -> None:
+    """Let loggers that were given no folder write into that of the run, or where Lightning does if there is none."""
+    trainer = options["trainer"]
+    folder = trainer["default_root_dir"] or "."
+    if command in commands.studies():
+        # export's is called as the folder that it exports to
+        name = options["name"] or Path(options["out"] or "default").resolve().name
+        folder = str(Path(options["output_dir"]) / command / name)
+    loggers = trainer["logger"]
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments and arguments.get("save_dir") == RUN_FOLDER:
+            arguments["save_dir"] = folder
+
+
+def mean_score(records: Any, metric: str, most: float) -> dict[str, Any]:
+    """Mean score of one mask's records with its 95% interval; nothing where no answer was scored, or of one image."""
+    if metric == AGREEMENT or records["score"].isna().any() or records["image"].nunique() < 2:
+        return {}
+    scores = Scores.from_records(records, most)
+    (found,) = scores.mean_intervals(scores.quality, 0.95)
+    return {"score": found.estimate, "score_ci": [found.low, found.high]}
+
+
+def describe_answers(told: Mapping[str, Any]) -> str:
+    """What `DepthCLI` says of the answers of Lightning's own loops.
+
+    >>> print(describe_answers({"metric": "anls", "num_samples": 8, "num_bad_samples": 0, "answers": "a.jsonl"}))
+    anls: 8 samples (0 bad), not scored.
+    written:
+      a.jsonl
+    """
+    score = "not scored"
+    if "score" in told:
+        low, high = told["score_ci"]
+        score = f"mean {told['score']:.3f} [{low:.3f}, {high:.3f}] (95% interval by image)"
+    head = f"{told['metric']}: {told['num_samples']} samples ({told['num_bad_samples']} bad), {score}."
+    return f"{head}\nwritten:\n  {told['answers']}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,6 +208,8 @@ def _run(arguments: list[str]) -> None:
 
 def _measure(command: str | None, arguments: list[str]) -> None:
     functions = {"": getattr(DepthTrainer, command)} if command in commands.studies() else {}
+    own = [name for function in functions.values() for name in inspect.signature(function).parameters]
+    arguments = [current_name(argument, command or "", own) for argument in arguments]
     DepthCLI(
         DepthModule,
         DepthDataModule,

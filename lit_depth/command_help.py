@@ -14,6 +14,7 @@ from typing import NamedTuple
 from docstring_parser import parse
 
 from lit_depth.commands import studies
+from lit_depth.option_names import SHORT
 
 _HERE = Path(__file__).parent
 _GIVEN = ("self", "trainer", "model", "datamodule")
@@ -69,7 +70,7 @@ def short_help(command: str) -> str:
         text = f"{option.text} [{option.default}]"
         lines += _entry(f"--{option.name} {option.kind}", text, width)
     lines += ["", "options of every command, the most used:"]
-    for name, text in {**_FLAGS, **dict(_common()), **_LIGHTNINGS}.items():
+    for name, text in {**_FLAGS, **dict(_common(command)), **_LIGHTNINGS}.items():
         lines += _entry(name, text, width)
     return "\n".join([*lines, "", f"lit-depth {command} --help-all lists every option, Lightning's too."])
 
@@ -92,13 +93,15 @@ def group_options(group: str) -> list[Option]:
     return _options(_HERE / file, _named(of_class, "__init__"), ast.get_docstring(of_class))
 
 
-def _common() -> Iterator[tuple[str, str]]:
+def _common(command: str) -> Iterator[tuple[str, str]]:
+    own = {option.name for option in own_options(command)}
     for group, (_, _, shown) in _GROUPS.items():
         options = {option.name: option for option in group_options(group)}
         for name in shown:
             option = options[name]
             first = re.sub(r",? \(?see `[\w.]+`\)?", "", option.text).partition(". ")[0].rstrip(".")
-            yield f"--{group}.{name} {option.kind}", f"{first}. [{option.default}]"
+            shortest = name if group == "data" and name in SHORT and name not in own else f"{group}.{name}"
+            yield f"--{shortest} {option.kind}", f"{first}. [{option.default}]"
 
 
 def _options(path: Path, function: ast.FunctionDef, docstring: str | None = None) -> list[Option]:

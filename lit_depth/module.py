@@ -24,7 +24,7 @@ from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model, outline_model
 from lit_depth.models.prompting import prompter_for
-from lit_depth.models.quantization import Quantization, is_quantized
+from lit_depth.models.quantization import Quantization, check_places, is_quantized
 from lit_depth.models.router_loss import has_experts, router_loss
 from lit_depth.models.serving import check_serves
 
@@ -119,9 +119,15 @@ class DepthModule(LightningModule):
         check_least(0, **rates, warmup_steps=warmup_steps)
         for beta in betas:
             check_range(0, 1, betas=beta)
+        if from_scratch and (dtype, quantization, device_map) != ("auto", "none", None):
+            raise ValueError(
+                "--model.from_scratch true makes new weights and loads none: leave out --model.dtype, "
+                "--model.quantization and --model.device_map"
+            )
         names = ("revision", "attn_implementation", "trust_remote_code")
         source = {name: self.hparams[name] for name in names}
         if meta:
+            check_places(device_map)  # of the machine that is planned for
             self.model, self.processor = outline_model(
                 checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
             )
@@ -351,17 +357,24 @@ class DepthModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int = 0) -> Tensor:
         """Cross entropy on answer and end tokens, plus the experts' load-balancing loss of each block that ran."""
+        loss, parts = self.training_loss(batch)
+        for name, value in parts.items():
+            self.log(name, value, prog_bar=name == "train/answer_loss")
+        return loss
+
+    def training_loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `training_step` returns, and its parts by the names that they are logged by."""
         mixture = self.hparams["router_loss"] > 0 and has_experts(self.model)
         outputs = self.model(
             **model_inputs(batch), labels=batch["labels"], use_cache=False, output_router_logits=mixture or None
         )
         loss = outputs.loss
-        self.log("train/answer_loss", loss, prog_bar=True)
+        parts = {"train/answer_loss": loss}
         if mixture:
             balance = router_loss(self.model, outputs.router_logits, batch["attention_mask"])
-            self.log("train/router_loss", balance / len(outputs.router_logits))
+            parts["train/router_loss"] = balance / len(outputs.router_logits)
             loss = loss + self.hparams["router_loss"] * balance
-        return loss
+        return loss, parts
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int = 0) -> None:
         """Log the mean log-probability of the reference answers."""
@@ -378,11 +391,18 @@ class DepthModule(LightningModule):
     test_step = validation_step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        rate, betas, decay = (self.hparams[name] for name in ("learning_rate", "betas", "weight_decay"))
-        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, betas=betas, weight_decay=decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = get_cosine_schedule_with_warmup(optimizer, self.hparams["warmup_steps"], steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        names = ("learning_rate", "betas", "weight_decay", "warmup_steps")
+        return adamw(self, **{name: self.hparams[name] for name in names})
+
+
+def adamw(
+    module: LightningModule, learning_rate: float, betas: tuple[float, float], weight_decay: float, warmup_steps: int
+) -> OptimizerLRScheduler:
+    """AdamW over the training that a module is in: linear warm-up, then cosine decay to zero."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+    steps = int(module.trainer.estimated_stepping_batches)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def check_batch(batch: Any) -> None:

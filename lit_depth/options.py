@@ -24,9 +24,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_depth import interrupts
 from lit_depth.functional.arguments import members, plain_type, shorten
+from lit_depth.option_names import current_keys
 from lit_depth.results.reading import check_yaml
 
 _LONGEST_MESSAGE = 600
+# where a logger writes that was given none: the folder of the run, which is known once all options are read
+RUN_FOLDER = "<folder of the run>"
+_WRITES_FILES = ("CSVLogger", "TensorBoardLogger")
 _LOADER = "yaml within limits"
 
 
@@ -65,7 +69,9 @@ class Option(ActionTypeHint):
             except (TypeError, ValueError, MisconfigurationException) as error:
                 # of the types of a union, those that the value was not meant as
                 tried = re.findall(r"^\s*- (?!Expected a )(.+)", str(error), flags=re.MULTILINE)
-                message = one_line("; ".join(tried) or error)
+                # a class of a union says its cause on the next line: such as a package that is not installed
+                cause = re.search(r"- Problem with given class_path '([^']+)':\s+(.+)", str(error))
+                message = one_line(": ".join(cause.groups()) if cause else "; ".join(tried) or error)
                 named = len(_outer) > 1 or message.startswith("--")
                 raise ValueError(message if named else f"--{self.dest}: {message}") from error
 
@@ -100,11 +106,19 @@ class OptionParser(LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"parser_mode": _LOADER, **kwargs})
 
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        return self._as_options(super().add_class_arguments(*args, **kwargs))
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> list[str]:
+        names = self._as_options(super().add_class_arguments(theclass, *args, **kwargs))
+        if theclass.__name__ in _WRITES_FILES:
+            for action in (each for each in self._actions if each.dest == "save_dir" and each.required):
+                action.required, action.default = False, RUN_FOLDER
+        return names
 
     def add_method_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         return self._as_options(super().add_method_arguments(*args, **kwargs))
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """The base's, of options under the names of earlier versions too."""
+        return super().parse_string(current_keys(content), *args, **kwargs)
 
     def _as_options(self, names: list[str]) -> list[str]:
         for action in self._actions:

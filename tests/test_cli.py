@@ -27,7 +27,7 @@ SMALL = [
     "8",
     "--data.batch_size",
     "8",
-    "--latency_repeats",
+    "--num_requests",
     "1",
 ]
 
@@ -174,3 +174,12 @@ def test_a_misspelt_option_in_yaml_gets_the_nearest_name(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("model:\n  checkpont: bundled\n")
     code, _, err = run(["compare", "--config", tmp_path / "run.yaml"], capsys)
     assert code == 2 and "did you mean model.checkpoint?" in err
+
+
+@pytest.mark.parametrize("command", ["validate", "predict"])
+def test_lightnings_loops_tell_the_score_and_where_the_answers_are(tmp_path, capsys, command):
+    options = ["--num_samples", 4, "--trainer.default_root_dir", tmp_path]
+    code, out, _ = run([command, *options], capsys)
+    answers = tmp_path / "results" / command / "answers.jsonl"
+    assert code == 0 and "ExactMatch: 4 samples (0 bad), mean " in out and out.endswith(f"written:\n  {answers}\n")
+    assert len(answers.read_text(encoding="utf-8").splitlines()) == 4

@@ -29,16 +29,17 @@ ALLOWED = {
     "recipes": _LEFT_OF_STUDIES,
     "tools": {*_LEFT_OF_STUDIES, "studies", "commands", "command_help"},
     "trainer": {*_LEFT_OF_STUDIES, "studies"},
-    "options": {"functional", "results", "interrupts"},
+    "options": {"functional", "results", "interrupts", "option_names"},
+    "option_names": {"results"},
     # of the standard library only
     "interrupts": {"commands"},
     "commands": set(),
-    "command_help": {"commands"},
-    "cli": {*_LEFT_OF_STUDIES, "options", "commands", "studies", "tools", "trainer", "interrupts"},
+    "command_help": {"commands", "option_names"},
+    "cli": {*_LEFT_OF_STUDIES, "options", "option_names", "commands", "studies", "tools", "trainer", "interrupts"},
     "__main__": {"cli", "commands", "command_help", "interrupts"},
 }
 # packages of others that only one layer may import, and one that a layer must do without
-ONLY_INTEGRATIONS = {"wandb", "lm_eval", "lmms_eval"}
+ONLY_INTEGRATIONS = {"wandb", "wandb_workspaces", "lm_eval", "lmms_eval"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # the package itself offers three names on first use; importing one of them is importing its home
 HOMES = {"DepthModule": "module", "DepthTrainer": "trainer", "load_bundled": "models"}

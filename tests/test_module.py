@@ -86,6 +86,18 @@ def test_rows_are_filled_with_some_token_even_without_any_of_the_tokenizer(modul
     assert module.pad_token_id == 0
 
 
+@pytest.mark.parametrize("option", [{"dtype": "float16"}, {"quantization": "int8"}, {"device_map": "cpu"}])
+def test_new_weights_are_neither_converted_nor_placed_and_that_is_said(option):
+    with pytest.raises(ValueError, match="from_scratch true makes new weights and loads none: leave out"):
+        DepthModule(from_scratch=True, **option)
+
+
+def test_a_plan_may_be_for_gpus_elsewhere_but_for_no_device_that_is_none():
+    assert DepthModule(meta=True, device_map="cuda:1").hparams["device_map"] == "cuda:1"
+    with pytest.raises(ValueError, match="--model.device_map: expected auto, balanced, .* got 'gpuu'"):
+        DepthModule(meta=True, device_map="gpuu")
+
+
 def test_a_checkpoint_that_says_use_cache_false_is_masked_in_decode_steps(tmp_path):
     folder = tmp_path / "checkpoint"
     shutil.copytree(BUNDLED, folder)

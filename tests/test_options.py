@@ -120,7 +120,7 @@ WRONG = [
     (["--model.learning_rate", "9" * 400], "--model.learning_rate: expected a number"),
     (["--active_block_indices", "²"], "expected block indices such as 0 5 10, got '²'"),
     (["--active_block_indices", "9" * 400], "expected block indices such as 0 5 10"),
-    (["--latency_repeats", "-1"], "expected latency_repeats of at least 0, got -1"),
+    (["--num_requests", "-1"], "expected num_requests of at least 0, got -1"),
     (["--num_seeds", "9" * 18], "expected num_seeds from 1 to 1000"),
     (["--num_seeds", "true"], "--num_seeds: expected an integer, got 'true'"),
     (["--num_seeds", "1.5"], "--num_seeds: expected an integer, got '1.5'"),

@@ -5,6 +5,7 @@ from lit_depth.callbacks.beam_search_ablation import BeamSearchAblation
 from lit_depth.callbacks.block_mask import BlockMask
 from lit_depth.callbacks.latency_timer import LatencyTimer
 from lit_depth.callbacks.live_progress import LiveProgress
+from lit_depth.callbacks.loop_answers import LoopAnswers
 from lit_depth.callbacks.mask_sweep import MaskSweep
 from lit_depth.callbacks.proxy_importance import ProxyImportance
 from lit_depth.callbacks.token_mask_impact import TokenMaskImpact
@@ -15,6 +16,7 @@ __all__ = [
     "BlockMask",
     "LatencyTimer",
     "LiveProgress",
+    "LoopAnswers",
     "MaskSweep",
     "ProxyImportance",
     "TokenMaskImpact",

@@ -25,13 +25,13 @@ class LatencyTimer(AnyLoopCallback):
     front, and :attr:`summary` their percentiles (see `describe`).
     It logs, of what was measured:
 
-    ===================================== ============================================================================
-    ``latency/<stage>_<statistic>_ms``    milliseconds of a request; stages ``vision``, ``prefill``, ``decode``,
-                                          ``decode_per_token``, ``ttft`` and ``total``, statistics ``P50``, ``P95``,
-                                          ``P99``, ``mean``, ``std``, ``min`` and ``max``
-    ``latency/output_tokens_per_second``  tokens per second, over all requests
-    ``latency/peak_memory_bytes``         most memory of the GPU since the loop began, weights included
-    ===================================== ============================================================================
+    | key | unit |
+    |---|---|
+    | ``latency/<stage>_<statistic>_ms`` | milliseconds of a request; stages ``vision``, ``prefill``, ``decode``, \
+``decode_per_token``, ``ttft`` and ``total``, statistics ``P50``, ``P95``, ``P99``, ``mean``, ``std``, ``min`` and \
+``max`` |
+    | ``latency/output_tokens_per_second`` | tokens per second, over all requests |
+    | ``latency/peak_memory_bytes`` | most memory of the GPU since the loop began, weights included |
 
     Args:
         warmup_batches: Batches at the start of the loop that are run but not counted.

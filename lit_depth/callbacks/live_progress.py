@@ -33,7 +33,8 @@ class LiveProgress(Callback):
 
     Args:
         sweep: Its scores are read; it stands before this callback in the trainer's list.
-        every_seconds: Least time between two looks, 0 = after every batch. Bands take at most a hundredth of the time.
+        every_seconds: Least time between two looks but the last, 0 = after every batch. Bands take at most a hundredth
+            of the time.
         names: Names of groups of masks, by their ids; None = each mask by itself. The score of a group is the mean over
             its masks on each sample.
         confidence: Of each band, between 0 and 1.
@@ -61,26 +62,35 @@ class LiveProgress(Callback):
         self.confidence = confidence
         self.prefix = f"live/{stage}/" if stage else "live/"
         self._start = self._next = 0.0
-        self._rows = 0  # answered before this loop
+        self._rows = self._logged = 0  # answered in this loop, and when it was last logged
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
         self._next = self._start + self.every_seconds
-        self._rows = 0
+        self._rows = self._logged = 0
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         self._rows += len(outputs.mask_ids) * len(batch["samples"])
         now = time.monotonic()
-        if not trainer.is_global_zero or not trainer.loggers or now < self._next:
+        if now >= self._next:
+            self._log(trainer)
+            self._next = now + max(self.every_seconds, (time.monotonic() - now) / _SHARE)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log how it ended, if it went on after the last look; a loop that was over before the first needs none."""
+        if 0 < self._logged < self._rows:
+            self._log(trainer)
+
+    def _log(self, trainer: Trainer) -> None:
+        self._logged = self._rows
+        if not trainer.is_global_zero or not trainer.loggers:
             return
-        values = self.look(now - self._start)
+        values = self.look(time.monotonic() - self._start)
         step = int(values[f"{self.prefix}samples"])
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
-        spent = time.monotonic() - now
-        self._next = now + max(self.every_seconds, spent / _SHARE)
 
     def look(self, seconds: float) -> dict[str, float]:
         """What there is to log after so many seconds of the loop."""

@@ -57,6 +57,7 @@ class MaskSweep(Callback):
     Attributes:
         running: Image and score of what has been scored so far, by mask id and sample; None = is not kept.
         num_of_process: Samples that this process has to answer.
+        num_new: Answers that the latest loop has given, on all processes.
         weights: `lit_depth.functional.fingerprints.weights_sample` of the module that is to answer; None = of the one
             that the loop starts with.
 
@@ -93,7 +94,7 @@ class MaskSweep(Callback):
         self.weights: str | None = None
         self.records: pd.DataFrame | None = None
         self.running: dict[str, dict[str, tuple[str, float]]] | None = None
-        self.num_of_process = 0
+        self.num_of_process = self.num_new = 0
         self.bad_samples: dict[str, str] = {}
         self._run: str | None = None
         self._num_samples = 0
@@ -110,15 +111,14 @@ class MaskSweep(Callback):
         # by earlier, interrupted runs, of whatever number of processes
         frame = read_records(sorted(self.folder.glob("rank*.jsonl")), run=self._run)
         self._done = set(zip(frame["mask"], frame["sample"]))
-        loaders = trainer.predict_dataloaders
-        loaders = loaders if isinstance(loaders, list) else [loaders]
+        loaders, num_batches = self.loop_of(trainer)
         self._num_samples = sum(len(loader.dataset) for loader in loaders)
         self.num_of_process = -(-self._num_samples // trainer.world_size)
         for mask, sample, image, score in frame[["mask", "sample", "image", "score"]].itertuples(index=False):
             self._keep_running(mask, sample, image, score)
         self._writer = RecordWriter(self.folder / f"rank{trainer.global_rank}.jsonl", self._run)
         self._progress = tqdm(
-            total=int(sum(trainer.num_predict_batches)) * len(self.masks),
+            total=num_batches * len(self.masks),
             desc=self.description,
             unit="mask x batch",
             file=sys.stderr,
@@ -126,6 +126,11 @@ class MaskSweep(Callback):
             **({} if trainer.is_global_zero else {"disable": True}),
         )
         pl_module.on_mask = self._progress.update
+
+    def loop_of(self, trainer: Trainer) -> tuple[list[Any], int]:
+        """The loaders of the loop that runs, and its number of batches."""
+        loaders = trainer.predict_dataloaders
+        return loaders if isinstance(loaders, list) else [loaders], int(sum(trainer.num_predict_batches))
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any, **__: Any
@@ -158,6 +163,8 @@ class MaskSweep(Callback):
                 if (mask, sample.id) in self._done:
                     continue
                 record = {"mask": mask, "sample": sample.id, "image": sample.image_id}
+                if (kind := sample.meta.get("question_type")) is not None:
+                    record["question_type"] = str(kind)
                 record |= self._rate_text(sample, text) if likelihood is None else self._judge(sample, likelihood)
                 # a float32 has no more digits, and kernels may differ in the last one
                 record["reference_logprob"] = round(logprob, 6) if is_scored else None
@@ -222,6 +229,8 @@ class MaskSweep(Callback):
         # every process has written its last record before any process reads
         trainer.strategy.barrier("lit_depth: records complete")
         self.read()
+        assert self.records is not None
+        self.num_new = len(self.records) - sum(mask in self.masks.ids for mask, _ in self._done)
         self.check_bad_samples(self._num_samples)  # over all processes
 
     def read(self) -> None:

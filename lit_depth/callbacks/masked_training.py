@@ -91,12 +91,15 @@ class MaskedTraining(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the mask, and take adapters away unmerged."""
-        self._step.close()
-        self._whole_run.__exit__(type(exception), exception, exception.__traceback__)
+        self._leave(exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Where neither the end nor an exception was told of, the training was broken off: as after an exception."""
+        self._leave(RuntimeError("the training was broken off"))
+
+    def _leave(self, exception: BaseException) -> None:
         self._step.close()
-        self._whole_run.close()
+        self._whole_run.__exit__(type(exception), exception, exception.__traceback__)
 
     def _draw(self) -> Tensor:
         """Blocks that a step may run, the first always."""

@@ -164,8 +164,9 @@ class ArrowTable:
         return self.dataset[row].to_pylist()[0]
 
     def without(self, columns: Sequence[str]) -> ArrowTable:
-        """The table without these columns."""
-        return ArrowTable(self.dataset.remove_columns(list(columns)))
+        """The table without these columns, of which some may be gone already."""
+        there = self.dataset.column_names
+        return ArrowTable(self.dataset.remove_columns([name for name in columns if name in there]))
 
     def cells(self, columns: Sequence[str], batch_size: int = 64) -> Iterator[dict[str, Any]]:
         """Iterate over the rows of some columns, reading no other."""

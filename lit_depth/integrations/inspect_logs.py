@@ -51,7 +51,7 @@ def read_inspect_log(path: Path) -> SampleLog:
             f"{path}: expected a run that has ended, this one has the status {header.get('status')!r}: "
             "`inspect eval-retry` completes it"
         )
-    found, values, several = _read_samples(path, samples)
+    found, values, several = _read_samples(path, samples, as_mapping(header.get("results")).get("completed_samples"))
     return SampleLog(
         path=path,
         harness="inspect",
@@ -66,8 +66,14 @@ def read_inspect_log(path: Path) -> SampleLog:
     )
 
 
-def _read_samples(path: Path, samples: Iterable[Mapping[str, Any]]) -> tuple[dict[str, LoggedSample], Values, int]:
-    """Samples without their values, these (means over epochs), and the number of epochs."""
+def _read_samples(
+    path: Path, samples: Iterable[Mapping[str, Any]], completed: Any
+) -> tuple[dict[str, LoggedSample], Values, int]:
+    """Samples without their values, these (means over epochs), and the number of epochs.
+
+    Args:
+        completed: How many there are, over all epochs, as far as the log says it.
+    """
     found: dict[str, LoggedSample] = {}
     scores: dict[tuple[str, str], list[float]] = {}
     values, epochs = Values(), set()
@@ -85,6 +91,11 @@ def _read_samples(path: Path, samples: Iterable[Mapping[str, Any]]) -> tuple[dic
                 scores.setdefault((name, metric), []).append(number)
     if not found:
         raise ValueError(f"{path}: there are no samples in it (written with --no-log-samples?)")
+    if isinstance(completed, int) and len(epochs) < completed:
+        raise ValueError(
+            f"{path}: expected {completed} samples over all epochs, as its results say, got {len(epochs)}: some were "
+            "taken out of it; give the log as Inspect wrote it"
+        )
     for (name, metric), numbers in scores.items():
         values.add(name, metric, math.fsum(numbers) / len(numbers))
     several = len({epoch for _, epoch in epochs})

@@ -1,7 +1,8 @@
-"""Reports in Weights & Biases. The only module that imports wandb: import it where it is needed."""
+"""Reports in Weights & Biases. It imports wandb, as `wandb_panels` and `wandb_workspace` do: import where needed."""
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_depth.integrations.run_notes import LoggedChart, RunNote, write_note
+from lit_depth.results.charts import preset, preset_names
 from lit_depth.results.page import PAGE
 from lit_depth.results.report import Curves, Report, Table
 from lit_depth.results.store import MANIFEST, to_plain
@@ -31,6 +34,9 @@ class Names(Protocol):
     def tags(self) -> list[str]: ...
 
 
+PROJECT = "lit-depth"
+_LIGHTNINGS = "lightning_logs"  # the project that its logger names where it is told none
+_LIVE = "live/"  # begins the names of what is logged while a sweep runs
 _MOST = 64  # characters of a tag
 # of a run's folder, besides what its report names
 _OF_FOLDER = (MANIFEST, "records.parquet", PAGE)
@@ -52,14 +58,19 @@ _OF_RESULT = (
 def open_run(logger: WandbLogger, names: Names) -> None:
     """Name the run that a logger is about to begin, and put its files into the folder of the run.
 
-    What the user chose stays. A run that was begun by somebody else keeps its names.
+    What the user chose stays. A run that was begun by somebody else keeps its names. The project is ``lit-depth``
+    unless the logger or ``WANDB_PROJECT`` names another.
     """
     options = logger._wandb_init
+    if options["project"] == _LIGHTNINGS and "WANDB_PROJECT" not in os.environ:
+        options["project"] = PROJECT
     if options["dir"] in (None, "."):  # Lightning's default is the working folder
         options["dir"] = str(names.folder)
     found: dict[str, Any] = {"name": names.name, "group": names.group, "job_type": names.command}
     found["tags"] = [tag[:_MOST] for tag in names.tags]
     options.update({key: value for key, value in found.items() if options.get(key) is None})
+    if options.get("anonymous") is None:  # Lightning passes it on even so, and each run warns of it
+        options.pop("anonymous", None)
 
 
 @rank_zero_only
@@ -77,7 +88,8 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
     | the result, ``files``, ``written``, figures, page, manifest, records | an artifact of the report's kind |
 
     The artifact is called as the result's file, the model and the run; checkpoint and data that it was made from are
-    its lineage where there is a server, and in its metadata everywhere.
+    its lineage where there is a server, and in its metadata everywhere. The folder gets a note of the run
+    (`lit_depth.integrations.run_notes`), by which panels are made of it later.
 
     Args:
         logger: Its run is created if there is none yet, and stays open.
@@ -96,6 +108,9 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
         media["report"] = wandb.Html(str(folder / PAGE), inject=False)
     run.log(media)
     run.summary.update(dict(report.scalars))
+    # how it went is history: the table of runs has a column for each value of the summary
+    for key in [key for key in dict(run.summary) if key.startswith(_LIVE)]:
+        del run.summary[key]
     run.config.update({key: result[key] for key in _OF_RESULT if key in result}, allow_val_change=True)
     sources = _sources(folder)
     metadata = {**report.metadata, **{kind: found for kind, (_, found) in sources.items()}}
@@ -110,6 +125,47 @@ def log_report(logger: WandbLogger, report: Report, folder: str | Path, name: st
         for kind, (source, found) in sources.items():
             run.use_artifact(wandb.Artifact(source, type=kind, metadata=found))
     run.log_artifact(artifact)
+    write_note(folder, _note(run, report, folder, result, media))
+
+
+def _note(run: Any, report: Report, folder: Path, result: Mapping[str, Any], media: Mapping[str, Any]) -> RunNote:
+    manifest, curves = _manifest(folder), report.curves
+    files = Path(run.dir).parent  # above the folder that holds what the user sees
+    return RunNote(
+        id=run.id,
+        project=run.project,
+        entity=run.entity or "",
+        offline=bool(run.offline),
+        files=str(files.relative_to(folder) if files.is_relative_to(folder) else files),
+        name=run.name or run.id,
+        command=manifest.get("command", ""),
+        fingerprint=manifest.get("run", ""),
+        model=Path(str(manifest.get("arguments", {}).get("model.checkpoint", ""))).name,
+        task=str(result.get("task", "")),
+        title=report.title,
+        headline=report.headline,
+        step=curves.step if curves else "",
+        curves=tuple(dict.fromkeys(key for row in curves.rows for key in row if key != curves.step)) if curves else (),
+        steps=tuple(row[curves.step] for row in curves.rows) if curves else (),
+        scalars=tuple(report.scalars),
+        charts={
+            name: LoggedChart(chart.kind, preset(chart), *preset_names(chart)) for name, chart in report.charts.items()
+        },
+        media=tuple(key for key in media if key == "report" or key.startswith("figures/")),
+        full=_full_model(report, result),
+    )
+
+
+def _full_model(report: Report, result: Mapping[str, Any]) -> dict[str, float]:
+    """What is known of the full model where one quality is that of the whole result."""
+    full = result.get("full") or result.get("report", {}).get("full") or {}
+    if "quality" not in full:
+        return {}
+    low, high = full.get("quality_ci") or (full["quality"], full["quality"])
+    latency = report.scalars.get("full/latency_ms/total")
+    return {"quality": full["quality"], "low": low, "high": high} | (
+        {"latency_ms": latency} if isinstance(latency, float) else {}
+    )
 
 
 def _artifact_name(folder: Path, name: str) -> str:

@@ -30,6 +30,9 @@ POSITIONS = 16
 # of the largest logit; in other formats one rounding of a number as large as it
 FLOAT32_TOLERANCE = 1e-6
 
+# of a configuration, what says nothing of the model
+_NO_SETTINGS = ("transformers_version", "_name_or_path")
+
 
 class Case(NamedTuple):
     """Inputs of a model, and what it made of them."""
@@ -82,7 +85,9 @@ def write_references(folder: Path, settings: Mapping[str, Any], cases: Sequence[
     Args:
         settings: ``checkpoint`` (its folder), ``auto_class`` of transformers, ``dtype``, ``device``,
             ``attn_implementation`` (null = the model's default), what ``generate`` is given (``generation``), fields of
-            the text model's configuration (``fields``) and the `digest` of all weights (``weights``).
+            the text model's configuration (``fields``), the `digest` of all weights (``weights``), and, where they are
+            held too, all `other_settings` (``other_settings``) and the SHA-256 of files that are the source's
+            (``files``; null = there is no such file).
     """
     tensors: dict[str, Tensor] = {}
     for number, case in enumerate(cases):
@@ -178,10 +183,54 @@ def check_loaded(settings: Mapping[str, Any], model: Any, report: Mapping[str, A
     for name, expected in settings["fields"].items():
         if getattr(text, name) != expected:
             raise ValueError(f"expected {name} {expected} in config.json, got {getattr(text, name)}")
+    check_settings(settings, Path(settings["checkpoint"]))
     if str(model.dtype) != f"torch.{settings['dtype']}":
         raise ValueError(f"expected weights of {settings['dtype']}, got {model.dtype}")
     if digest(model.state_dict()) != settings["weights"]:
         raise ValueError("expected the weights of the masked model, got others")
+
+
+def other_settings(config: Any, fields: Sequence[str]) -> dict[str, Any]:
+    """All settings of a configuration but number formats, versions, and some fields of the text model.
+
+    Args:
+        config: Of transformers.
+        fields: Names that are left out; of the text model, not of a vision tower.
+
+    >>> config = transformers.LlamaConfig(num_hidden_layers=3, rope_parameters={"rope_theta": 9.0})
+    >>> found = other_settings(config, ["num_hidden_layers"])
+    >>> "num_hidden_layers" in found, found["rope_parameters"]
+    (False, {'rope_theta': 9.0, 'rope_type': 'default'})
+    """
+    found = _without(json.loads(config.to_json_string(use_diff=False)), ("dtype", "torch_dtype", *_NO_SETTINGS))
+    parts = [found, *(found[name] for name in ("text_config",) if isinstance(found.get(name), dict))]
+    for part in parts:
+        for name in fields:
+            part.pop(name, None)
+    return found
+
+
+def _without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Settings without some names, in their parts too."""
+    kept = {name: value for name, value in settings.items() if name not in names}
+    return {name: _without(value, names) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+def check_settings(settings: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError for settings that no short question shows: of long prompts, of generation, of the tokenizer."""
+    expected = settings.get("other_settings")
+    if expected is not None:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        found = other_settings(config, settings["cut"])
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise ValueError(
+                    f"expected {name} {expected.get(name)} in config.json, as in the source, got {found.get(name)}"
+                )
+    for name, wanted in settings.get("files", {}).items():
+        path = folder / name
+        if (hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None) != wanted:
+            raise ValueError(f"expected {name} as in the source, got {'another' if path.is_file() else 'none'}")
 
 
 def main(folders: Sequence[str]) -> None:

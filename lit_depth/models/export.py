@@ -258,6 +258,20 @@ def fields_of(raw: Mapping[str, Any], config: PretrainedConfig) -> Fields:
     return FIELDS.get(text_config(config).model_type, Fields())
 
 
+def cut_fields(raw: Mapping[str, Any], config: PretrainedConfig) -> list[str]:
+    """Names of the fields of a text model that `cut_config` changes.
+
+    Args:
+        raw: As the configuration is written.
+        config: As transformers understands it.
+    """
+    fields = fields_of(raw, config)
+    of_text = FIELDS.get(text_config(config).model_type, Fields())
+    several = [(each.count, *each.lists, *each.indices, *each.first, *each.rules) for each in (fields, of_text)]
+    step = ["decoder_sparse_step"] if "mlp_only_layers" in of_text.indices else []
+    return sorted({*several[0], *several[1], *step})
+
+
 def _cut_fields(text: Any, fields: Fields, active: Sequence[int]) -> dict[str, Any]:
     lists = {name: getattr(text, name) for name in fields.lists}
     indices = {name: set(getattr(text, name)) for name in fields.indices}

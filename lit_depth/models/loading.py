@@ -29,6 +29,7 @@ from lit_depth.models.quantization import (
     Quantization,
     check_devices,
     check_method,
+    check_placed,
     check_stored,
     on_loading,
     stored_method,
@@ -118,6 +119,7 @@ def load_checkpoint(
             check_stored(Path(str(cached_file(source, CONFIG_NAME, revision=revision))).parent)
         processor = _load_processor(config, source, processor_kwargs or {}, common)
     _check_report(source, report)
+    check_placed(model, device_map)
     _set_attention(model, attn_implementation)
     attend_both_ways(model)
     return model.eval(), processor

@@ -19,6 +19,9 @@ Quantization = Literal["none", "int8", "nf4"]
 # names that safetensors has for formats of which a weight is made without scales beside it
 FLOATING = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
+# places beside devices, and ways to share a model out
+_PLACES = ("auto", "balanced", "balanced_low_0", "sequential", "disk")
+
 
 def on_loading(kind: Quantization, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """What transformers is told to quantise the weights by while it loads them; None = they stay as they are.
@@ -38,12 +41,22 @@ def on_loading(kind: Quantization, compute_dtype: torch.dtype) -> BitsAndBytesCo
 
 
 def stored_method(config: PretrainedConfig) -> Mapping[str, Any] | None:
-    """The ``quantization_config`` of a checkpoint's configuration, or of its text model's; None where there is none."""
+    """The ``quantization_config`` of a checkpoint's configuration, or of its text model's; None where there is none.
+
+    Raises:
+        ValueError: If it is empty.
+    """
     found = getattr(config, "quantization_config", None)
-    found = found or getattr(config.get_text_config(decoder=True), "quantization_config", None)
-    if found is None or isinstance(found, Mapping):
-        return found
-    told: dict[str, Any] = found.to_dict()
+    if found is None:
+        found = getattr(config.get_text_config(decoder=True), "quantization_config", None)
+    if found is None:
+        return None
+    told: Mapping[str, Any] = found if isinstance(found, Mapping) else found.to_dict()
+    if not told:
+        raise ValueError(
+            "expected a quantization_config in config.json that names a quant_method, got an empty one: take the "
+            "checkpoint's original config.json, or remove the field if its weights are not quantised"
+        )
     return told
 
 
@@ -111,13 +124,55 @@ def check_method(source: str, config: PretrainedConfig, kind: Quantization, devi
 
 
 def check_devices(device_map: str | Mapping[str, Any] | None) -> None:
-    """Raise ValueError for a map that puts parts of a model on GPUs where there are none; integers are GPUs."""
-    wanted = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    """Refuse a map that names no device, or devices that are not there; integers are GPUs.
+
+    Raises:
+        ValueError: As `check_places`, or GPUs without CUDA.
+    """
+    wanted = check_places(device_map)
     gpus = [each for each in wanted if isinstance(each, int) or str(each).startswith("cuda")]
     if gpus and not torch.cuda.is_available():
         raise ValueError(
             f"--model.device_map: expected devices of this machine, got {gpus[0]}, and it has no CUDA device: give "
             "cpu, auto or null"
+        )
+
+
+def check_places(device_map: str | Mapping[str, Any] | None) -> list[Any]:
+    """The places that a map names, whether this machine has them or not.
+
+    Raises:
+        ValueError: An empty map, the meta device (which holds no numbers), or no device at all.
+    """
+    wanted = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    if device_map is not None and (not wanted or not all(_is_place(each) for each in wanted)):
+        raise ValueError(
+            f"--model.device_map: expected auto, balanced, sequential, a device such as cpu or cuda:0, or devices by "
+            f"names of modules, got {device_map!r}"
+        )
+    return wanted
+
+
+def _is_place(place: Any) -> bool:
+    if place in _PLACES or (isinstance(place, int) and place >= 0):
+        return True
+    try:
+        return torch.device(place).type != "meta"
+    except (RuntimeError, TypeError):  # torch knows no such device
+        return False
+
+
+def check_placed(model: nn.Module, device_map: str | Mapping[str, Any] | None) -> None:
+    """Raise ValueError for names of modules in a map that a model does not have: they would place nothing."""
+    if not isinstance(device_map, Mapping):
+        return
+    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    strange = [name for name in device_map if name not in known]
+    if strange:
+        parts = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(
+            f"--model.device_map: expected names of modules of the model, got {', '.join(map(repr, strange))}; it is "
+            f"made of {parts}, and '' is all of it"
         )
 
 
@@ -132,9 +187,11 @@ def check_stored(folder: Path) -> None:
     for path in sorted(folder.glob("*.safetensors")):
         for name, entry in entries_of(path).items():
             kind = str(entry["dtype"])
-            # buffers may be integers; formats of a few bits are weights wherever they stand
+            # buffers may hold counts and positions; formats of a few bits are weights wherever they stand, and so
+            # are matrices of integers in which several weights are packed
             few_bits = kind.startswith(("I8", "I4", "F8", "F6_", "F4"))
-            if few_bits or (kind not in FLOATING and name.endswith("weight")):
+            packed = kind in ("U8", "I16", "U16", "I32", "U32") and len(entry["shape"]) > 1
+            if few_bits or packed or (kind not in FLOATING and name.endswith("weight")):
                 raise ValueError(
                     f"expected weights in {', '.join(FLOATING)}, got {name} in {kind} ({path.name}), and no "
                     "quantization_config in config.json that says how it was quantised: take the checkpoint's original "

@@ -107,3 +107,26 @@ def draw_constant(axes: Axes, baseline: Mapping[str, Any] | None, full: float | 
 def withheld_title(title: str, entry: Mapping[str, Any]) -> str:
     """The title of a figure, which says first where no verdict is given."""
     return f"No verdict: not shown to beat a constant answer\n{title}" if refusal(entry) else title
+
+
+def side_by_side(counts: Mapping[str, Sequence[int]], width: float = 0.09) -> dict[str, list[float]]:
+    """Places of several lines along an axis of counts: those that share a count stand beside each other, centred on it.
+
+    Args:
+        counts: Of each line.
+        width: Between neighbours; less where many share a count, which stay within half a count of it.
+
+    >>> side_by_side({"a": [4, 8], "b": [8]}, 0.5)
+    {'a': [4.0, 7.75], 'b': [8.25]}
+    """
+    sharing = {
+        count: [name for name, mine in counts.items() if count in mine] for each in counts.values() for count in each
+    }
+    return {
+        name: [
+            count + min(width, 0.8 / len(here)) * (here.index(name) - (len(here) - 1) / 2)
+            for count in mine
+            for here in [sharing[count]]
+        ]
+        for name, mine in counts.items()
+    }

@@ -39,3 +39,9 @@ def tell(text: str, result: Mapping[str, Any]) -> None:
         print(text)
     elif mode == "json":
         print(json.dumps(to_plain(result), allow_nan=False, ensure_ascii=False))
+
+
+def remark(text: str) -> None:
+    """Print what stands beside a table, and beside nothing else."""
+    if _mode.get() == "table":
+        print(text)

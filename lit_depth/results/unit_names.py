@@ -4,7 +4,6 @@ An entry of a result has ``block``, and for half a block also ``sublayer``: ``at
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.style import whole_numbers
@@ -68,11 +67,24 @@ def list_counts(counts: Sequence[int]) -> str:
     """
     if not counts:
         return "none"
-    runs: list[list[int]] = [[counts[0]]]
-    for before, count in pairwise(counts):
-        if count == before + 1:
+    *most, last = _parts(counts, " to ")
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def ranges(indices: Sequence[int], separator: str = " ") -> str:
+    """Increasing indices in a label; three or more in a row are abbreviated.
+
+    >>> ranges([0, 2, 3, 5, 6, 7, 8]), ranges([1, 4, 6], ", ")
+    ('0 2 3 5-8', '1, 4, 6')
+    """
+    return separator.join(_parts(indices, "-"))
+
+
+def _parts(counts: Sequence[int], to: str) -> list[str]:
+    runs: list[list[int]] = []
+    for count in counts:
+        if runs and count == runs[-1][-1] + 1:
             runs[-1].append(count)
         else:
             runs.append([count])
-    *most, last = [str(part) for run in runs for part in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
-    return f"{', '.join(most)} and {last}" if most else last
+    return [str(part) for run in runs for part in ([f"{run[0]}{to}{run[-1]}"] if len(run) > 2 else run)]

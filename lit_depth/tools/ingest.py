@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> None:
             "expected something to compare with: --whole FILE... (the whole model's, by the same harness) or --run "
             "DIR (our run that swept the mask), or both"
         )
+    if given.task is not None and given.run is None:
+        raise ValueError("--task names a task of our run: give --run DIR too")
     logs, remarks = read_logs(given.files)
     whole, more = read_logs(given.whole or [])
     run = None if given.run is None else read_run(given.run)
@@ -191,7 +193,9 @@ def _records(pairs: Sequence[Pair], names: Sequence[str]) -> pd.DataFrame:
         "harness",
         "metric",
     ]
-    return pd.concat(frames, ignore_index=True)[columns].drop_duplicates(["mask", "sample", "task", "model"])
+    return pd.concat(frames, ignore_index=True)[columns].drop_duplicates(
+        ["mask", "sample", "task", "model", "harness", "metric"]
+    )
 
 
 def _publish(

@@ -21,6 +21,7 @@ from lit_depth.results.terminal import tell
 from lit_depth.studies.overview.analysis import compare_models, read_scores
 from lit_depth.studies.overview.folders import Stored, read_folders
 from lit_depth.studies.overview.report import report
+from lit_depth.studies.shared.dashboards import add_arguments, check_arguments, publish
 from lit_depth.studies.shared.publish import as_text
 from lit_depth.studies.shared.run_page import run_part
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     given = _parser().parse_args(argv)
     check_range(0, MOST, samples=given.samples)
     check_share(confidence=given.confidence)
+    check_arguments(given)
     runs, remarks = read_folders([Path(folder).expanduser() for folder in given.folders])
     out = Path(given.out).expanduser() if given.out else (runs[0].folder if len(runs) == 1 else Path()) / PAGE
     if out.suffix.lower() not in (".html", ".htm"):
@@ -51,7 +53,9 @@ def main(argv: Sequence[str]) -> None:
         page = write_parts(out, told, parts)
     written = [page, *tables]
     shown = as_text(told) if len(runs) > 1 else told.headline
-    tell("\n".join([shown, "", "written:", *(f"  {path}" for path in written)]), {"page": page, "runs": len(runs)})
+    published = publish([each.folder for each in runs], given)
+    text = [shown, "", "written:", *(f"  {path}" for path in written), *published]
+    tell("\n".join(text), {"page": page, "runs": len(runs)} | ({"wandb": published} if published else {}))
     if given.open:
         webbrowser.open(page.resolve().as_uri())
 
@@ -81,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--confidence", type=float, default=0.95, metavar="SHARE", help="of the tests between models (default: 0.95)"
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    add_arguments(parser)
     return parser
 
 

@@ -70,6 +70,22 @@ def test_a_training_that_fails_leaves_no_adapter_and_no_mask():
     assert all("forward" not in vars(block) for block in module.model.model.layers)
 
 
+def test_a_training_of_which_only_the_teardown_is_told_merges_nothing():
+    pytest.importorskip("peft", reason="needs the package peft")
+    module = Module()
+    before = weights(module)
+    callback = MaskedTraining([1], lora_rank=2)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, **QUIET)
+    callback.setup(trainer, module, "fit")
+    adapters = [weight for weight in module.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        for weight in adapters:
+            weight.add_(1)
+    callback.teardown(trainer, module, "fit")
+    assert list(module.state_dict()) == list(before) and not changed(module, before)
+    assert all("forward" not in vars(block) for block in module.model.model.layers)
+
+
 @pytest.mark.parametrize("options", [{"lora_rank": 0}, {"drop": 2.0}])
 def test_wrong_arguments_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):

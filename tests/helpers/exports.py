@@ -60,7 +60,7 @@ def exported(
         with healed:
             with new_folder(folder / mask) as out:
                 prune_checkpoint(source, bits, out, HeldWeights(model) if heal else None)
-            found.append(watch(model, bits, given, generation, folder / mask))
+            found.append(watch(model, bits, given, generation, folder / mask, source=source))
     return model, found
 
 

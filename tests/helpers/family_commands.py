@@ -59,7 +59,7 @@ WORKS = "works"
 TASK = ("--data.task", "tests.helpers.commands.SecondShapes")
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "importance": (),
-    "compare": ("--policies", "prefix", "--num_active_blocks", 2, NUM_BLOCKS, "--latency_repeats", 1),
+    "compare": ("--policies", "prefix", "--num_active_blocks", 2, NUM_BLOCKS, "--num_requests", 1),
     "search": ("--max_blocks_to_remove", 1),
     "consistency": (),
     "latency": ("--num_active_blocks", 2, NUM_BLOCKS, "--num_samples", 2, "--new_tokens", 2),

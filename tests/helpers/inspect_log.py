@@ -30,7 +30,10 @@ def _extra(content: bytes, info: zipfile.ZipInfo) -> bytes:
 
 
 def write_json_log(path: Path, header: dict[str, Any], samples: Sequence[dict[str, Any]]) -> Path:
-    path.write_text(json.dumps({**header, "samples": list(samples)}))
+    """A log of these samples, whose results say that there are so many."""
+    results = header.get("results")
+    counted = {"results": {**results, "completed_samples": len(samples)}} if isinstance(results, dict) else {}
+    path.write_text(json.dumps({**header, **counted, "samples": list(samples)}))
     return path
 
 

@@ -73,6 +73,8 @@ def read_run(path: Path) -> Logged:
             logged.history.append(values(record.history.item))
         elif kind == "summary":  # what was set by hand; the last values of the history are not repeated here
             logged.summary.update(values(record.summary.update))
+            for item in record.summary.remove:
+                logged.summary.pop("/".join(item.nested_key) or item.key, None)
         elif kind == "metric":
             logged.metrics[record.metric.name] = record.metric.step_metric
         elif kind == "artifact":

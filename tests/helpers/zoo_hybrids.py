@@ -51,7 +51,8 @@ def jamba() -> Model:
 
 
 def qwen3_next() -> Model:
-    linear = dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=2)
+    # of 8 values a head's output may be as short as 4e-5, and the norm behind it makes of rounding 1e-5 of a logit
+    linear = dict(linear_key_head_dim=8, linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=2)
     experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16)
     config = t.Qwen3NextConfig(**TEXT, **linear, **experts, head_dim=8, layer_types=MIXED)
     return ready(t.Qwen3NextForCausalLM(config)), prompts()

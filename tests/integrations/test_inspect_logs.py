@@ -103,6 +103,12 @@ def test_what_is_refused(tmp_path):
         read_inspect_log(other)
 
 
+def test_samples_that_were_taken_out_of_a_log_are_missed(tmp_path):
+    header, samples = parts_of(INSPECT_LOG)
+    with pytest.raises(ValueError, match="expected 8 samples over all epochs, as its results say, got 7"):
+        read_inspect_log(write_eval(tmp_path / "a.eval", header, samples[1:]))
+
+
 def test_other_json_is_no_log(tmp_path: Path):
     (tmp_path / "a.json").write_text(json.dumps({"results": {}}))
     assert not is_inspect_log(tmp_path / "a.json")

@@ -26,7 +26,7 @@ def test_the_harness_scores_what_compare_measures(tmp_path: Path) -> None:
     register()
     checkpoint, data = write_model(tmp_path / "model"), write_rows(tmp_path / "data", "arc_easy")
     options = ["--model.checkpoint", checkpoint, "--data.task", "lm_eval:arc_easy", "--data.path", data]
-    options += ["--data.num_samples", "null", "--output_dir", tmp_path, "--name", "x", "--latency_repeats", "0"]
+    options += ["--data.num_samples", "null", "--output_dir", tmp_path, "--name", "x", "--num_requests", "0"]
     active = {"0111": ["1", "2", "3"], "1101": ["0", "1", "3"], "1010": ["0", "2"]}
     lists = [each for indices in active.values() for each in ("--active_block_indices", *indices)]
     assert run(["compare", *options, *lists]) == 0

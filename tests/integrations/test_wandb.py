@@ -14,10 +14,11 @@ import pytest
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
+from lit_depth.integrations.run_notes import read_note
 from lit_depth.integrations.wandb import log_report, open_run
 from lit_depth.results.charts import Bar, importance_bars
 from lit_depth.results.report import Curves, Report, Table
-from tests.helpers.wandb_run import files_of, logged_report, read_table
+from tests.helpers.wandb_run import files_of, logged_report, offline_run, read_table
 
 
 def figure() -> Any:
@@ -57,6 +58,14 @@ def test_everything_of_a_report_is_in_the_run(tmp_path: Path, monkeypatch: pytes
     content = {name: path.read_text() for name, path in entries.items()}
     assert json.loads(content["result.json"]) == {"a": [1, 2.5]} and json.loads(content["scores.json"]) == {"0": 0.5}
     assert json.loads(artifact.metadata) == {"split": "calibration"}
+    note = read_note(tmp_path / "result")
+    assert (note.id, note.project, note.offline) == (logged.run.run_id, "lit-depth-tests", True)
+    assert Path(note.files) == logged.files.parent  # what wandb sync takes
+    assert (note.step, note.curves, note.steps) == ("num_active_blocks", ("quality/a",), (4, 8))
+    assert note.media == ("figures/curve",) and note.scalars == ("full/quality", "withheld")
+    assert note.charts["bars"].columns == {name: name for name in bars} and note.charts["bars"].words == {
+        "title": "Bars"
+    }
 
 
 def test_importing_integrations_does_not_import_wandb() -> None:
@@ -80,6 +89,7 @@ def begun_with(logger: WandbLogger, monkeypatch: pytest.MonkeyPatch) -> dict[str
     monkeypatch.setattr(wandb, "init", lambda **options: given.update(options))
     open_run(logger, Names())  # type: ignore[arg-type]
     _ = logger.experiment
+    assert "anonymous" not in given
     return given
 
 
@@ -87,7 +97,21 @@ def test_a_run_is_begun_in_its_folder_and_under_its_names(monkeypatch: pytest.Mo
     given = begun_with(WandbLogger(project="mine"), monkeypatch)
     expected = {"name": "model, task, x", "group": "compare, model", "job_type": "compare", "dir": "out/compare/x"}
     assert {key: given[key] for key in expected} == expected and given["project"] == "mine"
+    assert begun_with(WandbLogger(), monkeypatch)["project"] == "lit-depth"
+    monkeypatch.setenv("WANDB_PROJECT", "chosen")
+    assert begun_with(WandbLogger(), monkeypatch)["project"] == "chosen"
     assert given["tags"] == ["task", "t" * 64]  # the server takes no longer ones
+
+
+def test_live_series_are_history_and_at_the_end_no_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def log(logger: WandbLogger) -> None:
+        logger.log_metrics({"live/quality/full": 0.5, "live/samples": 4.0}, step=4)
+        log_report(logger, Report("T", "H", [], "kind", scalars={"quality": 0.5}), tmp_path, "result.json", {})
+
+    logged = offline_run(log, tmp_path, monkeypatch)
+    row = logged.history[0]
+    assert (row["live/quality/full"], row["live/samples"], row["trainer/global_step"]) == (0.5, 4.0, 4)
+    assert logged.summary["quality"] == 0.5 and not [key for key in logged.summary if key.startswith("live/")]
 
 
 def test_what_the_user_chose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +124,7 @@ class OnlineRun:
     """As much of a run with a server as is asked of it."""
 
     offline = False
+    id, name, project, entity, dir = "a1", "x", "lit-depth", "me", "/elsewhere/wandb/run-a1/files"
 
     def __init__(self) -> None:
         self.summary: dict[str, Any] = {}
@@ -129,6 +154,8 @@ def test_a_result_descends_from_the_checkpoint_and_the_data_by_their_fingerprint
     run, first = lineage(tmp_path / "x", "ab", "8 samples")
     assert set(first) == {"model", "dataset"} and [artifact.name for artifact in run.made] == ["result-model-x"]
     assert run.made[0].metadata["model"]["weights"] == "ab"
+    note = read_note(tmp_path / "x")
+    assert (note.id, note.entity, note.offline, note.files) == ("a1", "me", False, "/elsewhere/wandb/run-a1")
     assert lineage(tmp_path / "y", "ab", "8 samples")[1] == first
     other = lineage(tmp_path / "z", "cd", "8 samples")[1]
     assert other["dataset"] == first["dataset"] and other["model"] != first["model"]

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_depth.functional.masking.skip import masked
 from lit_depth.models.loading import load_checkpoint
-from lit_depth.models.quantization import check_devices, is_quantized, method_name
+from lit_depth.models.quantization import check_devices, check_stored, is_quantized, method_name
 from lit_depth.module import DepthModule
 from lit_depth.studies.export.arguments import choose
 from lit_depth.studies.export.writing import check_exportable
@@ -135,6 +135,42 @@ def test_names_of_methods(told, name):
 def test_gpus_that_are_not_there_are_named(device_map):
     with pytest.raises(ValueError, match="--model.device_map: expected devices of this machine, got "):
         check_devices(device_map)
+
+
+@pytest.mark.parametrize("device_map", [{}, "", "nonsense", "meta", {"": "meta"}, {"": "nonsense"}, {"": -1}])
+def test_maps_to_no_device_are_refused(device_map):
+    with pytest.raises(ValueError, match="--model.device_map: expected auto, balanced, .* got "):
+        check_devices(device_map)
+
+
+@pytest.mark.parametrize("device_map", [None, "auto", "cpu", {"": "cpu"}, {"model": "cpu", "lm_head": "disk"}])
+def test_maps_to_devices_that_are_there_pass(device_map):
+    check_devices(device_map)
+
+
+@pytest.mark.parametrize("device_map", [{"nonsense": "cpu"}, {"": "cpu", "nonsense": "cpu"}])
+def test_maps_that_place_nothing_are_refused(llama, device_map):
+    with pytest.raises(ValueError, match=r"expected names of modules .* got 'nonsense'; it is made of model, lm_head"):
+        load_checkpoint(str(llama), device_map=device_map)
+
+
+def test_an_empty_quantization_config_is_refused(llama, tmp_path):
+    with pytest.raises(ValueError, match="expected a quantization_config in config.json that names a quant_method"):
+        load_checkpoint(str(copy_of(llama, tmp_path, quantization_config={})))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int8])
+def test_stacked_experts_of_integers_are_weights_by_any_name(tmp_path, dtype):
+    weights = {"blocks.0.experts.gate_up_proj": torch.ones(2, 4, 4, dtype=dtype), "blocks.0.scale": torch.ones(2)}
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="got blocks.0.experts.gate_up_proj in "):
+        check_stored(tmp_path)
+
+
+def test_buffers_of_integers_are_no_weights(tmp_path):
+    buffers = {"position_ids": torch.arange(4)[None], "num_batches_tracked": torch.tensor(3), "seen": torch.ones(3) > 0}
+    save_file(buffers, tmp_path / "model.safetensors")
+    check_stored(tmp_path)
 
 
 # ---- bitsandbytes, which has kernels for CPUs too

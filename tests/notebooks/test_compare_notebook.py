@@ -79,10 +79,3 @@ def test_without_a_result_it_says_what_to_run(tmp_path: Path, monkeypatch: pytes
     assert caught.value.ename == "SystemExit"
     assert caught.value.evalue.startswith("There is no result at ") and "run `lit-depth compare`" in caught.value.evalue
     assert caught.value.evalue.count(". ") == 0
-
-
-def test_the_notebook_is_stored_without_outputs() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert code and all(cell.outputs == [] and cell.execution_count is None for cell in code)

@@ -103,7 +103,7 @@ def test_a_trained_checkpoint_is_exported_with_the_blocks_that_it_was_healed_for
     few = ["--data.num_samples", "8", "--data.calibration_samples", "8"]
     healed = ["--model.checkpoint", tmp_path / "healed", *few, "--output_dir", tmp_path]
     assert run(["export", *healed, "--num_questions", "2", "--skip", "1", "--out", tmp_path / "small"]) == 0
-    assert run(["compare", *healed, "--latency_repeats", "0", "--active_block_indices", "[[0, 2, 3]]"]) == 0
+    assert run(["compare", *healed, "--num_requests", "0", "--active_block_indices", "[[0, 2, 3]]"]) == 0
     chosen = ["--from", tmp_path / "compare/default", "--policy", "blocks 0 2 3", "--num_active_blocks", "3"]
     assert run(["export", *healed, *chosen, "--num_questions", "2", "--out", tmp_path / "again"]) == 0
     small, again = (DepthModule(str(tmp_path / name)).model for name in ("small", "again"))

@@ -14,7 +14,7 @@ from lit_depth.studies.shared.importance_scores import COMPARISON
 from tests.helpers.commands import close, run
 
 SMALL = ["--data.num_samples", "12", "--data.calibration_samples", "8", "--data.batch_size", "8"]
-SMALL += ["--latency_repeats", "1"]
+SMALL += ["--num_requests", "1"]
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_compare_takes_index_lists_and_an_importance_file(checkpoint, tmp_path):
     assert [s["masks"][0]["active_block_indices"] for s in result["strategies"]] == [[0, 5, 10], [1]]
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps({str(i): float(i) for i in range(16)}))
-    options = ["--importance", scores, "--policies", "importance", "--num_active_blocks", "3", "--latency_repeats", "0"]
+    options = ["--importance", scores, "--policies", "importance", "--num_active_blocks", "3", "--num_requests", "0"]
     assert run([*common, "--name", "file", *options]) == 0
     result = json.loads((tmp_path / "compare" / "file" / COMPARISON).read_text())
     assert result["strategies"][0]["masks"][0]["active_block_indices"] == [13, 14, 15]
@@ -60,7 +60,7 @@ def test_compare_takes_index_lists_and_an_importance_file(checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_is_finished_once_and_not_mixed_with_another(checkpoint, tmp_path, capsys):
-    options = ["--policies", "prefix", "--num_active_blocks", "2", "--latency_repeats", "0"]
+    options = ["--policies", "prefix", "--num_active_blocks", "2", "--num_requests", "0"]
     common = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL, *options]
     folder = tmp_path / "compare" / "default"
     assert run(common) == 0
@@ -80,7 +80,7 @@ def test_a_run_is_finished_once_and_not_mixed_with_another(checkpoint, tmp_path,
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path):
     """11 samples over 2 processes: uneven shards, none repeated, merged through the records."""
-    options = ["--policies", "prefix", "importance", "--num_active_blocks", "2", "9", "--latency_repeats", "0"]
+    options = ["--policies", "prefix", "importance", "--num_active_blocks", "2", "9", "--num_requests", "0"]
     common = ["compare", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL, *options]
     common += ["--data.num_samples", "11", "--data.batch_size", "3"]
     assert run([*common, "--name", "one"]) == 0

@@ -66,7 +66,7 @@ def test_a_damaged_importance_file_says_what_to_do(earlier, small_checkpoint, tm
     scores = tmp_path / "results" / "importance" / "default" / "layer_importance_scores.json"
     (scores.parent / name).write_bytes(DAMAGE[kind].encode("latin-1"))
     command = ["compare", "--model.checkpoint", small_checkpoint, "--importance", scores, "--output_dir", tmp_path]
-    assert run([*command, *SMALL, "--num_active_blocks", 2, "--latency_repeats", 0]) == 2
+    assert run([*command, *SMALL, "--num_active_blocks", 2, "--num_requests", 0]) == 2
     lines = lines_of(capsys)
     assert len(lines) <= 2 and "importance" in lines[0]
     assert name == "layer_importance_scores.json" or "measure again, or move" in lines[0]

@@ -89,7 +89,7 @@ def test_several_datasets_are_compared_under_the_same_masks(small_checkpoint, fo
     names = ["text_vqa", "science_qa_img", "coco_caption"]
     command = ["compare", "--data.tasks", *names, "--data.path", folders, "--model.checkpoint", small_checkpoint]
     command += ["--output_dir", tmp_path, "--num_active_blocks", "2", "4", "5", "--num_seeds", "2"]
-    command += ["--latency_repeats", "1", "--data.num_samples", "12", "--data.calibration_samples", "12"]
+    command += ["--num_requests", "1", "--data.num_samples", "12", "--data.calibration_samples", "12"]
     assert run(command) == 0
     folder = tmp_path / "compare" / "default"
     result = json.loads((folder / "m5_mask_strategy_comparison.json").read_text())

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +88,7 @@ def test_the_exported_folder_is_a_checkpoint_like_any_other(command, tmp_path):
                 "--num_active_blocks",
                 "2",
                 "5",
-                "--latency_repeats",
+                "--num_requests",
                 "0",
             ]
         )
@@ -159,6 +161,19 @@ def healed_by_hand(checkpoint: Path, mask: str) -> tuple[DepthModule, dict[str, 
     return module, state
 
 
+def exported_again(tmp_path: Path, export: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of a run that is started over without its folder: the same weights, and no question is asked again."""
+
+    def records() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")}
+
+    weights, before = (tmp_path / "small/model.safetensors").read_bytes(), records()
+    shutil.rmtree(tmp_path / "small")
+    found = export()
+    assert (tmp_path / "small/model.safetensors").read_bytes() == weights and records() == before
+    return found
+
+
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
 
 
@@ -174,6 +189,8 @@ def test_a_healed_folder_is_the_patched_and_masked_model(small_checkpoint, tmp_p
     # the caller's model is what it was
     assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
     assert result["certificate"]["passed"]
+    manifest = json.loads((tmp_path / "results/export/small/manifest.json").read_text())
+    assert manifest["arguments"]["heal"] == "patch" and "training" not in manifest["arguments"]
 
     by_hand, expected = healed_by_hand(small_checkpoint, mask)
     written, _ = load_checkpoint(str(tmp_path / "small"))
@@ -200,13 +217,41 @@ def test_a_healed_folder_is_the_patched_and_masked_model(small_checkpoint, tmp_p
     # a second run overwrites nothing; started over, it writes the same and asks no question again
     with pytest.raises(ValueError, match="expected a new folder"):
         trainer.export(module, data, **common)
-    weights = (tmp_path / "small/model.safetensors").read_bytes()
-    records = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")}
+    assert exported_again(tmp_path, lambda: trainer.export(module, data, **common))["healing"] == healing
+    assert len(list((tmp_path / "results").rglob("rank*.jsonl"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("heal", "mask"), [("full", "101101"), ("lora", "011101")])
+def test_a_trained_folder_is_the_trained_and_masked_model(small_checkpoint, tmp_path, heal, mask):
+    if heal == "lora":
+        pytest.importorskip("peft", reason="needs the package peft")
+    module, trainer = DepthModule(str(small_checkpoint)), DepthTrainer(**QUIET)
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    data = DepthDataModule(num_samples=8, calibration_samples=8, train_batch_size=2)
+    common = {"mask": mask, "heal": heal, "heal_steps": 2, "num_questions": 2, "out": str(tmp_path / "small")}
+    common["output_dir"] = str(tmp_path / "results")
+    result = trainer.export(module, data, **common)
+    # the caller's objects are what they were
+    assert all(torch.equal(value, before[name]) for name, value in module.model.state_dict().items())
+    assert all(weight.requires_grad and weight.grad is None for weight in module.model.parameters())
+    assert data.train_images == 50_000 and data.prompter is None
+    assert result["certificate"]["passed"] and module.trainer is trainer
+    written, _ = load_checkpoint(str(tmp_path / "small"))
+    ids = torch.arange(2, 14)[None]
+    with masked(module.model, MaskSet.of(mask)[0]), torch.no_grad():
+        assert not torch.allclose(written(ids).logits, module.model(ids).logits, atol=1e-4)
+
+    healing = result["healing"]
+    assert (healing["method"], healing["split"], healing["num_steps"], healing["num_images"]) == (heal, "train", 2, 4)
+    assert (healing["patch"] is None) == (mask[0] == "0")
+    told = json.loads((tmp_path / "small/certificate.json").read_text())["healing"]
+    assert told["learning_rate"] == 1e-3 and "quality" not in told
+    # started over, it trains to the same weights and asks no question again; other steps are another run
+    assert exported_again(tmp_path, lambda: trainer.export(module, data, **common))["healing"] == healing
     shutil.rmtree(tmp_path / "small")
-    assert trainer.export(module, data, **common)["healing"] == healing
-    assert (tmp_path / "small/model.safetensors").read_bytes() == weights
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("rank*.jsonl")} == records
-    assert len(records) == 2
+    with pytest.raises(ValueError, match="holds a run with another training"):
+        trainer.export(module, data, **common | {"heal_steps": 3})
 
 
 @pytest.mark.slow
@@ -278,11 +323,13 @@ WRONG = [
     (["--mask", "11x111"], "characters 0 and 1"),
     (["--from", "/no/run"], "--from_run: expected the folder of a run of select, search, compare, /no/run has no"),
     (["--skip", "1", "--policy", "prefix"], "go with --from_run: leave them out with --skip"),
+    (["--skip", "1", "--heal", "lora", "--lora_rank", "0"], "expected lora_rank of at least 1"),
+    (["--skip", "1", "--heal", "full", "--heal_steps", "0"], "expected heal_steps of at least 1"),
+    (["--skip", "1", "--heal", "full", "--heal_learning_rate", "-1"], "expected heal_learning_rate of at least 0"),
     (
-        ["--skip", "1", "--heal", "full"],
-        "got full: export trains nothing; run lit-depth fit --config configs/heal.yaml",
+        ["--skip", "1", "--heal", "full", "--data.task", "text_vqa"],
+        "--heal full trains on the train split: .*text_vqa is for evaluation only; --heal patch needs no such split",
     ),
-    (["--skip", "1", "--heal", "lora"], "expected --heal none or patch, got lora"),
     (["--skip", "0", "--heal", "patch"], "cannot patch a mask that skips block 0"),
     (["--skip", "1", "--heal", "patch", "--weights", "false"], "leave out --weights false"),
     (["--skip", "1", "--heal", "glue"], "heal"),
@@ -390,7 +437,7 @@ def test_a_run_without_such_a_mask_is_refused(tmp_path, result, given, message):
 
 
 def test_a_run_of_another_model_is_refused(checkpoint, small_checkpoint, tmp_path):
-    few = [*FEW[2:], "--output_dir", tmp_path, "--policies", "prefix", "--latency_repeats", "0"]
+    few = [*FEW[2:], "--output_dir", tmp_path, "--policies", "prefix", "--num_requests", "0"]
     assert run(["compare", "--model.checkpoint", small_checkpoint, "--num_active_blocks", "4", *few]) == 0
     module = DepthModule(str(small_checkpoint))
     folder = str(tmp_path / "compare/default")
@@ -441,7 +488,8 @@ def test_the_report_says_what_is_proven():
     quality |= {"masked": {"quality": 0.6, "quality_ci": [0.5, 0.7], "drop": 0.3, **interval}}
     quality |= {"healed": {"quality": 0.8, "quality_ci": [0.7, 0.9], "drop": 0.1, **interval}}
     quality |= {"regained_simultaneous_ci": [0.1, 0.3]}
-    result["healing"] = {"num_questions": 8, "split": "calibration", "task": "t", "quality": quality}
+    asked = {"num_questions": 8, "split": "calibration"}
+    result["healing"] = {"method": "patch", **asked, "task": "t", "quality": quality}
     told = report(result)
     text = as_text(told)
     assert "out is a/b without blocks 1 of 3, healed by a patch: " in text
@@ -449,3 +497,8 @@ def test_the_report_says_what_is_proven():
     assert "gave back +0.200 [+0.100, +0.300], p = 0.010 (Holm)" in text and "no files for mergekit" in text
     assert re.search(r"healed +0.800 +\[0.700, 0.900\] +\+0.100 +\[-0.050, \+0.250\]", text), text
     assert told.scalars["export/quality_healed"] == 0.8
+    rates = {"num_steps": 9, "num_images": 1200, "learning_rate": 0.001, "seed": 3, "split": "train", "task": "t"}
+    result["healing"] = {"method": "lora", "lora_rank": 4, **rates, "patch": asked, "quality": quality}
+    text = " ".join(as_text(report(result)).split())
+    assert "healed by low-rank adapters" in text and "Patched on 8 questions of the calibration split, then" in text
+    assert "trained (low-rank adapters of rank 4, merged) for 9 steps on 1,200 images of the train split of t" in text

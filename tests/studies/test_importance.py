@@ -77,7 +77,7 @@ def test_writes_what_it_promises(checkpoint, tmp_path, capsys):
     # what compare needs for the blocks without a score
     compare = ["compare", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--data.num_samples", "8"]
     compare += ["--importance", folder / "layer_importance_scores.json", "--policies", "importance"]
-    compare += ["--num_active_blocks", "4", "--latency_repeats", "0"]
+    compare += ["--num_active_blocks", "4", "--num_requests", "0"]
     assert run(compare) == 2 and "--keep for blocks [0, 3]" in capsys.readouterr().err
     assert run([*compare, "--keep", "0", "3"]) == 0
 

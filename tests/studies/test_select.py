@@ -160,7 +160,7 @@ def test_depth_from_the_line_where_only_importance_is_known(checkpoint, tmp_path
 def test_measured_files_of_other_commands(checkpoint, tmp_path, capsys):
     common = ["--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--data.num_samples", "16"]
     counts = ["--num_active_blocks", "4", "16", "--policies", "prefix"]
-    assert run(["compare", *common, *counts, "--latency_repeats", "0"]) == 0
+    assert run(["compare", *common, *counts, "--num_requests", "0"]) == 0
     times = ["--num_samples", "3", "--new_tokens", "2"]
     assert run(["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *counts, *times]) == 0
     comparison = tmp_path / "compare" / "default" / "m5_mask_strategy_comparison.json"

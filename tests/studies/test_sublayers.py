@@ -83,7 +83,7 @@ def test_search_over_sublayers(checkpoint, tmp_path, capsys):
     assert result["num_blocks"] == 16 and len(result["units"]) == 32
     names = [[result["units"][unit] for unit in entry["removed"]] for entry in result["ablations"]]
     assert [name for (name,) in names[:4]] == NAMES and all(set(each) <= set(NAMES) for each in names)
-    assert "-0.attn" in out and "-15.mlp" in out
+    assert "without 0.attn" in out and "without 15.mlp" in out
     for name in ("figures/search_tree.png", "figures/drop_vs_removed.png", "report.html"):
         assert (folder / name).stat().st_size > 0
     # against copies in which the halves add zeros

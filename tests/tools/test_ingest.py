@@ -136,6 +136,7 @@ def test_results_of_inspect_by_image(folder, capsys):
     ("arguments", "message"),
     [
         (["there/smaller"], "expected something to compare with: --whole FILE"),
+        (["there/smaller", "--whole", "there/whole", "--task", "sums"], "--task names a task of our run: give --run"),
         (["there/lost", "--whole", "there/whole"], "there/lost does not exist"),
         (["there/smaller", "--whole", "there/smaller"], "holds the same as"),
         (["there/whole", "--whole", "there/smaller"], "is an exported model, it has a certificate.json"),
@@ -235,7 +236,7 @@ def test_what_lm_eval_says_of_an_export_is_what_we_said_of_the_mask(tmp_path, mo
     (tmp_path / "local_choice.yaml").write_text(TASK.format(rows=tmp_path / "rows.jsonl"))
     ours = ["--data.task", f"lm_eval:{tmp_path}/local_choice.yaml", "--data.num_samples", "null"]
     ours += ["--model.checkpoint", "model"]
-    compare = ["--active_block_indices", 0, 2, 3, "--latency_repeats", 0]
+    compare = ["--active_block_indices", 0, 2, 3, "--num_requests", 0]
     assert run(["compare", *ours, *compare]) == 0
     assert run(["export", *ours, "--skip", "1", "--out", "smaller"]) == 0
     manager = TaskManager(include_defaults=False, include_path=str(tmp_path))

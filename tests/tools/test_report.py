@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from lit_depth.integrations.run_notes import RunNote, write_note
 from lit_depth.results.vega_runtime import vega_runtime
 from tests.helpers.browser import Browser, missing_programs
 from tests.helpers.commands import run
 from tests.helpers.result_folders import EVIL, write_comparison
+from tests.helpers.wandb_server import fake_server
 
 TASKS = ("shapes", "charts", "documents")
 
@@ -30,6 +32,20 @@ def folders(tmp_path: Path, comparison: dict[str, Any]) -> list[Path]:
 
 def report(*arguments: Any) -> int:
     return run(["report", *arguments])
+
+
+def test_runs_that_were_logged_are_put_side_by_side_in_a_dashboard(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    api = fake_server(monkeypatch, there={"a1": ""})
+    write_note(folders[0], RunNote("a1", "lit-depth", name="one", command="compare", headline="Strong."))
+    assert report("compare", "--samples", "0", "--project", "p") == 2
+    assert "--project belongs to --wandb" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
+    assert report("compare", "--samples", "0", "--wandb") == 0
+    out = capsys.readouterr().out
+    assert "workspace: https://here/me/lit-depth?nw=" in out and "report: https://here/me/lit-depth/reports/" in out
+    assert f"not logged, so left out: {folders[1].relative_to(tmp_path)}" in out and len(api.views) == 2
 
 
 def test_a_page_for_several_runs_and_a_table_for_each_of_its_tables(

@@ -168,14 +168,19 @@ def _keep(output_map: OutputMap, seen: dict[nn.Module, tuple[Tensor, Tensor]]) -
 
 def _pass(maps: Sequence[OutputMap], runs: Sequence[Run], num_fitted: int) -> tuple[Tensor, list[Tensor]]:
     """Log-probabilities of all questions, and the gradients of the first ones."""
-    values, rows, left = [], [], num_fitted
+    values: list[Tensor] = []
+    rows: list[Tensor] = []
+    start = 0
     for run in runs:
-        value, found = gradient_rows(maps, run) if maps and left > 0 else (run(), [])
+        value, found = gradient_rows(maps, run) if maps and start < num_fitted else (run(), [])
+        # filled in place: parts that are joined at the end take the memory twice
+        rows = rows or [each.new_empty(num_fitted, *each.shape[1:]) for each in found]
+        for whole, each in zip(rows, found):
+            part = whole[start : start + len(value)]
+            part.copy_(each[: len(part)])
         values.append(value.double())
-        if found:
-            rows.append([each[:left] for each in found])
-        left -= len(value)
-    return torch.cat(values), [torch.cat(each) for each in zip(*rows)]
+        start += len(value)
+    return torch.cat(values), rows
 
 
 def _folded(maps: Sequence[OutputMap], changes: Sequence[Tensor]) -> Weights:

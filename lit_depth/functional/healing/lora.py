@@ -96,10 +96,10 @@ def adapted(
         adapters = [weight for weight in module_list.parameters() if weight.requires_grad]
         try:
             yield Adapters(tuple(names[weight] for weight in chosen), sum(weight.numel() for weight in adapters))
+            tuner.merge_and_unload()
         except BaseException:
             tuner.unload()
             raise
-        tuner.merge_and_unload()
 
 
 def _linear_layers(blocks: nn.ModuleList, mask: Tensor) -> dict[str, nn.Linear]:

@@ -207,7 +207,7 @@ class _Calibration:
             questions.append(partial(self._masked, run))
             with unmasked(self.blocks):
                 whole.append(run())
-            num_rows, num_tokens = num_rows + len(labels), num_tokens + int((labels != IGNORE).sum())
+            num_rows, num_tokens = num_rows + len(labels), num_tokens + int((labels[:, 1:] != IGNORE).sum())
             if not maps or not fits(maps, num_rows):
                 return None
         if not questions:

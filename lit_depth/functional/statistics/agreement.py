@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+from scipy.linalg import block_diag
 
 from lit_depth.functional.arguments import check_share
 from lit_depth.functional.statistics import Floats, Interval, cluster_covariance, cluster_sums, spearman
@@ -94,7 +95,7 @@ def rank_agreement(
     observed, p_value = _observed(*means)
     noise, degrees = _noises(zip(sides, (first_clusters, second_clusters)))
     rng = np.random.default_rng(seed)
-    posterior = _Posterior(means, noise, confidence, degrees)
+    posterior = _Posterior(means, block_diag(*noise), confidence, degrees)
     low, high = posterior.limits(_NUM_DRAWS, rng)
     factor = None
     if low >= threshold:
@@ -150,8 +151,58 @@ def rank_agreement_with(
     observed, p_value = _observed(known, means)
     noise, degrees = _noises([(measured, clusters)])
     normal = stats.norm.ppf(stats.rankdata(known) / (len(known) + 1))
-    posterior = _Posterior(np.stack([means, normal]), [*noise, _EXACT * np.eye(len(known))], confidence, degrees)
+    exact = _EXACT * np.eye(len(known))
+    posterior = _Posterior(np.stack([means, normal]), block_diag(*noise, exact), confidence, degrees)
     low, high = posterior.limits(_NUM_DRAWS, np.random.default_rng(seed))
+    return Interval(observed, low, high), p_value
+
+
+def rank_agreement_on_same_samples(
+    first: ArrayLike,
+    second: ArrayLike,
+    clusters: Sequence[str] | None = None,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Interval, float]:
+    """Rank correlation between two measurements on the same samples, such as of masks before and after healing.
+
+    As `rank_agreement`, but for the noise of the two measurements, which is that of the same samples: its covariance
+    within and between them is estimated together. Percentiles over resampled images are no limits for this: each
+    resampling adds its own noise to that of the samples, which hides more order, and where masks lie close together
+    they stay below the correlation.
+
+    Args:
+        first: Per-sample drops ``[num_masks, num_samples]`` of one measurement.
+        second: Those of the other on the same samples.
+        clusters: Cluster (image) of each sample; None = each its own.
+        confidence: Probability between the limits.
+        seed: Seed of the draws.
+
+    Returns:
+        Spearman's correlation as measured, with the limits for that without noise (which may not hold the measured
+        one), and the p-value of no correlation.
+
+    Raises:
+        ValueError: As `rank_agreement`, and if the sides have other samples.
+
+    Example:
+        >>> noise = np.random.default_rng(0).normal(size=(2, 8, 400))
+        >>> interval, _ = rank_agreement_on_same_samples(*(np.arange(8.0)[:, None] + noise))
+        >>> interval.estimate, interval.low > 0.9
+        (1.0, True)
+    """
+    sides = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if sides[0].ndim != 2 or sides[0].shape != sides[1].shape or len(sides[0]) < 4:
+        raise ValueError(
+            f"expected drops [num_masks >= 4, num_samples] twice, got {list(sides[0].shape)} and {list(sides[1].shape)}"
+        )
+    check_share(confidence=confidence)
+    means = np.stack([values.mean(axis=1) for values in sides])
+    # equal means stay ties, whatever the order of their sums
+    observed, p_value = _observed(*means.round(12))
+    (noise,), degrees = _noises([(np.concatenate(sides), clusters)])
+    low, high = _Posterior(means, noise, confidence, degrees).limits(_NUM_DRAWS, np.random.default_rng(seed))
     return Interval(observed, low, high), p_value
 
 
@@ -202,21 +253,21 @@ def _noise(values: Floats, clusters: Sequence[str] | None) -> tuple[Floats, int]
 class _Posterior:
     """Posterior of the true drops of both sides, for every correlation that is not rejected."""
 
-    def __init__(self, means: Floats, noise: Sequence[Floats], confidence: float, degrees: int) -> None:
+    def __init__(self, means: Floats, noise: Floats, confidence: float, degrees: int) -> None:
         num_blocks = means.shape[1]
+        own_noise = [noise[:num_blocks, :num_blocks], noise[num_blocks:, num_blocks:]]
         deviations = means - np.median(means, axis=1, keepdims=True)
         # noise that all blocks share moves no rank: only what tells them apart counts
-        contrasts = np.array([np.trace(c) / num_blocks - c.mean() for c in noise])
+        contrasts = np.array([np.trace(c) / num_blocks - c.mean() for c in own_noise])
         # spread of the bulk of the blocks; a block that stands out must not set the scale of the others
         width = np.maximum(stats.median_abs_deviation(means, axis=1, scale="normal"), np.sqrt(contrasts))
         typical = np.abs(deviations) <= 3 * width[:, None]
         spread = np.array([np.var(side[near], ddof=1) for side, near in zip(means, typical)])
         bulk = np.maximum(spread - contrasts, 0.01 * contrasts + np.finfo(np.float64).tiny)
         # ... and is hardly moved towards them
-        own = deviations**2 - np.stack([c.diagonal() for c in noise])
+        own = deviations**2 - np.stack([c.diagonal() for c in own_noise])
         self.scales = np.sqrt(np.maximum(bulk[:, None], own / 4)).ravel()
-        self.noise = np.zeros((2 * num_blocks, 2 * num_blocks))
-        self.noise[:num_blocks, :num_blocks], self.noise[num_blocks:, num_blocks:] = noise
+        self.noise = noise  # [2 * num_blocks, 2 * num_blocks]
         self.measured = deviations.ravel()
         self.tails = [(1 - confidence) / 2, (1 + confidence) / 2]
         # ... nor say how alike the others are
@@ -286,7 +337,10 @@ def _needed(
         for number, truth in enumerate(truths):
             errors = np.stack([root @ rng.normal(size=len(root)) for root in roots]) / np.sqrt(growth)
             smaller = [covariance / growth for covariance in noise]
-            passed += _Posterior(truth + errors, smaller, confidence, growth * degrees).limits(200, rng)[0] >= threshold
+            passed += (
+                _Posterior(truth + errors, block_diag(*smaller), confidence, growth * degrees).limits(200, rng)[0]
+                >= threshold
+            )
             if 2 * passed >= _NUM_TRUTHS or 2 * (number - passed) > _NUM_TRUTHS:
                 break
         return 2 * passed >= _NUM_TRUTHS

@@ -92,7 +92,7 @@ def answers(
         files = {} if kind is None else submissions(kind, measured.sweep.records, asked)
         for mask, content in files.items():
             write_json(run.folder / "submission" / f"{mask}.json", content)
-        result |= {"submission": kind}
+        result |= {**run.model_entry, "submission": kind}
         write_parquet(run.folder / "records.parquet", records_of([measured], "task"))
         publish(run, report(result, [f"submission/{mask}.json" for mask in files]), RESULT, result)
     return result

@@ -13,7 +13,8 @@ from lit_depth.studies.compare.answers import answer_questions, withhold
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import describe_task
-from lit_depth.studies.shared.mask_grid import PlannedMask
+from lit_depth.studies.shared.mask_grid import PlannedMask, mask_names
+from lit_depth.studies.shared.question_types import describe_question_types
 from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.scores import Scores, describe_masks, group_plan
 
@@ -29,7 +30,7 @@ def describe(
 ) -> dict[str, Any]:
     """The result: that of the one task, or the mean over several, with each task's own under ``tasks``."""
     tasks = [
-        _task_entry(each, confidence) | shared | _describe_policies(plan, each.scores, latency, confidence)
+        _task_entry(each, plan, confidence) | shared | _describe_policies(plan, each.scores, latency, confidence)
         for each in measured
     ]
     if len(tasks) == 1:
@@ -38,7 +39,7 @@ def describe(
     return _over_tasks(tasks) | shared | _describe_policies(plan, pooled, latency, confidence)
 
 
-def _task_entry(measured: Measured, confidence: float) -> dict[str, Any]:
+def _task_entry(measured: Measured, plan: Sequence[PlannedMask], confidence: float) -> dict[str, Any]:
     sweep = measured.sweep
     return {
         "command": "compare",
@@ -48,6 +49,7 @@ def _task_entry(measured: Measured, confidence: float) -> dict[str, Any]:
         "bad_samples": sweep.bad_samples,
         **sweep.told,
         **describe_readings(measured, confidence),
+        **describe_question_types(measured, mask_names(plan), confidence),
     }
 
 

@@ -24,8 +24,8 @@ class CompareArguments:
     keep: list[int] = field(default_factory=list)
     num_seeds: int = 5
     confidence: float = 0.95
-    latency_repeats: int = 5
-    latency_new_tokens: int = 4
+    num_requests: int = 5
+    new_tokens: int = 4
     max_bad_samples: float = 0.01
     names: list[str] = field(init=False)
     counts: list[int] = field(init=False)
@@ -38,9 +38,9 @@ class CompareArguments:
         if self.active_block_indices is not None:
             plan_indices(self.active_block_indices, self.num_blocks)
         check_shares(self.confidence, self.max_bad_samples)
-        check_least(0, latency_repeats=self.latency_repeats)
+        check_least(0, num_requests=self.num_requests)
         # the first token is the prefill's: one alone has no time of its own
-        check_range(2 if self.latency_repeats else 1, MAX_TOKENS, latency_new_tokens=self.latency_new_tokens)
+        check_range(2 if self.num_requests else 1, MAX_TOKENS, new_tokens=self.new_tokens)
 
     @property
     def needs_importance(self) -> bool:

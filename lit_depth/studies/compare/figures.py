@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.charts.quality_charts import (
     Mark,
@@ -16,13 +16,13 @@ from lit_depth.results.charts.quality_charts import (
     quality_vs_blocks,
     quality_vs_latency,
 )
+from lit_depth.results.latency_lines import Time, latency_lines
 from lit_depth.results.measures import metric_label
 from lit_depth.results.report import Chart
 from lit_depth.results.style import (
     COLORS,
     GREY,
     MARKERS,
-    STAGES,
     bar_lengths,
     draw_constant,
     hollow,
@@ -30,11 +30,13 @@ from lit_depth.results.style import (
     line_with_bars,
     new_figure,
     plain_axes,
+    side_by_side,
     whole_numbers,
     withheld_title,
 )
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark_strategy
-from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
+from lit_depth.studies.compare.used_importance import used_importance_figure
+from lit_depth.studies.shared.comparison_schema import Comparison, Effect, Latency, MaskResult, Strategy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 # of policies imports.
 _FIRST_COLORS = ("prefix", "importance", "random", "suffix", "uniform")
 _MAX_TICKS = 16
+IMPORTANCE = "m5_importance"
 
 
 def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
@@ -52,15 +55,13 @@ def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]
     if has_latency(comparison):
         figures["m5_latency_vs_blocks"] = partial(latency_figure, comparison)
         figures["m5_quality_latency_tradeoff"] = partial(tradeoff_figure, comparison)
+    if comparison["importance"]["scores"]:
+        figures[IMPORTANCE] = partial(used_importance_figure, comparison["importance"], comparison["confidence"])
     return {**figures, **{task_figure(task): partial(quality_figure, task) for task in comparison.get("tasks", ())}}
 
 
 def comparison_charts(comparison: Comparison) -> dict[str, Chart]:
-    """The same figures as interactive charts: quality against blocks, of each task too; against time, if measured.
-
-    The intervals of a time are its least and greatest request: they hold the median of all requests with probability
-    ``1 - 2 ** (1 - requests)``, whatever the distribution (order statistics).
-    """
+    """The same figures as interactive charts: quality against blocks, of each task too; against time, if measured."""
     charts = {"quality_vs_blocks": _quality_chart(comparison)}
     charts |= {f"quality_vs_blocks_{task['task']}": _quality_chart(task) for task in comparison.get("tasks", ())}
     return charts | ({"quality_vs_latency": _latency_chart(comparison)} if has_latency(comparison) else {})
@@ -82,25 +83,25 @@ def _quality_chart(comparison: Comparison) -> Chart:
 
 def _latency_chart(comparison: Comparison) -> Chart:
     # brings torch along, which reading and drawing results do without
-    from lit_depth.functional.latency.budget import pareto_frontier
+    from lit_depth.functional.latency.frontier import Measured, clear_frontier
 
-    timed = [(_mark(each, comparison), each["latency_ms"]) for each in comparison["strategies"]]
+    timed: list[tuple[Mark, Sequence[float], Effect, Sequence[MaskResult]]] = [
+        (_mark(each, comparison), limits(each, comparison), each, each["masks"]) for each in comparison["strategies"]
+    ]
     full = comparison["full"]["latency_ms"]
     if full is not None:
-        timed.append((_full_mark(comparison), full))
-    points = [(total_ms(times), mark.quality, index) for index, (mark, times) in enumerate(timed)]
-    best = {index for *_, index in pareto_frontier(points)}
+        whole = comparison["full"]
+        timed.append((_full_mark(comparison), whole["quality_ci"], whole, [whole]))
+    points = [Measured(*_point(each, masks, ends, comparison)) for _, ends, each, masks in timed]
+    best = set(clear_frontier(points))
     marks = [
-        TimedMark(mark, total_ms(times), _range_ms(times), index in best) for index, (mark, times) in enumerate(timed)
+        TimedMark(mark, point.time, point.times, index in best)
+        for index, ((mark, *_), point) in enumerate(zip(timed, points))
     ]
-    words = _words(comparison) | {"x": "median total time per request (ms); bars: least to greatest"}
+    bars = _time_bars(comparison).replace("\n", " ")
+    words = _words(comparison) | {"x": f"median total time per request (ms); bars: {bars}"}
     last = marks.pop() if full is not None else None
     return quality_vs_latency(marks, last, words, _colors(comparison))
-
-
-def _range_ms(times: Latency | None) -> list[float]:
-    assert times is not None  # has_latency
-    return [times["total"]["min"], times["total"]["max"]]
 
 
 def _mark(strategy: Strategy, comparison: Comparison) -> Mark:
@@ -148,9 +149,9 @@ def quality_figure(comparison: Comparison) -> Figure:
     """
     figure, axes = new_figure(8, 5)
     policies = by_policy(comparison)
-    # Side by side, so that intervals at one number of blocks can be told apart.
-    offsets = [0.09 * (i - (len(policies) - 1) / 2) for i in range(len(policies))]
-    for offset, (policy, strategies) in zip(offsets, policies.items()):
+    # so that intervals at one number of blocks can be told apart
+    places = side_by_side({policy: [each["num_active_blocks"] for each in mine] for policy, mine in policies.items()})
+    for policy, strategies in policies.items():
         look = _look(policy, comparison)
         blocks = [strategy["num_active_blocks"] for strategy in strategies]
         quality = [strategy["quality"] for strategy in strategies]
@@ -161,12 +162,11 @@ def quality_figure(comparison: Comparison) -> Figure:
             ranges = [[mask["quality"] for mask in strategy["masks"]] for strategy in strategies]
             _shade(axes, blocks, ranges, look[0], 0.15)
             label = f"{policy}, mean of {num_masks}\n(range shaded)"
-        places = [block + offset for block in blocks]
-        line_with_bars(axes, places, quality, ends, _marks(strategies, comparison), look, label)
+        line_with_bars(axes, places[policy], quality, ends, _marks(strategies, comparison), look, label)
     full = comparison["full"]["quality"]
     axes.axhline(full, color=GREY, linestyle="--", linewidth=1.5, label=f"all {comparison['num_blocks']} blocks")
     draw_constant(axes, comparison.get("baseline"))
-    _block_axis(axes, comparison, with_full=False)
+    _block_axis(axes, comparison)
     axes.set_ylabel(f"Quality ({metric_label(comparison['metric'])})")
     axes.set_title(withheld_title(_title(comparison), comparison), loc="left", fontsize=11)
     legend(figure, axes, _bars(comparison))
@@ -200,30 +200,63 @@ def _marks(strategies: Sequence[Strategy], comparison: Comparison) -> list[bool]
 
 
 def latency_figure(comparison: Comparison) -> Figure:
-    """Median time of each stage against the number of active blocks.
-
-    All masks with one number of blocks are pooled: the line is their mean, the shade their range.
+    """Median times against the number of active blocks, one line per policy with its intervals.
 
     Raises:
         ValueError: If no latency was measured.
     """
-    times = _times_by_count(comparison)
-    figure, (request, token) = new_figure(8, 5, 1, 2)
-    for stage, (label, color, marker) in STAGES.items():
-        axes = token if stage == "decode_per_token" else request
-        values = [[latency[stage]["P50"] for latency in latencies] for latencies in times.values()]
-        means = [sum(medians) / len(medians) for medians in values]
-        _shade(axes, list(times), values, color, 0.2)
-        axes.plot(list(times), means, color=color, marker=marker, markersize=6, linewidth=1.8, label=label)
-    request.set_ylabel("Median time per request (ms)")
-    token.set_ylabel("Median time per decoded token (ms)")
-    for axes in (request, token):
-        _block_axis(axes, comparison, with_full=comparison["full"]["latency_ms"] is not None)
-        axes.set_ylim(bottom=0)  # a saving is read as a share of the height
-    title = _title(comparison, f"{_requests(comparison)}shaded: range over masks")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=len(STAGES), frameon=False)
-    return figure
+    _check_latency(comparison)
+    times = {
+        policy: [_time(each, each["num_active_blocks"], each["masks"], comparison) for each in strategies]
+        for policy, strategies in by_policy(comparison).items()
+    }
+    full = comparison["full"]
+    last = _time(full, comparison["num_blocks"], [full], comparison) if full["latency_ms"] is not None else None
+    words = {
+        "title": f"{comparison['task']}{_clock(comparison)}",
+        "bars": f"bars: {_time_bars(comparison)}",
+        "x": f"Active blocks (of {comparison['num_blocks']})",
+    }
+    return latency_lines(times, {policy: _look(policy, comparison) for policy in times}, last, words)
+
+
+def _time(timed: Effect, count: int, masks: Sequence[MaskResult], comparison: Comparison) -> Time:
+    times: dict[str, Any] = dict(timed["latency_ms"] or {})
+    known = {stage: summary for stage, summary in times.items() if summary is not None}
+    limits = {stage: _time_limits(timed["latency_ms"], masks, stage, comparison) for stage in known}
+    return Time(count, {stage: summary["P50"] for stage, summary in known.items()}, limits)
+
+
+def _time_limits(
+    times: Latency | None, masks: Sequence[MaskResult], stage: str, comparison: Comparison
+) -> Sequence[float]:
+    """Of the median of the masks that were timed; in results of earlier versions the least and the greatest request."""
+    known = comparison.get("latency_limits_ms", {})
+    found = [known[mask["mask_id"]][stage] for mask in masks if stage in known.get(mask["mask_id"], ())]
+    if found:
+        low, high = (sum(ends) / len(found) for ends in zip(*found))
+        return [low, high]
+    summary = dict(times or {})[stage]
+    return [summary["min"], summary["max"]]  # type: ignore[index]
+
+
+def _time_bars(comparison: Comparison) -> str:
+    """What the bars of times are; so few requests may hold the median with less than the asked confidence."""
+    count, asked = comparison.get("latency_requests"), comparison["confidence"]
+    if count is None or "latency_limits_ms" not in comparison:
+        return "least to greatest request"
+    reached = min(asked, 1 - 0.5 ** (count - 1))
+    return f"{reached:.0%} intervals of the median\n({count} request{'s' if count > 1 else ''})"
+
+
+def _clock(comparison: Comparison) -> str:
+    """On what the times were measured, to stand behind the task."""
+    settings, count = comparison.get("latency_settings"), comparison.get("latency_requests")
+    if settings is None or count is None:
+        return ""
+    requests = f"{count} request{'s' if count > 1 else ''} of batch size {settings['batch_size']}"
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+    return f"\n{requests}, {settings['new_tokens']} new tokens\n{settings['device']}, {threads}"
 
 
 def tradeoff_figure(comparison: Comparison) -> Figure:
@@ -235,30 +268,33 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
         ValueError: If no latency was measured.
     """
     # brings torch along, which reading and drawing results do without
-    from lit_depth.functional.latency.budget import pareto_frontier
+    from lit_depth.functional.latency.frontier import Measured, clear_frontier
 
-    _times_by_count(comparison)
+    _check_latency(comparison)
     figure, axes = new_figure(8, 5)
     plain_axes(axes)
-    points: list[tuple[float, float, int]] = []
+    points: list[Measured] = []
+    counts: list[int] = []
     for policy, strategies in by_policy(comparison).items():
         color, marker = _look(policy, comparison)
-        mine = [(total_ms(s["latency_ms"]), s["quality"], s["num_active_blocks"]) for s in strategies]
-        times, quality, _ = zip(*mine)
-        bars = bar_lengths(quality, [limits(strategy, comparison) for strategy in strategies])
-        axes.errorbar(times, quality, yerr=bars, fmt="none", ecolor=color, elinewidth=1, alpha=0.35)
+        mine = [Measured(*_point(each, each["masks"], limits(each, comparison), comparison)) for each in strategies]
+        times, quality, time_ends, ends = zip(*mine)
+        bars = {"xerr": bar_lengths(times, time_ends), "yerr": bar_lengths(quality, ends)}
+        axes.errorbar(times, quality, **bars, fmt="none", ecolor=color, elinewidth=1, alpha=0.35)
         axes.plot(times, quality, marker, color=color, markersize=8, markeredgecolor="white", label=policy)
         hollow(axes, times, quality, _marks(strategies, comparison), color, marker, size=8)
         points += mine
+        counts += [strategy["num_active_blocks"] for strategy in strategies]
     full = comparison["full"]
     if full["latency_ms"] is not None:
-        points.append((total_ms(full["latency_ms"]), full["quality"], comparison["num_blocks"]))
+        points.append(Measured(*_point(full, [full], full["quality_ci"], comparison)))
+        counts.append(comparison["num_blocks"])
         label = f"all {comparison['num_blocks']} blocks"
         axes.plot(*points[-1][:2], "*", color="black", markersize=14, markeredgecolor="white", label=label)
     draw_constant(axes, comparison.get("baseline"))
-    frontier = pareto_frontier(points)
+    frontier = [(points[index].time, points[index].quality, counts[index]) for index in clear_frontier(points)]
     steps = {"drawstyle": "steps-post", "color": GREY, "linestyle": "--", "linewidth": 1.2, "zorder": 1}
-    axes.plot(*list(zip(*frontier))[:2], **steps, label="Pareto frontier")
+    axes.plot(*list(zip(*frontier))[:2], **steps, label="Pareto frontier\n(beyond the intervals)")
     beside = {"xytext": (-5, 6), "textcoords": "offset points", "ha": "right", "fontsize": 9, "color": GREY}
     for *point, count in frontier:
         axes.annotate(str(count), point, **beside)
@@ -266,10 +302,17 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     axes.grid(axis="x", color="#eeeeee", linewidth=0.8)
     axes.set_xlabel("Median total time per request (ms)")
     axes.set_ylabel(f"Quality ({metric_label(comparison['metric'])})")
-    title = _title(comparison, _requests(comparison).rstrip("; "))
-    axes.set_title(withheld_title(title, comparison), loc="left", fontsize=11)
-    legend(figure, axes, f"{_bars(comparison)}\nnumbers: active blocks")
+    axes.set_title(withheld_title(_title(comparison) + _clock(comparison), comparison), loc="left", fontsize=11)
+    legend(figure, axes, f"{_bars(comparison)};\nacross: {_time_bars(comparison)}\nnumbers: active blocks")
     return figure
+
+
+def _point(
+    timed: Effect, masks: Sequence[MaskResult], ends: Sequence[float], comparison: Comparison
+) -> tuple[float, float, Sequence[float], Sequence[float]]:
+    """Total time and quality, and the limits of each."""
+    times = timed["latency_ms"]
+    return total_ms(times), timed["quality"], _time_limits(times, masks, "total", comparison), ends
 
 
 def _shade(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], color: str, alpha: float) -> None:
@@ -277,11 +320,10 @@ def _shade(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], co
     axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=color, alpha=alpha, linewidth=0)
 
 
-def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
+def _block_axis(axes: Axes, comparison: Comparison) -> None:
     plain_axes(axes)
     counts = {strategy["num_active_blocks"] for strategy in comparison["strategies"]}
-    if with_full:
-        counts.add(comparison["num_blocks"])
+    axes.set_xlim(min(counts) - 0.6, max(counts) + 0.6)
     if len(counts) <= _MAX_TICKS:
         axes.set_xticks(sorted(counts))
     else:
@@ -291,12 +333,6 @@ def _block_axis(axes: Axes, comparison: Comparison, with_full: bool) -> None:
 
 def _title(comparison: Comparison, remark: str = "") -> str:
     return f"{comparison['task']}, {comparison['num_samples']} samples" + (f" ({remark})" if remark else "")
-
-
-def _requests(comparison: Comparison) -> str:
-    """How many requests the times rest on; files of earlier versions do not say."""
-    count = comparison.get("latency_requests")
-    return "" if count is None else f"times: {count} request{'s' if count > 1 else ''} per mask; "
 
 
 def by_policy(comparison: Comparison) -> dict[str, list[Strategy]]:
@@ -313,20 +349,9 @@ def _look(policy: str, comparison: Comparison) -> tuple[str, str]:
     return color, MARKERS[COLORS.index(color)]
 
 
-def _times_by_count(comparison: Comparison) -> dict[int, list[Latency]]:
-    """Measured times of all masks with a number of active blocks, by that number; the full model included."""
+def _check_latency(comparison: Comparison) -> None:
     if not has_latency(comparison):
         raise ValueError("expected a comparison with latency, got one without: run it again with latency measured")
-    times: dict[int, list[Latency]] = {}
-    for strategy in comparison["strategies"]:
-        measured = [mask["latency_ms"] for mask in strategy["masks"] if mask["latency_ms"] is not None]
-        if not measured and strategy["latency_ms"] is not None:  # timed as a whole only
-            measured = [strategy["latency_ms"]]
-        times.setdefault(strategy["num_active_blocks"], []).extend(measured)
-    full = comparison["full"]["latency_ms"]
-    if full is not None:
-        times.setdefault(comparison["num_blocks"], []).append(full)
-    return dict(sorted(times.items()))
 
 
 def total_ms(latency: Latency | None) -> float:

@@ -14,7 +14,7 @@ from lit_depth.studies.compare.arguments import CompareArguments
 from lit_depth.studies.shared.importance_scores import IMPORTANCE_KEYS, read_importance, read_ties, to_importance
 from lit_depth.studies.shared.mask_grid import PlannedMask
 from lit_depth.studies.shared.run_folder import Run
-from lit_depth.studies.shared.time_masks import summarize_masks, time_masks
+from lit_depth.studies.shared.time_masks import median_limits, summarize_masks, time_masks
 
 NOT_USED: dict[str, Any] = {"source": "not used", "num_samples": 0, **dict.fromkeys(IMPORTANCE_KEYS), "scores": {}}
 
@@ -32,24 +32,28 @@ def given_importance(
 
 def measure_times(
     run: Run, plan: Sequence[PlannedMask], arguments: CompareArguments, clock: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Any]], int | None]:
-    """Percentiles in milliseconds by mask, and of how many requests; those timed earlier in this way count.
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Percentiles in milliseconds by mask, and how they were measured; requests timed earlier in this way count.
 
     Timed are the full model and one mask of each policy and count: which of equally many blocks run hardly matters to
     the clock.
     """
-    if not arguments.latency_repeats or not run.datamodule.for_each_task()[0].task.max_new_tokens:
-        return {}, None  # texts that are scored ask for no answer
+    if not arguments.num_requests or not run.datamodule.for_each_task()[0].task.max_new_tokens:
+        return {}, {"latency_requests": None}  # texts that are scored ask for no answer
     first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
-    settings = {**clock, "new_tokens": arguments.latency_new_tokens, "torch": torch.__version__}
+    settings = {**clock, "new_tokens": arguments.new_tokens, "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     records = time_masks(
         run,
         "validation",
         sorted({full_id(arguments.num_blocks), *first.values()}),
         run.folder / "latency" / f"{digest}.jsonl",
-        num_requests=arguments.latency_repeats,
-        new_tokens=arguments.latency_new_tokens,
+        num_requests=arguments.num_requests,
+        new_tokens=arguments.new_tokens,
         threads=clock["threads"],
     )
-    return summarize_masks(records), int(records["sample"].nunique())
+    return summarize_masks(records), {
+        "latency_requests": int(records["sample"].nunique()),
+        "latency_settings": {**clock, "batch_size": 1, "new_tokens": arguments.new_tokens},
+        "latency_limits_ms": median_limits(records, arguments.confidence),
+    }

@@ -22,10 +22,19 @@ from lit_depth.results.verdicts import (
     refusal,
     verdict_scalars,
 )
-from lit_depth.studies.compare.figures import comparison_charts, comparison_figures, drawn_in_place, limits, task_figure
+from lit_depth.studies.compare.figures import (
+    IMPORTANCE,
+    comparison_charts,
+    comparison_figures,
+    drawn_in_place,
+    limits,
+    task_figure,
+)
 from lit_depth.studies.compare.summary import summarize_policies
+from lit_depth.studies.compare.used_importance import used_importance_section
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
-from lit_depth.studies.shared.importance_scores import SCORES, tie_sentences
+from lit_depth.studies.shared.importance_scores import SCORES
+from lit_depth.studies.shared.question_types import question_type_sections
 
 QUESTIONS = {
     "importance_beats_prefix": "Does importance beat prefix?",
@@ -46,17 +55,18 @@ _STEP = "num_active_blocks"
 def report(comparison: Comparison) -> Report:
     """The report of the content of ``m5_mask_strategy_comparison.json``."""
     figures, tasks = comparison_figures(comparison), comparison.get("tasks", [])
-    own = [name for name in figures if name not in map(task_figure, tasks)]
-    ties, scores = tie_sentences(comparison["importance"]), comparison["importance"]["scores"]
+    own = [name for name in figures if name not in [IMPORTANCE, *map(task_figure, tasks)]]
+    scores = comparison["importance"]["scores"]
     return Report(
         title=f"Depth-mask policies on {comparison['task']}",
         headline="\n\n".join([*_refusals(comparison), _headline(comparison)]),
         sections=[
             *_answers(comparison),
-            *([Section("Ties that the importance policy used", "\n".join(ties))] if ties else []),
+            *used_importance_section(comparison["importance"], IMPORTANCE),
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
             *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
+            *(part for each in (tasks or [comparison]) for part in _by_type(each, bool(tasks))),
             *(part for each in (comparison, *tasks) for part in readings_sections(each, comparison)),
         ],
         kind="comparison",
@@ -132,6 +142,15 @@ def _quality_cell(strategy: Strategy, comparison: Comparison) -> str:
     low, high = strategy["quality_ci"]
     sign = mark_strategy(strategy, comparison.get("baseline"))
     return f"{strategy['quality']:.3f} [{low:.2f}, {high:.2f}]{sign}"
+
+
+def _by_type(comparison: Comparison, several: bool) -> list[Section]:
+    """Quality by type of question at the policies' middle count; all counts stand in the result."""
+    counts = sorted({each["num_active_blocks"] for each in comparison["strategies"]})
+    middle = counts[len(counts) // 2]
+    here = [each["policy"] for each in comparison["strategies"] if each["num_active_blocks"] == middle]
+    shown = {f"{policy}_{middle}": f"{policy}, {middle} blocks" for policy in dict.fromkeys(here)}
+    return question_type_sections(comparison, shown, several)
 
 
 def _perplexities(comparison: Comparison) -> list[Section]:

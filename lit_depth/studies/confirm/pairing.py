@@ -271,14 +271,17 @@ def match_samples(log: SampleLog, whole: SampleLog, wanted: Sequence[str]) -> Ma
     """
     shared = [sample for sample in wanted if sample in whole.samples]
     other = [sample for sample in shared if log.samples[sample].asked != whole.samples[sample].asked]
-    if not other:
-        return Match("id", {sample: sample for sample in wanted})
+    by_id = Match("id", {sample: sample for sample in wanted})
+    if shared and not other:
+        return by_id
     by_hash = _by_hash(log), _by_hash(whole)
     if None not in by_hash:
         mine, theirs = (dict(each or {}) for each in by_hash)
         found = {mine[name]: theirs[name] for name in mine.keys() & theirs.keys()}
         if found and all(log.samples[one].asked == whole.samples[two].asked for one, two in found.items()):
             return Match("doc_hash", found)
+    if not other:
+        return by_id  # of which none is shared
     first = other[0]
     parts = ["prompts", "targets"]
     differ = [part for part, one, two in zip(parts, log.samples[first].asked, whole.samples[first].asked) if one != two]

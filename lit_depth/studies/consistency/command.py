@@ -76,6 +76,7 @@ def consistency(
             return {}
         result = {
             "command": "consistency",
+            **run.model_entry,
             "num_blocks": model.num_blocks,
             "splits": splits,
             "threshold": threshold,

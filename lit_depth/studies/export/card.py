@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
+import warnings
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +15,25 @@ import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.repocard import metadata_load
 
+from lit_depth.data import DepthDataModule
 from lit_depth.models.handoff import FILES, NONE_WHEN_HEALED
+from lit_depth.module import DepthModule
+from lit_depth.results.measures import metric_label
 from lit_depth.studies.export.arguments import Choice
 from lit_depth.studies.export.healing import SPLIT, Healing
+from lit_depth.studies.export.report import how_healed
+from lit_depth.studies.export.training import Training
 from lit_depth.studies.shared.run_folder import Run
 
 # what a card says of the terms of use, in the words of the source's card
 _TERMS = ("license", "license_name", "license_link", "language")
 # of a class of transformers, by the hub's name for what it does
 _PIPELINES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
+# what a training leaves of the other weights
+_TRAINED = {
+    "lora": "All other weights but linear layers and experts of the other blocks are unchanged",
+    "full": "The other weights were trained",
+}
 
 
 def card(
@@ -44,7 +57,7 @@ def card(
     checkpoint = run.model.hparams["checkpoint"]
     parts = [
         f"---\n{yaml.safe_dump(_metadata(checkpoint, certificate, source), sort_keys=False)}---",
-        f"# {name}",
+        f"# {' '.join(name.split())}",
         _removed(checkpoint, choice, certificate, parameters, healing),
         _healed(healing),
         _expected(choice),
@@ -57,12 +70,24 @@ def card(
 
 
 def _metadata(checkpoint: str, certificate: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    there = metadata_load(str(source / "README.md")) if (source / "README.md").is_file() else None
-    found = {key: value for key, value in (there or {}).items() if key in _TERMS}
+    found = {key: value for key, value in _metadata_of(source / "README.md").items() if key in _TERMS}
     if _is_on_the_hub(checkpoint):
         found["base_model"] = checkpoint
     pipeline = _PIPELINES[certificate["held_to"]["auto_class"]]
     return {**found, "library_name": "transformers", "pipeline_tag": pipeline, "tags": ["lit_depth", "depth-pruned"]}
+
+
+def _metadata_of(path: Path) -> Mapping[str, Any]:
+    """The data in front of a card; nothing where there is none, or none that can be read, which is warned of."""
+    if not path.is_file():
+        return {}
+    try:
+        there = metadata_load(str(path))
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        warnings.warn(f"{path} cannot be read, so the new card does not repeat its licence: {why}", stacklevel=2)
+        return {}
+    return there if isinstance(there, Mapping) else {}
 
 
 def _is_on_the_hub(checkpoint: str) -> bool:
@@ -79,6 +104,8 @@ def _removed(
     blocks, mask = certificate["blocks"], certificate["mask_id"]
     skipped = " ".join(str(block) for block, bit in enumerate(mask) if bit == "0") or "none"
     left = "All other weights are unchanged" if healing is None else "All other weights but those below are unchanged"
+    if healing is not None and healing.training is not None:
+        left = _TRAINED[healing.training.method]
     trained = " Nothing was trained." if healing is None else ""
     return (
         f"{checkpoint} without transformer blocks {skipped} (counted from 0): {blocks['export']} of {blocks['source']} "
@@ -90,6 +117,8 @@ def _removed(
 def _healed(healing: Healing | None) -> str:
     if healing is None:
         return ""
+    if healing.patch is None or healing.training is not None:
+        return f"## Healing\n\n{how_healed(healing.entry())}. The skipped blocks took no part in it."
     spans = "\n".join(
         f"- skipped {' '.join(map(str, span.skipped))}: "
         + (
@@ -128,7 +157,7 @@ def _expected(choice: Choice) -> str:
     if known is not None:
         share = f"{known['confidence']:.0%} interval" if known["confidence"] else "interval"
         lines.append(
-            f"- {known['metric']} on {known['num_samples'] or 'the'} questions of {known['task']}: "
+            f"- {metric_label(known['metric'])} on {known['num_samples'] or 'the'} questions of {known['task']}: "
             f"{known['quality']:.3f} ({share} {_interval(known['quality_ci'])})"
         )
         if known["drop"] is not None:
@@ -175,12 +204,12 @@ def _use(certificate: Mapping[str, Any], handed: Sequence[str]) -> str:
 
 def _reproduce(run: Run, certificate: Mapping[str, Any], healing: Healing | None) -> str:
     hparams = run.model.hparams
-    revision = f" --model.revision {hparams['revision']}" if hparams["revision"] else ""
+    revision = f" --model.revision {shlex.quote(hparams['revision'])}" if hparams["revision"] else ""
     dtype = f" --model.dtype {hparams['dtype']}" if hparams["dtype"] != "auto" else ""
     mask = f"--mask {certificate['mask_id']}{_healing_options(run, healing)}"
     return (
         "## Reproduce\n\n```bash\nlit-depth export "
-        f"--model.checkpoint {hparams['checkpoint']}{revision}{dtype} {mask} --out DIR\n```"
+        f"--model.checkpoint {shlex.quote(hparams['checkpoint'])}{revision}{dtype} {mask} --out DIR\n```"
     )
 
 
@@ -188,9 +217,27 @@ def _healing_options(run: Run, healing: Healing | None) -> str:
     if healing is None:
         return ""
     # a path is of this machine
-    questions = f"--data.task {healing.task}" if run.datamodule.path is None else "--data.path QUESTIONS"
-    asked = run.datamodule.calibration_samples or healing.num_questions
-    return f" --heal patch {questions} --data.calibration_samples {asked} --data.seed {healing.seed}"
+    data, training = run.datamodule, healing.training
+    options = [f"--data.task {healing.task}" if data.path is None else "--data.path QUESTIONS"]
+    if healing.patch is not None:
+        options.append(f"--data.calibration_samples {data.calibration_samples or healing.num_questions}")
+    options.append(f"--data.seed {healing.seed}")
+    method = "patch" if training is None else training.method
+    if training is not None:
+        rank = "" if training.lora_rank is None else f" --lora_rank {training.lora_rank}"
+        steps = f"--heal_steps {training.num_steps} --heal_learning_rate {training.learning_rate:g}{rank}"
+        options = [steps, *options, f"--data.train_batch_size {training.num_images // training.num_steps}"]
+        options += _unlike_default(DepthModule, "model", training) + _unlike_default(DepthDataModule, "data", training)
+    return " ".join([f" --heal {method}", *options])
+
+
+def _unlike_default(of_class: type, group: str, training: Training) -> list[str]:
+    """Options of a class that the training read and that are not the class's own."""
+    names = set(training._fields) - {"learning_rate"}  # the command has its own
+    defaults = {name: each.default for name, each in signature(of_class).parameters.items() if name in names}
+    values = {name: getattr(training, name) for name in defaults}
+    shown = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return [f"--{group}.{name} '{shown[name]}'" for name in sorted(names) if values.get(name) != defaults.get(name)]
 
 
 def evaluation_results(run: Run, choice: Choice) -> dict[str, str]:
@@ -202,11 +249,12 @@ def evaluation_results(run: Run, choice: Choice) -> dict[str, str]:
     repository, revision = getattr(task, "repository", None), getattr(task, "revision", None)
     if known is None or repository is None or run.datamodule.path is not None or known["task"] != task.name:
         return {}
+    metric, interval = metric_label(known["metric"]), _interval(known["quality_ci"])
     entry = EvalResultEntry(
         dataset_id=repository,
         task_id=task.name,
         value=known["quality"],
         dataset_revision=revision if re.fullmatch("[0-9a-f]{40}", revision or "") else None,  # a commit, no branch
-        notes=f"{known['metric']}, {known['num_samples']} questions, interval {_interval(known['quality_ci'])}",
+        notes=f"{metric}, {known['num_samples']} questions, interval {interval}",
     )
     return {f".eval_results/{task.name}.yaml": yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)}

@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 
 import lit_depth
 from lit_depth.functional import find_blocks, masked
-from lit_depth.models.certify import VERDICT, Case, digest, observe, write_references
-from lit_depth.models.export import fields_without, state_without
+from lit_depth.models.certify import VERDICT, Case, digest, observe, other_settings, write_references
+from lit_depth.models.export import cut_fields, fields_without, files_to_copy, read_config, state_without
 from lit_depth.models.loading import auto_class
 from lit_depth.models.weight_files import floating
 
-CERTIFICATE = "certificate.json"
+CERTIFICATE, GENERATION = "certificate.json", "generation_config.json"
 
 
 class NotCertifiedError(RuntimeError):
@@ -46,6 +46,7 @@ def watch(
     folder: Path,
     attn_implementation: str | None = None,
     blocks: str | None = None,
+    source: Path | None = None,
 ) -> Evidence:
     """What the masked model makes of some batches.
 
@@ -57,6 +58,8 @@ def watch(
         folder: Of the checkpoint that is to be the same.
         attn_implementation: How attention is computed; None = the model's default.
         blocks: Dotted path of the blocks, where they cannot be found.
+        source: Folder of the whole checkpoint, whose other settings and files the new one has to have; None = they are
+            not held.
 
     Raises:
         ValueError: If the model's logits are not finite: then there is nothing to hold a checkpoint to.
@@ -81,8 +84,17 @@ def watch(
         "device": str(model.device),
         "attn_implementation": attn_implementation,
         "generation": dict(generation),
+        **({} if source is None else _of_source(source)),
     }
     return Evidence(folder, settings, cases)
+
+
+def _of_source(source: Path) -> dict[str, Any]:
+    """What a checkpoint has to have as its source has it."""
+    raw, config = read_config(source)
+    cut = cut_fields(raw, config)
+    files = {GENERATION: None, **sha256_of(files_to_copy(source))}
+    return {"cut": cut, "other_settings": other_settings(config, cut), "files": files}
 
 
 def hold(evidence: Sequence[Evidence]) -> list[dict[str, Any]]:

@@ -28,6 +28,9 @@ def export(
     weights: bool = True,
     in_memory: bool = False,
     heal: Heal = "none",
+    heal_steps: int = 150,
+    heal_learning_rate: float = 1e-3,
+    lora_rank: int = 16,
     num_questions: int = 8,
     push_to_hub: str | None = None,
     public: bool = False,
@@ -55,10 +58,14 @@ def export(
         weights: Write a checkpoint. false = only the files for other tools, which masks of halves of blocks have too.
         in_memory: Write the weights as they are in memory, such as those of a model that was trained since it was
             loaded; false = copy them from the files, unless ``--model.dtype`` converts them.
-        heal: Give back some of the lost quality before writing: ``patch`` fits the last map of the block before each
-            span of skipped ones to the calibration split's ``--data.calibration_samples`` questions, and measures the
-            healed model on the validation split. ``none`` = weights stay as they are. ``lora`` and ``full`` take
-            training, which ``lit-depth fit --config configs/heal.yaml`` does.
+        heal: Give back some of the lost quality before writing, and measure the healed model on the validation split.
+            ``patch`` fits weights in closed form to the calibration split's ``--data.calibration_samples`` questions;
+            from there ``full`` trains all weights of the blocks that stay, and ``lora`` low-rank adapters, which are
+            merged (``pip install 'lit_depth[lora]'``), on ``--data.train_batch_size`` images of the train split a step.
+            A training that was interrupted begins anew. ``none`` = weights stay as they are.
+        heal_steps: Steps of ``lora`` and ``full``.
+        heal_learning_rate: Their peak learning rate.
+        lora_rank: Rank of the adapters of ``lora``.
         num_questions: Questions of the proof.
         push_to_hub: Repository on the hub (``organisation/name``) to upload the new folder to; null = stay here.
         public: Let everybody read that repository; false = it is private.
@@ -71,8 +78,9 @@ def export(
         files for mergekit, llama.cpp and engines that leave out halves of blocks.
 
     Raises:
-        ValueError: If an argument does not fit, blocks of the family cannot be removed or healed, or the folder is
-            there already.
+        ValueError: If an argument does not fit, blocks of the family cannot be removed or healed, the task or the model
+            cannot be trained on, or the folder is there already.
+        ImportError: ``lora`` without peft.
         NotCertifiedError: If the new checkpoint is not the masked model.
     """
     from pathlib import Path
@@ -81,34 +89,41 @@ def export(
     from lit_depth.models.export import check_new
     from lit_depth.studies.export.analysis import describe
     from lit_depth.studies.export.arguments import choose
-    from lit_depth.studies.export.healing import check_heal, healed
+    from lit_depth.studies.export.healing import check_heal, healed, is_patched
     from lit_depth.studies.export.push import check_repository, push
     from lit_depth.studies.export.report import report
-    from lit_depth.studies.export.writing import check_exportable, write
+    from lit_depth.studies.export.training import Training, check_training
+    from lit_depth.studies.export.writing import check_beside, check_exportable, write
     from lit_depth.studies.shared.checks import check_asks, check_one_process, check_one_task
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
 
-    check_least(1, num_questions=num_questions)
+    check_least(1, num_questions=num_questions, heal_steps=heal_steps, lora_rank=lora_rank)
+    check_least(0, heal_learning_rate=heal_learning_rate)
     check_one_process(trainer, "export writes one checkpoint in one process")
     check_one_task(datamodule, "export takes its questions from one task")
     check_asks(datamodule, "export")
     choice = choose(model, skip, mask, from_run, num_active_blocks, policy)
     check_exportable(trainer, model, choice.masks, weights)
     check_heal(heal, choice.masks, weights)
+    training = Training.of(heal, heal_steps, heal_learning_rate, lora_rank, model, datamodule)
+    if training is not None:
+        check_training(training, model, datamodule)
     if push_to_hub is not None:
         check_repository(push_to_hub, weights)
     name = name or (Path(out).resolve().name if out else "default")
     folder = Path(out).expanduser() if out else Path(output_dir) / "export" / name / "checkpoint"
+    check_beside(folder, Path(output_dir) / "export" / name)
     check_new(folder)
     arguments = {"mask": choice.masks.ids[0], "origin": choice.origin, "weights": weights, "in_memory": in_memory}
     arguments |= {"num_questions": num_questions, "out": str(folder), "heal": heal}
+    arguments |= {} if training is None else {"training": training.entry()}
     heals = heal != "none"
-    splits = ["calibration", "validation"] if heals else ["validation"]
+    splits = ["calibration", "validation"] if is_patched(heal, choice.masks) else ["validation"]
     with open_run(
         trainer, model, datamodule, splits, arguments, output_dir, "export", name, MAX_BAD_SAMPLES, scores=heals
     ) as run:
-        with healed(run, choice, heal) as (choice, healing):
+        with healed(run, choice, heal, training) as (choice, healing):
             written = write(run, choice, folder, weights, in_memory, num_questions, healing)
         pushed = None if push_to_hub is None else push(folder, push_to_hub, private=not public)
         result = describe(run, choice, folder, written, pushed, healing)

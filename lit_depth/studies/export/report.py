@@ -69,13 +69,29 @@ def _healing(result: Mapping[str, Any]) -> list[Section]:
             drop = [f"{entry['drop']:+.3f}", format_interval(entry["drop_simultaneous_ci"])]
         rows.append([name, *quality, *drop])
     text = (
-        f"Patched on {healing['num_questions']} questions of the {healing['split']} split of {healing['task']}, "
-        f"measured on {found['num_samples']} of the {found['split']} split ({found['metric']}). Healing gave back "
+        f"{how_healed(healing)}, measured on {found['num_samples']} of the {found['split']} split "
+        f"({found['metric']}). Healing gave back "
         f"{found['regained']:+.3f} {format_interval(found['regained_simultaneous_ci'])}, p = "
         f"{format_p_value(found['regained_p_holm'])} (Holm). Intervals of differences are paired and hold together "
         f"with {found['confidence']:.0%} confidence. {NONE_WHEN_HEALED}"
     )
     return [Section("Healing", text, Table(HEALING_HEADERS, rows))]
+
+
+def how_healed(healing: Mapping[str, Any]) -> str:
+    """By which method and which questions, from what ``export.json`` says of it; the subject is the healed model."""
+    about = healing if healing["method"] == "patch" else healing["patch"]
+    patched = about and f"Patched on {about['num_questions']} questions of the {about['split']} split"
+    if healing["method"] == "patch":
+        return f"{patched} of {healing['task']}"
+    what = {"full": "all weights", "lora": f"low-rank adapters of rank {healing.get('lora_rank')}, merged"}
+    method = healing["method"]
+    trained = (
+        f"trained ({what[method]}) for {healing['num_steps']:,} steps on {healing['num_images']:,} images of "
+        f"the {healing['split']} split of {healing['task']} with all their questions (learning rate "
+        f"{healing['learning_rate']:g}, seed {healing['seed']})"
+    )
+    return f"{patched}, then {trained}" if patched else f"T{trained[1:]}"
 
 
 def _healing_scalars(result: Mapping[str, Any]) -> dict[str, float]:
@@ -94,6 +110,7 @@ def _headline(result: Mapping[str, Any]) -> str:
         else ""
     )
     pushed = f" Uploaded to {result['pushed']}." if result["pushed"] else ""
-    mended = ", healed by a patch" if result["healing"] else ""
+    how = {"patch": "a patch", "lora": "low-rank adapters", "full": "training"}
+    mended = f", healed by {how[result['healing']['method']]}" if result["healing"] else ""
     removed = f"{unit} {skipped} of {len(result['mask_id'])}{mended}"
     return f"{result['out']} is {result['checkpoint']} without {removed}: {size}Chosen by {result['origin']}.{pushed}"

@@ -20,7 +20,6 @@ from lit_depth.models.export import (
     check_cuttable,
     new_folder,
     prune_checkpoint,
-    state_without,
 )
 from lit_depth.models.quantization import is_quantized
 from lit_depth.models.settings import checkpoint_files
@@ -78,6 +77,15 @@ def check_exportable(trainer: Trainer, model: DepthModule, masks: MaskSet, weigh
         check_cuttable(model.model.config, whole.active[0])
 
 
+def check_beside(out: Path, run_folder: Path) -> None:
+    """Raise ValueError for a new folder that is, or would hold, the folder of the run, where the report goes."""
+    if run_folder.resolve().is_relative_to(out.resolve()):
+        raise ValueError(
+            f"expected another folder than that of the run's report, {run_folder}, or one around it, got --out {out}: "
+            f"give --out {run_folder / 'checkpoint'}, or another --name or --output_dir"
+        )
+
+
 def write(
     run: Run,
     choice: Choice,
@@ -100,7 +108,7 @@ def write(
     source = source_folder(model)
     with new_folder(out) as folder:
         handed = write_handoff(model, choice.masks, folder / HANDOFF) if healing is None else []
-        certificate, counts = None, _counts(model, whole)
+        certificate, counts = None, count_parameters(model, whole)
         if weights and whole is not None:
             model.to(run.trainer.strategy.root_device)
             held = healing is not None or in_memory or model.hparams["dtype"] != "auto" or model.hparams["from_scratch"]
@@ -149,7 +157,7 @@ def certify(run: Run, masks: MaskSet, folder: Path, source: Path, num_questions:
     given = [(name, inputs) for name, _, inputs in batches]
     attention, blocks = model.hparams["attn_implementation"], model.hparams["blocks"]
     held: PreTrainedModel = model.model
-    evidence = watch(held, masks[0], given, generation, folder, attention, blocks)
+    evidence = watch(held, masks[0], given, generation, folder, attention, blocks, source)
     (verdict,) = hold([evidence])
     wrong = failure(verdict)
     if wrong is not None:
@@ -193,9 +201,11 @@ def questions(run: Run, number: int) -> list[tuple[str, list[str], Mapping[str, 
     return found
 
 
-def _counts(model: DepthModule, whole: MaskSet | None) -> tuple[int, int]:
-    before = sum(value.numel() for value in model.model.state_dict().values())
+def count_parameters(model: DepthModule, whole: MaskSet | None) -> tuple[int, int]:
+    """Parameters of the whole model, and without the skipped blocks; a head that shares its weight counts once."""
+    before = sum(weight.numel() for weight in model.model.parameters())
     if whole is None:
         return before, before
     blocks = find_blocks(model.model, model.hparams["blocks"])
-    return before, sum(value.numel() for value in state_without(model.model, blocks, whole.active[0]).values())
+    skipped = [block for block, runs in zip(blocks, whole[0].tolist()) if not runs]
+    return before, before - sum(weight.numel() for block in skipped for weight in block.parameters())

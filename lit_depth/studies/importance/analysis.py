@@ -16,6 +16,7 @@ from lit_depth.studies.shared.block_ranks import (
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import task_entry
+from lit_depth.studies.shared.question_types import describe_question_types
 from lit_depth.studies.shared.scores import Scores
 
 # rank correlation from which two orders of the blocks count as the same
@@ -26,7 +27,10 @@ def describe(
     measured: Sequence[Measured], units: Sequence[int], granularity: Granularity, confidence: float
 ) -> dict[str, Any]:
     """Every task; of several also their mean, and of up to `MOST_TASKS` how closely each pair of them agrees."""
-    tasks = [task_entry(each, units, confidence, granularity) for each in measured]
+    tasks = [
+        task_entry(each, units, confidence, granularity) | describe_question_types(each, _groups(each), confidence)
+        for each in measured
+    ]
     pairs = [
         {"a": a.task.name, "b": b.task.name} | describe_agreement(a.scores, b.scores, units, THRESHOLD, confidence)
         for a, b in itertools.combinations(measured if len(measured) <= MOST_TASKS else (), 2)
@@ -43,3 +47,8 @@ def describe(
         "baseline": describe_baseline(pooled, confidence),
         "agreement": pairs,
     }
+
+
+def _groups(measured: Measured) -> dict[str, list[str]]:
+    """The mask that skips each unit, by its index."""
+    return {str(name.index("0")): [name] for name in measured.scores.mask_ids if "0" in name}

@@ -19,6 +19,7 @@ def importance(
     num_samples: int | None = None,
     methods: list[str] | Literal["all"] | None = None,
     confidence: float = 0.95,
+    plan: bool = False,
     max_bad_samples: float = 0.01,
     output_dir: str = "results",
     name: str = "default",
@@ -39,6 +40,8 @@ def importance(
             important blocks, in the quality of the masks it chooses (on the validation split) and in cost. For one
             task and whole blocks.
         confidence: Coverage of all intervals, between 0 and 1.
+        plan: Only tell how many samples show a drop of two points, how many there are, and the rows to compute; no
+            weights are loaded.
         max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
         output_dir: Results go to ``<output_dir>/importance/<name>/``.
         name: Name of the run. A run of that name with the same arguments is continued where it was; with other
@@ -48,10 +51,12 @@ def importance(
         The content of ``importance.json`` (empty on other processes than the first). Beside it stands
         ``layer_importance_scores.json``, ``{"0": drop, ...}``, which ``compare --importance`` takes.
         Of sublayers its keys are ``"0.attn"``, ``"0.mlp"``, ..., and ``compare`` does not take it.
+        Of a plan, what it tells.
 
     Raises:
         ValueError: If an argument is out of range; of methods also if ``split`` overlaps the validation split.
     """
+    from lit_depth.functional import leave_one_out
     from lit_depth.results.store import write_parquet
     from lit_depth.studies.importance.analysis import describe
     from lit_depth.studies.importance.compare_methods import check_asked, compare_methods
@@ -59,6 +64,7 @@ def importance(
     from lit_depth.studies.importance.report import report
     from lit_depth.studies.shared.checks import check_shares
     from lit_depth.studies.shared.importance_scores import RESULT, check_blocks, measure, records_of, units_of
+    from lit_depth.studies.shared.power_plan import plan_run, with_full
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
 
@@ -68,6 +74,9 @@ def importance(
     check_shares(confidence, max_bad_samples)
     if num_samples is not None:
         datamodule = datamodule.take(split, num_samples)
+    if plan:
+        sweeps = [(split, with_full(model, leave_one_out(model.num_units)[list(units)]))]
+        return plan_run("importance", model, datamodule, sweeps, confidence)
     asked = check_asked(methods, trainer, model, datamodule, split, blocks)
     splits = [split, "validation"] if asked else [split]
     arguments = {"blocks": blocks, "split": split, "confidence": confidence} | ({"methods": asked} if asked else {})
@@ -80,6 +89,7 @@ def importance(
             return {}
         result = {
             "command": "importance",
+            **run.model_entry,
             "num_blocks": model.num_blocks,
             "split": split,
             "confidence": confidence,

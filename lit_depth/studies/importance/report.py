@@ -31,6 +31,7 @@ from lit_depth.studies.importance.figures import (
 from lit_depth.studies.shared.block_ranks import MOST_TASKS
 from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
 from lit_depth.studies.shared.importance_views import agreement_section, headline
+from lit_depth.studies.shared.question_types import question_type_sections
 
 MEASURES = {"quality": "", "reference_logprob": "reference_logprob_"}
 HEADERS = (
@@ -82,6 +83,9 @@ def report(result: dict[str, Any]) -> Report:
         sections += _method_sections(result["methods"])
     for task in tasks:
         sections += [*document_sections(task), *readings_sections(task, result)]
+        worst = sorted(task["blocks"], key=lambda entry: -entry["quality"]["drop"])[:4]
+        shown = {str(place): f"without {unit_name(entry)}" for place, entry in zip(unit_places(worst), worst)}
+        sections += question_type_sections(task, shown, several=mean is not None)
     scalars = verdict_scalars([(task["task"], f"/{task['task']}", task) for task in tasks])
     scalars |= {f"full/quality/{task['task']}": task["full"]["quality"] for task in tasks}
     by_task = {f"layer_importance_scores_{task['task']}.json": plain_scores(task["blocks"]) for task in tasks}

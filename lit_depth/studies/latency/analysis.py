@@ -9,14 +9,14 @@ import pandas as pd
 from lit_depth.functional.latency.budget import fit_line
 from lit_depth.functional.statistics import Interval, paired_comparisons
 from lit_depth.studies.shared.mask_grid import PlannedMask
-from lit_depth.studies.shared.time_masks import STAGES, summarize_masks
+from lit_depth.studies.shared.time_masks import STAGES, median_limits, summarize_masks
 
 
 def describe(
     records: pd.DataFrame, plan: Sequence[PlannedMask], masks: Sequence[str], num_blocks: int, confidence: float
 ) -> dict[str, Any]:
     """Percentiles of every mask, its times relative to the full model's, and the line through all of them."""
-    summaries = summarize_masks(records)
+    summaries, limits = summarize_masks(records), median_limits(records, confidence)
     times = {stage: records.pivot(index="mask", columns="sample", values=stage).astype(float) for stage in STAGES}
     images = records.drop_duplicates("sample").set_index("sample")["image"].reindex(times["total"].columns)
     full = "1" * num_blocks
@@ -38,6 +38,7 @@ def describe(
             "num_active_blocks": mask.count("1"),
             "active_block_indices": [index for index, bit in enumerate(mask) if bit == "1"],
             "latency_ms": summaries[mask],
+            "latency_limits_ms": limits[mask],
             "output_tokens_per_second": float(tokens[mask] / times["total"].loc[mask].sum() * 1000),
             "peak_memory_bytes": int(peaks[mask]) if pd.notna(peaks[mask]) else None,  # of a GPU
             "of_full": {stage: found[mask] for stage, found in ratios.items()},

@@ -138,6 +138,7 @@ def latency(
         )
         result = {
             "command": "latency",
+            **run.model_entry,
             "task": datamodule.task.name,
             "device": arguments["device"],
             "batch_size": batch_size,

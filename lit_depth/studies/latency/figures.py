@@ -1,10 +1,12 @@
 """Latency against active blocks, drawn from the result of ``lit-depth latency``."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.charts.latency_chart import FittedLine, StageTime, latency_vs_blocks
+from lit_depth.results.latency_lines import Time, latency_lines
 from lit_depth.results.report import Chart
-from lit_depth.results.style import STAGES, Stage, new_figure, plain_axes, whole_numbers
+from lit_depth.results.style import COLORS, MARKERS, STAGES, Stage, new_figure, plain_axes, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,8 +42,11 @@ def latency_figure(result: dict[str, Any]) -> "Figure":
     """Median of every stage against the number of active blocks, with the fitted line and the ideal one.
 
     The ideal total is that of the full model times the share of active blocks: what skipping would give if nothing
-    else took time.
+    else took time. Of several policies there is one line each instead.
     """
+    policies = list(dict.fromkeys(name for entry in result["configurations"] for name in entry.get("policies", ())))
+    if len(set(policies) - {"full"}) > 1:
+        return _policy_figure(result, [name for name in policies if name != "full"])
     figure, (request, token) = new_figure(10, 5, 1, 2)
     num_blocks, configurations = result["num_blocks"], result["configurations"]
     counts = [entry["num_active_blocks"] for entry in configurations]
@@ -75,6 +80,48 @@ def latency_figure(result: dict[str, Any]) -> "Figure":
     return figure
 
 
+def _policy_figure(result: dict[str, Any], policies: Sequence[str]) -> "Figure":
+    """One line per policy with intervals of the medians; of several masks at one count the mean of either."""
+    looks = list(zip(COLORS, MARKERS))
+    words = {
+        "title": _title(result),
+        "bars": f"bars: {result['confidence']:.0%} intervals of the median",
+        "x": f"Active blocks (of {result['num_blocks']})",
+    }
+    full = next(entry for entry in result["configurations"] if entry["num_active_blocks"] == result["num_blocks"])
+    return latency_lines(
+        {
+            policy: _times([each for each in result["configurations"] if policy in each["policies"]])
+            for policy in policies
+        },
+        {policy: looks[index % len(looks)] for index, policy in enumerate(policies)},
+        _times([full])[0],
+        words,
+    )
+
+
+def _times(configurations: Sequence[dict[str, Any]]) -> list[Time]:
+    """Medians and their limits by number of active blocks."""
+    by_count: dict[int, list[dict[str, Any]]] = {}
+    for entry in configurations:
+        by_count.setdefault(entry["num_active_blocks"], []).append(entry)
+    found = []
+    for count, entries in sorted(by_count.items()):
+        stages = [stage for stage in entries[0]["latency_limits_ms"] if entries[0]["latency_ms"][stage]]
+        medians = {stage: _mean([entry["latency_ms"][stage]["P50"] for entry in entries]) for stage in stages}
+        limits = {
+            stage: [_mean([entry["latency_limits_ms"][stage][end] for entry in entries]) for end in (0, 1)]
+            for stage in stages
+        }
+        found.append(Time(count, medians, limits))
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
 def _title(result: dict[str, Any]) -> str:
     requests = f"{result['num_requests']} requests of batch size {result['batch_size']}"
-    return f"{result['task']}, {requests}, {result['device']}"
+    tokens = f", {result['new_tokens']} new tokens" if "new_tokens" in result else ""
+    return f"{result['task']}, {requests}{tokens}, {result['device']}"

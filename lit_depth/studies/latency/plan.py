@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range
 from lit_depth.functional.latency.footprint import RequestBytes, WeightBytes, request_bytes, weight_bytes
+from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masks import full_id
 from lit_depth.models.quantization import method_name, planned_bytes, stored_method
 from lit_depth.models.weight_files import floating
@@ -47,8 +48,8 @@ def plan_memory(
         masks: To plan for, beside the full model.
 
     Raises:
-        ValueError: If the model has weights, a number is out of range, there is no tokenizer to count the tokens of
-            a prompt with, or blocks cannot run without values.
+        ValueError: If the model has weights, a number is out of range or beyond the model's context, there is no
+            tokenizer to count the tokens of a prompt with, or blocks cannot run without values.
     """
     if not model.hparams["meta"]:
         raise ValueError("expected a model without weights for a plan, DepthModule(..., meta=True), got one with them")
@@ -64,6 +65,12 @@ def plan_memory(
     check_least(0, memory_gib=memory_gib)
     check_name(name)
     length = prompt_tokens or longest_prompt(model, datamodule)
+    context = context_length(model.model)
+    if context is not None and length + new_tokens > context:
+        raise ValueError(
+            f"expected prompt and new tokens within the model's context of {context} tokens, got {length} and "
+            f"{new_tokens}: give less of --prompt_tokens or --new_tokens"
+        )
     if memory_gib is None and torch.cuda.is_available():
         memory_gib = torch.cuda.get_device_properties(0).total_memory / GIB
     packed = planned_bytes(model.model, model.hparams["quantization"])

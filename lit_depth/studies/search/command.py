@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import checked
 from lit_depth.module import DepthModule
+from lit_depth.studies.search.healing import Heal
 
 RESULT = "search.json"
 
@@ -28,6 +29,9 @@ def search(
     delta: float = 0.05,
     exhaustive: bool = False,
     baselines: bool = True,
+    heal: Heal = "none",
+    heal_candidates: int | None = None,
+    heal_steps: int = 0,
     confidence: float = 0.95,
     max_bad_samples: float = 0.01,
     output_dir: str = "results",
@@ -58,6 +62,13 @@ def search(
             ablations lacks the truly best.
         exhaustive: Evaluate every combination of up to that many blocks (at most 5,000) instead of a beam.
         baselines: Run the baselines.
+        heal: Also rank the best masks of each size after healing: ``patch`` fits the weights of each to half of the
+            calibration split, chooses the best by the other half, and tells how alike the orders before and after are.
+            Block 0 is then kept. ``none`` = masks are ranked as they are.
+        heal_candidates: Masks of each size that are healed; null = twice ``beam_width``, and at least 4, below which
+            there is no rank correlation.
+        heal_steps: Gauss-Newton steps of a patch, at most; 0 = every span of skipped blocks is fitted once, which takes
+            less time; 4 = as ``lit-depth export --heal patch``.
         confidence: Coverage of all intervals, between 0 and 1.
         max_bad_samples: Share of unreadable samples, 0 to 1, above which the run stops.
         output_dir: Results go to ``<output_dir>/search/<name>/``.
@@ -68,8 +79,10 @@ def search(
         The content of ``search.json`` (empty on other processes than the first).
 
     Raises:
-        ValueError: If an argument is out of range, or calibration and validation samples overlap.
+        ValueError: If an argument is out of range, calibration and validation samples overlap, or masks cannot be
+            healed.
     """
+    import itertools
     from dataclasses import asdict
 
     from lit_depth.functional import ablation_masks, from_indices
@@ -79,8 +92,11 @@ def search(
     from lit_depth.studies.search import analysis
     from lit_depth.studies.search.arguments import SearchArguments, check_task
     from lit_depth.studies.search.finders import run_baselines, run_search
+    from lit_depth.studies.search.healed_ranks import rank_after_healing
+    from lit_depth.studies.search.healing import candidates, check_heal, heal_arguments
     from lit_depth.studies.search.report import report
     from lit_depth.studies.search.score_cache import ScoreCache
+    from lit_depth.studies.search.verdict import compare_finders
     from lit_depth.studies.shared.checks import check_shares
     from lit_depth.studies.shared.evaluate import evaluate
     from lit_depth.studies.shared.importance_scores import describe_samples, describe_task, records_of, units_of
@@ -90,10 +106,13 @@ def search(
 
     num_units, granularity = model.num_units, model.hparams["granularity"]
     from_indices(model.num_blocks, keep or [0])  # refuse what is no block
+    healing = heal_arguments(heal, heal_candidates, heal_steps, beam_width)
+    # a patch takes a block before the skipped ones
+    kept = set(keep or ()) | ({0} if healing else set())
     arguments = SearchArguments(
         beam_width=beam_width,
         max_blocks_to_remove=max_blocks_to_remove,
-        keep=units_of(sorted(keep or ()), granularity),
+        keep=units_of(sorted(kept), granularity),
         rank_by=rank_by,
         racing=racing and not exhaustive,
         epsilon=epsilon,
@@ -105,8 +124,10 @@ def search(
     )
     check_shares(confidence, max_bad_samples)
     check_task(datamodule)
+    if healing:
+        check_heal(trainer, model, datamodule)
     datamodule.check_disjoint("calibration", "validation")
-    task, options = datamodule.task, asdict(arguments)
+    task, options = datamodule.task, asdict(arguments) | (asdict(healing) if healing else {})
     splits = ["calibration", "validation"]
     with open_run(trainer, model, datamodule, splits, options, output_dir, "search", name, max_bad_samples) as run:
         cache = ScoreCache(run, "calibration", run.folder / "records" / task.name / "calibration")
@@ -114,11 +135,14 @@ def search(
         forwards = {key: getattr(cache, key) for key in ("block_forwards", "sequential_block_forwards")}
         full, others = run_baselines(cache, found, arguments, datamodule.seed)
         reported = analysis.to_report(found, others, num_units, arguments.keep, beam_width)
-        measured = evaluate(run, "validation", ablation_masks(num_units, list(reported)), "search")
+        levels = candidates(found, healing.heal_candidates) if healing else []
+        masks = list(dict.fromkeys(itertools.chain(reported, *levels)))
+        measured = evaluate(run, "validation", ablation_masks(num_units, masks), "search")
         if not trainer.is_global_zero:
             return {}
         result: dict[str, Any] = {
             "command": "search",
+            **run.model_entry,
             **describe_task(measured),
             **describe_readings(measured, confidence),
             "num_blocks": model.num_blocks,
@@ -141,8 +165,13 @@ def search(
                 "evaluations_with_baselines": cache.evaluations,
             },
         }
+        result["verdicts"] = compare_finders(result["ablations"], measured.scores, confidence)
+        if healing:
+            result["healing"] = rank_after_healing(run, cache, levels, measured.scores, healing, arguments)
         if refusal(result["report"]):
             result["levels"] = [level | {"tied": None, "settled": None} for level in result["levels"]]
+            for level in result.get("healing", {}).get("levels", ()):
+                level["tied_after"] = None
         write_parquet(run.folder / "records.parquet", records_of([measured], "task"))
         publish(run, report(result), RESULT, result)
     return result

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
 from lit_depth.results.charts.tree_chart import TreeNode, search_tree
 from lit_depth.results.measures import metric_label
@@ -20,11 +22,13 @@ from lit_depth.results.style import (
     plain_axes,
     withheld_title,
 )
+from lit_depth.results.unit_names import ranges
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import PathCollection
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 _Places = dict[tuple[int, ...], tuple[float, float]]  # x and y of each ablation
@@ -37,11 +41,16 @@ FINDERS = ("search", "greedy", "importance order", "span")
 
 
 def ablation_label(removed: Sequence[int], units: Sequence[str]) -> str:
-    """
+    """What an ablation is called; nothing where nothing is removed.
+
     >>> ablation_label([1, 2], ["0.attn", "0.mlp", "1.attn", "1.mlp"])
-    '-0.mlp -1.attn'
+    'without 0.mlp, 1.attn'
     """
-    return " ".join(f"-{units[unit]}" for unit in removed)
+    if not removed:
+        return ""
+    if all(units[unit] == str(unit) for unit in removed):
+        return f"without {ranges(removed, ', ')}"
+    return f"without {', '.join(units[unit] for unit in removed)}"
 
 
 def tree_figure(result: Mapping[str, Any]) -> Figure:
@@ -162,7 +171,7 @@ def _draw_nodes(
         c=drops,
         s=[90 if member else 26 for member in is_member],
         edgecolors=[_DARK if member else "none" for member in is_member],
-        cmap="viridis_r",
+        cmap=_colors(),
         vmin=min(drops),
         # a few ablations cost far more than all others, which should still be told apart
         vmax=max(sorted(drops)[int(0.9 * (len(drops) - 1))], min(drops) + 1e-9),
@@ -170,6 +179,14 @@ def _draw_nodes(
     )
     axes.scatter(*places[()], s=90, color="white", edgecolors=_DARK, zorder=4)
     return colored
+
+
+def _colors() -> Colormap:
+    """Viridis without its yellow, which is lost on white."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(matplotlib.colormaps["viridis_r"](np.linspace(0.22, 1.0, 256)))
 
 
 def _columns(ablations: Sequence[dict[str, Any]], places: _Places) -> tuple[list[float], list[float]]:

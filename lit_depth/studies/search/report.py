@@ -14,7 +14,9 @@ from lit_depth.results.measures import (
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
+from lit_depth.studies.search import healing_report
 from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figure, search_charts, tree_figure
+from lit_depth.studies.search.verdict import verdict_section
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
@@ -31,20 +33,28 @@ _MOST_TIES = 6  # named in the table
 def report(result: Mapping[str, Any]) -> Report:
     """The report of the content of ``search.json``."""
     figures = {"search_tree": partial(tree_figure, result), "drop_vs_removed": partial(drop_figure, result)}
-    refused = refusal(result["report"], result["task"])
+    refused, heals = refusal(result["report"], result["task"]), "healing" in result
+    of_search = list(figures)
+    tables = {"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])}
+    if heals:
+        figures[healing_report.FIGURE] = partial(healing_report.healing_figure, result)
+        tables["search/patched"] = healing_report.table(result)
+    told = [*([refused] if refused else []), _headline(result)]
     return Report(
         title=f"Blocks to remove together, {result['task']}",
-        headline="\n\n".join([*([refused] if refused else []), _headline(result)]),
+        headline="\n\n".join([*told, *([healing_report.describe_change(result)] if heals else [])]),
         sections=[
-            Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=list(figures)),
+            Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=of_search),
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
+            *verdict_section(result),
+            *(healing_report.sections(result) if heals else []),
             *readings_sections(result, result),
         ],
         kind="search",
         figures=figures,
-        tables={"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])},
-        scalars=_scalars(result),
+        tables=tables,
+        scalars=_scalars(result) | (healing_report.scalars(result) if heals else {}),
         charts=search_charts(result),
         drawn={"search_quality": "drop_vs_removed"},
         masks=_masks(result),
@@ -113,7 +123,7 @@ def _level_rows(result: Mapping[str, Any]) -> list[list[Cell]]:
         dropped = sum(ablation["dropped_on"] is not None for ablation in level["ablations"])
         tied = _ties(result, level)
         more = f" and {len(tied) - _MOST_TIES} more" if len(tied) > _MOST_TIES else ""
-        settled, shown = "yes" if level["settled"] else "no", ", ".join(tied[:_MOST_TIES]) + more or "none"
+        settled, shown = "yes" if level["settled"] else "no", "; ".join(tied[:_MOST_TIES]) + more or "none"
         if refusal(result["report"]) is not None:
             settled = shown = WITHHELD
         numbers = level["num_removed"], len(level["ablations"]), dropped
@@ -126,7 +136,7 @@ def _all_ties(result: Mapping[str, Any]) -> list[Section]:
     if refusal(result["report"]) is not None:
         return []
     lines = [
-        f"{level['num_removed']} removed: {', '.join(_ties(result, level))}"
+        f"{level['num_removed']} removed: {'; '.join(_ties(result, level))}"
         for level in result["levels"]
         if len(level["tied"]) - 1 > _MOST_TIES
     ]
@@ -143,6 +153,7 @@ def _costs(result: Mapping[str, Any]) -> str:
         f"worse than another ablation of that size; with {1 - result['delta']:.0%} confidence for all sizes together, "
         "the truly best of those looked at is among them. Dropped early: would hardly have ended as the best, by more "
         f"than {result['epsilon']:g}."
+        f"{' All of this is of the masks as they are, before patching.' if 'healing' in result else ''}"
     )
 
 

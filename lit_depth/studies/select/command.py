@@ -130,6 +130,7 @@ def select(
         to_time = analysis.masks_to_time(options, estimate_depth)
         result = {
             "command": "select",
+            **run.model_entry,
             "task": datamodule.task.name,
             "metric": datamodule.task.metric,
             "num_blocks": model.num_blocks,

@@ -1,6 +1,7 @@
 """The evaluation of masks on one split, in Lightning's predict loop."""
 
 import copy
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,21 +91,39 @@ def sweep_samples(
     ``positions`` count in ``datamodule.eval_dataset(split)``; None = all.
     """
     task = run.datamodule.task
-    # of answers that are not scored, by what would score them
-    also = (readings(task.read_by) or None) if getattr(task, "read_by", "") else None
-    sweep = MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also)
+    sweep = _new_sweep(run, masks, records, text)
     run.model.use_task(task.max_new_tokens)
-    num_samples = len(run.datamodule.eval_dataset(split)) if positions is None else len(positions)
+    num_samples = _count(run, split, positions)
     if not num_samples:
         raise ValueError(f"{split} split of {task.name}: there are no samples to evaluate")
     # a finished run that is started again only renders once more
     if not _is_complete(sweep, num_samples):
+        started = time.perf_counter()
         _predict(run, split, sweep, positions, names)
+        run.effort.add_answers(run.model, sweep.masks, sweep.num_new, time.perf_counter() - started)
     if sweep.records is None:
         raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
     sweep.check_bad_samples(num_samples)
     sweep.check_complete(num_samples - len(sweep.bad_samples))
     return sweep
+
+
+def is_recorded(
+    run: Run, split: str, masks: Sequence[Tensor], records: Path, positions: Sequence[int] | None = None
+) -> bool:
+    """Whether `sweep_samples` would answer nothing: everything is in its records."""
+    return _is_complete(_new_sweep(run, masks, records, ""), _count(run, split, positions))
+
+
+def _new_sweep(run: Run, masks: Sequence[Tensor], records: Path, text: str) -> MaskSweep:
+    task = run.datamodule.task
+    # of answers that are not scored, by what would score them
+    also = (readings(task.read_by) or None) if getattr(task, "read_by", "") else None
+    return MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also)
+
+
+def _count(run: Run, split: str, positions: Sequence[int] | None) -> int:
+    return len(run.datamodule.eval_dataset(split)) if positions is None else len(positions)
 
 
 def _is_complete(sweep: MaskSweep, num_samples: int) -> bool:

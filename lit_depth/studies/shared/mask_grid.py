@@ -10,6 +10,7 @@ from lit_depth.functional import check_mask, from_indices, mask_id
 from lit_depth.functional.arguments import check_range
 from lit_depth.functional.class_paths import object_at, signature_of, taken_by
 from lit_depth.functional.masking.policies import POLICIES
+from lit_depth.results.unit_names import ranges
 
 MAX_SEEDS = 1000
 # what a policy is given, as far as its signature names it
@@ -127,7 +128,7 @@ def plan_indices(index_lists: Sequence[Sequence[int]], num_blocks: int) -> list[
     masks = [from_indices(num_blocks, indices) for indices in index_lists]
     plan: list[PlannedMask] = []
     for mask in masks:
-        name = "blocks " + " ".join(map(str, mask.nonzero().flatten().tolist()))
+        name = f"blocks {ranges(mask.nonzero().flatten().tolist())}"
         # a mask given twice is reported twice (and evaluated once)
         given = sum(torch.equal(mask, planned.mask) for planned in plan)
         plan.append(PlannedMask(f"{name} ({given + 1})" if given else name, mask))

@@ -1,18 +1,24 @@
 """How a result is told: printed, drawn, written as a page, logged; its file is the last one written."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.page import PAGE, write_parts
 from lit_depth.results.report import Report
 from lit_depth.results.store import save_figure, write_json
+from lit_depth.results.style import GREY
 from lit_depth.results.table import format_table
 from lit_depth.results.table_files import write_tables
 from lit_depth.results.terminal import tell
 from lit_depth.studies.shared.loggers import log_report
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.run_page import find_run_changes, keep_samples, run_part
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> None:
@@ -21,7 +27,7 @@ def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> N
     Raises:
         ValueError: If a file cannot be written.
     """
-    folder = run.folder
+    folder, report = run.folder, sign_figures(report, run.arguments)
     figures = draw(report, folder / "figures")
     tables = write_tables(report, folder / "tables")
     for path in set((folder / "tables").glob("*.csv")).difference(tables):
@@ -37,6 +43,24 @@ def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> N
     files = (name, *report.files, *report.written, *report.unlogged)
     written = [*(folder / file for file in files), *figures.values(), *([folder / "tables"] if tables else []), page]
     tell("\n".join([as_text(report), "", "written:", *(f"  {path}" for path in written)]), result)
+
+
+def sign_figures(report: Report, arguments: Mapping[str, Any]) -> Report:
+    """The report with the name of the model and its revision in a corner of each figure, as far as it is known."""
+    checkpoint = arguments.get("model.checkpoint")
+    if checkpoint is None:
+        return report
+    # of a folder its name alone, and that of a hub's repository as a whole
+    name = Path(checkpoint).name if Path(checkpoint).is_absolute() else str(checkpoint)
+    revision = arguments.get("model.revision")
+    text = f"model: {name}{f' @ {revision}' if revision else ''}"
+    return replace(report, figures={key: partial(_signed, figure, text) for key, figure in report.figures.items()})
+
+
+def _signed(figure: "Callable[[], Figure]", text: str) -> "Figure":
+    drawn = figure()
+    drawn.text(0.995, 0.004, text, ha="right", va="bottom", fontsize=6.5, color=GREY)
+    return drawn
 
 
 def draw(report: Report, folder: Path) -> dict[str, Path]:

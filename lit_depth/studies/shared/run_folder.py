@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,8 @@ from lit_depth.results.store import (
     prepare_folder,
     write_manifest,
 )
+from lit_depth.results.terminal import remark
+from lit_depth.studies.shared.effort import Effort
 from lit_depth.studies.shared.identity import identify, read_manifest, refuse_other_run, run_id
 from lit_depth.studies.shared.loggers import open_loggers
 from lit_depth.studies.shared.processes import meet, on_first_process, own_error, wait_for
@@ -37,7 +39,7 @@ class Run:
     """A run of a command: who answers, on which data, and where its files lie.
 
     It stops above a share ``max_bad_samples``, 0 to 1, of unreadable samples. The manifest names its ``arguments``, and
-    tells the model in detail.
+    tells the model in detail. ``effort`` counts what it does.
     """
 
     trainer: Trainer
@@ -46,6 +48,12 @@ class Run:
     folder: Path
     arguments: Mapping[str, Any]
     max_bad_samples: float
+    effort: Effort = field(default_factory=Effort)
+
+    @property
+    def model_entry(self) -> dict[str, Any]:
+        """The result's ``model`` entry: where the checkpoint is, and which revision was asked for, if any."""
+        return {"model": {name: self.model.hparams[name] for name in ("checkpoint", "revision")}}
 
     def for_each_task(self) -> list[Self]:
         """The same run on each of its tasks alone."""
@@ -125,7 +133,10 @@ def open_run(
             with own_error(trainer):  # files of another node may be others
                 wait_for(folder / MANIFEST, "start the first process too, with an --output_dir that all nodes see")
                 refuse_other_run(folder, read_manifest(folder) or {}, now(), "same")
-        yield Run(trainer, model, datamodule, folder, (read_manifest(folder) or {})["arguments"], max_bad_samples)
+        run = Run(trainer, model, datamodule, folder, (read_manifest(folder) or {})["arguments"], max_bad_samples)
+        yield run
+        if trainer.is_global_zero and (done := run.effort.describe()):
+            remark(f"\n{done}")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import copy
 import platform
 import random
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from lit_depth.functional import from_mask_id
 from lit_depth.functional.latency.stage_timer import summarize, time_generation
+from lit_depth.functional.statistics.median import median_interval
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.records import RecordWriter, read_records
 from lit_depth.studies.shared.run_folder import Run
@@ -56,7 +58,7 @@ def time_masks(
     made: list[str] = []
     model.to(device)
     torch.set_num_threads(threads)
-    warm = False
+    warm, num_new, started = False, 0, time.perf_counter()
     try:
         with (
             torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
@@ -80,6 +82,7 @@ def time_masks(
                     for mask in masks:
                         _time(model, inputs, mask, new_tokens)
                     warm = True
+                num_new += len(masks)
                 measured = {}
                 for mask in visiting_order(masks, len(made) - 1, each.seed):
                     measured[mask] = _time(model, inputs, mask, new_tokens)
@@ -89,6 +92,7 @@ def time_masks(
     finally:
         torch.set_num_threads(before)
         model.cpu()
+    run.effort.add("timed requests", num_new, time.perf_counter() - started)
     if not made:
         raise ValueError(f"no request of {batch_size} readable samples could be made from the {split} split")
     # of an interrupted request only the second measurement is complete, and only within it are masks comparable
@@ -116,6 +120,18 @@ def summarize_masks(records: pd.DataFrame) -> dict[str, dict[str, dict[str, floa
         str(mask): {
             stage: summarize(rows[stage].astype(float).tolist()) if rows[stage].notna().all() else None
             for stage in STAGES
+        }
+        for mask, rows in records.groupby("mask")
+    }
+
+
+def median_limits(records: pd.DataFrame, confidence: float) -> dict[str, dict[str, list[float]]]:
+    """``{mask: {stage: [low, high]}}``: intervals of the medians of `summarize_masks`, in milliseconds."""
+    return {
+        str(mask): {
+            stage: median_interval(rows[stage].astype(float).tolist(), confidence)
+            for stage in STAGES
+            if rows[stage].notna().all()
         }
         for mask, rows in records.groupby("mask")
     }

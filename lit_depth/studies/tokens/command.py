@@ -103,6 +103,7 @@ def tokens(
         measured = measure(run, chosen, inputs, kinds, spans, options, where)
         result = {
             "command": "tokens",
+            **run.model_entry,
             **describe(measured, model.num_blocks),
             "bad_samples": [{"id": each.id, "reason": each.reason} for each in bad],
         }

@@ -1,6 +1,7 @@
 """What ``lit-depth tokens`` measures, prompt by prompt; what the run's folder holds already is not measured again."""
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ def measure(
             generated, rows, whole = (run.folder / name for name in names)
             wanted = spans_of(of_prompt) if spans else {}
             if not generated.is_file():
+                started = time.perf_counter()
                 model.to(device)
                 on_device = {name: value.to(device) for name, value in mine.items()}
                 with located(f"prompt {prompt.name}", model, run.trainer.precision):
@@ -74,6 +76,7 @@ def measure(
                     write_parquet(whole, span_masking(model.model, on_device, wanted, **options))
                 # last: whoever sees it may rely on the tables
                 write_of_run(generated, {**frame.attrs, "device": str(device)})
+                run.effort.add("distances", len(frame), time.perf_counter() - started)
             answer = read_of_run(generated, generated_text=str, device=str)
             try:
                 table, frame = pd.read_parquet(whole) if wanted else None, read_token_masking(rows)

@@ -166,7 +166,7 @@ def test_every_image_comes_equally_often_and_the_seed_decides(train_images):
 def test_every_command_runs_on_the_installed_package(tmp_path, command):
     pytest.importorskip("easy_vqa", reason="no easy-vqa: make real installs it")
     options = {
-        "compare": ("--policies", "prefix", "--num_active_blocks", 8, 16, "--latency_repeats", 1),
+        "compare": ("--policies", "prefix", "--num_active_blocks", 8, 16, "--num_requests", 1),
         "search": ("--max_blocks_to_remove", 1),
         "latency": ("--num_active_blocks", 2, 16, "--num_samples", 2, "--new_tokens", 2),
         "select": ("--policies", "prefix", "--num_requests", 2, "--num_checks", 2, "--budget_ms", 10_000),

@@ -51,6 +51,20 @@ def test_without_a_step_the_model_is_the_same_bit_for_bit(model):
     assert all(weight.requires_grad for weight in model.parameters())
 
 
+def test_a_merge_that_is_interrupted_leaves_no_adapter(model, monkeypatch):
+    from peft.tuners.lora import LoraModel
+
+    def interrupted(_tuner):
+        raise KeyboardInterrupt
+
+    before = weights(model)
+    monkeypatch.setattr(LoraModel, "merge_and_unload", interrupted)
+    with pytest.raises(KeyboardInterrupt), adapted(model, MASK):
+        pass
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_what_was_trained_is_merged_into_the_kept_blocks_alone(model):
     before, expected = weights(model), logits(model)
     with adapted(model, MASK, rank=4) as adapters:

@@ -248,6 +248,15 @@ def test_steps_that_do_not_help_answers_held_out_are_not_taken():
     assert found.weights == {} and found.spans[0].ridge == math.inf and found.spans[0].unexplained == 1
 
 
+def test_a_label_of_a_rows_first_token_counts_nothing_because_nothing_predicts_it():
+    data = labelled_batches(count=4)
+    plain = patch(tiny_model("llama", num_blocks=6), mask_of(2), data, steps=1)
+    for batch in data:
+        batch["labels"][:, 0] = 1
+    found = patch(tiny_model("llama", num_blocks=6), mask_of(2), data, steps=1)
+    assert found.spans == plain.spans and found.spans[0].num_tokens > 0
+
+
 def test_where_nothing_can_be_learnt_nothing_changes():
     model = tiny_model("llama", num_blocks=6)
     with torch.no_grad():

@@ -8,7 +8,11 @@ from scipy import stats
 
 from lit_depth.functional.statistics import agreement as agreement
 from lit_depth.functional.statistics import cluster_covariance
-from lit_depth.functional.statistics.agreement import rank_agreement, rank_agreement_with
+from lit_depth.functional.statistics.agreement import (
+    rank_agreement,
+    rank_agreement_on_same_samples,
+    rank_agreement_with,
+)
 
 NUM_BLOCKS = 16
 
@@ -196,3 +200,67 @@ def test_known_scores_matter_by_their_order_alone_and_images_do():
 def test_bad_known_scores_are_named(scores, drops, message):
     with pytest.raises(ValueError, match=message):
         rank_agreement_with(scores, drops)
+
+
+def before_and_after(rng, correlation, spread, num_masks=8, num_samples=256):
+    """True qualities of masks before and after, and answers to the same questions; half of the noise is shared."""
+    first = rng.normal(size=num_masks)
+    second = correlation * first + np.sqrt(1 - correlation**2) * rng.normal(size=num_masks)
+    truth = np.clip(0.85 + spread * np.stack([first, second]), 0, 1)
+    ease, shared = rng.random(num_samples), rng.random(num_samples) < 0.5
+    draws = np.where(shared, ease, rng.random((2, num_masks, num_samples)))
+    full = np.where(shared, ease, rng.random(num_samples)) < 0.95
+    return stats.spearmanr(*truth).statistic, full - (draws < truth[..., None]).astype(float)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [0.005, 0.08])
+def test_on_the_same_samples_limits_hold_the_correlation_and_percentiles_of_the_bootstrap_do_not(spread):
+    rng, held, by_bootstrap, widths = np.random.default_rng(0), 0, 0, []
+    for run in range(100):
+        truth, (first, second) = before_and_after(rng, (0.6, 0.95)[run % 2], spread)
+        interval, _ = rank_agreement_on_same_samples(first, second, seed=run)
+        assert interval.estimate == pytest.approx(stats.spearmanr(first.mean(axis=1), second.mean(axis=1)).statistic)
+        held += interval.low - 1e-9 <= truth <= interval.high + 1e-9
+        widths.append(interval.high - interval.low)
+        counts = rng.multinomial(256, np.full(256, 1 / 256), size=200)
+        ranks = [stats.rankdata(counts @ side.T, axis=1) for side in (first, second)]
+        resampled = [np.corrcoef(*pair)[0, 1] for pair in zip(*ranks)]
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
+        by_bootstrap += low - 1e-9 <= truth <= high + 1e-9
+    assert held >= 0.95 * 100
+    # masks that lie apart by more than the noise are told apart
+    assert by_bootstrap < 0.6 * 100 if spread == 0.005 else np.mean(widths) < 0.9
+
+
+def test_noise_that_two_measurements_share_is_not_agreement():
+    """The true qualities of all masks are equal; a question that one mask misses, the healed one misses too."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(8, 300))
+    interval, _ = rank_agreement_on_same_samples(noise, noise + 0.1 * rng.normal(size=(8, 300)))
+    assert interval.estimate > 0.8 and interval.low < 0
+
+
+def test_on_the_same_samples_images_count_and_sides_do_not():
+    rng = np.random.default_rng(5)
+    _, (first, second) = before_and_after(rng, 0.9, 0.08)
+    interval, p_value = rank_agreement_on_same_samples(first, second)
+    mirrored, same = rank_agreement_on_same_samples(second, first)
+    assert interval == pytest.approx(mirrored, abs=0.07) and p_value == same
+    images = [str(index) for index in range(256)] * 4
+    repeated, _ = rank_agreement_on_same_samples(np.tile(first, 4), np.tile(second, 4), images)
+    assert repeated == pytest.approx(interval, abs=0.07)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (np.eye(3), np.eye(3), "num_masks >= 4"),
+        (np.eye(5), np.eye(5)[:, :4], r"twice, got \[5, 5\] and \[5, 4\]"),
+        (np.zeros((5, 5)), np.eye(5), "not all equal"),
+        (np.full((5, 5), np.nan), np.eye(5), "finite"),
+    ],
+)
+def test_bad_input_on_the_same_samples_is_named(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        rank_agreement_on_same_samples(first, second)

@@ -24,9 +24,9 @@ SCORES = [0.1, 0.9, 0.3, 0.5]
         ({"num_seeds": 0}, "expected num_seeds from 1 to 1000, got 0"),
         ({"confidence": 1.0}, "expected confidence from 0.5 to 0.9999, got 1.0"),
         ({"max_bad_samples": 1.5}, "expected max_bad_samples from 0 to 1, got 1.5"),
-        ({"latency_repeats": -1}, "expected latency_repeats of at least 0, got -1"),
-        ({"latency_new_tokens": 1}, "expected latency_new_tokens from 2 to"),
-        ({"latency_new_tokens": 0, "latency_repeats": 0}, "expected latency_new_tokens from 1 to"),
+        ({"num_requests": -1}, "expected num_requests of at least 0, got -1"),
+        ({"new_tokens": 1}, "expected new_tokens from 2 to"),
+        ({"new_tokens": 0, "num_requests": 0}, "expected new_tokens from 1 to"),
     ],
 )
 def test_what_is_out_of_range_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -35,7 +35,7 @@ def test_what_is_out_of_range_is_refused(arguments: dict[str, Any], message: str
 
 
 def test_one_token_has_no_decode_time_but_may_be_generated_untimed() -> None:
-    assert CompareArguments(4, latency_repeats=0, latency_new_tokens=1).latency_new_tokens == 1
+    assert CompareArguments(4, num_requests=0, new_tokens=1).new_tokens == 1
 
 
 def test_lists_of_blocks_take_precedence_over_policies() -> None:
@@ -51,8 +51,8 @@ def test_the_plan_goes_by_the_scores_that_are_given() -> None:
 
 
 def test_the_identity_holds_what_changes_the_qualities() -> None:
-    arguments = CompareArguments(4, ["prefix", "prefix"], [3, 1, 3], latency_repeats=2)
-    again = CompareArguments(4, ["prefix"], [1, 3], latency_repeats=7, latency_new_tokens=9, max_bad_samples=0.5)
+    arguments = CompareArguments(4, ["prefix", "prefix"], [3, 1, 3], num_requests=2)
+    again = CompareArguments(4, ["prefix"], [1, 3], num_requests=7, new_tokens=9, max_bad_samples=0.5)
     assert arguments.identity(None) == again.identity(None)
     assert arguments.identity(None) == {
         "policies": ["prefix"],

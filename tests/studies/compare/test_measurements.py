@@ -38,15 +38,16 @@ def test_what_was_timed_in_this_way_is_not_timed_again(checkpoint, tmp_path):
     run = Run(trainer, model, data, tmp_path, {}, 0.01)
     clock = clock_settings(torch.device("cpu"))
 
-    def times(**options: int) -> tuple[dict[str, dict[str, Any]], int | None]:
+    def times(**options: int) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         arguments = CompareArguments(16, ["random"], [2, 16], **options)
         return measure_times(run, plan, arguments, clock)
 
-    assert times(latency_repeats=0) == ({}, None) and not list(tmp_path.iterdir())
-    first, requests = times(latency_repeats=2, latency_new_tokens=2)
+    assert times(num_requests=0) == ({}, {"latency_requests": None}) and not list(tmp_path.iterdir())
+    first, told = times(num_requests=2, new_tokens=2)
     # the full model, and one of the three masks of two blocks
-    assert requests == 2 and set(first) == {"1" * 16, plan[0].id}
-    again, _ = times(latency_repeats=2, latency_new_tokens=2)
+    assert told["latency_requests"] == 2 and told["latency_settings"]["new_tokens"] == 2
+    assert set(told["latency_limits_ms"]) == set(first) == {"1" * 16, plan[0].id}
+    again, _ = times(num_requests=2, new_tokens=2)
     assert again == first and len(list(tmp_path.rglob("*.jsonl"))) == 1
-    times(latency_repeats=1, latency_new_tokens=3)
+    times(num_requests=1, new_tokens=3)
     assert len(list(tmp_path.rglob("*.jsonl"))) == 2

@@ -116,7 +116,10 @@ def test_without_latency_only_quality_is_logged(
     logged = logged_report(report(comparison), COMPARISON, comparison, tmp_path, monkeypatch)
     keys = {key for row in logged.history for key in row}
     assert not [key for key in keys if "latency" in key]
-    assert {key for key in keys if key.startswith("figures/")} == {"figures/m5_quality_vs_blocks"}
+    assert {key for key in keys if key.startswith("figures/")} == {
+        "figures/m5_quality_vs_blocks",
+        "figures/m5_importance",
+    }
     (media,) = [row for row in logged.history if "compare/strategies" in row]
     assert {row["total_P50_ms"] for row in read_table(logged, media["compare/strategies"])} == {None}
     assert "full/latency_ms/total" not in logged.summary
@@ -140,7 +143,7 @@ def test_a_refusal_comes_first_and_each_task_has_its_part(comparison: dict[str, 
     assert text.startswith("No verdict on second: the full model (0.990) was not shown to beat the constant answer")
     assert [section.heading for section in told.sections] == [
         "Answers",
-        "Ties that the importance policy used",
+        "Importance that chose the blocks",
         "Quality and latency of every policy",
         "first",
         "second",
@@ -154,9 +157,8 @@ def test_a_refusal_comes_first_and_each_task_has_its_part(comparison: dict[str, 
     figures = draw(told, tmp_path / "figures")
     assert set(figures) == {name for section in told.sections for name in section.figures}
     page = write_page(tmp_path, told, figures, {"keep": []}).read_text()
-    assert page.count("<figure>") == 5 and page.index("No verdict on second") < page.index(
-        "Does importance beat prefix?"
-    )
+    assert page.count("<figure>") == 6
+    assert page.index("No verdict on second") < page.index("Does importance beat prefix?")
 
 
 def test_what_was_withheld_or_not_asked_is_said_so(comparison: dict[str, Any]) -> None:

@@ -37,6 +37,14 @@ def test_documents_that_were_numbered_otherwise_are_matched_by_their_hash(tmp_pa
     assert found.whole.tolist() == [0.0, 1.0, 2.0] and not found.is_bounded
 
 
+def test_documents_of_which_no_number_is_shared_are_matched_by_their_hash_too(tmp_path):
+    exported = log_of(tmp_path / "e", {0: 0.0, 1: 1.0, 2: 0.5})
+    shifted = [lm_eval_row(doc, {"acc": float(doc)}, doc_id=doc + 100) for doc in range(1, 4)]
+    found = pair(exported, read_harness_log(write_lm_eval(tmp_path / "w", shifted)), "acc", None, None)
+    assert found.matched_by == "doc_hash" and found.samples == ["1", "2"] and found.whole.tolist() == [1.0, 2.0]
+    assert found.unmatched == {"of the exported model alone": ["0"], "of the whole model alone": ["103"]}
+
+
 @pytest.mark.parametrize(("column", "part"), [("prompt_hash", "prompts"), ("target", "targets")])
 def test_documents_that_were_not_asked_alike_are_refused(column, part, tmp_path):
     exported = log_of(tmp_path / "e", {doc: 1.0 for doc in range(5)})

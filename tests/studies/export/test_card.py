@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,9 @@ from lit_depth.functional.masks import MaskSet
 from lit_depth.studies.export.arguments import Choice
 from lit_depth.studies.export.card import card, evaluation_results
 from lit_depth.studies.export.healing import Healing
+from lit_depth.studies.export.training import Training
 
+COLLATOR = "lit_depth.recipes.packing.PackedCollator"
 CERTIFICATE = {
     "mask_id": "1011",
     "blocks": {"source": 4, "export": 3},
@@ -74,6 +77,33 @@ def test_a_card_tells_the_choice_the_proof_and_what_is_expected(run, tmp_path):
     assert str(tmp_path) not in text  # nothing of the machine
 
 
+@pytest.mark.parametrize(
+    "content", [b"---\nlicense: [a\nb: : :\n---\n", b"---\nlicense: mit\n---\n\xff\xfe", b"---\n- a\n---\n"]
+)
+def test_a_damaged_card_of_the_source_is_no_reason_to_fail(content, run, tmp_path):
+    (tmp_path / "README.md").write_bytes(content)
+    with pytest.warns(UserWarning, match="README.md cannot be read, so the new card does not repeat its licence"):
+        text = card(run, BARE, CERTIFICATE, (4000, 3000), "small", tmp_path)
+    assert "license" not in yaml.safe_load(text.split("---\n", 2)[1])
+
+
+def test_a_metric_is_told_without_its_modules(run, tmp_path):
+    known = KNOWN._replace(expected={**EXPECTED, "metric": "lit_depth.integrations.harness.acc_norm"})
+    assert "- acc_norm on 256 questions" in card(run, known, CERTIFICATE, (4000, 3000), "small", tmp_path)
+    (text,) = evaluation_results(run, known).values()
+    assert yaml.safe_load(text)[0]["notes"].startswith("acc_norm, 256 questions")
+
+
+def test_names_with_hostile_characters_stay_names(run, tmp_path):
+    run.model.hparams["checkpoint"] = "/a folder/$(whole) `x`"
+    text = card(run, BARE, CERTIFICATE, (4000, 3000), "small\n---\nlicense: none", tmp_path)
+    (title,) = (line for line in text.splitlines() if line.startswith("# "))
+    assert title == "# small --- license: none"
+    assert "license" not in yaml.safe_load(text.split("---\n", 2)[1])
+    (command,) = (line for line in text.splitlines() if line.startswith("lit-depth export"))
+    assert shlex.split(command)[3] == "/a folder/$(whole) `x`"
+
+
 def test_what_is_not_known_is_not_told(run, tmp_path):
     run.model.hparams["checkpoint"] = str(tmp_path)
     needs = {**CERTIFICATE, "needs": "some.package"}
@@ -118,6 +148,56 @@ def test_a_healed_card_tells_how_and_claims_only_the_healed_models_quality(run, 
     assert "0.500 (95% interval 0.440" not in text and "Nothing was trained" not in text and "handoff" not in text
     ((_, entry),) = evaluation_results(run, choice).items()
     assert yaml.safe_load(entry)[0]["value"] == 0.8
+
+
+FULL = Training("full", 150, 4800, 1e-3, None, (0.9, 0.98), 0.01, 0.01, COLLATOR)
+LORA = FULL._replace(method="lora", num_steps=20, num_images=640, lora_rank=16, weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("training", "patched", "told"),
+    [
+        (
+            FULL,
+            True,
+            (
+                "The other weights were trained; blocks are numbered anew",
+                "Patched on 99 questions of the calibration split, then trained (all weights) for 150 steps on 4,800 "
+                "images of the train split of text_vqa with all their questions (learning rate 0.001, seed 7)",
+                "--heal full --heal_steps 150 --heal_learning_rate 0.001 --data.task text_vqa "
+                "--data.calibration_samples 100 --data.seed 7 --data.train_batch_size 32 --out DIR",
+            ),
+        ),
+        (
+            LORA,
+            False,
+            (
+                "All other weights but linear layers and experts of the other blocks are unchanged",
+                "Trained (low-rank adapters of rank 16, merged) for 20 steps on 640 images of the train split",
+                "--heal lora --heal_steps 20 --heal_learning_rate 0.001 --lora_rank 16 --data.task text_vqa "
+                "--data.seed 7 --data.train_batch_size 32 --model.weight_decay '0.1' --out DIR",
+            ),
+        ),
+    ],
+)
+def test_a_trained_card_tells_how_it_was_trained(run, tmp_path, training, patched, told):
+    run.datamodule.calibration_samples = 100
+    mended = healing()._replace(training=training)
+    if not patched:
+        mended = mended._replace(patch=None, num_questions=0)
+    text = card(
+        run, KNOWN._replace(expected=mended.expected()), CERTIFICATE, (4000, 3000), "small", tmp_path, (), mended
+    )
+    for each in (*told, "healing gave back +0.200", "held it to the healed model in memory"):
+        assert each in text, each
+    assert "Nothing was trained" not in text
+    entry = mended.entry()
+    assert entry["method"] == training.method and (entry["patch"] is not None) == patched
+    assert entry["split"] == "train" and entry["num_steps"] == training.num_steps and entry["seed"] == 7
+
+
+def test_what_is_known_of_a_patch_has_the_same_entries_as_ever():
+    assert list(healing().entry()) == ["method", "task", "split", "num_questions", "seed", "spans", "quality"]
 
 
 def test_questions_of_a_file_are_told_without_its_place(run, tmp_path):

@@ -120,11 +120,19 @@ def change_config(**fields: object) -> Callable[[Path], None]:
     return change
 
 
+def say_otherwise(name: str, text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return write
+
+
 @dataclass
 class Fault:
     family: str
     make: Callable[[Path], None]
     said: str
+    hidden: tuple[str, ...] = ()  # what the checkpoint is not held to, so that the logits alone tell
 
 
 # every export has the mask 1011, of which the list of Gemma 2 keeps sliding, sliding, full
@@ -145,7 +153,19 @@ FAULTS = {
         "layer_types",
     ),
     "a number of blocks not cut": Fault("Llama", change_config(num_hidden_layers=4), "missing keys"),
-    "another setting": Fault("Llama", change_config(rms_norm_eps=1e-3), "logits differ by"),
+    "another setting": Fault("Llama", change_config(rms_norm_eps=1e-3), "expected rms_norm_eps 1e-06"),
+    "other logits": Fault("Llama", change_config(rms_norm_eps=1e-3), "logits differ by", ("other_settings",)),
+    "a setting of long prompts": Fault(
+        "Llama", change_config(max_position_embeddings=77), "expected max_position_embeddings .* as in the source"
+    ),
+    "a window that no question fills": Fault("Gemma 2", change_config(sliding_window=77), "expected sliding_window"),
+    "another way to answer": Fault(
+        "Llama", say_otherwise("generation_config.json", '{"temperature": 9.0, "do_sample": true}'), "generation_config"
+    ),
+    "another chat template": Fault("Llama", say_otherwise("chat_template.jinja", "{{ messages }}"), "chat_template"),
+    "no tokenizer": Fault(
+        "Llama", lambda folder: (folder / "tokenizer.json").unlink(), "expected tokenizer.json as in the source"
+    ),
     "another number format": Fault("Llama", change_config(dtype="bfloat16"), "expected weights of float32"),
     "no weights": Fault("Llama", lambda folder: (folder / WEIGHTS).unlink(), "OSError"),
 }
@@ -165,7 +185,8 @@ def verdicts(tmp_path_factory) -> dict[str, str | None]:
                 wrong = folder / kind
                 shutil.copytree(right.folder, wrong)
                 fault.make(wrong)
-                evidence.append(right._replace(folder=wrong, settings={**right.settings, "checkpoint": str(wrong)}))
+                settings = {name: value for name, value in right.settings.items() if name not in fault.hidden}
+                evidence.append(right._replace(folder=wrong, settings={**settings, "checkpoint": str(wrong)}))
                 names.append(kind)
     return dict(zip(names, map(failure, hold(evidence))))
 

@@ -7,7 +7,7 @@ import pytest
 
 from lit_depth.functional.masks import MaskSet
 from lit_depth.functional.statistics import paired_comparisons
-from lit_depth.studies.export.healing import check_heal, compare
+from lit_depth.studies.export.healing import check_heal, compare, is_patched
 from lit_depth.studies.shared.scores import Scores
 
 BLOCKS, HALVES = MaskSet.of("1011"), MaskSet.of("11011111", granularity="sublayer")
@@ -16,12 +16,12 @@ BLOCKS, HALVES = MaskSet.of("1011"), MaskSet.of("11011111", granularity="sublaye
 @pytest.mark.parametrize(
     ("heal", "masks", "weights", "message"),
     [
-        ("lora", BLOCKS, True, "got lora: export trains nothing; run lit-depth fit --config configs/heal.yaml, then"),
-        ("full", BLOCKS, True, "got full: export trains nothing"),
+        ("full", BLOCKS, False, "leave out --weights false"),
+        ("lora", MaskSet.of("1111"), True, "there is nothing to heal"),
         ("patch", BLOCKS, False, "leave out --weights false"),
         ("patch", HALVES, True, "of whole blocks"),
         ("patch", MaskSet.of("1111"), True, "there is nothing to heal"),
-        ("patch", MaskSet.of("0111"), True, "skips block 0: .* keep block 0, or leave out --heal"),
+        ("patch", MaskSet.of("0111"), True, "skips block 0: .* keep block 0, give --heal lora or full, or leave"),
     ],
 )
 def test_what_cannot_be_healed_is_refused_in_one_line(heal, masks, weights, message):
@@ -35,6 +35,14 @@ def test_without_healing_nothing_is_refused(masks):
     check_heal("none", masks, False)
     check_heal("patch", BLOCKS, True)
     check_heal("patch", MaskSet.of("11001111", granularity="sublayer"), True)  # both halves of a block
+
+
+def test_a_training_begins_with_a_patch_where_a_block_stands_before_the_skipped_ones():
+    first, whole = MaskSet.of("0111"), MaskSet.of("11001111", granularity="sublayer")
+    for heal in ("lora", "full"):
+        check_heal(heal, first, True)
+        assert is_patched(heal, BLOCKS) and is_patched(heal, whole) and not is_patched(heal, first)
+    assert is_patched("patch", BLOCKS) and not is_patched("none", BLOCKS)
 
 
 def scores(ids: list[str], rows: np.ndarray, samples: list[str]) -> Scores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,15 @@ from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.masks import MaskSet
 from lit_depth.models.loading import BUNDLED
-from lit_depth.studies.export.writing import check_exportable, questions, source_folder, write_handoff
+from lit_depth.studies.export.writing import (
+    check_beside,
+    check_exportable,
+    count_parameters,
+    questions,
+    source_folder,
+    write_handoff,
+)
+from tests.helpers.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +60,26 @@ def test_what_no_plain_checkpoint_holds_is_refused(module, options, precision, m
     model = SimpleNamespace(hparams={**module.hparams, **options}, model=module.model)
     with pytest.raises(ValueError, match=message):
         check_exportable(SimpleNamespace(precision=precision), model, MaskSet.of("1" * 15 + "0"), True)
+
+
+def test_a_tied_head_is_counted_once(tmp_path):
+    model = tiny_model("llama", num_blocks=4)
+    tied = type(model)(type(model.config)(**{**model.config.to_dict(), "tie_word_embeddings": True}))
+    smaller = type(model)(type(model.config)(**{**tied.config.to_dict(), "num_hidden_layers": 3}))
+    module = SimpleNamespace(model=tied, hparams={"blocks": None})
+    counts = [sum(weight.numel() for weight in each.parameters()) for each in (tied, smaller)]
+    assert list(count_parameters(module, MaskSet.of("1011"))) == counts
+    assert counts[0] < sum(value.numel() for value in tied.state_dict().values())
+
+
+@pytest.mark.parametrize("out", ["small", "results/export/a/checkpoint", "results/b"])
+def test_a_checkpoint_lies_beside_or_inside_the_folder_of_its_report(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_beside(Path(out), Path("results/export/a"))
+
+
+@pytest.mark.parametrize("out", ["results/export/a", "results/export", "results", "."])
+def test_a_checkpoint_cannot_be_the_folder_of_its_report_or_hold_it(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="expected another folder than that of the run's report, results/export/a"):
+        check_beside(Path(out).absolute(), Path("results/export/a"))

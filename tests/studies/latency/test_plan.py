@@ -132,6 +132,7 @@ def test_no_weights_are_read(tmp_path):
     [
         ([], "expected --prompt_tokens, because"),
         (["--prompt_tokens", "0"], "expected prompt_tokens from 1 to 1048576, got 0"),
+        (["--prompt_tokens", "131070"], "the model's context of 131072 tokens, got 131070 and 16: give less"),
         ([*SIZES, "--plan_batches", "0"], "expected plan_batches from 1 to 1048576, got 0"),
         ([*SIZES, "--plan_batches", "[]"], "expected plan_batches with at least one number"),
         ([*SIZES, "--memory_gib", "-1"], "expected memory_gib of at least 0, got -1"),

@@ -25,13 +25,13 @@ def test_every_ablation_has_a_place_beside_its_best_parent(result):
     assert len({tuple(point) for point in dropped + kept}) == 9
     labels = {text.get_text(): (text.xy, text.get_weight()) for text in axes.texts}
     assert {name: weight for name, (_, weight) in labels.items()} == {
-        "-0": "bold",
-        "-1": "normal",
-        "-0 -1": "bold",
-        "-0 -2": "normal",
+        "without 0": "bold",
+        "without 1": "normal",
+        "without 0, 1": "bold",
+        "without 0, 2": "normal",
     }
     # the best stand highest, children of (0,) above that of (1,) alone, whatever their score
-    assert labels["-0"][0][1] > labels["-1"][0][1]
+    assert labels["without 0"][0][1] > labels["without 1"][0][1]
     heights = {a["removed"]: y for a, (_, y) in zip(result["levels"][1]["ablations"], kept[3:])}
     assert min(heights[0, i] for i in (1, 2, 3)) > max(heights[1, i] for i in (2, 3))
     # a pale line to each, and a dark one for each pair of parent and child in the beams

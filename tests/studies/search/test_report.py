@@ -36,7 +36,8 @@ def test_a_search_is_in_the_offline_run(tmp_path: Path, monkeypatch: pytest.Monk
 def test_where_a_verdict_is_withheld_it_is_said_first_and_no_tie_is_named():
     result = search_result()
     assert (
-        not as_text(report(result)).startswith("\nNo verdict") and "-0 -2" in report(result).sections[1].table.rows[1]
+        not as_text(report(result)).startswith("\nNo verdict")
+        and "without 0, 2" in report(result).sections[1].table.rows[1]
     )
     result["report"]["baseline"] = {**BASELINE, "beaten": False}
     told = report(result)
@@ -50,5 +51,7 @@ def test_ties_that_the_table_has_no_room_for_are_on_the_page():
     assert len(report(result).sections) == 2
     result["levels"][1]["tied"] = [(0, 1), *((0, 2) for _ in range(6)), (1, 3)]
     levels, ties = report(result).sections[1:]
-    assert levels.table.rows[1][-1].endswith("-0 -2 and 1 more")
-    assert ties.text.startswith("2 removed: -0 -2, ") and ties.text.endswith(", -1 -3") and not ties.printed
+    assert levels.table.rows[1][-1].endswith("without 0, 2 and 1 more")
+    assert (
+        ties.text.startswith("2 removed: without 0, 2; ") and ties.text.endswith("; without 1, 3") and not ties.printed
+    )

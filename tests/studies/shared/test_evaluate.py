@@ -26,7 +26,7 @@ def test_no_samples_are_named(checkpoint, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_whoever_listens_hears_of_it_and_no_result_changes(small_checkpoint: Path, tmp_path: Path) -> None:
     small = ["--data.num_samples", "12", "--data.calibration_samples", "8", "--data.batch_size", "4"]
-    small += ["--policies", "prefix", "--num_active_blocks", "3", "--latency_repeats", "0"]
+    small += ["--policies", "prefix", "--num_active_blocks", "3", "--num_requests", "0"]
     common = ["compare", "--model.checkpoint", small_checkpoint, *small]
     assert run([*common, "--output_dir", tmp_path / "alone"]) == 0
     listen = ["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", tmp_path / "csv"]

@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {
 }
 SKIP = list(range(4, 16))
 COMMANDS: dict[str, dict[str, Any]] = {
-    "compare": {"policies": ["prefix"], "num_active_blocks": [15], "latency_repeats": 2},
+    "compare": {"policies": ["prefix"], "num_active_blocks": [15], "num_requests": 2},
     "importance": {"skip": SKIP[:8], "num_samples": 5, "methods": ["block_influence"]},
     "consistency": {"skip": SKIP, "num_samples": 5},
     "latency": {"num_active_blocks": [15], "num_samples": 3, "new_tokens": 2},

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch import Trainer
+from lightning_utilities.core.imports import RequirementCache
+from wandb_workspaces.reports.v2 import CustomChart, LinePlot
 
+from lit_depth.integrations.run_notes import read_note
+from lit_depth.integrations.wandb_panels import build_workspace
+from lit_depth.options import RUN_FOLDER, new_parser
 from lit_depth.results.report import Report
 from lit_depth.studies.shared.loggers import RunNames, log_report
 from lit_depth.studies.shared.publish import draw
@@ -27,7 +33,7 @@ COMPARE = [
     "--num_active_blocks",
     "2",
     "4",
-    "--latency_repeats",
+    "--num_requests",
     "2",
 ]
 OF_AN_OPTIMISER = {"learning_rate", "betas", "weight_decay", "warmup_steps", "router_loss"}
@@ -85,7 +91,7 @@ def test_a_comparison_is_named_and_identified_in_its_run(small_checkpoint: Path,
     assert logged.summary["area/suffix"] == pytest.approx(
         np.mean([s["quality"] for s in result["strategies"] if s["policy"] == "suffix"])
     )
-    assert logged.summary["latency/total_ms_per_block"] > 0 and "report" in media
+    assert np.isfinite(logged.summary["latency/total_ms_per_block"]) and "report" in media
 
 
 RESULT = "m5_mask_strategy_comparison.json"
@@ -102,22 +108,64 @@ COMMANDS = {
 }
 
 
+# file of the result, kind of the artifact, and value, low and high of the curves that have a band
+KEPT = {
+    "compare": (RESULT, "comparison", ("quality", "low", "high")),
+    "importance": ("importance.json", "importance", ("drop", "drop_low", "drop_high")),
+    "consistency": ("consistency.json", "consistency", None),
+    "search": ("search.json", "search", ("drop", "drop_low", "drop_high")),
+    "latency": ("latency.json", "latency", None),
+    "select": ("selection.json", "selection", None),
+    "tokens": ("tokens.json", "tokens", None),
+    "answers": ("answers.json", "answers", ("agreement", "low", "high")),
+    "export": ("export.json", "export", None),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_logs_the_same_numbers_to_any_logger(
+def test_every_command_is_kept_whole_and_logs_the_same_numbers_to_any_logger(
     command: str, small_checkpoint: Path, workplace: Path
 ) -> None:
-    out = workplace.parent / "out"
+    out, model = workplace.parent / "out", small_checkpoint.name
     loggers = ["--trainer.logger+", "WandbLogger", "--trainer.logger+", "CSVLogger"]
-    loggers += ["--trainer.logger.save_dir", str(out / "csv")]
     options = ["--model.checkpoint", small_checkpoint, "--output_dir", out, *loggers]
     assert run([*COMMANDS[command], *options]) == 0
-    logged = finished_run(out / command / "default")
-    assert logged.run.job_type == command and not OF_AN_OPTIMISER & set(logged.config)
-    (path,) = (out / "csv").rglob("metrics.csv")
-    with open(path, newline="") as file:
-        written = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    folder = out / command / "default"
+    assert not list(workplace.iterdir()) and [path.name for path in out.iterdir()] == [command]
+    logged, manifest = finished_run(folder), json.loads((folder / "manifest.json").read_text())
+
+    tasks, policies = manifest["arguments"]["data.tasks"], manifest["arguments"].get("policies") or []
+    assert logged.run.display_name == ", ".join([model, *tasks, "default"])
+    assert (logged.run.run_group, logged.run.job_type) == (f"{command}, {model}", command)
+    assert set(logged.run.tags) == {*tasks, *policies} and not OF_AN_OPTIMISER & set(logged.config)
+    for key in ("command", "run", "arguments", "versions", "execution"):
+        assert logged.config[key] == manifest[key]
+
+    file, kind, band = KEPT[command]
+    (artifact,) = [artifact for artifact in logged.artifacts if artifact.type == kind]
+    there = {name for name in ("records.parquet", "layer_importance_scores.json") if (folder / name).is_file()}
+    assert {file, "manifest.json", "report.html", *there} <= files_of(artifact)
+    entries = {entry.path: entry.size for entry in artifact.manifest.contents}
+    assert {path: (folder / path).stat().st_size for path in entries if path != file} == {
+        path: size for path, size in entries.items() if path != file
+    }
+    media = logged.history[-1]
     own = ("_", "trainer/")  # what Weights & Biases and its logger say
+    panels = build_workspace([read_note(folder)], "me", "lit-depth", "mine")
+    drawn = [panel for section in panels.sections for panel in section.panels]
+    tables = {each.query["summaryTable"]["tableKey"] for each in drawn if isinstance(each, CustomChart)}
+    assert tables == {key for key in media if key.startswith("charts/")}
+    lines = [key for each in drawn if isinstance(each, LinePlot) for key in (each.x, *each.y) if each.y]
+    assert set(lines) == {key for row in logged.history[:-1] for key in row if not key.startswith(own)}
+    columns = {name.removeprefix("summary:") for name in panels.runset_settings.pinned_columns}
+    assert columns - {"run:displayName"} <= set(logged.summary)
+    figures = {f"figures/{path.stem}" for path in (folder / "figures").glob("*.png")}
+    assert figures <= set(media) and "report" in media
+
+    (path,) = folder.glob("lightning_logs/*/metrics.csv")  # by default the run's files are all in one place
+    with open(path, newline="") as stream:
+        written = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(stream)]
     curves = [{key: row[key] for key in row if not key.startswith(own)} for row in logged.history[:-1]]
     *rows, numbers = [{key: value for key, value in row.items() if key != "step"} for row in written]
     assert [row for row in rows if row] == [pytest.approx(row) for row in curves]
@@ -126,6 +174,32 @@ def test_every_command_logs_the_same_numbers_to_any_logger(
     told = {key: value for key, value in logged.summary.items() if isinstance(value, (int, float))}
     told = {key: float(value) for key, value in told.items() if key not in left_out and not key.startswith(own)}
     assert numbers and numbers == pytest.approx(told)
+
+    if band is not None:
+        value, low, high = band
+        series = [(row, key.partition("/")[2]) for row in curves for key in row if key.startswith(f"{value}/")]
+        assert series and all(
+            row[f"{low}/{name}"] <= row[f"{value}/{name}"] <= row[f"{high}/{name}"] for row, name in series
+        )
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+def test_a_logger_without_a_folder_writes_into_that_of_the_run(logger: str) -> None:
+    parser = new_parser()
+    parser.add_lightning_class_args(Trainer, "trainer")
+    given = lambda *more: parser.parse_args([f"--trainer.logger={logger}", *more]).trainer.logger.init_args  # noqa: E731
+    assert given().save_dir == RUN_FOLDER
+    assert given("--trainer.logger.save_dir", "own").save_dir == "own"
+
+
+def test_a_logger_whose_package_is_missing_says_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = RequirementCache("no-such-package")
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", missing)
+    assert run(["latency", "--trainer.logger", "MLFlowLogger"]) == 2
+    error = capsys.readouterr().err
+    assert "--trainer.logger: lightning.pytorch.loggers.MLFlowLogger" in error and "no-such-package" in error
 
 
 def test_the_name_of_many_tasks_is_their_number(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lit_depth.results import store
 from lit_depth.results.report import Curves, Report, Section, Table
-from lit_depth.studies.shared.publish import publish
+from lit_depth.studies.shared.publish import publish, sign_figures
 
 
 def figure() -> Any:
@@ -95,3 +95,12 @@ def test_any_logger_gets_the_numbers(tmp_path):
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["quality"]) for row in rows if row["quality"]] == [("4", "0.5"), ("8", "0.7")]
     assert [row["full"] for row in rows if row["full"]] == ["0.75"]
+
+
+def test_figures_name_the_model_and_its_revision():
+    texts = {}
+    for checkpoint, revision in (("org/model", "v1"), ("/some/where/checkpoint", None)):
+        signed = sign_figures(report(), {"model.checkpoint": checkpoint, "model.revision": revision})
+        texts[checkpoint] = [text.get_text() for text in signed.figures["curve"]().texts]
+    assert texts == {"org/model": ["model: org/model @ v1"], "/some/where/checkpoint": ["model: checkpoint"]}
+    assert sign_figures(report(), {}).figures == {"curve": figure}

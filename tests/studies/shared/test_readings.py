@@ -87,7 +87,7 @@ def chats(monkeypatch):
 COMMANDS = {
     "importance": ["--split", "validation"],
     "consistency": [],
-    "compare": ["--num_active_blocks", "3", "5", "--latency_repeats", "0", "--policies", "prefix", "suffix"],
+    "compare": ["--num_active_blocks", "3", "5", "--num_requests", "0", "--policies", "prefix", "suffix"],
     "search": ["--max_blocks_to_remove", "2", "--beam_width", "1"],
     "select": ["--policies", "prefix", "--num_requests", "2", "--new_tokens", "2"],
     "answers": ["--num_active_blocks", "3", "5"],

@@ -1,0 +1,46 @@
+"""What the end of a run says it has saved is what the engine saves."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import lit_depth
+from lit_depth.functional import MaskSet, prefix
+from lit_depth.studies.shared.effort import Effort, block_forwards
+
+MASKS = MaskSet.of([prefix(16, count) for count in (4, 9, 16)])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lit_depth.load_bundled()[0]
+
+
+def holder(model, granularity="block", phase="both"):
+    return SimpleNamespace(model=model, hparams={"granularity": granularity, "phase": phase, "blocks": None})
+
+
+def test_forwards_are_one_per_distinct_active_prefix(model):
+    rows = [tuple(mask) for mask in MASKS.bits.tolist()]
+    distinct = sum(len({row[: i + 1] for row in rows if row[i]}) for i in range(16))
+    assert block_forwards(holder(model), MASKS) == (29, distinct) and distinct == 16
+
+
+@pytest.mark.parametrize("options", [{"granularity": "sublayer"}, {"phase": "decode"}])
+def test_masks_that_share_nothing_save_nothing(model, options):
+    alone, together = block_forwards(holder(model, **options), MASKS)
+    assert alone == together
+
+
+def test_a_run_that_measured_nothing_says_nothing(model):
+    effort = Effort()
+    effort.add_answers(holder(model), MASKS, 0, 1.0)
+    assert effort.describe() == ""
+    effort.add_answers(holder(model), MASKS, 30, 2.0)
+    effort.add("timed requests", 4, 1.0)
+    assert effort.describe() == (
+        "30 answers in 2.0 s: 15 rows per second; 4 timed requests in 1.0 s: 4 timed requests per second; "
+        "sharing saved 45% of the block forwards on prompts."
+    )
