@@ -125,6 +125,7 @@ def write_parts(path: Path, overview: Report, parts: Sequence[RunPart]) -> Path:
         assumptions=ASSUMPTIONS if any(part.facts for part in parts) else (),
         style=_LOOK.read_text(encoding="utf-8"),
         scripts=scripts,
+        drawable=runtime is not None,
         policy=_policy(scripts),
         data=script_json(data),
         paragraphs=lambda text: [part for part in text.split("\n\n") if part.strip()],

@@ -115,6 +115,20 @@ def test_the_policy_allows_the_scripts_of_the_page_and_no_others(tmp_path: Path)
     assert EVIL in json.dumps(found, ensure_ascii=False).replace('\\"', '"') and "<" not in data
 
 
+def test_without_the_runtime_pictures_stay_and_the_rest_says_why(
+    tmp_path: Path, figure: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_depth.results.page.vega_runtime", lambda: None)
+    part = charted()
+    section = Section("Quality", figures=["m5_quality"])
+    charts = {"quality": part.report.charts["quality"], "loose": part.report.charts["quality"]}
+    report = replace(part.report, sections=[section], charts=charts, drawn={"quality": "m5_quality"})
+    own = replace(part, report=report, figures={"m5_quality": figure})
+    page = Page(write_parts(tmp_path / "page.html", report, [own]).read_text(encoding="utf-8"))
+    assert len(page.scripts) == 2 and len(page.links) == 1  # data and the page's own; one picture
+    assert page.text.count("the package vl-convert-python, which was missing") == 1
+
+
 def test_masks_are_strips_and_changed_samples_stand_in_the_page(tmp_path: Path) -> None:
     page = Page(write_charted(tmp_path))
     (task,) = json.loads(page.scripts[0])["runs"][0]["tasks"]
