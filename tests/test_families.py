@@ -15,10 +15,11 @@ from tests.helpers.family_commands import (
     README,
     arguments,
     outcomes,
-    outcomes_with_packages,
     row,
     short,
+    some_outcomes,
     table,
+    with_packages,
 )
 
 logging.disable_progress_bar()
@@ -29,17 +30,26 @@ TABLE = table()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
+def test_commands_and_laws_say_of_a_family_what_the_table_says(name):
+    said = some_outcomes(name)
+    assert row(FAMILIES[name], said) == TABLE[name], said
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_command_and_law_says_of_a_family_what_the_table_says(name):
     said = outcomes(name)
     assert row(FAMILIES[name], said) == TABLE[name], said
 
 
 @pytest.mark.slow
-def test_families_whose_processors_need_packages_are_scored_with_them():
+@pytest.mark.parametrize("found_by", [some_outcomes, pytest.param(outcomes, marks=pytest.mark.exhaustive)])
+def test_families_whose_processors_need_packages_are_scored_with_them(found_by):
     if not PACKAGES.is_dir():
         for package in {package for name in NEEDING for package in FAMILIES[name].needs}:
             pytest.importorskip(package, reason="`make venv` puts the packages of the extra vision beside .venv's own")
-    found = outcomes_with_packages(NEEDING)
+    found = with_packages(found_by, NEEDING)
     assert {name: row(FAMILIES[name], said) for name, said in found.items()} == {name: TABLE[name] for name in NEEDING}
 
 
