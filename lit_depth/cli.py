@@ -94,20 +94,22 @@ class DepthCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Keep the answers, and score them where there are right ones."""
-        folder = Path(self.trainer.default_root_dir) / "results" / self.subcommand
+        folder = Path(self.trainer.default_root_dir) / "results" / str(self.subcommand)
         self.answers = LoopAnswers(folder, self.model.num_units, self.datamodule.task.metric)
-        self.trainer.callbacks.append(self.answers)
+        self.trainer.callbacks.append(self.answers)  # type: ignore[attr-defined]
 
     def after_predict(self) -> None:
         """Tell the mean score with its interval, and where the answers are."""
         if not self.trainer.is_global_zero:
             return
+        records = self.answers.records
+        assert records is not None
         told = {
             "metric": self.datamodule.task.metric,
-            "num_samples": len(self.answers.records),
+            "num_samples": len(records),
             "num_bad_samples": len(self.answers.bad_samples),
             "answers": str(self.answers.path),
-            **mean_score(self.answers.records, self.datamodule.task.metric, self.answers.metric.max_score),
+            **mean_score(records, self.datamodule.task.metric, self.answers.metric.max_score),
         }
         tell(describe_answers(told), told)
 

@@ -89,8 +89,8 @@ def compare(
         max_bad_samples=max_bad_samples,
     )
     if plan:
-        masks = arguments.plan(None if not arguments.needs_importance else [0.0] * model.num_blocks)
-        sweeps = [("validation", with_full(model, [each.mask for each in masks]))]
+        asked = arguments.plan(None if not arguments.needs_importance else [0.0] * model.num_blocks)
+        sweeps = [("validation", with_full(model, [each.mask for each in asked]))]
         if arguments.needs_importance and not importance:
             sweeps.insert(0, ("calibration", with_full(model, leave_one_out(model.num_blocks))))
         return plan_run("compare", model, datamodule, sweeps, confidence)

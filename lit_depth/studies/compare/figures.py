@@ -84,7 +84,7 @@ def _latency_chart(comparison: Comparison) -> Chart:
     full = comparison["full"]["latency_ms"]
     if full is not None:
         timed.append((_full_mark(comparison), comparison["full"], [comparison["full"]]))
-    points = [Measured(*_point(each, masks, mark.limits, comparison)) for mark, each, masks in timed]
+    points = [Measured(*_point(each, masks, mark.limits or [], comparison)) for mark, each, masks in timed]
     best = set(clear_frontier(points))
     marks = [
         TimedMark(mark, point.time, point.times, index in best)
