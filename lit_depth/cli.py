@@ -103,13 +103,14 @@ class DepthCLI(LightningCLI):
         """Tell the mean score with its interval, and where the answers are."""
         if not self.trainer.is_global_zero:
             return
-        assert self.answers.records is not None  # the loop is over
+        records = self.answers.records
+        assert records is not None
         told = {
             "metric": self.datamodule.task.metric,
-            "num_samples": len(self.answers.records),
+            "num_samples": len(records),
             "num_bad_samples": len(self.answers.bad_samples),
             "answers": str(self.answers.path),
-            **mean_score(self.answers.records, self.datamodule.task.metric, self.answers.metric.max_score),
+            **mean_score(records, self.datamodule.task.metric, self.answers.metric.max_score),
         }
         tell(describe_answers(told), told)
 

@@ -41,7 +41,9 @@ def tokens(
         prompt_file: UTF-8 file that is the prompt as a whole, special tokens included: nothing is wrapped around
             it, and its last line feed counts.
         prompts: YAML file of many prompts: a list of texts, or of {prompt: ..., image: ..., name: ...}; images are
-            looked up from the file's folder. Averages over them are written too.
+            looked up from the file's folder. Averages over them are written too. Or a mapping with ``prompts``, of
+            which one may be ``enabled: false``, and ``max_image_resolution`` in pixels; ``model``, ``device`` and
+            ``num_tokens`` in it are told of as options.
         image: Image file that goes with --prompt or --prompt_file.
         num_samples: Questions of the task to take, instead of prompts; null = the first one.
         num_output_tokens: 1 analyses the prompt; N also the prompt with each of the first N - 1 tokens that the

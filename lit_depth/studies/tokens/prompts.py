@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ def read_prompts(path: str) -> list[Prompt]:
         entries = load_yaml(read_text("prompts", path))
     except yaml.YAMLError as error:
         raise ValueError(f"prompts: {path} is no YAML: {' '.join(str(error).split())}") from error
+    entries, pixels = _of_configuration(entries, path)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"prompts: expected a list of prompts in {path}, got {shorten(entries)}")
     found = []
@@ -128,11 +130,45 @@ def read_prompts(path: str) -> list[Prompt]:
         ):
             raise ValueError(f"prompts: expected {_FORMS}; entry {index} of {path} is {shorten(entry)}")
         image = None if "image" not in fields else Path(path).parent / fields["image"]
-        found.append(with_image(fields.get("name", f"prompt {index}"), fields["prompt"], image))
+        made = with_image(fields.get("name", f"prompt {index}"), fields["prompt"], image)
+        if pixels is not None and made.image is not None:
+            made.image.thumbnail((pixels, pixels))
+        found.append(made)
     names = [each.name for each in found]
     if len(set(names)) < len(names):
         raise ValueError(f"prompts: expected distinct names in {path}, got {shorten(names)}")
     return found
+
+
+def _of_configuration(content: Any, path: str) -> tuple[Any, int | None]:
+    """The prompts of a file of settings, and the longest side of their images; a plain list is given back.
+
+    Besides ``prompts`` such a file may have ``model: {path: ...}``, ``device``, ``num_tokens`` and
+    ``max_image_resolution``; of a prompt, ``enabled: false`` leaves it out. What is an option of the command is told of
+    on the error stream, as the model is loaded before the file is read.
+    """
+    if not isinstance(content, dict):
+        return content, None
+    known = {"model", "device", "prompts", "num_tokens", "max_image_resolution"}
+    if "prompts" not in content or not content.keys() <= known:
+        raise ValueError(
+            f"prompts: expected a list of prompts, or prompts: with some of {', '.join(sorted(known - {'prompts'}))} "
+            f"in {path}, got {shorten(sorted(map(str, content)))}"
+        )
+    model, pixels = content.get("model") or {}, content.get("max_image_resolution")
+    if not isinstance(model, dict) or not (pixels is None or type(pixels) is int and pixels > 0):
+        raise ValueError(f"prompts: expected model: {{path: ...}} and whole pixels for max_image_resolution in {path}")
+    told = {"--model.checkpoint": model.get("path"), "--num_output_tokens": content.get("num_tokens")}
+    told["--device"] = model.get("device", content.get("device"))
+    for option, value in told.items():
+        if value is not None:
+            print(f"hint: {path} is read for its prompts; it also asks for {option} {value}", file=sys.stderr)
+    every = content["prompts"]
+    if not isinstance(every, list):
+        return every, pixels
+    kept = [each for each in every if not (isinstance(each, dict) and each.get("enabled") is False)]
+    plain = [{k: v for k, v in each.items() if k != "enabled"} if isinstance(each, dict) else each for each in kept]
+    return plain, pixels
 
 
 def prompts_of_task(

@@ -74,12 +74,13 @@ class CropImage:
 
 
 def write_token_page(
-    path: str | Path, frame: pd.DataFrame | None, *, title: str, images: Sequence[CropImage] = ()
+    path: str | Path, frame: pd.DataFrame | None, *, title: str, images: Sequence[CropImage] = (), answer: str = ""
 ) -> Path:
     """Write the page atomically. All text is escaped or set as text: tokens can be shown as they are.
 
     The frame has the columns of `write_token_masking`, in any order. NaN is an undefined distance (the token was the
-    only visible one). No frame makes a page that waits for a file.
+    only visible one). ``answer`` is what the model generated behind the prompt. No frame makes a page that waits for a
+    file.
 
     Raises:
         ValueError: If columns are missing, there is no row, a step, layer or position is no whole number from 0 on, a
@@ -100,6 +101,7 @@ def write_token_page(
     (script,) = re.findall(r"<script>(.*?)</script>", template, re.DOTALL)
     parts = {
         "title": escape(title),
+        "answer": f"<p>The model's answer: <q>{escape(answer)}</q></p>" if answer.strip() else "",
         "style": STYLE,
         # nothing but the page's own script runs, and nothing is fetched, whatever a token says
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -215,7 +217,7 @@ def write_files(folder: Path, result: Mapping[str, Any], measured: Sequence[Meas
     for each, entry in zip(measured, result["prompts"]):
         title = f"Token masking: {shorten(entry['text'])}"
         images = _page_images(each.prompt.image, prompter)
-        write_token_page(folder / entry["page"], each.tokens, title=title, images=images)
+        write_token_page(folder / entry["page"], each.tokens, title=title, images=images, answer=each.generated_text)
         names.append(entry["page"])
     return names
 

@@ -51,3 +51,20 @@ def test_a_picture_is_known_by_its_pixels(tmp_path):
     assert fingerprint(None) is None and fingerprint(one).startswith("3 x 2, ")
     assert fingerprint(one) == fingerprint(one.copy()) != fingerprint(other)
     assert with_image("name", "text", None).image_id is None
+
+
+def test_a_file_of_settings_gives_its_prompts_and_tells_of_the_rest(tmp_path, capsys):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    path = tmp_path / "prompts_config.yaml"
+    path.write_text(
+        "model: {path: org/model}\ndevice: cpu\nnum_tokens: 3\nmax_image_resolution: 10\n"
+        "prompts:\n- {name: one, prompt: What?, image: a.png, enabled: true}\n- {prompt: No, enabled: false}\n"
+    )
+    (prompt,) = read_prompts(str(path))
+    assert (prompt.name, prompt.text, prompt.image.size) == ("one", "What?", (10, 5))
+    told = capsys.readouterr().err
+    for option in ("--model.checkpoint org/model", "--num_output_tokens 3", "--device cpu"):
+        assert option in told
+    path.write_text("prompts: [a]\nmodl: x\n")
+    with pytest.raises(ValueError, match="expected a list of prompts, or prompts: with some of"):
+        read_prompts(str(path))
