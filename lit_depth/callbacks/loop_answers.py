@@ -87,6 +87,6 @@ class LoopAnswers(MaskSweep):
         self.on_predict_end(trainer, pl_module)
 
     on_test_start = on_validation_start
-    on_test_batch_start = on_validation_batch_start  # type: ignore[assignment]
+    on_test_batch_start = on_validation_batch_start
     on_test_batch_end = on_validation_batch_end
     on_test_end = on_validation_end
