@@ -7,7 +7,7 @@ from lit_depth.results.charts.vega_lite import COUNTS, NEUTRAL, axis, frame, hin
 from lit_depth.results.report import Chart, Table
 
 _NODE, _EDGE = "ablation", "extends"
-_HEIGHT, _ROOM = 420, 16  # pixels of the chart, and of a line of it
+_HEIGHT, _ROOM = 420, 24  # pixels of the chart, and of a name with its point
 
 
 class TreeNode(NamedTuple):
@@ -90,7 +90,7 @@ _SPEC: dict[str, Any] = frame(
         },
         {
             "transform": [role_is(_NODE), {"filter": "datum['label'] !== null"}],
-            "mark": {"type": "text", "align": "left", "dx": 6, "dy": -8},
+            "mark": {"type": "text", "align": "center", "dy": -10},
             "encoding": {"x": _X, "y": _Y, "text": {"field": "label"}},
         },
     ],

@@ -31,4 +31,4 @@ def test_names_do_not_lie_on_one_another_and_the_best_are_named_first() -> None:
     named = [row for row in chart.table.rows if row[label] is not None]
     assert all(row[label] == row[removed] for row in named) and "-99" in {row[label] for row in named}
     heights = sorted(row[y] for row in named if row[removed] != "nothing removed")
-    assert min(b - a for a, b in zip(heights, heights[1:])) >= 16 / 420 * 99 and len(named) > 20
+    assert min(b - a for a, b in zip(heights, heights[1:])) >= 24 / 420 * 99 and len(named) > 12
