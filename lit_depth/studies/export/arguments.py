@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +87,7 @@ def mask_of_run(
         result = read_object(path)
     except ValueError as error:
         raise ValueError(f"--from_run: {path}: {error}") from error
+    choosers: dict[str, Callable[..., tuple[Mapping[str, Any], str]]]
     choosers = {"select": _selected, "search": partial(_found, healed=healed), "compare": _compared}
     command = result.get("command")
     if command not in choosers:
