@@ -438,7 +438,7 @@ def test_a_search_that_patched_gives_its_best_after_patching_to_a_mask_that_is_h
     for active, mask in zip((3, None), masks):
         choice = mask_of_run(path, active, None, 4, "block", healed)
         assert choice.masks.ids == (mask,)
-        assert choice.origin == f"search, the best {active or 2} of 4 {when} patching that it found"
+        assert choice.origin == f"search, the best {active or 2} of 4 that it found, ranked {when} patching"
         # another patch has another quality
         assert (choice.expected is None) == healed
     # a search that patched nothing knows of no other order

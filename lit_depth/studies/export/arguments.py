@@ -126,8 +126,8 @@ def _found(
     count = min(counts) if num_active is None else num_active
     if count not in counts:
         raise ValueError(f"expected --num_active_blocks of a mask that it found ({_or(counts)}), got {count}")
-    when = f"{' after' if healed else ' before'} patching" if healing else ""
-    return counts[count], f"the best {count} of {len(counts[count]['mask_id'])}{when} that it found"
+    when = f", ranked {'after' if healed else 'before'} patching" if healing else ""
+    return counts[count], f"the best {count} of {len(counts[count]['mask_id'])} that it found{when}"
 
 
 def _compared(result: Mapping[str, Any], num_active: int | None, policy: str | None) -> tuple[Mapping[str, Any], str]:
