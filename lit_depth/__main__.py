@@ -16,7 +16,7 @@ def main() -> None:
         return
     if {"--quiet", "--json"} & set(arguments):
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; processes that are launched read it too
-    with interrupts.guarded(resumable=interrupts.continues(arguments), exits=True):
+    with interrupts.guarded(interrupts.continues(arguments), exits=True, anew=interrupts.begins_anew(arguments)):
         from lit_depth.cli import main as run
 
         run()

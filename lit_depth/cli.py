@@ -124,7 +124,9 @@ class DepthCLI(LightningCLI):
         except _OF_OPTIONS as error:
             raise ValueError(f"--trainer: no Trainer can be made of these options: {one_line(error)}") from error
         launched = lambda: getattr(trainer.strategy.launcher, "procs", ())  # noqa: E731
-        interrupts.end_with_us(launched, resumable=self.subcommand in commands.studies())
+        interrupts.end_with_us(
+            launched, self.subcommand in commands.continued(), self.subcommand in commands.begun_anew()
+        )
         return trainer
 
 
@@ -171,7 +173,7 @@ def describe_answers(told: Mapping[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; see ``lit-depth --help``. User mistakes end with exit code 2 and no traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with interrupts.guarded(resumable=interrupts.continues(arguments)):
+    with interrupts.guarded(interrupts.continues(arguments), anew=interrupts.begins_anew(arguments)):
         _run(arguments)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 _STUDIES = Path(__file__).with_name("studies")
 _TOOLS = Path(__file__).with_name("tools")
+# what they do is one piece: interrupted, it is done again from the start
+_ONE_PIECE = frozenset({"export"})
 QUESTION = "Which transformer blocks can be skipped, and at what cost?"
 _LIGHTNING = {
     "fit": "Train.",
@@ -23,6 +25,20 @@ def studies() -> dict[str, str]:
     'Measure vision, prefill and decode time for every number of active blocks.'
     """
     return {path.parent.name: _first_line(path, path.parent.name) for path in sorted(_STUDIES.glob("*/command.py"))}
+
+
+def continued() -> frozenset[str]:
+    """Measuring commands that continue where they were, when they were interrupted.
+
+    >>> "search" in continued(), "export" in continued(), "fit" in continued()
+    (True, False, False)
+    """
+    return frozenset(studies()) - _ONE_PIECE
+
+
+def begun_anew() -> frozenset[str]:
+    """Measuring commands that begin anew, when they were interrupted: nothing half-finished is in their way."""
+    return _ONE_PIECE
 
 
 @cache

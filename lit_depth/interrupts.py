@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from lit_depth.commands import studies
+from lit_depth.commands import begun_anew, continued
 
 USER_ERROR = 2
 TERMINATED = 128 + signal.SIGTERM  # as shells tell it
 MESSAGE = "interrupted: no result was written; the same command continues where it was"
+ANEW = "interrupted: no result was written; the same command begins anew"
 _REPEAT_SECONDS = 3.0
 _GRACE_SECONDS = 1.4
 _REQUEUE_SECONDS = 10.0
@@ -57,13 +58,14 @@ class _Guard:
         self.closing = False  # the command has ended, by an exception: signals raise no more
         self.said = False
         self.resumable = True
+        self.anew = False
         self.requeued = ""
         # the processes that this one launched
         self.launched: Callable[[], Iterable[subprocess.Popen]] = tuple
 
     @property
     def message(self) -> str:
-        return MESSAGE if self.resumable else MESSAGE.partition(":")[0]
+        return MESSAGE if self.resumable else ANEW if self.anew else MESSAGE.partition(":")[0]
 
     def say(self, message: str, process: int = 0) -> None:
         """Print the one line: of the first process; of another one, where it has its number and its own reason.
@@ -115,7 +117,7 @@ class _Guard:
             return
         job = slurm_job()
         if not self.resumable:
-            names = ", ".join(studies())
+            names = ", ".join(sorted(continued()))
             _print(f"SLURM job {job} was not requeued, the run goes on: only {names} continue where they were")
             return
         try:
@@ -176,17 +178,30 @@ def slurm_job() -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
+def _command(arguments: Iterable[str]) -> str:
+    return next((argument for argument in arguments if argument != "--debug"), "")
+
+
 def continues(arguments: Iterable[str]) -> bool:
     """Whether the command of a command line continues where it was, when it is given again.
 
-    >>> continues(["--debug", "search", "--name", "fit"]), continues(["fit"]), continues([])
+    >>> continues(["--debug", "search", "--name", "fit"]), continues(["export"]), continues(["fit"]), continues([])
+    (True, False, False, False)
+    """
+    return _command(arguments) in continued()
+
+
+def begins_anew(arguments: Iterable[str]) -> bool:
+    """Whether the command of a command line begins anew, when it is given again.
+
+    >>> begins_anew(["export"]), begins_anew(["search"]), begins_anew(["fit"])
     (True, False, False)
     """
-    return next((argument for argument in arguments if argument != "--debug"), "") in studies()
+    return _command(arguments) in begun_anew()
 
 
 @contextmanager
-def guarded(resumable: bool = True, exits: bool = False) -> Iterator[None]:
+def guarded(resumable: bool = True, exits: bool = False, anew: bool = False) -> Iterator[None]:
     """Inside the ``with`` statement, end on Ctrl-C with exit code 2, and on SIGTERM with 143 within two seconds.
 
     Under SLURM, SIGUSR1 requeues the job and ends likewise. Does nothing inside itself, or outside the main thread.
@@ -194,6 +209,7 @@ def guarded(resumable: bool = True, exits: bool = False) -> Iterator[None]:
     Args:
         resumable: Whether the command continues where it was, when it is given again; no other one is requeued.
         exits: Whether a signal ends the process at once. Otherwise signals are the interpreter's again before it ends.
+        anew: Whether a command that does not continue can be given again as it is, and begins anew.
 
     Raises:
         SystemExit: After a signal, whatever else was raised because of it.
@@ -204,7 +220,7 @@ def guarded(resumable: bool = True, exits: bool = False) -> Iterator[None]:
         return
     _guard = _Guard()
     _guard.active = True
-    _guard.resumable = resumable
+    _guard.resumable, _guard.anew = resumable, anew
     ours, signals = socket.socketpair()
     ours.setblocking(False)
     before = {number: signal.signal(number, handler) for number, handler in _guard.handlers().items()}
@@ -251,10 +267,10 @@ def retake() -> None:
         signal.signal(signal.SIGTERM, _guard.terminate)
 
 
-def end_with_us(launched: Callable[[], Iterable[subprocess.Popen]], resumable: bool = True) -> None:
-    """Name the processes that this one launches, which end when it does; say whether the command can be continued."""
+def end_with_us(launched: Callable[[], Iterable[subprocess.Popen]], resumable: bool = True, anew: bool = False) -> None:
+    """Name the processes that this one launches, which end when it does; say what the same command does again."""
     _guard.launched = launched
-    _guard.resumable = resumable
+    _guard.resumable, _guard.anew = resumable, anew
 
 
 def stop(message: str, code: int = USER_ERROR, process: int = 0) -> NoReturn:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lit_depth import interrupts
-from lit_depth.interrupts import MESSAGE, guarded
+from lit_depth.interrupts import ANEW, MESSAGE, guarded
 
 LINE = MESSAGE + "\n"
 # what a command may be doing
@@ -106,6 +106,17 @@ def test_what_cannot_be_continued_does_not_say_so(tmp_path):
     process = start("interrupts.end_with_us(tuple, resumable=False)\ntime.sleep(60)", tmp_path)
     process.terminate()
     assert (process.communicate(timeout=30)[1], process.returncode) == ("interrupted\n", 143)
+
+
+@pytest.mark.parametrize("when", ["before the command is loaded", "afterwards"])
+def test_what_is_done_in_one_piece_begins_anew_and_says_so(tmp_path, when):
+    before = "interrupts.continues(['export']), anew=interrupts.begins_anew(['export'])"
+    guard, body = (
+        (before, "") if when == "before the command is loaded" else ("", "interrupts.end_with_us(tuple, False, True)\n")
+    )
+    process = start(body + BUSY["sleeping"], tmp_path, guard=guard)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=30)[1], process.returncode) == (ANEW + "\n", 2)
 
 
 def test_a_second_signal_changes_nothing(tmp_path):

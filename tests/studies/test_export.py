@@ -418,11 +418,42 @@ def test_a_search_gives_its_best_of_a_size(tmp_path):
     assert choice.masks.ids == ("1011",) and choice.expected["num_samples"] == 32 and choice.latency is None
 
 
+HEALED = SEARCH | {
+    "healing": {
+        "masks": [{"removed": [unit], "mask_id": name} for unit, name in ((1, "1011"), (3, "1110"))]
+        + [{"removed": [1, 2], "mask_id": "1001"}, {"removed": [1, 3], "mask_id": "1010"}],
+        "levels": [
+            {"best_before": [1], "best_after": [3]},
+            {"best_before": [1, 2], "best_after": [1, 3]},
+        ],
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("healed", "masks", "when"), [(True, ("1110", "1010"), "after"), (False, ("1011", "1001"), "before")]
+)
+def test_a_search_that_patched_gives_its_best_after_patching_to_a_mask_that_is_healed(tmp_path, healed, masks, when):
+    path = written(tmp_path, "search.json", HEALED)
+    for active, mask in zip((3, None), masks):
+        choice = mask_of_run(path, active, None, 4, "block", healed)
+        assert choice.masks.ids == (mask,)
+        assert choice.origin == f"search, the best {active or 2} of 4 that it found, ranked {when} patching"
+        # another patch has another quality
+        assert (choice.expected is None) == healed
+    # a search that patched nothing knows of no other order
+    plain = written(tmp_path, "plain.json", SEARCH)
+    choice = mask_of_run(plain, 3, None, 4, "block", healed)
+    assert (choice.masks.ids, choice.origin) == (("1011",), "search, the best 3 of 4 that it found")
+
+
 REFUSED = [
     (SELECTION | {"selected": None}, {}, "shows the frontier alone: give it --budget_ms"),
     (SELECTION, {"policy": "prefix"}, "select has chosen one mask"),
     (SELECTION, {"num_units": 5}, "expected a mask of 5 blocks, got 4"),
     (SEARCH, {"num_active": 1}, r"of a mask that it found \(2, 3\), got 1"),
+    (HEALED, {"num_active": 1, "healed": True}, r"of a mask that it found \(2, 3\), got 1"),
+    (SEARCH | {"healing": {"masks": []}}, {"healed": True}, "is damaged: KeyError\\('levels'\\) is missing"),
     (SEARCH | {"ablations": [{}]}, {}, "is damaged: KeyError\\('found_by'\\) is missing"),
     ({"command": "latency"}, {}, "expected a result of select, search, compare, .* is one of latency"),
     ([], {}, "expected a JSON object"),

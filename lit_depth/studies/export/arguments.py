@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,13 +65,20 @@ def result_file(run: str) -> Path:
 
 
 def mask_of_run(
-    path: Path, num_active: int | None, policy: str | None, num_units: int, granularity: Granularity
+    path: Path,
+    num_active: int | None,
+    policy: str | None,
+    num_units: int,
+    granularity: Granularity,
+    healed: bool = False,
 ) -> Choice:
     """The mask that a run chose; of a search and a comparison, that of a number of active units.
 
     Args:
         num_active: Active units; None = what ``select`` selected, or the most that ``search`` removed.
         policy: Of a comparison.
+        healed: Whether the mask is to be healed: of a search that patched its masks the best after that is then taken,
+            and else the best before.
 
     Raises:
         ValueError: If the file is no such result, holds no such mask, or one of another model.
@@ -79,7 +87,8 @@ def mask_of_run(
         result = read_object(path)
     except ValueError as error:
         raise ValueError(f"--from_run: {path}: {error}") from error
-    choosers = {"select": _selected, "search": _found, "compare": _compared}
+    choosers: dict[str, Callable[..., tuple[Mapping[str, Any], str]]]
+    choosers = {"select": _selected, "search": partial(_found, healed=healed), "compare": _compared}
     command = result.get("command")
     if command not in choosers:
         raise ValueError(f"--from_run: expected a result of {', '.join(choosers)}, {path} is one of {command}")
@@ -101,15 +110,24 @@ def _selected(result: Mapping[str, Any], num_active: int | None, policy: str | N
     return result["selected"], f"selected under a budget of {result['budget_ms']} ms"
 
 
-def _found(result: Mapping[str, Any], num_active: int | None, policy: str | None) -> tuple[Mapping[str, Any], str]:
+def _found(
+    result: Mapping[str, Any], num_active: int | None, policy: str | None, healed: bool
+) -> tuple[Mapping[str, Any], str]:
     if policy is not None:
         raise ValueError("a search has no policies: leave out --policy")
-    found = [entry for entry in result["ablations"] if "search" in entry["found_by"]]
+    healing = result.get("healing")
+    if healing and healed:
+        of = {tuple(mask["removed"]): mask for mask in healing["masks"]}
+        # its quality is that of another patch: of half of the questions
+        found = [{"mask_id": of[tuple(level["best_after"])]["mask_id"]} for level in healing["levels"]]
+    else:
+        found = [entry for entry in result["ablations"] if "search" in entry["found_by"]]
     counts = {entry["mask_id"].count("1"): entry for entry in found}
     count = min(counts) if num_active is None else num_active
     if count not in counts:
         raise ValueError(f"expected --num_active_blocks of a mask that it found ({_or(counts)}), got {count}")
-    return counts[count], f"the best {count} of {len(counts[count]['mask_id'])} that it found"
+    when = f", ranked {'after' if healed else 'before'} patching" if healing else ""
+    return counts[count], f"the best {count} of {len(counts[count]['mask_id'])} that it found{when}"
 
 
 def _compared(result: Mapping[str, Any], num_active: int | None, policy: str | None) -> tuple[Mapping[str, Any], str]:
@@ -179,8 +197,9 @@ def choose(
     from_run: str | None,
     num_active_blocks: int | None,
     policy: str | None,
+    healed: bool = False,
 ) -> Choice:
-    """The mask that the arguments of the command ask for.
+    """The mask that the arguments of the command ask for; `mask_of_run` says what ``healed`` changes.
 
     Raises:
         ValueError: If none or several are asked for, or a run was made with another model.
@@ -195,7 +214,7 @@ def choose(
             raise ValueError(f"--num_active_blocks and --policy go with --from_run: leave them out with {named[0]}")
         return given_mask(skip, mask, model.num_units, granularity)
     path = result_file(from_run)
-    choice = mask_of_run(path, num_active_blocks, policy, model.num_units, granularity)
+    choice = mask_of_run(path, num_active_blocks, policy, model.num_units, granularity, healed)
     check_same_model(path, "--from_run", model, {})
     # its name, not its place: the card may be read by others
     return choice._replace(origin=f"run {path.resolve().parent.name} of {choice.origin}")

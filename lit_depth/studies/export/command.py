@@ -51,7 +51,8 @@ def export(
         skip: Blocks to remove. Exactly one of this, ``mask`` and ``from_run`` is given.
         mask: The same as a bit for each block, ``1110...``: 1 = it stays.
         from_run: Folder of a run of ``select``, ``search`` or ``compare`` (``--from`` for short), whose choice is taken
-            and whose quality and latency the model card tells.
+            and whose quality and latency the model card tells. Of a search that patched its masks it is the best after
+            patching if ``heal`` is given, else the best before.
         num_active_blocks: Number of blocks that stay, of a search (null = the fewest) or a comparison.
         policy: Of a comparison.
         out: Folder of the new checkpoint, which must not exist; null = ``checkpoint`` in the run's folder.
@@ -103,7 +104,7 @@ def export(
     check_one_process(trainer, "export writes one checkpoint in one process")
     check_one_task(datamodule, "export takes its questions from one task")
     check_asks(datamodule, "export")
-    choice = choose(model, skip, mask, from_run, num_active_blocks, policy)
+    choice = choose(model, skip, mask, from_run, num_active_blocks, policy, healed=heal != "none")
     check_exportable(trainer, model, choice.masks, weights)
     check_heal(heal, choice.masks, weights)
     training = Training.of(heal, heal_steps, heal_learning_rate, lora_rank, model, datamodule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -186,10 +186,22 @@ def _fit(run: Run, mask: Tensor, training: Training) -> None:
 
 
 def _batches(training: Training, data: DepthDataModule) -> DataLoader:
-    """As many batches of the train split as there are steps."""
+    """As many batches of the train split as there are steps.
+
+    Raises:
+        ValueError: If the task gives another number of images than it is asked for, or does not say how many.
+    """
     taken = copy.copy(data)
     taken.train_images = training.num_images
-    return taken.train_dataloader()
+    batches = taken.train_dataloader()
+    # the model card tells this number
+    count = len(batches.dataset) if isinstance(batches.dataset, Sized) else "a stream"
+    if count != training.num_images:
+        raise ValueError(
+            f"expected {training.num_images} images of {data.task.name}, got {count}: give fewer --heal_steps or a "
+            "smaller --data.train_batch_size"
+        )
+    return batches
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 from transformers import get_cosine_schedule_with_warmup
 
 from lit_depth import DepthModule, DepthTrainer
@@ -195,6 +196,18 @@ def test_a_task_that_cannot_be_trained_on_is_refused(module, data, message):
     with pytest.raises(ValueError, match=message) as refused:
         check_training(training, module, datamodule)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [torch.arange(4), iter(())], ids=["fewer", "a stream"])
+def test_a_task_with_fewer_images_than_the_steps_take_is_refused(module, monkeypatch, given):
+    """Else the model card would tell of steps that were never taken."""
+    training, datamodule = how("lora", module)
+    check_training(training, module, datamodule)
+    images = given if isinstance(given, torch.Tensor) else type("Stream", (IterableDataset,), {"__iter__": iter})()
+    monkeypatch.setattr(type(datamodule.task), "training_set", lambda *_: images)
+    monkeypatch.setattr(type(datamodule.task), "train_in_order", True)
+    with pytest.raises(ValueError, match=f"expected {2 * STEPS} images of shapes_vqa, got (4|a stream): give fewer"):
+        check_training(training, module, datamodule)
 
 
 def test_a_model_that_cannot_be_trained_is_refused(module, monkeypatch):
