@@ -25,7 +25,8 @@ def main() -> None:
 def at_once(arguments: list[str]) -> str | None:
     """What can be answered without importing anything of a command: None = it has to be run.
 
-    A command that does not exist ends here, with the name of the nearest one.
+    A command that does not exist ends here, with the name of the nearest one, and so does a misspelt ``--help`` or
+    ``--version``.
 
     >>> at_once(["--version"])
     'lit-depth 0.1.0'
@@ -39,6 +40,8 @@ def at_once(arguments: list[str]) -> str | None:
         from lit_depth.command_help import short_help
 
         return short_help(command)
+    if command.startswith("--") and (near := difflib.get_close_matches(command, ("--help", "--version"), n=1)):
+        interrupts.stop(f"error: there is no option {command!r} without a command; did you mean {near[0]}?")
     if not command.startswith("-") and command not in commands.every():
         near = difflib.get_close_matches(command, list(commands.every()), n=1)
         meant = f"did you mean {near[0]}?" if near else "lit-depth --help lists them"

@@ -88,6 +88,14 @@ def test_everything_else_is_run(arguments):
     assert at_once(arguments) is None
 
 
+@pytest.mark.parametrize(("option", "meant"), [("--verion", "--version"), ("--hlep", "--help")])
+def test_a_misspelt_option_without_a_command_gets_the_nearest_name(capsys, option, meant):
+    with pytest.raises(SystemExit) as stopped:
+        at_once([option])
+    assert stopped.value.code == 2
+    assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("command", "meant"), [("comprae", "did you mean compare?"), ("latncy", "latency?"), ("xyz", "lit-depth --help")]
 )
