@@ -6,7 +6,7 @@ from typing import Any
 from lit_depth.results.measures import document_sections, metric_label, readings_sections
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.unit_names import unit_name, unit_places, units_noun
+from lit_depth.results.unit_names import ranges, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import (
     LEGEND,
     SIMULTANEOUS,
@@ -141,9 +141,11 @@ def _findings(task: Mapping[str, Any]) -> list[str]:
     blocks, lines = task["blocks"], []
     labels = {"quality": metric_label(task["metric"]), "reference_logprob": "reference log-probability"}
     for measure, label in labels.items():
-        cheap = [str(unit_name(entry)) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
+        cheap = [unit_name(entry) for entry in blocks if entry[measure]["rank_ci"][1] == len(blocks)]
+        whole = [name for name in cheap if isinstance(name, int)]
+        which = ranges(whole, ", ") if whole else ", ".join(map(str, cheap))
         tied = " (tied)" if len(cheap) > 1 else ""
-        lines.append(f"least important by {label}: {units_noun(blocks)}s {', '.join(cheap)}{tied}")
+        lines.append(f"least important by {label}: {units_noun(blocks)}s {which}{tied}")
     return [] if refusal(task) else lines
 
 
