@@ -298,6 +298,9 @@ class TestHeatMap:
         assert shown.text("#status").startswith('token "<im_patch>", position 3, block 1, variant Full, step 1, ')
         assert f"L2 distance {tables[1].loc[3, 1]:.6g}"[:16] in shown.text("#status")
         shown.choose("first", "out")
+        shown.browser.run("moveCursor(0, 2)")
+        shown.choose("first", "out")
+        assert "position 1," in shown.text("#status")
         assert 0 not in shown.positions() and len(shown.positions()) == len(both) - 2
         shown.choose("kind", "image")
         assert sorted(shown.positions()) == sorted(2 * [1, 2, 3, 5])
