@@ -28,6 +28,7 @@ from lit_depth.studies.export.certificate import NotCertifiedError
 from lit_depth.studies.shared.processes import lost_connection
 from lit_depth.studies.shared.run_folder import AGREEMENT
 from lit_depth.studies.shared.scores import Scores
+from lit_depth.studies.tokens.settings import use_checkpoint
 from lit_depth.trainer import DepthTrainer
 
 USER_ERROR = interrupts.USER_ERROR
@@ -83,6 +84,8 @@ class DepthCLI(LightningCLI):
             check_name(options["name"])
         if options.get("plan"):
             options["model"]["meta"] = True  # a plan is made before anything is loaded
+        if self.config["subcommand"] == "tokens":
+            use_checkpoint(options)
         _place_loggers(options, self.config["subcommand"])
         accelerator = options["trainer"]["accelerator"]
         found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

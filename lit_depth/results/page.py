@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lit_depth.results.changed_samples import MaskChanges
 from lit_depth.results.charts import vega_lite
@@ -175,9 +176,16 @@ def _run(part: RunPart, index: int, charts: list[dict[str, Any]]) -> dict[str, A
         "heading": f"{part.facts.get('run', report.title)}: {report.title}" if part.facts else report.title,
         "headline": report.headline,
         "sections": sections,
+        "links": _links(part),
         "strips": [_strips(part, task, changes) for task, changes in part.changes.items() if changes],
         "arguments": f"{arguments[:_LONGEST_ARGUMENTS]}\n... (manifest.json has all)" if too_long else arguments,
     }
+
+
+def _links(part: RunPart) -> dict[str, str]:
+    """Addresses of the run's further pages, by name; they lie beside its own page."""
+    folder = part.link.rpartition("/") if part.link else ("", "", "")
+    return {name: f"{folder[0]}{folder[1]}{quote(name)}" for name in part.report.pages}
 
 
 def _strips(part: RunPart, task: str, changes: Sequence[MaskChanges]) -> StripTable:

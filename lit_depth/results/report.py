@@ -94,6 +94,7 @@ class Report:
         files: Name and content of the JSON files beside the result.
         written: Names of further files of the result that are there already.
         unlogged: The same, of files that loggers do not keep.
+        pages: Names of further pages beside that of the report, which links to them where a table names one.
         tables: Name and full content of the tables that loggers keep.
         scalars: Name and value of what loggers keep of the run as a whole.
         curves: What loggers draw along an axis.
@@ -113,6 +114,7 @@ class Report:
     files: Mapping[str, Any] = field(default_factory=dict)
     written: Sequence[str] = ()
     unlogged: Sequence[str] = ()
+    pages: Sequence[str] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     curves: Curves | None = None

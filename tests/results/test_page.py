@@ -151,6 +151,16 @@ def test_a_page_of_several_runs_has_them_all_and_links_to_their_own_pages(tmp_pa
     assert [chart["run"] for chart in found["charts"]] == [0, 1] and len(found["runs"]) == 2
 
 
+def test_further_pages_of_a_run_are_linked_where_a_table_names_them(tmp_path: Path) -> None:
+    section = Section("Prompts", table=Table(["prompt", "page"], [["a", "one.html"], ["b", "other.html"]]))
+    part = RunPart(Report("t", "t", [section], "test", pages=["one.html"]), {}, {})
+    page = Page(write_parts(tmp_path / "report.html", part.report, [part]).read_text(encoding="utf-8"))
+    assert page.links == ["one.html"]
+    far = replace(part, link="b%20c/report.html")
+    page = Page(write_parts(tmp_path / "all.html", part.report, [far]).read_text(encoding="utf-8"))
+    assert page.links == ["b%20c/one.html"]
+
+
 def test_hundreds_of_masks_with_long_answers_stay_below_the_stated_size(tmp_path: Path) -> None:
     masks = [format(number, "09b") for number in range(511, 0, -1)]
     rows = [

@@ -56,9 +56,8 @@ def used_importance_figure(importance: Mapping[str, Any], confidence: float) -> 
     axes.set_ylabel("Importance")
     told = [f"bars: {confidence:.0%} {SIMULTANEOUS}"] if bars else []
     told.append("ties are not known" if ties is None else "pale: the order against some other block is noise")
-    axes.set_title(
-        f"Importance that chose the blocks: {importance['source']}\n{'; '.join(told)}", loc="left", fontsize=10
-    )
+    title = "\n".join([f"Importance that chose the blocks: {importance['source']}", *told])
+    axes.set_title(title, loc="left", fontsize=10)
     return figure
 
 

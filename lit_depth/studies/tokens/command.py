@@ -21,7 +21,7 @@ def tokens(
     prompts: str | None = None,
     image: str | None = None,
     num_samples: int | None = None,
-    num_output_tokens: int = 1,
+    num_output_tokens: int | None = None,
     after_end: bool = False,
     spans: bool = False,
     device: str | None = None,
@@ -42,15 +42,17 @@ def tokens(
             it, and its last line feed counts.
         prompts: YAML file of many prompts: a list of texts, or of {prompt: ..., image: ..., name: ...}; images are
             looked up from the file's folder. Averages over them are written too. Or a mapping with ``prompts``, of
-            which one may be ``enabled: false``, and ``max_image_resolution`` in pixels; ``model``, ``device`` and
-            ``num_tokens`` in it are told of as options.
+            which one may be ``enabled: false``, and ``max_image_resolution`` in pixels. ``num_tokens``, ``device`` and
+            ``model: {path: ...}`` in it stand for --num_output_tokens, --device and --model.checkpoint where those are
+            not given; from Python, the model is the caller's.
         image: Image file that goes with --prompt or --prompt_file.
         num_samples: Questions of the task to take, instead of prompts; null = the first one.
         num_output_tokens: 1 analyses the prompt; N also the prompt with each of the first N - 1 tokens that the
-            model generates behind it, up to an end token.
+            model generates behind it, up to an end token; null = that of --prompts, else 1.
         after_end: Go on after an end token.
         spans: Also hide the image as a whole, and the text as a whole (but for the start and the final token).
-        device: Where to compute: cpu, cuda, cuda:1; null = the trainer's device.
+        device: Where to compute: cpu, cuda, cuda:1; null = that of --prompts, else the trainer's
+            device.
         output_dir: Results go to ``<output_dir>/tokens/<name>/``.
         name: Name of the run. A run of that name with the same arguments is continued where it was; with other
             arguments it is refused.
@@ -71,8 +73,12 @@ def tokens(
     from lit_depth.studies.tokens.measurements import find_device, measure, spans_of
     from lit_depth.studies.tokens.prompts import TokensArguments, encode, find_prompts, fingerprint
     from lit_depth.studies.tokens.report import report
+    from lit_depth.studies.tokens.settings import Settings, chosen, read_settings
     from lit_depth.studies.tokens.token_page import write_files
 
+    settings = Settings(None) if prompts is None else read_settings(prompts)
+    num_output_tokens = chosen("--num_output_tokens", num_output_tokens, settings.num_tokens, prompts, default=1)
+    device = chosen("--device", device, settings.device, prompts)
     arguments = TokensArguments(
         prompt=prompt,
         prompt_file=prompt_file,
@@ -88,13 +94,13 @@ def tokens(
     options = {"num_output_tokens": num_output_tokens, "blocks": model.hparams["blocks"]}
     if arguments.from_task:
         datamodule = datamodule.take("validation", num_samples or 1)
-    chosen, bad = find_prompts(arguments, model, datamodule, options)
-    inputs = [encode(model, each, options) for each in chosen]
+    wanted, bad = find_prompts(arguments, model, datamodule, options)
+    inputs = [encode(model, each, options) for each in wanted]
     kinds = [token_kinds(model.processor, each["input_ids"][0].tolist(), model.model.config) for each in inputs]
     if spans and not any(map(spans_of, kinds)):
         raise ValueError("--spans needs an image, or text between the start token and the final one")
     measured_on = {
-        "prompts": [[each.name, each.text, each.raw, fingerprint(each.image)] for each in chosen],
+        "prompts": [[each.name, each.text, each.raw, fingerprint(each.image)] for each in wanted],
         "num_output_tokens": num_output_tokens,
         "after_end": after_end,
         "spans": spans,
@@ -102,7 +108,7 @@ def tokens(
     splits = ["validation"] if arguments.from_task else []
     options |= {"after_end": after_end, "end_tokens": model.end_token_ids}
     with open_run(trainer, model, datamodule, splits, measured_on, output_dir, "tokens", name) as run:
-        measured = measure(run, chosen, inputs, kinds, spans, options, where)
+        measured = measure(run, wanted, inputs, kinds, spans, options, where)
         result = {
             "command": "tokens",
             **run.model_entry,

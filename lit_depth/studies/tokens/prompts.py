@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
 from torch import Tensor
 
 from lit_depth.data import BadSample, DepthDataModule
@@ -19,8 +17,8 @@ from lit_depth.functional.arguments import check_least, shorten
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.token_masking.distances import check_prompt
 from lit_depth.module import DepthModule
-from lit_depth.results.reading import load_yaml
 from lit_depth.studies.shared.checks import check_asks, check_one_task
+from lit_depth.studies.tokens.settings import read_settings, read_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,25 +96,10 @@ def with_image(name: str, text: str, path: str | Path | None, raw: bool = False)
         raise ValueError(f"image {path}: {error}") from error
 
 
-def read_text(option: str, path: str) -> str:
-    """A UTF-8 file as it is, line ends included, without a byte order mark."""
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{option}: expected UTF-8 text, {path} has the byte {error.object[error.start]:#04x} at {error.start}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{option}: {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-
-
 def read_prompts(path: str) -> list[Prompt]:
     """Prompts of a YAML file; paths of images count from its folder."""
-    try:
-        entries = load_yaml(read_text("prompts", path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"prompts: {path} is no YAML: {' '.join(str(error).split())}") from error
-    entries, pixels = _of_configuration(entries, path)
+    settings = read_settings(path)
+    entries, pixels = settings.prompts, settings.pixels
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"prompts: expected a list of prompts in {path}, got {shorten(entries)}")
     found = []
@@ -138,37 +121,6 @@ def read_prompts(path: str) -> list[Prompt]:
     if len(set(names)) < len(names):
         raise ValueError(f"prompts: expected distinct names in {path}, got {shorten(names)}")
     return found
-
-
-def _of_configuration(content: Any, path: str) -> tuple[Any, int | None]:
-    """The prompts of a file of settings, and the longest side of their images; a plain list is given back.
-
-    Besides ``prompts`` such a file may have ``model: {path: ...}``, ``device``, ``num_tokens`` and
-    ``max_image_resolution``; of a prompt, ``enabled: false`` leaves it out. What is an option of the command is told of
-    on the error stream, as the model is loaded before the file is read.
-    """
-    if not isinstance(content, dict):
-        return content, None
-    known = {"model", "device", "prompts", "num_tokens", "max_image_resolution"}
-    if "prompts" not in content or not content.keys() <= known:
-        raise ValueError(
-            f"prompts: expected a list of prompts, or prompts: with some of {', '.join(sorted(known - {'prompts'}))} "
-            f"in {path}, got {shorten(sorted(map(str, content)))}"
-        )
-    model, pixels = content.get("model") or {}, content.get("max_image_resolution")
-    if not isinstance(model, dict) or not (pixels is None or type(pixels) is int and pixels > 0):
-        raise ValueError(f"prompts: expected model: {{path: ...}} and whole pixels for max_image_resolution in {path}")
-    told = {"--model.checkpoint": model.get("path"), "--num_output_tokens": content.get("num_tokens")}
-    told["--device"] = model.get("device", content.get("device"))
-    for option, value in told.items():
-        if value is not None:
-            print(f"hint: {path} is read for its prompts; it also asks for {option} {value}", file=sys.stderr)
-    every = content["prompts"]
-    if not isinstance(every, list):
-        return every, pixels
-    kept = [each for each in every if not (isinstance(each, dict) and each.get("enabled") is False)]
-    plain = [{k: v for k, v in each.items() if k != "enabled"} if isinstance(each, dict) else each for each in kept]
-    return plain, pixels
 
 
 def prompts_of_task(

@@ -40,6 +40,7 @@ def report(result: Mapping[str, Any], written: Sequence[str]) -> Report:
         figures=figures,
         written=[name for name in written if not name.endswith(".json")],
         unlogged=[name for name in written if name.endswith(".json")],
+        pages=[each["page"] for each in result["prompts"]],
         tables={"tokens/by_block": _by_block(result), "tokens/prompts": _prompts(result)},
         metadata={"num_output_tokens": result["num_output_tokens"]},
     )

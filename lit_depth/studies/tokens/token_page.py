@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 from lit_depth.functional.arguments import shorten
-from lit_depth.results.page import STYLE
+from lit_depth.results.page import PAGE, STYLE
 from lit_depth.results.store import write_text
 from lit_depth.results.token_tables import COLUMNS, METRICS, write_csv, write_token_masking
 
@@ -74,13 +75,19 @@ class CropImage:
 
 
 def write_token_page(
-    path: str | Path, frame: pd.DataFrame | None, *, title: str, images: Sequence[CropImage] = (), answer: str = ""
+    path: str | Path,
+    frame: pd.DataFrame | None,
+    *,
+    title: str,
+    images: Sequence[CropImage] = (),
+    answer: str = "",
+    back: str = "",
 ) -> Path:
     """Write the page atomically. All text is escaped or set as text: tokens can be shown as they are.
 
     The frame has the columns of `write_token_masking`, in any order. NaN is an undefined distance (the token was the
-    only visible one). ``answer`` is what the model generated behind the prompt. No frame makes a page that waits for a
-    file.
+    only visible one). ``answer`` is what the model generated behind the prompt, ``back`` the name of a page beside
+    this one that it links to. No frame makes a page that waits for a file.
 
     Raises:
         ValueError: If columns are missing, there is no row, a step, layer or position is no whole number from 0 on, a
@@ -102,6 +109,7 @@ def write_token_page(
     parts = {
         "title": escape(title),
         "answer": f"<p>The model's answer: <q>{escape(answer)}</q></p>" if answer.strip() else "",
+        "back": _link(back) if back else "",
         "style": STYLE,
         # nothing but the page's own script runs, and nothing is fetched, whatever a token says
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -114,6 +122,10 @@ def write_token_page(
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     write_text(path, page)
     return Path(path)
+
+
+def _link(page: str) -> str:
+    return f'<p><a href="{quote(page)}">{escape(page)}</a>: averages, and every prompt of the run.</p>'
 
 
 def _digest(script: str) -> str:
@@ -217,7 +229,9 @@ def write_files(folder: Path, result: Mapping[str, Any], measured: Sequence[Meas
     for each, entry in zip(measured, result["prompts"]):
         title = f"Token masking: {shorten(entry['text'])}"
         images = _page_images(each.prompt.image, prompter)
-        write_token_page(folder / entry["page"], each.tokens, title=title, images=images, answer=each.generated_text)
+        write_token_page(
+            folder / entry["page"], each.tokens, title=title, images=images, answer=each.generated_text, back=PAGE
+        )
         names.append(entry["page"])
     return names
 

@@ -62,3 +62,36 @@ def test_a_single_token_leaves_the_decode_panel_empty_without_a_warning(tmp_path
         warnings.simplefilter("error")
         save_figure(latency_figure(result(decodes=False)), tmp_path / "latency.png")
     assert (tmp_path / "latency.png").stat().st_size > 0
+
+
+def of_policies() -> dict[str, Any]:
+    """Two policies; the second has two masks at 8 blocks, of 29 and 31 ms, each with limits one ms away."""
+    own = result()
+    full, four, eight = own["configurations"]
+
+    def entry(configuration: dict[str, Any], policies: list[str], extra: float) -> dict[str, Any]:
+        times = {
+            stage: {"P50": each["P50"] + extra, "P95": each["P95"] + extra}
+            for stage, each in configuration["latency_ms"].items()
+        }
+        limits = {stage: [each["P50"] - 1.0, each["P50"] + 1.0] for stage, each in times.items()}
+        return configuration | {"latency_ms": times, "latency_limits_ms": limits, "policies": policies}
+
+    own["configurations"] = [
+        entry(full, ["full", "prefix", "random"], 0.0),
+        entry(four, ["prefix"], 0.0),
+        entry(eight, ["prefix"], 0.0),
+        entry(eight, ["random"], 0.0),
+        entry(eight, ["random"], 2.0),
+    ]
+    return own | {"confidence": 0.95, "new_tokens": 4}
+
+
+def test_several_policies_have_a_line_each_with_the_mean_of_their_masks() -> None:
+    figure = latency_figure(of_policies())
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    labels += [text.get_text() for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
+    assert {"prefix", "random"} < set(labels)
+    lines = [sorted(line.get_ydata()) for line in figure.axes[0].lines if len(line.get_ydata()) > 1]
+    assert [17.0, 29.0, 53.0] in lines and [30.0, 53.0] in lines
+    assert "3 requests of batch size 1, 4 new tokens, cpu" in figure.get_suptitle()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from lit_depth.studies.tokens.prompts import fingerprint, read_prompts, read_text, with_image
+from lit_depth.studies.tokens.prompts import fingerprint, read_prompts, with_image
+from lit_depth.studies.tokens.settings import read_text
 
 
 def test_a_file_is_read_to_the_last_line_feed(tmp_path):
@@ -53,7 +54,7 @@ def test_a_picture_is_known_by_its_pixels(tmp_path):
     assert with_image("name", "text", None).image_id is None
 
 
-def test_a_file_of_settings_gives_its_prompts_and_tells_of_the_rest(tmp_path, capsys):
+def test_a_file_of_settings_gives_its_prompts(tmp_path):
     Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
     path = tmp_path / "prompts_config.yaml"
     path.write_text(
@@ -62,9 +63,3 @@ def test_a_file_of_settings_gives_its_prompts_and_tells_of_the_rest(tmp_path, ca
     )
     (prompt,) = read_prompts(str(path))
     assert (prompt.name, prompt.text, prompt.image.size) == ("one", "What?", (10, 5))
-    told = capsys.readouterr().err
-    for option in ("--model.checkpoint org/model", "--num_output_tokens 3", "--device cpu"):
-        assert option in told
-    path.write_text("prompts: [a]\nmodl: x\n")
-    with pytest.raises(ValueError, match="expected a list of prompts, or prompts: with some of"):
-        read_prompts(str(path))

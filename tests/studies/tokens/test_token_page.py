@@ -283,6 +283,46 @@ class TestHeatMap:
             shown.browser.move(*shown.centre(f'.column[data-column="{column}"]'), click=True)
             assert shown.positions() == expected
 
+    def test_all_steps_in_one_table(self, page: Callable[..., Page]) -> None:
+        frame = make_frame()
+        shown = page(frame, images=[make_image()])
+        tables = [cells(frame, step, "Full", "l2_distance") for step in (0, 1)]
+        shown.choose("step", -1)
+        both = [(step, position) for step, table in enumerate(tables) for position in table.index]
+        found = shown.browser.run(
+            "return [...document.querySelectorAll('.label')].map(e => [+e.dataset.step, +e.dataset.position])"
+        )
+        assert sorted(map(tuple, found)) == both
+        count = len(tables[0])
+        shown.browser.run("moveCursor(arguments[0], 2)", count + 3)
+        assert shown.text("#status").startswith('token "<im_patch>", position 3, block 1, variant Full, step 1, ')
+        assert f"L2 distance {tables[1].loc[3, 1]:.6g}"[:16] in shown.text("#status")
+        shown.choose("first", "out")
+        shown.browser.run("moveCursor(0, 2)")
+        shown.choose("first", "out")
+        assert "position 1," in shown.text("#status")
+        assert 0 not in shown.positions() and len(shown.positions()) == len(both) - 2
+        shown.choose("kind", "image")
+        assert sorted(shown.positions()) == sorted(2 * [1, 2, 3, 5])
+        shown.browser.press("]")
+        shown.browser.run("document.getElementById('next').click()")
+        assert shown.browser.run("return document.getElementById('step').value") in ("0", "1")
+
+    @pytest.mark.parametrize("scale", ["root", "percentile"])
+    def test_scales_of_every_block(self, page: Callable[..., Page], scale: str) -> None:
+        frame = make_frame()
+        frame.loc[frame["token_position"] == 0, "l2_distance"] = 1e3
+        shown = page(frame)
+        for name, value in {"scale": scale, "range": "block", "first": "out"}.items():
+            shown.choose(name, value)
+        table = cells(frame, 0, "Full", "l2_distance").drop(0)
+        colours = shown.colours()
+        for column, layer in enumerate(LAYERS, start=1):
+            values = table[layer].dropna()
+            for position, value in values.items():
+                share = (value / values.max()) ** 0.5 if scale == "root" else (values < value).sum() / (len(values) - 1)
+                assert np.abs(viridis(share) - colours[position, column]).max() < 4, (position, layer)
+
     def test_filter_and_kind(self, page: Callable[..., Page]) -> None:
         shown = page(make_frame(), images=[make_image()])
         shown.choose("filter", "SCRIPT")
@@ -557,6 +597,11 @@ def test_inserted_markup_would_not_run(browser: Browser, tmp_path: Path) -> None
 
 
 class TestWriting:
+    def test_the_answer_and_the_way_back_are_text(self, tmp_path: Path) -> None:
+        path = write_token_page(tmp_path / "p.html", make_frame(), title="t", answer=EVIL, back="report.html")
+        html = path.read_text("utf-8")
+        assert EVIL not in html and '<a href="report.html">report.html</a>' in html
+
     def test_needs_nothing_else(self, tmp_path: Path) -> None:
         html = write_token_page(tmp_path / "a" / "page.html", make_frame(), title="t", images=[make_image()]).read_text(
             "utf-8"
