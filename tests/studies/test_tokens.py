@@ -385,7 +385,7 @@ def test_mistakes_with_a_text_model(text_module, tmp_path, picture):
     ("arguments", "message"),
     [
         (["--promptt", "a"], "unrecognized arguments: --promptt a"),
-        (["--num_output_tokens", "three"], "--num_output_tokens: expected an integer, got 'three'"),
+        (["--num_output_tokens", "three"], "--num_output_tokens: expected an integer or null, got 'three'"),
         (["--spans", "perhaps"], "perhaps"),
     ],
 )
