@@ -35,7 +35,20 @@ PAGES = {page.relative_to(ROOT).as_posix(): page for page in pages()}
 WALKED = {"docs/your-data.md", "docs/your-model.md", "docs/extending.md"}
 UNREAD = {"text", "json", ""}
 # programs that pages name and tests do not start
-OTHERS = {"make", "pip", "python", "export", "cd", "lm_eval", "inspect", "lit-depth", "torchrun", "srun", "sbatch"}
+OTHERS = {
+    "make",
+    "pip",
+    "python",
+    "export",
+    "cd",
+    "lm_eval",
+    "inspect",
+    "lit-depth",
+    "torchrun",
+    "srun",
+    "sbatch",
+    "wandb",
+}
 
 
 def of_language(page: str, language: str) -> list[Block]:
