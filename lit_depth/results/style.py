@@ -116,8 +116,8 @@ def side_by_side(counts: Mapping[str, Sequence[int]], width: float = 0.09) -> di
         counts: Of each line.
         width: Between neighbours; less where many share a count, which stay within half a count of it.
 
-    >>> side_by_side({"a": [4, 8], "b": [8]}, 0.5)
-    {'a': [4.0, 7.75], 'b': [8.25]}
+    >>> side_by_side({"a": [4, 8], "b": [8]}, 0.25)
+    {'a': [4.0, 7.875], 'b': [8.125]}
     """
     sharing = {
         count: [name for name, mine in counts.items() if count in mine] for each in counts.values() for count in each

@@ -130,6 +130,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     C.ProxyImportance: dict(methods=["taylor"], blocks="a", max_batches=1),
     C.BeamSearchAblation: dict(beam_width=2, max_removed=2, keep=[0], max_batches=1, granularity="block", racing=True)
     | dict(epsilon=0.1, delta=0.1, seed=0, blocks="x", score_fn=None),
+    C.LoopAnswers: dict(folder="/x", num_units=2, metric="ANLS"),
     C.LiveProgress: dict(sweep=C.MaskSweep([[True]], "/x", "ANLS"), every_seconds=1.0, confidence=0.9, stage="x"),
     C.LatencyTimer: dict(warmup_batches=1, blocks="x"),
     C.TokenMaskImpact: dict(num_samples=1, num_output_tokens=1, blocks="x"),
