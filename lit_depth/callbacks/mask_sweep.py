@@ -130,7 +130,7 @@ class MaskSweep(Callback):
             **({} if trainer.is_global_zero else {"disable": True}),
         )
         pl_module.on_mask = self._progress.update
-        pl_module.reads_lens = self.lens
+        pl_module.reads_lens = self.lens  # type: ignore[assignment]
 
     def loop_of(self, trainer: Trainer) -> tuple[list[Any], int]:
         """The loaders of the loop that runs, and its number of batches."""

@@ -98,7 +98,8 @@ class TrieDriver:
         adds: bool = False,
         lens: int | None = None,
     ) -> None:
-        self.lens, self.trail = lens, []
+        self.lens = lens
+        self.trail: list[Tensor] = []
         self.trie, self.width, self.keep, self.shape, self.adds = trie, width, keep, shape, adds
         self.front = front
         self.groups: list[Tensor] = []

@@ -226,10 +226,11 @@ def lens_figure(task: Mapping[str, Any], title: str, confidence: float) -> Figur
     of_logprob.set_ylabel("Log-probability (nats)")
     of_shares.set_ylabel("Share of answers")
     of_shares.legend(frameon=False, fontsize=9)
-    drops, at = [entry["quality"]["drop"] for entry in blocks], unit_places(blocks)
-    if units_noun(blocks) != "block":  # two halves stand where their block does
-        at = [place / 2 - 0.25 for place in at]
-    of_drops.bar(at, drops, color=_COLOR, width=0.75 if units_noun(blocks) == "block" else 0.4)
+    whole = units_noun(blocks) == "block"
+    # two halves stand where their block does
+    at = [float(place) if whole else place / 2 - 0.25 for place in unit_places(blocks)]
+    drops = [entry["quality"]["drop"] for entry in blocks]
+    of_drops.bar(at, drops, color=_COLOR, width=0.75 if whole else 0.4)
     limits = [entry["quality"]["drop_simultaneous_ci"] for entry in blocks]
     of_drops.errorbar(at, drops, yerr=bar_lengths(drops, limits), fmt="none", ecolor="#333333", capsize=3)
     of_drops.axhline(0, color="#333333", linewidth=0.8)
