@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.functional.masks import Masks, MaskSet
+from lit_depth.functional.token_agreement import TokenAgreement
 from lit_depth.metrics import clean_prediction
 from lit_depth.metrics.base import new_metric
 from lit_depth.results.records import RecordWriter, check_complete, read_records
@@ -166,7 +167,10 @@ class MaskSweep(Callback):
         for row, (mask, texts, logprobs, found) in enumerate(of_masks):
             if mask not in self.masks.ids:  # asked for by another callback
                 continue
-            lens, agreement = self._lens_columns(mask, outputs, len(texts)), _agreement_columns(row, outputs)
+            lens, agreement = (
+                self._lens_columns(mask, outputs, len(texts)),
+                token_columns(row, getattr(outputs, "agreement", None)),
+            )
             for column, (sample, text, logprob, likelihood, of_sample) in enumerate(
                 zip(batch["samples"], texts, logprobs, found, lens)
             ):
@@ -338,9 +342,13 @@ class MaskSweep(Callback):
         self.check_bad_samples(self._num_samples)
 
 
-def _agreement_columns(row: int, outputs: Any) -> list[dict[str, Any]]:
-    """What the records of a mask's samples tell of its agreement with the full model; nothing where it is not known."""
-    agreement = getattr(outputs, "agreement", None)
+def token_columns(row: int, agreement: TokenAgreement | None) -> list[dict[str, Any]]:
+    """What the records of a mask's samples tell of its agreement with the full model; nothing where it is not known.
+
+    Args:
+        row: Place of the mask.
+        agreement: Of all masks.
+    """
     if agreement is None:
         return []
     found = []

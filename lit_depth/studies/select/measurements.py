@@ -24,7 +24,10 @@ from lit_depth.studies.shared.scores import describe_masks
 from lit_depth.studies.shared.time_masks import time_masks
 
 # what is kept of a mask; the last three are not in files of earlier versions
-_KEYS = ("quality", "quality_ci", "drop", "drop_ci", "drop_simultaneous_ci", "drop_p_holm", "num_distinct_answers")
+_KEYS = (
+    *("quality", "quality_ci", "drop", "drop_ci", "drop_simultaneous_ci", "drop_p_holm", "num_distinct_answers"),
+    "agreement",
+)
 
 
 def quality_by_mask(

@@ -6,10 +6,26 @@ from functools import partial
 from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
-from lit_depth.results.measures import metric_label, readings_note, readings_sections, sample_noun
+from lit_depth.results.against_full_views import (
+    AGREEMENT_FIGURE,
+    AgainstFull,
+    agreement_sections,
+    flips_figure,
+    knows_flips,
+)
+from lit_depth.results.measures import cluster_noun, metric_label, readings_note, readings_sections, sample_noun
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
-from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
+from lit_depth.results.verdicts import (
+    LEGEND,
+    SIMULTANEOUS,
+    WITHHELD,
+    describe_constant,
+    differs,
+    mark,
+    refusal,
+    verdict_scalars,
+)
 from lit_depth.studies.select.figures import selection_chart, selection_figure
 
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
@@ -21,13 +37,19 @@ _STEP = "num_active_blocks"
 def report(result: Mapping[str, Any]) -> Report:
     """The report of the content of ``selection.json``; the figure stands in it where quality was measured."""
     figures = {"quality_vs_budget": partial(selection_figure, result)} if result["frontier"] else {}
+    compared, of_choice = _against_full(result), list(figures)
+    if knows_flips(compared):
+        title = f"Scores that change against the drop, {result['task']}"
+        figures[AGREEMENT_FIGURE] = partial(flips_figure, compared, title, result["confidence"])
+    changes = [AGREEMENT_FIGURE] if AGREEMENT_FIGURE in figures else []
     refused = refusal(result, result["task"])
     return Report(
         title=f"Masks under a latency budget, {result['task']}",
         headline="\n\n".join([*([refused] if refused else []), *_measured(result)]),
         sections=[
             Section("Choice", "\n\n".join(_choice(result))),
-            Section("Candidates", table=Table(HEADERS, _rows(result)), figures=list(figures)),
+            Section("Candidates", table=Table(HEADERS, _rows(result)), figures=of_choice),
+            *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=changes),
             *readings_sections(result, result),
         ],
         kind="selection",
@@ -39,6 +61,23 @@ def report(result: Mapping[str, Any]) -> Report:
         scalars={**verdict_scalars([(result["task"], "", result)]), **_chosen(result)},
         metadata={"device": result["device"]},
     )
+
+
+def _against_full(result: Mapping[str, Any]) -> list[AgainstFull]:
+    """The candidates beside the full model, where their quality was measured; earlier files know nothing of it."""
+    measured = [(each, each["expected"] or each["chosen_by"]) for each in result["candidates"]]
+    return [
+        AgainstFull(
+            f"{each['num_active_blocks']} blocks, {' and '.join(each['policies'])}",
+            "best mask of each depth",
+            found["drop"],
+            found["drop_ci"],
+            differs(found.get("drop_p_holm"), result["confidence"]),
+            found.get("agreement"),
+        )
+        for each, found in measured
+        if found and "0" in each["mask_id"]
+    ]
 
 
 def _masks(result: Mapping[str, Any]) -> dict[str, list[str]]:
