@@ -15,6 +15,7 @@ from tests.helpers.commands import close, run
 
 SMALL = ["--data.num_samples", "12", "--data.calibration_samples", "8", "--data.batch_size", "8"]
 SMALL += ["--num_requests", "1"]
+TOKEN_COLUMNS = ("first_difference", "reference_agreement", "accepted")
 
 
 @pytest.mark.slow
@@ -73,6 +74,17 @@ def test_a_run_is_finished_once_and_not_mixed_with_another(checkpoint, tmp_path,
     records[0].write_bytes(b"".join(lines[0].splitlines(keepends=True)[:7]))
     assert run(common) == 0
     assert close(json.loads((folder / COMPARISON).read_text()), json.loads(first))
+    # records of an earlier version, which did not look at tokens: the run goes on, and tells what it knows
+    (folder / COMPARISON).unlink()
+    head, *older = records[0].read_text().splitlines()
+    known = [{k: v for k, v in json.loads(line).items() if k not in TOKEN_COLUMNS} for line in older]
+    records[0].write_text("\n".join([head, *map(json.dumps, known[: len(known) // 2])]) + "\n")
+    assert run(common) == 0
+    resumed, whole = json.loads((folder / COMPARISON).read_text()), json.loads(first)
+    told, expected = (each["strategies"][0].pop("agreement") for each in (resumed, whole))
+    assert "reference_agreement" not in told and told["flips"] == expected["flips"]
+    assert close([each["quality"] for each in resumed["strategies"]], [each["quality"] for each in whole["strategies"]])
+    assert run([*common, "--acceptance", "true"]) == 2 and "another acceptance" in capsys.readouterr().err
     assert run([*common, "--num_seeds", "3", "--data.num_samples", "11"]) == 2
     err = capsys.readouterr().err
     assert "holds a run with another num_seeds: there 5, now 3" in err and "--name" in err
@@ -83,7 +95,7 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path):
     """11 samples over 2 processes: uneven shards, none repeated, merged through the records."""
     options = ["--policies", "prefix", "importance", "--num_active_blocks", "2", "9", "--num_requests", "0"]
     common = ["compare", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL, *options]
-    common += ["--data.num_samples", "11", "--data.batch_size", "3"]
+    common += ["--data.num_samples", "11", "--data.batch_size", "3", "--acceptance", "true"]
     assert run([*common, "--name", "one"]) == 0
     distributed = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     command = [sys.executable, "-m", "lit_depth", *common, "--name", "two", *distributed]
@@ -96,6 +108,7 @@ def test_two_processes_give_the_numbers_of_one(checkpoint, tmp_path):
     shards = [path.read_text().splitlines() for path in sorted(written)]
     one, two = (json.loads((tmp_path / "compare" / name / COMPARISON).read_text()) for name in ("one", "two"))
     assert close(one, two)
+    assert all(each["agreement"]["acceptance"] <= 1 for each in one["strategies"])
     num_masks = len({mask["mask_id"] for each in one["strategies"] for mask in (one["full"], *each["masks"])})
     # behind the head: batches 0 and 2, and 1 and 3
     assert [len(shard) for shard in shards] == [1 + 6 * num_masks, 1 + 5 * num_masks]

@@ -119,7 +119,8 @@ def test_several_tasks_and_their_mean(checkpoint, tmp_path):
     for block, value in macro.items():
         assert value == pytest.approx((by_task[0][block] + by_task[1][block]) / 2)
     figures = {path.stem.removeprefix("block_importance_") for path in (folder / "figures").glob("*.png")}
-    assert figures == {"shapes_vqa", "second_shapes", "macro", "by_task", "agreement"}
+    flips = {f"flips_vs_drop_{name}" for name in ("shapes_vqa", "second_shapes")}
+    assert figures == {"shapes_vqa", "second_shapes", "macro", "by_task", "agreement", *flips}
     (pair,) = result["agreement"]
     assert (pair["a"], pair["b"]) == ("shapes_vqa", "second_shapes")
 
@@ -128,6 +129,7 @@ def test_several_tasks_and_their_mean(checkpoint, tmp_path):
 def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint, tmp_path):
     """22 samples in batches of 4: uneven shards of 12 and 10. Bytes of the JSON, log-probabilities included."""
     common = ["importance", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL, "--lens=true"]
+    common.append("--acceptance=true")
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(*arguments: str) -> int:
@@ -148,6 +150,8 @@ def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint
     assert [entry["block"] for entry in task["lens"]] == list(range(16))
     assert task["lens"][-1]["logprob"] == pytest.approx(task["full"]["reference_logprob"], abs=1e-9)
     assert (tmp_path / "importance" / "one" / "figures" / "logit_lens.png").stat().st_size > 0
+    agreement = task["blocks"][0]["agreement"]
+    assert 0 <= agreement["acceptance"] <= 1 <= agreement["tokens_per_check"] and "reference_agreement" in agreement
     assert result_bytes(tmp_path, "two") == one
     assert result_bytes(tmp_path, "killed") == one
     shards = sorted((tmp_path / "importance" / "two" / "records" / "shapes_vqa" / "calibration").glob("rank*.jsonl"))
