@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_depth.results.report import Section, Table
@@ -35,6 +36,8 @@ _SHARES = {
     "acceptance": "acceptance",
     "tokens_per_check": "tokens per check",
 }
+# of the tables that loggers keep
+AGREEMENT_COLUMNS = tuple(_SHARES)
 _COUNTED = ("first_difference", "tokens_per_check")  # all others are shares
 
 
@@ -153,9 +156,18 @@ def flips_figure(masks: Sequence[AgainstFull], title: str, confidence: float) ->
     return figure
 
 
-def knows_flips(masks: Sequence[AgainstFull]) -> bool:
-    """Whether there is something for `flips_figure` to draw."""
-    return any(mask.agreement and "flips" in mask.agreement for mask in masks)
+def flips_figures(
+    masks: Sequence[AgainstFull], title: str, confidence: float, name: str = AGREEMENT_FIGURE
+) -> dict[str, Callable[[], Figure]]:
+    """`flips_figure` by its name; nothing where nothing is known."""
+    if not any(mask.agreement and "flips" in mask.agreement for mask in masks):
+        return {}
+    return {name: partial(flips_figure, masks, title, confidence)}
+
+
+def logged_agreement(found: Mapping[str, Any] | None) -> list[float | None]:
+    """Cells of `AGREEMENT_COLUMNS`, without rounding."""
+    return [(found or {}).get(name) for name in AGREEMENT_COLUMNS]
 
 
 def _cell(found: Mapping[str, Any], name: str) -> str | None:

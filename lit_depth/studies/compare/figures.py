@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.against_full_views import AGREEMENT_FIGURE, AgainstFull, flips_figure, knows_flips
+from lit_depth.results.against_full_views import AgainstFull, flips_figures
 from lit_depth.results.charts.quality_charts import (
     Mark,
     TimedMark,
@@ -52,13 +52,13 @@ IMPORTANCE = "m5_importance"
 
 def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]]:
     """The figures by name: quality; times, if all strategies have some; the quality of each of several tasks."""
-    figures = {"m5_quality_vs_blocks": partial(quality_figure, comparison)}
+    figures: dict[str, Callable[[], Figure]] = {"m5_quality_vs_blocks": partial(quality_figure, comparison)}
     if has_latency(comparison):
         figures["m5_latency_vs_blocks"] = partial(latency_figure, comparison)
         figures["m5_quality_latency_tradeoff"] = partial(tradeoff_figure, comparison)
-    if knows_flips(compared := against_full(comparison)):
-        title = f"Scores that change against the drop, {comparison['task']}"
-        figures[AGREEMENT_FIGURE] = partial(flips_figure, compared, title, comparison["confidence"])
+    figures |= flips_figures(
+        against_full(comparison), f"Scores that change against the drop, {comparison['task']}", comparison["confidence"]
+    )
     if comparison["importance"]["scores"]:
         figures[IMPORTANCE] = partial(used_importance_figure, comparison["importance"], comparison["confidence"])
     return {**figures, **{task_figure(task): partial(quality_figure, task) for task in comparison.get("tasks", ())}}

@@ -3,7 +3,12 @@
 from collections.abc import Collection
 from typing import Any
 
-from lit_depth.results.against_full_views import AGREEMENT_FIGURE, agreement_sections
+from lit_depth.results.against_full_views import (
+    AGREEMENT_COLUMNS,
+    AGREEMENT_FIGURE,
+    agreement_sections,
+    logged_agreement,
+)
 from lit_depth.results.measures import (
     cluster_noun,
     describe_measure,
@@ -51,6 +56,7 @@ COLUMNS = (
     *("policy", "num_active_blocks", "num_masks", "quality", "quality_ci_low", "quality_ci_high"),
     *("drop", "drop_ci_low", "drop_ci_high", "drop_simultaneous_ci_low", "drop_simultaneous_ci_high", "drop_p_holm"),
     *("reference_logprob", *(f"{stage}_P50_ms" for stage in STAGES)),
+    *AGREEMENT_COLUMNS,
 )
 _STEP = "num_active_blocks"
 
@@ -185,6 +191,7 @@ def _strategy_row(strategy: Strategy) -> list[Cell]:
         strategy.get("drop_p_holm"),
         strategy["reference_logprob"],
         *_medians(strategy["latency_ms"]),
+        *logged_agreement(strategy.get("agreement")),
     ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from lit_depth.functional.statistics import FamilyRow, mean_intervals, separate_comparisons
 from lit_depth.results.verdicts import differs, refusal
 from lit_depth.studies.confirm.pairing import Pair
+from lit_depth.studies.shared.against_full import flips
 from lit_depth.studies.shared.scores import interval_entry
 
 CONFIRMED, SAME = "confirmed", "confirmed: the same on every sample"
@@ -61,6 +62,8 @@ def _row(pair: Pair, name: str, entry: Mapping[str, Any], found: FamilyRow, conf
     whole, exported = mean_intervals(
         [pair.whole, pair.exported], pair.clusters, confidence, score_range=1.0 if pair.is_bounded else None
     )
+    changed = flips(pair.exported, pair.whole) if pair.is_bounded else {}
+    shares = mean_intervals(list(changed.values()), pair.clusters, confidence) if changed else ()
     reason = refusal(entry, pair.log.task) if entry.get("full") else None
     return {
         "harness": pair.log.harness,
@@ -76,6 +79,7 @@ def _row(pair: Pair, name: str, entry: Mapping[str, Any], found: FamilyRow, conf
         "drop_simultaneous_ci": [found.simultaneous.low, found.simultaneous.high],
         "drop_p_value": found.p_value,
         "drop_p_holm": found.p_holm,
+        **{key: each for name, share in zip(changed, shares) for key, each in interval_entry(share, name).items()},
         "verdict": None if reason else _verdict(found, confidence),
         "withheld": reason,
         "bounded": pair.is_bounded,

@@ -74,13 +74,18 @@ def _drops(result: Mapping[str, Any]) -> Table:
             row["exported"]["quality"],
             f"{row['drop']:+.3f} {format_interval(row['drop_simultaneous_ci'])}",
             format_p_value(row["drop_p_holm"]),
+            *(_share(row, name) for name in ("right_to_wrong", "wrong_to_right")),
             row["verdict"] or WITHHELD,
         ]
         for row in result["rows"]
     ]
-    return Table(
-        ["task", "model", "skipped", "metric", "n", "whole", "exported", "drop", "p (Holm)", "exported is"], rows
-    )
+    columns = ["task", "model", "skipped", "metric", "n", "whole", "exported", "drop", "p (Holm)"]
+    return Table([*columns, "right to wrong", "wrong to right", "exported is"], rows)
+
+
+def _share(row: Mapping[str, Any], name: str) -> str | None:
+    """Share of scores that are lower, or higher, than the whole model's; not of scores without a range."""
+    return f"{row[name]:.1%}" if name in row else None
 
 
 def _skipped(mask: str | None) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lit_depth.results.against_full_views import AGREEMENT_FIGURE, AgainstFull, flips_figure, knows_flips
+from lit_depth.results.against_full_views import AGREEMENT_FIGURE, AgainstFull, flips_figures
 from lit_depth.results.charts.block_charts import Bar, HeatCell, heat_map, importance_bars
 from lit_depth.results.measures import cluster_noun, metric_label
 from lit_depth.results.report import Chart
@@ -47,8 +47,7 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         title = f"{task['task']}, {task['num_samples']} samples, {split} split"
         bars = partial(importance_figure, task["blocks"], title, task["metric"], confidence, task)
         figures[task_figure(task, tasks)] = bars
-        if knows_flips(compared := against_full(task, confidence)):
-            figures[agreement_name(task, tasks)] = partial(flips_figure, compared, title, confidence)
+        figures |= flips_figures(against_full(task, confidence), title, confidence, agreement_name(task, tasks))
         if "lens" in task:
             figures[lens_name(task, tasks)] = partial(lens_figure, task, title, confidence)
     if result["macro"]:

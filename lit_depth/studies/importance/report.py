@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_depth.results.against_full_views import agreement_sections
+from lit_depth.results.against_full_views import AGREEMENT_COLUMNS, agreement_sections, logged_agreement
 from lit_depth.results.measures import cluster_noun, document_sections, metric_label, readings_sections
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
@@ -50,6 +50,7 @@ COLUMNS = (
     "block",
     *(f"{prefix}{column}" for prefix in MEASURES.values() for column in (*_LIMITS, "p_holm", "verdict")),
     *(f"{prefix}rank" for prefix in MEASURES.values()),
+    *AGREEMENT_COLUMNS,
 )
 LEFT_OUT = (
     f"How closely each pair of tasks agrees is told of up to {MOST_TASKS} tasks, by lit-depth consistency too; here are"
@@ -213,7 +214,8 @@ def _logged(task: Mapping[str, Any], confidence: float) -> Table:
             drop = entry[measure]
             verdict = WITHHELD if refused else "differs" if differs(drop["p_holm"], confidence) else "tie"
             row += [drop["drop"], *drop["drop_ci"], *drop["drop_simultaneous_ci"], drop["p_holm"], verdict]
-        rows.append([*row, *(None if refused else entry[measure].get("rank") for measure in MEASURES)])
+        ranks = (None if refused else entry[measure].get("rank") for measure in MEASURES)
+        rows.append([*row, *ranks, *logged_agreement(entry.get("agreement"))])
     return Table(COLUMNS, rows)
 
 

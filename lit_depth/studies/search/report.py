@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any
 
 from lit_depth.results.against_full_views import (
-    AGREEMENT_FIGURE,
+    AGREEMENT_COLUMNS,
     AgainstFull,
     agreement_sections,
-    flips_figure,
-    knows_flips,
+    flips_figures,
+    logged_agreement,
 )
 from lit_depth.results.measures import (
     cluster_noun,
@@ -41,7 +41,7 @@ _DIFFERENCES = tuple(
     for difference in ("drop", "interaction")
     for part in ("", "_ci_low", "_ci_high", "_simultaneous_ci_low", "_simultaneous_ci_high", "_p_holm")
 )
-COLUMNS = ("removed", "num_removed", "found_by", "quality", *_DIFFERENCES)
+COLUMNS = ("removed", "num_removed", "found_by", "quality", *_DIFFERENCES, *AGREEMENT_COLUMNS)
 _STEP = "num_removed"
 _MOST_TIES = 6  # named in the table
 
@@ -51,11 +51,9 @@ def report(result: Mapping[str, Any]) -> Report:
     figures = {"search_tree": partial(tree_figure, result), "drop_vs_removed": partial(drop_figure, result)}
     refused, heals = refusal(result["report"], result["task"]), "healing" in result
     of_search = list(figures)
-    compared = _against_full(result)
-    if knows_flips(compared):
-        title = f"Scores that change against the drop, {result['task']}, validation split"
-        figures[AGREEMENT_FIGURE] = partial(flips_figure, compared, title, result["confidence"])
-    changes = [AGREEMENT_FIGURE] if AGREEMENT_FIGURE in figures else []
+    title = f"Scores that change against the drop, {result['task']}, validation split"
+    changes = flips_figures(compared := _against_full(result), title, result["confidence"])
+    figures |= changes
     tables = {"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])}
     if heals:
         figures[healing_report.FIGURE] = partial(healing_report.healing_figure, result)
@@ -68,7 +66,7 @@ def report(result: Mapping[str, Any]) -> Report:
             Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=of_search),
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
-            *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=changes),
+            *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=list(changes)),
             *verdict_section(result),
             *(healing_report.sections(result) if heals else []),
             *readings_sections(result, result),
@@ -205,7 +203,8 @@ def _ablation_row(result: Mapping[str, Any], entry: Mapping[str, Any]) -> list[C
         limits = (entry[f"{key}{kind}"] or (None, None) for kind in ("_ci", "_simultaneous_ci"))
         numbers += [entry[key], *(end for pair in limits for end in pair), entry[f"{key}_p_holm"]]
     removed = entry["removed"]
-    return [_unit_list(result, removed), len(removed), ", ".join(entry["found_by"]), entry["quality"], *numbers]
+    found_by, agreement = ", ".join(entry["found_by"]), logged_agreement(entry.get("agreement"))
+    return [_unit_list(result, removed), len(removed), found_by, entry["quality"], *numbers, *agreement]
 
 
 def _curves(result: Mapping[str, Any]) -> Curves:

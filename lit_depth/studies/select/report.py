@@ -6,13 +6,7 @@ from functools import partial
 from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
-from lit_depth.results.against_full_views import (
-    AGREEMENT_FIGURE,
-    AgainstFull,
-    agreement_sections,
-    flips_figure,
-    knows_flips,
-)
+from lit_depth.results.against_full_views import AgainstFull, agreement_sections, flips_figures
 from lit_depth.results.measures import cluster_noun, metric_label, readings_note, readings_sections, sample_noun
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
@@ -38,10 +32,9 @@ def report(result: Mapping[str, Any]) -> Report:
     """The report of the content of ``selection.json``; the figure stands in it where quality was measured."""
     figures = {"quality_vs_budget": partial(selection_figure, result)} if result["frontier"] else {}
     compared, of_choice = _against_full(result), list(figures)
-    if knows_flips(compared):
-        title = f"Scores that change against the drop, {result['task']}"
-        figures[AGREEMENT_FIGURE] = partial(flips_figure, compared, title, result["confidence"])
-    changes = [AGREEMENT_FIGURE] if AGREEMENT_FIGURE in figures else []
+    title = f"Scores that change against the drop, {result['task']}"
+    changes = flips_figures(compared, title, result["confidence"])
+    figures |= changes
     refused = refusal(result, result["task"])
     return Report(
         title=f"Masks under a latency budget, {result['task']}",
@@ -49,7 +42,7 @@ def report(result: Mapping[str, Any]) -> Report:
         sections=[
             Section("Choice", "\n\n".join(_choice(result))),
             Section("Candidates", table=Table(HEADERS, _rows(result)), figures=of_choice),
-            *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=changes),
+            *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=list(changes)),
             *readings_sections(result, result),
         ],
         kind="selection",

@@ -60,9 +60,7 @@ def agreement_columns(records: pd.DataFrame, quality: pd.DataFrame, with_flips: 
         found["same_answer"] = (texts == texts[full]).astype(float)
     if with_flips:
         scores = quality.to_numpy(float)
-        worse, better = (sign * (scores - scores[full]) > _EQUAL for sign in (-1, 1))
-        for name, changed in (("right_to_wrong", worse), ("wrong_to_right", better), ("flips", worse | better)):
-            found[name] = changed.astype(float)
+        found |= flips(scores, scores[full])
     if (reference := table("reference_agreement")) is not None:
         found["reference_agreement"] = reference.astype(float)
     if (accepted := table("accepted")) is not None:
@@ -71,6 +69,17 @@ def agreement_columns(records: pd.DataFrame, quality: pd.DataFrame, with_flips: 
             accepted, lambda text: tokens_per_check([char == "1" for char in text], NUM_DRAFT)
         )
     return found
+
+
+def flips(scores: Floats, full: Floats) -> dict[str, Floats]:
+    """Of each score ``[..., samples]`` whether it is lower than the full model's ``[samples]``, higher, or either.
+
+    >>> {name: values.tolist() for name, values in flips(np.array([0.0, 1.0, 0.5]), np.array([1.0, 1.0, 0.3])).items()}
+    {'right_to_wrong': [1.0, 0.0, 0.0], 'wrong_to_right': [0.0, 0.0, 1.0], 'flips': [1.0, 0.0, 1.0]}
+    """
+    worse, better = (sign * (scores - full) > _EQUAL for sign in (-1, 1))
+    changed = {"right_to_wrong": worse, "wrong_to_right": better, "flips": worse | better}
+    return {name: values.astype(float) for name, values in changed.items()}
 
 
 def _each(table: NDArray[Any], measure: Any) -> Floats:
