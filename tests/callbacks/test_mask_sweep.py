@@ -94,6 +94,36 @@ def test_answers_are_those_of_each_mask_alone(module, tmp_path):
                 assert record["prediction"] == " ".join(text.split()) and record["image"] == sample.image_id
 
 
+def test_agreement_is_that_of_masked_generate(module, tmp_path):
+    callback = MaskSweep(MASKS, tmp_path, acceptance=3)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = DepthTrainer(callbacks=[callback], enable_checkpointing=False, **options)
+    trainer.predict(module, data(module).eval_dataloader("validation"), return_predictions=False)
+    assert module.acceptance == 0, "the next loop reads none"
+    records = callback.records.set_index(["mask", "sample"])
+    (batch,) = data(module, batch_size=11).eval_dataloader("validation")
+    inputs = model_inputs(batch)
+    length, answers = inputs["input_ids"].shape[1], {}
+    for mask in MASKS:
+        with masked(module.model, mask):
+            tokens = module.model.generate(
+                **inputs, max_new_tokens=ShapesVQA.max_new_tokens, do_sample=False, eos_token_id=0, pad_token_id=1
+            )
+        answers[mask_id(mask)] = tokens[:, length:].tolist()
+    for name, rows in answers.items():
+        for sample, ours, full in zip(batch["samples"], rows, answers[mask_id(MASKS[0])]):
+            record = records.loc[(name, sample.id)]
+            own = full[: full.index(0) + 1 if 0 in full else len(full)]
+            pairs = zip([*ours, *[1] * len(own)], own)
+            first = next((place for place, (a, b) in enumerate(pairs) if a != b), -1)
+            accepted = record["accepted"]
+            assert record["first_difference"] == first and len(accepted) == min(3, len(own))
+            # as far as a mask has written the full model's answer, it would be accepted
+            right = len(accepted) if first < 0 else min(first, len(accepted))
+            assert accepted[:right] == "1" * right and (first < 0 or accepted[right : right + 1] in ("0", ""))
+    assert records["first_difference"].nunique() > 1
+
+
 @pytest.mark.slow
 def test_scores_do_not_depend_on_the_batch_size(module, tmp_path):
     frames = [sweep(module, tmp_path / str(size), batch_size=size).records for size in (1, 8, 11)]

@@ -1,6 +1,6 @@
 """What ``lit-depth search`` tells of its result."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,10 @@ _MOST_TIES = 6  # named in the table
 
 def report(result: Mapping[str, Any]) -> Report:
     """The report of the content of ``search.json``."""
-    figures = {"search_tree": partial(tree_figure, result), "drop_vs_removed": partial(drop_figure, result)}
+    figures: dict[str, Callable[[], Any]] = {
+        "search_tree": partial(tree_figure, result),
+        "drop_vs_removed": partial(drop_figure, result),
+    }
     refused, heals = refusal(result["report"], result["task"]), "healing" in result
     of_search = list(figures)
     title = f"Scores that change against the drop, {result['task']}, validation split"

@@ -1,7 +1,7 @@
 """What ``lit-depth select`` tells of its result: the choice, its reasons, and the table of candidates."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,9 @@ _STEP = "num_active_blocks"
 
 def report(result: Mapping[str, Any]) -> Report:
     """The report of the content of ``selection.json``; the figure stands in it where quality was measured."""
-    figures = {"quality_vs_budget": partial(selection_figure, result)} if result["frontier"] else {}
+    figures: dict[str, Callable[[], Any]] = (
+        {"quality_vs_budget": partial(selection_figure, result)} if result["frontier"] else {}
+    )
     compared, of_choice = _against_full(result), list(figures)
     title = f"Scores that change against the drop, {result['task']}"
     changes = flips_figures(compared, title, result["confidence"])
