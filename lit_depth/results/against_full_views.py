@@ -82,7 +82,7 @@ def agreement_sections(
     end = f", {where}" if where else ""
     sentence = describe_flips(known, where)
     return [
-        *([Section(f"Equal quality, other answers{end}", sentence)] if sentence else []),
+        *([Section(f"Scores that change at equal quality{end}", sentence)] if sentence else []),
         Section(
             f"Agreement with the full model{end}",
             text,
@@ -96,18 +96,21 @@ def agreement_sections(
 def describe_flips(masks: Sequence[AgainstFull], where: str = "") -> str:
     """Of the masks whose drop was not shown, the one that changes most scores; empty where none is known.
 
+    It is called one of equal quality and other answers if more than 5% of the scores change even at the interval's
+    lower end, and at least half of them cancel out in the mean.
+
     >>> agreement = {"flips": 0.25, "flips_ci": [0.2, 0.31], "right_to_wrong": 0.13, "wrong_to_right": 0.12}
     >>> agreement |= {"same_answer": 0.7}
     >>> print(describe_flips([AgainstFull("block 3", "", 0.01, (-0.02, 0.04), False, agreement)]))
-    Equal quality, other answers: without a drop that was shown (+0.010), block 3 changes 25.0% [20.0%, 31.0%] of the \
-scores (13.0% right to wrong, 12.0% wrong to right) and 30.0% of the answers.
+    EQUAL QUALITY, OTHER ANSWERS: block 3 (drop +0.010, not shown) changes 25.0% [20.0%, 31.0%] of the scores (13.0% \
+right to wrong, 12.0% wrong to right) and 30.0% of the answers.
     """
-    tied = [(mask, mask.agreement) for mask in masks if not mask.is_different and "flips" in (mask.agreement or {})]
+    tied = [mask for mask in masks if not mask.is_different and "flips" in (mask.agreement or {})]
     if not tied:
         return ""
-    most, found = max(tied, key=lambda pair: (pair[1] or {})["flips"])
-    assert found is not None
-    on = f" on {where}" if where else ""
+    hidden = [mask for mask in tied if _cancels_out(mask.agreement or {})]
+    most = max(hidden or tied, key=lambda mask: (mask.agreement or {})["flips"])
+    found = most.agreement or {}
     low, high = found["flips_ci"]
     numbers = (
         f"{found['flips']:.1%} [{low:.1%}, {high:.1%}] of the scores ({found['right_to_wrong']:.1%} right to wrong, "
@@ -115,14 +118,19 @@ scores (13.0% right to wrong, 12.0% wrong to right) and 30.0% of the answers.
     )
     if "same_answer" in found:
         numbers += f" and {1 - found['same_answer']:.1%} of the answers"
-    if low > MANY:
-        many = sum((each or {})["flips_ci"][0] > MANY for _, each in tied)
-        others = f" {many} such masks in all change more than {MANY:.0%}." if many > 1 else ""
-        return (
-            f"Equal quality, other answers{on}: without a drop that was shown ({most.drop:+.3f}), {most.name} changes "
-            f"{numbers}.{others}"
-        )
-    return f"Of the masks without a drop that was shown{on}, {most.name} changes most: {numbers}."
+    on = f" on {where}" if where else ""
+    if not hidden:
+        return f"Of the masks without a drop that was shown{on}, {most.name} changes most: {numbers}."
+    others = f" There are {len(hidden)} such masks in all." if len(hidden) > 1 else ""
+    return (
+        f"EQUAL QUALITY, OTHER ANSWERS{on}: {most.name} (drop {most.drop:+.3f}, not shown) changes {numbers}.{others}"
+    )
+
+
+def _cancels_out(found: Mapping[str, Any]) -> bool:
+    """Whether many scores change, and at least half of these changes are not seen in the mean."""
+    seen = abs(found["right_to_wrong"] - found["wrong_to_right"])
+    return bool(found["flips_ci"][0] > MANY and seen <= found["flips"] / 2)
 
 
 def flips_figure(masks: Sequence[AgainstFull], title: str, confidence: float) -> Figure:

@@ -18,12 +18,18 @@ MASKS = [mask("few", 0.0, 0.02, False), mask("many", 0.01, 0.2, False), mask("wo
 
 def test_equal_quality_and_many_flips_are_pointed_out():
     told = describe_flips(MASKS, "vqa")
-    assert told.startswith("Equal quality, other answers on vqa") and "many changes 20.0% [16.0%, 25.0%]" in told
+    assert told.startswith(
+        "EQUAL QUALITY, OTHER ANSWERS on vqa: many (drop +0.010, not shown) changes 20.0% [16.0%, 25.0%]"
+    )
     assert "10.0% right to wrong, 10.0% wrong to right) and 24.0% of the answers" in told
     # what lost quality is no news, and few changes are told as such
     assert describe_flips([MASKS[0], MASKS[2]]).startswith("Of the masks without a drop that was shown, few changes")
+    # a drop that too few samples show is no equal quality: its changes all go one way
+    one_way = mask("lost", 0.2, 0.2, False, right_to_wrong=0.2, wrong_to_right=0.0)
+    assert describe_flips([one_way]).startswith("Of the masks without a drop that was shown, lost changes most: 20.0%")
+    assert describe_flips([one_way, MASKS[1]]).startswith("EQUAL QUALITY, OTHER ANSWERS: many")
     assert describe_flips([MASKS[2]]) == "" == describe_flips([])
-    assert "2 such masks in all change more than 5%" in describe_flips([*MASKS, mask("more", 0.0, 0.1, False)])
+    assert "There are 2 such masks in all." in describe_flips([*MASKS, mask("more", 0.0, 0.1, False)])
 
 
 def test_table_has_what_is_known():
