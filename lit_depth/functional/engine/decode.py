@@ -219,14 +219,26 @@ def _answer_prompt(
     if answer is not None and cache is not None and request.acceptance:
         cache.extent.length = prompt.length
         along = known_along(tokens, answer.repeat(len(masks), 1))
-        unread = (along == OPEN).any(1).nonzero().flatten()
-        if len(unread):
-            given = filled(answer[unread % batch, :-1], request.pad).to(prompt.ids.device)
-            pieces = deal(unread, again=False).read(blocks, given, way_of_own)
-            further = torch.cat([piece.argmax(-1).cpu() for piece in pieces], dim=1)
-            along[unread, 1:] = torch.where(along[unread, 1:] == OPEN, further, along[unread, 1:])
+        _read_own(along, filled(answer, request.pad), blocks, way_of_own, partial(deal, again=False))
         greedy.own[:] = along.unflatten(0, (len(masks), batch))
     return of_masks, scored, driver.front, greedy
+
+
+def _read_own(along: Tensor, answers: Tensor, blocks: nn.ModuleList, way: Way, deal: Callable[[Tensor], Rows]) -> None:
+    """Fill in the tokens that are still open in `known_along`, by reading the full model's answers on the prompts.
+
+    Args:
+        along: Of all (mask, sample) rows.
+        answers: The full model's tokens ``[batch, acceptance]``, filled behind their ends.
+        deal: Gives rows (indices) their prompts' keys and values.
+    """
+    unread = (along == OPEN).any(1).nonzero().flatten()
+    if not len(unread):
+        return
+    rows = deal(unread)
+    pieces = rows.read(blocks, answers[unread % len(answers), :-1].to(rows.prompt.ids.device), way)
+    further = torch.cat([piece.argmax(-1).cpu() for piece in pieces], dim=1)
+    along[unread, 1:] = torch.where(along[unread, 1:] == OPEN, further, along[unread, 1:])
 
 
 def answer_rows(model: nn.Module, request: Request, masks: MaskSet, blocks: nn.ModuleList, path: str | None) -> Tensor:
