@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from lit_depth.functional.arguments import check_range, check_share
 from lit_depth.results.changed_samples import MOST
+from lit_depth.results.model_names import model_changes
 from lit_depth.results.page import PAGE, RunPart, write_parts
 from lit_depth.results.report import Report
 from lit_depth.results.store import prepare_folder, save_figure
@@ -103,7 +104,8 @@ def name_models(runs: Sequence[Stored]) -> list[str]:
         arguments, model = run.arguments, run.manifest.get("model") or {}
         name = Path(str(arguments.get("model.checkpoint", arguments.get("checkpoint", "-")))).name
         revision = arguments.get("model.revision")
-        names.append((f"{name} @ {revision}" if revision else name, str(model.get("weights", "-"))))
+        told = ", ".join([f"{name} @ {revision}" if revision else name, *model_changes(arguments)])
+        names.append((told, str(model.get("weights", "-"))))
     several = Counter(name for name, _ in set(names))
     return [f"{name} ({weights[:6]})" if several[name] > 1 else name for name, weights in names]
 
