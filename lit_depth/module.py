@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -18,6 +19,7 @@ from lit_depth.functional.engine.api import answer_masks, score_continuations
 from lit_depth.functional.engine.decoding_configuration import decoding_configuration, end_token_ids
 from lit_depth.functional.healing.answers import with_answers
 from lit_depth.functional.inputs import IGNORE, TEXT_INPUTS, is_image_input, reference_logprob
+from lit_depth.functional.lens import LensReading
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
@@ -37,6 +39,7 @@ class MaskedPredictions(NamedTuple):
     texts: list[list[str]]  # [M][B]
     reference_logprobs: Tensor  # [M, B]
     likelihoods: list[list[list[Likelihood]]] | None = None  # [M][B], of each continuation; None = answers are texts
+    lens: LensReading | None = None  # of the full model, [num_blocks, B]; None = nobody asked
 
 
 # arguments that an evaluation does not read
@@ -167,6 +170,8 @@ class DepthModule(LightningModule):
         # what the active callbacks want answered (None: nobody asked); and who wants to hear of progress
         self.requested_masks: MaskSet | None = None
         self.on_mask: Callable[[], None] = lambda: None
+        # whether a callback wants what the logit lens reads of the full model's answers
+        self.reads_lens = False
 
     @property
     def device(self) -> torch.device:
@@ -297,13 +302,16 @@ class DepthModule(LightningModule):
         # logits that are no numbers show in the log-probability of any token
         any_token = {"answer_ids": batch["input_ids"].new_zeros(len(batch["sample_ids"]), 1)} if is_withheld else {}
         stop = self._stop(batch["samples"])
-        tokens, logprobs = self.answer({**batch, **any_token}, masks, self.max_new_tokens, stop)
+        lens: list[LensReading] = []
+        on_lens = lens.append if self.reads_lens and not is_withheld else None
+        tokens, logprobs = self.answer({**batch, **any_token}, masks, self.max_new_tokens, stop, on_lens)
         if is_withheld:
             for mask, sample in logprobs.isnan().nonzero().tolist():
                 raise overflow(self, masks.ids[mask], batch["sample_ids"][sample])
             logprobs = torch.full_like(logprobs, torch.nan)
         texts = [self.texts(rows) for rows in tokens]
-        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
+        found = MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
+        return found._replace(lens=lens[-1] if lens else None)
 
     def texts(self, tokens: Tensor) -> list[str]:
         """What generated tokens ``[rows, tokens]`` say: the part that is scored, without the end token."""
@@ -313,8 +321,15 @@ class DepthModule(LightningModule):
         """Predictions of a batch whose samples have continuations, which are texts already."""
         ids = batch["continuation_ids"]
         places = [place for place, sample in enumerate(batch["samples"]) for _ in sample.continuations]
+        lens: list[LensReading] = []
         found = score_continuations(
-            self.model, model_inputs(batch), masks, ids, batch["continuation_rows"], **self._sweeping()
+            self.model,
+            model_inputs(batch),
+            masks,
+            ids,
+            batch["continuation_rows"],
+            on_lens=lens.append if self.reads_lens else None,
+            **self._sweeping(),
         )
         num_tokens = (ids != IGNORE).sum(1).tolist()
         likelihoods: list[list[list[Likelihood]]] = [[[] for _ in batch["samples"]] for _ in masks]
@@ -324,7 +339,10 @@ class DepthModule(LightningModule):
         targets = [[each[sample.target] for sample, each in zip(batch["samples"], row)] for row in likelihoods]
         means = torch.tensor([[each.logprob / each.num_tokens for each in row] for row in targets])
         texts = [[sample.continuations[sample.target] for sample in batch["samples"]] for _ in masks]
-        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, means, likelihoods)
+        firsts = accumulate([len(sample.continuations) for sample in batch["samples"]], initial=0)
+        of_target = [first + sample.target for first, sample in zip(firsts, batch["samples"])]
+        told = LensReading(*(each[:, of_target] for each in lens[-1])) if lens else None
+        return MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, means, likelihoods, told)
 
     def _sweeping(self) -> dict[str, Any]:
         options = {"pad_token_id": self.pad_token_id, "max_rows": self.hparams["max_rows"], "on_mask": self.on_mask}
@@ -344,6 +362,7 @@ class DepthModule(LightningModule):
         masks: MaskSet,
         max_new_tokens: int,
         stop: Callable[[Tensor], Tensor] | None = None,
+        on_lens: Callable[[LensReading], Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Tokens and reference log-probabilities of a batch with samples, see `answer_masks`."""
         return answer_masks(
@@ -354,6 +373,7 @@ class DepthModule(LightningModule):
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_token_ids,
             stop=stop,
+            on_lens=on_lens,
             **self._sweeping(),
         )
 

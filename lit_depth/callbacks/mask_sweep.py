@@ -48,6 +48,8 @@ class MaskSweep(Callback):
             mask after the loop against the same references. Samples with continuations need one whose ``judge`` reads
             their log-probabilities (`lit_depth.metrics.likelihood`). A metric that knows more of a sample than its
             references has ``rate(sample, text)`` besides, which gives what is recorded.
+        lens: Record what the logit lens reads of the reference answer behind every block of the full model, where that
+            is among the masks (`lit_depth.functional.logit_lens`): lists ``lens_rank`` and ``lens_logprob``.
         also: Metrics that read the same answers in another way; what they give stands beside the score, in columns
             called as they are, and the answers they find no option in under ``<name>_parse_failed``. None = as the
             metric says.
@@ -75,10 +77,12 @@ class MaskSweep(Callback):
         max_bad_samples: float = 0.01,
         description: str = "masks",
         also: Sequence[str] | None = None,
+        lens: bool = False,
     ) -> None:
         check_range(0, 1, max_bad_samples=max_bad_samples)
         self.masks = MaskSet.of(masks).unique()
         self.folder = Path(folder)
+        self.lens = lens
         self.metric = new_metric(metric)
         self._corpus = getattr(self.metric, "corpus", None)
         self._by_full = getattr(self.metric, "against_full", False)  # scored by the full model's answers
@@ -126,6 +130,7 @@ class MaskSweep(Callback):
             **({} if trainer.is_global_zero else {"disable": True}),
         )
         pl_module.on_mask = self._progress.update
+        pl_module.reads_lens = self.lens  # type: ignore[assignment]
 
     def loop_of(self, trainer: Trainer) -> tuple[list[Any], int]:
         """The loaders of the loop that runs, and its number of batches."""
@@ -156,7 +161,8 @@ class MaskSweep(Callback):
         for mask, texts, logprobs, found in of_masks:
             if mask not in self.masks.ids:  # asked for by another callback
                 continue
-            for sample, text, logprob, likelihood in zip(batch["samples"], texts, logprobs, found):
+            lens = self._lens_columns(mask, outputs, len(texts))
+            for sample, text, logprob, likelihood, of_sample in zip(batch["samples"], texts, logprobs, found, lens):
                 is_scored = bool(sample.references)
                 if is_scored and not math.isfinite(logprob):
                     raise overflow(pl_module, mask, sample.id)
@@ -168,11 +174,22 @@ class MaskSweep(Callback):
                 record |= self._rate_text(sample, text) if likelihood is None else self._judge(sample, likelihood)
                 # a float32 has no more digits, and kernels may differ in the last one
                 record["reference_logprob"] = round(logprob, 6) if is_scored else None
+                record |= of_sample
                 self._writer.write(record)
                 self._keep_running(mask, sample.id, sample.image_id, record.get("score"))
         pl_module.requested_masks = None  # type: ignore[assignment]
         if trainer.received_sigterm:  # only Lightning's own handler sets it
             raise SystemExit(128 + signal.SIGTERM)
+
+    def _lens_columns(self, mask: str, outputs: Any, num_samples: int) -> list[dict[str, Any]]:
+        """What the records of a mask's samples tell of the logit lens; it is read of the full model alone."""
+        if not self.lens or "0" in mask or outputs.lens is None:
+            return [{} for _ in range(num_samples)]
+        ranks, logprobs = outputs.lens.ranks.T.tolist(), outputs.lens.logprobs.T.tolist()
+        return [
+            {"lens_rank": rank, "lens_logprob": [round(value, 6) for value in logprob]}
+            for rank, logprob in zip(ranks, logprobs)
+        ]
 
     def _keep_running(self, mask: str, sample: str, image: str, score: float | None) -> None:
         if self.running is not None and score is not None and not math.isnan(score):
@@ -300,6 +317,7 @@ class MaskSweep(Callback):
             if opened is not None:
                 opened.close()
         pl_module.on_mask = lambda: None  # type: ignore[assignment]
+        pl_module.reads_lens = False  # type: ignore[assignment]
         pl_module.requested_masks = None  # type: ignore[assignment]
 
     def _record_bad_samples(self, batch: dict[str, Any]) -> None:

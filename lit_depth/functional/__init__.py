@@ -16,6 +16,7 @@ from lit_depth.functional.latency.budget import (
     request_mask,
     select_for_budget,
 )
+from lit_depth.functional.lens import LensReading, logit_lens
 from lit_depth.functional.masking.blocks import find_blocks, find_decoder
 from lit_depth.functional.masking.policies import (
     from_indices,
@@ -45,6 +46,7 @@ from lit_depth.functional.token_masking.prompt import run_token_masking
 __all__ = [
     "Ablation",
     "Candidate",
+    "LensReading",
     "Line",
     "MaskScores",
     "MaskSet",
@@ -68,6 +70,7 @@ __all__ = [
     "importance_order",
     "interaction",
     "leave_one_out",
+    "logit_lens",
     "mask_id",
     "masked",
     "pareto_frontier",

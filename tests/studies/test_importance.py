@@ -127,7 +127,7 @@ def test_several_tasks_and_their_mean(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint, tmp_path):
     """22 samples in batches of 4: uneven shards of 12 and 10. Bytes of the JSON, log-probabilities included."""
-    common = ["importance", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL]
+    common = ["importance", "--model.checkpoint", str(checkpoint), "--output_dir", str(tmp_path), *SMALL, "--lens=true"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(*arguments: str) -> int:
@@ -144,6 +144,10 @@ def test_one_process_two_processes_and_five_kills_give_the_same_bytes(checkpoint
     assert sum(moments) < 17 * 22, "every one of them was killed before the end"
     assert start("-m", "lit_depth", *common, "--name", "killed", *two) == 0
     one = result_bytes(tmp_path, "one")
+    (task,) = json.loads(one)["tasks"]
+    assert [entry["block"] for entry in task["lens"]] == list(range(16))
+    assert task["lens"][-1]["logprob"] == pytest.approx(task["full"]["reference_logprob"], abs=1e-9)
+    assert (tmp_path / "importance" / "one" / "figures" / "logit_lens.png").stat().st_size > 0
     assert result_bytes(tmp_path, "two") == one
     assert result_bytes(tmp_path, "killed") == one
     shards = sorted((tmp_path / "importance" / "two" / "records" / "shapes_vqa" / "calibration").glob("rank*.jsonl"))

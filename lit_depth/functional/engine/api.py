@@ -33,6 +33,7 @@ from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.rows import up_to_stop
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import check_answers
+from lit_depth.functional.lens import LensReading
 from lit_depth.functional.masking.blocks import context_length, find_blocks, find_decoder
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masking.support import adds_between_blocks, check_drivable
@@ -193,6 +194,7 @@ def answer_masks(
     decode_without_prompt: bool = False,
     on_mask: Callable[[], Any] = lambda: None,
     stop: Callable[[Tensor], Tensor] | None = None,
+    on_lens: Callable[[LensReading], Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`sweep_generate`, and in the same pass the log-probability of a reference answer under every mask.
 
@@ -210,6 +212,8 @@ def answer_masks(
         on_mask: Called after each finished mask, for progress.
         stop: Says of each row of answers so far, long ``[rows, tokens]`` on the CPU, whether it ends there, as a bool
             ``[rows]``; None = answers end at ``eos_token_id`` alone.
+        on_lens: Called with what `logit_lens` reads of the reference answers, where the full model is among the masks:
+            its states are those of the same pass. Should the engine fail, it is called once more.
 
     Returns:
         Generated tokens, long ``[masks, batch, max_new_tokens]``, and the mean log-probability of the reference answer,
@@ -219,7 +223,8 @@ def answer_masks(
     check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
     if answer_ids is not None:
         check_answers(model, answer_ids, len(inputs["input_ids"]))
-    request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id, answer_ids, stop=stop)
+    request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id, answer_ids)
+    request = request._replace(stop=stop, on_lens=on_lens)
     phases = (phase, decode_without_prompt)
     tokens, logprobs = _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
     return up_to_stop(tokens, request), logprobs
@@ -272,6 +277,7 @@ def score_continuations(
     phase: Phase = "both",
     decode_without_prompt: bool = False,
     on_mask: Callable[[], Any] = lambda: None,
+    on_lens: Callable[[LensReading], Any] | None = None,
 ) -> ContinuationScores:
     """Log-probabilities of texts behind their prompts under every mask, such as the options of multiple choice.
 
@@ -282,6 +288,7 @@ def score_continuations(
         continuation_ids: Tokens ``[continuations, tokens]``, padded on the right with -100.
         rows: The prompt of each continuation, long ``[continuations]``; each prompt has one at least. None = one for
             each prompt.
+        on_lens: See `answer_masks`; of every continuation.
 
     Returns:
         Both float32 ``[masks, continuations]``, on the CPU.
@@ -296,7 +303,7 @@ def score_continuations(
         raise ValueError(f"expected rows with each of the prompts 0 to {prompts - 1}, got {sorted(set(rows.tolist()))}")
     if rows is not None and rows.tolist() == list(range(prompts)):
         rows = None
-    request = Request(inputs, 0, (), pad_token_id, continuation_ids, rows, summed=True)
+    request = Request(inputs, 0, (), pad_token_id, continuation_ids, rows, summed=True, on_lens=on_lens)
     phases = (phase, decode_without_prompt)
     _, found = _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
     return ContinuationScores(*found.unbind(-1))

@@ -29,7 +29,9 @@ from lit_depth.functional.inputs import (
     longest_answer,
     scoring_way,
 )
+from lit_depth.functional.lens import LensReading, read_answers
 from lit_depth.functional.masking.skip import masked
+from lit_depth.functional.masks import MaskSet
 
 # kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
 # as the model lives
@@ -50,6 +52,7 @@ class Request(NamedTuple):
             prompt has one at least. None = one for each.
         summed: Score an answer by `answer_sums` instead of its mean log-probability.
         stop: Says of each row of answers so far, long ``[rows, tokens]``, whether it ends there; None = at `eos` alone.
+        on_lens: Told what the logit lens reads of the answers in the full model, if that is among the masks.
     """
 
     inputs: Mapping[str, Any]
@@ -60,6 +63,7 @@ class Request(NamedTuple):
     rows: Tensor | None = None
     summed: bool = False
     stop: Callable[[Tensor], Tensor] | None = None
+    on_lens: Callable[[LensReading], Any] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -107,6 +111,17 @@ class Request(NamedTuple):
             return torch.zeros(num_masks, 0)
         read = answer_sums if self.summed else answer_logprob
         return read(logits, self.answer_ids.repeat(num_masks, 1)).unflatten(0, (num_masks, -1))
+
+    def lens_of(self, masks: MaskSet) -> int | None:
+        """Which of the masks the logit lens reads answers of: the full one; None if there is none, or nobody asks."""
+        if self.on_lens is None or self.answer_ids is None:
+            return None
+        return next((index for index, count in enumerate(masks.counts) if count == masks.num_units), None)
+
+    def read_lens(self, logits: Tensor) -> None:
+        """Tell what logits ``[num_blocks * answers, answer + 1, vocabulary]`` say, those of one block after another."""
+        if self.on_lens is not None and self.answer_ids is not None:
+            self.on_lens(read_answers(logits.unflatten(0, (-1, len(self.answer_ids))), self.answer_ids))
 
     def no_answers(self, num_masks: int) -> tuple[Tensor, Tensor]:
         """Tokens ``[masks, batch, max_new_tokens]`` and what `score` gives, to be filled in."""

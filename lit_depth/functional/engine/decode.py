@@ -24,7 +24,8 @@ from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.rows import Rows, deal_out, first_tokens
 from lit_depth.functional.engine.trie import MaskTrie, chunk_masks
 from lit_depth.functional.inputs import Way, filled, is_image_input, proven_logits, scoring_way
-from lit_depth.functional.masking.blocks import find_decoder
+from lit_depth.functional.lens import lens_logits
+from lit_depth.functional.masking.blocks import find_blocks, find_decoder
 from lit_depth.functional.masking.skip import masked
 from lit_depth.functional.masking.support import adds_between_blocks
 from lit_depth.functional.masks import MaskSet
@@ -141,10 +142,12 @@ def _answer_prompt(
     keep, length = (answer_length + 1, prompt.length + answer_length) if whole else (1, prompt.length)
     width = call_width(model, request.inputs)
     adds = adds_between_blocks(find_decoder(model, blocks))
-    driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length), adds=adds)
+    lens, num_rows = request.lens_of(masks), len(masks) * batch
+    driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length), adds=adds, lens=lens)
     with driver.driving(blocks):
         logits = asked.forward(keep=keep).logits
     driver.check_logits(logits)
+    logits, behind = logits[:num_rows], logits[num_rows:]
     if cache is not None:
         cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
     deal = partial(deal_out, prompt, masks, trie, cache)
@@ -153,8 +156,17 @@ def _answer_prompt(
         of_prompt = torch.arange(batch) if request.rows is None else request.rows.cpu()
         dealt = (torch.arange(len(masks))[:, None] * batch + of_prompt).flatten()
         rows = deal(dealt)
-        read = rows.read(blocks, answers.repeat(len(masks), 1), way)
-        logits = torch.cat([logits[dealt.to(logits.device), -1:], *read], dim=1)
+        own = None if lens is None else slice(lens * len(of_prompt), (lens + 1) * len(of_prompt))
+        read = list(rows.read(blocks, answers.repeat(len(masks), 1), way, own))
+        logits = torch.cat([logits[dealt.to(logits.device), -1:], *(piece[: len(dealt)] for piece in read)], dim=1)
+        if lens is not None:
+            behind = behind.unflatten(0, (-1, batch))[:, of_prompt.to(behind.device), -1:].flatten(0, 1)
+            behind = torch.cat([behind, *(piece[len(dealt) :] for piece in read)], dim=1)
+        del read
+    if lens is not None:
+        count = len(logits) // len(masks)
+        request.read_lens(torch.cat([behind, logits[lens * count : (lens + 1) * count]]))
+    del behind
     scored = request.score(logits, len(masks))
     of_one_mask = None if check is None else logits[request.firsts().to(logits.device)]
     tokens, first, open_rows = first_tokens(
@@ -209,16 +221,25 @@ def answer_one_by_one(
     """``answer_masks`` of `lit_depth.functional.engine.api` by `masked` and ``generate``; ``phases`` as in `masked`."""
     length = request.inputs["input_ids"].shape[1]
     tokens, logprobs = request.no_answers(len(masks))
+    lens, module_list = request.lens_of(masks), find_blocks(model, path)
+    behind: dict[int, Tensor] = {}  # of each answer, the logits behind every block
     for index, mask in enumerate(masks):
         with masked(model, mask, blocks=path, granularity=masks.granularity, **phases):
             for answers in _turns(request):
                 ids = request.answer_ids[answers]  # type: ignore[index]
-                logits = proven_logits(model, request.inputs, ids, request.pad, bool(phases))
+                if index == lens:
+                    every = lens_logits(model, module_list, request.inputs, ids, request.pad, bool(phases))
+                    behind |= dict(zip(answers, every.unbind(1)))
+                    logits = every[-1]
+                else:
+                    logits = proven_logits(model, request.inputs, ids, request.pad, bool(phases))
                 logprobs[index, answers] = request._replace(answer_ids=ids).score(logits, 1)[0]
             if request.max_new_tokens:
                 options = {**request.options, "stopping_criteria": _criteria(request, length)}
                 found = model.generate(**request.inputs, **options)[:, length:]  # type: ignore[operator]
                 tokens[index, :, : found.shape[1]] = found.cpu()
+        if index == lens and behind:
+            request.read_lens(torch.stack([behind.pop(answer) for answer in sorted(behind)], dim=1).flatten(0, 1))
         on_mask()
     return tokens, logprobs
 

@@ -83,6 +83,8 @@ class TrieDriver:
         front: What an earlier pass over the same batch gave to the blocks; this one then needs no image tensors.
         shape: ``(batch, seq)`` of the hidden states that are expected; None = any.
         adds: Whether the decoder adds features between blocks.
+        lens: Which mask, of all blocks, has its states behind every block but the last handed on too, as further rows
+            behind those of the masks, one block after another; None = none.
     """
 
     def __init__(
@@ -94,7 +96,10 @@ class TrieDriver:
         front: Front | None = None,
         shape: tuple[int, int] | None = None,
         adds: bool = False,
+        lens: int | None = None,
     ) -> None:
+        self.lens = lens
+        self.trail: list[Tensor] = []
         self.trie, self.width, self.keep, self.shape, self.adds = trie, width, keep, shape, adds
         self.front = front
         self.groups: list[Tensor] = []
@@ -120,6 +125,9 @@ class TrieDriver:
             entering = [self.groups[group] for group in level.run]
             outputs = self._run(entering[: level.num_continued], real, args, kwargs)
             outputs += self._run(entering[level.num_continued :], real_at_end, args, kwargs)
+            if self.lens is not None and not last:
+                own = outputs[int(self.trie.places[self.lens, block_idx])]
+                self.trail.append(own[:, -self.keep :].clone())  # a view would hold all positions
             self.groups = [
                 self.groups[parent] if place is None else outputs[place]
                 for place, parent in zip(level.sources, level.parents)
@@ -131,7 +139,8 @@ class TrieDriver:
             self.groups = []  # the driver lives on while rows are decoded
             if self.front is None:
                 self.front = Front(self.embeddings, self.calls, self.added)
-            kept = torch.cat([states[:, -self.keep :] for states in leaves])
+            kept = torch.cat([states[:, -self.keep :] for states in [*leaves, *self.trail]])
+            self.trail = []
             self.returned = kept.shape[0], kept.shape[1]
             return kept
 
@@ -170,7 +179,7 @@ class TrieDriver:
         if block_idx == 0:
             _check_shape(hidden_states, self.shape)
             self.embeddings = hidden_states if self.front is None else self.front.embeddings
-            self.groups, self.calls, self.added = [self.embeddings], [], []
+            self.groups, self.calls, self.added, self.trail = [self.embeddings], [], [], []
             self.handed = hidden_states.new_zeros(()).expand_as(hidden_states) if self.adds else hidden_states
         is_handed = block_idx == 0 or hidden_states is self.handed
         if len(self.calls) != block_idx or not (is_handed or self.adds):
@@ -220,10 +229,15 @@ class RowDriver:
     Args:
         masks: Bool ``[rows, num_blocks]``.
         shape: ``(rows, seq)`` of the hidden states that are expected at first; None = any.
+
+    Attributes:
+        lens: Rows of all blocks whose states behind every block but the last are handed on too, see `TrieDriver`.
     """
 
     def __init__(self, masks: Tensor, shape: tuple[int, int] | None = None) -> None:
         self.masks, self.shape = masks, shape
+        self.lens: slice | None = None
+        self.trail: list[Tensor] = []
         self._index()
 
     def _index(self) -> None:
@@ -260,7 +274,17 @@ class RowDriver:
             output = real(hidden_states.index_select(0, rows), *selected[0], **selected[1])
             return hidden_states.index_copy(0, rows, output)
 
-        return forward
+        def forward_and_note(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            output = forward(hidden_states, *args, **kwargs)
+            return output if self.lens is None else self._with_trail(block_idx, output, output[self.lens])
+
+        return forward_and_note
+
+    def _with_trail(self, block_idx: int, output: Tensor, states: Tensor) -> Tensor:
+        if block_idx < self.masks.shape[1] - 1:
+            self.trail = [*(self.trail if block_idx else ()), states]
+            return output
+        return torch.cat([output, *self.trail])
 
 
 def _repeat(rows: Tensor, count: int) -> Tensor:

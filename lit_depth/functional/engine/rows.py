@@ -35,13 +35,19 @@ class Rows:
         self.prompt = self.prompt.rows(kept)
         return self
 
-    def read(self, blocks: nn.ModuleList, answers: Tensor, way: Way) -> Iterator[Tensor]:
-        """Logits at the tokens ``[rows, answer]`` of given answers, piece by piece; the cache forgets them again."""
+    def read(self, blocks: nn.ModuleList, answers: Tensor, way: Way, lens: slice | None = None) -> Iterator[Tensor]:
+        """Logits at the tokens ``[rows, answer]`` of given answers, piece by piece; the cache forgets them again.
+
+        Args:
+            lens: See `RowDriver`.
+        """
         length = self.cache.extent.length
+        self.driver.lens = lens
         with driven(blocks, self.driver.make_forward):
             for logits in read_on(self.prompt, answers, way):
                 yield logits
                 self.cache.advance(self.driver.ran, logits.shape[1])
+        self.driver.lens, self.driver.trail = None, []
         self.cache.extent.length = length
 
     def decode(

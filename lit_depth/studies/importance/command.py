@@ -18,6 +18,7 @@ def importance(
     split: Literal["train", "calibration", "validation"] = "calibration",
     num_samples: int | None = None,
     methods: list[str] | Literal["all"] | None = None,
+    lens: bool = False,
     confidence: float = 0.95,
     plan: bool = False,
     max_bad_samples: float = 0.01,
@@ -39,6 +40,9 @@ def importance(
             of functions of one's own, or ``all``; null = none. Each is compared with the drop in order, in the least
             important blocks, in the quality of the masks it chooses (on the validation split) and in cost. For one
             task and whole blocks.
+        lens: Also read the reference answers behind every block of the full model, by its own final norm and head (the
+            logit lens): their rank, their log-probability, and by which block they are settled. Costs no further
+            forward of the blocks.
         confidence: Coverage of all intervals, between 0 and 1.
         plan: Only tell how many samples show a drop of two points, how many there are, and the rows to compute; no
             weights are loaded.
@@ -60,6 +64,7 @@ def importance(
     from lit_depth.results.store import write_parquet
     from lit_depth.studies.importance.analysis import describe
     from lit_depth.studies.importance.compare_methods import check_asked, compare_methods
+    from lit_depth.studies.importance.lens_by_block import describe_lens
     from lit_depth.studies.importance.measure_proxies import measure_proxies
     from lit_depth.studies.importance.report import report
     from lit_depth.studies.shared.checks import check_shares
@@ -80,11 +85,12 @@ def importance(
     asked = check_asked(methods, trainer, model, datamodule, split, blocks)
     splits = [split, "validation"] if asked else [split]
     arguments = {"blocks": blocks, "split": split, "confidence": confidence} | ({"methods": asked} if asked else {})
+    arguments |= {"lens": True} if lens else {}
     opened = open_run(trainer, model, datamodule, splits, arguments, output_dir, "importance", name, max_bad_samples)
     with opened as run:
         # first, because it is short and may refuse the model
         proxies = measure_proxies(run, split, asked, blocks) if asked else {}
-        measured = [measure(each, split, units) for each in run.for_each_task()]
+        measured = [measure(each, split, units, lens) for each in run.for_each_task()]
         if not trainer.is_global_zero:
             return {}
         result = {
@@ -95,6 +101,9 @@ def importance(
             "confidence": confidence,
             **describe(measured, units, granularity, confidence),
         }
+        if lens:
+            for entry, each in zip(result["tasks"], measured):
+                entry["lens"] = describe_lens(each, confidence)
         if asked:
             result["methods"] = compare_methods(run, proxies, measured[0].scores, blocks, confidence)
         write_parquet(run.folder / "records.parquet", records_of(measured, "task"))

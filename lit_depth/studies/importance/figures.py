@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from lit_depth.results.charts.block_charts import Bar, HeatCell, heat_map, importance_bars
 from lit_depth.results.measures import cluster_noun, metric_label
 from lit_depth.results.report import Chart
-from lit_depth.results.style import bar_lengths, new_figure, plain_axes, withheld_title
+from lit_depth.results.style import (
+    bar_lengths,
+    line_with_bars,
+    new_figure,
+    plain_axes,
+    whole_numbers,
+    withheld_title,
+)
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
 from lit_depth.studies.shared.importance_views import agreement_figure, is_sure, matrix_figure
@@ -30,7 +37,8 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
     Returns:
         ``block_importance`` for one task, else ``block_importance_<task>`` for each, ``block_importance_macro`` (their
         mean), ``block_importance_by_task`` (heatmap) and ``block_importance_agreement`` (rank correlation of all pairs
-        of tasks). Of several methods also ``block_importance_methods``.
+        of tasks). Of several methods also ``block_importance_methods``; with a logit lens ``logit_lens`` for one task,
+        else ``logit_lens_<task>`` for each.
     """
     tasks, split, confidence = result["tasks"], result["split"], result["confidence"]
     figures: dict[str, Callable[[], Figure]] = {}
@@ -38,6 +46,8 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         title = f"{task['task']}, {task['num_samples']} samples, {split} split"
         bars = partial(importance_figure, task["blocks"], title, task["metric"], confidence, task)
         figures[task_figure(task, tasks)] = bars
+        if "lens" in task:
+            figures[lens_name(task, tasks)] = partial(lens_figure, task, title, confidence)
     if result["macro"]:
         metric = " / ".join(dict.fromkeys(task["metric"] for task in tasks))
         title = f"mean over {len(tasks)} tasks, {split} split"
@@ -112,6 +122,11 @@ def task_figure(task: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> 
     return "block_importance" if len(tasks) == 1 else f"block_importance_{task['task']}"
 
 
+def lens_name(task: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Name of the figure of a task's logit lens, among these tasks."""
+    return "logit_lens" if len(tasks) == 1 else f"logit_lens_{task['task']}"
+
+
 def heatmap(tasks: Sequence[dict[str, Any]], title: str, confidence: float) -> Figure:
     """Drops by task (rows) and block (columns); pale where the task's own family of tests shows no difference."""
     values = [[entry["quality"]["drop"] for entry in task["blocks"]] for task in tasks]
@@ -182,4 +197,48 @@ def importance_figure(
     panels[0].set_title(withheld_title(title, measured), loc="left", fontsize=11)
     panels[1].set_xlabel(f"Skipped {units_noun(blocks)}")
     label_units(panels[1], blocks)
+    return figure
+
+
+def lens_figure(task: Mapping[str, Any], title: str, confidence: float) -> Figure:
+    """Where the reference answers stand behind every block, above what skipping a block costs.
+
+    Args:
+        task: ``lens`` as in `lit_depth.studies.importance.lens_by_block.describe_lens`, and ``blocks``.
+    """
+    lens, blocks = task["lens"], task["blocks"]
+    figure, panels = new_figure(max(8, 0.28 * len(lens) + 2), 10, 4, 1, sharex=True)
+    of_ranks, of_logprob, of_shares, of_drops = panels
+    places = [entry["block"] for entry in lens]
+    for axes in panels:
+        plain_axes(axes)
+    of_ranks.fill_between(places, *zip(*(entry["rank_quartiles"] for entry in lens)), color=_UNSURE, alpha=0.5)
+    of_ranks.plot(places, [entry["rank"] for entry in lens], color=_COLOR, marker="o")
+    of_ranks.set(yscale="log", ylabel="Rank (median, quartiles)")
+    of_ranks.yaxis.set_major_formatter("{x:g}")
+    for axes, name, label, color, marker in (
+        (of_logprob, "logprob", "", _COLOR, "o"),
+        (of_shares, "top", "top here", "#E69F00", "s"),
+        (of_shares, "settled", "settled: top here and behind all later blocks", _COLOR, "o"),
+    ):
+        limits, values = [entry[f"{name}_ci"] for entry in lens], [entry[name] for entry in lens]
+        line_with_bars(axes, places, values, limits, [False] * len(lens), (color, marker), label)
+    of_logprob.set_ylabel("Log-probability (nats)")
+    of_shares.set_ylabel("Share of answers")
+    of_shares.legend(frameon=False, fontsize=9)
+    whole = units_noun(blocks) == "block"
+    # two halves stand where their block does
+    at = [float(place) if whole else place / 2 - 0.25 for place in unit_places(blocks)]
+    drops = [entry["quality"]["drop"] for entry in blocks]
+    of_drops.bar(at, drops, color=_COLOR, width=0.75 if whole else 0.4)
+    limits = [entry["quality"]["drop_simultaneous_ci"] for entry in blocks]
+    of_drops.errorbar(at, drops, yerr=bar_lengths(drops, limits), fmt="none", ecolor="#333333", capsize=3)
+    of_drops.axhline(0, color="#333333", linewidth=0.8)
+    of_drops.set_ylabel(f"Drop in quality\n({metric_label(task['metric'])}), block skipped")
+    of_drops.set_xlabel("Block")
+    whole_numbers(of_drops.xaxis)
+    bars = f"bars: {confidence:.0%} intervals by {cluster_noun(task)}; those of the drops are simultaneous"
+    of_ranks.set_title(
+        f"The reference answer behind every block (logit lens)\n{title}\n{bars}", loc="left", fontsize=11
+    )
     return figure

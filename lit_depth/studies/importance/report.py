@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_depth.results.measures import document_sections, metric_label, readings_sections
+from lit_depth.results.measures import cluster_noun, document_sections, metric_label, readings_sections
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import ranges, unit_name, unit_places, units_noun
@@ -26,8 +26,10 @@ from lit_depth.studies.importance.figures import (
     drawn_in_place,
     importance_charts,
     importance_figures,
+    lens_name,
     task_figure,
 )
+from lit_depth.studies.importance.lens_by_block import half_settled
 from lit_depth.studies.shared.block_ranks import MOST_TASKS
 from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
 from lit_depth.studies.shared.importance_views import agreement_section, headline
@@ -62,6 +64,15 @@ EXPLAIN_MASKS = (
     "{full:.3f}); 'difference' is to the accuracy drop's mask of that size, with {confidence:.0%} {simultaneous}; "
     "p-values are corrected over all masks that differ. " + LEGEND
 )
+EXPLAIN_LENS = (
+    "The reference answers on {task} as the full model's final norm and head read them behind every block (logit "
+    "lens, nostalgebraist 2020). rank: that of an answer's worst token, median and quartiles over the samples; "
+    "log-prob: mean per token; settled: share of answers of rank 1 behind this block and all later ones; top: of rank "
+    "1 here; {confidence:.0%} intervals by {cluster}. Early blocks do not write for that head, so a low share there "
+    "does not show that the answer is unknown (Belrose et al. 2023). drop: quality lost without the block."
+)
+LENS_HEADERS = ("block", "rank", "quartiles", "log-prob", "interval", "settled", "interval", "top", "drop")
+_READ = ("logprob", "top", "settled")
 
 
 def report(result: dict[str, Any]) -> Report:
@@ -81,6 +92,7 @@ def report(result: dict[str, Any]) -> Report:
         ]
     if "methods" in result:
         sections += _method_sections(result["methods"])
+    sections += [_lens_section(task, lens_name(task, tasks), result["confidence"]) for task in tasks if "lens" in task]
     for task in tasks:
         sections += [*document_sections(task), *readings_sections(task, result)]
         worst = sorted(task["blocks"], key=lambda entry: -entry["quality"]["drop"])[:4]
@@ -96,7 +108,8 @@ def report(result: dict[str, Any]) -> Report:
         kind="importance",
         figures=importance_figures(result),
         files={SCORES: plain_scores((mean or tasks[0])["blocks"])} | (by_task if mean else {}),
-        tables={f"importance/{name}": _logged(entry, result["confidence"]) for name, entry in measured.items()},
+        tables={f"importance/{name}": _logged(entry, result["confidence"]) for name, entry in measured.items()}
+        | {f"importance/lens_{task['task']}": _logged_lens(task["lens"]) for task in tasks if "lens" in task},
         scalars=scalars,
         curves=_curves(measured),
         charts=importance_charts(measured, result["split"], result["confidence"], tasks),
@@ -173,6 +186,9 @@ def _curves(measured: Mapping[str, Mapping[str, Any]]) -> Curves:
     """The drop in quality and the ends of its interval along the blocks; of halves of blocks along these."""
     rows: dict[int, dict[str, float]] = {}
     for name, entry in measured.items():
+        for each in entry.get("lens", ()):
+            found = {f"lens_{key}/{name}": each[key] for key in ("rank", "logprob", "settled")}
+            rows.setdefault(each["block"], {_STEP: each["block"]}).update(found)
         for place, each in zip(unit_places(entry["blocks"]), entry["blocks"]):
             low, high = each["quality"]["drop_simultaneous_ci"]
             found = {"drop": each["quality"]["drop"], "drop_low": low, "drop_high": high}
@@ -191,6 +207,41 @@ def _logged(task: Mapping[str, Any], confidence: float) -> Table:
             row += [drop["drop"], *drop["drop_ci"], *drop["drop_simultaneous_ci"], drop["p_holm"], verdict]
         rows.append([*row, *(None if refused else entry[measure].get("rank") for measure in MEASURES)])
     return Table(COLUMNS, rows)
+
+
+def _lens_section(task: Mapping[str, Any], figure: str, confidence: float) -> Section:
+    lens, block = task["lens"], half_settled(task["lens"])
+    lines = [EXPLAIN_LENS.format(task=task["task"], confidence=confidence, cluster=cluster_noun(task))]
+    if block is not None:
+        last = lens[-1]["settled"]
+        lines.append(f"half of the answers that the last block settles ({last:.3f}) are settled behind block {block}")
+    return Section("Where answers come from", "\n\n".join(lines), Table(LENS_HEADERS, _lens_rows(task)), [figure])
+
+
+def _lens_rows(task: Mapping[str, Any]) -> list[list[Cell]]:
+    """One row per block: what the lens reads, and beside it what skipping the block costs (of halves: both of them)."""
+    drops: dict[int, list[str]] = {}
+    for entry in task["blocks"]:
+        drops.setdefault(entry["block"], []).append(f"{entry['quality']['drop']:+.3f}")
+    rows: list[list[Cell]] = []
+    for entry in task["lens"]:
+        low, high = entry["rank_quartiles"]
+        row: list[Cell] = [entry["block"], f"{entry['rank']:g}", f"{low:g}-{high:g}"]
+        for name in ("logprob", "settled"):
+            row += [f"{entry[name]:.3f}", format_interval(entry[f"{name}_ci"], "")]
+        rows.append([*row, f"{entry['top']:.3f}", " / ".join(drops.get(entry["block"], ())) or None])
+    return rows
+
+
+def _logged_lens(lens: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per block, without rounding."""
+    rows = [
+        [entry["block"], entry["rank"], *entry["rank_quartiles"]]
+        + [value for name in _READ for value in (entry[name], *entry[f"{name}_ci"])]
+        for entry in lens
+    ]
+    ends = [f"{name}{end}" for name in _READ for end in ("", "_ci_low", "_ci_high")]
+    return Table(("block", "rank", "rank_quartile_1", "rank_quartile_3", *ends), rows)
 
 
 def _method_sections(methods: Mapping[str, Any]) -> list[Section]:

@@ -38,28 +38,34 @@ class Measured(NamedTuple):
         return _nouns(self.task, self.sweep)
 
 
-def evaluate(run: Run, split: str, masks: Iterable[Tensor], what: str, names: Names | None = None) -> Measured:
+def evaluate(
+    run: Run, split: str, masks: Iterable[Tensor], what: str, names: Names | None = None, lens: bool = False
+) -> Measured:
     """Answer a split under masks in Lightning's predict loop; what the run's records hold already is not repeated.
 
     ``masks`` are those besides the full model's, ``what`` begins the text before the progress bar. The best constant
     answer stands beside the scores, on the same samples of all processes. ``names`` are those of groups of masks, as
-    loggers are told of while it goes.
+    loggers are told of while it goes. ``lens`` is that of `MaskSweep`.
 
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
     """
-    measured = sweep_masks(run, split, masks, what, names)
+    measured = sweep_masks(run, split, masks, what, names, lens)
     if measured.scores.is_bounded:
         constant = constant_scores(run.datamodule, split, measured.scores.samples)
         measured = measured._replace(scores=measured.scores._replace(constant=constant))
     return measured
 
 
-def sweep_masks(run: Run, split: str, masks: Iterable[Tensor], what: str, names: Names | None = None) -> Measured:
+def sweep_masks(
+    run: Run, split: str, masks: Iterable[Tensor], what: str, names: Names | None = None, lens: bool = False
+) -> Measured:
     """`evaluate` without the constant answer."""
     task = run.datamodule.task
     records, text = run.folder / "records" / task.name / split, f"{what}, {task.name}, {split} split"
-    sweep = sweep_samples(run, split, [*MaskSet.full(run.model.num_units), *masks], records, text, names=names)
+    sweep = sweep_samples(
+        run, split, [*MaskSet.full(run.model.num_units), *masks], records, text, names=names, lens=lens
+    )
     assert sweep.records is not None
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
@@ -85,13 +91,14 @@ def sweep_samples(
     text: str,
     positions: Sequence[int] | None = None,
     names: Names | None = None,
+    lens: bool = False,
 ) -> MaskSweep:
     """`evaluate` on some samples of a split, or all, with the records in a folder of their own.
 
     ``positions`` count in ``datamodule.eval_dataset(split)``; None = all.
     """
     task = run.datamodule.task
-    sweep = _new_sweep(run, masks, records, text)
+    sweep = _new_sweep(run, masks, records, text, lens)
     run.model.use_task(task.max_new_tokens)
     num_samples = _count(run, split, positions)
     if not num_samples:
@@ -115,11 +122,11 @@ def is_recorded(
     return _is_complete(_new_sweep(run, masks, records, ""), _count(run, split, positions))
 
 
-def _new_sweep(run: Run, masks: Sequence[Tensor], records: Path, text: str) -> MaskSweep:
+def _new_sweep(run: Run, masks: Sequence[Tensor], records: Path, text: str, lens: bool = False) -> MaskSweep:
     task = run.datamodule.task
     # of answers that are not scored, by what would score them
     also = (readings(task.read_by) or None) if getattr(task, "read_by", "") else None
-    return MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also)
+    return MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also, lens)
 
 
 def _count(run: Run, split: str, positions: Sequence[int] | None) -> int:
