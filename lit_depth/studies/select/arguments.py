@@ -43,6 +43,8 @@ class SelectArguments:
         check_least(1, num_requests=self.num_requests, num_checks=self.num_checks)
         check_range(1, MAX_TOKENS, new_tokens=self.new_tokens)
         check_range(1, MAX_DRAFT, max_draft=self.max_draft)
+        if self.lossless and self.num_checks < 2:
+            raise ValueError(f"expected num_checks of at least 2 with --lossless true, got {self.num_checks}")
         if not 0 <= self.margin < 1:
             raise ValueError(f"expected a margin of at least 0 and below 1, got {self.margin}")
         if self.budget_ms is not None and not 0 < self.budget_ms < float("inf"):

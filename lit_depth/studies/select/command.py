@@ -155,12 +155,8 @@ def select(
             again = partial(clock.time, split="validation", num_requests=num_checks)
             result |= analysis.choose(result, arguments, again)
         if lossless:
-            sizes = {
-                "num_requests": num_requests,
-                "num_checks": num_checks,
-                "max_draft": min(max_draft, new_tokens - 2),
-            }
-            drafts = Lossless(run, new_tokens, settings["threads"], **sizes, confidence=confidence)
+            longest = min(max_draft, new_tokens - 2)
+            drafts = Lossless(run, new_tokens, settings["threads"], num_requests, num_checks, longest, confidence)
             result["lossless"] = drafts.measure([option.mask_id for option in options])
         publish(run, report(result), RESULT, result)
     return result

@@ -49,9 +49,8 @@ def _text(entry: Mapping[str, Any]) -> str:
     if entry["chosen"] is not None:
         first = f"Lossless: {which}, draft for the full model. As {found}"
     else:
-        first = (
-            f"Lossless: no mask is chosen, plain decoding is as fast or faster. The most promising, {which}, {found}"
-        )
+        none = "Lossless: no mask is chosen, because none is surely faster than plain decoding."
+        first = f"{none} The most promising, {which}, {found}"
     return (
         f"{first}\n\nAn accepted draft is the full model's own token, counted along its answers on "
         f"{entry['num_requests']} calibration requests ({entry['mean_tokens']:.1f} tokens behind the first). What is "
@@ -93,22 +92,23 @@ def lossless_figure(result: Mapping[str, Any]) -> "Figure":
     left.plot(counts, [each["acceptance"] for each in entry["candidates"]], "-o", color=COLORS[0], markersize=5)
     left.set_ylim(-0.02, 1.02)
     left.set_ylabel("Share of drafts that are\nthe full model's own token")
-    label = "expected, at the best length (number)"
-    right.plot(
-        counts, [each["speedup"] for each in entry["candidates"]], "-o", color=COLORS[0], markersize=5, label=label
-    )
+    for key, label, mark, color in (
+        ("speedup", "expected of a request, at the best length (number)", "-o", COLORS[0]),
+        ("decoding_speedup", "expected of decoding alone, without an end", ":^", COLORS[2]),
+    ):
+        right.plot(counts, [each[key] for each in entry["candidates"]], mark, color=color, markersize=5, label=label)
     for count, each in zip(counts, entry["candidates"]):
         at = (count, each["speedup"])
         right.annotate(str(each["num_draft"]), at, (0, 7), textcoords="offset points", fontsize=8, ha="center")
     measured, best = entry["measured"], entry["best"]
     low, high = measured["speedup_ci"]
     bars = [[measured["speedup"] - low], [high - measured["speedup"]]]
-    name = f"measured, {result['confidence']:.0%} interval"
+    label = f"measured of a request, {result['confidence']:.0%} interval"
     where = best["num_active_blocks"]
-    right.errorbar([where], [measured["speedup"]], yerr=bars, fmt="s", color=COLORS[1], markersize=7, label=name)
+    right.errorbar([where], [measured["speedup"]], yerr=bars, fmt="s", color=COLORS[1], markersize=7, label=label)
     right.axhline(1, color=GREY, linestyle="--", linewidth=1, label="plain decoding")
-    right.set_ylabel("Speed of a request, plain decoding = 1")
-    figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    right.set_ylabel("Speed, plain decoding = 1")
+    figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     title = f"Drafts for the full model, {result['task']}, up to {entry['new_tokens']} new tokens, {result['device']}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
