@@ -79,9 +79,8 @@ def test_a_fast_draft_is_chosen(small_checkpoint, tmp_path, capsys, monkeypatch)
         return DraftCosts(10.0, {mask: 10.0 + each for mask, each in cost.items()}, cost, [6.0] * (max_draft + 1))
 
     monkeypatch.setattr(study, "time_steps", steps)
-    monkeypatch.setattr(
-        study.Lossless, "_check", lambda self, choice: {"checks": [check(12.5, image=name) for name in "abc"]}
-    )
+    checks = [check(12.5, image=str(number)) for number in range(24)]
+    monkeypatch.setattr(study.Lossless, "_check", lambda self, choice: {"checks": checks})
     assert run(["select", "--model.checkpoint", small_checkpoint, "--output_dir", tmp_path, *SMALL]) == 0
     found = read(tmp_path)["lossless"]
     assert found["chosen"] == {"mask_id": found["best"]["mask_id"], "num_draft": found["best"]["num_draft"]}
