@@ -11,6 +11,7 @@ from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
 from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
 from lit_depth.studies.select.figures import selection_chart, selection_figure
+from lit_depth.studies.select.lossless_views import FIGURE, lossless_figure, lossless_scalars, lossless_section
 
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
 COLUMNS = ("mask_id", "num_active_blocks", "budget_ms", "quality")
@@ -21,13 +22,18 @@ _STEP = "num_active_blocks"
 def report(result: Mapping[str, Any]) -> Report:
     """The report of the content of ``selection.json``; the figure stands in it where quality was measured."""
     figures = {"quality_vs_budget": partial(selection_figure, result)} if result["frontier"] else {}
+    candidates = list(figures)
+    drafts = [lossless_section(result)] if "lossless" in result else []
+    if any(section.figures for section in drafts):
+        figures[FIGURE] = partial(lossless_figure, result)
     refused = refusal(result, result["task"])
     return Report(
         title=f"Masks under a latency budget, {result['task']}",
         headline="\n\n".join([*([refused] if refused else []), *_measured(result)]),
         sections=[
             Section("Choice", "\n\n".join(_choice(result))),
-            Section("Candidates", table=Table(HEADERS, _rows(result)), figures=list(figures)),
+            Section("Candidates", table=Table(HEADERS, _rows(result)), figures=candidates),
+            *drafts,
             *readings_sections(result, result),
         ],
         kind="selection",
@@ -36,7 +42,11 @@ def report(result: Mapping[str, Any]) -> Report:
         figures=figures,
         masks=_masks(result),
         tables={"select/candidates": Table(COLUMNS, [_candidate(entry) for entry in result["candidates"]])},
-        scalars={**verdict_scalars([(result["task"], "", result)]), **_chosen(result)},
+        scalars={
+            **verdict_scalars([(result["task"], "", result)]),
+            **_chosen(result),
+            **(lossless_scalars(result) if drafts else {}),
+        },
         metadata={"device": result["device"]},
     )
 
