@@ -17,12 +17,14 @@ from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
 from lit_depth.functional.engine.api import answer_masks, score_continuations
 from lit_depth.functional.engine.decoding_configuration import decoding_configuration, end_token_ids
+from lit_depth.functional.engine.greedy_tokens import GreedyTokens, full_place
 from lit_depth.functional.healing.answers import with_answers
 from lit_depth.functional.inputs import IGNORE, TEXT_INPUTS, is_image_input, reference_logprob
 from lit_depth.functional.lens import LensReading
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
+from lit_depth.functional.token_agreement import TokenAgreement, token_agreement
 from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model, outline_model
 from lit_depth.models.prompting import prompter_for
@@ -40,6 +42,7 @@ class MaskedPredictions(NamedTuple):
     reference_logprobs: Tensor  # [M, B]
     likelihoods: list[list[list[Likelihood]]] | None = None  # [M][B], of each continuation; None = answers are texts
     lens: LensReading | None = None  # of the full model, [num_blocks, B]; None = nobody asked
+    agreement: TokenAgreement | None = None  # [M, B]; None = the full model was not among them, or wrote nothing
 
 
 # arguments that an evaluation does not read
@@ -172,6 +175,8 @@ class DepthModule(LightningModule):
         self.on_mask: Callable[[], None] = lambda: None
         # whether a callback wants what the logit lens reads of the full model's answers
         self.reads_lens = False
+        # tokens of the full model's own answer to be read under every mask
+        self.acceptance = 0
 
     @property
     def device(self) -> torch.device:
@@ -304,13 +309,23 @@ class DepthModule(LightningModule):
         stop = self._stop(batch["samples"])
         lens: list[LensReading] = []
         on_lens = lens.append if self.reads_lens and not is_withheld else None
-        tokens, logprobs = self.answer({**batch, **any_token}, masks, self.max_new_tokens, stop, on_lens)
+        greedy: list[GreedyTokens] = []
+        listeners: dict[str, Any] = {"on_lens": on_lens}
+        full = full_place(masks)
+        if full is not None:
+            listeners |= {"on_greedy": greedy.append, "acceptance": self.acceptance}
+        tokens, logprobs = self.answer({**batch, **any_token}, masks, self.max_new_tokens, stop, **listeners)
         if is_withheld:
             for mask, sample in logprobs.isnan().nonzero().tolist():
                 raise overflow(self, masks.ids[mask], batch["sample_ids"][sample])
             logprobs = torch.full_like(logprobs, torch.nan)
         texts = [self.texts(rows) for rows in tokens]
         found = MaskedPredictions(list(batch["sample_ids"]), list(masks.ids), texts, logprobs)
+        if full is not None:
+            agreement = token_agreement(tokens, greedy[-1], full)
+            if is_withheld:
+                agreement = agreement._replace(reference=torch.full_like(logprobs, torch.nan))
+            found = found._replace(agreement=agreement)
         return found._replace(lens=lens[-1] if lens else None)
 
     def texts(self, tokens: Tensor) -> list[str]:
@@ -362,7 +377,7 @@ class DepthModule(LightningModule):
         masks: MaskSet,
         max_new_tokens: int,
         stop: Callable[[Tensor], Tensor] | None = None,
-        on_lens: Callable[[LensReading], Any] | None = None,
+        **listeners: Any,
     ) -> tuple[Tensor, Tensor]:
         """Tokens and reference log-probabilities of a batch with samples, see `answer_masks`."""
         return answer_masks(
@@ -373,7 +388,7 @@ class DepthModule(LightningModule):
             max_new_tokens=max_new_tokens,
             eos_token_id=self.end_token_ids,
             stop=stop,
-            on_lens=on_lens,
+            **listeners,
             **self._sweeping(),
         )
 

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from tqdm.auto import tqdm
 
-from lit_depth.functional.arguments import check_range, checked
+from lit_depth.functional.arguments import check_least, check_range, checked
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.functional.masks import Masks, MaskSet
 from lit_depth.metrics import clean_prediction
@@ -50,6 +50,9 @@ class MaskSweep(Callback):
             references has ``rate(sample, text)`` besides, which gives what is recorded.
         lens: Record what the logit lens reads of the reference answer behind every block of the full model, where that
             is among the masks (`lit_depth.functional.logit_lens`): lists ``lens_rank`` and ``lens_logprob``.
+        acceptance: Tokens of the full model's own answer that are read under every mask, where the full model is among
+            them: ``accepted`` of a record has one character for each, ``1`` where the mask takes the full model's token
+            to be the most likely one. 0 = none.
         also: Metrics that read the same answers in another way; what they give stands beside the score, in columns
             called as they are, and the answers they find no option in under ``<name>_parse_failed``. None = as the
             metric says.
@@ -78,11 +81,13 @@ class MaskSweep(Callback):
         description: str = "masks",
         also: Sequence[str] | None = None,
         lens: bool = False,
+        acceptance: int = 0,
     ) -> None:
         check_range(0, 1, max_bad_samples=max_bad_samples)
+        check_least(0, acceptance=acceptance)
         self.masks = MaskSet.of(masks).unique()
         self.folder = Path(folder)
-        self.lens = lens
+        self.lens, self.acceptance = lens, acceptance
         self.metric = new_metric(metric)
         self._corpus = getattr(self.metric, "corpus", None)
         self._by_full = getattr(self.metric, "against_full", False)  # scored by the full model's answers
@@ -130,7 +135,7 @@ class MaskSweep(Callback):
             **({} if trainer.is_global_zero else {"disable": True}),
         )
         pl_module.on_mask = self._progress.update
-        pl_module.reads_lens = self.lens  # type: ignore[assignment]
+        pl_module.reads_lens, pl_module.acceptance = self.lens, self.acceptance  # type: ignore[assignment]
 
     def loop_of(self, trainer: Trainer) -> tuple[list[Any], int]:
         """The loaders of the loop that runs, and its number of batches."""
@@ -158,11 +163,13 @@ class MaskSweep(Callback):
                     self._writer.write({"mask": REFERENCES, "sample": sample.id, "references": sample.references})
         likelihoods = outputs.likelihoods or [[None] * len(texts) for texts in outputs.texts]
         of_masks = zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist(), likelihoods)
-        for mask, texts, logprobs, found in of_masks:
+        for row, (mask, texts, logprobs, found) in enumerate(of_masks):
             if mask not in self.masks.ids:  # asked for by another callback
                 continue
-            lens = self._lens_columns(mask, outputs, len(texts))
-            for sample, text, logprob, likelihood, of_sample in zip(batch["samples"], texts, logprobs, found, lens):
+            lens, agreement = self._lens_columns(mask, outputs, len(texts)), _agreement_columns(row, outputs)
+            for column, (sample, text, logprob, likelihood, of_sample) in enumerate(
+                zip(batch["samples"], texts, logprobs, found, lens)
+            ):
                 is_scored = bool(sample.references)
                 if is_scored and not math.isfinite(logprob):
                     raise overflow(pl_module, mask, sample.id)
@@ -175,6 +182,8 @@ class MaskSweep(Callback):
                 # a float32 has no more digits, and kernels may differ in the last one
                 record["reference_logprob"] = round(logprob, 6) if is_scored else None
                 record |= of_sample
+                if agreement:
+                    record |= agreement[column]
                 self._writer.write(record)
                 self._keep_running(mask, sample.id, sample.image_id, record.get("score"))
         pl_module.requested_masks = None  # type: ignore[assignment]
@@ -317,7 +326,7 @@ class MaskSweep(Callback):
             if opened is not None:
                 opened.close()
         pl_module.on_mask = lambda: None  # type: ignore[assignment]
-        pl_module.reads_lens = False  # type: ignore[assignment]
+        pl_module.reads_lens, pl_module.acceptance = False, 0  # type: ignore[assignment]
         pl_module.requested_masks = None  # type: ignore[assignment]
 
     def _record_bad_samples(self, batch: dict[str, Any]) -> None:
@@ -327,6 +336,22 @@ class MaskSweep(Callback):
             if (BAD, bad.id) not in self._done:
                 self._writer.write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
         self.check_bad_samples(self._num_samples)
+
+
+def _agreement_columns(row: int, outputs: Any) -> list[dict[str, Any]]:
+    """What the records of a mask's samples tell of its agreement with the full model; nothing where it is not known."""
+    agreement = getattr(outputs, "agreement", None)
+    if agreement is None:
+        return []
+    found = []
+    for first, share, accepted in zip(*(each[row].tolist() for each in agreement)):
+        columns: dict[str, Any] = {"first_difference": first}
+        if not math.isnan(share):
+            columns["reference_agreement"] = round(share, 6)
+        if accepted:
+            columns["accepted"] = "".join(str(each) for each in accepted if each >= 0)
+        found.append(columns)
+    return found
 
 
 def _seen(metric: Any, text: str) -> str:

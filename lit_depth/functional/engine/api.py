@@ -28,6 +28,7 @@ from lit_depth.functional.engine.comparison import OTHER_ANSWERS, Request
 from lit_depth.functional.engine.decode import answer_in_chunks, answer_one_by_one, answer_rows
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError, check_generates
 from lit_depth.functional.engine.drivers import TrieDriver
+from lit_depth.functional.engine.greedy_tokens import GreedyTokens, check_without_penalties
 from lit_depth.functional.engine.memory import call_width
 from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.rows import up_to_stop
@@ -195,6 +196,8 @@ def answer_masks(
     on_mask: Callable[[], Any] = lambda: None,
     stop: Callable[[Tensor], Tensor] | None = None,
     on_lens: Callable[[LensReading], Any] | None = None,
+    on_greedy: Callable[[GreedyTokens], Any] | None = None,
+    acceptance: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`sweep_generate`, and in the same pass the log-probability of a reference answer under every mask.
 
@@ -214,6 +217,12 @@ def answer_masks(
             ``[rows]``; None = answers end at ``eos_token_id`` alone.
         on_lens: Called with what `logit_lens` reads of the reference answers, where the full model is among the masks:
             its states are those of the same pass. Should the engine fail, it is called once more.
+        on_greedy: Called with the most likely tokens at the positions of the reference answers, of the same forward
+            that gives their log-probability, and with those of ``acceptance``.
+        acceptance: How many tokens of the full model's own answer to read under every mask, where the full model is
+            among the masks; at most ``max_new_tokens`` are. What a mask takes to be most likely there is what it would
+            draft in speculative decoding. Read on the prompts' keys and values, and only where a mask has decoded
+            something else before.
 
     Returns:
         Generated tokens, long ``[masks, batch, max_new_tokens]``, and the mean log-probability of the reference answer,
@@ -224,7 +233,11 @@ def answer_masks(
     if answer_ids is not None:
         check_answers(model, answer_ids, len(inputs["input_ids"]))
     request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id, answer_ids)
-    request = request._replace(stop=stop, on_lens=on_lens)
+    check_least(0, acceptance=acceptance)
+    if acceptance:
+        check_without_penalties(model)
+    acceptance = min(acceptance, max_new_tokens) if on_greedy is not None else 0
+    request = request._replace(stop=stop, on_lens=on_lens, on_greedy=on_greedy, acceptance=acceptance)
     phases = (phase, decode_without_prompt)
     tokens, logprobs = _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
     return up_to_stop(tokens, request), logprobs

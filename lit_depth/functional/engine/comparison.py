@@ -53,6 +53,9 @@ class Request(NamedTuple):
         summed: Score an answer by `answer_sums` instead of its mean log-probability.
         stop: Says of each row of answers so far, long ``[rows, tokens]``, whether it ends there; None = at `eos` alone.
         on_lens: Told what the logit lens reads of the answers in the full model, if that is among the masks.
+        on_greedy: Told the most likely tokens at the positions of the reference answers, once all masks have answered.
+        acceptance: How many tokens of the full model's own answers to read under every mask; 0 = none.
+        own: These, ``[batch, acceptance]``, padded on the right with -100; None = the full model has not answered yet.
     """
 
     inputs: Mapping[str, Any]
@@ -64,6 +67,9 @@ class Request(NamedTuple):
     summed: bool = False
     stop: Callable[[Tensor], Tensor] | None = None
     on_lens: Callable[[LensReading], Any] | None = None
+    on_greedy: Callable[[Any], Any] | None = None
+    acceptance: int = 0
+    own: Tensor | None = None
 
     @property
     def options(self) -> dict[str, Any]:

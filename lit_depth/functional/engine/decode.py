@@ -18,6 +18,15 @@ from transformers import GenerationMixin, StoppingCriteriaList
 from lit_depth.functional.engine.comparison import Comparison, Request, compare
 from lit_depth.functional.engine.decoding_configuration import PreparedPrompt, generating_model, inside_generate
 from lit_depth.functional.engine.drivers import Front, RowDriver, TrieDriver, driven
+from lit_depth.functional.engine.greedy_tokens import (
+    OPEN,
+    GreedyTokens,
+    full_first,
+    full_place,
+    greedy_along,
+    known_along,
+    own_answers,
+)
 from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row, call_width
 from lit_depth.functional.engine.proof import Steps
 from lit_depth.functional.engine.row_cache import RowCache
@@ -51,10 +60,11 @@ def answer_in_chunks(
         CannotDriveError: The engine cannot answer the first chunk, or gives other answers than the model.
     """
     tokens, logprobs = request.no_answers(len(masks))
+    greedy, full = GreedyTokens.nothing(request, len(masks)), full_place(masks) if request.acceptance else None
     front: Front | None = None
     # a family's own `generate` may not do without the image
     is_plain = type(generating_model(model)).generate is GenerationMixin.generate
-    waiting = plan_chunks(model, request, masks, max_rows)
+    waiting = full_first(plan_chunks(model, request, masks, max_rows), full)
     check = compare(model, request, masks[waiting[0][0]], path, "masks together")
     while waiting:
         chunk = waiting.pop(0)
@@ -64,14 +74,19 @@ def answer_in_chunks(
             if len(chunk) == 1:
                 raise
             _MASKS_THAT_FIT[model] = fitted = max(1, len(chunk) // 2)
-            waiting = _shorten([chunk, *waiting], fitted)
+            waiting = full_first(_shorten([chunk, *waiting], fitted), None if request.own is not None else full)
             continue
-        tokens[chunk], logprobs[chunk], front = found
+        tokens[chunk], logprobs[chunk], front, best = found
+        greedy.put(chunk, best)
+        if full in chunk:
+            request = request._replace(own=own_answers(tokens[full], request))
         if not is_plain:
             front = None
         check = None
         for _ in chunk:
             on_mask()
+    if request.on_greedy:
+        request.on_greedy(greedy)
     return tokens, logprobs
 
 
@@ -82,7 +97,10 @@ def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: in
     else:
         # answers that share a prompt are read on its keys and values, as decoded tokens are
         on_cache = max(request.max_new_tokens, request.rows is not None)
-        row = partial(bytes_per_row, model, request.inputs, on_cache, request.answer_ids)
+        # of what is read only the length counts
+        widest = max(request.answer_length, request.acceptance)
+        read = torch.empty(0, widest) if request.acceptance else request.answer_ids
+        row = partial(bytes_per_row, model, request.inputs, on_cache, read)
         costs = [request.num_rows * row(count) for count in masks.counts]
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
@@ -100,8 +118,8 @@ def _answer_chunk(
     path: str | None,
     front: Front | None,
     check: Comparison | None,
-) -> tuple[Tensor, Tensor, Front | None]:
-    """Answers of some masks, and what a further chunk of the same batch can start from.
+) -> tuple[Tensor, Tensor, Front | None, GreedyTokens]:
+    """Answers of some masks, what a further chunk of the same batch can start from, and most likely tokens.
 
     Args:
         check: What the model does under the first of the masks; None = that the engine does so is known.
@@ -112,10 +130,16 @@ def _answer_chunk(
         with masked(model, masks[0], blocks=path):
             way = scoring_way(model, request.inputs, answer_ids, request.pad, request.rows is not None)
     inputs = request.inputs
+    way_of_own: Way = "steps"
+    if request.acceptance > 1:
+        # whatever the tokens are, they are read alike
+        some = inputs["input_ids"][:, -1:].expand(-1, request.acceptance - 1)
+        with masked(model, masks[0], blocks=path):
+            way_of_own = scoring_way(model, inputs, some, request.pad, in_phases=True)
     if front is not None:
         # pixels are needed once: the front has the embeddings that they went into; sizes and places tell positions
         inputs = {name: v for name, v in inputs.items() if not (is_image_input(name) and v.is_floating_point())}
-    answer = partial(_answer_prompt, model, request, masks, blocks, way, front, check)
+    answer = partial(_answer_prompt, model, request, masks, blocks, (way, way_of_own), front, check)
     return inside_generate(model, inputs, request.options, answer)
 
 
@@ -124,12 +148,13 @@ def _answer_prompt(
     request: Request,
     masks: MaskSet,
     blocks: nn.ModuleList,
-    way: Way,
+    ways: tuple[Way, Way],
     front: Front | None,
     check: Comparison | None,
     prompt: PreparedPrompt,
-) -> tuple[Tensor, Tensor, Front | None]:
+) -> tuple[Tensor, Tensor, Front | None, GreedyTokens]:
     prompt.check_processors()
+    way, way_of_own = ways
     batch, new_tokens, answer_length = len(prompt.ids), request.max_new_tokens, request.answer_length
     answers = None if request.answer_ids is None else filled(request.answer_ids, request.pad)
     whole = answers is not None and way == "whole"
@@ -150,7 +175,7 @@ def _answer_prompt(
     logits, behind = logits[:num_rows], logits[num_rows:]
     if cache is not None:
         cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
-    deal = partial(deal_out, prompt, masks, trie, cache)
+    deal = partial(deal_out, prompt, masks, trie, cache, again=request.acceptance > 1)
     rows = None
     if answers is not None and not whole:
         of_prompt = torch.arange(batch) if request.rows is None else request.rows.cpu()
@@ -168,9 +193,19 @@ def _answer_prompt(
         request.read_lens(torch.cat([behind, logits[lens * count : (lens + 1) * count]]))
     del behind
     scored = request.score(logits, len(masks))
+    greedy, best = GreedyTokens.nothing(request, len(masks)), None
+    if request.on_greedy and request.answer_ids is not None:
+        best = logits.argmax(-1)
+        given = request.answer_ids.repeat(len(masks), 1)
+        greedy.reference[:] = greedy_along(best, given).unflatten(0, (len(masks), batch))
     of_one_mask = None if check is None else logits[request.firsts().to(logits.device)]
     tokens, first, open_rows = first_tokens(
-        prompt, logits, request, len(masks), drafts=request.answer_ids if check is None else None
+        prompt,
+        logits,
+        request,
+        len(masks),
+        drafts=request.answer_ids if check is None else None,
+        best=best,
     )
     del logits
     if len(open_rows):
@@ -179,7 +214,19 @@ def _answer_prompt(
         tokens[open_rows] = rows.decode(blocks, first, request, note)
     if check is not None and of_one_mask is not None:
         check.check(model, of_one_mask, tokens[:batch], request)
-    return tokens.unflatten(0, (len(masks), batch)), scored, driver.front
+    of_masks, full = tokens.unflatten(0, (len(masks), batch)), full_place(masks)
+    answer = own_answers(of_masks[full], request) if request.own is None and full is not None else request.own
+    if answer is not None and cache is not None and request.acceptance:
+        cache.extent.length = prompt.length
+        along = known_along(tokens, answer.repeat(len(masks), 1))
+        unread = (along == OPEN).any(1).nonzero().flatten()
+        if len(unread):
+            given = filled(answer[unread % batch, :-1], request.pad).to(prompt.ids.device)
+            pieces = deal(unread, again=False).read(blocks, given, way_of_own)
+            further = torch.cat([piece.argmax(-1).cpu() for piece in pieces], dim=1)
+            along[unread, 1:] = torch.where(along[unread, 1:] == OPEN, further, along[unread, 1:])
+        greedy.own[:] = along.unflatten(0, (len(masks), batch))
+    return of_masks, scored, driver.front, greedy
 
 
 def answer_rows(model: nn.Module, request: Request, masks: MaskSet, blocks: nn.ModuleList, path: str | None) -> Tensor:
@@ -218,13 +265,15 @@ def answer_one_by_one(
     on_mask: Callable[[], Any],
     **phases: Any,
 ) -> tuple[Tensor, Tensor]:
-    """``answer_masks`` of `lit_depth.functional.engine.api` by `masked` and ``generate``; ``phases`` as in `masked`."""
+    """`answer_in_chunks` by `masked` and ``generate``; ``phases`` as in `masked`."""
     length = request.inputs["input_ids"].shape[1]
     tokens, logprobs = request.no_answers(len(masks))
+    greedy, full = GreedyTokens.nothing(request, len(masks)), full_place(masks) if request.acceptance else None
     lens, module_list = request.lens_of(masks), find_blocks(model, path)
     behind: dict[int, Tensor] = {}  # of each answer, the logits behind every block
-    for index, mask in enumerate(masks):
-        with masked(model, mask, blocks=path, granularity=masks.granularity, **phases):
+    (order,) = zip(*full_first([[index] for index in range(len(masks))], full))
+    for index in order:
+        with masked(model, masks[index], blocks=path, granularity=masks.granularity, **phases):
             for answers in _turns(request):
                 ids = request.answer_ids[answers]  # type: ignore[index]
                 if index == lens:
@@ -234,13 +283,25 @@ def answer_one_by_one(
                 else:
                     logits = proven_logits(model, request.inputs, ids, request.pad, bool(phases))
                 logprobs[index, answers] = request._replace(answer_ids=ids).score(logits, 1)[0]
+                if request.on_greedy:
+                    greedy.reference[index] = greedy_along(logits.argmax(-1), ids)
             if request.max_new_tokens:
                 options = {**request.options, "stopping_criteria": _criteria(request, length)}
                 found = model.generate(**request.inputs, **options)[:, length:]  # type: ignore[operator]
                 tokens[index, :, : found.shape[1]] = found.cpu()
+            if index == full:
+                request = request._replace(own=own_answers(tokens[index], request))
+            if request.own is not None:
+                greedy.own[index] = along = known_along(tokens[index], request.own)
+                if (along == OPEN).any():
+                    given = request.own.to(request.inputs["input_ids"].device)
+                    logits = proven_logits(model, request.inputs, given, request.pad, bool(phases))
+                    greedy.own[index] = torch.where(along == OPEN, greedy_along(logits.argmax(-1), given), along)
         if index == lens and behind:
             request.read_lens(torch.stack([behind.pop(answer) for answer in sorted(behind)], dim=1).flatten(0, 1))
         on_mask()
+    if request.on_greedy:
+        request.on_greedy(greedy)
     return tokens, logprobs
 
 

@@ -39,6 +39,7 @@ class RowLayer(CacheLayerMixin):
         self.num_new = 0  # tokens that the last forward wrote
         # prefill by groups: what each group's call produced, until `assign` deals it out to rows
         self.parts: list[tuple[Tensor, Tensor]] | None = None
+        self.kept_parts: list[tuple[Tensor, Tensor]] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, _ = key_states.shape
@@ -59,10 +60,15 @@ class RowLayer(CacheLayerMixin):
         self.values[:, :, start:stop] = value_states
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
-    def assign(self, sources: Tensor) -> None:
-        """Give each row its prompt's keys and values: row i takes row ``sources[i]`` of all parts in a line."""
-        assert self.parts is not None
-        parts, self.parts = self.parts, None
+    def assign(self, sources: Tensor, again: bool = False) -> None:
+        """Give each row its prompt's keys and values: row i takes row ``sources[i]`` of all parts in a line.
+
+        Args:
+            again: Keep the parts: they are dealt out once more.
+        """
+        parts = self.parts if self.kept_parts is None else self.kept_parts
+        assert parts is not None
+        self.parts, self.kept_parts = None, parts if again else None
         if not len(sources):
             return
         length = self.extent.length

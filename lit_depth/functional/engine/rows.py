@@ -112,24 +112,41 @@ def up_to_stop(tokens: Tensor, request: Request) -> Tensor:
     return rows.unflatten(0, tokens.shape[:2])
 
 
-def deal_out(prompt: PreparedPrompt, masks: MaskSet, trie: MaskTrie, cache: RowCache | None, chosen: Tensor) -> Rows:
-    """Give (mask, sample) rows, all or some, their prompt's keys and values, to go on with."""
+def deal_out(
+    prompt: PreparedPrompt,
+    masks: MaskSet,
+    trie: MaskTrie,
+    cache: RowCache | None,
+    chosen: Tensor,
+    again: bool = False,
+) -> Rows:
+    """Give (mask, sample) rows, all or some, their prompt's keys and values, to go on with.
+
+    Args:
+        again: Whether rows are dealt out once more afterwards, from the prompt's end.
+    """
     assert cache is not None
     of_mask, of_sample = chosen // len(prompt.ids), chosen % len(prompt.ids)
     for block_idx, layer in enumerate(cache.layers):
         places = trie.places[of_mask, block_idx]
-        layer.assign((places * len(prompt.ids) + of_sample)[places >= 0])  # type: ignore[union-attr]
+        layer.assign((places * len(prompt.ids) + of_sample)[places >= 0], again)  # type: ignore[union-attr]
     device = prompt.ids.device
     return Rows(prompt.for_decoding(of_sample.to(device)), RowDriver(masks.bits[of_mask].to(device)), cache)
 
 
 def first_tokens(
-    prompt: PreparedPrompt, logits: Tensor, request: Request, num_masks: int, drafts: Tensor | None
+    prompt: PreparedPrompt,
+    logits: Tensor,
+    request: Request,
+    num_masks: int,
+    drafts: Tensor | None,
+    best: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Answers as far as logits ``[masks * batch, positions, vocabulary]`` tell them: see `_read_off`.
 
     Args:
         drafts: Reference answers ``[batch, answer]`` whose logits are the second and further ones; None = none.
+        best: Indices of the largest logits ``[masks * batch, positions]``, where they are known.
 
     Returns:
         Tokens long ``[rows, max_new_tokens]`` and the indices of those rows that are still open, both on the CPU, with
@@ -142,7 +159,7 @@ def first_tokens(
         samples = torch.arange(len(prompt.ids), device=prompt.ids.device).repeat(num_masks)
         greedy, drafts = prompt.rows(samples).next_tokens(logits[:, 0])[:, None], None
     else:
-        greedy, drafts = logits.argmax(-1), drafts.repeat(num_masks, 1)
+        greedy, drafts = logits.argmax(-1) if best is None else best, drafts.repeat(num_masks, 1)
     tokens, open_rows = _read_off(greedy, drafts, request)
     return tokens, greedy[open_rows.to(greedy.device), 0], open_rows
 

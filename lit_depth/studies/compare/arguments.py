@@ -27,6 +27,7 @@ class CompareArguments:
     num_requests: int = 5
     new_tokens: int = 4
     max_bad_samples: float = 0.01
+    acceptance: bool = False
     names: list[str] = field(init=False)
     counts: list[int] = field(init=False)
 
@@ -67,4 +68,5 @@ class CompareArguments:
             "num_seeds": self.num_seeds,
             "importance": importance,
             "confidence": self.confidence,
+            **({"acceptance": True} if self.acceptance else {}),
         }

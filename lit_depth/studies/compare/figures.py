@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.against_full_views import AGREEMENT_FIGURE, AgainstFull, flips_figure, knows_flips
 from lit_depth.results.charts.quality_charts import (
     Mark,
     TimedMark,
@@ -34,7 +35,7 @@ from lit_depth.results.style import (
     whole_numbers,
     withheld_title,
 )
-from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark_strategy
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, differs, mark_strategy
 from lit_depth.studies.compare.used_importance import used_importance_figure
 from lit_depth.studies.shared.comparison_schema import Comparison, Effect, Latency, MaskResult, Strategy
 
@@ -55,9 +56,28 @@ def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]
     if has_latency(comparison):
         figures["m5_latency_vs_blocks"] = partial(latency_figure, comparison)
         figures["m5_quality_latency_tradeoff"] = partial(tradeoff_figure, comparison)
+    if knows_flips(compared := against_full(comparison)):
+        title = f"Scores that change against the drop, {comparison['task']}"
+        figures[AGREEMENT_FIGURE] = partial(flips_figure, compared, title, comparison["confidence"])
     if comparison["importance"]["scores"]:
         figures[IMPORTANCE] = partial(used_importance_figure, comparison["importance"], comparison["confidence"])
     return {**figures, **{task_figure(task): partial(quality_figure, task) for task in comparison.get("tasks", ())}}
+
+
+def against_full(comparison: Comparison) -> list[AgainstFull]:
+    """Every policy at every number of blocks beside the full model; results of earlier versions know nothing of it."""
+    return [
+        AgainstFull(
+            f"{each['policy']}, {each['num_active_blocks']} blocks",
+            each["policy"],
+            each["drop"],
+            each["drop_ci"],
+            differs(each.get("drop_p_holm"), comparison["confidence"]),
+            each.get("agreement"),
+        )
+        for each in comparison["strategies"]
+        if each["num_active_blocks"] < comparison["num_blocks"]
+    ]
 
 
 def comparison_charts(comparison: Comparison) -> dict[str, Chart]:

@@ -1,7 +1,9 @@
 """What ``lit-depth compare`` tells of its result."""
 
+from collections.abc import Collection
 from typing import Any
 
+from lit_depth.results.against_full_views import AGREEMENT_FIGURE, agreement_sections
 from lit_depth.results.measures import (
     cluster_noun,
     describe_measure,
@@ -24,6 +26,7 @@ from lit_depth.results.verdicts import (
 )
 from lit_depth.studies.compare.figures import (
     IMPORTANCE,
+    against_full,
     comparison_charts,
     comparison_figures,
     drawn_in_place,
@@ -55,7 +58,7 @@ _STEP = "num_active_blocks"
 def report(comparison: Comparison) -> Report:
     """The report of the content of ``m5_mask_strategy_comparison.json``."""
     figures, tasks = comparison_figures(comparison), comparison.get("tasks", [])
-    own = [name for name in figures if name not in [IMPORTANCE, *map(task_figure, tasks)]]
+    own = [name for name in figures if name not in [IMPORTANCE, AGREEMENT_FIGURE, *map(task_figure, tasks)]]
     scores = comparison["importance"]["scores"]
     return Report(
         title=f"Depth-mask policies on {comparison['task']}",
@@ -64,6 +67,7 @@ def report(comparison: Comparison) -> Report:
             *_answers(comparison),
             *used_importance_section(comparison["importance"], IMPORTANCE),
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
+            *_agreement(comparison, figures),
             *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
             *(part for each in (tasks or [comparison]) for part in _by_type(each, bool(tasks))),
@@ -79,6 +83,13 @@ def report(comparison: Comparison) -> Report:
         drawn=drawn_in_place(comparison),
         masks=_masks(comparison),
         metadata={key: comparison[key] for key in ("task", "metric", "num_samples")},
+    )
+
+
+def _agreement(comparison: Comparison, figures: Collection[str]) -> list[Section]:
+    drawn = [AGREEMENT_FIGURE] if AGREEMENT_FIGURE in figures else []
+    return agreement_sections(
+        against_full(comparison), comparison["confidence"], cluster_noun(comparison), figures=drawn
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.against_full_views import AGREEMENT_FIGURE, AgainstFull, flips_figure, knows_flips
 from lit_depth.results.charts.block_charts import Bar, HeatCell, heat_map, importance_bars
 from lit_depth.results.measures import cluster_noun, metric_label
 from lit_depth.results.report import Chart
@@ -18,7 +19,7 @@ from lit_depth.results.style import (
     withheld_title,
 )
 from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
-from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, refusal
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, differs, refusal
 from lit_depth.studies.shared.importance_views import agreement_figure, is_sure, matrix_figure
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         title = f"{task['task']}, {task['num_samples']} samples, {split} split"
         bars = partial(importance_figure, task["blocks"], title, task["metric"], confidence, task)
         figures[task_figure(task, tasks)] = bars
+        if knows_flips(compared := against_full(task, confidence)):
+            figures[agreement_name(task, tasks)] = partial(flips_figure, compared, title, confidence)
         if "lens" in task:
             figures[lens_name(task, tasks)] = partial(lens_figure, task, title, confidence)
     if result["macro"]:
@@ -60,6 +63,27 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         title = withheld_title(title, tasks[0])
         figures[METHODS] = partial(methods_figure, result["methods"]["entries"], title)
     return figures
+
+
+def agreement_name(task: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Name of the figure of scores that change."""
+    return AGREEMENT_FIGURE if len(tasks) == 1 else f"{AGREEMENT_FIGURE}_{task['task']}"
+
+
+def against_full(task: Mapping[str, Any], confidence: float) -> list[AgainstFull]:
+    """The model without each block beside the full one; results of earlier versions know nothing of it."""
+    noun = units_noun(task["blocks"])
+    return [
+        AgainstFull(
+            f"without {noun} {unit_name(each)}",
+            f"without a {noun}",
+            each["quality"]["drop"],
+            each["quality"]["drop_ci"],
+            differs(each["quality"]["p_holm"], confidence),
+            each.get("agreement"),
+        )
+        for each in task["blocks"]
+    ]
 
 
 def importance_charts(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_depth.results.against_full_views import agreement_sections
 from lit_depth.results.measures import cluster_noun, document_sections, metric_label, readings_sections
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
@@ -23,6 +24,8 @@ from lit_depth.studies.importance.figures import (
     BY_TASK,
     MEAN,
     METHODS,
+    against_full,
+    agreement_name,
     drawn_in_place,
     importance_charts,
     importance_figures,
@@ -93,7 +96,12 @@ def report(result: dict[str, Any]) -> Report:
     if "methods" in result:
         sections += _method_sections(result["methods"])
     sections += [_lens_section(task, lens_name(task, tasks), result["confidence"]) for task in tasks if "lens" in task]
+    figures = importance_figures(result)
     for task in tasks:
+        drawn = [name] if (name := agreement_name(task, tasks)) in figures else []
+        where = task["task"] if mean else ""
+        compared = against_full(task, result["confidence"])
+        sections += agreement_sections(compared, result["confidence"], cluster_noun(task), where, drawn)
         sections += [*document_sections(task), *readings_sections(task, result)]
         worst = sorted(task["blocks"], key=lambda entry: -entry["quality"]["drop"])[:4]
         shown = {str(place): f"without {unit_name(entry)}" for place, entry in zip(unit_places(worst), worst)}
@@ -106,7 +114,7 @@ def report(result: dict[str, Any]) -> Report:
         headline="\n\n".join([*refused, *(headline(task, result) for task in tasks)]),
         sections=sections,
         kind="importance",
-        figures=importance_figures(result),
+        figures=figures,
         files={SCORES: plain_scores((mean or tasks[0])["blocks"])} | (by_task if mean else {}),
         tables={f"importance/{name}": _logged(entry, result["confidence"]) for name, entry in measured.items()}
         | {f"importance/lens_{task['task']}": _logged_lens(task["lens"]) for task in tasks if "lens" in task},

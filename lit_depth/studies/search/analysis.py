@@ -8,7 +8,7 @@ import numpy as np
 from lit_depth.functional import Ablation, MaskSet, SearchLevel, SearchResult, ablation_masks
 from lit_depth.functional.search.ablations import Removed
 from lit_depth.studies.search.finders import Baselines
-from lit_depth.studies.shared.scores import Scores, family_entry, interval_entry
+from lit_depth.studies.shared.scores import Scores, describe_with_full, family_entry, interval_entry
 
 
 def to_report(
@@ -66,6 +66,7 @@ def describe_ablations(
     terms = [len(removed[index]) for index in joint]
     interactions = dict(zip(joint, scores.compare(extra[joint], confidence, terms=terms))) if joint else {}
     nothing = dict.fromkeys(("interaction", "interaction_ci", "interaction_simultaneous_ci"))
+    agreements = describe_with_full(scores, [[name] for name in names], confidence)
     entries = []
     for index, (interval, found) in enumerate(
         zip(scores.mean_intervals(quality, confidence), scores.compare(drop, confidence))
@@ -80,6 +81,7 @@ def describe_ablations(
                 "num_distinct_answers": scores.distinct_answers(name),
                 **family_entry(found, "drop"),
                 "drop_p_holm": found.p_holm,
+                "agreement": agreements[index],
                 **(family_entry(interaction, "interaction") if interaction else nothing),
                 "interaction_p_holm": interaction and interaction.p_holm,
                 "reference_logprob": scores.mean_logprob([name]),

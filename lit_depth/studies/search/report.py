@@ -4,6 +4,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from lit_depth.results.against_full_views import (
+    AGREEMENT_FIGURE,
+    AgainstFull,
+    agreement_sections,
+    flips_figure,
+    knows_flips,
+)
 from lit_depth.results.measures import (
     cluster_noun,
     count_samples,
@@ -13,7 +20,16 @@ from lit_depth.results.measures import (
 )
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.verdicts import LEGEND, SIMULTANEOUS, WITHHELD, describe_constant, mark, refusal, verdict_scalars
+from lit_depth.results.verdicts import (
+    LEGEND,
+    SIMULTANEOUS,
+    WITHHELD,
+    describe_constant,
+    differs,
+    mark,
+    refusal,
+    verdict_scalars,
+)
 from lit_depth.studies.search import healing_report
 from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figure, search_charts, tree_figure
 from lit_depth.studies.search.verdict import verdict_section
@@ -35,6 +51,11 @@ def report(result: Mapping[str, Any]) -> Report:
     figures = {"search_tree": partial(tree_figure, result), "drop_vs_removed": partial(drop_figure, result)}
     refused, heals = refusal(result["report"], result["task"]), "healing" in result
     of_search = list(figures)
+    compared = _against_full(result)
+    if knows_flips(compared):
+        title = f"Scores that change against the drop, {result['task']}, validation split"
+        figures[AGREEMENT_FIGURE] = partial(flips_figure, compared, title, result["confidence"])
+    changes = [AGREEMENT_FIGURE] if AGREEMENT_FIGURE in figures else []
     tables = {"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])}
     if heals:
         figures[healing_report.FIGURE] = partial(healing_report.healing_figure, result)
@@ -47,6 +68,7 @@ def report(result: Mapping[str, Any]) -> Report:
             Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=of_search),
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
+            *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=changes),
             *verdict_section(result),
             *(healing_report.sections(result) if heals else []),
             *readings_sections(result, result),
@@ -61,6 +83,22 @@ def report(result: Mapping[str, Any]) -> Report:
         curves=_curves(result),
         metadata={"rank_by": result["rank_by"]},
     )
+
+
+def _against_full(result: Mapping[str, Any]) -> list[AgainstFull]:
+    """The model without what was found beside the full one; results of earlier versions know nothing of it."""
+    return [
+        AgainstFull(
+            f"without {ablation_label(each['removed'], result['units'])}",
+            f"{len(each['removed'])} removed",
+            each["drop"],
+            each["drop_ci"],
+            differs(each["drop_p_holm"], result["confidence"]),
+            each.get("agreement"),
+        )
+        for each in result["ablations"]
+        if each["removed"]
+    ]
 
 
 def _masks(result: Mapping[str, Any]) -> dict[str, list[str]]:

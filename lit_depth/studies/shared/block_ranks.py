@@ -10,7 +10,7 @@ from lit_depth.functional.masks import Granularity
 from lit_depth.functional.statistics import pairwise_sign_flip_tests
 from lit_depth.functional.statistics.agreement import rank_agreement
 from lit_depth.results.verdicts import WITHHELD, differs, refusal
-from lit_depth.studies.shared.scores import Measure, Scores, family_entry, interval_entry
+from lit_depth.studies.shared.scores import Measure, Scores, describe_with_full, family_entry, interval_entry
 
 Floats = NDArray[np.float64]
 # fields of `Scores` and keys of the result
@@ -39,10 +39,13 @@ def describe_blocks(
     p-values are sign-flip permutations clustered by image, corrected over the units (Holm); simultaneous intervals
     exclude 0 where the corrected p-value is below ``1 - confidence``.
     """
+    names = [_without(scores, unit) for unit in units]
     entries: list[dict[str, Any]] = [
         ({"block": unit} if granularity == "block" else {"block": unit // 2, "sublayer": ("attn", "mlp")[unit % 2]})
-        | {"num_distinct_answers": scores.distinct_answers(_without(scores, unit))}
-        for unit in units
+        | {"num_distinct_answers": scores.distinct_answers(name), "agreement": agreement}
+        for unit, name, agreement in zip(
+            units, names, describe_with_full(scores, [[name] for name in names], confidence)
+        )
     ]
     for measure in MEASURES:
         values = drops(scores, units, measure)

@@ -4,6 +4,7 @@ from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import check_range
+from lit_depth.functional.engine.greedy_tokens import check_without_penalties
 from lit_depth.module import DepthModule
 
 
@@ -38,3 +39,16 @@ def check_shares(confidence: float, max_bad_samples: float) -> None:
     """Raise ValueError for shares that are none, or a confidence that no interval is told with."""
     check_range(0.5, 0.9999, confidence=confidence)
     check_range(0, 1, max_bad_samples=max_bad_samples)
+
+
+def check_acceptance(acceptance: bool, model: DepthModule, datamodule: DepthDataModule) -> None:
+    """Raise ValueError where ``--acceptance true`` has no answers to read, or none of most likely tokens."""
+    if not acceptance:
+        return
+    for task in datamodule.tasks:
+        if not task.max_new_tokens or task.answer_by == "likelihood":
+            raise ValueError(
+                f"expected tasks whose answers the model writes, got {task.name}, which scores given texts: leave out "
+                "--acceptance"
+            )
+    check_without_penalties(model.model)

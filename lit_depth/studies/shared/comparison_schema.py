@@ -45,6 +45,32 @@ class Latency(TypedDict):
     total: Summary
 
 
+class Agreement(TypedDict):
+    """How one mask, or the mean over several, answers beside the full model; what was not recorded is left out.
+
+    Shares of the samples, see `lit_depth.studies.shared.against_full`; ``first_difference`` is a median over
+    ``num_different`` answers, and ``tokens_per_check`` a mean. Every interval stands alone.
+    """
+
+    same_answer: NotRequired[float]
+    same_answer_ci: NotRequired[Interval]
+    right_to_wrong: NotRequired[float]
+    right_to_wrong_ci: NotRequired[Interval]
+    wrong_to_right: NotRequired[float]
+    wrong_to_right_ci: NotRequired[Interval]
+    flips: NotRequired[float]
+    flips_ci: NotRequired[Interval]
+    num_different: NotRequired[int]
+    first_difference: NotRequired[float | None]
+    first_difference_ci: NotRequired[Interval | None]
+    reference_agreement: NotRequired[float]
+    reference_agreement_ci: NotRequired[Interval]
+    acceptance: NotRequired[float]
+    acceptance_ci: NotRequired[Interval]
+    tokens_per_check: NotRequired[float]
+    tokens_per_check_ci: NotRequired[Interval]
+
+
 class Effect(TypedDict):
     """Quality of one mask, or of the mean over several.
 
@@ -60,6 +86,7 @@ class Effect(TypedDict):
     drop_p_holm: NotRequired[float | None]
     reference_logprob: float
     latency_ms: Latency | None
+    agreement: NotRequired[Agreement | None]
 
 
 class MaskResult(Effect):

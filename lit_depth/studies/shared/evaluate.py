@@ -14,6 +14,7 @@ from lit_depth.data.task import Nouns
 from lit_depth.functional import MaskSet
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.metrics.base import readings
+from lit_depth.studies.shared.against_full import ACCEPTANCE_TOKENS
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.constant_answer import constant_scores
 from lit_depth.studies.shared.run_folder import Run
@@ -39,18 +40,25 @@ class Measured(NamedTuple):
 
 
 def evaluate(
-    run: Run, split: str, masks: Iterable[Tensor], what: str, names: Names | None = None, lens: bool = False
+    run: Run,
+    split: str,
+    masks: Iterable[Tensor],
+    what: str,
+    names: Names | None = None,
+    lens: bool = False,
+    acceptance: bool = False,
 ) -> Measured:
     """Answer a split under masks in Lightning's predict loop; what the run's records hold already is not repeated.
 
     ``masks`` are those besides the full model's, ``what`` begins the text before the progress bar. The best constant
     answer stands beside the scores, on the same samples of all processes. ``names`` are those of groups of masks, as
-    loggers are told of while it goes. ``lens`` is that of `MaskSweep`.
+    loggers are told of while it goes. ``lens`` is that of `MaskSweep`, and
+    ``acceptance`` whether to read 16 tokens of the full model's own answers under every mask.
 
     Raises:
         ValueError: If records are missing, or fewer than two images could be evaluated.
     """
-    measured = sweep_masks(run, split, masks, what, names, lens)
+    measured = sweep_masks(run, split, masks, what, names, lens, acceptance)
     if measured.scores.is_bounded:
         constant = constant_scores(run.datamodule, split, measured.scores.samples)
         measured = measured._replace(scores=measured.scores._replace(constant=constant))
@@ -58,20 +66,26 @@ def evaluate(
 
 
 def sweep_masks(
-    run: Run, split: str, masks: Iterable[Tensor], what: str, names: Names | None = None, lens: bool = False
+    run: Run,
+    split: str,
+    masks: Iterable[Tensor],
+    what: str,
+    names: Names | None = None,
+    lens: bool = False,
+    acceptance: bool = False,
 ) -> Measured:
     """`evaluate` without the constant answer."""
     task = run.datamodule.task
     records, text = run.folder / "records" / task.name / split, f"{what}, {task.name}, {split} split"
-    sweep = sweep_samples(
-        run, split, [*MaskSet.full(run.model.num_units), *masks], records, text, names=names, lens=lens
-    )
+    every = [*MaskSet.full(run.model.num_units), *masks]
+    sweep = sweep_samples(run, split, every, records, text, names=names, lens=lens, acceptance=acceptance)
     assert sweep.records is not None
     num_images = sweep.records["image"].nunique()
     if num_images < 2:
         cluster = _nouns(task, sweep).cluster
         raise ValueError(f"{split} split: intervals need at least 2 {cluster}s, got {num_images}")
-    scores = Scores.from_records(sweep.records, sweep.metric.max_score)
+    is_scored = not getattr(sweep.metric, "against_full", False)
+    scores = Scores.from_records(sweep.records, sweep.metric.max_score, is_scored)
     return Measured(task, split, scores, sweep)
 
 
@@ -92,13 +106,14 @@ def sweep_samples(
     positions: Sequence[int] | None = None,
     names: Names | None = None,
     lens: bool = False,
+    acceptance: bool = False,
 ) -> MaskSweep:
     """`evaluate` on some samples of a split, or all, with the records in a folder of their own.
 
     ``positions`` count in ``datamodule.eval_dataset(split)``; None = all.
     """
     task = run.datamodule.task
-    sweep = _new_sweep(run, masks, records, text, lens)
+    sweep = _new_sweep(run, masks, records, text, lens, acceptance)
     run.model.use_task(task.max_new_tokens)
     num_samples = _count(run, split, positions)
     if not num_samples:
@@ -122,11 +137,14 @@ def is_recorded(
     return _is_complete(_new_sweep(run, masks, records, ""), _count(run, split, positions))
 
 
-def _new_sweep(run: Run, masks: Sequence[Tensor], records: Path, text: str, lens: bool = False) -> MaskSweep:
+def _new_sweep(
+    run: Run, masks: Sequence[Tensor], records: Path, text: str, lens: bool = False, acceptance: bool = False
+) -> MaskSweep:
     task = run.datamodule.task
     # of answers that are not scored, by what would score them
     also = (readings(task.read_by) or None) if getattr(task, "read_by", "") else None
-    return MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also, lens)
+    length = ACCEPTANCE_TOKENS if acceptance else 0
+    return MaskSweep(masks, records, task.metric, run.max_bad_samples, text, also, lens, length)
 
 
 def _count(run: Run, split: str, positions: Sequence[int] | None) -> int:

@@ -62,9 +62,10 @@ def units_of(blocks: Sequence[int], granularity: Granularity) -> list[int]:
     return [2 * block_idx + half for block_idx in blocks for half in (0, 1)]
 
 
-def measure(run: Run, split: str, units: Sequence[int], lens: bool = False) -> Measured:
+def measure(run: Run, split: str, units: Sequence[int], lens: bool = False, acceptance: bool = False) -> Measured:
     """Evaluate the full model and every leave-one-out mask of ``units``, on the samples of one split."""
-    return evaluate(run, split, leave_one_out(run.model.num_units)[list(units)], "importance", lens=lens)
+    masks = leave_one_out(run.model.num_units)[list(units)]
+    return evaluate(run, split, masks, "importance", lens=lens, acceptance=acceptance)
 
 
 def records_of(measured: Iterable[Measured], *columns: str) -> "pd.DataFrame":

@@ -30,7 +30,7 @@ from lit_depth.studies.shared.processes import meet, on_first_process, own_error
 
 AGREEMENT = "agreement"  # metric of tasks without answers
 # what a command sets; everything else is left to whoever owns it, such as a counter in a module of the caller's own
-_OF_MODEL = ("max_new_tokens", "requested_masks", "on_mask", "reads_lens")
+_OF_MODEL = ("max_new_tokens", "requested_masks", "on_mask", "reads_lens", "acceptance")
 _OF_DATA = ("prompter", "context", "max_new_tokens")
 
 

@@ -1,6 +1,7 @@
 """Per-sample scores of many masks on the same samples, the statistics of their differences, and entries of results."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -9,9 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from lit_depth.functional.masks import full_id
 from lit_depth.functional.statistics import FamilyRow, Interval, mean_intervals, paired_comparisons
+from lit_depth.functional.statistics.median import clustered_median
+from lit_depth.studies.shared.against_full import FIRST, NUM_DRAFT, agreement_columns, pooled_columns
 from lit_depth.studies.shared.mask_grid import PlannedMask
 
-Measure = Literal["quality", "reference_logprob"]
+# a share lies between 0 and 1 whatever the score
+Measure = Literal["quality", "reference_logprob", "share"]
 
 
 class FoundAnswer(NamedTuple):
@@ -44,13 +48,19 @@ class Scores(NamedTuple):
     samples: tuple[str, ...] = ()  # [N] ids, of one task as read from its records
     num_distinct_answers: tuple[int, ...] = ()  # [M]; of several tasks the most on any
     constant: ConstantAnswer | None = None
+    # agreement with the full model by name, see `lit_depth.studies.shared.against_full`; [M, N]
+    agreement: Mapping[str, NDArray[np.float64]] = MappingProxyType({})
 
     @classmethod
-    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0) -> Self:
-        """Pivot complete records (see `lit_depth.results.store.check_complete`)."""
+    def from_records(cls, records: pd.DataFrame, max_score: float = 1.0, with_flips: bool = True) -> Self:
+        """Pivot complete records (see `lit_depth.results.store.check_complete`).
+
+        ``with_flips`` is whether scores say that an answer is right: not those of agreement itself.
+        """
         quality, logprob = (
             records.pivot(index="mask", columns="sample", values=name) for name in ("score", "reference_logprob")
         )
+        agreement = agreement_columns(records, quality, with_flips and bool(np.isfinite(max_score)))
         if "weight" in records:  # samples that count more, such as longer texts; the mean is then the weighted one
             weight = records.drop_duplicates("sample").set_index("sample")["weight"].reindex(quality.columns)
             quality, logprob = (table * (weight / weight.mean()) for table in (quality, logprob))
@@ -65,6 +75,7 @@ class Scores(NamedTuple):
             max_scores=(max_score,),
             samples=tuple(quality.columns),
             num_distinct_answers=tuple(map(int, distinct)),
+            agreement=agreement,
         )
 
     @classmethod
@@ -96,6 +107,7 @@ class Scores(NamedTuple):
             )
             if len(known) == len(tasks)
             else None,
+            agreement=pooled_columns([each.agreement for each in tasks], weights),
         )
 
     def compare(
@@ -122,7 +134,9 @@ class Scores(NamedTuple):
         sizes = np.array(self.sizes or (len(self.images),))
         tasks = np.repeat(np.arange(len(sizes)), sizes)
         score_range = None
-        if measure == "quality" and self.is_bounded:
+        if measure == "share":
+            score_range = np.ones((1, 1))
+        elif measure == "quality" and self.is_bounded:
             score_range = np.reshape(terms, (-1, 1)) * np.array(self.max_scores)[tasks]
         return {
             "differences": values * (len(sizes) * sizes / sizes.sum())[tasks],
@@ -175,6 +189,50 @@ def family_entry(found: FamilyRow | None, key: str) -> dict[str, Any]:
     return interval_entry(interval, key) | {f"{key}_simultaneous_ci": together}
 
 
+def describe_with_full(
+    scores: Scores, groups: Sequence[Sequence[str]], confidence: float
+) -> list[dict[str, Any] | None]:
+    """How each group of masks, such as those of one policy, agrees with the full model; the mean over its masks.
+
+    Every share stands with its interval, clustered by image. ``first_difference`` is the median over the answers that
+    differ, of which there are ``num_different``. None for the full model itself, and where nothing is known.
+    """
+    found: list[dict[str, Any] | None] = [
+        {} if scores.agreement and scores.full_id not in ids else None for ids in groups
+    ]
+    places = {name: row for row, name in enumerate(scores.mask_ids)}
+    rows = [[places[name] for name in ids] for ids in groups]
+    known = [place for place, entry in enumerate(found) if entry is not None]
+    for name, values in scores.agreement.items():
+        if not known or name == FIRST:
+            continue
+        means = np.stack([values[rows[place]].mean(axis=0) for place in known])
+        for place, interval in zip(known, _share_intervals(scores, name, means, confidence)):
+            found[place] |= interval_entry(interval, name)  # type: ignore[operator]
+    for place in known if FIRST in scores.agreement else ():
+        found[place] |= _first_differences(scores, rows[place], confidence)  # type: ignore[operator]
+    return found
+
+
+def _share_intervals(scores: Scores, name: str, means: NDArray[np.float64], confidence: float) -> list[Interval]:
+    """Intervals of shares; tokens per check are at least 1, and one more than are drafted at most."""
+    if name != "tokens_per_check":
+        return scores.mean_intervals(means, confidence, "share")
+    weights = scores.agreement["same_answer"][scores.mask_ids.index(scores.full_id)]  # 1 times that of each task
+    intervals = scores.mean_intervals((means - weights) / NUM_DRAFT, confidence, "share")
+    return [Interval(*(1 + NUM_DRAFT * limit for limit in each)) for each in intervals]
+
+
+def _first_differences(scores: Scores, rows: Sequence[int], confidence: float) -> dict[str, Any]:
+    values = scores.agreement[FIRST][rows]
+    is_known = ~np.isnan(values)
+    images = np.broadcast_to(np.array(scores.images, dtype=object), values.shape)[is_known].tolist()
+    if not images:
+        return {"num_different": 0, FIRST: None, f"{FIRST}_ci": None}
+    found = clustered_median(values[is_known], images, confidence)
+    return {"num_different": len(images), **interval_entry(found, FIRST)}
+
+
 def describe_masks(
     plan: Sequence[PlannedMask], scores: Scores, latency: Mapping[str, Any], confidence: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -190,6 +248,11 @@ def describe_masks(
     full, *described = _describe_rows(np.stack([*scores.rows([full_id, *ids]), *means]), scores, confidence)
     of_mask = {full_id: full, **dict(zip(ids, described))}
     of_mean = dict(zip(several, described[len(ids) :]))
+    names = [[full_id], *([name] for name in ids), *([p.id for p in group] for group in several.values())]
+    agreements = describe_with_full(scores, names, confidence)
+    full["agreement"] = None
+    for entry_of_row, agreement in zip(described, agreements[1:]):
+        entry_of_row["agreement"] = agreement
 
     def entry(name: str, seed: int | None) -> dict[str, Any]:
         return {

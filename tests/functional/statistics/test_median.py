@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lit_depth.functional.statistics.median import median_interval
+from lit_depth.functional.statistics.median import clustered_median, median_interval
 
 
 @pytest.mark.parametrize(("number", "confidence"), [(6, 0.95), (20, 0.95), (51, 0.9), (5, 0.9)])
@@ -22,3 +22,23 @@ def test_few_values_give_their_ends_and_more_give_less():
     assert (low, high) == (39, 60) or 35 < low < 45 < 55 < high < 65
     with pytest.raises(ValueError, match="at least one value"):
         median_interval([])
+
+
+@pytest.mark.parametrize(("num_clusters", "is_discrete"), [(30, False), (30, True), (100, False)])
+def test_limits_of_values_in_clusters_cover_their_median(num_clusters, is_discrete):
+    rng, size, covered = np.random.default_rng(num_clusters), 4, []
+    clusters = np.repeat(np.arange(num_clusters), size)
+    for _ in range(400):
+        values = np.repeat(rng.normal(size=num_clusters), size) + rng.normal(size=num_clusters * size)
+        found = clustered_median(np.round(values) if is_discrete else values, clusters)
+        covered.append(found.low <= 0 <= found.high)
+    assert np.mean(covered) >= 0.92
+    # values that are taken to be independent would cover far less
+    independent = [median_interval(np.repeat(rng.normal(size=num_clusters), size).tolist()) for _ in range(400)]
+    assert np.mean([low <= 0 <= high for low, high in independent]) < 0.85
+
+
+def test_one_cluster_and_no_value():
+    assert clustered_median([3.0, 1.0, 2.0], ["a"] * 3) == (2.0, 1.0, 3.0)
+    with pytest.raises(ValueError, match="at least one value"):
+        clustered_median([], [])
