@@ -4,6 +4,8 @@ A beam sees pairs of what it kept, so two units that are cheap together with a t
 size, are lost to it. Here every pair is scored once, and sets of any size are compared by what
 `lit_depth.functional.search.second_order` predicts of them. Predictions propose, scores decide: the best predicted
 ablations of each size are scored on all samples, and so are random ones, which show how far predictions are off.
+
+Accuracies of few samples are often equal. Where they are, predicted or scored, the reference probability decides.
 """
 
 import math
@@ -54,7 +56,7 @@ class PairwiseResult(NamedTuple):
 
     Attributes:
         search: As of a beam search: of one and two removed units every ablation, of more the proposed and the random
-            ones. Nothing was raced.
+            ones. Nothing was raced. Equal accuracies are ordered by the reference probability.
         model: The second-order model of the mean score.
         held_out: Predictions of random ablations, against their scores: how far the model can be trusted.
         proposed: The same of the ablations that it proposed, which look better than they are.
@@ -117,18 +119,23 @@ def pairwise_search(
     masks = ablation_masks(num_units, [*known, *held_out])
     first = as_scores(evaluate(masks, range(num_samples)))
     model = fit_second_order(free, _mean_scores(first, rank_by)[: len(known)])
+    ties = _tie_breaker(first, rank_by)
+    second_model = None if ties is None else fit_second_order(free, ties[: len(known)])
     proposed = [
         removed
         for size in range(3, max_removed + 1)
-        for removed in best_predicted(model, num_units, size, beam_width)
+        for removed in best_predicted(model, num_units, size, beam_width, second=second_model)
         if removed not in held_out
     ]
     second = as_scores(evaluate(ablation_masks(num_units, proposed), range(num_samples))) if proposed else None
     every = [*known, *held_out, *proposed]
-    recall = recall_scores(ablation_masks(num_units, every), first if second is None else _join(first, second))
-    levels, bad = _levels(
-        recall, num_units, [each for each in every if each], free, num_samples, clusters, rank_by, beam_width, delta
-    )
+    scores = first if second is None else _join(first, second)
+    # of equal scores a level puts the earlier one first
+    ties = _tie_breaker(scores, rank_by)
+    places = np.zeros(len(every)) if ties is None else -ties.round(12)
+    ordered = [removed for _, removed in sorted(zip(places.tolist(), every)) if removed]
+    recall = recall_scores(ablation_masks(num_units, every), scores)
+    levels, bad = _levels(recall, num_units, ordered, free, num_samples, clusters, rank_by, beam_width, delta)
     scored = {ablation.removed: ablation.score for level in levels for ablation in level.ablations}
     predictions = [
         tuple(
@@ -154,6 +161,13 @@ def _mean_scores(found: MaskScores, rank_by: RankBy) -> Floats:
     return np.array([math.fsum(row) / len(row) for row in values[:, ~bad]])
 
 
+def _tie_breaker(found: MaskScores, rank_by: RankBy) -> Floats | None:
+    """Mean reference probability of each mask, where accuracy ranks and the probability is known."""
+    if rank_by != "accuracy" or found.reference_logprob is None:
+        return None
+    return _mean_scores(found, "reference_logprob")
+
+
 def _join(first: MaskScores, second: MaskScores) -> MaskScores:
     accuracy = np.concatenate([first.accuracy, second.accuracy])
     if first.reference_logprob is None or second.reference_logprob is None:
@@ -174,13 +188,14 @@ def _levels(
 ) -> tuple[tuple[SearchLevel, ...], tuple[int, ...]]:
     """The ablations by size, as a beam search without racing describes them; and the bad samples."""
     samples = Samples(num_samples, clusters, seed=0)
-    most, beam = max(map(len, ablations)), ((),)
     levels: list[SearchLevel] = []
+    beam: tuple[Removed, ...] = ((),)
+    most = max(map(len, ablations))
     for size in range(1, most + 1):
-        of_size = sorted(removed for removed in ablations if len(removed) == size)
+        of_size = [removed for removed in ablations if len(removed) == size]
         parents = {each: tuple(parent for parent in beam if set(parent) < set(each)) for each in of_size}
         rule = level_rule(len(free), size, most, rank_by, beam_width, epsilon=0.0, delta=delta)
         table = ScoreTable(recall, ablation_masks(num_units, of_size), samples)
         levels.append(describe_race(table, parents, race(table, num_samples, rule), rule))
-        beam = levels[-1].beam  # type: ignore[assignment]
+        beam = levels[-1].beam
     return tuple(levels), tuple(sorted(samples.order[samples.bad].tolist()))

@@ -73,6 +73,22 @@ def test_it_asks_twice_for_all_samples_and_no_mask_twice() -> None:
     assert len(found.held_out) == 4 and len(found.proposed) == scores.calls[1] <= 4
 
 
+def test_equal_accuracies_are_told_apart_by_the_reference_probability() -> None:
+    """All masks answer alike; unit 6 is the least needed one, then 5, and so on."""
+
+    def evaluate(masks: Tensor, positions: Sequence[int]) -> MaskScores:
+        cost = (~masks * (NUM_UNITS - torch.arange(NUM_UNITS))).sum(1).double().numpy()[:, None]
+        return MaskScores(np.ones((len(masks), len(positions))), np.repeat(-0.01 * cost, len(positions), axis=1))
+
+    found = pairwise_search(evaluate, NUM_UNITS, NUM_SAMPLES, beam_width=1, max_removed=4, num_held_out=2)
+    assert [level.best.removed for level in found.search.levels] == [(6,), (5, 6), (4, 5, 6), (3, 4, 5, 6)]
+    assert {each.removed for each in found.proposed} | {each.removed for each in found.held_out} >= {(3, 4, 5, 6)}
+    # where the probability is not known the order is lexicographic
+    alone = lambda masks, positions: evaluate(masks, positions)._replace(reference_logprob=None)  # noqa: E731
+    found = pairwise_search(alone, NUM_UNITS, NUM_SAMPLES, beam_width=1, max_removed=4, num_held_out=2)
+    assert [level.best.removed for level in found.search.levels] == [(0,), (0, 1), (0, 1, 2), (0, 1, 2, 3)]
+
+
 def test_three_that_only_hurt_together_show_in_the_held_out_errors() -> None:
     scores = SecondOrderScores(1, third=0.5)
     found = pairwise_search(scores, NUM_UNITS, NUM_SAMPLES, num_held_out=100, max_removed=3, beam_width=1)
