@@ -98,6 +98,7 @@ def pairwise_search(
         ValueError: More than 5,000 singles and pairs, and as `beam_search`.
 
     Example:
+        >>> import torch
         >>> def evaluate(masks, positions):  # units cost their index in percent; 0 and 1 stand in for one another
         ...     drop = (~masks * torch.arange(5)).sum(1) / 100 + 0.2 * (~masks[:, :2]).all(1)
         ...     return MaskScores((1 - drop).double().repeat(len(positions), 1).T.numpy())
