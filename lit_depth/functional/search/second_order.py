@@ -134,7 +134,13 @@ def held_out_ablations(
 
 @checked
 def best_predicted(
-    model: SecondOrder, num_units: int, size: int, num_best: int = 1, *, max_enumerated: int = MAX_ENUMERATED
+    model: SecondOrder,
+    num_units: int,
+    size: int,
+    num_best: int = 1,
+    *,
+    second: SecondOrder | None = None,
+    max_enumerated: int = MAX_ENUMERATED,
 ) -> list[Removed]:
     """The ablations of one size that the model predicts to cost least, of equal ones the lexicographically first.
 
@@ -143,6 +149,7 @@ def best_predicted(
 
     Args:
         model: Without trailing dimensions.
+        second: Model of another score of the same units, which orders what is equal by the first.
 
     Raises:
         ValueError: A size that leaves no unit or is no number of units, or a model of many samples.
@@ -159,19 +166,24 @@ def best_predicted(
     num = len(model.units)
     if math.comb(num, size) <= max_enumerated:
         sets = np.array(list(itertools.combinations(range(num), size)))
-        sets = _first(model, sets, num_best)
+        sets = _first(model, second, sets, num_best)
     else:
         sets = np.empty((1, 0), dtype=np.int64)
         for length in range(1, size + 1):
             longer = {tuple(sorted((*row, unit))) for row in sets.tolist() for unit in range(num) if unit not in row}
-            sets = _first(model, np.array(sorted(longer)), num_best if length == size else max(_BEAM, num_best))
+            sets = _first(model, second, np.array(sorted(longer)), num_best if length == size else max(_BEAM, num_best))
     return [tuple(model.units[place] for place in row) for row in sets.tolist()]
 
 
-def _first(model: SecondOrder, sets: np.ndarray, count: int) -> np.ndarray:
+def _first(model: SecondOrder, second: SecondOrder | None, sets: np.ndarray, count: int) -> np.ndarray:
     """Of sets of places ``[sets, size]``, in lexicographic order, those of the smallest predicted drops."""
+    keys = [_drops(each, sets) for each in (second, model) if each is not None]
+    return sets[np.lexsort(keys)[:count]]
+
+
+def _drops(model: SecondOrder, sets: np.ndarray) -> Floats:
     drops = model.drops[sets].sum(axis=1)
     for a, b in itertools.combinations(range(sets.shape[1]), 2):
         drops += model.interactions[sets[:, a], sets[:, b]]
     # sums in another order differ in their last bits; equal costs are to stay equal
-    return sets[np.argsort(drops.round(12), kind="stable")[:count]]
+    return drops.round(12)

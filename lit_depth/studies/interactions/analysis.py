@@ -21,6 +21,7 @@ from lit_depth.functional.statistics import spearman
 from lit_depth.module import DepthModule
 from lit_depth.studies.shared.block_ranks import MEASURES, describe_blocks
 from lit_depth.studies.shared.effort import block_forwards
+from lit_depth.studies.shared.prediction_errors import describe_errors
 from lit_depth.studies.shared.scores import Measure, Scores, family_entry
 
 Floats = NDArray[np.float64]
@@ -127,29 +128,12 @@ def describe_prediction(
                 **family_entry(row, "error"),
                 "p_holm": row.p_holm,
             }
-        found["errors"][measure] = _errors(entries, measure)
+        found["errors"][measure] = describe_errors([{**entry, **entry[measure]} for entry in entries])
         found["spearman"][measure] = {
             name: _rank_correlation(entries, measure, name) for name in ("additive", "predicted")
         }
         found["best"][measure] = _best(model, len(scores.full_id), max_removed)
     return found
-
-
-def _errors(entries: Sequence[dict[str, Any]], measure: Measure) -> list[dict[str, Any]]:
-    """Mean absolute error by number of removed units, and the mean signed one; of both models."""
-    rows = []
-    for size in sorted({len(entry["removed"]) for entry in entries}):
-        of_size = [entry[measure] for entry in entries if len(entry["removed"]) == size]
-        row: dict[str, Any] = {
-            "num_removed": size,
-            "num_masks": len(of_size),
-            "mean_drop": float(np.mean([each["drop"] for each in of_size])),
-        }
-        for name in ("additive", "predicted"):
-            errors = np.array([each[name] - each["drop"] for each in of_size])
-            row |= {f"{name}_mean_absolute_error": float(np.abs(errors).mean()), f"{name}_bias": float(errors.mean())}
-        rows.append(row)
-    return rows
 
 
 def _rank_correlation(entries: Sequence[dict[str, Any]], measure: Measure, name: str) -> float | None:

@@ -15,11 +15,11 @@ from lit_depth.studies.interactions.figures import (
     measure_label,
 )
 from lit_depth.studies.shared.importance_views import headline
+from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows
 
 COLUMNS = ("a", "b", "measure", "drop", "interaction", "low", "high", "p_holm", "verdict")
 _SHOWN = 6  # pairs of each measure in the terminal, the largest interactions
 _HEADERS = ("measure", "pair", "drop", "interaction", "interval", "p (Holm)", "verdict")
-_ERROR_HEADERS = ("measure", "removed", "masks", "mean drop", "error, sum of singles", "error, with pairs", "bias")
 _BEST_HEADERS = ("measure", "removed", "which", "sum of singles", "with pairs")
 _STANDS_IN, _SHARES, _NONE = "stand in for one another", "share what they do", "not shown"
 
@@ -75,12 +75,7 @@ def _prediction_sections(result: Mapping[str, Any]) -> list[Section]:
     found = result["second_order"]
     if not found:
         return []
-    rows: list[list[Cell]] = []
-    for measure, errors in found["errors"].items():
-        for row in errors:
-            numbers = (row["mean_drop"], row["additive_mean_absolute_error"], row["predicted_mean_absolute_error"])
-            cells: list[Cell] = [_short(measure), row["num_removed"], row["num_masks"], *numbers]
-            rows.append([*cells, f"{row['predicted_bias']:+.3f}"])
+    rows = [[_short(measure), *row] for measure, errors in found["errors"].items() for row in error_rows(errors)]
     orders = []
     for measure, pair in found["spearman"].items():
         if None not in pair.values():
@@ -97,7 +92,11 @@ def _prediction_sections(result: Mapping[str, Any]) -> list[Section]:
     )
     if orders:
         text += f" Rank correlation of predicted and measured drops without and with pairs: {'; '.join(orders)}."
-    return [Section("Do singles and pairs predict other masks?", text, Table(_ERROR_HEADERS, rows), [PREDICTION])]
+    return [
+        Section(
+            "Do singles and pairs predict other masks?", text, Table(("measure", *ERROR_HEADERS), rows), [PREDICTION]
+        )
+    ]
 
 
 def _short(measure: str) -> str:

@@ -196,6 +196,8 @@ def _columns(ablations: Sequence[dict[str, Any]], places: _Places) -> tuple[list
 
 def _tree_title(result: Mapping[str, Any], levels: Sequence[Sequence[Any]]) -> str:
     kind = "Exhaustive search" if result["exhaustive"] else f"Beam of {result['beam_width']}"
+    if result.get("strategy") == "pairwise":
+        kind = "Pairwise search"
     title = f"{kind}, {result['task']}, {result['calibration']['num_samples']} calibration samples"
     remarks = [f"labels: removed blocks{_BOLD}"]
     if result["racing"]:
