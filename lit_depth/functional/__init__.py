@@ -41,11 +41,13 @@ from lit_depth.functional.search.beam import (
 )
 from lit_depth.functional.search.racing import MaskScores
 from lit_depth.functional.token_masking.distances import span_masking, token_masking
+from lit_depth.functional.token_masking.knockout import Knockouts, span_knockout
 from lit_depth.functional.token_masking.prompt import run_token_masking
 
 __all__ = [
     "Ablation",
     "Candidate",
+    "Knockouts",
     "LensReading",
     "Line",
     "MaskScores",
@@ -84,6 +86,7 @@ __all__ = [
     "score_ablations",
     "select_for_budget",
     "run_token_masking",
+    "span_knockout",
     "span_masking",
     "speculative_generate",
     "suffix",

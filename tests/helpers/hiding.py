@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_depth.functional import find_blocks
+from lit_depth.functional.inputs import with_answers
 
 
 @torch.no_grad()
@@ -56,3 +57,42 @@ def _without(mask: Tensor | None, token: int, length: int) -> Tensor:
     mask = mask.clone()
     mask[:, :, -1, token] = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     return mask
+
+
+@torch.no_grad()
+def knocked_out(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], answer_ids: Tensor, span: list[int], from_block: int | None
+) -> tuple[float, Tensor]:
+    """One plain forward in which blocks from one on let nobody outside of a span see it; None = none of them.
+
+    Returns:
+        Mean log-probability of the answer ``[1, answer]``, and the states behind the last block ``[seq, hidden]``.
+    """
+    whole = with_answers(model, inputs, answer_ids, 0)
+    length, num_new = whole["input_ids"].shape[1], answer_ids.shape[1]
+    inside = torch.zeros(length, dtype=torch.bool).index_fill(0, torch.tensor(span), True)
+    hidden = ~inside[:, None] & inside[None, :]
+
+    def hide(block: Any, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        bound = inspect.signature(type(block).forward).bind(block, *args, **given)
+        name = "attention_mask" if "attention_mask" in inspect.signature(type(block).forward).parameters else "mask"
+        others = bound.arguments.pop("kwargs", {})
+        values = dict(list(bound.arguments.items())[1:]) | others
+        values[name] = _with_hidden(values.get(name), hidden)
+        return (), values
+
+    blocks, states = find_blocks(model), []
+    chosen = [] if from_block is None else blocks[from_block:]
+    hooks = [block.register_forward_pre_hook(hide, with_kwargs=True) for block in chosen]
+    hooks.append(blocks[-1].register_forward_hook(lambda _block, _args, output: states.append(output)))
+    logits = model(**whole, use_cache=False).logits[0, -num_new - 1 : -1]
+    for hook in hooks:
+        hook.remove()
+    logprobs = logits.log_softmax(-1).gather(-1, answer_ids[0, :, None])
+    return float(logprobs.mean()), (states[0] if isinstance(states[0], Tensor) else states[0][0])[0]
+
+
+def _with_hidden(mask: Tensor | None, hidden: Tensor) -> Tensor:
+    if mask is None:
+        mask = torch.zeros(1, 1, *hidden.shape).masked_fill(~torch.ones_like(hidden).tril(), -1e9)
+    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)

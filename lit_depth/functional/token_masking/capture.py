@@ -62,21 +62,72 @@ def _final_logits(query: Tensor, key: Tensor, mask: Any, scaling: float | None, 
     return (logits + row).masked_fill(row <= torch.finfo(row.dtype).min, -torch.inf)
 
 
+class Hider:
+    """Stands in for the attention function: hides keys from queries in the blocks, as it is told to.
+
+    Attributes:
+        hidden: Bool ``[rows, 1, queries, keys]``, True = this query does not see this key; None = nothing is hidden.
+        num_calls: Attentions that were hidden from.
+    """
+
+    def __init__(self, blocks: nn.ModuleList) -> None:
+        self.inside = {module for block in blocks for module in block.modules()}
+        self.hidden: Tensor | None = None
+        self.num_calls = 0
+
+    def __call__(
+        self,
+        original: Callable[..., Any],
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if self.hidden is not None and module in self.inside:
+            if (query.shape[2], key.shape[2]) != self.hidden.shape[2:]:
+                raise ValueError(
+                    f"expected an attention of {self.hidden.shape[2]} tokens to themselves, but "
+                    f"{type(module).__name__} has {query.shape[2]} queries and {key.shape[2]} keys"
+                )
+            attention_mask = _hide(attention_mask, self.hidden, query.dtype)
+            self.num_calls += 1
+        return original(module, query, key, value, attention_mask, **kwargs)
+
+
+def _hide(given: Tensor | None, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive mask ``[rows, 1 or heads, queries, keys]`` that hides these keys too; none given is a causal one."""
+    lowest = torch.finfo(dtype).min
+    if given is None:
+        given = torch.ones(hidden.shape[2:], dtype=torch.bool, device=hidden.device).tril()[None, None]
+    if given.dtype == torch.bool:
+        return torch.zeros((), dtype=dtype, device=given.device).masked_fill(~given | hidden, lowest)
+    return given[..., : hidden.shape[3]].masked_fill(hidden, lowest)
+
+
 @contextmanager
 def recording(blocks: nn.ModuleList, config: Any) -> Iterator[Recorder]:
     """Hand a recorder to every attention module that asks for its attention function."""
+    recorder = Recorder(blocks)
+    with standing_in(recorder, config):
+        yield recorder
+
+
+@contextmanager
+def standing_in(stand_in: Callable[..., Any], config: Any) -> Iterator[None]:
+    """Call ``stand_in(original, module, ...)`` wherever a module asks for its attention function."""
     name = attention_of(config)
     if name not in ("sdpa", "eager"):  # others have masks of their own kinds, or no float32
         raise ValueError(
             f"expected a model with attn_implementation 'sdpa' or 'eager', got {name!r}; "
             "model.set_attn_implementation('sdpa') changes it"
         )
-    recorder = Recorder(blocks)
     own = vars(ALL_ATTENTION_FUNCTIONS)  # an instance attribute hides the method
     found, get_interface = own.get("get_interface"), ALL_ATTENTION_FUNCTIONS.get_interface
-    own["get_interface"] = lambda name, default: partial(recorder, get_interface(name, default))
+    own["get_interface"] = lambda name, default: partial(stand_in, get_interface(name, default))
     try:
-        yield recorder
+        yield
     finally:
         del own["get_interface"]
         if found is not None:

@@ -148,7 +148,7 @@ def span_masking(
         [False, False, False, False, True, True, True, True]
     """
     length = _prompt(inputs).shape[1]
-    positions = [_check_span(name, span, length) for name, span in spans.items()]
+    positions = [check_span(name, span, length) for name, span in spans.items()]
     if not positions:
         raise ValueError("expected at least one span {name: positions}, got none")
 
@@ -301,7 +301,9 @@ def _block_effects(block: nn.Module, name: str, call: Call, recorder: Recorder, 
             heads = torch.cat([baseline, masked])
             attn, full = replay(block, name, call, attention.module, recorder, heads)
             check_rebuilt(name, call, full[0])
-            parts.append(torch.cat([_distances(rows) for rows in (full.unsqueeze(1), attn.unsqueeze(1), heads)], dim=1))
+            parts.append(
+                torch.cat([distances_from_first(rows) for rows in (full.unsqueeze(1), attn.unsqueeze(1), heads)], dim=1)
+            )
         return torch.cat(parts)
 
 
@@ -330,10 +332,10 @@ def _mix(logits: Tensor, values: Tensor) -> Tensor:
     return (logits.softmax(-1).unsqueeze(1) @ values).squeeze(1)
 
 
-def _distances(rows: Tensor) -> Tensor:
+def distances_from_first(rows: Tensor) -> Tensor:
     """L2 and cosine distance of every other row from the first: ``[rows, ..., width]`` -> ``[rows - 1, ..., 2]``.
 
-    >>> _distances(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+    >>> distances_from_first(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
     tensor([[1.0000, 0.0000],
             [1.4142, 1.0000],
             [2.0000, 2.0000]])
@@ -391,7 +393,8 @@ def _check_inputs(model: nn.Module, inputs: Mapping[str, Any], num_output_tokens
     return {**inputs, "attention_mask": attention_mask}
 
 
-def _check_span(name: str, span: Sequence[int], length: int) -> Tensor:
+def check_span(name: str, span: Sequence[int], length: int) -> Tensor:
+    """The positions of a span, in order; raise ValueError unless they are distinct ones of so many tokens."""
     positions = sorted(int(position) for position in span) if fits(span, Sequence[int]) else []
     if not positions or len(set(positions)) != len(positions) or not 0 <= positions[0] <= positions[-1] < length:
         raise ValueError(

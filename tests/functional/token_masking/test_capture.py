@@ -40,5 +40,8 @@ def test_the_attention_function_comes_back_after_an_error():
 def test_other_attention_is_refused():
     model = tiny_model("llama")
     model.config._attn_implementation = "flex_attention"
-    with pytest.raises(ValueError, match="'sdpa' or 'eager', got 'flex_attention'"), recording(None, model.config):
+    with (
+        pytest.raises(ValueError, match="'sdpa' or 'eager', got 'flex_attention'"),
+        recording(model.model.layers, model.config),
+    ):
         pass

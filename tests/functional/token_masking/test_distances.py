@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, masked, prefix, span_masking, token_masking
 from lit_depth.functional.token_masking import distances as tokens_module
-from lit_depth.functional.token_masking.distances import _distances, _hide_each
+from lit_depth.functional.token_masking.distances import _hide_each, distances_from_first
 from lit_depth.models.loading import BUNDLED, load_bundled
 from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
@@ -370,11 +370,11 @@ def test_the_only_visible_token_is_undefined_and_others_change_nothing(attention
 
 def test_cosine_distance():
     rows = torch.tensor([[1.0, 2.0], [2.0, 4.0], [-2.0, 1.0], [-1.0, -2.0], [0.0, 0.0]])
-    found = _distances(rows)
+    found = distances_from_first(rows)
     torch.testing.assert_close(found[:3, 1], torch.tensor([0.0, 1.0, 2.0]))
     assert found[3, 1].isnan() and found[3, 0] == rows[0].norm()  # no direction, no angle
     nearly = torch.tensor([[1.0, 0.0], [1.0, 1e-4]])
-    assert _distances(nearly)[0, 1].item() == pytest.approx(0.5e-8, rel=1e-3)  # 1 - cos in float32 gives 0
+    assert distances_from_first(nearly)[0, 1].item() == pytest.approx(0.5e-8, rel=1e-3)  # 1 - cos in float32 gives 0
 
 
 def test_chunks_do_not_show(monkeypatch):

@@ -115,7 +115,7 @@ class Moves(torch.nn.Module):
         super().__init__()
         self.processor, self.layer, self.hparams = processor, torch.nn.Linear(1, 1), {}
         self.device, self.max_new_tokens, self.num_answered = "cuda:1", 4, 0
-        self.requested_masks, self.on_mask = None, lambda: None
+        self.requested_masks, self.on_mask, self.reads_lens = None, lambda: None, False
 
     def to(self, device: str) -> None:
         self.device = device
