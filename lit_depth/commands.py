@@ -9,6 +9,8 @@ _TOOLS = Path(__file__).with_name("tools")
 # what they do is one piece: interrupted, it is done again from the start
 _ONE_PIECE = frozenset({"export"})
 QUESTION = "Which transformer blocks can be skipped, and at what cost?"
+# commands about files that need no model: they are run without importing Lightning
+LIGHT = frozenset({"completion", "status"})
 _LIGHTNING = {
     "fit": "Train.",
     "validate": "Evaluate on the validation split by Lightning's loop.",
