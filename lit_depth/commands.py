@@ -49,6 +49,21 @@ def tools() -> dict[str, str]:
     return {path.stem: _first_line(path, "main") for path in sorted(_TOOLS.glob("[a-z]*.py"))}
 
 
+@cache
+def result_files() -> dict[str, str]:
+    """File of the result of every command that has one, which is written last.
+
+    >>> result_files()["search"]
+    'search.json'
+    """
+    tree = ast.parse((_STUDIES / "overview" / "folders.py").read_text(encoding="utf-8"))
+    tables = (node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "_COMMANDS")
+    table = next(tables).value
+    assert isinstance(table, ast.Dict)
+    pairs = ((key, value.elts[0]) for key, value in zip(table.keys, table.values) if isinstance(value, ast.Tuple))
+    return {ast.literal_eval(key): ast.literal_eval(file) for key, file in pairs if key is not None}
+
+
 def _first_line(path: Path, name: str) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
