@@ -20,10 +20,10 @@ from lit_depth import commands, interrupts
 from lit_depth.callbacks import LoopAnswers
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
-from lit_depth.option_names import current_name
-from lit_depth.options import RUN_FOLDER, join_lists, list_options, new_parser, one_line, set_flags, underscored
+from lit_depth.option_names import current_name, underscored
+from lit_depth.options import RUN_FOLDER, join_lists, list_options, new_parser, one_line, set_flags
 from lit_depth.results.store import check_name
-from lit_depth.results.terminal import FLAGS, printing, tell
+from lit_depth.results.terminal import mode_of, printing, tell
 from lit_depth.studies.export.certificate import NotCertifiedError
 from lit_depth.studies.shared.processes import lost_connection
 from lit_depth.studies.shared.run_folder import AGREEMENT
@@ -185,14 +185,11 @@ def _run(arguments: list[str]) -> None:
     arguments = [underscored(argument) for argument in arguments if argument != "--debug"]
     # without it, help is short, and was printed before anything was imported
     arguments = ["--help" if argument == "--help_all" else argument for argument in arguments]
-    modes = [FLAGS[argument] for argument in arguments if argument in FLAGS]
-    arguments = [argument for argument in arguments if argument not in FLAGS]
-    command = arguments[0] if arguments else None
     _quiet()
     try:
-        if len(set(modes)) > 1:
-            raise ValueError(f"expected one of {' and '.join(FLAGS)}, got both")
-        with printing(modes[0] if modes else "table"):
+        mode, arguments = mode_of(arguments)
+        with printing(mode):
+            command = arguments[0] if arguments else None
             if command in commands.tools():
                 import_module(f"lit_depth.tools.{command}").main(arguments[1:])
             else:
