@@ -23,6 +23,11 @@ def printing(mode: Mode) -> Iterator[None]:
         _mode.reset(token)
 
 
+def terminal_mode() -> Mode:
+    """In which way results are printed here."""
+    return _mode.get()
+
+
 def tell(text: str, result: Mapping[str, Any]) -> None:
     """Print the end of a command.
 
