@@ -38,6 +38,11 @@ def mode_of(arguments: Sequence[str]) -> tuple[Mode, list[str]]:
     return modes.pop() if modes else "table", [argument for argument in arguments if argument not in FLAGS]
 
 
+def terminal_mode() -> Mode:
+    """In which way results are printed here."""
+    return _mode.get()
+
+
 def tell(text: str, result: Mapping[str, Any]) -> None:
     """Print the end of a command.
 

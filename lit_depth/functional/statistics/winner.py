@@ -102,7 +102,7 @@ def _rivals(
     tasks: Labels | None,
     seed: int,
 ) -> int:
-    """How many other rows another sample might choose; rows that equal the best sample by sample are no other choice."""
+    """How many other rows another sample might choose; those equal to the best, sample by sample, do not count."""
     differences = values[row] - np.delete(values, row, axis=0)
     if not len(differences):
         return 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
 from lit_depth.results.charts.tree_chart import TreeNode, search_tree
-from lit_depth.results.measures import metric_label
+from lit_depth.results.measures import metric_label, quality_limits
 from lit_depth.results.report import Chart
 from lit_depth.results.style import (
     COLORS,
@@ -121,7 +121,7 @@ def _quality_chart(result: Mapping[str, Any]) -> Chart:
             name,
             total - len(entry["removed"]),
             entry["quality"],
-            [full["quality"] - end for end in reversed(entry["drop_simultaneous_ci"])],
+            quality_limits(full["quality"], entry["drop_simultaneous_ci"], result.get("max_score")),
             bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)),
         )
         for name in FINDERS
