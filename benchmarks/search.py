@@ -103,6 +103,7 @@ def main() -> None:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
     trainer = DepthTrainer(accelerator="cpu", **quiet)
     options: dict[str, Any] = {
+        "strategy": "beam",
         "beam_width": 3,
         "max_blocks_to_remove": 4,
         "keep": [],

@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+from importlib import import_module
 
 from lit_depth import __version__, commands, interrupts
 
@@ -17,6 +18,9 @@ def main() -> None:
     if {"--quiet", "--json"} & set(arguments):
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; processes that are launched read it too
     with interrupts.guarded(interrupts.continues(arguments), exits=True, anew=interrupts.begins_anew(arguments)):
+        if arguments[0] in commands.LIGHT:
+            run_light(arguments)
+            return
         from lit_depth.cli import main as run
 
         run()
@@ -40,6 +44,8 @@ def at_once(arguments: list[str]) -> str | None:
         from lit_depth.command_help import short_help
 
         return short_help(command)
+    if command in commands.tools().keys() - commands.LIGHT:
+        _read_options(command, arguments[1:])
     if command.startswith("--") and (near := difflib.get_close_matches(command, ("--help", "--version"), n=1)):
         interrupts.stop(f"error: there is no option {command!r} without a command; did you mean {near[0]}?")
     if not command.startswith("-") and command not in commands.every():
@@ -47,6 +53,36 @@ def at_once(arguments: list[str]) -> str | None:
         meant = f"did you mean {near[0]}?" if near else "lit-depth --help lists them"
         interrupts.stop(f"error: there is no command {command!r}; {meant}")
     return None
+
+
+def _read_options(tool: str, arguments: list[str]) -> None:
+    """End with help where it is asked for, or with what is wrong with an option; else the tool reads them again."""
+    from lit_depth.results.terminal import FLAGS
+    from lit_depth.tool_options import parser_of
+
+    parser_of(tool).parse_args(_spelt([argument for argument in arguments if argument not in (*FLAGS, "--debug")]))
+
+
+def _spelt(arguments: list[str]) -> list[str]:
+    """Arguments as the parsers know them."""
+    from lit_depth.option_names import underscored
+
+    return ["--help" if argument == "--help-all" else underscored(argument) for argument in arguments]
+
+
+def run_light(arguments: list[str]) -> None:
+    """Run a command that needs no model, as `lit_depth.cli` runs the others."""
+    from lit_depth.results.terminal import mode_of, printing
+
+    words = _spelt([argument for argument in arguments if argument != "--debug"])
+    try:
+        mode, (tool, *own) = mode_of(words)
+        with printing(mode):
+            import_module(f"lit_depth.tools.{tool}").main(own)
+    except ValueError as error:
+        if "--debug" in arguments:
+            raise
+        interrupts.stop(f"error: {error}")
 
 
 if __name__ == "__main__":

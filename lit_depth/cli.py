@@ -20,10 +20,10 @@ from lit_depth import commands, interrupts
 from lit_depth.callbacks import LoopAnswers
 from lit_depth.data import DepthDataModule
 from lit_depth.module import DepthModule
-from lit_depth.option_names import current_name
-from lit_depth.options import RUN_FOLDER, join_lists, list_options, new_parser, one_line, set_flags, underscored
+from lit_depth.option_names import current_name, underscored
+from lit_depth.options import RUN_FOLDER, join_lists, list_options, new_parser, one_line, set_flags
 from lit_depth.results.store import check_name
-from lit_depth.results.terminal import FLAGS, printing, tell
+from lit_depth.results.terminal import mode_of, printing, tell
 from lit_depth.studies.export.certificate import NotCertifiedError
 from lit_depth.studies.shared.processes import lost_connection
 from lit_depth.studies.shared.run_folder import AGREEMENT
@@ -39,6 +39,8 @@ _OF_OPTIONS = (
     *(ValueError, TypeError, RuntimeError, LookupError, AttributeError, OverflowError),
     MisconfigurationException,
 )
+# Lightning's loops whose answers are kept
+_ANSWERING = ("validate", "test", "predict")
 # of the trainer, by default: results are logged and written by the commands
 _OFF = ("logger", "enable_checkpointing", "enable_model_summary")
 
@@ -71,6 +73,11 @@ class DepthCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return new_parser(**kwargs)
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self.command in _ANSWERING:
+            told = "Answers go to its folder of the command; null = results, in trainer.default_root_dir."
+            parser.add_argument("--output_dir", type=str | None, default=None, help=told)
+
     def _set_seed(self) -> None:
         try:
             super()._set_seed()
@@ -98,7 +105,8 @@ class DepthCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Keep the answers, and score them where there are right ones."""
-        folder = Path(self.trainer.default_root_dir) / "results" / str(self.subcommand)
+        chosen = self.config[self.subcommand]["output_dir"]
+        folder = Path(chosen or Path(self.trainer.default_root_dir) / "results") / str(self.subcommand)
         self.answers = LoopAnswers(folder, self.model.num_units, self.datamodule.task.metric)
         self.trainer.callbacks.append(self.answers)  # type: ignore[attr-defined]  # Lightning names it nowhere
 
@@ -141,6 +149,8 @@ def _place_loggers(options: Any, command: str) -> None:
         # export's is called as the folder that it exports to
         name = options["name"] or Path(options["out"] or "default").resolve().name
         folder = str(Path(options["output_dir"]) / command / name)
+    elif options.get("output_dir"):
+        folder = str(Path(options["output_dir"]) / command)
     loggers = trainer["logger"]
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = getattr(logger, "init_args", None)
@@ -185,14 +195,11 @@ def _run(arguments: list[str]) -> None:
     arguments = [underscored(argument) for argument in arguments if argument != "--debug"]
     # without it, help is short, and was printed before anything was imported
     arguments = ["--help" if argument == "--help_all" else argument for argument in arguments]
-    modes = [FLAGS[argument] for argument in arguments if argument in FLAGS]
-    arguments = [argument for argument in arguments if argument not in FLAGS]
-    command = arguments[0] if arguments else None
     _quiet()
     try:
-        if len(set(modes)) > 1:
-            raise ValueError(f"expected one of {' and '.join(FLAGS)}, got both")
-        with printing(modes[0] if modes else "table"):
+        mode, arguments = mode_of(arguments)
+        with printing(mode):
+            command = arguments[0] if arguments else None
             if command in commands.tools():
                 import_module(f"lit_depth.tools.{command}").main(arguments[1:])
             else:

@@ -9,6 +9,8 @@ _TOOLS = Path(__file__).with_name("tools")
 # what they do is one piece: interrupted, it is done again from the start
 _ONE_PIECE = frozenset({"export"})
 QUESTION = "Which transformer blocks can be skipped, and at what cost?"
+# commands about files that need no model: they are run without importing Lightning
+LIGHT = frozenset({"completion", "status"})
 _LIGHTNING = {
     "fit": "Train.",
     "validate": "Evaluate on the validation split by Lightning's loop.",
@@ -45,6 +47,21 @@ def begun_anew() -> frozenset[str]:
 def tools() -> dict[str, str]:
     """Name of every command about files, and the first line of what it says of itself."""
     return {path.stem: _first_line(path, "main") for path in sorted(_TOOLS.glob("[a-z]*.py"))}
+
+
+@cache
+def result_files() -> dict[str, str]:
+    """File of the result of every command that has one, which is written last.
+
+    >>> result_files()["search"]
+    'search.json'
+    """
+    tree = ast.parse((_STUDIES / "overview" / "folders.py").read_text(encoding="utf-8"))
+    tables = (node for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "_COMMANDS")
+    table = next(tables).value
+    assert isinstance(table, ast.Dict)
+    pairs = ((key, value.elts[0]) for key, value in zip(table.keys, table.values) if isinstance(value, ast.Tuple))
+    return {ast.literal_eval(key): ast.literal_eval(file) for key, file in pairs if key is not None}
 
 
 def _first_line(path: Path, name: str) -> str:

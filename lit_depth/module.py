@@ -64,6 +64,8 @@ class DepthModule(LightningModule):
         trust_remote_code: Run code that comes with the checkpoint.
         processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
             ``{"max_pixels": 250000}`` for images of fewer tokens.
+        experts_per_token: Experts that each token goes to, in a mixture of experts; null = as the checkpoint says.
+        max_crops: Most crops that a picture is cut into, beside its overview; null = as the checkpoint says.
         chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": true}``; modes of thinking
             are off unless they are asked for.
         answer_after: Text behind which the answer begins that is scored, such as ``</think>``; an answer without it is
@@ -101,6 +103,8 @@ class DepthModule(LightningModule):
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
+        experts_per_token: int | None = None,
+        max_crops: int | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         answer_after: str | None = None,
         from_scratch: bool = False,
@@ -130,15 +134,14 @@ class DepthModule(LightningModule):
                 "--model.from_scratch true makes new weights and loads none: leave out --model.dtype, "
                 "--model.quantization and --model.device_map"
             )
-        names = ("revision", "attn_implementation", "trust_remote_code")
+        asked = ("processor_kwargs", "experts_per_token", "max_crops")
+        names = ("revision", "attn_implementation", "trust_remote_code", *asked)
         source = {name: self.hparams[name] for name in names}
         if meta:
             check_places(device_map)  # of the machine that is planned for
-            self.model, self.processor = outline_model(
-                checkpoint, dtype=dtype, **source, processor_kwargs=processor_kwargs
-            )
+            self.model, self.processor = outline_model(checkpoint, dtype=dtype, **source)
         elif from_scratch:
-            self.model, self.processor = new_model(checkpoint, **source, processor_kwargs=processor_kwargs)
+            self.model, self.processor = new_model(checkpoint, **source)
         else:
             self.model, self.processor = load_checkpoint(
                 checkpoint,
@@ -146,7 +149,6 @@ class DepthModule(LightningModule):
                 quantization=quantization,
                 device_map=device_map,
                 **source,
-                processor_kwargs=processor_kwargs,
             )
         # it stays where it was put when it was loaded
         self.is_placed = not meta and (device_map is not None or is_quantized(self.model))

@@ -41,6 +41,16 @@ def current_name(argument: str, command: str, own: Collection[str]) -> str:
     return f"--{name}{sign}{value}"
 
 
+def underscored(argument: str) -> str:
+    """An option with dashes inside its name as the parsers know it.
+
+    >>> underscored("--budget-ms=20"), underscored("--name"), underscored("my-run")
+    ('--budget_ms=20', '--name', 'my-run')
+    """
+    name, sign, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{sign}{value}" if name.startswith("--") else argument
+
+
 def current_keys(content: str) -> str:
     """The text of a file of options with the names that its options have now; what names none of old stays as it is.
 

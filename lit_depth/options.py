@@ -164,16 +164,6 @@ def new_parser(**kwargs: Any) -> LightningArgumentParser:
     return parser
 
 
-def underscored(argument: str) -> str:
-    """An option with dashes inside its name as LightningCLI knows it.
-
-    >>> underscored("--budget-ms=20"), underscored("--name"), underscored("my-run")
-    ('--budget_ms=20', '--name', 'my-run')
-    """
-    name, sign, value = argument.partition("=")
-    return f"--{name[2:].replace('-', '_')}{sign}{value}" if name.startswith("--") else argument
-
-
 def nearest(name: str, names: Sequence[str]) -> str | None:
     """The name that a misspelt one was most likely meant as: with a letter or two changed, or a group in front.
 

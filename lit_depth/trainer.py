@@ -17,6 +17,7 @@ from lit_depth.studies.compare.command import compare
 from lit_depth.studies.consistency.command import consistency
 from lit_depth.studies.export.command import export
 from lit_depth.studies.importance.command import importance
+from lit_depth.studies.interactions.command import interactions
 from lit_depth.studies.latency.command import latency
 from lit_depth.studies.search.command import search
 from lit_depth.studies.select.command import select
@@ -42,6 +43,7 @@ class DepthTrainer(Trainer):
     consistency = consistency
     export = export
     importance = importance
+    interactions = interactions
     latency = latency
     search = search
     select = select

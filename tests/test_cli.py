@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -150,7 +151,11 @@ def test_every_dataset_has_a_yaml():
 def test_machines_are_told_nothing_but_the_result(tmp_path, flag):
     """Both streams of a real process: no progress, no table."""
     command = ["importance", "--num_samples", "4", "--output_dir", str(tmp_path), flag]
-    done = subprocess.run([sys.executable, "-m", "lit_depth", *command], capture_output=True, text=True, check=True)
+    command += ["--trainer.logger", "WandbLogger"]
+    offline = os.environ | {"WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_depth", *command], capture_output=True, text=True, check=True, env=offline
+    )
     assert done.stderr == ""
     written = json.loads((tmp_path / "importance" / "default" / "importance.json").read_text())
     assert (json.loads(done.stdout) == written) if flag == "--json" else done.stdout == ""
@@ -183,3 +188,13 @@ def test_lightnings_loops_tell_the_score_and_where_the_answers_are(tmp_path, cap
     answers = tmp_path / "results" / command / "answers.jsonl"
     assert code == 0 and "ExactMatch: 4 samples (0 bad), mean " in out and out.endswith(f"written:\n  {answers}\n")
     assert len(answers.read_text(encoding="utf-8").splitlines()) == 4
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_answers_of_lightnings_loops_go_where_they_are_told_to(tmp_path, capsys, command):
+    options = ["--num_samples", 4, "--output_dir", tmp_path / "mine", "--trainer.logger", "CSVLogger"]
+    code, out, _ = run([command, *options, "--trainer.default_root_dir", tmp_path / "other"], capsys)
+    folder = tmp_path / "mine" / command
+    assert code == 0 and out.endswith(f"written:\n  {folder / 'answers.jsonl'}\n")
+    assert {path.name for path in folder.iterdir()} == {"answers.jsonl", "records", "lightning_logs"}
+    assert not (tmp_path / "other").exists()

@@ -107,7 +107,7 @@ def test_a_misspelt_command_gets_the_nearest_name(capsys, command, meant):
     assert error.startswith(f"error: there is no command {command!r}") and meant in error
 
 
-@pytest.mark.parametrize("arguments", [["compare", "--help"], ["--version"], ["comprae"]])
+@pytest.mark.parametrize("arguments", [["compare", "--help"], ["--version"], ["comprae"], ["completion", "bash"]])
 def test_they_load_neither_torch_nor_lightning(arguments):
     code = (
         "import json, sys\nfrom lit_depth.__main__ import main\n"

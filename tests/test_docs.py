@@ -27,7 +27,8 @@ import yaml
 
 import lit_depth.cli as cli
 from lit_depth import load_bundled
-from lit_depth.commands import every, tools
+from lit_depth.commands import LIGHT, every, tools
+from lit_depth.tool_options import parser_of
 from tests.helpers.commands import run
 from tests.helpers.markdown import ROOT, Block, anchors, blocks, links, pages, shell_lines
 
@@ -164,9 +165,8 @@ def parse(words: list[str]) -> None:
     if command.startswith("--") or {"--help", "--help-all"} & set(arguments):
         return
     if command in tools():
-        tool = import_module(f"lit_depth.tools.{command}")
-        if hasattr(tool, "_parser"):
-            tool._parser().parse_args(arguments)
+        if command not in LIGHT:
+            parser_of(command).parse_args(arguments)
         return
     cli.main(words)
 

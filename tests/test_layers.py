@@ -27,7 +27,8 @@ ALLOWED = {
     "integrations": {*_LEFT_OF_MODULE, "module"},
     "studies": _LEFT_OF_STUDIES,
     "recipes": _LEFT_OF_STUDIES,
-    "tools": {*_LEFT_OF_STUDIES, "studies", "commands", "command_help"},
+    "tool_options": {"results", "studies", "commands"},
+    "tools": {*_LEFT_OF_STUDIES, "studies", "commands", "command_help", "tool_options"},
     "trainer": {*_LEFT_OF_STUDIES, "studies"},
     "options": {"functional", "results", "interrupts", "option_names"},
     "option_names": {"results"},
@@ -36,7 +37,7 @@ ALLOWED = {
     "commands": set(),
     "command_help": {"commands", "option_names"},
     "cli": {*_LEFT_OF_STUDIES, "options", "option_names", "commands", "studies", "tools", "trainer", "interrupts"},
-    "__main__": {"cli", "commands", "command_help", "interrupts"},
+    "__main__": {"cli", "commands", "command_help", "interrupts", "option_names", "results", "tool_options", "tools"},
 }
 # packages of others that only one layer may import, and one that a layer must do without
 ONLY_INTEGRATIONS = {"wandb", "wandb_workspaces", "lm_eval", "lmms_eval"}

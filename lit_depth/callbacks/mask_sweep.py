@@ -22,15 +22,11 @@ from lit_depth.functional.masks import Masks, MaskSet
 from lit_depth.functional.token_agreement import TokenAgreement
 from lit_depth.metrics import clean_prediction
 from lit_depth.metrics.base import new_metric
-from lit_depth.results.records import RecordWriter, check_complete, read_records
+from lit_depth.results.records import BAD, REFERENCES, RecordWriter, check_complete, read_records
 from lit_depth.results.store import run_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# these stand where a record has its mask
-BAD = "bad"  # the prediction is then the reason
-REFERENCES = "references"  # of a sample, kept for a metric that scores all samples of a mask together
 
 
 class MaskSweep(Callback):

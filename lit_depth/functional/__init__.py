@@ -1,6 +1,7 @@
 """Plain torch and transformers: pure functions and small value types, no Lightning."""
 
 from lit_depth.functional.engine.api import generate, sweep_forward, sweep_generate
+from lit_depth.functional.engine.speculative import SpeculativeAnswers, speculative_generate
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.healing.patch import patch
 from lit_depth.functional.importance.proxies import ProxyScores, proxy_importance
@@ -55,6 +56,7 @@ __all__ = [
     "ProxyScores",
     "SearchLevel",
     "SearchResult",
+    "SpeculativeAnswers",
     "ablation_masks",
     "beam_search",
     "check_mask",
@@ -86,6 +88,7 @@ __all__ = [
     "run_token_masking",
     "span_knockout",
     "span_masking",
+    "speculative_generate",
     "suffix",
     "sweep_forward",
     "sweep_generate",

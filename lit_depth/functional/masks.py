@@ -12,6 +12,8 @@ from torch import Tensor
 from lit_depth.functional.arguments import MAX_UNITS, check_range, checked
 
 Granularity = Literal["block", "sublayer"]
+# which tokens skip a unit: all, those of images, or those of images so that text does not attend to them there either
+Tokens = Literal["all", "visual", "visual_drop"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

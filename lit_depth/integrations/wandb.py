@@ -17,6 +17,7 @@ from lit_depth.results.charts import preset, preset_names
 from lit_depth.results.page import PAGE
 from lit_depth.results.report import Curves, Report, Table
 from lit_depth.results.store import MANIFEST, to_plain
+from lit_depth.results.terminal import terminal_mode
 
 
 class Names(Protocol):
@@ -59,7 +60,8 @@ def open_run(logger: WandbLogger, names: Names) -> None:
     """Name the run that a logger is about to begin, and put its files into the folder of the run.
 
     What the user chose stays. A run that was begun by somebody else keeps its names. The project is ``lit-depth``
-    unless the logger or ``WANDB_PROJECT`` names another.
+    unless the logger or ``WANDB_PROJECT`` names another. Where a command prints no table (``--quiet``, ``--json``),
+    wandb prints nothing either: offline it would tell where its files are between the lines that a machine reads.
     """
     options = logger._wandb_init
     if options["project"] == _LIGHTNINGS and "WANDB_PROJECT" not in os.environ:
@@ -69,6 +71,8 @@ def open_run(logger: WandbLogger, names: Names) -> None:
     found: dict[str, Any] = {"name": names.name, "group": names.group, "job_type": names.command}
     found["tags"] = [tag[:_MOST] for tag in names.tags]
     options.update({key: value for key, value in found.items() if options.get(key) is None})
+    if terminal_mode() != "table" and options.get("settings") is None:
+        options["settings"] = wandb.Settings(silent=True)
     if options.get("anonymous") is None:  # Lightning passes it on even so, and each run warns of it
         options.pop("anonymous", None)
 

@@ -23,6 +23,7 @@ SECTIONS = {
     "latency": "Latency",
     "importance": "Importance of blocks",
     "consistency": "Agreement of importance",
+    "interactions": "Interactions of pairs of blocks",
     "search": "Blocks to remove together",
     "answers": "Agreement with the full model",
     "tokens": "Token masking",

@@ -23,6 +23,8 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 import lit_depth.models.molmo  # noqa: F401  (registers Molmo with the Auto classes)
 from lit_depth.functional.arguments import checked
+from lit_depth.models.crops import crop_settings
+from lit_depth.models.experts import set_experts_per_token
 from lit_depth.models.processors import load_processor
 from lit_depth.models.quantization import (
     FLOATING,
@@ -67,6 +69,8 @@ def load_checkpoint(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     processor_kwargs: Mapping[str, Any] | None = None,
+    experts_per_token: int | None = None,
+    max_crops: int | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model in evaluation mode and its processor (a tokenizer, for a text model).
 
@@ -83,11 +87,14 @@ def load_checkpoint(
         trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
         processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
             ``{"max_pixels": 250_000}``.
+        experts_per_token: Experts that each token goes to, in a mixture of experts; None = as the checkpoint says.
+        max_crops: Largest number of crops of a picture, its overview not counted; None = as the checkpoint says.
 
     Raises:
         ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones; if its
             processor takes no images although its model does, or does not know one of ``processor_kwargs``; if weights
-            are quantised by what cannot run here, or by nobody knows what.
+            are quantised by what cannot run here, or by nobody knows what; if the model has no experts, or fewer, or
+            its processor no number of crops.
     """
     if dtype not in DTYPES:
         raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -95,6 +102,7 @@ def load_checkpoint(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
+    set_experts_per_token(config, experts_per_token)
     if device_map is None and (quantization != "none" or stored_method(config)) and torch.cuda.is_available():
         device_map = {"": int(os.environ.get("LOCAL_RANK", 0))}
     check_devices(device_map)
@@ -107,6 +115,7 @@ def load_checkpoint(
         model, report = auto_class(config).from_pretrained(
             source,
             dtype=numbers,
+            **({} if experts_per_token is None else {"config": config}),
             # None would take the place of the checkpoint's own
             **({} if quantization == "none" else {"quantization_config": quantize}),
             device_map=device_map,
@@ -117,7 +126,7 @@ def load_checkpoint(
         )
         if stored_method(config) is None and not Path(source).is_dir():  # downloaded by now
             check_stored(Path(str(cached_file(source, CONFIG_NAME, revision=revision))).parent)
-        processor = _load_processor(config, source, processor_kwargs or {}, common)
+        processor = _load_processor(config, source, processor_kwargs or {}, max_crops, common)
     _check_report(source, report)
     check_placed(model, device_map)
     _set_attention(model, attn_implementation)
@@ -133,6 +142,8 @@ def new_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     processor_kwargs: Mapping[str, Any] | None = None,
+    experts_per_token: int | None = None,
+    max_crops: int | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """A randomly initialised model from ``config.json`` and processor files, for training.
 
@@ -143,8 +154,9 @@ def new_model(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
+        set_experts_per_token(config, experts_per_token)
         model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
-        processor = _load_processor(config, source, processor_kwargs or {}, common)
+        processor = _load_processor(config, source, processor_kwargs or {}, max_crops, common)
     _set_attention(model, attn_implementation)
     attend_both_ways(model)
     return model, processor
@@ -159,6 +171,8 @@ def outline_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     processor_kwargs: Mapping[str, Any] | None = None,
+    experts_per_token: int | None = None,
+    max_crops: int | None = None,
 ) -> tuple[PreTrainedModel, Any]:
     """A model on the meta device, which has shapes and no weights, from ``config.json``; and its processor.
 
@@ -170,13 +184,16 @@ def outline_model(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
+        set_experts_per_token(config, experts_per_token)
         with torch.device("meta"):
             model = auto_class(config).from_config(
                 config, dtype=_stored_dtype(config, source, dtype), trust_remote_code=trust_remote_code
             )
         _keep_in_float32(model)
         has_tokenizer = not Path(source).is_dir() or any(any(Path(source).glob(name)) for name in _TOKENIZERS)
-        processor = _load_processor(config, source, processor_kwargs or {}, common) if has_tokenizer else None
+        processor = (
+            _load_processor(config, source, processor_kwargs or {}, max_crops, common) if has_tokenizer else None
+        )
     # kernels of a GPU cannot run there; like sdpa they keep no attention weights
     if attn_implementation in ("sdpa", "eager"):
         _set_attention(model, attn_implementation)
@@ -206,7 +223,9 @@ def _stored_dtype(config: Any, source: str, dtype: str) -> torch.dtype:
     return told if isinstance(told, torch.dtype) else torch.float32
 
 
-def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
+def _load_processor(
+    config: Any, source: str, own: Mapping[str, Any], max_crops: int | None, common: Mapping[str, Any]
+) -> Any:
     processor = load_processor(config, source, **common)
     images = getattr(processor, "image_processor", None)
     if images is None and (_is_listed(config) or hasattr(config, "vision_config")):
@@ -214,6 +233,8 @@ def _load_processor(config: Any, source: str, own: Mapping[str, Any], common: Ma
             f"expected a processor of images beside a {config.model_type} model, got a {type(processor).__name__} "
             "alone: the checkpoint lacks its preprocessor_config.json or processor_config.json"
         )
+    known = set() if images is None else _settings_of(images)
+    own = {**own, **crop_settings(images, known, own, max_crops)}
     if own:
         processor = _with_settings(processor, own)
     if images is not None and processor.tokenizer.pad_token is None:

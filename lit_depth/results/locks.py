@@ -46,6 +46,21 @@ def hold(path: Path, what: Path) -> BaseFileLock:
         ) from error
 
 
+def is_held(path: Path) -> bool | None:
+    """Whether a process holds a lock file; None where that cannot be told, as of a folder that we may not write to."""
+    if path.with_name(path.name + _SOFT).exists():
+        return True
+    if not path.is_file():
+        return False
+    try:
+        _acquire(FileLock(path, fallback_to_soft=False, thread_local=False), 0).release()
+    except Timeout:
+        return True
+    except OSError as error:
+        return False if error.errno in _WITHOUT_LOCKS else None  # without locks only the other file says it
+    return False
+
+
 def _acquire(lock: BaseFileLock, seconds: float) -> BaseFileLock:
     lock.acquire(timeout=seconds)
     return lock

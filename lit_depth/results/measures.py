@@ -108,6 +108,22 @@ def perplexity(logprob: float, limits: Limits) -> str:
     return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
+def quality_limits(full: float, drop: Limits, max_score: float | None) -> list[float]:
+    """Quality at either end of the interval of its drop from the full model's, of which no score is cut off.
+
+    Args:
+        full: Quality of the full model; below 0 it is a log-probability, which has no smallest value.
+        max_score: Largest possible score; None if there is none, or if a result of an earlier version does not say.
+
+    >>> quality_limits(0.875, (-0.25, 1.0), 1.0), quality_limits(0.875, (-0.25, 1.0), None)
+    ([0.0, 1.0], [0.0, 1.125])
+    >>> quality_limits(-2.0, (-0.25, 1.0), None)
+    [-3.0, -1.75]
+    """
+    low, high = full - drop[1], full - drop[0]
+    return [low if full < 0 else max(0.0, low), high if max_score is None else min(high, max_score)]
+
+
 def cluster_noun(entry: Mapping[str, Any]) -> str:
     """What intervals are clustered by, in an entry of a result."""
     return entry.get("nouns", {}).get("cluster", "document" if "texts" in entry else "image")

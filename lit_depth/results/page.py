@@ -27,15 +27,6 @@ from lit_depth.results.store import to_plain, write_text
 from lit_depth.results.table import format_cell, is_numeric
 from lit_depth.results.vega_runtime import vega_runtime
 
-# of pages with a script and a look of their own, which begin with it
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #666; font-size: .85rem; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .8rem; border-bottom: 1px solid #eee; text-align: left; } th { border-bottom-color: #999; }
-.number { text-align: right; } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }
-"""
 PAGE = "report.html"
 ASSUMPTIONS = (
     "All masks answer the same samples, so differences are paired: sample by sample, not mean by mean.",
@@ -52,6 +43,21 @@ ASSUMPTIONS = (
     "Times are those of this device, batch size and these requests.",
 )
 _TEMPLATE, _LOOK, _SCRIPT = (Path(__file__).with_name(f"page.{kind}") for kind in ("html", "css", "js"))
+# colours of every page, light, dark and printed
+COLORS = Path(__file__).with_name("colors.css").read_text(encoding="utf-8")
+# of pages with a script and a look of their own, which begin with it
+STYLE = f"""{COLORS}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
+  margin: 2rem auto; padding: 0 1rem; }}
+h1, h2 {{ line-height: 1.2; }} h2 {{ margin-top: 2.5rem; border-bottom: 1px solid var(--line); }}
+a {{ color: var(--link); }}
+img {{ max-width: 100%; height: auto; }} figure {{ margin: 1rem 0; }}
+figcaption {{ color: var(--quiet); font-size: .85rem; }}
+.table {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .2rem .8rem; border-bottom: 1px solid var(--line); text-align: left; }}
+th {{ border-bottom-color: var(--quiet); }} .number {{ text-align: right; }}
+pre {{ background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .85rem; }}
+"""
 _LARGEST_SVG = 400_000  # bytes; a figure of more points is shown as PNG
 _LONGEST_ARGUMENTS = 100_000
 # charts whose marks stand for masks
@@ -124,7 +130,7 @@ def write_parts(path: Path, overview: Report, parts: Sequence[RunPart]) -> Path:
         overview=above,
         runs=runs,
         assumptions=ASSUMPTIONS if any(part.facts for part in parts) else (),
-        style=_LOOK.read_text(encoding="utf-8"),
+        style=COLORS + _LOOK.read_text(encoding="utf-8"),
         scripts=scripts,
         drawable=runtime is not None,
         policy=_policy(scripts),

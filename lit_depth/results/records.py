@@ -16,6 +16,9 @@ from lit_depth.results.store import check_run, prepare_folder, readable_errors, 
 if TYPE_CHECKING:
     import pandas as pd
 
+# these stand where a record has its mask
+BAD = "bad"  # the prediction is then the reason
+REFERENCES = "references"  # of a sample, kept for a metric that scores all samples of a mask together
 RECORD_COLUMNS = ("mask", "sample", "image", "score", "prediction", "reference_logprob")
 
 
@@ -138,7 +141,7 @@ def read_records(
     records: dict[tuple[str, str], dict[str, Any]] = {}
     places: dict[tuple[str, str], str] = {}
     for path in map(Path, paths):
-        for number, record in _read_lines(path, run_of(path) if run is None else run):
+        for number, record in record_lines(path, run_of(path) if run is None else run):
             key, place = (record["mask"], record["sample"]), f"{path}, line {number}"
             if keep == "first" and records.get(key, record) != record:
                 raise ValueError(
@@ -151,8 +154,8 @@ def read_records(
     return frame.sort_values(["mask", "sample"]).reset_index(drop=True)
 
 
-def _read_lines(path: Path, run: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and records of a file, whose first line names the run."""
+def record_lines(path: Path, run: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and records of a file, whose first line names the run; one that is being written is left out."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):

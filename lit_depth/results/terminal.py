@@ -1,7 +1,7 @@
 """What a command prints at its end: its table, nothing (``--quiet``), or its result as JSON (``--json``)."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, get_args
@@ -21,6 +21,26 @@ def printing(mode: Mode) -> Iterator[None]:
         yield
     finally:
         _mode.reset(token)
+
+
+def mode_of(arguments: Sequence[str]) -> tuple[Mode, list[str]]:
+    """The way to print that a command line asks for, and its other arguments.
+
+    >>> mode_of(["report", "--json", "results"])
+    ('json', ['report', 'results'])
+
+    Raises:
+        ValueError: If it asks for several.
+    """
+    modes = {FLAGS[argument] for argument in arguments if argument in FLAGS}
+    if len(modes) > 1:
+        raise ValueError(f"expected one of {' and '.join(FLAGS)}, got both")
+    return modes.pop() if modes else "table", [argument for argument in arguments if argument not in FLAGS]
+
+
+def terminal_mode() -> Mode:
+    """In which way results are printed here."""
+    return _mode.get()
 
 
 def tell(text: str, result: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lit_depth.data import DepthDataModule
-from lit_depth.data.columns import MEANINGS, SEVERAL
+from lit_depth.data.columns import MEANINGS
 from lit_depth.data.eval_dataset import EvalDataset
 from lit_depth.data.lengths import PromptLimit
 from lit_depth.data.task import BadSample, Sample
@@ -29,6 +28,7 @@ from lit_depth.results.store import prepare_folder
 from lit_depth.results.terminal import tell
 from lit_depth.studies.shared.constant_answer import best_constant, score_constant
 from lit_depth.studies.shared.publish import as_text, draw
+from lit_depth.tool_options import parser_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If the file is not understood; the message says why.
     """
-    given = _parser().parse_args(argv)
+    given = parser_of("data").parse_args(argv)
     columns = {name: value for name in MEANINGS if (value := getattr(given, f"columns.{name}")) is not None}
     datamodule = DepthDataModule(
         path=given.path,
@@ -64,22 +64,6 @@ def main(argv: Sequence[str]) -> None:
     report = describe(datamodule, prompter)
     page = write_page(folder, report, draw(report, folder / "figures"), {"path": given.path, "columns": columns})
     tell("\n".join([as_text(report), "", "written:", f"  {page}"]), {"task": datamodule.task.name, "page": page})
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lit-depth data", description=(main.__doc__ or "").partition("\n")[0])
-    parser.add_argument("path", help=".jsonl, .json, .csv, .tsv, .parquet, .arrow, a folder of them, or a hub id")
-    for name in MEANINGS:
-        several = " (or several, separated by commas)" if name in SEVERAL else ""
-        parser.add_argument(
-            f"--columns.{name}", metavar="NAME", help=f"column of the {name}{several}; null = there is none"
-        )
-    parser.add_argument("--metric", help="in place of the one that is guessed")
-    parser.add_argument("--allow_outside", action="store_true", help="read images from outside of the folder too")
-    parser.add_argument("--checkpoint", help="model whose prompts are shown (default: the bundled one)")
-    parser.add_argument("--num_samples", type=int, metavar="N", help="questions per split (default: all)")
-    parser.add_argument("--output_dir", default="results", metavar="DIR", help="where the page goes (default: results)")
-    return parser
 
 
 def describe(datamodule: DepthDataModule, prompter: Prompter) -> Report:

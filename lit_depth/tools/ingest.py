@@ -28,6 +28,7 @@ from lit_depth.studies.confirm.pairing import Pair, noted_differences, pair
 from lit_depth.studies.confirm.report import report
 from lit_depth.studies.shared.identity import as_json, read_manifest, refuse_other_run, run_id
 from lit_depth.studies.shared.publish import as_text
+from lit_depth.tool_options import parser_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If a file cannot be read, or samples cannot be paired; the message says why.
     """
-    given = _parser().parse_args(argv)
+    given = parser_of("ingest").parse_args(argv)
     check_name(given.name)
     check_share(confidence=given.confidence)
     check_range(0, 1, tolerance=given.tolerance)
@@ -61,49 +62,6 @@ def main(argv: Sequence[str]) -> None:
     result = describe(pairs, names, entries, given.confidence, given.tolerance)
     result |= {"remarks": list(dict.fromkeys([*remarks, *more, *told])), "files": files}
     _publish(given, result, _records(pairs, names), {"run": run and dict(run.model)})
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lit-depth ingest", description=(main.__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="per-sample results of one or several exported models: samples_*.jsonl of lm-eval, *_samples_*.jsonl of "
-        "lmms-eval (--log_samples), logs of Inspect (.eval, .json), or folders of these (the newest of each task)",
-    )
-    parser.add_argument("--whole", nargs="+", metavar="FILE", help="the same of the whole model")
-    parser.add_argument("--run", metavar="DIR", help="folder of our run with records of the mask, results/compare/NAME")
-    parser.add_argument(
-        "--mask",
-        nargs="+",
-        metavar="BITS",
-        help="1 = the block stays, one mask for each exported model, in the order "
-        "of the files (default: that of certificate.json in the checkpoint's folder, as the log names it)",
-    )
-    parser.add_argument(
-        "--skip",
-        nargs="+",
-        type=int,
-        action="append",
-        metavar="BLOCK",
-        help="the same by the removed blocks; once for each exported model",
-    )
-    parser.add_argument("--checkpoint", nargs="+", metavar="DIR", help="the same by the exported folders")
-    parser.add_argument("--metric", help="in place of our run's, or of the log's first")
-    parser.add_argument("--filter", help="of lm-eval and lmms-eval, such as flexible-extract or none")
-    parser.add_argument("--task", metavar="NAME", help="the task of --run that the files are of, where names differ")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=0.02,
-        metavar="D",
-        help="difference between their drop and ours, 0 to 1, up to which ours is confirmed (default: 0.02)",
-    )
-    parser.add_argument("--confidence", type=float, default=0.95, metavar="P", help="of all intervals (default: 0.95)")
-    parser.add_argument("--output_dir", default="results", metavar="DIR", help="results go to DIR/ingest/NAME/")
-    parser.add_argument("--name", default="default", help="of the results (default: default)")
-    return parser
 
 
 def _pairs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import webbrowser
@@ -13,6 +12,7 @@ from urllib.parse import quote
 
 from lit_depth.functional.arguments import check_range, check_share
 from lit_depth.results.changed_samples import MOST
+from lit_depth.results.model_names import model_changes
 from lit_depth.results.page import PAGE, RunPart, write_parts
 from lit_depth.results.report import Report
 from lit_depth.results.store import prepare_folder, save_figure
@@ -21,9 +21,10 @@ from lit_depth.results.terminal import tell
 from lit_depth.studies.overview.analysis import compare_models, read_scores
 from lit_depth.studies.overview.folders import Stored, read_folders
 from lit_depth.studies.overview.report import report
-from lit_depth.studies.shared.dashboards import add_arguments, check_arguments, publish
+from lit_depth.studies.shared.dashboards import check_arguments, publish
 from lit_depth.studies.shared.publish import as_text
 from lit_depth.studies.shared.run_page import run_part
+from lit_depth.tool_options import parser_of
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ValueError: If a folder holds no result that can be read; the message says why.
     """
-    given = _parser().parse_args(argv)
+    given = parser_of("report").parse_args(argv)
     check_range(0, MOST, samples=given.samples)
     check_share(confidence=given.confidence)
     check_arguments(given)
@@ -60,35 +61,6 @@ def main(argv: Sequence[str]) -> None:
         webbrowser.open(page.resolve().as_uri())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lit-depth report", description=(main.__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "folders",
-        nargs="+",
-        metavar="DIR",
-        help="folders of runs, such as results/compare/default, or folders above them, such as results",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help=f"the page (default: {PAGE} in the folder of the only run, which takes the place of the page that its "
-        f"command wrote; of several runs {PAGE} in the working folder)",
-    )
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=MOST,
-        metavar="N",
-        help=f"changed samples that are shown of each mask, 0 to {MOST} (default: {MOST})",
-    )
-    parser.add_argument(
-        "--confidence", type=float, default=0.95, metavar="SHARE", help="of the tests between models (default: 0.95)"
-    )
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    add_arguments(parser)
-    return parser
-
-
 def overview(runs: Sequence[Stored], parts: Sequence[RunPart], confidence: float, remarks: Sequence[str]) -> Report:
     """What is told of several runs together: tests between models, and what each run found."""
     labels = name_models(runs)
@@ -103,7 +75,8 @@ def name_models(runs: Sequence[Stored]) -> list[str]:
         arguments, model = run.arguments, run.manifest.get("model") or {}
         name = Path(str(arguments.get("model.checkpoint", arguments.get("checkpoint", "-")))).name
         revision = arguments.get("model.revision")
-        names.append((f"{name} @ {revision}" if revision else name, str(model.get("weights", "-"))))
+        told = ", ".join([f"{name} @ {revision}" if revision else name, *model_changes(arguments)])
+        names.append((told, str(model.get("weights", "-"))))
     several = Counter(name for name, _ in set(names))
     return [f"{name} ({weights[:6]})" if several[name] > 1 else name for name, weights in names]
 

@@ -18,6 +18,7 @@ from lit_depth.integrations.run_notes import read_note
 from lit_depth.integrations.wandb import log_report, open_run
 from lit_depth.results.charts import Bar, importance_bars
 from lit_depth.results.report import Curves, Report, Table
+from lit_depth.results.terminal import printing
 from tests.helpers.wandb_run import files_of, logged_report, offline_run, read_table
 
 
@@ -118,6 +119,15 @@ def test_what_the_user_chose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     chosen = {"name": "mine", "group": "ours", "job_type": "try", "tags": ["a"]}
     given = begun_with(WandbLogger(save_dir=tmp_path, **chosen), monkeypatch)
     assert {key: given[key] for key in chosen} == chosen and given["dir"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["quiet", "json"])
+def test_nothing_is_printed_beside_what_a_machine_reads(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    assert "settings" not in begun_with(WandbLogger(), monkeypatch)
+    with printing(mode):
+        assert begun_with(WandbLogger(), monkeypatch)["settings"].silent
+        chosen = wandb.Settings(silent=False)
+        assert begun_with(WandbLogger(settings=chosen), monkeypatch)["settings"] is chosen
 
 
 class OnlineRun:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lit_depth.results.locks import hold
+from lit_depth.results.locks import hold, is_held
 
 HOLDER = """
 import errno, fcntl, signal, sys
@@ -91,3 +91,13 @@ def test_other_errors_are_not_taken_for_a_lack_of_locks(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
     with pytest.raises(OSError, match="Not a directory|exists"):
         hold(tmp_path / "file" / ".lock", tmp_path)
+
+
+def test_whether_it_is_held_is_told_without_holding_it(tmp_path: Path, code: int) -> None:
+    path = tmp_path / ".lock"
+    assert is_held(path) is False and not path.exists()
+    lock = hold(path, tmp_path)
+    assert is_held(path) is True
+    lock.release()
+    assert is_held(path) is False
+    hold(path, tmp_path).release()

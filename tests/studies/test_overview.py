@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lit_depth.results.changed_samples import find_changes
 from lit_depth.studies.overview.analysis import ALL_BLOCKS, RunScores, compare_models, read_scores
 from lit_depth.studies.overview.folders import Stored, read_folders
 from lit_depth.studies.overview.report import report
+from lit_depth.tools.report import name_models
 from tests.helpers.result_folders import edit_json, write_comparison
 
 
@@ -85,6 +88,32 @@ def test_the_report_says_first_what_differs(runs: list[Stored]) -> None:
     assert tests.table is not None and len(tests.table.rows) == len(pairs)
     assert set(found.charts) == {"models_shapes", "models_charts"}
     assert set(found.charts["models_shapes"].colors) == {"strong: importance", "weak: importance"}
+
+
+def test_other_experts_and_crops_stand_side_by_side(tmp_path: Path, comparison: dict[str, Any]) -> None:
+    """One checkpoint at several widths and input sizes: models to compare, with a column for what was asked for."""
+    asked: dict[str, dict[str, int | None]] = {
+        "own": {"model.experts_per_token": None},
+        "one": {"model.experts_per_token": 1},
+        "few": {"model.experts_per_token": None, "model.max_crops": 4},
+    }
+    folders = []
+    for name, arguments in asked.items():
+        folder = write_comparison(tmp_path / name, comparison, "tiny", right=0.9, run=name)
+        before = json.loads((folder / "manifest.json").read_text())["arguments"]
+        edit_json(folder / "manifest.json", arguments=before | arguments)
+        folders.append(folder)
+    runs = read_folders(folders)[0]
+    labels = name_models(runs)
+    assert labels == ["tiny", "tiny, 1 expert per token", "tiny, at most 4 crops"]
+    every = [read_scores(run, label) for run, label in zip(runs, labels)]
+    pairs = compare_models(every, 0.95)
+    assert {(pair.a, pair.b) for pair in pairs} == set(itertools.combinations(labels, 2))
+    changes = [{name: find_changes(frame) for name, frame in each.frames.items()} for each in every]
+    told = report(runs, labels, pairs, changes, 0.95)
+    table = next(section for section in told.sections if section.heading == "Full models").table
+    assert table is not None and list(table.headers[:5]) == ["model", "run", "task", "experts per token", "most crops"]
+    assert [row[3:5] for row in table.rows] == [["as stored"] * 2, [1, "as stored"], ["as stored", 4]]
 
 
 def test_one_model_alone_is_compared_with_none(runs: list[Stored]) -> None:

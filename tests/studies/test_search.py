@@ -30,6 +30,7 @@ from lit_depth.functional import (
     reference_logprob,
     score_ablations,
 )
+from lit_depth.functional.search.pairwise import pairwise_search
 from lit_depth.functional.statistics import mean_intervals
 from lit_depth.metrics import ExactMatch
 from lit_depth.module import model_inputs
@@ -226,6 +227,28 @@ def test_without_racing_everything_is_asked_for_in_one_round_per_level(module, t
     assert sizes[0] == 16 and [level["evaluations"] for level in result["levels"]] == [200 * size for size in sizes]
     # and one for the full model
     assert len(list((tmp_path / "search").rglob("round_*"))) == 3
+
+
+@pytest.mark.slow
+def test_pairwise_search_finds_what_follows_from_the_scores(module, tmp_path, capsys):
+    datamodule = data(module)
+    kept = [0, 1, 2, 4, 5, 6, 9, 10, 15]  # 3, 7, 8, 11, 12, 13 and 14 are left
+    result = search(module, datamodule, tmp_path, strategy="pairwise", max_blocks_to_remove=3, keep=kept)
+    direct = Direct(datamodule)
+    options = {"beam_width": 2, "max_removed": 3, "keep": kept, "clusters": direct.images, "seed": datamodule.seed}
+    expected = pairwise_search(direct, 16, 200, **options)
+    same_levels(result["levels"], expected.search.levels)
+    assert result["second_order"]["held_out"] == [each._asdict() for each in expected.held_out]
+    assert result["totals"]["evaluations"] == expected.search.evaluations and not result["racing"]
+    assert {name for entry in result["ablations"] for name in entry["found_by"]} >= {"search", "pairwise 2", "greedy"}
+    assert (3, 8) not in result["levels"][1]["beam"]
+    out = capsys.readouterr().out
+    told = [out.index(part) for part in ("16 random ablations", "removed  which", "no racing")]
+    assert told == sorted(told)
+    # what is done is not done again
+    before, whole = module.answered, (tmp_path / "search" / "default" / "search.json").read_bytes()
+    search(module, datamodule, tmp_path, strategy="pairwise", max_blocks_to_remove=3, keep=kept)
+    assert module.answered == before and (tmp_path / "search" / "default" / "search.json").read_bytes() == whole
 
 
 def test_kept_blocks_stay_and_may_leave_no_span(module, tmp_path):

@@ -41,6 +41,7 @@ from lit_depth.functional.masking.support import adds_between_blocks, check_driv
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
 
 T = TypeVar("T")
+ONE_BY_ONE = "one mask after another"
 
 
 class ContinuationScores(NamedTuple):
@@ -85,7 +86,7 @@ def sweep_forward(
     check_least(0, logits_to_keep=logits_to_keep)
     path = next((name for name, module in model.named_modules() if module is module_list), None)
     arguments = (model, inputs, masks, module_list, path, logits_to_keep)
-    return _driven_or_not(
+    return driven_or_not(
         model, module_list, lambda: _forward_together(*arguments), lambda: _forward_one_by_one(*arguments)
     )
 
@@ -231,7 +232,7 @@ def answer_masks(
     check_range(0, MAX_TOKENS, max_new_tokens=max_new_tokens)
     if answer_ids is not None:
         check_answers(model, answer_ids, len(inputs["input_ids"]))
-    request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id, answer_ids)
+    request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id, answer_ids)
     check_least(0, acceptance=acceptance)
     if acceptance:
         check_without_penalties(model)
@@ -264,7 +265,7 @@ def _answer(
         return answer_one_by_one(model, request, masks, blocks, on_mask, **named)
     if granularity == "sublayer":
         return answer_one_by_one(model, request, masks, blocks, on_mask)
-    return _driven_or_not(
+    return driven_or_not(
         model,
         module_list,
         lambda: answer_in_chunks(model, request, masks, max_rows, module_list, blocks, on_mask),
@@ -357,7 +358,7 @@ def generate(
     if len(masks) != batch:
         raise ValueError(f"expected one mask per request, got {len(masks)} masks for {batch} requests")
     check_generates(model)
-    request = Request(inputs, max_new_tokens, _end_tokens(model, eos_token_id), pad_token_id)
+    request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id)
 
     def one_by_one() -> Tensor:
         # all rows under each mask: which image belongs to which row is known to the model alone
@@ -366,7 +367,7 @@ def generate(
         tokens, _ = answer_one_by_one(model, request, distinct, blocks, lambda: None)
         return tokens[of_row, torch.arange(batch)]
 
-    return _driven_or_not(
+    return driven_or_not(
         model,
         module_list,
         lambda: answer_rows(model, request, masks, module_list, blocks),
@@ -376,17 +377,18 @@ def generate(
 
 
 # of each model, for as long as it lives: why the engine failed, whether that was said, and compared forwards
-_REFUSED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-_WARNED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_REFUSED: weakref.WeakKeyDictionary[nn.Module, dict[str, str]] = weakref.WeakKeyDictionary()
+_WARNED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 _COMPARED: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
-def _driven_or_not(
+def driven_or_not(
     model: nn.Module,
     blocks: nn.ModuleList,
     together: Callable[[], T],
     one_by_one: Callable[[], T],
     reason: str | None = None,
+    how: str = ONE_BY_ONE,
 ) -> T:
     """What the engine gives, or where it cannot drive the model, what one mask after another gives, with one warning.
 
@@ -394,9 +396,11 @@ def _driven_or_not(
 
     Args:
         reason: Why not to try the engine; None = try.
+        how: How the model is answered without it.
     """
     error: str | None = None
-    reason = reason or check_drivable(model, blocks) or _REFUSED.get(model)
+    refused = _REFUSED.get(model, {})
+    reason = reason or check_drivable(model, blocks) or refused.get(ONE_BY_ONE) or refused.get(how)
     if reason is None:
         try:
             return together()
@@ -408,14 +412,16 @@ def _driven_or_not(
             reason = error = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
     found = one_by_one()
     if error is not None:
-        _REFUSED[model] = error
-    if model not in _WARNED:
-        _WARNED.add(model)
-        warnings.warn(f"{type(model).__name__} is answered one mask after another: {reason}", stacklevel=4)
+        _REFUSED.setdefault(model, {})[how] = error
+    warned = _WARNED.setdefault(model, set())
+    if how not in warned:
+        warned.add(how)
+        warnings.warn(f"{type(model).__name__} is answered {how}: {reason}", stacklevel=4)
     return found
 
 
-def _end_tokens(model: nn.Module, eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
+def end_tokens(model: nn.Module, eos_token_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Tokens that end an answer, which the model knows."""
     several: Any = [] if eos_token_id is None else [eos_token_id] if fits(eos_token_id, int) else eos_token_id
     ids = tuple(int(each) for each in several)
     for each in ids:

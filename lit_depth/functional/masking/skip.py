@@ -11,12 +11,14 @@ not a placeholder, so skipping block 0 needs no further care. These cache layers
 
 Half a block (``granularity="sublayer"``): its instance ``forward`` is replaced by that of the other half, in
 `lit_depth.functional.masking.sublayers`; whether its attention runs decides about the cache layer.
+
+Image tokens alone (``tokens="visual"``): `lit_depth.functional.masking.visual`; every block owns its cache layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -24,12 +26,14 @@ from torch import Tensor, nn
 from lit_depth.functional.arguments import checked
 from lit_depth.functional.masking.blocks import find_blocks, find_decoder
 from lit_depth.functional.masking.forwards import Identity, SkipInDecode, SkipInPrefill, num_outputs, shared_identity
+from lit_depth.functional.masking.image_tokens import ImageTokens, check_image_tokens
 from lit_depth.functional.masking.kv_cache import Claim, find_cache
 from lit_depth.functional.masking.phase_cache import DecodeClaim, PrefillClaim
 from lit_depth.functional.masking.sublayers import HalfForward, check_halves
 from lit_depth.functional.masking.support import check_skippable
 from lit_depth.functional.masking.told_length import count_tokens
-from lit_depth.functional.masks import Granularity, check_mask
+from lit_depth.functional.masking.visual import VisualForward
+from lit_depth.functional.masks import Granularity, Tokens, check_mask
 
 Phase = Literal["both", "prefill", "decode"]
 
@@ -49,6 +53,7 @@ def masked(
     granularity: Granularity = "block",
     phase: Phase = "both",
     decode_without_prompt: bool = False,
+    tokens: Tokens = "all",
 ) -> AbstractContextManager[nn.Module]:
     """Skip blocks of ``model`` inside a ``with`` statement; a skipped block is the identity on the residual stream.
 
@@ -80,6 +85,14 @@ def masked(
     skipped half adds nothing to the residual stream and does not run, nor does its norm: hooks on their modules do not
     fire. A block without its attention owns no KV cache, one without its MLP keeps it; without both it is skipped.
 
+    Image tokens alone (``tokens="visual"``): in a skipped block, hidden states of image tokens pass by, text tokens
+    run, and attend to the keys and values that the block makes of the image tokens' states: the output is
+    ``where(is_image, h, block(h))``. With ``"visual_drop"`` text tokens do not attend to image tokens in a skipped
+    block either. All blocks own a KV cache, and decoded tokens, which are text, run all of them. A prompt without an
+    image is read as by the whole model. What image tokens are, says
+    :func:`~lit_depth.functional.masking.image_tokens.image_token_mask`; what is computed, sources, and where the
+    definitions differ: `lit_depth.functional.masking.visual`.
+
     Args:
         model: any module that holds a Hugging Face decoder, see :func:`~lit_depth.functional.find_blocks`.
         mask: bool ``[num_blocks]``, True = the block runs; for sublayers ``[2 * num_blocks]``.
@@ -87,6 +100,7 @@ def masked(
         granularity: what one unit of the mask switches: a ``"block"``, or with ``"sublayer"`` its attention or MLP.
         phase: the forwards that the mask applies to, see above.
         decode_without_prompt: with ``phase="prefill"``: run the skipped blocks in decode steps.
+        tokens: which tokens skip the blocks, see above.
 
     Returns:
         A context manager that yields ``model``. Arguments are checked before it is entered.
@@ -100,7 +114,10 @@ def masked(
             a mask without any attention; blocks of an unknown form (see `lit_depth.functional.masking.sublayers`), such
             as those whose attention and MLP run side by side. When the context is entered: half of a block that has a
             ``forward`` of its own on the instance, as accelerate gives to models on several devices.
-        NotImplementedError: sublayers in one phase only; per-row masks ``[batch, num_blocks]``.
+            Image tokens: a model that does not tell them; a forward without ``input_ids``; dropping them from blocks
+            whose attention takes no mask per query, such as flash attention.
+        NotImplementedError: sublayers in one phase only; image tokens alone with sublayers or in one phase; per-row
+            masks ``[batch, num_blocks]``.
 
     >>> import torch
     >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -131,11 +148,19 @@ def masked(
             "expected granularity='block' where prefill and decode differ, got 'sublayer' with "
             f"phase={phase!r}, decode_without_prompt={decode_without_prompt}"
         )
+    if tokens != "all" and (granularity, phase) != ("block", "both"):
+        raise NotImplementedError(
+            f"expected granularity='block' and phase='both' for image tokens alone, got granularity={granularity!r}, "
+            f"phase={phase!r}"
+        )
     module_list = find_blocks(model, blocks)
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == len(module_list):
         raise NotImplementedError("per-row masks [batch, num_blocks] are not supported yet; pass one mask [num_blocks]")
     active = check_mask(mask, len(module_list), granularity).tolist()
     check_skippable(find_decoder(model, module_list), module_list, model)
+    if tokens != "all":
+        check_image_tokens(model)
+        return _masked_for_images(model, module_list, active, drops=tokens == "visual_drop")
     halves = list(zip(active, active))
     if granularity == "sublayer":
         check_halves(module_list)
@@ -180,6 +205,27 @@ def _masked(
 
 
 @contextmanager
+def _masked_for_images(model: nn.Module, blocks: nn.ModuleList, active: list[bool], drops: bool) -> Iterator[nn.Module]:
+    """Skip blocks for image tokens alone."""
+    own = [_outside_masks(block.__dict__.get("forward", _ABSENT)) for block in blocks]
+    image_tokens = ImageTokens(model)
+    claim = Claim([True] * len(blocks), getattr(find_decoder(model, blocks), "config", None))
+    with ExitStack() as stack:
+        stack.enter_context(_restored([*((block, "forward") for block in blocks), (blocks[0], _CLAIM)]))
+        stack.callback(claim.give_back_depth)
+        _set(blocks[0], _CLAIM, claim)
+        for block_idx, (block, is_active, forward) in enumerate(zip(blocks, active, own)):
+            if not is_active:
+                forward = VisualForward(forward, block, block_idx, image_tokens, drops)
+            _set(block, "forward", forward)
+        hook = blocks[0].register_forward_pre_hook(_claim, with_kwargs=True)
+        stack.callback(hook.remove)
+        if not all(active):
+            stack.enter_context(image_tokens.listening())
+        yield model
+
+
+@contextmanager
 def unmasked(blocks: nn.ModuleList) -> Iterator[None]:
     """Run all blocks, whatever contexts of `masked` are open."""
     with _restored([*((block, "forward") for block in blocks), (blocks[0], _CLAIM)]):
@@ -209,7 +255,7 @@ def _set(module: nn.Module, name: str, value: object) -> None:
 
 
 def _outside_masks(forward: object) -> object:
-    return forward.replaced if isinstance(forward, Identity | HalfForward) else forward
+    return forward.replaced if isinstance(forward, Identity | HalfForward | VisualForward) else forward
 
 
 def _claim(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

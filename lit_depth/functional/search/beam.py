@@ -190,12 +190,9 @@ def beam_search(
     beam: tuple[Removed, ...] = ((),)
     for size in range(1, max_removed + 1):
         parents = _extend(beam, free)
-        # of each pair that could meet at this level, only the truly better one may be wronged
-        pairs = max(1, math.comb(math.comb(len(free), size), 2))
-        share = delta / max_removed
-        rule = Rule(rank_by, beam_width, epsilon, drop=share, confirm=delta, proof=share / pairs)
+        rule = level_rule(len(free), size, max_removed, rank_by, beam_width, epsilon, delta)
         table = ScoreTable(evaluate, ablation_masks(num_units, list(parents)), samples)
-        levels.append(_level(table, parents, race(table, batch if racing else num_samples, rule), rule))
+        levels.append(describe_race(table, parents, race(table, batch if racing else num_samples, rule), rule))
         samples.shuffle()
         if math.isnan(levels[-1].best.score):
             raise ValueError(f"expected scores to rank by {rank_by}, which evaluate does not measure")
@@ -234,18 +231,8 @@ def exhaustive_search(
     combinations = [c for size in range(1, max_removed + 1) for c in itertools.combinations(free, size)]
     masks = ablation_masks(num_units, combinations)
     check_least(1, num_samples=num_samples)
-    found = as_scores(evaluate(masks, range(num_samples)))
-    accuracy, logprob, bad = found.as_arrays()
-    accuracy = np.where(bad, np.nan, accuracy)
-    rows = {name: row for row, name in enumerate(MaskSet.of(masks).ids)}
-
-    def recall(masks: Tensor, positions: Sequence[int]) -> MaskScores:
-        asked = [rows[name] for name in MaskSet.of(masks).ids]
-        pairs = np.ix_(np.array(asked), np.array(positions, dtype=np.int64))
-        return MaskScores(accuracy[pairs], None if found.reference_logprob is None else logprob[pairs])
-
     return beam_search(
-        recall,
+        recall_scores(masks, as_scores(evaluate(masks, range(num_samples)))),
         num_units,
         num_samples,
         beam_width=count,
@@ -256,6 +243,20 @@ def exhaustive_search(
         delta=delta,
         clusters=clusters,
     )
+
+
+def recall_scores(masks: Tensor, found: MaskScores) -> Evaluate:
+    """An evaluator of masks whose scores on all samples, ``[masks, samples]``, were found before."""
+    accuracy, logprob, bad = found.as_arrays()
+    accuracy = np.where(bad, np.nan, accuracy)
+    rows = {name: row for row, name in enumerate(MaskSet.of(masks).ids)}
+
+    def recall(masks: Tensor, positions: Sequence[int]) -> MaskScores:
+        asked = [rows[name] for name in MaskSet.of(masks).ids]
+        pairs = np.ix_(np.array(asked), np.array(positions, dtype=np.int64))
+        return MaskScores(accuracy[pairs], None if found.reference_logprob is None else logprob[pairs])
+
+    return recall
 
 
 @checked
@@ -284,6 +285,15 @@ def score_ablations(
     )
 
 
+def level_rule(
+    num_free: int, size: int, max_removed: int, rank_by: RankBy, beam_width: int, epsilon: float, delta: float
+) -> Rule:
+    """The rule of one level, whose share of ``delta`` is the same for each of ``max_removed``."""
+    # of each pair that could meet at this level, only the truly better one may be wronged
+    pairs, share = max(1, math.comb(math.comb(num_free, size), 2)), delta / max_removed
+    return Rule(rank_by, beam_width, epsilon, drop=share, confirm=delta, proof=share / pairs)
+
+
 def _extend(beam: Sequence[Removed], free: Sequence[int]) -> dict[Removed, tuple[Removed, ...]]:
     """Every ablation with one unit more, in lexicographic order, and the ablations that it extends."""
     parents: dict[Removed, list[Removed]] = {}
@@ -294,7 +304,10 @@ def _extend(beam: Sequence[Removed], free: Sequence[int]) -> dict[Removed, tuple
     return {removed: tuple(parents[removed]) for removed in sorted(parents)}
 
 
-def _level(table: ScoreTable, parents: dict[Removed, tuple[Removed, ...]], outcome: Outcome, rule: Rule) -> SearchLevel:
+def describe_race(
+    table: ScoreTable, parents: dict[Removed, tuple[Removed, ...]], outcome: Outcome, rule: Rule
+) -> SearchLevel:
+    """The level that a race was run for; ``parents`` has one entry for each row of the table."""
     ablations = {
         row: _ablation(table, row, removed, extended, rule.rank_by, outcome.dropped.get(row))
         for row, (removed, extended) in enumerate(parents.items())

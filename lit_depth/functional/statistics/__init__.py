@@ -15,16 +15,23 @@ from lit_depth.functional.statistics.intervals import (
 from lit_depth.functional.statistics.paired_tests import holm, pairwise_sign_flip_tests, sign_flip_tests
 from lit_depth.functional.statistics.rank import RankCorrelation, spearman
 from lit_depth.functional.statistics.sequential import confidence_sequence, log_evidence
+from lit_depth.functional.statistics.stability import Stability, best_of, decision_stability, least
+from lit_depth.functional.statistics.winner import Winner, winner_interval
 
 __all__ = [
     "FamilyRow",
     "Floats",
     "Interval",
     "RankCorrelation",
+    "Stability",
+    "Winner",
+    "best_of",
     "cluster_covariance",
     "cluster_sums",
     "confidence_sequence",
+    "decision_stability",
     "holm",
+    "least",
     "log_evidence",
     "mean_intervals",
     "paired_comparisons",
@@ -33,4 +40,5 @@ __all__ = [
     "separate_comparisons",
     "sign_flip_tests",
     "spearman",
+    "winner_interval",
 ]

@@ -32,7 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 from lit_depth.models.molmo.configuration_molmo import MolmoConfig
 from lit_depth.models.molmo.conversion_molmo import DENSE_HEAD, register_conversions
 from lit_depth.models.molmo.prompting_molmo import MolmoPrompter
-from lit_depth.models.molmo.vision_tokens_molmo import count_vision_tokens
+from lit_depth.models.molmo.vision_tokens_molmo import count_vision_tokens, image_token_mask
 
 # as transformers names it of all its models
 _old_cache_name = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
@@ -440,6 +440,10 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
     def num_vision_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Image features of each row that reach its text, long ``[batch]``."""
         return count_vision_tokens(inputs)
+
+    def image_token_mask(self, inputs: Mapping[str, Tensor], num_cached: int = 0) -> Tensor:
+        """Which tokens get an image feature, bool ``[batch, seq]``."""
+        return image_token_mask(inputs, num_cached)
 
     @can_return_tuple
     @_old_cache_name

@@ -29,6 +29,26 @@ def count_vision_tokens(inputs: Mapping[str, Tensor]) -> Tensor:
     return (index >= 0).flatten(1).sum(1)
 
 
+def image_token_mask(inputs: Mapping[str, Tensor], num_cached: int = 0) -> Tensor:
+    """Which tokens get an image feature, bool ``[batch, seq]``; see `count_vision_tokens`.
+
+    Args:
+        inputs: Inputs of the model; places of features count from the beginning of the sequence.
+        num_cached: Tokens of the sequence before ``input_ids``.
+
+    >>> index = torch.tensor([[[1, 2], [-1, 3]], [[4, -1], [-1, -1]]])
+    >>> image_token_mask({"input_ids": torch.zeros(2, 5), "image_input_idx": index}).int().tolist()
+    [[0, 1, 1, 1, 0], [0, 0, 0, 0, 1]]
+    """
+    ids, index = inputs["input_ids"], inputs.get("image_input_idx")
+    found = torch.zeros(ids.shape[0], ids.shape[1] + 1, dtype=torch.bool, device=ids.device)
+    if index is not None:
+        index = index.to(ids.device).flatten(1).long() - num_cached * (index.to(ids.device).flatten(1) >= 0)
+        # features that have no place among these tokens go to a column that is cut off
+        found.scatter_(1, torch.where((index >= 0) & (index < ids.shape[1]), index, ids.shape[1]), True)
+    return found[:, :-1]
+
+
 @checked
 def vision_tokens(
     image_processor: MolmoImageProcessor, height: int, width: int, first_position: int = 1

@@ -59,6 +59,7 @@ def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "command": "compare",
         "task": f"mean of {_list_tasks([task['task'] for task in tasks])}",
         "metric": " / ".join(dict.fromkeys(task["metric"] for task in tasks)),
+        "max_score": _mean_max_score([task["max_score"] for task in tasks]),
         **shared_nouns(tasks),
         "num_samples": sum(task["num_samples"] for task in tasks),
         "num_bad_samples": sum(task["num_bad_samples"] for task in tasks),
@@ -67,6 +68,12 @@ def _over_tasks(tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
         },
         "tasks": list(tasks),
     }
+
+
+def _mean_max_score(scores: Sequence[float | None]) -> float | None:
+    """Largest mean over tasks; None where one of them has no largest score."""
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if len(known) == len(scores) else None
 
 
 def _list_tasks(names: Sequence[str]) -> str:

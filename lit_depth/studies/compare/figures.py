@@ -18,7 +18,7 @@ from lit_depth.results.charts.quality_charts import (
     quality_vs_latency,
 )
 from lit_depth.results.latency_lines import Time, latency_lines
-from lit_depth.results.measures import metric_label
+from lit_depth.results.measures import metric_label, quality_limits
 from lit_depth.results.report import Chart
 from lit_depth.results.style import (
     COLORS,
@@ -197,9 +197,7 @@ def limits(strategy: Strategy, comparison: Comparison) -> Sequence[float]:
     """Quality at either end of the simultaneous interval of the drop; of the full model itself there is none."""
     drop = strategy.get("drop_simultaneous_ci")
     if drop is not None:
-        full = comparison["full"]["quality"]
-        # no quality lies below 0, whatever the drop may be, but a log-probability
-        return [full - drop[1] if full < 0 else max(0.0, full - drop[1]), full - drop[0]]
+        return quality_limits(comparison["full"]["quality"], drop, comparison.get("max_score"))
     return strategy["quality_ci"] if not _has_families(comparison) else [strategy["quality"]] * 2
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_depth.functional.statistics import FamilyRow, separate_comparisons
+from lit_depth.results.model_names import KNOBS
 from lit_depth.results.run_records import REPORTED, scored_records
 from lit_depth.studies.overview.folders import Stored
 
@@ -68,6 +69,7 @@ def read_scores(run: Stored, label: str) -> RunScores:
     prefix = "data fingerprint, "
     prints = {key.removeprefix(prefix): str(text) for key, text in arguments.items() if key.startswith(prefix)}
     identity = f"{model.get('weights')} {model.get('modules')} {arguments.get('model.quantization')}"
+    identity += "".join(f" {arguments.get(name)}" for name in KNOBS)
     frames = scored_records(run.folder, arguments)
     policies: dict[str, dict[int, Sequence[str]]] = {}
     for name, masks in run.report.masks.items() if run.command == "compare" else ():

@@ -15,6 +15,7 @@ from lit_depth.studies.confirm.report import report as ingest
 from lit_depth.studies.consistency.report import report as consistency
 from lit_depth.studies.export.report import report as export
 from lit_depth.studies.importance.report import report as importance
+from lit_depth.studies.interactions.report import report as interactions
 from lit_depth.studies.latency.plan import report as plan
 from lit_depth.studies.latency.report import report as latency
 from lit_depth.studies.search.report import report as search
@@ -31,6 +32,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Any], Report]]] = {
     "export": ("export.json", export),
     "importance": ("importance.json", importance),
     "ingest": ("ingest.json", ingest),
+    "interactions": ("interactions.json", interactions),
     "latency": ("latency_details.json", latency),
     "plan": ("plan.json", plan),
     "search": ("search.json", search),

@@ -7,6 +7,7 @@ from typing import Any
 
 from lit_depth.results.changed_samples import MaskChanges
 from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
+from lit_depth.results.model_names import KNOBS
 from lit_depth.results.report import Chart, Report, Section, Table
 from lit_depth.results.style import COLORS
 from lit_depth.results.table import Cell, format_interval, format_p_value
@@ -144,15 +145,20 @@ def _qualities(
     runs: Sequence[Stored], labels: Sequence[str], quality: Sequence[Mapping[str, Sequence[MaskChanges]]]
 ) -> list[Section]:
     """Quality of the full models, one row for each run and task."""
+    knobs = {name: head for name, head in KNOBS.items() if any(run.arguments.get(name) is not None for run in runs)}
     rows: list[list[Cell]] = [
-        [label, f"{run.command}/{run.folder.name}", task, masks[0].num_samples, masks[0].quality, len(masks)]
+        [
+            *(label, f"{run.command}/{run.folder.name}", task),
+            *("as stored" if run.arguments.get(name) is None else run.arguments[name] for name in knobs),
+            *(masks[0].num_samples, masks[0].quality, len(masks)),
+        ]
         for run, label, tasks in zip(runs, labels, quality)
         for task, masks in tasks.items()
         if masks
     ]
-    headers = ("model", "run", "task", "samples", "quality of all blocks", "masks")
+    headers = ("model", "run", "task", *knobs.values(), "samples", "quality of all blocks", "masks")
     text = "Their intervals stand with each run."
-    return [Section("Full models", text, Table(headers, rows), printed=False)] if rows else []
+    return [Section("Full models", text, Table(headers, rows), printed=bool(knobs))] if rows else []
 
 
 def _charts(runs: Sequence[Stored], labels: Sequence[str]) -> dict[str, Chart]:

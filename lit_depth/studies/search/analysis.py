@@ -1,29 +1,32 @@
 """From what a search found, and its scores on the report split, to the content of ``search.json``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from lit_depth.functional import Ablation, MaskSet, SearchLevel, SearchResult, ablation_masks
 from lit_depth.functional.search.ablations import Removed
+from lit_depth.functional.search.pairwise import PairwiseResult
+from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.finders import Baselines
+from lit_depth.studies.shared.prediction_errors import describe_errors
 from lit_depth.studies.shared.scores import Scores, describe_with_full, family_entry, interval_entry
 
 
 def to_report(
-    found: SearchResult, baselines: Baselines, num_units: int, keep: Sequence[int], beam_width: int
+    found: SearchResult, baselines: Baselines, num_units: int, arguments: SearchArguments
 ) -> dict[Removed, list[str]]:
     """Ablations to evaluate on the report split, smaller ones first, and who found each; the full model is ``()``."""
     reported: dict[Removed, list[str]] = {(): ["full"]}
     for level in found.levels:
-        for place, removed in enumerate(level.beam[:beam_width]):
-            reported.setdefault(removed, []).append("search" if place == 0 else f"beam {place + 1}")
+        for place, removed in enumerate(level.beam[: arguments.beam_width]):
+            reported.setdefault(removed, []).append("search" if place == 0 else f"{arguments.strategy} {place + 1}")
     for name, ablations in baselines.items():
         for ablation in ablations:
             if ablation is not None:
                 reported.setdefault(ablation.removed, []).append(name.replace("_", " "))
-    for unit in set(range(num_units)) - set(keep):  # what interactions are measured against
+    for unit in set(range(num_units)) - set(arguments.keep):  # what interactions are measured against
         reported.setdefault((unit,), [])
     return dict(sorted(reported.items(), key=lambda item: (len(item[0]), item[0])))
 
@@ -46,6 +49,12 @@ def describe_level(level: SearchLevel, beam_width: int) -> dict[str, Any]:
         "beam": list(level.beam[:beam_width]),
         **{key: entry[key] for key in ("tied", "settled", "evaluations", "saved")},
     }
+
+
+def describe_pairwise(found: PairwiseResult) -> dict[str, Any]:
+    """Predictions of a pairwise search against scores on the calibration split, and errors on the random ablations."""
+    held_out, proposed = ([each._asdict() for each in group] for group in (found.held_out, found.proposed))
+    return {"errors": describe_errors(held_out), "held_out": held_out, "proposed": proposed}
 
 
 def describe_ablations(

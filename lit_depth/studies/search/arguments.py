@@ -19,6 +19,7 @@ class SearchArguments:
         ValueError: If one is out of range, or an exhaustive search would take too many combinations.
     """
 
+    strategy: Literal["beam", "pairwise"]
     beam_width: int
     max_blocks_to_remove: int
     keep: list[int]
@@ -38,6 +39,8 @@ class SearchArguments:
             raise ValueError(
                 f"epsilon must be at least 0 and delta between 0 and 1, got {self.epsilon} and {self.delta}"
             )
+        if self.strategy == "pairwise":
+            self._check_pairwise()
         most, num_free = self.max_blocks_to_remove, num_units - len(self.keep)
         try:
             free_units(num_units, most, self.keep)
@@ -48,6 +51,15 @@ class SearchArguments:
             raise ValueError(
                 f"exhaustive takes at most {MAX_COMBINATIONS:,} combinations, got {count:,} (1 to {most} of "
                 f"{num_free} units): remove fewer, keep more, or leave it to the beam"
+            )
+
+    def _check_pairwise(self) -> None:
+        if self.exhaustive:
+            raise ValueError("exhaustive evaluates every combination, so strategy pairwise has nothing to predict")
+        if self.max_blocks_to_remove < 3:
+            raise ValueError(
+                "strategy pairwise predicts masks of three and more removed units: expected max_blocks_to_remove of "
+                f"at least 3, got {self.max_blocks_to_remove}"
             )
 
 

@@ -20,6 +20,7 @@ def search(
     trainer: Trainer,
     model: DepthModule,
     datamodule: DepthDataModule,
+    strategy: Literal["beam", "pairwise"] = "beam",
     beam_width: int = 3,
     max_blocks_to_remove: int = 4,
     keep: list[int] | None = None,
@@ -37,17 +38,21 @@ def search(
     output_dir: str = "results",
     name: str = "default",
 ) -> dict[str, Any]:
-    """Find the blocks that cost least when they are removed together, by beam search over ablations.
+    """Find the blocks that cost least when they are removed together, by beam search or from all pairs.
 
-    The beam is chosen on the calibration split; its members are reported on the validation split, beside greedy
-    search, the order of importance and contiguous spans, each with its drop and its interaction: the drop beyond
+    Ablations are chosen on the calibration split; the best of each size are reported on the validation split, beside
+    greedy search, the order of importance and contiguous spans, each with its drop and its interaction: the drop beyond
     the sum of the drops of its blocks alone.
 
     Args:
         trainer: Runs the loops.
         model: Holds the model.
         datamodule: Gives the calibration and the validation split.
-        beam_width: Ablations that are kept, and extended by one more block, at each number of removed blocks.
+        strategy: ``beam`` extends the best ablations of one size by one more block; ``pairwise`` evaluates all single
+            blocks and all pairs, predicts every larger ablation from them, and evaluates those that it predicts to be
+            best. How far predictions are off, on random ablations, is told first.
+        beam_width: Ablations that are kept, and extended by one more block, at each number of removed blocks; of
+            ``pairwise``, those that are evaluated of the predicted ones.
         max_blocks_to_remove: Largest number of removed blocks; with ``--model.granularity sublayer`` of their
             attentions and MLPs, each counted by itself and named ``3.attn``, ``3.mlp``.
         keep: Blocks that are never removed.
@@ -91,7 +96,7 @@ def search(
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.search import analysis
     from lit_depth.studies.search.arguments import SearchArguments, check_task
-    from lit_depth.studies.search.finders import run_baselines, run_search
+    from lit_depth.studies.search.finders import run_baselines, run_pairwise, run_search
     from lit_depth.studies.search.healed_ranks import rank_after_healing
     from lit_depth.studies.search.healing import candidates, check_heal, heal_arguments
     from lit_depth.studies.search.report import report
@@ -110,11 +115,12 @@ def search(
     # a patch takes a block before the skipped ones
     kept = set(keep or ()) | ({0} if healing else set())
     arguments = SearchArguments(
+        strategy=strategy,
         beam_width=beam_width,
         max_blocks_to_remove=max_blocks_to_remove,
         keep=units_of(sorted(kept), granularity),
         rank_by=rank_by,
-        racing=racing and not exhaustive,
+        racing=racing and not exhaustive and strategy == "beam",
         epsilon=epsilon,
         delta=delta,
         exhaustive=exhaustive,
@@ -131,10 +137,11 @@ def search(
     splits = ["calibration", "validation"]
     with open_run(trainer, model, datamodule, splits, options, output_dir, "search", name, max_bad_samples) as run:
         cache = ScoreCache(run, "calibration", run.folder / "records" / task.name / "calibration")
-        found = run_search(cache, arguments, datamodule.seed)
+        pairwise = run_pairwise(cache, arguments, datamodule.seed) if strategy == "pairwise" else None
+        found = run_search(cache, arguments, datamodule.seed) if pairwise is None else pairwise.search
         forwards = {key: getattr(cache, key) for key in ("block_forwards", "sequential_block_forwards")}
         full, others = run_baselines(cache, found, arguments, datamodule.seed)
-        reported = analysis.to_report(found, others, num_units, arguments.keep, beam_width)
+        reported = analysis.to_report(found, others, num_units, arguments)
         levels = candidates(found, healing.heal_candidates) if healing else []
         masks = list(dict.fromkeys(itertools.chain(reported, *levels)))
         measured = evaluate(run, "validation", ablation_masks(num_units, masks), "search")
@@ -165,6 +172,8 @@ def search(
                 "evaluations_with_baselines": cache.evaluations,
             },
         }
+        if pairwise:
+            result["second_order"] = analysis.describe_pairwise(pairwise)
         result["verdicts"] = compare_finders(result["ablations"], measured.scores, confidence)
         if healing:
             result["healing"] = rank_after_healing(run, cache, levels, measured.scores, healing, arguments)

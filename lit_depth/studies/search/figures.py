@@ -9,7 +9,7 @@ import numpy as np
 
 from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
 from lit_depth.results.charts.tree_chart import TreeNode, search_tree
-from lit_depth.results.measures import metric_label
+from lit_depth.results.measures import metric_label, quality_limits
 from lit_depth.results.report import Chart
 from lit_depth.results.style import (
     COLORS,
@@ -121,7 +121,7 @@ def _quality_chart(result: Mapping[str, Any]) -> Chart:
             name,
             total - len(entry["removed"]),
             entry["quality"],
-            [full["quality"] - end for end in reversed(entry["drop_simultaneous_ci"])],
+            quality_limits(full["quality"], entry["drop_simultaneous_ci"], result.get("max_score")),
             bool(mark(entry["quality"], entry["num_distinct_answers"], baseline)),
         )
         for name in FINDERS
@@ -196,6 +196,8 @@ def _columns(ablations: Sequence[dict[str, Any]], places: _Places) -> tuple[list
 
 def _tree_title(result: Mapping[str, Any], levels: Sequence[Sequence[Any]]) -> str:
     kind = "Exhaustive search" if result["exhaustive"] else f"Beam of {result['beam_width']}"
+    if result.get("strategy") == "pairwise":
+        kind = "Pairwise search"
     title = f"{kind}, {result['task']}, {result['calibration']['num_samples']} calibration samples"
     remarks = [f"labels: removed blocks{_BOLD}"]
     if result["racing"]:

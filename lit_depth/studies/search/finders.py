@@ -17,6 +17,7 @@ from lit_depth.functional import (
     score_ablations,
 )
 from lit_depth.functional.search.ablations import Removed
+from lit_depth.functional.search.pairwise import PairwiseResult, pairwise_search
 from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.score_cache import ScoreCache
 
@@ -31,6 +32,13 @@ def run_search(cache: ScoreCache, arguments: SearchArguments, seed: int) -> Sear
         return exhaustive_search(cache, cache.num_units, cache.num_samples, **_shared(cache, arguments))
     cache.describe = Progress(cache, arguments)
     return _beam_search(cache, arguments.beam_width, arguments, seed)
+
+
+def run_pairwise(cache: ScoreCache, arguments: SearchArguments, seed: int) -> PairwiseResult:
+    """The search by singles and pairs that the arguments ask for."""
+    cache.describe = lambda masks, positions: f"pairwise search, {len(masks)} masks"
+    options = {"beam_width": arguments.beam_width, "seed": seed, **_shared(cache, arguments)}
+    return pairwise_search(cache, cache.num_units, cache.num_samples, **options)
 
 
 def _beam_search(cache: ScoreCache, width: int, arguments: SearchArguments, seed: int) -> SearchResult:

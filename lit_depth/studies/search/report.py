@@ -33,6 +33,7 @@ from lit_depth.results.verdicts import (
 from lit_depth.studies.search import healing_report
 from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figure, search_charts, tree_figure
 from lit_depth.studies.search.verdict import verdict_section
+from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
@@ -66,6 +67,7 @@ def report(result: Mapping[str, Any]) -> Report:
         title=f"Blocks to remove together, {result['task']}",
         headline="\n\n".join([*told, *([healing_report.describe_change(result)] if heals else [])]),
         sections=[
+            *_prediction_sections(result),
             Section("Removed blocks", table=Table(HEADERS, _rows(result)), figures=of_search),
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
@@ -119,6 +121,8 @@ def _headline(result: Mapping[str, Any]) -> str:
     calibration, reported = result["calibration"], result["report"]
     full, noun = reported["full"], cluster_noun(result)
     kind = "Every combination" if result["exhaustive"] else f"A beam of {result['beam_width']}"
+    if result.get("strategy") == "pairwise":
+        kind = f"All single units and pairs, and the {result['beam_width']} best predicted of each larger size,"
     trained = " Released checkpoints were trained on these very questions." if result["in_training_mixture"] else ""
     return (
         f"{kind} on {calibration['num_samples']} calibration samples of {result['task']}, ranked by "
@@ -129,6 +133,31 @@ def _headline(result: Mapping[str, Any]) -> str:
         f"{describe_measure({**result, 'full': full})}{describe_constant(reported)} Interaction: the drop beyond "
         f"the sum of the drops of its parts alone.{trained} {LEGEND}"
     )
+
+
+def _prediction_sections(result: Mapping[str, Any]) -> list[Section]:
+    """How far predictions of a pairwise search are off, told before what they led to; nothing of other searches."""
+    found = result.get("second_order")
+    if not found:
+        return []
+    of = "accuracy" if result["rank_by"] == "accuracy" else "reference probability"
+    text = (
+        f"{len(found['held_out'])} random ablations of three and more, on the calibration split. Errors of the "
+        f"predicted drop in {of}, in size and (bias) with their sign: of the sum of the single drops, and of that with "
+        "the interactions of all pairs."
+    )
+    if found["proposed"]:
+        means = (sum(each[key] for each in found["proposed"]) / len(found["proposed"]) for key in ("predicted", "drop"))
+        predicted, drop = means
+        text += (
+            f" The {len(found['proposed'])} best predicted, which look better than they are: {predicted:+.3f} "
+            f"predicted, {drop:+.3f} measured on the same samples."
+        )
+    return [
+        Section(
+            "Do singles and pairs predict larger ablations?", text, Table(ERROR_HEADERS, error_rows(found["errors"]))
+        )
+    ]
 
 
 def _rows(result: Mapping[str, Any]) -> list[list[Cell]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range
+from lit_depth.functional.engine.speculative import MAX_DRAFT
 from lit_depth.studies.shared.checks import check_shares
 
 DEFAULT_POLICIES = ("importance", "prefix", "uniform")
@@ -34,11 +35,16 @@ class SelectArguments:
     new_tokens: int | None
     confidence: float
     max_bad_samples: float
+    lossless: bool = False
+    max_draft: int = 8
 
     def __post_init__(self) -> None:
         check_shares(self.confidence, self.max_bad_samples)
         check_least(1, num_requests=self.num_requests, num_checks=self.num_checks)
         check_range(1, MAX_TOKENS, new_tokens=self.new_tokens)
+        check_range(1, MAX_DRAFT, max_draft=self.max_draft)
+        if self.lossless and self.num_checks < 2:
+            raise ValueError(f"expected num_checks of at least 2 with --lossless true, got {self.num_checks}")
         if not 0 <= self.margin < 1:
             raise ValueError(f"expected a margin of at least 0 and below 1, got {self.margin}")
         if self.budget_ms is not None and not 0 < self.budget_ms < float("inf"):

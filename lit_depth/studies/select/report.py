@@ -21,6 +21,7 @@ from lit_depth.results.verdicts import (
     verdict_scalars,
 )
 from lit_depth.studies.select.figures import selection_chart, selection_figure
+from lit_depth.studies.select.lossless_views import FIGURE, lossless_figure, lossless_scalars, lossless_section
 
 HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
 COLUMNS = ("mask_id", "num_active_blocks", "budget_ms", "quality")
@@ -33,7 +34,10 @@ def report(result: Mapping[str, Any]) -> Report:
     figures: dict[str, Callable[[], Any]] = (
         {"quality_vs_budget": partial(selection_figure, result)} if result["frontier"] else {}
     )
-    compared, of_choice = _against_full(result), list(figures)
+    compared, candidates = _against_full(result), list(figures)
+    drafts = [lossless_section(result)] if "lossless" in result else []
+    if any(section.figures for section in drafts):
+        figures[FIGURE] = partial(lossless_figure, result)
     title = f"Scores that change against the drop, {result['task']}"
     changes = flips_figures(compared, title, result["confidence"])
     figures |= changes
@@ -43,7 +47,8 @@ def report(result: Mapping[str, Any]) -> Report:
         headline="\n\n".join([*([refused] if refused else []), *_measured(result)]),
         sections=[
             Section("Choice", "\n\n".join(_choice(result))),
-            Section("Candidates", table=Table(HEADERS, _rows(result)), figures=of_choice),
+            Section("Candidates", table=Table(HEADERS, _rows(result)), figures=candidates),
+            *drafts,
             *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=list(changes)),
             *readings_sections(result, result),
         ],
@@ -53,7 +58,11 @@ def report(result: Mapping[str, Any]) -> Report:
         figures=figures,
         masks=_masks(result),
         tables={"select/candidates": Table(COLUMNS, [_candidate(entry) for entry in result["candidates"]])},
-        scalars={**verdict_scalars([(result["task"], "", result)]), **_chosen(result)},
+        scalars={
+            **verdict_scalars([(result["task"], "", result)]),
+            **_chosen(result),
+            **(lossless_scalars(result) if drafts else {}),
+        },
         metadata={"device": result["device"]},
     )
 

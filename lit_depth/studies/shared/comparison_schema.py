@@ -203,6 +203,7 @@ class Comparison(TypedDict):
     command: str
     task: str
     metric: str
+    max_score: NotRequired[float | None]  # largest possible quality; null of log-probabilities
     num_blocks: int
     num_samples: int
     num_bad_samples: int

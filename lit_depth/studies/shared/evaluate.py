@@ -14,6 +14,7 @@ from lit_depth.data.task import Nouns
 from lit_depth.functional import MaskSet
 from lit_depth.functional.fingerprints import weights_sample
 from lit_depth.metrics.base import readings
+from lit_depth.results.progress import write_plan
 from lit_depth.studies.shared.against_full import ACCEPTANCE_TOKENS
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.constant_answer import constant_scores
@@ -183,6 +184,8 @@ def _predict(
     sweep.weights = weights_sample(run.model)
     shard = (trainer.global_rank, trainer.world_size)
     loader = datamodule.eval_dataloader(split, shard=shard, positions=positions)
+    if trainer.is_global_zero:
+        write_plan(sweep.folder, sweep.masks.ids, _count(run, split, positions))
     callbacks = [sweep, *_live(run, split, sweep, names)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     if trainer.progress_bar_callback is not None:

@@ -22,7 +22,7 @@ from lit_depth.results.store import MANIFEST, current_versions
 _MODEL_ARGUMENTS = (
     *("checkpoint", "revision", "dtype", "quantization", "attn_implementation"),
     *("blocks", "granularity", "phase", "decode_without_prompt"),
-    *("processor_kwargs", "chat_template_kwargs", "answer_after"),
+    *("processor_kwargs", "experts_per_token", "max_crops", "chat_template_kwargs", "answer_after"),
 )
 # files of a run's folder that hold what was measured
 _MEASURED = ("**/*.jsonl", "**/batch_size.json", "proxy_scores.json", "records/*.json", "records/*.parquet")

@@ -81,9 +81,14 @@ def records_of(measured: Iterable[Measured], *columns: str) -> "pd.DataFrame":
 
 
 def describe_task(measured: Measured) -> dict[str, Any]:
-    """Name and metric of a task, and whether checkpoints were trained on it."""
-    task = measured.task
-    named = {"task": task.name, "metric": task.metric, "in_training_mixture": task.in_training_mixture}
+    """Name and metric of a task, its largest score (None = none is), and whether checkpoints were trained on it."""
+    task, scores = measured.task, measured.scores
+    named = {
+        "task": task.name,
+        "metric": task.metric,
+        "max_score": scores.max_scores[0] if scores.is_bounded else None,
+        "in_training_mixture": task.in_training_mixture,
+    }
     return {**named, **describe_nouns(measured.nouns), **_describe_texts(measured)}
 
 

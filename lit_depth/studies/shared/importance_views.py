@@ -30,11 +30,15 @@ AGREEMENT = (
 AGREEMENT_HEADERS = ("a", "b", "drop in", "spearman", "noise-free", "p", "agreement", "samples")
 
 
-def headline(task: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """What was measured and how well the full model did, in a sentence or two."""
+def headline(task: Mapping[str, Any], result: Mapping[str, Any], ranked: bool = True) -> str:
+    """What was measured and how well the full model did, in a sentence or two; ``ranked``: a table of ranks follows."""
     full = task["full"]
     split = task.get("split") or result["split"]
-    ranks = " Rank 1 costs most; 'may be' are the ranks that the samples leave open." if not refusal(task) else ""
+    ranks = (
+        " Rank 1 costs most; 'may be' are the ranks that the samples leave open."
+        if ranked and not refusal(task)
+        else ""
+    )
     trained = " Released checkpoints were trained on these very questions." if task["in_training_mixture"] else ""
     return (
         f"{metric_label(task['metric'])} on {task['task']} ({split} split), {count_samples(task, task)} "
@@ -114,7 +118,7 @@ def matrix_figure(
         for column, value in enumerate(cells):
             if value is not None:
                 color = "white" if abs(value) > 0.6 * limit and alphas[row][column] == 1 else "black"
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
+                axes.text(column, row, f"{value:z.2f}", ha="center", va="center", fontsize=8, color=color)
     rotation, ha = (45, "right") if max(map(len, column_names)) > 4 else (0, "center")
     axes.set_xticks(range(len(column_names)), column_names, rotation=rotation, ha=ha)
     axes.set_yticks(range(len(row_names)), row_names)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.model_names import model_changes, model_name
 from lit_depth.results.page import PAGE, write_parts
 from lit_depth.results.report import Report
 from lit_depth.results.store import save_figure, write_json
@@ -46,14 +47,10 @@ def publish(run: Run, report: Report, name: str, result: Mapping[str, Any]) -> N
 
 
 def sign_figures(report: Report, arguments: Mapping[str, Any]) -> Report:
-    """The report with the name of the model and its revision in a corner of each figure, as far as it is known."""
-    checkpoint = arguments.get("model.checkpoint")
-    if checkpoint is None:
+    """The report with the name of the model, and what was asked for of it, in a corner of each figure, if known."""
+    if arguments.get("model.checkpoint") is None:
         return report
-    # of a folder its name alone, and that of a hub's repository as a whole
-    name = Path(checkpoint).name if Path(checkpoint).is_absolute() else str(checkpoint)
-    revision = arguments.get("model.revision")
-    text = f"model: {name}{f' @ {revision}' if revision else ''}"
+    text = f"model: {', '.join([model_name(arguments), *model_changes(arguments)])}"
     return replace(report, figures={key: partial(_signed, figure, text) for key, figure in report.figures.items()})
 
 

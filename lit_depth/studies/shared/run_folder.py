@@ -52,8 +52,10 @@ class Run:
 
     @property
     def model_entry(self) -> dict[str, Any]:
-        """The result's ``model`` entry: where the checkpoint is, and which revision was asked for, if any."""
-        return {"model": {name: self.model.hparams[name] for name in ("checkpoint", "revision")}}
+        """The result's ``model`` entry: the checkpoint, and the revision, experts and crops that were asked for."""
+        hparams = self.model.hparams
+        asked = {name: hparams[name] for name in ("experts_per_token", "max_crops") if hparams[name] is not None}
+        return {"model": {name: hparams[name] for name in ("checkpoint", "revision")} | asked}
 
     def for_each_task(self) -> list[Self]:
         """The same run on each of its tasks alone."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_depth.data.task import Sample
 from lit_depth.results.changed_samples import MOST, MaskChanges, find_changes
+from lit_depth.results.model_names import model_changes, model_name
 from lit_depth.results.page import RunPart
 from lit_depth.results.reading import read_object
 from lit_depth.results.report import Report
@@ -113,16 +114,13 @@ def _find(run: Run, split: str, wanted: set[str]) -> Iterator[Sample]:
 
 def _facts(folder: Path, manifest: Mapping[str, Any], result: Mapping[str, Any], kept: Kept) -> dict[str, str]:
     arguments, versions = manifest["arguments"], manifest.get("versions", {})
-    checkpoint = str(arguments.get("model.checkpoint", arguments.get("checkpoint", "-")))
-    revision = arguments.get("model.revision")
-    name = Path(checkpoint).name if Path(checkpoint).is_absolute() else checkpoint
     device = kept.device or result.get("device") or result.get("latency_device") or "not recorded"
     tasks = arguments.get("data.tasks") or [str(result.get("task", "-"))]
     requests = result.get("num_requests", result.get("latency_requests"))
     known = [f"{package} {versions[package]}" for package in _VERSIONS if versions.get(package)]
     return {
         "run": f"{manifest.get('command', folder.parent.name)}/{folder.name}",
-        "model": name + (f" @ {revision}" if revision else ""),
+        "model": ", ".join([model_name(arguments), *model_changes(arguments)]),
         "tasks": ", ".join(map(str, tasks)),
         "samples": _samples(result),
         "requests": "-" if requests is None else str(requests),

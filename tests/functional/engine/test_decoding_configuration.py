@@ -79,7 +79,7 @@ def with_settings(model, settings):
     for name, value in settings.items():  # some alone would be refused
         setattr(model.generation_config, name, value)
     sweep_module._REFUSED.pop(model, None)
-    sweep_module._WARNED.discard(model)
+    sweep_module._WARNED.pop(model, None)
 
 
 @pytest.mark.filterwarnings("ignore:.*one mask after another")

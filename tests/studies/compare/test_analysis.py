@@ -14,8 +14,10 @@ from scipy import stats
 from lit_depth.functional.masking import policies as policies
 from lit_depth.functional.statistics import holm
 from lit_depth.results.unit_names import list_counts
+from lit_depth.studies.compare.analysis import _over_tasks as over_tasks
 from lit_depth.studies.compare.analysis import compare_policies
 from lit_depth.studies.compare.answers import answer_questions
+from lit_depth.studies.compare.figures import limits as bar_ends
 from lit_depth.studies.shared.block_ranks import describe_blocks
 from lit_depth.studies.shared.comparison_schema import validate_comparison
 from lit_depth.studies.shared.importance_scores import to_importance
@@ -97,6 +99,35 @@ def study(scores: Scores, plan: Sequence[PlannedMask], latency: Mapping[str, Any
     comparisons = compare_policies(plan, scores, 0.95)
     answers = answer_questions(comparisons, strategies)
     return {"full": full, "strategies": strategies, "comparisons": comparisons, "answers": answers}
+
+
+@pytest.mark.parametrize("top", [1.0, 10.0])
+def test_no_bar_leaves_the_scores_that_there_are(top: float) -> None:
+    few = simulate(WEIGHTS, num_samples=6, per_image=1)
+    scores = few._replace(quality=top * few.quality, max_scores=(top,))
+    result = study(scores, full_plan())
+    known: Any = result | {"max_score": top}
+    bars = [(bar_ends(each, known), each["drop_simultaneous_ci"]) for each in result["strategies"]]
+    full = result["full"]["quality"]
+    assert all(0 <= low <= high <= top for (low, high), drop in bars if drop is not None)
+    # the bound binds; a result of an earlier version, which does not know it, is drawn as it was
+    assert any(high == top < full - drop[0] for (_, high), drop in bars if drop is not None)
+    assert max(bar_ends(each, result)[1] for each in result["strategies"]) > top  # type: ignore[arg-type]
+
+
+def test_the_largest_mean_over_tasks_is_the_mean_of_the_largest() -> None:
+    def task(name: str, top: float | None) -> dict[str, Any]:
+        return {
+            "task": name,
+            "metric": "a",
+            "max_score": top,
+            "num_samples": 1,
+            "num_bad_samples": 0,
+            "bad_samples": {},
+        }
+
+    assert over_tasks([task("a", 1.0), task("b", 10.0)])["max_score"] == 5.5
+    assert over_tasks([task("a", None), task("b", None)])["max_score"] is None
 
 
 # plans

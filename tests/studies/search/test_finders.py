@@ -21,7 +21,7 @@ def test_time_left_is_that_of_the_full_search(module, tmp_path):
     run = Run(None, module, data(module, calibration_samples=100), tmp_path, {}, 0.01)
     cache = ScoreCache(run, "calibration", tmp_path)
     asked = {"rank_by": "accuracy", "racing": True, "epsilon": 0.02, "delta": 0.05, "exhaustive": False}
-    asked |= {"keep": [], "baselines": True, "confidence": 0.95}
+    asked |= {"keep": [], "baselines": True, "confidence": 0.95, "strategy": "beam"}
     progress = Progress(cache, SearchArguments(beam_width=3, max_blocks_to_remove=3, num_units=16, **asked))
     masks = ablation_masks(16, [(block,) for block in range(16)])
     assert progress(masks, range(60)) == "level 1 of 3, round 1"

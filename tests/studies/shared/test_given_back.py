@@ -27,6 +27,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "compare": {"policies": ["prefix"], "num_active_blocks": [15], "num_requests": 2},
     "importance": {"skip": SKIP[:8], "num_samples": 5, "methods": ["block_influence"]},
     "consistency": {"skip": SKIP, "num_samples": 5},
+    "interactions": {"skip": SKIP, "num_samples": 5, "num_held_out": 2},
     "latency": {"num_active_blocks": [15], "num_samples": 3, "new_tokens": 2},
     "search": {"beam_width": 1, "max_blocks_to_remove": 1, "keep": SKIP, "baselines": False},
     "select": {"policies": ["prefix"], "num_active_blocks": [15], "num_requests": 3, "num_checks": 3},
@@ -90,7 +91,7 @@ def test_after_a_command_that_failed_too(module, tmp_path, command):
     assert state(module, datamodule) == before
 
 
-@pytest.mark.parametrize("command", ["importance", "consistency", "latency", "tokens"])
+@pytest.mark.parametrize("command", ["importance", "consistency", "interactions", "latency", "tokens"])
 def test_after_a_command_that_was_refused_too(module, tmp_path, command):
     datamodule = data()
     before = state(module, datamodule)

@@ -111,6 +111,15 @@ def test_another_checkpoint_under_the_same_path_is_refused(copied, tmp_path, cha
         enter(DepthModule(str(copied)), tmp_path)
 
 
+@pytest.mark.parametrize(("argument", "value"), [("experts_per_token", 1), ("max_crops", 2)])
+def test_other_experts_or_crops_are_another_run(tmp_path, argument, value):
+    enter(DepthModule(), tmp_path)
+    asked = DepthModule(**{argument: value})
+    message = rf"a holds a run with another model\.{argument}: there null, now {value}.*Give another --name, or delete"
+    with pytest.raises(ValueError, match=message):
+        enter(asked, tmp_path)
+
+
 def test_a_checkpoint_changes_nothing_by_being_used_or_copied(copied, tmp_path):
     model = DepthModule(str(copied))
     before = model_identity(model)

@@ -103,4 +103,7 @@ def test_figures_name_the_model_and_its_revision():
         signed = sign_figures(report(), {"model.checkpoint": checkpoint, "model.revision": revision})
         texts[checkpoint] = [text.get_text() for text in signed.figures["curve"]().texts]
     assert texts == {"org/model": ["model: org/model @ v1"], "/some/where/checkpoint": ["model: checkpoint"]}
+    asked = {"model.checkpoint": "org/model", "model.experts_per_token": 1, "model.max_crops": 4}
+    (text,) = sign_figures(report(), asked).figures["curve"]().texts
+    assert text.get_text() == "model: org/model, 1 expert per token, at most 4 crops"
     assert sign_figures(report(), {}).figures == {"curve": figure}

@@ -415,6 +415,46 @@ class TestHeatMap:
             shown.browser.cdp("Emulation.clearDeviceMetricsOverride")
         assert 500 * "x" in shown.text("#status")
 
+    def test_dark_where_the_reader_likes_it_dark(self, page: Callable[..., Page]) -> None:
+        shown = page(make_frame(), images=[make_image()], answer="red")
+        scheme = "prefers-color-scheme"
+        try:
+            for name, paper in (("dark", [27, 27, 27]), ("light", [255, 255, 255])):  # switched while it is looked at
+                shown.browser.cdp("Emulation.setEmulatedMedia", features=[{"name": scheme, "value": name}])
+                x, y = shown.cell(0, 1)
+                left = shown.browser.run("return document.querySelector('.column[data-column=\"1\"]').offsetWidth")
+                shown.wait(lambda: shown.pixel(x - left / 2 - 2, y) == paper)  # noqa: B023  # between two columns
+                assert {tuple(ground) for _, _, ground in shown.browser.run(_TEXTS)} <= {(0, 0, 0), tuple(paper)}
+                faint = [(text, ink) for text, ink, _ in shown.browser.run(_TEXTS) if contrast(ink, paper) < 4.5]
+                assert not faint
+        finally:
+            shown.browser.cdp("Emulation.setEmulatedMedia", features=[])
+
+
+# text, its colour, and the colour behind it where it has one of its own, of all that is no control
+_TEXTS = """
+const numbers = (colour) => {
+  const [r, g, b, a] = colour.match(/[0-9.]+/g).map(Number);
+  return a === 0 ? [0, 0, 0] : [r, g, b];
+};
+return [...document.querySelectorAll('h1, h2, p, a, q, span, figcaption, .column, #corner')]
+  .filter(e => e.checkVisibility() && e.textContent.trim() && !e.closest('#tooltip, .current, .sorted'))
+  .map(e => [e.textContent.slice(0, 40), ...['color', 'backgroundColor'].map(n => numbers(getComputedStyle(e)[n]))])
+"""
+
+
+def contrast(ink: list[int], paper: list[int]) -> float:
+    """Of two colours, as WCAG 2 defines it: 4.5 is enough for text."""
+
+    def luminance(colour: list[int]) -> float:
+        shares = np.array(colour) / 255
+        return float(
+            np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+        )
+
+    light, dark = sorted((luminance(ink), luminance(paper)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
 
 class TestImage:
     def test_overlay(self, page: Callable[..., Page]) -> None:

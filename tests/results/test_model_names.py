@@ -1,0 +1,26 @@
+"""How a run's model is called."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_depth.results.model_names import KNOBS, model_changes, model_name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"model.checkpoint": "org/model"}, "org/model"),
+        ({"model.checkpoint": "bundled", "model.revision": None}, "bundled"),
+        ({"checkpoint": "/some/where/mine"}, "mine"),
+        ({"model.checkpoint": "org/model", "model.revision": "v1"}, "org/model @ v1"),
+    ],
+)
+def test_a_model_is_named_by_its_checkpoint(arguments, name):
+    assert model_name(arguments) == name
+
+
+def test_only_what_was_asked_for_is_told():
+    assert model_changes({}) == model_changes(dict.fromkeys(KNOBS)) == []
+    assert model_changes({"model.experts_per_token": 2}) == ["2 experts per token"]
+    assert model_changes({"model.max_crops": 1}) == ["at most 1 crop"]
