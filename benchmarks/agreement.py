@@ -10,7 +10,7 @@ interval of that median. Bundled answers have one to three tokens; the wide mode
 most masks leave the full model's answer early, which is the most that there can be to read. Use an otherwise idle
 machine.
 
-    python benchmarks/agreement.py [--repeats 9] [--threads 2]
+    python benchmarks/agreement.py [--repeats 9] [--threads 2] [--again 0]
 """
 
 from __future__ import annotations
@@ -103,14 +103,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--again", type=int, help="measure this case alone, and keep the others as they were written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result: dict[str, Any] = {"environment": environment(arguments.threads), "seed": 0, "repeats": arguments.repeats}
-    result["cases"] = []
-    for case in CASES:
-        torch.manual_seed(0)
-        result["cases"].append(measure(case, arguments.repeats))
-        print(json.dumps(result["cases"][-1]), flush=True)
+    result: dict[str, Any] = {"environment": environment(arguments.threads), "seed": 0, "cases": [None] * len(CASES)}
+    if arguments.again is not None:
+        result = json.loads(OUTPUT.read_text())
+    for place, case in enumerate(CASES):
+        if arguments.again in (None, place):
+            torch.manual_seed(0)
+            load = environment(arguments.threads)["load_average_at_start"]
+            found = {"repeats": arguments.repeats, "load_average_at_start": load}
+            result["cases"][place] = found | measure(case, arguments.repeats)
+            print(json.dumps(result["cases"][place]), flush=True)
     OUTPUT.write_text(json.dumps(result, indent=2) + "\n")
 
 
