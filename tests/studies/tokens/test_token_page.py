@@ -579,7 +579,7 @@ def test_hostile_text_is_shown_as_text(page: Callable[..., Page]) -> None:
     assert json.loads(shown.hover(4, 1)["token"]) == EVIL
     shown.choose("step", 1)
     assert shown.text('.label[data-position="10"] .token') == "{{table}}"
-    assert shown.browser.run("return document.scripts.length") == 5  # an alert would have made this fail
+    assert shown.browser.run("return document.scripts.length") == 6  # an alert would have made this fail
     assert shown.browser.run("return [...document.scripts].filter(s => !s.type).length") == 1
 
 
