@@ -38,7 +38,7 @@ SPANS = "span_results.csv"
 _PAGE_PIXELS = 1024  # longest side of the picture in the page
 _TEMPLATE = Path(__file__).with_name("token_page.html")
 
-_KNOCKOUTS = """<section id="knockouts-of-answer" aria-label="knockouts">
+_KNOCKOUTS = """<section id="knockouts-of-answer">
 <h2>Hidden from a block and all later ones</h2>
 <p class="quiet">By how many nats per token the answer becomes less likely, by the first block that the tokens are
 hidden from; with nothing hidden its log-probability is {logprob}. How far every later position moves can be chosen
@@ -143,10 +143,14 @@ def write_token_page(
 def _knockout_tables(frame: pd.DataFrame, found: KnockedOut) -> list[dict[str, Any]]:
     """The tables of all spans, each with its values."""
     known = frame.drop_duplicates("token_position").set_index("token_position")["token_masked"]
-    texts = [str(known.get(position, "")) for position in range(int(found.positions["token_position"].max()) + 1)]
+    later = found.positions["token_position"].unique()
+    texts = [str(known.get(position, "")) for position in range(1 + max(later, default=0))]
     tables = []
     for span in found.spans:
-        meta, values = _pack(table_of_span(found, span, texts))
+        table = table_of_span(found, span, texts)
+        if table.empty:  # nothing stands behind it
+            continue
+        meta, values = _pack(table)
         tables.append({**meta, **values, "prompt": f"hidden from a block on: {span.name}", "isKnockout": True})
     return tables
 
