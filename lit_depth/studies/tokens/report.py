@@ -80,7 +80,10 @@ def _knockout_section(result: Mapping[str, Any]) -> Section:
     rows, several = knockout_rows(result), len(result["prompts"]) > 1
     last = result["num_blocks"] - 1
     shown = sorted({0, 1, 2, last // 4, last // 2, 3 * last // 4, last} & set(range(last + 1)))
-    cells: list[list[Cell]] = [[name, *(f"{row[block]:+.3f}" for block in shown)] for name, row in rows.items()]
+    # a zero of rounding has no sign
+    cells: list[list[Cell]] = [
+        [name, *(f"{round(row[block], 3) + 0.0:+.3f}" for block in shown)] for name, row in rows.items()
+    ]
     of_several = f"; means over spans and {len(result['prompts'])} prompts" if several else ""
     table = Table(("hidden from block", *map(str, shown)), cells)
     return Section("Knockouts", _KNOCKED_OUT.format(of_several=of_several), table, [KNOCKOUT])
