@@ -18,7 +18,7 @@ from transformers import GenerationMixin, StoppingCriteriaList
 from lit_depth.functional.engine.comparison import Comparison, Request, compare
 from lit_depth.functional.engine.decoding_configuration import PreparedPrompt, generating_model, inside_generate
 from lit_depth.functional.engine.drivers import Front, RowDriver, TrieDriver, driven
-from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row, call_width
+from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row, call_width, logits_bytes
 from lit_depth.functional.engine.proof import Steps
 from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.rows import Rows, deal_out, first_tokens
@@ -84,6 +84,8 @@ def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: in
         on_cache = max(request.max_new_tokens, request.rows is not None)
         row = partial(bytes_per_row, model, request.inputs, on_cache, request.answer_ids)
         costs = [request.num_rows * row(count) for count in masks.counts]
+        if (lens := request.lens_of(masks)) is not None:  # logits behind every block
+            costs[lens] += masks.num_units * request.num_rows * logits_bytes(model, request.answer_ids)
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
 
