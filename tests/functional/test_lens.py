@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_depth.functional import find_blocks, leave_one_out, logit_lens, masked, prefix, reference_logprob
+from lit_depth.functional import MaskSet, find_blocks, leave_one_out, logit_lens, masked, prefix, reference_logprob
+from lit_depth.functional.engine import decode
 from lit_depth.functional.engine.api import answer_masks, score_continuations
+from lit_depth.functional.engine.comparison import Request
+from lit_depth.functional.engine.memory import bytes_per_row
 from lit_depth.functional.inputs import answer_logits, proven_logits, scoring_way
 from lit_depth.functional.lens import LensReading, lens_logits, read_answers
 from tests.helpers.model_zoo import ZOO
@@ -125,3 +128,18 @@ def test_under_the_full_model_it_ends_with_the_reference_log_probability():
     assert torch.equal(found.logprobs[-1], reference_logprob(model, inputs, ANSWERS, pad_token_id=0))
     with pytest.raises(ValueError, match="expected answer_ids with at least one token"):
         logit_lens(model, inputs, torch.full((3, 1), -100), pad_token_id=0)
+
+
+def test_chunks_of_masks_tell_of_it_once_and_its_logits_count_as_memory(monkeypatch):
+    model, inputs = ZOO["llama"]()
+    masks, told = masks_of(len(find_blocks(model))), []
+    answer_masks(model, inputs, masks, answer_ids=ANSWERS, on_lens=told.append, **OPTIONS)
+    answer_masks(model, inputs, masks, answer_ids=ANSWERS, on_lens=told.append, max_rows=len(ANSWERS), **OPTIONS)
+    assert len(told) == 2 and torch.equal(told[0].ranks, told[1].ranks)
+    torch.testing.assert_close(told[0].logprobs, told[1].logprobs, atol=2e-6, rtol=0)
+    request = Request(inputs, 3, (), 0, ANSWERS)
+    size = len(ANSWERS) * bytes_per_row(model, inputs, 3, ANSWERS, len(find_blocks(model)))
+    monkeypatch.setattr(decode, "affordable_bytes", lambda *_: len(masks) * size)
+    assert [len(chunk) for chunk in decode.plan_chunks(model, request, MaskSet.of(masks), None)] == [3]
+    with_lens = request._replace(on_lens=told.append)
+    assert len(decode.plan_chunks(model, with_lens, MaskSet.of(masks), None)) > 1

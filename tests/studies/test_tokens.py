@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import run_token_masking, span_masking
-from lit_depth.functional.token_masking.prompt import encode_prompt
+from lit_depth.functional import run_token_masking, span_knockout, span_masking, token_masking
+from lit_depth.functional.token_masking.prompt import encode_prompt, token_kinds
 from lit_depth.module import DepthModule
 from lit_depth.results.token_tables import COLUMNS, METRICS, read_token_masking
 from lit_depth.studies.tokens import measurements as study
@@ -285,6 +285,66 @@ def test_what_is_measured_stays_measured(text_module, tmp_path, monkeypatch):
             analyse(module, tmp_path, **options | change)
 
 
+def test_knockouts_are_those_of_the_functions_and_stay_measured(module, tmp_path, picture, monkeypatch, capsys):
+    options = {"prompt": QUESTION, "image": picture, "knockout": True, "num_output_tokens": 2, "after_end": True}
+    result = analyse(module, tmp_path, **options)
+    folder = tmp_path / "tokens" / "default"
+    inputs = encode_prompt(module.processor, QUESTION, Image.open(picture).convert("RGB"))
+    kinds = token_kinds(module.processor, inputs["input_ids"][0].tolist())
+    frame = token_masking(module.model, inputs, 2, after_end=True)
+    answer = torch.tensor([[*frame.attrs["generated_ids"], frame.attrs["next_id"]]])
+    entry = result["prompts"][0]["knockouts"]
+    spans = {each["span"]: each["positions"] for each in entry["spans"]}
+    assert [each["kind"] for each in entry["spans"]][:2] == ["image", "word"] and "cross? [" in " ".join(spans)
+    assert next(iter(spans.values())) == [place for place, kind in enumerate(kinds) if kind == "vision"]
+    expected = span_knockout(module.model, inputs, spans, answer)
+    assert entry["answer_logprob"] == pytest.approx(expected.answer_logprob, abs=1e-6)
+    drops = expected.answers.pivot(index="span", columns="from_block", values="drop")
+    for each in entry["spans"]:
+        np.testing.assert_allclose(each["drop"], drops.loc[each["span"]], atol=1e-5)
+    for name, table in (("results", expected.answers), ("positions", expected.positions)):
+        found = pd.read_csv(folder / f"knockout_{name}.csv")
+        pd.testing.assert_frame_equal(found, table, check_dtype=False, rtol=1e-3, atol=1e-4)
+    # the table that scripts know is what it is without them
+    (table, *_) = tables(folder)
+    assert_same_table(table, analyse_alone(module, tmp_path, **options | {"knockout": False}))
+    page = (folder / "tokens.html").read_text()
+    assert "Hidden from a block and all later ones" in page and (folder / "figures" / "token_knockout.png").is_file()
+    assert "hidden from block" in capsys.readouterr().out
+    # started again it measures nothing and says the same; killed before its end it measures once more
+    written = {path: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".csv", ".json", ".html")}
+    calls, measured = [], study.span_knockout
+    monkeypatch.setattr(study, "span_knockout", lambda *a, **k: calls.append(1) or measured(*a, **k))
+    for killed in (False, True):
+        if killed:
+            (folder / "records" / "0000.json").unlink()
+        analyse(module, tmp_path, **options)
+        assert len(calls) == killed and {path: path.read_bytes() for path in written} == written
+    for change in ({"span": ["1-3"]}, {"knockout": False}):
+        with pytest.raises(ValueError, match="another knockout"):
+            analyse(module, tmp_path, **options | change)
+
+
+def analyse_alone(module: DepthModule, tmp_path: Path, **options) -> pd.DataFrame:
+    """The table of a run of its own."""
+    analyse(module, tmp_path, name="alone", **options)
+    return read_token_masking(tmp_path / "tokens" / "alone" / "masking_results.csv")
+
+
+def test_given_spans_of_several_prompts(text_module, tmp_path, capsys):
+    (tmp_path / "prompts.yaml").write_text("[cat nan 1, cat null]")
+    options = {"prompts": tmp_path / "prompts.yaml", "knockout": True}
+    result = analyse(text_module, tmp_path, **options, span=["0", "0-1"])
+    names = [[each["span"] for each in prompt["knockouts"]["spans"]] for prompt in result["prompts"]]
+    assert names == [["cat [0]", "cat nan [0-1]"], ["cat [0]", "cat null [0-1]"]]
+    found = pd.read_csv(tmp_path / "tokens" / "default" / "knockout_results.csv", keep_default_na=False)
+    assert found["prompt"].unique().tolist() == ["prompt 0", "prompt 1"] and len(found) == 4
+    assert list(result["knockouts"]) == ["span"] and result["knockouts"]["span"]["num_prompts"] == 2
+    assert "one span, mean" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="prompt 1: --span: expected positions from 0 to 1, got 2"):
+        analyse(text_module, tmp_path, **options, span=["2"], name="far")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["# no comment", "[1, 2]", "What: is this?"])
 def test_any_text_can_be_a_prompt(checkpoint, tmp_path, text):
@@ -328,6 +388,9 @@ def files(tmp_path, picture):
         ({"prompt": "red " * 600}, "expected at most 512 tokens (the model's context), got a prompt of"),
         ({"prompt": "a", "num_output_tokens": 600}, "expected at most 512 tokens (the model's context)"),
         ({"prompt": "a", "num_output_tokens": 0}, "num_output_tokens of at least 1, got 0"),
+        ({"prompt": "a", "span": ["1"]}, "--span names what --knockout true hides: give both"),
+        ({"prompt": "a", "knockout": True, "span": []}, "--span names what --knockout true hides"),
+        ({"prompt": "a", "knockout": True, "span": ["3-1"]}, "--span: expected positions such as 3-7 or 5, got '3-1'"),
         ({"num_samples": 0}, "num_samples of at least 1, got 0"),
         ({"prompt": "a", "prompt_file": "@empty.txt"}, "expected one of --prompt, --prompt_file"),
         ({"prompt": "a", "num_samples": 2}, "got --prompt and --num_samples"),

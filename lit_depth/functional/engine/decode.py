@@ -27,7 +27,7 @@ from lit_depth.functional.engine.greedy_tokens import (
     known_along,
     own_answers,
 )
-from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row, call_width
+from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row, call_width, logits_bytes
 from lit_depth.functional.engine.proof import Steps
 from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.rows import Rows, deal_out, first_tokens
@@ -102,6 +102,8 @@ def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: in
         read = torch.empty(0, widest) if request.acceptance else request.answer_ids
         row = partial(bytes_per_row, model, request.inputs, on_cache, read)
         costs = [request.num_rows * row(count) for count in masks.counts]
+        if (lens := request.lens_of(masks)) is not None:  # logits behind every block
+            costs[lens] += masks.num_units * request.num_rows * logits_bytes(model, request.answer_ids)
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
 

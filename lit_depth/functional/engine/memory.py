@@ -48,7 +48,13 @@ def bytes_per_row(
         inner = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", None)
         experts = getattr(config, "num_experts_per_tok", None) or 1
         width += experts * (2 * config.hidden_size + 3 * (inner or 4 * config.hidden_size))
-    return length * width * size + (answer_length + 1) * config.vocab_size * 4
+    return length * width * size + logits_bytes(model, answer_ids)
+
+
+def logits_bytes(model: nn.Module, answer_ids: Tensor | None) -> int:
+    """Memory of the logits of one row: at the prompt's last token, and at those of its answer ``[batch, answer]``."""
+    config = model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
+    return (1 + (0 if answer_ids is None else answer_ids.shape[1])) * config.vocab_size * 4
 
 
 def affordable_bytes(model: nn.Module, one_mask: int = 0) -> int:

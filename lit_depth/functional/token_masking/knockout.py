@@ -88,8 +88,8 @@ def span_knockout(
         ([0, 1], [2, 2])
     """
     module_list = find_blocks(model, blocks)
-    check_prompt(model, inputs, 1 + answer_ids.shape[-1], blocks=blocks)
     check_answers(model, answer_ids, 1)
+    check_prompt(model, inputs, answer_ids.shape[1], blocks=blocks)
     length = inputs["input_ids"].shape[1]
     places = {name: check_span(name, span, length) for name, span in spans.items()}
     if not places:
@@ -99,7 +99,7 @@ def span_knockout(
         raise ValueError(f"expected blocks that take tokens from one another by attention alone: {reason}")
     given = {"attention_mask": torch.ones_like(inputs["input_ids"]), **inputs}
     with full_precision(given["input_ids"].device):
-        if scoring_way(model, given, answer_ids, 0) != "whole":
+        if answer_ids.shape[1] > 1 and scoring_way(model, given, answer_ids, 0) != "whole":
             raise ValueError(
                 f"expected a model that reads an answer together with its prompt as it decodes it, got "
                 f"{type(model).__name__}"
@@ -185,19 +185,19 @@ def _measure(
     model: nn.Module, blocks: nn.ModuleList, inputs: Mapping[str, Any], spans: Mapping[str, Tensor], answer_ids: Tensor
 ) -> _Effects:
     num_new, hider = answer_ids.shape[1], Hider(blocks)
-    length = inputs["input_ids"].shape[1] + num_new
+    length = inputs["input_ids"].shape[1] + num_new - 1
 
     def measure(prompt: PreparedPrompt) -> _Effects:
         branches = _Branches(list(spans.values()), length, len(blocks), call_width(model, inputs), hider)
         config = getattr(find_decoder(model, blocks), "config", None)
         with standing_in(hider, config), driven(blocks, branches.make_forward):
-            outputs = _several_rows(
-                model, partial(prompt.extended(answer_ids).with_cache(None).forward, keep=num_new + 1)
-            )
-        logits = outputs.logits[:, -num_new - 1 :]
+            # the last token of the answer predicts nothing of it
+            whole = prompt.extended(answer_ids[:, :-1]).with_cache(None)
+            outputs = _several_rows(model, partial(whole.forward, keep=num_new))
+        # behind it stands what nobody reads
+        logits = torch.nn.functional.pad(outputs.logits[:, -num_new:], (0, 0, 0, 1))
         logprobs = answer_logprob(logits, answer_ids.expand(len(logits), -1))
-        # the last token of the answer predicts nothing of it
-        return _Effects(list(spans), logprobs, distances_from_first(branches.states[:, :-1].float()).cpu())
+        return _Effects(list(spans), logprobs, distances_from_first(branches.states.float()).cpu())
 
     return inside_generate(model, inputs, greedy_options(num_new, (), pad=0), measure)
 

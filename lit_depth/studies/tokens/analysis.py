@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lit_depth.results.token_tables import METRICS
+from lit_depth.studies.tokens.knockout_results import KnockedOut, describe_knockouts, knockout_averages
 from lit_depth.studies.tokens.prompts import Prompt
 
 KINDS = ("vision", "text", "generated", "final", "start")
@@ -22,6 +23,7 @@ class Measured(NamedTuple):
     spans: pd.DataFrame | None
     generated_text: str
     device: str
+    knockouts: KnockedOut | None = None
 
     @property
     def num_steps(self) -> int:
@@ -105,16 +107,20 @@ def describe_prompt(measured: Measured, num_prompts: int, index: int) -> dict[st
             }
             for layer in first["layer"].unique()
         ],
+        **({} if measured.knockouts is None else {"knockouts": describe_knockouts(measured.knockouts)}),
     }
 
 
 def describe(measured: Sequence[Measured], num_blocks: int) -> dict[str, Any]:
     """The part of ``tokens.json`` that follows from the tables."""
+    prompts = [describe_prompt(each, len(measured), index) for index, each in enumerate(measured)]
+    knocked_out = all(each.knockouts is not None for each in measured)
     return {
         "num_blocks": num_blocks,
         "num_output_tokens": max(each.num_steps for each in measured),
         "device": ", ".join(sorted({each.device for each in measured})),
-        "prompts": [describe_prompt(each, len(measured), index) for index, each in enumerate(measured)],
+        "prompts": prompts,
         "averages": kind_averages(measured),
         "spans": span_averages(measured),
+        **({"knockouts": knockout_averages(prompts)} if knocked_out else {}),
     }

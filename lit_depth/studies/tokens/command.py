@@ -24,6 +24,8 @@ def tokens(
     num_output_tokens: int | None = None,
     after_end: bool = False,
     spans: bool = False,
+    knockout: bool = False,
+    span: list[str] | None = None,
     device: str | None = None,
     output_dir: str = "results",
     name: str = "default",
@@ -51,6 +53,11 @@ def tokens(
             model generates behind it, up to an end token; null = that of --prompts, else 1.
         after_end: Go on after an end token.
         spans: Also hide the image as a whole, and the text as a whole (but for the start and the final token).
+        knockout: Also hide spans from each block *and all later ones*, without giving these their own input back: what
+            it costs the log-probability of the answer that the model generates, and how far every later position
+            moves. The image is one span, each word another.
+        span: Positions to hide in place of the image and the words, such as ``3-7`` (both ends included) or ``5``, one
+            span each; with --knockout.
         device: Where to compute: cpu, cuda, cuda:1; null = that of --prompts, else the trainer's
             device.
         output_dir: Results go to ``<output_dir>/tokens/<name>/``.
@@ -59,7 +66,8 @@ def tokens(
 
     Returns:
         The content of ``tokens.json``. Beside it stand ``masking_results.csv``, ``.json`` and ``.parquet`` with one
-        row per generation step, block, hidden token and variant, and one page per prompt.
+        row per generation step, block, hidden token and variant, and one page per prompt; of knockouts
+        ``knockout_results.csv`` and ``knockout_positions.csv``.
 
     Raises:
         ValueError: If several sources of prompts are given, or a prompt is empty, too long for the model, or its
@@ -70,6 +78,7 @@ def tokens(
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
     from lit_depth.studies.tokens.analysis import describe
+    from lit_depth.studies.tokens.knockout_spans import knockout_spans
     from lit_depth.studies.tokens.measurements import find_device, measure, spans_of
     from lit_depth.studies.tokens.prompts import TokensArguments, encode, find_prompts, fingerprint
     from lit_depth.studies.tokens.report import report
@@ -88,6 +97,8 @@ def tokens(
         num_output_tokens=num_output_tokens,
         after_end=after_end,
         spans=spans,
+        knockout=knockout,
+        span=span,
     )
     check_one_process(trainer, "tokens is run by one process")
     where = find_device(device, trainer)
@@ -96,19 +107,21 @@ def tokens(
         datamodule = datamodule.take("validation", num_samples or 1)
     wanted, bad = find_prompts(arguments, model, datamodule, options)
     inputs = [encode(model, each, options) for each in wanted]
-    kinds = [token_kinds(model.processor, each["input_ids"][0].tolist(), model.model.config) for each in inputs]
+    token_ids = [each["input_ids"][0].tolist() for each in inputs]
+    kinds = [token_kinds(model.processor, ids, model.model.config) for ids in token_ids]
     if spans and not any(map(spans_of, kinds)):
         raise ValueError("--spans needs an image, or text between the start token and the final one")
+    hidden = knockout_spans(arguments, wanted, kinds, token_ids, model.tokenizer) if knockout else None
     measured_on = {
         "prompts": [[each.name, each.text, each.raw, fingerprint(each.image)] for each in wanted],
         "num_output_tokens": num_output_tokens,
         "after_end": after_end,
         "spans": spans,
-    }
+    } | ({} if hidden is None else {"knockout": [[each.positions for each in of_prompt] for of_prompt in hidden]})
     splits = ["validation"] if arguments.from_task else []
     options |= {"after_end": after_end, "end_tokens": model.end_token_ids}
     with open_run(trainer, model, datamodule, splits, measured_on, output_dir, "tokens", name) as run:
-        measured = measure(run, wanted, inputs, kinds, spans, options, where)
+        measured = measure(run, wanted, inputs, kinds, spans, options, where, hidden)
         result = {
             "command": "tokens",
             **run.model_entry,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lit_depth.results.charts.block_charts import HeatCell, heat_map
 from lit_depth.results.report import Chart
 from lit_depth.results.style import new_figure, plain_axes, whole_numbers
+from lit_depth.studies.shared.importance_views import matrix_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,6 +71,38 @@ def token_figure(result: Mapping[str, Any]) -> Figure:
     title = "Change of the residual update at the final position when tokens are hidden from a block"
     figure.suptitle(f"{title}\n{_remark(result)}", x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def knockout_rows(result: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Drop in the answer's log-probability by first block: of the spans of one prompt, or mean over several prompts."""
+    if len(result["prompts"]) == 1:
+        return {each["span"]: each["drop"] for each in result["prompts"][0]["knockouts"]["spans"]}
+    titles = {"image": "the image", "word": "one word, mean", "span": "one span, mean"}
+    return {titles[group]: values["drop"] for group, values in result["knockouts"].items()}
+
+
+def knockout_figure(result: Mapping[str, Any]) -> Figure:
+    """`knockout_rows` as coloured cells, red where the answer becomes less likely."""
+    rows = knockout_rows(result)
+    values = [[0.0 if abs(value) < 0.005 else value for value in row] for row in rows.values()]
+    limit = max((abs(value) for row in values for value in row), default=0.0) or 1.0
+    names = [name.replace("$", r"\$") for name in rows]
+    blocks = [str(block) for block in range(result["num_blocks"])]
+    title = "Drop in the answer's log-probability (nats), tokens hidden from a block and all later ones"
+    prompts = len(result["prompts"])
+    title += f"\nmean over {prompts} prompts" if prompts > 1 else ""
+    return matrix_figure(values, names, blocks, title, limit, "Hidden from this block on")
+
+
+def knockout_charts(result: Mapping[str, Any]) -> dict[str, Chart]:
+    """`knockout_rows` as an interactive map."""
+    cells = [
+        HeatCell(name, str(block), value)
+        for name, row in knockout_rows(result).items()
+        for block, value in enumerate(row)
+    ]
+    words = {"title": "Drop in the answer's log-probability (nats)", "subtitle": "tokens hidden from a block on"}
+    return {"tokens/knockout": heat_map(cells, words | {"x": "hidden from this block on", "y": ""})}
 
 
 def _curves(averages: Mapping[str, Any], metric: str) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.token_masking.distances import check_prompt
 from lit_depth.module import DepthModule
 from lit_depth.studies.shared.checks import check_asks, check_one_task
+from lit_depth.studies.tokens.knockout_spans import parse_spans
 from lit_depth.studies.tokens.settings import read_settings, read_text
 
 if TYPE_CHECKING:
@@ -43,9 +44,14 @@ class TokensArguments:
     num_output_tokens: int = 1
     after_end: bool = False
     spans: bool = False
+    knockout: bool = False
+    span: list[str] | None = None
 
     def __post_init__(self) -> None:
         check_least(1, num_samples=self.num_samples, num_output_tokens=self.num_output_tokens)
+        if self.span is not None and not (self.knockout and self.span):
+            raise ValueError("--span names what --knockout true hides: give both, and positions such as 3-7 or 5")
+        parse_spans(self.span or ())
         given = [f"--{source}" for source in _SOURCES if getattr(self, source) is not None]
         if len(given) > 1:
             raise ValueError(f"expected one of --{', --'.join(_SOURCES)}, got {' and '.join(given)}")

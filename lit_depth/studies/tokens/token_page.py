@@ -26,6 +26,7 @@ from lit_depth.functional.arguments import shorten
 from lit_depth.results.page import PAGE, STYLE
 from lit_depth.results.store import write_text
 from lit_depth.results.token_tables import COLUMNS, METRICS, write_csv, write_token_masking
+from lit_depth.studies.tokens.knockout_results import ANSWERS, POSITIONS, KnockedOut, table_of_span
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +37,17 @@ if TYPE_CHECKING:
 SPANS = "span_results.csv"
 _PAGE_PIXELS = 1024  # longest side of the picture in the page
 _TEMPLATE = Path(__file__).with_name("token_page.html")
+
+_KNOCKOUTS = """<section id="knockouts-of-answer">
+<h2>Hidden from a block and all later ones</h2>
+<p class="quiet">By how many nats per token the answer becomes less likely, by the first block that the tokens are
+hidden from; with nothing hidden its log-probability is {logprob}. How far every later position moves can be chosen
+above, under Shown.</p>
+<div class="table" tabindex="0"><table>
+<thead><tr><th scope="col">hidden</th>{head}</tr></thead>
+<tbody>{rows}</tbody>
+</table></div>
+</section>"""
 
 Box = tuple[float, float, float, float]
 
@@ -82,12 +94,14 @@ def write_token_page(
     images: Sequence[CropImage] = (),
     answer: str = "",
     back: str = "",
+    knockouts: KnockedOut | None = None,
 ) -> Path:
     """Write the page atomically. All text is escaped or set as text: tokens can be shown as they are.
 
     The frame has the columns of `write_token_masking`, in any order. NaN is an undefined distance (the token was the
     only visible one). ``answer`` is what the model generated behind the prompt, ``back`` the name of a page beside
-    this one that it links to. No frame makes a page that waits for a file.
+    this one that it links to. ``knockouts`` of the prompt can be chosen beside the frame. No frame makes a page that
+    waits for a file.
 
     Raises:
         ValueError: If columns are missing, there is no row, a step, layer or position is no whole number from 0 on, a
@@ -115,6 +129,8 @@ def write_token_page(
         "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{_digest(script)}'",
         "table": _json(meta),
+        "knockouts": _json([] if frame is None or knockouts is None else _knockout_tables(frame, knockouts)),
+        "knockout_drops": "" if knockouts is None else knockout_table(knockouts),
         "images": _json([_plain_image(image) for image in images]),
         **values,
     }
@@ -122,6 +138,40 @@ def write_token_page(
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     write_text(path, page)
     return Path(path)
+
+
+def _knockout_tables(frame: pd.DataFrame, found: KnockedOut) -> list[dict[str, Any]]:
+    """The tables of all spans, each with its values."""
+    known = frame.drop_duplicates("token_position").set_index("token_position")["token_masked"]
+    later = found.positions["token_position"].unique()
+    texts = [str(known.get(position, "")) for position in range(1 + max(later, default=0))]
+    tables = []
+    for span in found.spans:
+        table = table_of_span(found, span, texts)
+        if table.empty:  # nothing stands behind it
+            continue
+        meta, values = _pack(table)
+        tables.append({**meta, **values, "prompt": f"hidden from a block on: {span.name}", "isKnockout": True})
+    return tables
+
+
+def knockout_table(found: KnockedOut) -> str:
+    """Drops in the answer's log-probability as a table in HTML, its cells the redder the more they cost."""
+    drops = {span.name: found.answers.loc[found.answers["span"] == span.name, "drop"].tolist() for span in found.spans}
+    most = max((abs(value) for row in drops.values() for value in row), default=0.0) or 1.0
+    blocks = len(next(iter(drops.values())))
+    head = "".join(f'<th scope="col">{block}</th>' for block in range(blocks))
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(_cell(value, most) for value in row)}</tr>'
+        for name, row in drops.items()
+    ]
+    return _KNOCKOUTS.format(head=head, rows="".join(rows), logprob=f"{found.answer_logprob:.2g}")
+
+
+def _cell(value: float, most: float) -> str:
+    red, green, blue = (213, 94, 0) if value > 0 else (0, 114, 178)
+    shade = f"rgb({red} {green} {blue} / {0.75 * abs(value) / most:.2f})"
+    return f'<td style="background: {shade}">{value:.2f}</td>'.replace(">-0.00<", ">0.00<")
 
 
 def _link(page: str) -> str:
@@ -226,14 +276,33 @@ def write_files(folder: Path, result: Mapping[str, Any], measured: Sequence[Meas
     if spans:
         write_csv(folder / SPANS, pd.concat([frame for _, frame in spans], ignore_index=True))
         names.append(SPANS)
+    names += _write_knockouts(folder, measured)
     for each, entry in zip(measured, result["prompts"]):
         title = f"Token masking: {shorten(entry['text'])}"
         images = _page_images(each.prompt.image, prompter)
         write_token_page(
-            folder / entry["page"], each.tokens, title=title, images=images, answer=each.generated_text, back=PAGE
+            folder / entry["page"],
+            each.tokens,
+            title=title,
+            images=images,
+            answer=each.generated_text,
+            back=PAGE,
+            knockouts=each.knockouts,
         )
         names.append(entry["page"])
     return names
+
+
+def _write_knockouts(folder: Path, measured: Sequence[Measured]) -> list[str]:
+    """Both tables of knockouts of all prompts; nothing where there are none."""
+    found = [(each.prompt.name, each.knockouts) for each in measured if each.knockouts is not None]
+    for file, of_answers in ((ANSWERS, True), (POSITIONS, False)):
+        frames = [(name, each.answers if of_answers else each.positions) for name, each in found]
+        if len(measured) > 1:
+            frames = [(name, _named(name, frame)) for name, frame in frames]
+        if frames:
+            write_csv(folder / file, pd.concat([frame for _, frame in frames], ignore_index=True))
+    return [ANSWERS, POSITIONS] if found else []
 
 
 def _named(name: str, frame: pd.DataFrame) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from lit_depth.studies.tokens.analysis import Measured
 from lit_depth.studies.tokens.prompts import Prompt
 from lit_depth.studies.tokens.token_page import SPANS, CropImage, write_files, write_token_page
 from tests.helpers.browser import Browser, missing_programs
+from tests.studies.tokens.test_knockout_results import knocked_out
 
 EVIL = "<script>alert(1)</script>"
 TOKENS = [
@@ -548,6 +549,38 @@ class TestFiles:
                 assert json.loads(found["token"]) == "x" * prompt + TOKENS[position]
                 assert parsed(found["L2 distance"]) == shown_value(table.loc[position, LAYERS[1]])
 
+    def test_knockouts_are_chosen_from_and_told_of_the_answer(self, page: Callable[..., Page]) -> None:
+        found = knocked_out()
+        shown = page(
+            make_frame(),
+            knockouts=found._replace(
+                spans=[found.spans[0]._replace(name=EVIL), *found.spans[1:]],
+                answers=found.answers.replace("image [0-1]", EVIL),
+                positions=found.positions.replace("image [0-1]", EVIL),
+            ),
+        )
+        assert (
+            shown.text("#prompts-name") == "Shown" and shown.visible("#cell") and not shown.visible("#cell-of-knockout")
+        )
+        # the third span is that of the last position: nothing stands behind it
+        names = shown.browser.run("return [...document.querySelectorAll('#prompt option')].map(e => e.textContent)")
+        before = "hidden from a block on: "
+        assert names == ["one token, from one block", before + EVIL, before + "a [2]"]
+        shown.choose("prompt", 1)
+        assert shown.positions() == [2, 3] and shown.visible("#cell-of-knockout")
+        cell = shown.hover(3, 2)
+        assert (cell["from block"], cell["L2 distance"], cell["cosine distance"]) == ("1", "31", "0.5")
+        rows = shown.browser.run(
+            "const rows = [...document.querySelectorAll('#knockouts-of-answer tr')];"
+            "return rows.map(row => [...row.cells].map(cell => cell.textContent))"
+        )
+        assert rows == [
+            ["hidden", "0", "1"],
+            [EVIL, "0.00", "0.50"],
+            ["a [2]", "1.00", "1.50"],
+            ["b [3]", "2.00", "2.50"],
+        ]
+
     def test_one_prompt_is_not_chosen_from(self, page: Callable[..., Page], tmp_path: Path) -> None:
         shown = page(make_frame())
         assert not shown.visible("#prompt")
@@ -619,7 +652,7 @@ def test_hostile_text_is_shown_as_text(page: Callable[..., Page]) -> None:
     assert json.loads(shown.hover(4, 1)["token"]) == EVIL
     shown.choose("step", 1)
     assert shown.text('.label[data-position="10"] .token') == "{{table}}"
-    assert shown.browser.run("return document.scripts.length") == 5  # an alert would have made this fail
+    assert shown.browser.run("return document.scripts.length") == 6  # an alert would have made this fail
     assert shown.browser.run("return [...document.scripts].filter(s => !s.type).length") == 1
 
 
