@@ -186,7 +186,7 @@ def regret_figure(regrets: Sequence[Mapping[str, Any]], confidence: float) -> Fi
     found = {(each["chosen"], each["paid"]): each for each in regrets}
     pairs = [[found.get((row, column)) for column in names] for row in names]
     values = [[each["regret"] if each else None for each in row] for row in pairs]
-    sure = [[bool(each) and each["p_holm"] < 1 - confidence for each in row] for row in pairs]
+    sure = [[each is not None and each["p_holm"] < 1 - confidence for each in row] for row in pairs]
     limit = max([abs(each["regret"]) for each in regrets] + [0.01])
     title = "Quality lost on a column's task by a row's choice (pale: 0 is within)"
     return matrix_figure(values, names, names, title, limit, "Paid on", sure)
