@@ -16,6 +16,7 @@ from lit_depth.functional.statistics.paired_tests import holm, pairwise_sign_fli
 from lit_depth.functional.statistics.rank import RankCorrelation, spearman
 from lit_depth.functional.statistics.sequential import confidence_sequence, log_evidence
 from lit_depth.functional.statistics.stability import Stability, best_of, decision_stability, least
+from lit_depth.functional.statistics.transfer import transfer_regret
 from lit_depth.functional.statistics.winner import Winner, winner_interval
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "separate_comparisons",
     "sign_flip_tests",
     "spearman",
+    "transfer_regret",
     "winner_interval",
 ]

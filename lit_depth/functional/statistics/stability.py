@@ -59,7 +59,7 @@ class PlausibleMeans(NamedTuple):
     """
 
     means: Floats
-    root: Floats
+    root: NDArray[np.floating]
     unit: float
 
     def fresh(self, noise: Floats, times: float = 1.0) -> Floats:

@@ -37,7 +37,7 @@ def winner_interval(
     clusters: Labels | None = None,
     confidence: float = 0.95,
     *,
-    score_range: float | None = 1.0,
+    score_range: ArrayLike | None = 1.0,
     tasks: Labels | None = None,
     seed: int = 0,
 ) -> Winner:
@@ -98,11 +98,11 @@ def _rivals(
     row: int,
     clusters: Labels | None,
     misses: float,
-    score_range: float | None,
+    score_range: ArrayLike | None,
     tasks: Labels | None,
     seed: int,
 ) -> int:
-    """How many other rows another sample might choose; those equal to the best, sample by sample, do not count."""
+    """How many other rows another sample might choose."""
     differences = values[row] - np.delete(values, row, axis=0)
     if not len(differences):
         return 0
@@ -110,7 +110,7 @@ def _rivals(
         differences,
         clusters,
         1 - misses / len(differences),
-        score_range=None if score_range is None else 2 * score_range,
+        score_range=None if score_range is None else 2 * np.asarray(score_range),
         tasks=tasks,
         seed=seed,
     )

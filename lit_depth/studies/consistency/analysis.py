@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_depth.functional.masks import Granularity
 from lit_depth.studies.shared.block_ranks import MOST_TASKS, describe_agreement, withhold_agreement
+from lit_depth.studies.shared.decisions import pay_for_blocks
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import task_entry
 
@@ -50,4 +51,10 @@ def describe(
         for a, b in (zip(names[::2], names[1::2]) if len(splits) == 2 else itertools.combinations(names, 2))
     ]
     withhold_agreement(pairs, entries)
-    return {"measurements": entries, "pairs": pairs}
+    groups = [names[place : place + 2] for place in range(0, len(names), 2)] if len(splits) == 2 else [names]
+    regrets = [
+        each
+        for group in groups
+        for each in pay_for_blocks({name: by_name[name].scores for name in group}, units, confidence)
+    ]
+    return {"measurements": entries, "pairs": pairs, "regret": regrets}

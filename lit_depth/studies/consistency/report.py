@@ -7,6 +7,12 @@ from lit_depth.results.report import Report, Table
 from lit_depth.results.table import Cell
 from lit_depth.results.verdicts import WITHHELD, refusal, verdict_scalars
 from lit_depth.studies.consistency.figures import consistency_figures
+from lit_depth.studies.shared.decision_views import (
+    decision_figures,
+    decision_section,
+    decision_units,
+    regret_section,
+)
 from lit_depth.studies.shared.importance_views import agreement_chart, agreement_section, headline
 
 COLUMNS = ("a", "b", "measure", "spearman", "noise_free_low", "noise_free_high", "p_value", "verdict")
@@ -14,8 +20,12 @@ COLUMNS = ("a", "b", "measure", "spearman", "noise_free_low", "noise_free_high",
 
 def report(result: dict[str, Any]) -> Report:
     """The report of the content of ``consistency.json``."""
-    figures = consistency_figures(result)
     measured = result["measurements"]
+    decisions = [(e["name"], e["decision"]) for e in measured if e.get("decision") and refusal(e) is None]
+    regrets = result.get("regret", []) if len(decisions) == len(measured) else []
+    units = decision_units(measured[0]["blocks"])
+    figures = consistency_figures(result) | decision_figures(decisions, units, regrets, result["confidence"])
+    agreement = list(consistency_figures(result))
     refused = [reason for entry in measured if (reason := refusal(entry, f"{entry['task']} ({entry['split']} split)"))]
     scalars = verdict_scalars([(entry["name"], f"/{entry['name']}", entry) for entry in measured])
     for pair in result["pairs"]:
@@ -24,7 +34,9 @@ def report(result: dict[str, Any]) -> Report:
         title="Consistency of block importance",
         headline="\n\n".join([*refused, *(headline(entry, result) for entry in measured)]),
         sections=[
-            agreement_section("Agreement", result["pairs"], result["threshold"], list(figures), _verdicts(result)),
+            *decision_section(decisions, units, "the least important block of all measured", list(figures)),
+            *regret_section(regrets, figures=list(figures)),
+            agreement_section("Agreement", result["pairs"], result["threshold"], agreement, _verdicts(result)),
             *(each for entry in measured for each in readings_sections(entry, result)),
         ],
         kind="consistency",

@@ -14,6 +14,7 @@ from lit_depth.studies.shared.block_ranks import (
     withhold_agreement,
 )
 from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.decisions import decide_blocks, pay_for_blocks
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import task_entry
 from lit_depth.studies.shared.question_types import describe_question_types
@@ -38,11 +39,14 @@ def describe(
     withhold_agreement(pairs, tasks)
     if len(measured) == 1:
         return {"tasks": tasks, "macro": None, "agreement": pairs}
+    few = measured if len(measured) <= MOST_TASKS else ()
     pooled = Scores.pooled([each.scores for each in measured])
     return {
         "tasks": tasks,
         **shared_nouns(tasks),
         "macro": describe_blocks(pooled, units, confidence, granularity),
+        "decision": decide_blocks(pooled, units, confidence),
+        "regret": pay_for_blocks({each.task.name: each.scores for each in few}, units, confidence),
         "full": describe_full(pooled, confidence),
         "baseline": describe_baseline(pooled, confidence),
         "agreement": pairs,

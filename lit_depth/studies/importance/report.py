@@ -34,6 +34,13 @@ from lit_depth.studies.importance.figures import (
 )
 from lit_depth.studies.importance.lens_by_block import half_settled
 from lit_depth.studies.shared.block_ranks import MOST_TASKS
+from lit_depth.studies.shared.decision_views import (
+    decision_figures,
+    decision_section,
+    decision_units,
+    inclusion_column,
+    regret_section,
+)
 from lit_depth.studies.shared.importance_scores import SCORES, plain_scores
 from lit_depth.studies.shared.importance_views import agreement_section, headline
 from lit_depth.studies.shared.question_types import question_type_sections
@@ -41,8 +48,9 @@ from lit_depth.studies.shared.question_types import question_type_sections
 MEASURES = {"quality": "", "reference_logprob": "reference_logprob_"}
 HEADERS = (
     *("drop", "interval", "p (Holm)", "rank", "may be"),
-    *("log-prob drop", "interval", "p (Holm)", "rank", "may be"),
+    *("log-prob drop", "interval", "p (Holm)", "rank", "may be", "skip"),
 )
+BEST_SINGLE = "the least important block of all measured"
 MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)", "verdict")
 _LIMITS = ("drop", "drop_ci_low", "drop_ci_high", "drop_simultaneous_ci_low", "drop_simultaneous_ci_high")
 # of the tables that loggers keep
@@ -86,6 +94,10 @@ def report(result: dict[str, Any]) -> Report:
     refused = [reason for entry in measured.values() if (reason := refusal(entry, entry["task"]))]
     if "methods" in result and (reason := refusal(result["methods"]["validation"], "the validation split")):
         refused.append(reason)
+    decisions = [(entry["task"], entry["decision"]) for entry in measured.values() if _is_decided(entry)]
+    regrets = [] if refused else result.get("regret", [])
+    units = decision_units(tasks[0]["blocks"])
+    figures = importance_figures(result) | decision_figures(decisions, units, regrets, result["confidence"])
     sections = [_section(task, task["task"], [task_figure(task, tasks)], several=mean is not None) for task in tasks]
     if mean:
         sections += [
@@ -94,6 +106,8 @@ def report(result: dict[str, Any]) -> Report:
             if result["agreement"]
             else Section("Agreement between tasks", f"{LEFT_OUT} {len(tasks)}."),
         ]
+    sections += decision_section(decisions, units, BEST_SINGLE, list(figures))
+    sections += regret_section(regrets, figures=list(figures))
     if "methods" in result:
         sections += _method_sections(result["methods"])
     sections += [_lens_section(task, lens_name(task, tasks), result["confidence"]) for task in tasks if "lens" in task]
@@ -128,6 +142,11 @@ def report(result: dict[str, Any]) -> Report:
     )
 
 
+def _is_decided(entry: Mapping[str, Any]) -> bool:
+    """Files of earlier versions tell no decision, and nothing is decided where the model does not do the task."""
+    return entry.get("decision") is not None and refusal(entry) is None
+
+
 def _masks(blocks: Sequence[Mapping[str, Any]], num_blocks: int | None) -> dict[str, list[str]]:
     """Of each block, or half, the mask that skips it alone; files of earlier versions do not say how many there are."""
     if num_blocks is None:
@@ -142,7 +161,7 @@ def _mean(result: Mapping[str, Any]) -> dict[str, Any] | None:
     if not result["macro"]:
         return None
     metric = " / ".join(dict.fromkeys(task["metric"] for task in result["tasks"]))
-    known = {key: result[key] for key in ("full", "baseline")}
+    known = {key: result[key] for key in ("full", "baseline")} | {"decision": result.get("decision")}
     return {"task": "the mean over tasks", "metric": metric, "blocks": result["macro"], **known}
 
 
@@ -174,7 +193,9 @@ def _findings(task: Mapping[str, Any]) -> list[str]:
 def _rows(task: Mapping[str, Any]) -> list[list[Cell]]:
     """One row per block; where the model does not do the task, ranks would be no findings and are left out."""
     rows: list[list[Cell]] = []
-    for entry in task["blocks"]:
+    decision = task["decision"] if _is_decided(task) else None
+    again = inclusion_column(decision, list(decision_units(task["blocks"])))
+    for entry, probability in zip(task["blocks"], again):
         kept = task["full"]["quality"] - entry["quality"]["drop"]
         signs = {"quality": mark(kept, entry["num_distinct_answers"], task["baseline"])}
         row: list[Cell] = [unit_name(entry)]
@@ -183,7 +204,7 @@ def _rows(task: Mapping[str, Any]) -> list[list[Cell]]:
             ranks = [None, None] if refusal(task) else [found["rank"], _span(found["rank_ci"])]
             drop, limits = f"{found['drop']:+.3f}{signs.get(measure, '')}", found["drop_simultaneous_ci"]
             row += [drop, format_interval(limits), format_p_value(found["p_holm"]), *ranks]
-        rows.append(row)
+        rows.append([*row, probability])
     return rows
 
 

@@ -18,6 +18,7 @@ from lit_depth.results.reading import read_object
 from lit_depth.results.unit_names import list_counts, unit_name
 from lit_depth.studies.shared.block_ranks import describe_blocks, describe_full, tied_at_cut
 from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.decisions import decide_blocks
 from lit_depth.studies.shared.evaluate import Measured, evaluate
 from lit_depth.studies.shared.identity import check_same_model
 from lit_depth.studies.shared.readings import describe_readings
@@ -139,6 +140,7 @@ def task_entry(measured: Measured, units: Sequence[int], confidence: float, gran
         **describe_task(measured),
         **describe_samples(measured, confidence),
         "blocks": describe_blocks(measured.scores, units, confidence, granularity),
+        "decision": decide_blocks(measured.scores, units, confidence),
         **measured.sweep.told,
         **describe_readings(measured, confidence),
     }

@@ -9,8 +9,18 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from lit_depth.functional.masks import full_id
-from lit_depth.functional.statistics import FamilyRow, Interval, mean_intervals, paired_comparisons
+from lit_depth.functional.statistics import (
+    FamilyRow,
+    Interval,
+    Stability,
+    Winner,
+    decision_stability,
+    mean_intervals,
+    paired_comparisons,
+    winner_interval,
+)
 from lit_depth.functional.statistics.median import clustered_median
+from lit_depth.functional.statistics.stability import Rule
 from lit_depth.studies.shared.against_full import FIRST, NUM_DRAFT, agreement_columns, pooled_columns
 from lit_depth.studies.shared.mask_grid import PlannedMask
 
@@ -128,6 +138,16 @@ class Scores(NamedTuple):
         """Mean of each row of per-sample scores ``[rows, N]``, with an interval clustered by image."""
         samples = self._samples(values, measure, 1)
         return mean_intervals(samples.pop("differences"), **samples, confidence=confidence)
+
+    def stability(self, values: NDArray[np.float64], rule: Rule) -> Stability:
+        """How firmly ``rule`` chooses among rows of per-sample scores or differences ``[rows, N]``, by image."""
+        samples = self._samples(values, "quality", 1)
+        return decision_stability(samples["differences"], rule, self.images, samples["tasks"])
+
+    def winner(self, values: NDArray[np.float64], confidence: float) -> Winner:
+        """The best of rows of per-sample differences ``[rows, N]``, corrected for the choice, clustered by image."""
+        samples = self._samples(values, "quality", 1)
+        return winner_interval(samples.pop("differences"), **samples, confidence=confidence)
 
     def _samples(self, values: NDArray[np.float64], measure: Measure, terms: ArrayLike) -> dict[str, Any]:
         """Arguments of the statistics: what `pooled` weighted as it was, and the task of each sample."""
