@@ -7,6 +7,7 @@ records.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -81,7 +82,7 @@ class Fleet:
 
     def __init__(self, num_workers: int | None = None, num_threads: int = 1) -> None:
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         found = ray.cluster_resources()
         gpus, cpus = int(found.get("GPU", 0)), int(found.get("CPU", 1))
         self.num_workers = num_workers or gpus or max(1, cpus // num_threads)
