@@ -115,6 +115,7 @@ class Fleet:
         Raises:
             Exception: What a worker raised.
         """
+        self._loads = Counter(dict.fromkeys(self._loads, 0))  # an earlier sweep may have ended with an error
         coming = enumerate(units)
         given: dict[int, Unit] = {}  # by place: read, and its predictions not yet given back
         to_ask: deque[int] = deque()
