@@ -15,6 +15,8 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 # options of the data that every command takes without their group, unless it has one of that name of its own
 SHORT = ("num_samples", "calibration_samples", "batch_size")
+# the same of the trainer
+_OF_TRAINER = ("executor", "executor_workers")
 
 
 def current_name(argument: str, command: str, own: Collection[str]) -> str:
@@ -38,6 +40,8 @@ def current_name(argument: str, command: str, own: Collection[str]) -> str:
         name = new
     if name in SHORT and name not in own:
         name = f"data.{name}"
+    if name in _OF_TRAINER:
+        name = f"trainer.{name}"
     return f"--{name}{sign}{value}"
 
 

@@ -35,6 +35,10 @@ class DepthTrainer(Trainer):
         resume_versions: Of Python and the packages under which a run may be continued: the ``same`` as before, or
             ``any``. Its manifest names all of them.
         live_seconds: Seconds between two looks at how a sweep goes, of which every logger is told; null = no look.
+        executor: What spreads the batches of a sweep: ``lightning`` (its strategy, such as ddp), or ``ray``, workers of
+            a Ray cluster whose nodes may come and go.
+        executor_workers: With ``ray``: processes that hold the model; null = one for each GPU of the cluster, or where
+            it has none for each CPU.
         kwargs: As for Lightning's.
     """
 
@@ -54,9 +58,17 @@ class DepthTrainer(Trainer):
         *args: Any,
         resume_versions: Literal["same", "any"] = "same",
         live_seconds: float | None = 30.0,
+        executor: Literal["lightning", "ray"] = "lightning",
+        executor_workers: int | None = None,
         **kwargs: Any,
     ) -> None:
         check_least(0, live_seconds=live_seconds)
+        check_least(1, executor_workers=executor_workers)
+        if executor_workers is not None and executor == "lightning":
+            raise ValueError("--executor_workers is the number of Ray's workers: give --executor ray too")
+        self.executor = executor
+        self.executor_workers = executor_workers
+        self.fleet: Any = None  # Ray's workers, once a sweep needs them
         self.resume_versions = resume_versions
         self.live_seconds = live_seconds
         kwargs["plugins"] = _without_requeue(kwargs.get("plugins"), kwargs.get("strategy"))

@@ -40,7 +40,7 @@ ALLOWED = {
     "__main__": {"cli", "commands", "command_help", "interrupts", "option_names", "results", "tool_options", "tools"},
 }
 # packages of others that only one layer may import, and one that a layer must do without
-ONLY_INTEGRATIONS = {"wandb", "wandb_workspaces", "lm_eval", "lmms_eval"}
+ONLY_INTEGRATIONS = {"wandb", "wandb_workspaces", "lm_eval", "lmms_eval", "ray"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # the package itself offers three names on first use; importing one of them is importing its home
 HOMES = {"DepthModule": "module", "DepthTrainer": "trainer", "load_bundled": "models"}

@@ -143,12 +143,18 @@ class MaskSweep(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any, **__: Any
     ) -> None:
         self._record_bad_samples(batch)
-        # a batch that was interrupted is answered as a whole once more: a resumed run repeats the very computation,
-        # down to the last bit of its log-probabilities
-        done = all((name, sample) in self._done for name in self.masks.ids for sample in batch["sample_ids"])
-        wanted = self.masks.take([]) if done else self.masks
+        wanted = self.wanted(batch)
         self._progress.update(len(self.masks) - len(wanted))
         pl_module.request_masks(wanted)  # type: ignore[operator]
+
+    def wanted(self, batch: Mapping[str, Any]) -> MaskSet:
+        """The masks that a batch is still to be answered under: all, or none where every answer is recorded.
+
+        A batch that was interrupted is answered as a whole once more: a resumed run repeats the very computation, down
+        to the last bit of its log-probabilities.
+        """
+        done = all((name, sample) in self._done for name in self.masks.ids for sample in batch["sample_ids"])
+        return self.masks.take([]) if done else self.masks
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any

@@ -18,6 +18,7 @@ from lit_depth.results.progress import write_plan
 from lit_depth.studies.shared.against_full import ACCEPTANCE_TOKENS
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.constant_answer import constant_scores
+from lit_depth.studies.shared.fleet import answered_by_ray
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import Scores
 
@@ -186,6 +187,8 @@ def _predict(
     loader = datamodule.eval_dataloader(split, shard=shard, positions=positions)
     if trainer.is_global_zero:
         write_plan(sweep.folder, sweep.masks.ids, _count(run, split, positions))
+    if getattr(trainer, "executor", "lightning") == "ray":
+        loader = answered_by_ray(trainer, run.model, loader, sweep)
     callbacks = [sweep, *_live(run, split, sweep, names)]
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
     if trainer.progress_bar_callback is not None:

@@ -24,6 +24,7 @@ from lit_depth.results.store import (
 )
 from lit_depth.results.terminal import remark
 from lit_depth.studies.shared.effort import Effort
+from lit_depth.studies.shared.fleet import check_executor
 from lit_depth.studies.shared.identity import identify, read_manifest, refuse_other_run, run_id
 from lit_depth.studies.shared.loggers import open_loggers
 from lit_depth.studies.shared.processes import meet, on_first_process, own_error, wait_for
@@ -108,6 +109,7 @@ def open_run(
             f"expected --trainer.precision 32-true, bf16-mixed or 16-mixed, got {trainer.precision}; "
             "--model.dtype loads the weights in another number format"
         )
+    check_executor(trainer, model)
     folder = Path(output_dir) / command / name
     constant = command not in ("latency", "tokens") and scores
     now = partial(identify, trainer, model, datamodule, splits, arguments, constant)
@@ -124,6 +126,7 @@ def open_run(
             execution = {
                 "data.batch_size": datamodule.batch_size,
                 "processes": trainer.world_size,
+                "executor": getattr(trainer, "executor", "lightning"),
                 "seed_everything": os.environ.get("PL_GLOBAL_SEED"),
             }
             _claim(folder, identity, getattr(trainer, "resume_versions", "same"), command, execution)
