@@ -7,7 +7,8 @@ answer is greedy, so a draft is accepted where it is the token that the full mod
 
 Keys and values: each depth has those of its own blocks, as the law of masks demands. The blocks before the first
 skipped one read the same states at both depths, so they have one cache layer for both; the prompt is read once, through
-the engine's trie, with vision and these blocks once. What follows a rejected draft is forgotten by the length alone.
+the engine's trie, with vision and these blocks once. A draft in the decode phase alone takes the full model's keys and
+values of the prompt, so that reading it costs nothing more. A rejected draft is forgotten by the length alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ from lit_depth.functional.masking.support import adds_between_blocks
 from lit_depth.functional.masks import MaskSet
 
 MAX_DRAFT = 64  # tokens of one draft; more than any drafter is worth
-Note = Callable[[int, Tensor, Tensor], None]
+DraftPhase = Literal["both", "decode"]
 
 
 class SpeculativeAnswers(NamedTuple):
@@ -80,6 +81,7 @@ def speculative_generate(
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int = 0,
     blocks: str | None = None,
+    phase: DraftPhase = "both",
 ) -> SpeculativeAnswers:
     """Greedy answers of the full model, with drafts of the masked one.
 
@@ -98,6 +100,8 @@ def speculative_generate(
         model: As for `sweep_generate`, like the arguments not named here.
         mask: Blocks that draft, bool ``[num_blocks]``.
         num_draft: Tokens that are drafted before they are checked, at most 64; 0 = plain decoding by the full model.
+        phase: Forwards in which the draft skips its blocks, see `masked`: ``"both"``, or ``"decode"``, where it reads
+            on from the full model's keys and values of the prompt.
 
     Raises:
         ValueError: As `sweep_generate`, or if ``num_draft`` is out of range.
@@ -120,7 +124,7 @@ def speculative_generate(
     return driven_or_not(
         model,
         module_list,
-        lambda: _answer(model, request, full, draft, num_draft, module_list, blocks),
+        lambda: _answer(model, request, full, draft, num_draft, module_list, blocks, phase),
         without_drafts,
         request.check_length(model),
         how="without drafts",
@@ -135,6 +139,7 @@ def _answer(
     num_draft: int,
     blocks: nn.ModuleList,
     path: str | None,
+    phase: DraftPhase,
 ) -> SpeculativeAnswers:
     """`speculative_generate` by the engine.
 
@@ -149,7 +154,7 @@ def _answer(
             raise CannotDriveError("it does not read several tokens on its cache as it reads one after another")
 
     def answer(prompt: PreparedPrompt) -> SpeculativeAnswers:
-        with reading(model, request, prompt, draft if num_draft else full, blocks) as (logits, row):
+        with reading(model, request, prompt, draft if num_draft else full, blocks, phase) as (logits, row):
             batch = len(logits)
             tokens = torch.full((batch, request.max_new_tokens), request.pad)
             counts = torch.zeros(3, batch, dtype=torch.long)
@@ -171,16 +176,24 @@ def _note(check: Comparison, index: int, step: int, logits: Tensor) -> None:
 
 @contextmanager
 def reading(
-    model: nn.Module, request: Request, prompt: PreparedPrompt, draft: MaskSet, blocks: nn.ModuleList
+    model: nn.Module,
+    request: Request,
+    prompt: PreparedPrompt,
+    draft: MaskSet,
+    blocks: nn.ModuleList,
+    phase: DraftPhase = "both",
 ) -> Iterator[tuple[Tensor, Callable[[int], TwoDepths]]]:
     """Read the prompts at both depths; gives the full model's logits ``[batch, vocabulary]``, and each row to go on.
+
+    In the decode phase alone a draft needs no reading of its own.
 
     Args:
         draft: The one mask that drafts. The full one drafts nothing: prompts are then read at one depth.
     """
     prompt.check_processors()
     bits, batch = draft.bits[0], len(prompt.ids)
-    masks = MaskSet.full(len(blocks)).union(draft)
+    full = MaskSet.full(len(blocks))
+    masks = full if phase == "decode" else full.union(draft)
     trie = MaskTrie(masks)
     cache = RowCache(len(blocks), prompt.length + request.max_new_tokens)
     prompt = prompt.with_cache(cache)

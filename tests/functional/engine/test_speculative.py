@@ -102,6 +102,37 @@ def test_drafts_are_those_of_the_masked_model(llama, mask):
     assert counts == drafts_and_counts(llama, inputs, from_mask_id(mask), 3, 12)
 
 
+@torch.no_grad()
+def test_a_draft_in_the_decode_phase_reads_on_from_the_full_models_prompt(llama):
+    inputs, mask, num_draft, new = {k: v[:1] for k, v in tiny_batch(llama).items()}, from_mask_id("1101"), 3, 12
+    expected = plain(llama, inputs, FULL, new_tokens=new)[0].tolist()
+    found = speculative_generate(llama, inputs, mask, num_draft, new, phase="decode")
+    assert found.tokens[0].tolist() == expected
+    decided, drafted, accepted, rounds = 1, 0, 0, 0
+    while decided < new:
+        count, agreed = min(num_draft, new - decided - 1), 0
+        with masked(llama, mask, phase="decode"):
+            cache = llama(**inputs, use_cache=True).cache
+            token = llama(torch.tensor([expected[:decided]]), cache=cache).logits[0, -1].argmax()
+            while agreed < count and int(token) == expected[decided + agreed]:
+                agreed += 1
+                token = llama(token[None, None], cache=cache).logits[0, -1].argmax()
+        decided, drafted, accepted, rounds = decided + agreed + 1, drafted + count, accepted + agreed, rounds + 1
+    assert tuple(int(count) for count in found[1:]) == (drafted, accepted, rounds)
+
+
+def test_a_prompt_is_read_once_for_a_draft_in_the_decode_phase(llama):
+    inputs = {name: value[:1] for name, value in tiny_batch(llama).items()}
+    speculative_generate(llama, inputs, from_mask_id("0101"), 2, NEW, phase="decode")
+    counted, hooks = rows_run(llama)
+    try:
+        speculative_generate(llama, inputs, from_mask_id("0101"), 2, 1, phase="decode")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert sum(counted) == 4
+
+
 def test_the_full_model_as_its_own_draft_is_always_accepted(llama):
     found = speculative_generate(llama, tiny_batch(llama), FULL, 3, 13)
     assert torch.equal(found.num_accepted, found.num_drafted)
