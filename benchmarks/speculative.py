@@ -38,7 +38,7 @@ from lit_depth.functional import find_blocks, from_indices, leave_one_out, mask_
 from lit_depth.functional.engine.acceptance import draft_acceptance
 from lit_depth.functional.engine.decoding_configuration import end_token_ids
 from lit_depth.functional.engine.proof import plain_steps, same_tokens
-from lit_depth.functional.engine.speculative import DraftPhase
+from lit_depth.functional.engine.two_depths import DraftPhase
 from lit_depth.functional.latency.drafting import DraftCosts, best_draft, time_steps
 from lit_depth.models.loading import load_bundled, load_checkpoint
 from lit_depth.models.prompting import prompter_for

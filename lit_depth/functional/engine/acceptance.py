@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.engine.api import score_continuations, sweep_generate
-from lit_depth.functional.engine.speculative import DraftPhase
+from lit_depth.functional.engine.two_depths import DraftPhase
 from lit_depth.functional.inputs import IGNORE
 from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.functional.masks import Masks, MaskSet

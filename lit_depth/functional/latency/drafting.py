@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lit_depth.functional.arguments import check_least, check_range
 from lit_depth.functional.engine.comparison import Request
 from lit_depth.functional.engine.decoding_configuration import PreparedPrompt, inside_generate
-from lit_depth.functional.engine.speculative import DraftPhase, reading
+from lit_depth.functional.engine.two_depths import DraftPhase, reading
 from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.functional.masks import Masks, MaskSet
 

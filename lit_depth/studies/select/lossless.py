@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from lit_depth.functional import from_mask_id, speculative_generate
 from lit_depth.functional.engine.acceptance import draft_acceptance
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError
-from lit_depth.functional.engine.speculative import DraftPhase
+from lit_depth.functional.engine.two_depths import DraftPhase
 from lit_depth.functional.latency.drafting import DraftChoice, DraftCosts, best_draft, time_steps
 from lit_depth.functional.masks import MaskSet
 from lit_depth.functional.statistics import mean_intervals
