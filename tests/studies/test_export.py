@@ -333,6 +333,12 @@ WRONG = [
     (["--skip", "0", "--heal", "patch"], "cannot patch a mask that skips block 0"),
     (["--skip", "1", "--heal", "patch", "--weights", "false"], "leave out --weights false"),
     (["--skip", "1", "--heal", "glue"], "heal"),
+    (
+        ["--skip", "1", "--heal", "patch", "--heal_steps", "9"],
+        "--heal_steps goes with --heal lora or full: leave it out",
+    ),
+    (["--skip", "1", "--heal_learning_rate", "0.1"], "--heal_learning_rate goes with --heal lora or full"),
+    (["--skip", "1", "--heal", "full", "--lora_rank", "4"], "--lora_rank goes with --heal lora: leave it out"),
     (["--skip", "1", "--num_questions", "0"], "expected num_questions of at least 1"),
     (["--skip", "1", "--model.phase", "decode"], "expected --model.phase both, got decode"),
     (["--skip", "1", "--trainer.precision", "bf16-mixed"], "expected --trainer.precision 32-true"),

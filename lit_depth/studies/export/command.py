@@ -28,9 +28,9 @@ def export(
     weights: bool = True,
     in_memory: bool = False,
     heal: Heal = "none",
-    heal_steps: int = 150,
-    heal_learning_rate: float = 1e-3,
-    lora_rank: int = 16,
+    heal_steps: int | None = None,
+    heal_learning_rate: float | None = None,
+    lora_rank: int | None = None,
     num_questions: int = 8,
     push_to_hub: str | None = None,
     public: bool = False,
@@ -64,9 +64,9 @@ def export(
             from there ``full`` trains all weights of the blocks that stay, and ``lora`` low-rank adapters, which are
             merged (``pip install 'lit_depth[lora]'``), on ``--data.train_batch_size`` images of the train split a step.
             A training that was interrupted begins anew. ``none`` = weights stay as they are.
-        heal_steps: Steps of ``lora`` and ``full``.
-        heal_learning_rate: Their peak learning rate.
-        lora_rank: Rank of the adapters of ``lora``.
+        heal_steps: Steps of ``lora`` and ``full``; null = 150.
+        heal_learning_rate: Their peak learning rate; null = 0.001.
+        lora_rank: Rank of the adapters of ``lora``; null = 16.
         num_questions: Questions of the proof.
         push_to_hub: Repository on the hub (``organisation/name``) to upload the new folder to; null = stay here.
         public: Let everybody read that repository; false = it is private.

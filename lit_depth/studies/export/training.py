@@ -28,7 +28,9 @@ from lit_depth.studies.shared.run_folder import Run
 Method = Literal["lora", "full"]
 
 SPLIT = "train"
-# as in configs/heal.yaml
+# what the command takes where nothing is given
+NUM_STEPS, LEARNING_RATE, LORA_RANK = 150, 1e-3, 16
+# as in configs/heal.yaml; of few steps half
 _WARMUP_STEPS, _GRADIENT_CLIP = 10, 1.0
 
 
@@ -47,20 +49,41 @@ class Training(NamedTuple):
 
     @classmethod
     def of(
-        cls, heal: str, num_steps: int, learning_rate: float, lora_rank: int, model: DepthModule, data: DepthDataModule
+        cls,
+        heal: str,
+        num_steps: int | None,
+        learning_rate: float | None,
+        lora_rank: int | None,
+        model: DepthModule,
+        data: DepthDataModule,
     ) -> Training | None:
-        """The training that the arguments of the command ask for; None = none."""
-        if heal not in get_args(Method):
+        """The training that the arguments of the command ask for; None = none.
+
+        Raises:
+            ValueError: If arguments are given that ``heal`` does not use.
+        """
+        trains = heal in get_args(Method)
+        _refuse_unused("lora or full", trains, heal_steps=num_steps, heal_learning_rate=learning_rate)
+        _refuse_unused("lora", heal == "lora", lora_rank=lora_rank)
+        if not trains:
             return None
         method: Method = "lora" if heal == "lora" else "full"
-        rank = lora_rank if method == "lora" else None
+        steps = NUM_STEPS if num_steps is None else num_steps
+        rate = LEARNING_RATE if learning_rate is None else learning_rate
+        rank = (LORA_RANK if lora_rank is None else lora_rank) if method == "lora" else None
         of_model = {name: model.hparams[name] for name in ("betas", "weight_decay", "router_loss")}
-        num_images = num_steps * data.train_batch_size
-        return cls(method, num_steps, num_images, learning_rate, rank, **of_model, train_collator=data.train_collator)
+        num_images = steps * data.train_batch_size
+        return cls(method, steps, num_images, rate, rank, **of_model, train_collator=data.train_collator)
 
     def entry(self) -> dict[str, Any]:
         """As JSON."""
         return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+def _refuse_unused(methods: str, is_used: bool, **options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and not is_used:
+            raise ValueError(f"--{name} goes with --heal {methods}: leave it out, or give --heal {methods}")
 
 
 class _Trained(LightningModule):
@@ -80,7 +103,7 @@ class _Trained(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         how = self.how
-        return adamw(self, how.learning_rate, how.betas, how.weight_decay, _WARMUP_STEPS)
+        return adamw(self, how.learning_rate, how.betas, how.weight_decay, min(_WARMUP_STEPS, how.num_steps // 2))
 
 
 class _Bar(TQDMProgressBar):

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range
+from lit_depth.functional.arguments import MAX_TOKENS, check_range
 from lit_depth.functional.latency.footprint import RequestBytes, WeightBytes, request_bytes, weight_bytes
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masks import full_id
@@ -62,7 +62,8 @@ def plan_memory(
     for size in batch_sizes:
         check_range(1, MAX_TOKENS, plan_batches=size)
     check_range(1, MAX_TOKENS, prompt_tokens=prompt_tokens)
-    check_least(0, memory_gib=memory_gib)
+    if memory_gib is not None and memory_gib <= 0:
+        raise ValueError(f"--memory_gib: expected GiB of memory, more than 0, got {memory_gib:g}")
     check_name(name)
     length = prompt_tokens or longest_prompt(model, datamodule)
     context = context_length(model.model)

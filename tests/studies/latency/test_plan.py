@@ -135,7 +135,7 @@ def test_no_weights_are_read(tmp_path):
         (["--prompt_tokens", "131070"], "the model's context of 131072 tokens, got 131070 and 16: give less"),
         ([*SIZES, "--plan_batches", "0"], "expected plan_batches from 1 to 1048576, got 0"),
         ([*SIZES, "--plan_batches", "[]"], "expected plan_batches with at least one number"),
-        ([*SIZES, "--memory_gib", "-1"], "expected memory_gib of at least 0, got -1"),
+        ([*SIZES, "--memory_gib", "0"], "expected GiB of memory, more than 0, got 0"),
         ([*SIZES, "--model.phase", "decode"], "expected --model.phase both, got decode"),
         ([*SIZES, "--num_active_blocks", "81"], "must lie in 1..80, got [81]"),
         ([*SIZES, "--model.checkpoint", "nobody/nothing"], "checkpoint nobody/nothing cannot be loaded"),
