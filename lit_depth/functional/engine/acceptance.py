@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.engine.api import score_continuations, sweep_generate
+from lit_depth.functional.engine.two_depths import DraftPhase
 from lit_depth.functional.inputs import IGNORE
 from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.functional.masks import Masks, MaskSet
@@ -34,6 +35,7 @@ def draft_acceptance(
     *,
     eos_token_id: int | Sequence[int] | None,
     pad_token_id: int,
+    phase: DraftPhase = "both",
     **options: Any,
 ) -> Acceptance:
     """Read the full model's greedy answers under every mask, each token given those before it.
@@ -43,6 +45,7 @@ def draft_acceptance(
     Args:
         model: As for `sweep_generate`, like the arguments not named here.
         masks: Those that may draft.
+        phase: As for `speculative_generate`. In the decode phase alone, one mask is read after another.
         options: ``max_rows`` and ``blocks``.
     """
     num_blocks = len(find_blocks(model, options.get("blocks")))
@@ -53,6 +56,7 @@ def draft_acceptance(
     known = is_end.cumsum(1) - is_end.long() == 0
     answers = tokens.masked_fill(~known, IGNORE)
     whole, first = (
-        score_continuations(model, inputs, masks, ids, **named).num_greedy.long() for ids in (answers, answers[:, :1])
+        score_continuations(model, inputs, masks, ids, phase=phase, **named).num_greedy.long()
+        for ids in (answers, answers[:, :1])
     )
     return Acceptance(whole - first, known.sum(1) - 1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lit_depth.functional.arguments import check_least, check_range
 from lit_depth.functional.engine.comparison import Request
 from lit_depth.functional.engine.decoding_configuration import PreparedPrompt, inside_generate
-from lit_depth.functional.engine.speculative import reading
+from lit_depth.functional.engine.two_depths import DraftPhase, reading
 from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.functional.masks import Masks, MaskSet
 
@@ -99,6 +99,7 @@ def time_steps(
     repeats: int = 3,
     blocks: str | None = None,
     pad_token_id: int = 0,
+    phase: DraftPhase = "both",
 ) -> DraftCosts:
     """Time each step that speculative decoding of one request is made of; medians of ``repeats``.
 
@@ -108,6 +109,7 @@ def time_steps(
         masks: Those that may draft.
         max_draft: Longest draft.
         max_new_tokens: Tokens that there is room for behind the prompt; longer than the longest draft.
+        phase: As for `speculative_generate`.
 
     Raises:
         ValueError: If the request has several rows, or there is no room for a draft.
@@ -126,7 +128,7 @@ def time_steps(
     def read(draft: MaskSet, lengths: Sequence[int], prompt: PreparedPrompt) -> tuple[float, list[float]]:
         """Times of the prompt, and of a draft step and of forwards of the full model over some tokens."""
         begun = time.perf_counter()
-        with reading(model, request, prompt, draft, module_list) as (logits, row):
+        with reading(model, request, prompt, draft, module_list, phase) as (logits, row):
             first = int(logits[0].argmax(-1))
             prompt_ms = _since(begun)
             one = row(0)

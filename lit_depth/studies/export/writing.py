@@ -58,6 +58,12 @@ def check_exportable(trainer: Trainer, model: DepthModule, masks: MaskSet, weigh
             "the proof runs no code that comes with a checkpoint: expected --model.trust_remote_code false, and one of "
             f"{', '.join(sorted(BLOCK_PATHS))}"
         )
+    asked = [name for name in ("experts_per_token", "max_crops") if model.hparams[name] is not None]
+    if weights and asked:
+        raise ValueError(
+            f"export copies the checkpoint's own settings: expected no --model.{asked[0]}, got "
+            f"{model.hparams[asked[0]]}; write it into the files of a copy of the checkpoint, and export that"
+        )
     if weights and is_quantized(model.model):
         raise ValueError(
             "cannot export a quantised model: its weights are packed, and what was lost by that would be lost twice; "

@@ -100,8 +100,8 @@ def select(
     from lit_depth.studies.shared.time_masks import clock_settings
 
     check_whole_blocks(model, "select")
-    if lossless and (model.hparams["phase"] != "both" or model.hparams["decode_without_prompt"]):
-        raise ValueError("expected --model.phase both with --lossless true: a draft skips its blocks in both phases")
+    if lossless and model.hparams["decode_without_prompt"]:
+        raise ValueError("expected no --model.decode_without_prompt with --lossless true: a draft needs its prompt")
     arguments = SelectArguments(
         budget_ms=budget_ms,
         complexity=complexity,

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from lit_depth.functional import from_mask_id, speculative_generate
 from lit_depth.functional.engine.acceptance import draft_acceptance
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError
+from lit_depth.functional.engine.two_depths import DraftPhase
 from lit_depth.functional.latency.drafting import DraftChoice, DraftCosts, best_draft, time_steps
 from lit_depth.functional.masks import MaskSet
 from lit_depth.functional.statistics import mean_intervals
@@ -93,6 +94,11 @@ class Lossless:
             "reason": None if chosen else "no mask is surely faster than plain decoding",
         }
 
+    @property
+    def _phase(self) -> DraftPhase:
+        # a block that skips the prompt skips what follows too
+        return "decode" if self.run.model.hparams["phase"] == "decode" else "both"
+
     def _kept(self, name: str, what: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What the folder holds of a stage that was measured for the same thing, else what is measured now."""
         path = self.run.folder / "lossless" / f"{name}.json"
@@ -121,6 +127,7 @@ class Lossless:
                     self.new_tokens,
                     eos_token_id=model.end_token_ids,
                     pad_token_id=model.pad_token_id,
+                    phase=self._phase,
                     **options,
                 )
                 agreed.append(found.num_agreed)
@@ -143,6 +150,7 @@ class Lossless:
                         max_new_tokens=self.new_tokens,
                         blocks=model.hparams["blocks"],
                         pad_token_id=model.pad_token_id,
+                        phase=self._phase,
                     )
                 )
         return {
@@ -178,6 +186,7 @@ class Lossless:
             eos_token_id=model.end_token_ids,
             pad_token_id=model.pad_token_id,
             blocks=model.hparams["blocks"],
+            phase=self._phase,
         )
         return (time.perf_counter() - begun) * 1000, found
 

@@ -35,6 +35,19 @@ def test_it_is_the_share_of_tokens_that_a_mask_says_too(family, ends):
     assert torch.equal(found.num_agreed[0], found.num_tokens)
 
 
+@torch.no_grad()
+def test_in_the_decode_phase_the_prompt_is_the_full_models():
+    model = tiny_model("llama")
+    inputs, mask = {name: value[:1] for name, value in tiny_batch(model).items()}, leave_one_out(4)[2]
+    named = {"eos_token_id": None, "pad_token_id": 0}
+    found = draft_acceptance(model, inputs, mask, NEW, phase="decode", **named)
+    answer = plain(model, inputs, torch.ones(4, dtype=torch.bool), new_tokens=NEW)
+    with masked(model, mask, phase="decode"):
+        cache = model(**inputs, use_cache=True).cache
+        best = model(answer[:, :-1], cache=cache).logits[0].argmax(-1)
+    assert int(found.num_agreed) == int((best == answer[0, 1:]).sum())
+
+
 def test_one_end_token_may_be_given_as_a_number():
     model = tiny_model("llama")
     answer = plain(model, tiny_batch(model), torch.ones(4, dtype=torch.bool), new_tokens=NEW)[0].tolist()

@@ -11,13 +11,12 @@ from transformers import GenerationConfig
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import find_blocks, from_mask_id, leave_one_out, masked, prefix, speculative_generate
-from lit_depth.functional.engine import speculative
 from lit_depth.models.loading import load_bundled, load_checkpoint
 from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
 from tests.helpers.model_zoo import ZOO, plain_answers
 from tests.helpers.speculative_laws import FAMILIES, compare_answers
-from tests.helpers.sweep_laws import FULL, get_to_know, plain, rows_run
+from tests.helpers.sweep_laws import FULL, plain
 from tests.helpers.tiny_models import FAMILIES as TINY
 from tests.helpers.tiny_models import tiny_batch, tiny_model
 from tests.helpers.zoo_hybrids import lfm2
@@ -102,6 +101,25 @@ def test_drafts_are_those_of_the_masked_model(llama, mask):
     assert counts == drafts_and_counts(llama, inputs, from_mask_id(mask), 3, 12)
 
 
+@torch.no_grad()
+def test_a_draft_in_the_decode_phase_reads_on_from_the_full_models_prompt(llama):
+    inputs, mask, num_draft, new = {k: v[:1] for k, v in tiny_batch(llama).items()}, from_mask_id("1101"), 3, 12
+    expected = plain(llama, inputs, FULL, new_tokens=new)[0].tolist()
+    found = speculative_generate(llama, inputs, mask, num_draft, new, phase="decode")
+    assert found.tokens[0].tolist() == expected
+    decided, drafted, accepted, rounds = 1, 0, 0, 0
+    while decided < new:
+        count, agreed = min(num_draft, new - decided - 1), 0
+        with masked(llama, mask, phase="decode"):
+            cache = llama(**inputs, use_cache=True).cache
+            token = llama(torch.tensor([expected[:decided]]), cache=cache).logits[0, -1].argmax()
+            while agreed < count and int(token) == expected[decided + agreed]:
+                agreed += 1
+                token = llama(token[None, None], cache=cache).logits[0, -1].argmax()
+        decided, drafted, accepted, rounds = decided + agreed + 1, drafted + count, accepted + agreed, rounds + 1
+    assert tuple(int(count) for count in found[1:]) == (drafted, accepted, rounds)
+
+
 def test_the_full_model_as_its_own_draft_is_always_accepted(llama):
     found = speculative_generate(llama, tiny_batch(llama), FULL, 3, 13)
     assert torch.equal(found.num_accepted, found.num_drafted)
@@ -149,31 +167,6 @@ def test_penalties_are_honoured(llama):
         llama.generation_config = before
     assert torch.equal(found.tokens, expected) and not torch.equal(expected, neutral)
     assert found.num_accepted.any()
-
-
-def test_blocks_before_the_first_skipped_one_read_the_prompt_once(llama):
-    inputs = {name: value[:1] for name, value in tiny_batch(llama).items()}
-    get_to_know(llama, inputs)
-    speculative_generate(llama, inputs, from_mask_id("1101"), 2, NEW)  # compared with the model at first
-    counted, hooks = rows_run(llama)
-    try:
-        speculative_generate(llama, inputs, from_mask_id("1101"), 2, 1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    # the last block reads it at both depths, block 2 at full depth alone
-    assert sum(counted) == 1 + 1 + 1 + 2
-
-
-def test_caches_share_the_layers_before_the_first_skipped_block():
-    read = speculative.RowCache(4, 8)
-    read.extent.length = 2
-    for layer in read.layers:
-        layer.parts = [(torch.zeros(2, 1, 2, 3), torch.zeros(2, 1, 2, 3))]
-    full, draft = speculative._caches(read, [True, False, True, True], [0] * 4, [0, -1, 1, 1])
-    assert [one is other for one, other in zip(full.layers, draft.layers)] == [True, False, False, False]
-    assert [layer.is_initialized for layer in draft.layers] == [True, False, True, True]
-    assert full.extent is draft.extent and full.get_seq_length() == 2
 
 
 def test_recurrent_states_are_answered_without_drafts():

@@ -52,6 +52,8 @@ def test_files_are_found_and_written_for_tools_that_know_them(module, tmp_path):
     ("options", "precision", "message"),
     [
         ({"phase": "prefill"}, "32-true", "expected --model.phase both, got prefill"),
+        ({"experts_per_token": 1}, "32-true", r"expected no --model\.experts_per_token, got 1; write it into"),
+        ({"max_crops": 2}, "32-true", r"expected no --model\.max_crops, got 2"),
         ({"trust_remote_code": True}, "32-true", "runs no code that comes with a checkpoint"),
         ({}, "16-mixed", "expected --trainer.precision 32-true, got 16-mixed"),
     ],

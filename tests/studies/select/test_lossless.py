@@ -71,6 +71,14 @@ def test_it_is_measured_once_and_answers_are_the_full_models(small_checkpoint, t
 
 
 @pytest.mark.slow
+def test_drafts_may_begin_behind_the_prompt(small_checkpoint, tmp_path):
+    command = ["select", "--model.checkpoint", small_checkpoint, "--output_dir", tmp_path, *SMALL]
+    assert run([*command, "--model.phase", "decode"]) == 0
+    found = read(tmp_path)["lossless"]
+    assert found["measured"]["num_same"] == found["measured"]["num_requests"] == 8
+
+
+@pytest.mark.slow
 def test_a_fast_draft_is_chosen(small_checkpoint, tmp_path, capsys, monkeypatch):
     """Steps of fixed costs, and a clock that says what they say."""
 
@@ -98,5 +106,5 @@ def test_what_leaves_nothing_to_draft_is_told(small_checkpoint, tmp_path, capsys
     assert "max_draft" in capsys.readouterr().err
     assert run([*command, "--num_checks", "1"]) == 2
     assert "expected num_checks of at least 2 with --lossless true, got 1" in capsys.readouterr().err
-    assert run([*command, "--model.phase", "decode"]) == 2
-    assert "expected --model.phase both with --lossless true" in capsys.readouterr().err
+    assert run([*command, "--model.phase", "prefill", "--model.decode_without_prompt", "true"]) == 2
+    assert "expected no --model.decode_without_prompt with --lossless true" in capsys.readouterr().err
