@@ -105,6 +105,23 @@ def choices(strategy: str, evaluate: Evaluate, num_units: int, images: Sequence[
 
 
 STRATEGIES = ("additive order", "greedy", "beam", "racing beam", "pairwise")
+# what of the difference is due to how equal accuracies are ordered: searches by accuracy alone, or with it as pairwise
+# has it, by the reference probability
+CONTROLS = {"beam, ties by probability": "beam", "pairwise, accuracy alone": "pairwise"}
+
+
+def control(name: str, evaluate: Evaluate) -> Evaluate:
+    """The scores as a control sees them; all others see them as they are."""
+
+    def changed(masks: Tensor, positions: Sequence[int]) -> MaskScores:
+        found = evaluate(masks, positions)
+        if name.endswith("alone"):
+            return MaskScores(found.accuracy)
+        share = 1e-6  # below any difference of accuracies
+        accuracy = (1 - share) * np.asarray(found.accuracy) + share * np.exp(np.asarray(found.reference_logprob))
+        return MaskScores(accuracy, found.reference_logprob)
+
+    return changed if name in CONTROLS else evaluate
 
 
 def read_table(run: Run, split: str, num_samples: int, folder: Path) -> Table:
@@ -143,13 +160,15 @@ def regrets(calibration: Table, report: Table, num_units: int, rank_by: str, dra
     def lost(strategy: str, columns: np.ndarray) -> tuple[list[list[float]], int]:
         evaluate, asked = calibration.evaluator(columns)
         images = [calibration.images[column] for column in columns]
-        chosen = MaskSet.of(ablation_masks(num_units, choices(strategy, evaluate, num_units, images, rank_by))).ids
+        kind, evaluate = CONTROLS.get(strategy, strategy), control(strategy, evaluate)
+        chosen = MaskSet.of(ablation_masks(num_units, choices(kind, evaluate, num_units, images, rank_by))).ids
         return [[top - truths[key][name] for top, name in zip(best[key], chosen)] for key in RANK_BY], sum(asked)
 
     everything = np.arange(len(calibration.images))
     found: dict[str, Any] = {}
     of_draw: dict[str, np.ndarray] = {}
-    for strategy in STRATEGIES:
+    strategies = (*STRATEGIES, *(CONTROLS if rank_by == "accuracy" else ()))
+    for strategy in strategies:
         generator = np.random.default_rng(0)  # the same halves for all strategies
         drawn = [lost(strategy, half(calibration.images, generator)) for _ in range(draws)]
         of_draw[strategy] = np.array([regret for regret, _ in drawn])  # [draws, measures, sizes]
@@ -161,7 +180,7 @@ def regrets(calibration: Table, report: Table, num_units: int, rank_by: str, dra
             "all_samples": dict(zip(RANK_BY, regret)),
         }
         print(rank_by, strategy, found[strategy], flush=True)
-    for strategy in STRATEGIES:  # summed over the sizes, in the same draws
+    for strategy in strategies:  # summed over the sizes, in the same draws
         for index, key in enumerate(RANK_BY):
             less = of_draw[strategy][:, index].sum(axis=1) - of_draw["beam"][:, index].sum(axis=1)
             found[strategy][f"{key}_less_beam"] = means(less[:, None])
