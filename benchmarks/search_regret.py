@@ -14,8 +14,8 @@ truth's own samples are given, so the interval does not speak of other report sa
 each strategy by the engine, records included, on as many samples as a draw has.
 
 Besides: the full model, all singles and all pairs (137 masks) in one pass against one mask after another, on the same
-batch, in pairs whose order alternates: seconds inside the blocks of one forward of the prompt with the reference
-answer, and seconds in all with answers.
+batch, in pairs whose order alternates: CPU seconds inside the blocks of one forward of the prompt with the reference
+answer, and in all with answers.
 
     python benchmarks/search_regret.py [--samples 256] [--draws 50] [--threads 1] [--work FOLDER]
 """
@@ -213,12 +213,12 @@ def timed_runs(run: Run, num_samples: int, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def block_seconds(module: DepthModule) -> Iterator[list[float]]:
-    """Seconds spent inside the parts of the blocks, however these are driven: a list of one number, at the end."""
+    """CPU seconds spent inside the parts of the blocks, however these are driven: a list of one number, at the end."""
     total, started = [0.0], []
-    before = lambda *_: started.append(time.perf_counter())  # noqa: E731
+    before = lambda *_: started.append(time.process_time())  # noqa: E731
 
     def after(*_: Any) -> None:
-        total[0] += time.perf_counter() - started.pop()
+        total[0] += time.process_time() - started.pop()
 
     children = [child for block in find_blocks(module.model) for child in block.children()]
     hooks = [child.register_forward_pre_hook(before) for child in children]
@@ -236,31 +236,33 @@ def pair_speed(module: DepthModule, batch_size: int, repeats: int) -> dict[str, 
     (batch,) = batches(module, batch_size)
     engine(module, batch, masks[:20], True)
     sequential(module, batch, masks[:2], True)
-    rounds: list[dict[str, float]] = []
-    for repeat in range(repeats):
-        seconds: dict[str, float] = {}
-        for side in ("engine", "sequential") if repeat % 2 == 0 else ("sequential", "engine"):
-            with block_seconds(module) as inside:
-                if side == "engine":
-                    engine(module, batch, masks, True, 0)
-                else:
-                    for mask in masks:  # the forward of the reference alone
-                        engine(module, batch, mask[None], True, 0)
-            seconds[f"{side}_blocks"] = inside[0]
-            start = time.perf_counter()
-            (engine if side == "engine" else sequential)(module, batch, masks, True)
-            seconds[side] = time.perf_counter() - start
-        rounds.append(seconds)
+
+    def in_blocks(together: bool) -> float:
+        with block_seconds(module) as inside:
+            for group in (masks,) if together else masks[:, None]:  # the forward of the reference alone
+                engine(module, batch, group, True, 0)
+        return inside[0]
+
+    def in_all(together: bool) -> float:
+        start = time.process_time()
+        (engine if together else sequential)(module, batch, masks, True)
+        return time.process_time() - start
+
     trie = MaskTrie(masks)
-    medians = {key: round(statistics.median(each[key] for each in rounds), 3) for key in rounds[0]}
-    return {
-        "batch_size": batch_size,
-        "repeats": repeats,
-        "seconds": medians,
-        "block_ratio": round(statistics.median(r["engine_blocks"] / r["sequential_blocks"] for r in rounds), 3),
-        "answers_ratio": round(statistics.median(r["engine"] / r["sequential"] for r in rounds), 3),
-        "trie_ratio": round(trie.block_forwards / trie.sequential_block_forwards, 3),
-    }
+    found: dict[str, Any] = {"batch_size": batch_size}
+    for name, measure, times in (("blocks", in_blocks, 2 * repeats + 1), ("answers", in_all, repeats)):
+        rounds = [
+            {side: measure(side) for side in ((True, False) if repeat % 2 == 0 else (False, True))}
+            for repeat in range(times)
+        ]
+        ratios = sorted(each[True] / each[False] for each in rounds)
+        found[name] = {
+            "ratio": round(statistics.median(ratios), 3),
+            "ratios": [round(ratio, 3) for ratio in ratios],
+            "together_cpu_s": round(statistics.median(each[True] for each in rounds), 3),
+            "one_by_one_cpu_s": round(statistics.median(each[False] for each in rounds), 3),
+        }
+    return found | {"trie_ratio": round(trie.block_forwards / trie.sequential_block_forwards, 3)}
 
 
 def main() -> None:
@@ -268,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Regret of every search against exhaustive truth (CPU).")
     parser.add_argument("--samples", type=int, default=256, help=f"samples of each split, a multiple of {PART}")
     parser.add_argument("--draws", type=int, default=50, help="random halves of the calibration samples")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8], help="of the speed of 137 masks")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 8], help="of the speed of 137 masks")
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs per ratio (default 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument(
@@ -305,9 +307,8 @@ def main() -> None:
             keep("speed", {"masks": 137, "runs": found})
         if "regret" in arguments.parts:
             tables = {split: read_table(run, split, arguments.samples, work) for split in ("calibration", "validation")}
-            found_regrets = {
-                rank_by: regrets(*tables.values(), module.num_blocks, rank_by, arguments.draws) for rank_by in RANK_BY
-            }
+            both = tables["calibration"], tables["validation"]
+            found_regrets = {each: regrets(*both, module.num_blocks, each, arguments.draws) for each in RANK_BY}
             sizes = {"samples": arguments.samples, "masks": len(tables["validation"].rows), "draws": arguments.draws}
             keep("regret", {**sizes, "seed": 0, "rank_by": found_regrets})
         if "seconds" in arguments.parts:
