@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -193,22 +194,19 @@ def means(values: np.ndarray) -> dict[str, list[float]]:
     return {"mean": values.mean(axis=0).round(5).tolist(), "half_width": width.round(5).tolist()}
 
 
-def timed_runs(run: Run, num_samples: int, folder: Path) -> dict[str, Any]:
-    """CPU seconds, wall seconds and evaluations of one run of each strategy, by the engine."""
+def timed_run(run: Run, strategy: str, num_samples: int, folder: Path) -> dict[str, Any]:
+    """CPU seconds and evaluations of one run of a strategy by the engine, and what load it ran under."""
     run.datamodule.calibration_samples = num_samples
-    found: dict[str, Any] = {}
-    for strategy in STRATEGIES:
-        cache = ScoreCache(run, "calibration", folder / strategy.replace(" ", "_"))
-        cpu, wall = time.process_time(), time.perf_counter()
-        choices(strategy, cache, cache.num_units, cache.clusters, "accuracy")
-        found[strategy] = {
-            "cpu_seconds": round(time.process_time() - cpu, 1),
-            "seconds": round(time.perf_counter() - wall, 1),
-            "evaluations": cache.evaluations,
-            "block_forwards": cache.block_forwards,
-        }
-        print(strategy, found[strategy], flush=True)
-    return found
+    cache = ScoreCache(run, "calibration", folder / strategy.replace(" ", "_"))
+    load, start = os.getloadavg()[0], time.process_time()
+    choices(strategy, cache, cache.num_units, cache.clusters, "accuracy")
+    return {
+        "cpu_seconds": round(time.process_time() - start, 1),
+        "samples": num_samples,
+        "evaluations": cache.evaluations,
+        "block_forwards": cache.block_forwards,
+        "load_average_at_start": round(load, 2),
+    }
 
 
 @contextmanager
@@ -271,6 +269,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256, help=f"samples of each split, a multiple of {PART}")
     parser.add_argument("--draws", type=int, default=50, help="random halves of the calibration samples")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 8], help="of the speed of 137 masks")
+    parser.add_argument(
+        "--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="whose seconds to measure"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs per ratio (default 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument(
@@ -302,9 +303,11 @@ def main() -> None:
             arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
         if "speed" in arguments.parts:
-            found = [pair_speed(module, size, arguments.repeats) for size in arguments.batch_sizes]
-            print(found, flush=True)
-            keep("speed", {"masks": 137, "runs": found})
+            runs = known.get("speed", {}).get("runs", {})
+            for size in arguments.batch_sizes:
+                runs[str(size)] = pair_speed(module, size, arguments.repeats)
+                print(runs[str(size)], flush=True)
+                keep("speed", {"masks": 137, "runs": runs})
         if "regret" in arguments.parts:
             tables = {split: read_table(run, split, arguments.samples, work) for split in ("calibration", "validation")}
             both = tables["calibration"], tables["validation"]
@@ -312,8 +315,11 @@ def main() -> None:
             sizes = {"samples": arguments.samples, "masks": len(tables["validation"].rows), "draws": arguments.draws}
             keep("regret", {**sizes, "seed": 0, "rank_by": found_regrets})
         if "seconds" in arguments.parts:
-            num_samples = arguments.samples // 2
-            keep("seconds", {"samples": num_samples, "strategies": timed_runs(run, num_samples, temporary)})
+            timed = known.get("seconds", {}).get("strategies", {})
+            for strategy in arguments.strategies:
+                timed[strategy] = timed_run(run, strategy, arguments.samples // 2, temporary)
+                print(strategy, timed[strategy], flush=True)
+                keep("seconds", {"strategies": timed})
     print(f"wrote {arguments.output}")
 
 
