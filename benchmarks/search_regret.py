@@ -14,8 +14,8 @@ truth's own samples are given, so the interval does not speak of other report sa
 each strategy by the engine, records included, on as many samples as a draw has.
 
 Besides: the full model, all singles and all pairs (137 masks) in one pass against one mask after another, on the same
-batch, in pairs whose order alternates: seconds inside the blocks of one forward of the prompt with the reference
-answer, and seconds in all with answers.
+batch, in pairs whose order alternates: CPU seconds inside the blocks of one forward of the prompt with the reference
+answer, and in all with answers.
 
     python benchmarks/search_regret.py [--samples 256] [--draws 50] [--threads 1] [--work FOLDER]
 """
@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -105,6 +106,23 @@ def choices(strategy: str, evaluate: Evaluate, num_units: int, images: Sequence[
 
 
 STRATEGIES = ("additive order", "greedy", "beam", "racing beam", "pairwise")
+# what of the difference is due to how equal accuracies are ordered: searches by accuracy alone, or with it as pairwise
+# has it, by the reference probability
+CONTROLS = {"beam, ties by probability": "beam", "pairwise, accuracy alone": "pairwise"}
+
+
+def control(name: str, evaluate: Evaluate) -> Evaluate:
+    """The scores as a control sees them; all others see them as they are."""
+
+    def changed(masks: Tensor, positions: Sequence[int]) -> MaskScores:
+        found = evaluate(masks, positions)
+        if name.endswith("alone"):
+            return MaskScores(found.accuracy)
+        share = 1e-6  # below any difference of accuracies
+        accuracy = (1 - share) * np.asarray(found.accuracy) + share * np.exp(np.asarray(found.reference_logprob))
+        return MaskScores(accuracy, found.reference_logprob)
+
+    return changed if name in CONTROLS else evaluate
 
 
 def read_table(run: Run, split: str, num_samples: int, folder: Path) -> Table:
@@ -143,13 +161,15 @@ def regrets(calibration: Table, report: Table, num_units: int, rank_by: str, dra
     def lost(strategy: str, columns: np.ndarray) -> tuple[list[list[float]], int]:
         evaluate, asked = calibration.evaluator(columns)
         images = [calibration.images[column] for column in columns]
-        chosen = MaskSet.of(ablation_masks(num_units, choices(strategy, evaluate, num_units, images, rank_by))).ids
+        kind, evaluate = CONTROLS.get(strategy, strategy), control(strategy, evaluate)
+        chosen = MaskSet.of(ablation_masks(num_units, choices(kind, evaluate, num_units, images, rank_by))).ids
         return [[top - truths[key][name] for top, name in zip(best[key], chosen)] for key in RANK_BY], sum(asked)
 
     everything = np.arange(len(calibration.images))
     found: dict[str, Any] = {}
     of_draw: dict[str, np.ndarray] = {}
-    for strategy in STRATEGIES:
+    strategies = (*STRATEGIES, *(CONTROLS if rank_by == "accuracy" else ()))
+    for strategy in strategies:
         generator = np.random.default_rng(0)  # the same halves for all strategies
         drawn = [lost(strategy, half(calibration.images, generator)) for _ in range(draws)]
         of_draw[strategy] = np.array([regret for regret, _ in drawn])  # [draws, measures, sizes]
@@ -161,7 +181,7 @@ def regrets(calibration: Table, report: Table, num_units: int, rank_by: str, dra
             "all_samples": dict(zip(RANK_BY, regret)),
         }
         print(rank_by, strategy, found[strategy], flush=True)
-    for strategy in STRATEGIES:  # summed over the sizes, in the same draws
+    for strategy in strategies:  # summed over the sizes, in the same draws
         for index, key in enumerate(RANK_BY):
             less = of_draw[strategy][:, index].sum(axis=1) - of_draw["beam"][:, index].sum(axis=1)
             found[strategy][f"{key}_less_beam"] = means(less[:, None])
@@ -174,32 +194,29 @@ def means(values: np.ndarray) -> dict[str, list[float]]:
     return {"mean": values.mean(axis=0).round(5).tolist(), "half_width": width.round(5).tolist()}
 
 
-def timed_runs(run: Run, num_samples: int, folder: Path) -> dict[str, Any]:
-    """CPU seconds, wall seconds and evaluations of one run of each strategy, by the engine."""
+def timed_run(run: Run, strategy: str, num_samples: int, folder: Path) -> dict[str, Any]:
+    """CPU seconds and evaluations of one run of a strategy by the engine, and what load it ran under."""
     run.datamodule.calibration_samples = num_samples
-    found: dict[str, Any] = {}
-    for strategy in STRATEGIES:
-        cache = ScoreCache(run, "calibration", folder / strategy.replace(" ", "_"))
-        cpu, wall = time.process_time(), time.perf_counter()
-        choices(strategy, cache, cache.num_units, cache.clusters, "accuracy")
-        found[strategy] = {
-            "cpu_seconds": round(time.process_time() - cpu, 1),
-            "seconds": round(time.perf_counter() - wall, 1),
-            "evaluations": cache.evaluations,
-            "block_forwards": cache.block_forwards,
-        }
-        print(strategy, found[strategy], flush=True)
-    return found
+    cache = ScoreCache(run, "calibration", folder / strategy.replace(" ", "_"))
+    load, start = os.getloadavg()[0], time.process_time()
+    choices(strategy, cache, cache.num_units, cache.clusters, "accuracy")
+    return {
+        "cpu_seconds": round(time.process_time() - start, 1),
+        "samples": num_samples,
+        "evaluations": cache.evaluations,
+        "block_forwards": cache.block_forwards,
+        "load_average_at_start": round(load, 2),
+    }
 
 
 @contextmanager
 def block_seconds(module: DepthModule) -> Iterator[list[float]]:
-    """Seconds spent inside the parts of the blocks, however these are driven: a list of one number, at the end."""
+    """CPU seconds spent inside the parts of the blocks, however these are driven: a list of one number, at the end."""
     total, started = [0.0], []
-    before = lambda *_: started.append(time.perf_counter())  # noqa: E731
+    before = lambda *_: started.append(time.process_time())  # noqa: E731
 
     def after(*_: Any) -> None:
-        total[0] += time.perf_counter() - started.pop()
+        total[0] += time.process_time() - started.pop()
 
     children = [child for block in find_blocks(module.model) for child in block.children()]
     hooks = [child.register_forward_pre_hook(before) for child in children]
@@ -217,31 +234,33 @@ def pair_speed(module: DepthModule, batch_size: int, repeats: int) -> dict[str, 
     (batch,) = batches(module, batch_size)
     engine(module, batch, masks[:20], True)
     sequential(module, batch, masks[:2], True)
-    rounds: list[dict[str, float]] = []
-    for repeat in range(repeats):
-        seconds: dict[str, float] = {}
-        for side in ("engine", "sequential") if repeat % 2 == 0 else ("sequential", "engine"):
-            with block_seconds(module) as inside:
-                if side == "engine":
-                    engine(module, batch, masks, True, 0)
-                else:
-                    for mask in masks:  # the forward of the reference alone
-                        engine(module, batch, mask[None], True, 0)
-            seconds[f"{side}_blocks"] = inside[0]
-            start = time.perf_counter()
-            (engine if side == "engine" else sequential)(module, batch, masks, True)
-            seconds[side] = time.perf_counter() - start
-        rounds.append(seconds)
+
+    def in_blocks(together: bool) -> float:
+        with block_seconds(module) as inside:
+            for group in (masks,) if together else masks[:, None]:  # the forward of the reference alone
+                engine(module, batch, group, True, 0)
+        return inside[0]
+
+    def in_all(together: bool) -> float:
+        start = time.process_time()
+        (engine if together else sequential)(module, batch, masks, True)
+        return time.process_time() - start
+
     trie = MaskTrie(masks)
-    medians = {key: round(statistics.median(each[key] for each in rounds), 3) for key in rounds[0]}
-    return {
-        "batch_size": batch_size,
-        "repeats": repeats,
-        "seconds": medians,
-        "block_ratio": round(statistics.median(r["engine_blocks"] / r["sequential_blocks"] for r in rounds), 3),
-        "answers_ratio": round(statistics.median(r["engine"] / r["sequential"] for r in rounds), 3),
-        "trie_ratio": round(trie.block_forwards / trie.sequential_block_forwards, 3),
-    }
+    found: dict[str, Any] = {"batch_size": batch_size}
+    for name, measure, times in (("blocks", in_blocks, 2 * repeats + 1), ("answers", in_all, repeats)):
+        rounds = [
+            {side: measure(side) for side in ((True, False) if repeat % 2 == 0 else (False, True))}
+            for repeat in range(times)
+        ]
+        ratios = sorted(each[True] / each[False] for each in rounds)
+        found[name] = {
+            "ratio": round(statistics.median(ratios), 3),
+            "ratios": [round(ratio, 3) for ratio in ratios],
+            "together_cpu_s": round(statistics.median(each[True] for each in rounds), 3),
+            "one_by_one_cpu_s": round(statistics.median(each[False] for each in rounds), 3),
+        }
+    return found | {"trie_ratio": round(trie.block_forwards / trie.sequential_block_forwards, 3)}
 
 
 def main() -> None:
@@ -249,7 +268,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Regret of every search against exhaustive truth (CPU).")
     parser.add_argument("--samples", type=int, default=256, help=f"samples of each split, a multiple of {PART}")
     parser.add_argument("--draws", type=int, default=50, help="random halves of the calibration samples")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8], help="of the speed of 137 masks")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 8], help="of the speed of 137 masks")
+    parser.add_argument(
+        "--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="whose seconds to measure"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs per ratio (default 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument(
@@ -281,19 +303,23 @@ def main() -> None:
             arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
         if "speed" in arguments.parts:
-            found = [pair_speed(module, size, arguments.repeats) for size in arguments.batch_sizes]
-            print(found, flush=True)
-            keep("speed", {"masks": 137, "runs": found})
+            runs = known.get("speed", {}).get("runs", {})
+            for size in arguments.batch_sizes:
+                runs[str(size)] = pair_speed(module, size, arguments.repeats)
+                print(runs[str(size)], flush=True)
+                keep("speed", {"masks": 137, "runs": runs})
         if "regret" in arguments.parts:
             tables = {split: read_table(run, split, arguments.samples, work) for split in ("calibration", "validation")}
-            found_regrets = {
-                rank_by: regrets(*tables.values(), module.num_blocks, rank_by, arguments.draws) for rank_by in RANK_BY
-            }
+            both = tables["calibration"], tables["validation"]
+            found_regrets = {each: regrets(*both, module.num_blocks, each, arguments.draws) for each in RANK_BY}
             sizes = {"samples": arguments.samples, "masks": len(tables["validation"].rows), "draws": arguments.draws}
             keep("regret", {**sizes, "seed": 0, "rank_by": found_regrets})
         if "seconds" in arguments.parts:
-            num_samples = arguments.samples // 2
-            keep("seconds", {"samples": num_samples, "strategies": timed_runs(run, num_samples, temporary)})
+            timed = known.get("seconds", {}).get("strategies", {})
+            for strategy in arguments.strategies:
+                timed[strategy] = timed_run(run, strategy, arguments.samples // 2, temporary)
+                print(strategy, timed[strategy], flush=True)
+                keep("seconds", {"strategies": timed})
     print(f"wrote {arguments.output}")
 
 

@@ -5,6 +5,7 @@ from lit_depth.functional.engine.speculative import SpeculativeAnswers, speculat
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.healing.patch import patch
 from lit_depth.functional.importance.proxies import ProxyScores, proxy_importance
+from lit_depth.functional.importance.spans import least_turning_span, span_distances
 from lit_depth.functional.inputs import reference_logprob
 from lit_depth.functional.latency.budget import (
     Candidate,
@@ -39,7 +40,9 @@ from lit_depth.functional.search.beam import (
     exhaustive_search,
     score_ablations,
 )
+from lit_depth.functional.search.pairwise import pairwise_search
 from lit_depth.functional.search.racing import MaskScores
+from lit_depth.functional.search.second_order import fit_second_order, singles_and_pairs
 from lit_depth.functional.token_masking.distances import span_masking, token_masking
 from lit_depth.functional.token_masking.knockout import Knockouts, span_knockout
 from lit_depth.functional.token_masking.prompt import run_token_masking
@@ -66,15 +69,18 @@ __all__ = [
     "find_blocks",
     "find_decoder",
     "fit_line",
+    "fit_second_order",
     "from_indices",
     "from_mask_id",
     "generate",
     "importance_order",
     "interaction",
+    "least_turning_span",
     "leave_one_out",
     "logit_lens",
     "mask_id",
     "masked",
+    "pairwise_search",
     "pareto_frontier",
     "patch",
     "percentile_bound",
@@ -87,6 +93,8 @@ __all__ = [
     "select_for_budget",
     "run_token_masking",
     "span_knockout",
+    "singles_and_pairs",
+    "span_distances",
     "span_masking",
     "speculative_generate",
     "suffix",

@@ -90,6 +90,10 @@ RIGHT: dict[Any, dict[str, Any]] = {
     F.beam_search: dict(SEARCHED, beam_width=2, max_removed=2, keep=[0], racing=True, epsilon=0.02, delta=0.05, batch=4)
     | dict(clusters=list("aabbc"), seed=0),
     F.exhaustive_search: dict(SEARCHED, max_removed=2, keep=[0], delta=0.05, clusters=list("aabbc")),
+    F.pairwise_search: dict(SEARCHED, num_units=5, beam_width=2, max_removed=3, num_held_out=2, keep=[0], delta=0.05)
+    | dict(clusters=list("aabbc"), seed=0),
+    F.singles_and_pairs: dict(units=[0, 2]),
+    F.fit_second_order: dict(units=[0, 2], scores=[0.9, 0.8, 0.7, 0.5]),
     F.score_ablations: dict(SEARCHED, ablations=[[0], [1, 2]]),
     F.ablation_masks: dict(num_units=4, ablations=[[0], [1, 2]]),
     F.contiguous_spans: dict(num_units=4, length=2, keep=[0]),
@@ -107,6 +111,8 @@ RIGHT: dict[Any, dict[str, Any]] = {
     F.span_masking: dict(model=MODEL, inputs=ONE, spans={"a": [0]}, num_output_tokens=1, blocks=PATH),
     F.run_token_masking: dict(model=MODEL, processor=Tokenizer(), prompt="is it", raw=False, num_output_tokens=1),
     F.proxy_importance: dict(model=MODEL, batches=[{**INPUTS, "labels": IDS}], methods=["taylor"], blocks=PATH),
+    F.span_distances: dict(model=MODEL, batches=[INPUTS], blocks=PATH),
+    F.least_turning_span: dict(distances=torch.zeros(3, 4), length=2),
     F.ProxyScores: dict(model=MODEL, methods=["taylor"], blocks=PATH),
     M.vqa_accuracy: dict(prediction="a", references=["a"] * 10, variant="official", min_references=10),
     M.normalize_vqa_answer: dict(text="a"),

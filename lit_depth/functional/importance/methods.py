@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_depth.functional.arguments import checked
 from lit_depth.functional.class_paths import object_at, signature_of, taken_by
 
-Kind = Literal["states", "last_state", "attention", "gradient"]
+Kind = Literal["states", "last_state", "attention", "gradient", "weight"]
 Direction = Literal["higher", "lower", "higher (a convention: none is agreed)"]
 
 # kind -> parameters of a method's function, which is called by their names
@@ -29,6 +29,8 @@ SIGNATURES: dict[Kind, tuple[str, ...]] = {
     # pieces [n] of one weight tensor and of the gradient of the loss summed over labels -> []; the score is the sum
     # over a block's pieces, divided by the number of labels
     "gradient": ("gradient", "weight"),
+    # pieces [n] of one weight tensor -> []; the score is the sum over a block's pieces, whatever the samples
+    "weight": ("weight",),
 }
 
 
@@ -116,6 +118,11 @@ def taylor_signed(gradient: Tensor, weight: Tensor) -> Tensor:
     return (gradient * weight).sum()
 
 
+def weight_magnitude(weight: Tensor) -> Tensor:
+    """Sum of the weights' absolute values."""
+    return at_least_float32(weight).abs().sum()
+
+
 def attention_entropy(weights: Tensor) -> Tensor:
     """Entropy of attention weights over their last dimension, in nats.
 
@@ -146,6 +153,7 @@ TABLE: dict[str, Method] = {
         Method("gradient", "gradient", "higher", gradient),
         Method("taylor", "gradient", "higher", taylor),
         Method("taylor_signed", "gradient", "lower", taylor_signed),
+        Method("weight_magnitude", "weight", "higher", weight_magnitude),
         Method("attention_entropy", "attention", "higher (a convention: none is agreed)", attention_entropy),
     )
 }

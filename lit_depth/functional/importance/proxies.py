@@ -15,6 +15,7 @@ auxiliary loss of a router; w is one weight of the block and g = dL/dw.
 | ``gradient`` | sum of abs(g) over the block's weights | nats per unit of weight, from 0 |
 | ``taylor`` | sum of abs(w g) | nats, from 0 |
 | ``taylor_signed`` | sum of w g | nats |
+| ``weight_magnitude`` | sum of abs(w) | unit of a weight, from 0; no sample is needed |
 | ``attention_entropy`` | mean over heads and queries of -sum p ln p | nats, 0 to ln(seq) |
 
 Norms are Euclidean, p are the attention weights of one query (keys that it cannot see have p = 0). A state of zeros,
@@ -29,7 +30,9 @@ Sources. Block influence: Men et al. 2024, *ShortGPT: Layers in Large Language M
 Expect*, which also compares relative magnitude. Angular distance: Gromov et al. 2024, *The Unreasonable Ineffectiveness
 of the Deeper Layers*, which takes it at the last token. Gradient and Taylor: Molchanov et al. 2019, *Importance
 Estimation for Neural Network Pruning*; Michel et al. 2019, *Are Sixteen Heads Really Better than One?* (both score
-other units than blocks, and Molchanov et al. square what is here an absolute value). Attention entropy: Clark et al.
+other units than blocks, and Molchanov et al. square what is here an absolute value). Weight magnitude: Li et al. 2017,
+*Pruning Filters for Efficient ConvNets*; of whole blocks Kim et al. 2024, *Shortened LLaMA: Depth Pruning for Large
+Language Models with Comparison of Retraining Methods*, as a baseline. Attention entropy: Clark et al.
 2019, *What Does BERT Look At? An Analysis of BERT's Attention*.
 """
 
@@ -44,6 +47,7 @@ from lit_depth.functional.arguments import check_token_ids, checked, prompt_inpu
 from lit_depth.functional.importance.methods import (
     GRADIENT_METHODS,
     METHODS,
+    TABLE,
     Kind,
     Method,
     at_least_float32,
@@ -134,13 +138,15 @@ class ProxyScores:
         if self.needs_labels:
             _check_weights(model, self.blocks)
             self._weights = list(dict.fromkeys(self.blocks.parameters()))
+        if self._of_kind("weight"):
+            _check_readable(model, self.blocks, [method.name for method in self._of_kind("weight")])
         self._gradients: dict[nn.Parameter, Tensor] = {}
         self._num_labels = 0
         # method -> [sum, number of tokens or rows] x blocks
         self._totals = {
             method.name: torch.zeros(2, len(self.blocks), dtype=torch.float64)
             for method in self._table
-            if method.kind != "gradient"
+            if method.kind not in ("gradient", "weight")
         }
 
     @property
@@ -166,6 +172,8 @@ class ProxyScores:
                 that did not run; states, attention weights or a loss that are NaN or infinite; gradient methods for a
                 model without logits of tokens. The batch is then not counted.
         """
+        if len(self._of_kind("weight")) == len(self._table):
+            return
         # a loop of Lightning runs in inference mode, whose tensors autograd refuses
         with torch.inference_mode(False), torch.set_grad_enabled(self.needs_labels), ExitStack() as stack:
             inputs = {name: _outside_inference_mode(value) for name, value in inputs.items()}
@@ -253,8 +261,10 @@ class ProxyScores:
         if self.needs_labels:
             by_block = [self._gradient_scores(block_idx, block) for block_idx, block in enumerate(self.blocks)]
             scores |= {name: torch.stack([each[name] for each in by_block]) for name in by_block[0]}
-        elif not any(self._totals[method][1].any() for method in self.methods):
+        elif self._totals and not any(total[1].any() for total in self._totals.values()):
             raise ValueError("expected at least one batch with a token that is not padding, got none")
+        for method in self._of_kind("weight"):
+            scores[method.name] = torch.stack([_weight_score(method, block) for block in self.blocks])
         return {method: scores[method] for method in self.methods}
 
     def _gradient_scores(self, block_idx: int, block: nn.Module) -> dict[str, Tensor]:
@@ -292,6 +302,12 @@ def _from_first_label(labels: Tensor | None, attention_mask: Tensor) -> Tensor:
     return labels[:, int(counting[0]) if len(counting) else shape[1] - 1 :]
 
 
+def _weight_score(method: Method, block: nn.Module) -> Tensor:
+    """Sum of a method's values over the weights of one block."""
+    values = [method.function(weight=piece) for weight in block.parameters() for piece in weight.flatten().split(2**26)]
+    return sum((check_values(method, value, ()).cpu() for value in values), torch.zeros((), dtype=torch.float64))
+
+
 def _pieces(gradient: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pieces of a gradient and of its weight tensor, ``[n]`` each."""
     # products of a whole tensor would be written to memory and read again: on a CPU small pieces are 15 times as fast,
@@ -303,14 +319,31 @@ def _pieces(gradient: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]
 def _check_weights(model: nn.Module, blocks: nn.ModuleList) -> None:
     reason = next(_reasons_against_gradients(model, blocks), None)
     if reason is not None:
-        others = ", ".join(method for method in METHODS if method not in GRADIENT_METHODS)
+        others = ", ".join(name for name, method in TABLE.items() if method.kind not in ("gradient", "weight"))
         raise ValueError(
             f"{', '.join(GRADIENT_METHODS)} need weights that can take a gradient, but {reason}; "
             f"load the model in full precision, or choose among {others}"
         )
 
 
+def _check_readable(model: nn.Module, blocks: nn.ModuleList, names: Sequence[str]) -> None:
+    reason = next(_reasons_against_reading(model, blocks), None)
+    if reason is not None:
+        raise ValueError(
+            f"{', '.join(names)} needs the weights themselves, but {reason}; load the model in full precision, or "
+            "choose other methods"
+        )
+
+
 def _reasons_against_gradients(model: nn.Module, blocks: nn.ModuleList) -> Iterator[str]:
+    yield from _reasons_against_reading(model, blocks)
+    for block_idx, block in enumerate(blocks):
+        for name, weight in block.named_parameters():
+            if weight.is_inference():
+                yield f"{name} of block {block_idx} was made in inference mode"
+
+
+def _reasons_against_reading(model: nn.Module, blocks: nn.ModuleList) -> Iterator[str]:
     if any(getattr(module, "is_quantized", False) for module in model.modules()):
         yield f"{type(model).__name__} is quantised"
     for block_idx, block in enumerate(blocks):
@@ -322,8 +355,6 @@ def _reasons_against_gradients(model: nn.Module, blocks: nn.ModuleList) -> Itera
                 yield f"{name} of block {block_idx} is {weight.dtype} (quantised?)"
             if weight.is_meta:
                 yield f"{name} of block {block_idx} is not in memory (offloaded?)"
-            if weight.is_inference():
-                yield f"{name} of block {block_idx} was made in inference mode"
 
 
 def _outside_inference_mode(value: Any) -> Any:

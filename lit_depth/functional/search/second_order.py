@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lit_depth.functional.arguments import check_least, checked
+from lit_depth.functional.arguments import check_least, checked, shorten
 from lit_depth.functional.search.ablations import Removed, free_units
 from lit_depth.functional.statistics import Floats
 
@@ -83,7 +83,10 @@ def fit_second_order(units: Sequence[int], scores: ArrayLike) -> SecondOrder:
         >>> [round(float(model.interactions[0, 1]), 2), model.predict_drops([(), (0,), (0, 1)]).round(2).tolist()]
         [0.1, [0.0, 0.1, 0.4]]
     """
-    values, known = np.asarray(scores, dtype=np.float64), tuple(sorted(units))
+    try:
+        values, known = np.asarray(scores, dtype=np.float64), tuple(sorted(units))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected scores as numbers, got {shorten(scores)}") from error
     if len(known) < 2 or len(set(known)) < len(known):
         raise ValueError(f"expected two or more different units, got {list(units)}")
     num = len(known)

@@ -90,7 +90,10 @@ def test_a_function_of_ones_own_is_of_the_kind_whose_parameters_it_has():
         ("tailor", "expected methods among .*got 'tailor'"),
         (own("absent"), "expected the class path of an importance method, got .*AttributeError"),
         ("no_such_package.method", "expected the class path of an importance method, got .*PYTHONPATH"),
-        (own("other"), r"function of \(before, after\) or \(weights\) or \(gradient, weight\), got .*other\(x, y\)"),
+        (
+            own("other"),
+            r"function of \(before, after\) or \(weights\) or \(gradient, weight\) or \(weight\), got .*other\(x, y\)",
+        ),
         (own("NOT_A_FUNCTION"), "expected a function of .*NOT_A_FUNCTION$"),
         (own("by_position"), r"expected a function of .*by_position\(before, after, /\)$"),
         (own("of_other_names"), r"expected a function of \(before, after\), got .*of_other_names\(x, y\)$"),
@@ -165,3 +168,20 @@ def test_a_function_that_gives_other_than_one_number_each_is_refused():
     model = tiny_model("llama")
     with pytest.raises(ValueError, match=r"all_at_once: expected a tensor of shape \[\d+\], got \[\]"):
         proxy_importance(model, [tiny_batch(model, rows=2)], [own("all_at_once")])
+
+
+def test_weight_magnitude_is_the_sum_of_absolute_weights_and_needs_no_sample() -> None:
+    model = tiny_model("llama")
+    scores = proxy_importance(model, [], ["weight_magnitude"])["weight_magnitude"]
+    expected = [sum(weight.double().abs().sum() for weight in block.parameters()) for block in find_blocks(model)]
+    torch.testing.assert_close(scores, torch.stack(expected).detach(), rtol=1e-6, atol=0)
+    assert torch.equal(proxy_importance(model, [tiny_batch(model)], ["weight_magnitude"])["weight_magnitude"], scores)
+    assert not scores.requires_grad
+
+
+def test_weights_that_cannot_be_read_are_named() -> None:
+    model = tiny_model("llama")
+    block = find_blocks(model)[1]
+    block.to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="weight_magnitude needs the weights themselves, but .* of block 1 is"):
+        proxy_importance(model, [], ["weight_magnitude"])

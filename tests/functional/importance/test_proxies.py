@@ -47,7 +47,8 @@ GOLDEN = {
     "taylor_signed": ("taylor_signed_sum", 1e-3),
     "attention_entropy": ("attention_entropy", 1e-5),
 }
-WITHOUT_GRADIENT = [method for method in METHODS if method not in GRADIENT_METHODS]
+# what the weights themselves are not needed for
+WITHOUT_GRADIENT = [name for name, method in TABLE.items() if method.kind not in ("gradient", "weight")]
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +164,9 @@ def reference_scores(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[s
         method: [s[method] / (num_rows if method == "angular_distance_last_token" else num_tokens) for s in sums]
         for method in sums[0]
     }
+    scores["weight_magnitude"] = [
+        math.fsum(weight.detach().double().abs().sum().item() for weight in block.parameters()) for block in blocks
+    ]
     for method in GRADIENT_METHODS:
         scores[method] = []
         for block in blocks:
