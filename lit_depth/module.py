@@ -297,7 +297,7 @@ class DepthModule(LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int = 0) -> MaskedPredictions:
         """Answer an evaluation batch under every requested mask (the full model where nobody asked)."""
-        if ANSWERED in batch:
+        if isinstance(batch, Mapping) and ANSWERED in batch:
             for _ in batch[ANSWERED].mask_ids:
                 self.on_mask()
             return batch[ANSWERED]

@@ -109,6 +109,8 @@ RIGHT: dict[Any, dict[str, Any]] = {
     F.Candidate.from_result: dict(entry=ENTRY),
     F.token_masking: dict(model=MODEL, inputs=ONE, num_output_tokens=1, blocks=PATH),
     F.span_masking: dict(model=MODEL, inputs=ONE, spans={"a": [0]}, num_output_tokens=1, blocks=PATH),
+    F.logit_lens: dict(SCORED, blocks=PATH),
+    F.span_knockout: dict(model=MODEL, inputs=ONE, spans={"a": [0]}, answer_ids=ONE["input_ids"], blocks=PATH),
     F.run_token_masking: dict(model=MODEL, processor=Tokenizer(), prompt="is it", raw=False, num_output_tokens=1),
     F.proxy_importance: dict(model=MODEL, batches=[{**INPUTS, "labels": IDS}], methods=["taylor"], blocks=PATH),
     F.span_distances: dict(model=MODEL, batches=[INPUTS], blocks=PATH),

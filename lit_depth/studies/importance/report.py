@@ -111,7 +111,6 @@ def report(result: dict[str, Any]) -> Report:
     if "methods" in result:
         sections += _method_sections(result["methods"])
     sections += [_lens_section(task, lens_name(task, tasks), result["confidence"]) for task in tasks if "lens" in task]
-    figures = importance_figures(result)
     for task in tasks:
         drawn = [name] if (name := agreement_name(task, tasks)) in figures else []
         where = task["task"] if mean else ""
