@@ -25,6 +25,7 @@ from lit_depth.functional.engine.rows import Rows, deal_out, first_tokens
 from lit_depth.functional.engine.trie import MaskTrie, chunk_masks
 from lit_depth.functional.inputs import Way, filled, is_image_input, proven_logits, scoring_way
 from lit_depth.functional.masking.blocks import find_decoder
+from lit_depth.functional.masking.image_tokens import image_token_mask
 from lit_depth.functional.masking.skip import masked
 from lit_depth.functional.masking.support import adds_between_blocks
 from lit_depth.functional.masks import MaskSet
@@ -54,7 +55,10 @@ def answer_in_chunks(
     # a family's own `generate` may not do without the image
     is_plain = type(generating_model(model)).generate is GenerationMixin.generate
     waiting = plan_chunks(model, request, masks, max_rows)
-    check = compare(model, request, masks[waiting[0][0]], path, "masks together")
+    # of the first chunk, a mask of image tokens where there is one: the engine has more to do for it
+    waiting[0].sort(key=lambda index: masks.kinds[index] == "all" or bool(masks[index].all()))
+    first = waiting[0][0]
+    check = compare(model, request, masks[first], path, "masks together", masks.kinds[first])
     while waiting:
         chunk = waiting.pop(0)
         try:
@@ -82,7 +86,7 @@ def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: in
         # answers that share a prompt are read on its keys and values, as decoded tokens are
         on_cache = max(request.max_new_tokens, request.rows is not None)
         row = partial(bytes_per_row, model, request.inputs, on_cache, request.answer_ids)
-        costs = [request.num_rows * row(count) for count in masks.counts]
+        costs = [request.num_rows * row(count) for count in masks.runs.sum(1).tolist()]
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
 
@@ -108,7 +112,7 @@ def _answer_chunk(
     way: Way = "steps"
     answer_ids = request.one_for_each()
     if answer_ids is not None:
-        with masked(model, masks[0], blocks=path):
+        with masked(model, masks[0], blocks=path, tokens=masks.kinds[0]):
             way = scoring_way(model, request.inputs, answer_ids, request.pad, request.rows is not None)
     inputs = request.inputs
     if front is not None:
@@ -141,7 +145,9 @@ def _answer_prompt(
     keep, length = (answer_length + 1, prompt.length + answer_length) if whole else (1, prompt.length)
     width = call_width(model, request.inputs)
     adds = adds_between_blocks(find_decoder(model, blocks))
-    driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length), adds=adds)
+    is_image = image_token_mask(model, request.inputs) if masks.tokens else None
+    shape = batch, length
+    driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=shape, adds=adds, is_image=is_image)
     with driver.driving(blocks):
         logits = asked.forward(keep=keep).logits
     driver.check_logits(logits)
@@ -210,7 +216,8 @@ def answer_one_by_one(
     length = request.inputs["input_ids"].shape[1]
     tokens, logprobs = request.no_answers(len(masks))
     for index, mask in enumerate(masks):
-        with masked(model, mask, blocks=path, granularity=masks.granularity, **phases):
+        tokens_of = masks.kinds[index]
+        with masked(model, mask, blocks=path, granularity=masks.granularity, tokens=tokens_of, **phases):
             for answers in _turns(request):
                 ids = request.answer_ids[answers]  # type: ignore[index]
                 logits = proven_logits(model, request.inputs, ids, request.pad, bool(phases))

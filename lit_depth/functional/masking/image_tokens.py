@@ -40,7 +40,7 @@ def image_token_mask(model: nn.Module, inputs: Mapping[str, Any], num_cached: in
     if own is not None:
         return own(inputs, num_cached)
     check_image_tokens(owner)
-    found: Tensor = torch.eq(inputs["input_ids"], _image_token(owner))
+    found: Tensor = torch.eq(inputs["input_ids"], _image_token(owner) or 0)
     return found
 
 

@@ -128,7 +128,8 @@ class SplitBlock:
     def __init__(self, block: nn.Module) -> None:
         self.block: Any = block
         self.attend, self.apply_mlp = (HalfForward(None, block, keep_attention) for keep_attention in (True, False))
-        parameters = _parameters(self.block.self_attn)
+        attention: Any = self.block.self_attn
+        parameters = _parameters(attention)
         self.cache_name = next(name for name in _CACHE_NAMES if name in parameters)
 
     @staticmethod
@@ -180,7 +181,7 @@ class SplitBlock:
         return output
 
 
-def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+def _parameters(module: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(module).forward).parameters
 
 
