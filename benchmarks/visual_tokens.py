@@ -89,16 +89,21 @@ def clock(decoder: torch.nn.Module, counts: bool) -> Iterator[list[float]]:
             hook.remove()
 
 
+@contextmanager
+def without_fast_path(context: AbstractContextManager[Any]) -> Iterator[None]:
+    """Blocks that cannot be split, as those of an unknown form."""
+    with mock.patch.object(SplitBlock, "fits", staticmethod(lambda _: False)), context:
+        yield
+
+
 def kinds(model: PreTrainedModel) -> dict[str, AbstractContextManager[Any]]:
     """The contexts to compare, made anew for each use."""
     mask = from_indices(BLOCKS, [block for block in range(BLOCKS) if block not in SKIPPED])
-    with mock.patch.object(SplitBlock, "fits", staticmethod(lambda _: False)):
-        where = masked(model, mask, tokens="visual")
     return {
         "full": nullcontext(),
         "visual": masked(model, mask, tokens="visual"),
         "visual_drop": masked(model, mask, tokens="visual_drop"),
-        "where": where,
+        "where": without_fast_path(masked(model, mask, tokens="visual")),
         "all": masked(model, mask),
     }
 

@@ -14,6 +14,9 @@ from lit_depth.functional.arguments import MAX_UNITS, check_range, checked
 Granularity = Literal["block", "sublayer"]
 # which tokens skip a unit: all, those of images, or those of images so that text does not attend to them there either
 Tokens = Literal["all", "visual", "visual_drop"]
+# the same, by the names that options give them
+SkipTokens = Literal["all", "image", "image_drop"]
+TOKENS_OF: dict[str, Tokens] = {"all": "all", "image": "visual", "image_drop": "visual_drop"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
