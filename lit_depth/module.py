@@ -77,8 +77,8 @@ class DepthModule(LightningModule):
             ``decode_without_prompt``). Masks of ``decode`` are answered one after another.
         decode_without_prompt: With ``phase=prefill``: run the skipped blocks in decode steps, where they see the
             decoded tokens alone.
-        skip_tokens: Tokens that skip the blocks of a mask: ``all``; ``image`` (image tokens pass by, text tokens run and
-            see them); ``image_drop`` (text tokens do not see them there either; one mask is answered after another).
+        skip_tokens: Tokens that skip the blocks of a mask: ``all``; ``image`` (image tokens pass by, text tokens run
+            and see them); ``image_drop`` (text tokens do not see them there; one mask is answered after another).
         learning_rate: Peak learning rate of AdamW.
         betas: Decay rates of AdamW's moments.
         weight_decay: AdamW's weight decay.

@@ -20,8 +20,8 @@ def check_all_tokens(model: DepthModule, what: str) -> None:
     given = model.hparams["skip_tokens"]
     if given != "all":
         raise ValueError(
-            f"{what} takes blocks that all tokens skip: leave out --model.skip_tokens {given}, which compare, importance, "
-            "consistency, search, select and latency know"
+            f"{what} takes blocks that all tokens skip: leave out --model.skip_tokens {given}, which compare, "
+            "importance, consistency, search, select and latency know"
         )
 
 

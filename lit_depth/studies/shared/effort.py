@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from lit_depth.functional import MaskSet, MaskTrie, find_blocks
-from lit_depth.functional.masks import TOKENS_OF
 from lit_depth.functional.masking.support import check_drivable
+from lit_depth.functional.masks import TOKENS_OF
 from lit_depth.module import DepthModule
 
 
