@@ -110,7 +110,8 @@ class MaskSet:
     @property
     def kinds(self) -> tuple[Tokens, ...]:
         """Which tokens skip, for each mask."""
-        return self.tokens or ("all",) * len(self)
+        every: Tokens = "all"
+        return self.tokens or (every,) * len(self)
 
     @property
     def runs(self) -> Tensor:
