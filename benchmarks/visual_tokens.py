@@ -2,8 +2,7 @@
 
 A wide random LLaVA (16 blocks, prompt of 576 image and 32 text tokens, float32); measured is its language model, not
 the vision tower. The same 10 of 16 blocks are skipped by image tokens (``visual``), by image tokens whose keys and
-values then do not exist there (``visual_drop``), by ``visual`` without the fast path (``where``), and by all tokens
-(``all``). The claim is that ``visual`` is at least 1.5 times as fast as the full model.
+values then do not exist there (``visual_drop``), and by all tokens (``all``). The claim is that ``visual`` is at least 1.5 times as fast as the full model.
 
 Each round times every kind once, in an order by seeded coin, and gives one ratio full / kind; reported is the geometric
 mean with its 95% interval (Student's over the rounds). Operations are those of torch's `FlopCounterMode`.
@@ -23,7 +22,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import scipy.stats
@@ -35,7 +33,6 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from lit_depth.functional import find_blocks, from_indices, masked
 from lit_depth.functional.masking.blocks import find_decoder
-from lit_depth.functional.masking.visual import SplitBlock
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "visual_tokens.json"
 SEED = 0
@@ -89,13 +86,6 @@ def clock(decoder: torch.nn.Module, counts: bool) -> Iterator[list[float]]:
             hook.remove()
 
 
-@contextmanager
-def without_fast_path(context: AbstractContextManager[Any]) -> Iterator[None]:
-    """Blocks that cannot be split, as those of an unknown form."""
-    with mock.patch.object(SplitBlock, "fits", staticmethod(lambda _: False)), context:
-        yield
-
-
 def kinds(model: PreTrainedModel) -> dict[str, AbstractContextManager[Any]]:
     """The contexts to compare, made anew for each use."""
     mask = from_indices(BLOCKS, [block for block in range(BLOCKS) if block not in SKIPPED])
@@ -103,7 +93,6 @@ def kinds(model: PreTrainedModel) -> dict[str, AbstractContextManager[Any]]:
         "full": nullcontext(),
         "visual": masked(model, mask, tokens="visual"),
         "visual_drop": masked(model, mask, tokens="visual_drop"),
-        "where": without_fast_path(masked(model, mask, tokens="visual")),
         "all": masked(model, mask),
     }
 
