@@ -2,10 +2,11 @@
 
 A wide random LLaVA (16 blocks, prompt of 576 image and 32 text tokens, float32); measured is its language model, not
 the vision tower. The same 10 of 16 blocks are skipped by image tokens (``visual``), by image tokens whose keys and
-values then do not exist there (``visual_drop``), and by all tokens (``all``). The claim is that ``visual`` is at least 1.5 times as fast as the full model.
+values then do not exist there (``visual_drop``), and by all tokens (``all``). The claim is that ``visual`` is at
+least 1.5 times as fast as the full model.
 
-Each round times every kind once, in an order by seeded coin, and gives one ratio full / kind; reported is the geometric
-mean with its 95% interval (Student's over the rounds). Operations are those of torch's `FlopCounterMode`.
+Each round times every kind once, in an order by seeded coin, and gives one ratio full / kind; reported is the
+geometric mean with its 95% interval (Student's over the rounds). Operations are those of torch's `FlopCounterMode`.
 
     python benchmarks/visual_tokens.py [--rounds 12] [--threads 2]
 """
