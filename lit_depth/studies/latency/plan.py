@@ -62,7 +62,7 @@ def plan_memory(
     for size in batch_sizes:
         check_range(1, MAX_TOKENS, plan_batches=size)
     check_range(1, MAX_TOKENS, prompt_tokens=prompt_tokens)
-    if memory_gib is not None and memory_gib <= 0:
+    if memory_gib is not None and not memory_gib > 0:  # NaN too
         raise ValueError(f"--memory_gib: expected GiB of memory, more than 0, got {memory_gib:g}")
     check_name(name)
     length = prompt_tokens or longest_prompt(model, datamodule)
