@@ -23,7 +23,7 @@ from lit_depth.functional.inputs import IGNORE, TEXT_INPUTS, is_image_input, ref
 from lit_depth.functional.lens import LensReading
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
-from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
+from lit_depth.functional.masks import TOKENS_OF, Granularity, Masks, MaskSet, SkipTokens, units_of
 from lit_depth.functional.token_agreement import TokenAgreement, token_agreement
 from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model, outline_model
@@ -87,6 +87,8 @@ class DepthModule(LightningModule):
             ``decode_without_prompt``). Masks of ``decode`` are answered one after another.
         decode_without_prompt: With ``phase=prefill``: run the skipped blocks in decode steps, where they see the
             decoded tokens alone.
+        skip_tokens: Tokens that skip the blocks of a mask: ``all``; ``image`` (image tokens pass by, text tokens run
+            and see them); ``image_drop`` (text tokens do not see them there; one mask is answered after another).
         learning_rate: Peak learning rate of AdamW.
         betas: Decay rates of AdamW's moments.
         weight_decay: AdamW's weight decay.
@@ -117,6 +119,7 @@ class DepthModule(LightningModule):
         granularity: Granularity = "block",
         phase: Phase = "both",
         decode_without_prompt: bool = False,
+        skip_tokens: SkipTokens = "all",
         learning_rate: float = 1.5e-3,
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.01,
@@ -167,7 +170,7 @@ class DepthModule(LightningModule):
         self.num_blocks = len(find_blocks(self.model, blocks))
         # what a mask switches
         self.num_units = units_of(self.num_blocks, granularity)
-        if phase != "both" or decode_without_prompt or granularity != "block":
+        if phase != "both" or decode_without_prompt or granularity != "block" or skip_tokens != "all":
             self.masked(MaskSet.full(self.num_units)[0])  # refuse what cannot be masked so
         # set by whoever knows the task (a study), where the user left it open
         self.max_new_tokens: int = max_new_tokens or 16
@@ -248,7 +251,8 @@ class DepthModule(LightningModule):
         return masked(self.model, mask, **self._masking())
 
     def _masking(self) -> dict[str, Any]:
-        return {name: self.hparams[name] for name in ("blocks", "granularity", "phase", "decode_without_prompt")}
+        named = {name: self.hparams[name] for name in ("blocks", "granularity", "phase", "decode_without_prompt")}
+        return {**named, "tokens": TOKENS_OF[self.hparams["skip_tokens"]]}
 
     def use_task(self, max_new_tokens: int) -> None:
         """Answer with at most this many tokens, unless the module was made with its own ``max_new_tokens``."""

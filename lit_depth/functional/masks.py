@@ -14,6 +14,9 @@ from lit_depth.functional.arguments import MAX_UNITS, check_range, checked
 Granularity = Literal["block", "sublayer"]
 # which tokens skip a unit: all, those of images, or those of images so that text does not attend to them there either
 Tokens = Literal["all", "visual", "visual_drop"]
+# the same, by the names that options give them
+SkipTokens = Literal["all", "image", "image_drop"]
+TOKENS_OF: dict[str, Tokens] = {"all": "all", "image": "visual", "image_drop": "visual_drop"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +27,7 @@ class MaskSet:
         bits: Bool ``[masks, num_units]`` on the CPU, True = the unit runs; every mask has an active unit.
         granularity: What a unit is: a ``block``, or with ``sublayer`` its attention (unit 2i of block i) or its MLP
             (unit 2i + 1).
+        tokens: Which tokens skip, for each mask, see `masked`; empty = all tokens under every mask.
 
     Example:
         >>> masks = MaskSet.of(["1101", "1111", "1101"])
@@ -37,6 +41,7 @@ class MaskSet:
 
     bits: Tensor
     granularity: Granularity = "block"
+    tokens: tuple[Tokens, ...] = ()
 
     @classmethod
     @checked
@@ -45,6 +50,7 @@ class MaskSet:
         masks: Masks | Sequence[bool] | str | Sequence[str],
         num_units: int | None = None,
         granularity: Granularity | None = None,
+        tokens: Tokens | Sequence[Tokens] | None = None,
     ) -> MaskSet:
         """Check masks; this is the only place that does.
 
@@ -53,11 +59,15 @@ class MaskSet:
                 (``"1101"``); one mask alone is a set of one.
             num_units: Units of the model; None = as many as the first mask has.
             granularity: What a unit is; None = that of a `MaskSet`, else a block.
+            tokens: Which tokens skip, under all masks or under each one; None = as a `MaskSet` says, else all.
 
         Raises:
             ValueError: No mask, or one of the wrong dtype, shape or length, or without an active unit; a `MaskSet` of
-                another granularity.
+                another granularity;
+                ``tokens`` that are not one for each mask.
         """
+        if tokens is not None:
+            return cls.of(masks, num_units, granularity)._with_tokens(tokens)
         if isinstance(masks, MaskSet):
             if granularity not in (None, masks.granularity):
                 raise ValueError(f"expected masks of {granularity}s, got masks of {masks.granularity}s")
@@ -86,6 +96,31 @@ class MaskSet:
     def id_of(mask: Tensor) -> str:
         """Bit string of a mask of a set, unit 0 first."""
         return "".join("1" if bit else "0" for bit in mask.tolist())
+
+    def _with_tokens(self, tokens: Tokens | Sequence[Tokens]) -> MaskSet:
+        kinds = (tokens,) * len(self) if isinstance(tokens, str) else tuple(tokens)
+        if len(kinds) != len(self):
+            raise ValueError(f"expected tokens for each of {len(self)} masks, got {len(kinds)}")
+        if self.tokens and self.tokens != kinds:
+            raise ValueError(f"expected tokens as of these masks, {self.tokens[0]}, got {kinds[0]}")
+        if self.granularity != "block" and set(kinds) - {"all"}:
+            raise ValueError("expected masks of blocks for image tokens alone, got masks of sublayers")
+        return MaskSet(self.bits, self.granularity, () if set(kinds) <= {"all"} else kinds)
+
+    @property
+    def kinds(self) -> tuple[Tokens, ...]:
+        """Which tokens skip, for each mask."""
+        every: Tokens = "all"
+        return self.tokens or (every,) * len(self)
+
+    @property
+    def runs(self) -> Tensor:
+        """Bool ``[masks, num_units]``: units that run for some tokens at least, and so own a KV cache.
+
+        >>> MaskSet.of(["101", "110"], tokens=["all", "visual"]).runs.int().tolist()
+        [[1, 0, 1], [1, 1, 1]]
+        """
+        return self.bits | torch.tensor([[kind != "all"] for kind in self.kinds])
 
     @property
     def num_units(self) -> int:
@@ -117,16 +152,18 @@ class MaskSet:
 
     def take(self, indices: Sequence[int]) -> MaskSet:
         """The masks at ``indices``, which may be none."""
-        return MaskSet(self.bits[list(indices)], self.granularity)
+        kinds = tuple(self.tokens[index] for index in indices) if self.tokens else ()
+        return MaskSet(self.bits[list(indices)], self.granularity, kinds)
 
     def unique(self) -> MaskSet:
         """Every mask once, where it stands first."""
-        first = {name: index for index, name in reversed(list(enumerate(self.ids)))}
+        first = {each: index for index, each in reversed(list(enumerate(zip(self.ids, self.kinds))))}
         return self.take(sorted(first.values()))
 
     def union(self, other: MaskSet) -> MaskSet:
         """The masks of both, each once."""
-        return MaskSet(torch.cat([self.bits, other.bits]), self.granularity).unique()
+        kinds = (*self.kinds, *other.kinds) if self.tokens or other.tokens else ()
+        return MaskSet(torch.cat([self.bits, other.bits]), self.granularity, kinds).unique()
 
     def __len__(self) -> int:
         return len(self.bits)

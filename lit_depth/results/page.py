@@ -194,12 +194,17 @@ def _links(part: RunPart) -> dict[str, str]:
     return {name: f"{folder[0]}{folder[1]}{quote(name)}" for name in part.report.pages}
 
 
+# behind what a mask switches, where image tokens alone skip it
+_FOR_IMAGES = {"image": " for image tokens", "image_drop": " for image tokens, which text does not see there"}
+
+
 def _strips(part: RunPart, task: str, changes: Sequence[MaskChanges]) -> StripTable:
     names: dict[str, list[str]] = {}
     for name, masks in part.report.masks.items():
         for mask in masks:
             names.setdefault(mask, []).append(name)
     unit = "half of a block" if part.arguments.get("model.granularity") == "sublayer" else "block"
+    unit += _FOR_IMAGES.get(part.arguments.get("model.skip_tokens", "all"), "")
     return strip_table(task, part.splits.get(task, ""), changes, names, unit)
 
 

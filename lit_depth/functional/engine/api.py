@@ -36,9 +36,10 @@ from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.inputs import check_answers
 from lit_depth.functional.lens import LensReading
 from lit_depth.functional.masking.blocks import context_length, find_blocks, find_decoder
+from lit_depth.functional.masking.image_tokens import image_token_mask
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masking.support import adds_between_blocks, check_drivable
-from lit_depth.functional.masks import Granularity, Masks, MaskSet, units_of
+from lit_depth.functional.masks import Granularity, Masks, MaskSet, Tokens, units_of
 
 T = TypeVar("T")
 ONE_BY_ONE = "one mask after another"
@@ -67,6 +68,7 @@ def sweep_forward(
     *,
     logits_to_keep: int = 0,
     blocks: str | nn.ModuleList | None = None,
+    tokens: Tokens | Sequence[Tokens] = "all",
 ) -> SweepOutput:
     """One forward of the model for all masks; one each, with one warning, where the engine cannot drive the model.
 
@@ -76,16 +78,20 @@ def sweep_forward(
         masks: Block masks, bool ``[masks, num_blocks]``.
         logits_to_keep: Positions from the end to compute logits for; 0 = all.
         blocks: The blocks, or their dotted path, where they cannot be found.
+        tokens: Which tokens skip blocks (see `masked`), under all masks or under each one. Masks of ``visual_drop``
+            are answered one after another.
 
     Raises:
         ValueError: If a mask is malformed, or the model's blocks cannot be skipped (see `masked`).
     """
     module_list = blocks if isinstance(blocks, nn.ModuleList) else find_blocks(model, blocks)
-    masks = MaskSet.of(masks, len(module_list), "block")
+    masks = MaskSet.of(masks, len(module_list), "block", tokens)
     inputs = prompt_inputs(model, inputs)
     check_least(0, logits_to_keep=logits_to_keep)
     path = next((name for name, module in model.named_modules() if module is module_list), None)
     arguments = (model, inputs, masks, module_list, path, logits_to_keep)
+    if _leave(masks):
+        return _forward_one_by_one(*arguments)
     return driven_or_not(
         model, module_list, lambda: _forward_together(*arguments), lambda: _forward_one_by_one(*arguments)
     )
@@ -95,15 +101,18 @@ def _forward_together(
     model: nn.Module, inputs: Mapping[str, Tensor], masks: MaskSet, blocks: nn.ModuleList, path: str | None, keep: int
 ) -> SweepOutput:
     adds = adds_between_blocks(find_decoder(model, blocks))
-    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep, adds=adds)
+    is_image = image_token_mask(model, inputs) if masks.tokens else None
+    driver = TrieDriver(MaskTrie(masks), call_width(model, inputs), None, keep=keep, adds=adds, is_image=is_image)
     with driver.driving(blocks):
         logits, states = _logits_and_states(model, inputs, blocks)
     driver.check_logits(logits)
     found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))
-    kinds, kind = _COMPARED.setdefault(model, set()), kind_of(model, inputs, 0)
+    # a mask of image tokens where there is one: the engine has more to do for it
+    first = next((index for index, each in enumerate(masks.kinds) if each != "all" and not masks[index].all()), 0)
+    kinds, kind = _COMPARED.setdefault(model, set()), (masks.kinds[first], kind_of(model, inputs, 0))
     if kind not in kinds:
-        expected = _forward_one_by_one(model, inputs, masks.take([0]), blocks, path, keep).logits[0]
-        if found.logits[0].shape != expected.shape or not same_logits(model, found.logits[0], expected):
+        expected = _forward_one_by_one(model, inputs, masks.take([first]), blocks, path, keep).logits[0]
+        if found.logits[first].shape != expected.shape or not same_logits(model, found.logits[first], expected):
             raise CannotDriveError(OTHER_ANSWERS)
         kinds.add(kind)
     return found
@@ -113,8 +122,8 @@ def _forward_one_by_one(
     model: nn.Module, inputs: Mapping[str, Tensor], masks: MaskSet, blocks: nn.ModuleList, path: str | None, keep: int
 ) -> SweepOutput:
     found = []
-    for mask in masks:
-        with masked(model, mask, blocks=path):
+    for mask, tokens in zip(masks, masks.kinds):
+        with masked(model, mask, blocks=path, tokens=tokens):
             found.append([each[:, -keep:] for each in _logits_and_states(model, inputs, blocks)])
     return SweepOutput(*map(torch.stack, zip(*found)))
 
@@ -142,6 +151,7 @@ def sweep_generate(
     max_rows: int | None = None,
     blocks: str | None = None,
     granularity: Granularity = "block",
+    tokens: Tokens | Sequence[Tokens] = "all",
 ) -> Tensor:
     """Greedy answers of a batch under every mask.
 
@@ -155,6 +165,7 @@ def sweep_generate(
         max_rows: Most (mask, sample) rows at once; None = see `lit_depth.functional.engine.memory.affordable_bytes`.
         blocks: Dotted path of the blocks where they cannot be found.
         granularity: What one unit of a mask switches, see `masked`. Masks of sublayers are answered one after another.
+        tokens: As for `sweep_forward`.
 
     Returns:
         Long ``[masks, batch, max_new_tokens]``, on the CPU.
@@ -174,6 +185,7 @@ def sweep_generate(
         max_rows=max_rows,
         blocks=blocks,
         granularity=granularity,
+        tokens=tokens,
     )[0]
 
 
@@ -193,6 +205,7 @@ def answer_masks(
     granularity: Granularity = "block",
     phase: Phase = "both",
     decode_without_prompt: bool = False,
+    tokens: Tokens | Sequence[Tokens] = "all",
     on_mask: Callable[[], Any] = lambda: None,
     stop: Callable[[Tensor], Tensor] | None = None,
     on_lens: Callable[[LensReading], Any] | None = None,
@@ -209,6 +222,7 @@ def answer_masks(
         answer_ids: Tokens of the reference answer ``[batch, answer]``, padded on the right with -100; None = score
             nothing.
         max_new_tokens: Longest answer; 0 = only score, which decodes nothing and keeps no keys and values.
+        tokens: As for `sweep_forward`.
         phase: Forwards that the masks apply to, see `masked`, like ``decode_without_prompt``. The log-probability is
             then that of an answer decoded on the prompt's cache. Where prefill and decode differ, one mask is answered
             after another.
@@ -233,28 +247,27 @@ def answer_masks(
     if answer_ids is not None:
         check_answers(model, answer_ids, len(inputs["input_ids"]))
     request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id, answer_ids)
+    masks = MaskSet.of(masks, units_of(len(find_blocks(model, blocks)), granularity), granularity, tokens)
     check_least(0, acceptance=acceptance)
     if acceptance:
         check_without_penalties(model)
     acceptance = min(acceptance, max_new_tokens) if on_greedy is not None else 0
     request = request._replace(stop=stop, on_lens=on_lens, on_greedy=on_greedy, acceptance=acceptance)
     phases = (phase, decode_without_prompt)
-    tokens, logprobs = _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
-    return up_to_stop(tokens, request), logprobs
+    found, logprobs = _answer(model, request, masks, max_rows, blocks, phases, on_mask)
+    return up_to_stop(found, request), logprobs
 
 
 def _answer(
     model: nn.Module,
     request: Request,
-    masks: Masks,
+    masks: MaskSet,
     max_rows: int | None,
     blocks: str | None,
-    granularity: Granularity,
     phases: tuple[Phase, bool],
     on_mask: Callable[[], Any],
 ) -> tuple[Tensor, Tensor]:
     module_list = find_blocks(model, blocks)
-    masks = MaskSet.of(masks, units_of(len(module_list), granularity), granularity)
     check_goes_on(request.inputs, request.max_new_tokens, context_length(model))
     check_least(1, max_rows=max_rows)
     check_token_ids(model, pad_token_id=request.pad)
@@ -263,7 +276,7 @@ def _answer(
     if phase == "decode" or decode_without_prompt:
         named: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
         return answer_one_by_one(model, request, masks, blocks, on_mask, **named)
-    if granularity == "sublayer":
+    if masks.granularity == "sublayer" or _leave(masks):
         return answer_one_by_one(model, request, masks, blocks, on_mask)
     return driven_or_not(
         model,
@@ -272,6 +285,14 @@ def _answer(
         lambda: answer_one_by_one(model, request, masks, blocks, on_mask),
         request.check_length(model),
     )
+
+
+def _leave(masks: MaskSet) -> bool:
+    """Whether image tokens leave the sequence under any of the masks, which are then answered one after another.
+
+    Whether a decoded token sees an image token depends on the block there, which a shared cache does not tell.
+    """
+    return "visual_drop" in masks.kinds
 
 
 @checked
@@ -289,6 +310,7 @@ def score_continuations(
     granularity: Granularity = "block",
     phase: Phase = "both",
     decode_without_prompt: bool = False,
+    tokens: Tokens | Sequence[Tokens] = "all",
     on_mask: Callable[[], Any] = lambda: None,
     on_lens: Callable[[LensReading], Any] | None = None,
 ) -> ContinuationScores:
@@ -317,8 +339,9 @@ def score_continuations(
     if rows is not None and rows.tolist() == list(range(prompts)):
         rows = None
     request = Request(inputs, 0, (), pad_token_id, continuation_ids, rows, summed=True, on_lens=on_lens)
+    masks = MaskSet.of(masks, units_of(len(find_blocks(model, blocks)), granularity), granularity, tokens)
     phases = (phase, decode_without_prompt)
-    _, found = _answer(model, request, masks, max_rows, blocks, granularity, phases, on_mask)
+    _, found = _answer(model, request, masks, max_rows, blocks, phases, on_mask)
     return ContinuationScores(*found.unbind(-1))
 
 

@@ -31,7 +31,7 @@ from lit_depth.functional.inputs import (
 )
 from lit_depth.functional.lens import LensReading, read_answers
 from lit_depth.functional.masking.skip import masked
-from lit_depth.functional.masks import MaskSet
+from lit_depth.functional.masks import MaskSet, Tokens
 
 # kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
 # as the model lives
@@ -201,15 +201,17 @@ class Comparison(NamedTuple):
         return same_beyond(model, self.decoded, logits, known.to(logits.device), self.probe.inside)
 
 
-def compare(model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str) -> Comparison | None:
+def compare(
+    model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str, tokens: Tokens = "all"
+) -> Comparison | None:
     """What to compare the engine with; None where a request of this kind was answered before."""
     inputs, ids, in_phases = request.inputs, request.one_for_each(), request.rows is not None
     probe = probe_of(model, inputs, request.max_new_tokens)
     of_answer = None if ids is None else probe_of(model, inputs, longest_answer(ids))
-    kind = how, probe.kind, of_answer and (of_answer.kind, of_answer.beyond, in_phases)
+    kind = how, tokens, probe.kind, of_answer and (of_answer.kind, of_answer.beyond, in_phases)
     if _DRIVEN.get(model, {}).get(kind, -1) >= probe.beyond:
         return None
-    with masked(model, mask, blocks=path):
+    with masked(model, mask, blocks=path, tokens=tokens):
         longest = max(1, request.max_new_tokens)
         steps = plain_steps(model, inputs, longest, request.eos, request.pad, max(1, probe.length))
         found = Comparison(kind, probe, steps, torch.full_like(steps.logits, torch.nan))

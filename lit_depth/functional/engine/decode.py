@@ -35,6 +35,7 @@ from lit_depth.functional.engine.trie import MaskTrie, chunk_masks
 from lit_depth.functional.inputs import Way, filled, is_image_input, proven_logits, scoring_way
 from lit_depth.functional.lens import lens_logits
 from lit_depth.functional.masking.blocks import find_blocks, find_decoder
+from lit_depth.functional.masking.image_tokens import image_token_mask
 from lit_depth.functional.masking.skip import masked
 from lit_depth.functional.masking.support import adds_between_blocks
 from lit_depth.functional.masks import MaskSet
@@ -65,7 +66,10 @@ def answer_in_chunks(
     # a family's own `generate` may not do without the image
     is_plain = type(generating_model(model)).generate is GenerationMixin.generate
     waiting = full_first(plan_chunks(model, request, masks, max_rows), full)
-    check = compare(model, request, masks[waiting[0][0]], path, "masks together")
+    # of the first chunk, a mask of image tokens where there is one: the engine has more to do for it
+    waiting[0].sort(key=lambda index: masks.kinds[index] == "all" or bool(masks[index].all()))
+    first = waiting[0][0]
+    check = compare(model, request, masks[first], path, "masks together", masks.kinds[first])
     while waiting:
         chunk = waiting.pop(0)
         try:
@@ -101,7 +105,7 @@ def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: in
         widest = max(request.answer_length, request.acceptance)
         read = torch.empty(0, widest) if request.acceptance else request.answer_ids
         row = partial(bytes_per_row, model, request.inputs, on_cache, read)
-        costs = [request.num_rows * row(count) for count in masks.counts]
+        costs = [request.num_rows * row(count) for count in masks.runs.sum(1).tolist()]
         if (lens := request.lens_of(masks)) is not None:  # logits behind every block
             costs[lens] += masks.num_units * request.num_rows * logits_bytes(model, request.answer_ids)
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
@@ -129,14 +133,14 @@ def _answer_chunk(
     way: Way = "steps"
     answer_ids = request.one_for_each()
     if answer_ids is not None:
-        with masked(model, masks[0], blocks=path):
+        with masked(model, masks[0], blocks=path, tokens=masks.kinds[0]):
             way = scoring_way(model, request.inputs, answer_ids, request.pad, request.rows is not None)
     inputs = request.inputs
     way_of_own: Way = "steps"
     if request.acceptance > 1:
         # whatever the tokens are, they are read alike
         some = inputs["input_ids"][:, -1:].expand(-1, request.acceptance - 1)
-        with masked(model, masks[0], blocks=path):
+        with masked(model, masks[0], blocks=path, tokens=masks.kinds[0]):
             way_of_own = scoring_way(model, inputs, some, request.pad, in_phases=True)
     if front is not None:
         # pixels are needed once: the front has the embeddings that they went into; sizes and places tell positions
@@ -170,7 +174,9 @@ def _answer_prompt(
     width = call_width(model, request.inputs)
     adds = adds_between_blocks(find_decoder(model, blocks))
     lens, num_rows = request.lens_of(masks), len(masks) * batch
-    driver = TrieDriver(trie, width, cache, keep=keep, front=front, shape=(batch, length), adds=adds, lens=lens)
+    is_image = image_token_mask(model, request.inputs) if masks.tokens else None
+    shape = batch, length
+    driver = TrieDriver(trie, width, cache, keep, front, shape, adds, lens=lens, is_image=is_image)
     with driver.driving(blocks):
         logits = asked.forward(keep=keep).logits
     driver.check_logits(logits)
@@ -287,7 +293,8 @@ def answer_one_by_one(
     behind: dict[int, Tensor] = {}  # of each answer, the logits behind every block
     (order,) = zip(*full_first([[index] for index in range(len(masks))], full))
     for index in order:
-        with masked(model, masks[index], blocks=path, granularity=masks.granularity, **phases):
+        kind = masks.kinds[index]
+        with masked(model, masks[index], blocks=path, granularity=masks.granularity, tokens=kind, **phases):
             for answers in _turns(request):
                 ids = request.answer_ids[answers]  # type: ignore[index]
                 if index == lens:

@@ -14,6 +14,7 @@ inside a block see the rows that it runs on.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,7 @@ from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.masking.forwards import num_outputs
 from lit_depth.functional.masking.skip import unmasked
 from lit_depth.functional.masking.sublayers import HalfForward, find_halves
+from lit_depth.functional.masking.visual import SplitBlock, visual_output
 
 Forward = Callable[..., Tensor]
 
@@ -85,6 +87,8 @@ class TrieDriver:
         adds: Whether the decoder adds features between blocks.
         lens: Which mask, of all blocks, has its states behind every block but the last handed on too, as further rows
             behind those of the masks, one block after another; None = none.
+        is_image: Which tokens of the prompt are image tokens, bool ``[batch, seq]``, for masks of these; what stands
+            behind the prompt is text. None = no mask is.
     """
 
     def __init__(
@@ -97,8 +101,9 @@ class TrieDriver:
         shape: tuple[int, int] | None = None,
         adds: bool = False,
         lens: int | None = None,
+        is_image: Tensor | None = None,
     ) -> None:
-        self.lens = lens
+        self.lens, self.is_image = lens, is_image
         self.trail: list[Tensor] = []
         self.trie, self.width, self.keep, self.shape, self.adds = trie, width, keep, shape, adds
         self.front = front
@@ -119,12 +124,17 @@ class TrieDriver:
         level = self.trie.levels[block_idx]
         last = block_idx == len(self.trie.levels) - 1
         real_at_end = self._cut_before_mlp(real) if self.keep else real
+        for_text = self._for_text(real) if any(level.for_text) else real
+        split = level.num_continued
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             self._check_call(block_idx, hidden_states, args, kwargs)
-            entering = [self.groups[group] for group in level.run]
-            outputs = self._run(entering[: level.num_continued], real, args, kwargs)
-            outputs += self._run(entering[level.num_continued :], real_at_end, args, kwargs)
+            outputs = []
+            for start, stop, whole in ((0, split, real), (split, len(level.run), real_at_end)):
+                # each part has the groups that image tokens skip behind the others
+                turn = start + level.for_text[start:stop].count(False)
+                outputs += self._run([self.groups[group] for group in level.run[start:turn]], whole, args, kwargs)
+                outputs += self._run([self.groups[group] for group in level.run[turn:stop]], for_text, args, kwargs)
             if self.lens is not None and not last:
                 own = outputs[int(self.trie.places[self.lens, block_idx])]
                 self.trail.append(own[:, -self.keep :].clone())  # a view would hold all positions
@@ -191,6 +201,23 @@ class TrieDriver:
         added = (self.added if self.front is None else self.front.added)[block_idx]
         if added is not None:
             self.groups = [states + added[:, -states.shape[1] :] for states in self.groups]
+
+    def _for_text(self, real: Forward) -> Forward:
+        """``real`` of a block that image tokens skip."""
+        block, is_image = getattr(real, "__self__", None), self.is_image
+        if not isinstance(block, nn.Module) or is_image is None:
+            raise CannotDriveError("a block that image tokens skip has a forward of its own, or returns a tuple")
+        names = list(inspect.signature(type(block).forward).parameters)[2:]  # after self and hidden_states
+        split = SplitBlock(block) if "forward" not in block.__dict__ and SplitBlock.fits(block) else None
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            rows, seq = hidden_states.shape[:2]
+            places = nn.functional.pad(is_image, (0, seq - is_image.shape[1])).repeat(rows // len(is_image), 1)
+            arguments = dict(zip(names, args)) | kwargs
+            found: Tensor = visual_output(hidden_states, places, None, arguments, real, split, block)
+            return found
+
+        return forward
 
     def _cut_before_mlp(self, real: Forward) -> Forward:
         """``real``, but its MLP runs on the kept positions alone; ``real`` itself where the block cannot be halved."""

@@ -131,7 +131,7 @@ def deal_out(
         places = trie.places[of_mask, block_idx]
         layer.assign((places * len(prompt.ids) + of_sample)[places >= 0], again)  # type: ignore[union-attr]
     device = prompt.ids.device
-    return Rows(prompt.for_decoding(of_sample.to(device)), RowDriver(masks.bits[of_mask].to(device)), cache)
+    return Rows(prompt.for_decoding(of_sample.to(device)), RowDriver(masks.runs[of_mask].to(device)), cache)
 
 
 def first_tokens(

@@ -19,13 +19,16 @@ class Level(NamedTuple):
     """What happens at one block. The groups that enter it are numbered as the level before left them.
 
     Attributes:
-        run: Entering groups that the block runs on, those that no later block runs on behind the others.
+        run: Entering groups that the block runs on, those that no later block runs on behind the others. A group is
+            there twice where image tokens skip the block under some of its masks, and none do under others.
+        for_text: For each of them, whether image tokens skip the block.
         num_continued: How many of them a later block runs on.
         sources: For each group that leaves: its place in ``run`` (it was run), or None (it passes by).
         parents: For each group that leaves: the entering group it comes from.
     """
 
     run: list[int]
+    for_text: list[bool]
     num_continued: int
     sources: list[int | None]
     parents: list[int]
@@ -61,27 +64,30 @@ class MaskTrie:
     @checked
     def __init__(self, masks: Masks) -> None:
         self.masks = MaskSet.of(masks)
-        bits = self.masks.bits.tolist()
-        groups = [0] * len(bits)  # of each mask, at the current level
+        # 0 = skipped, 1 = run, 2 = skipped by image tokens
+        symbols = (self.masks.bits.long() + 2 * (self.masks.runs & ~self.masks.bits).long()).tolist()
+        groups = [0] * len(self.masks)  # of each mask, at the current level
         self.levels: list[Level] = []
         self.places = torch.full(self.masks.bits.shape, -1)
         for block_idx in range(self.masks.num_units):
-            entering = {group for group, mask in zip(groups, bits) if mask[block_idx]}
-            continued = {group for group, mask in zip(groups, bits) if mask[block_idx] and any(mask[block_idx + 1 :])}
+            here = [(mask[block_idx], group) for group, mask in zip(groups, symbols)]
+            entering = {child for child in here if child[0]}
+            continued = {child for child, mask in zip(here, symbols) if child[0] and any(mask[block_idx + 1 :])}
             run = [*sorted(continued), *sorted(entering - continued)]
-            place = {group: index for index, group in enumerate(run)}
-            for index, (group, mask) in enumerate(zip(groups, bits)):
-                if mask[block_idx]:
-                    self.places[index, block_idx] = place[group]
+            place = {child: index for index, child in enumerate(run)}
+            for index, child in enumerate(here):
+                if child[0]:
+                    self.places[index, block_idx] = place[child]
             # groups that ran come first, groups that pass by are appended
-            children = sorted({(not mask[block_idx], group) for group, mask in zip(groups, bits)})
+            children = sorted(set(here), key=lambda child: (not child[0], child))
             number = {child: index for index, child in enumerate(children)}
-            groups = [number[not mask[block_idx], group] for group, mask in zip(groups, bits)]
+            groups = [number[child] for child in here]
             self.levels.append(
                 Level(
-                    run=run,
+                    run=[group for _, group in run],
+                    for_text=[symbol == 2 for symbol, _ in run],
                     num_continued=len(continued),
-                    sources=[None if passes else place[group] for passes, group in children],
+                    sources=[place.get(child) for child in children],
                     parents=[group for _, group in children],
                 )
             )
@@ -95,7 +101,12 @@ class MaskTrie:
     @property
     def sequential_block_forwards(self) -> int:
         """Block forwards of one mask after another."""
-        return sum(self.masks.counts)
+        return int(self.masks.runs.sum())
+
+    @property
+    def text_block_forwards(self) -> int:
+        """Those of the `block_forwards` that run queries, attention and MLP for text tokens alone."""
+        return sum(sum(level.for_text) for level in self.levels)
 
 
 def chunk_masks(masks: MaskSet, budget: float, costs: Sequence[float] | None = None) -> Iterator[list[int]]:

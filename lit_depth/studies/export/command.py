@@ -95,7 +95,7 @@ def export(
     from lit_depth.studies.export.report import report
     from lit_depth.studies.export.training import Training, check_training
     from lit_depth.studies.export.writing import check_beside, check_exportable, write
-    from lit_depth.studies.shared.checks import check_asks, check_one_process, check_one_task
+    from lit_depth.studies.shared.checks import check_all_tokens, check_asks, check_one_process, check_one_task
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
 
@@ -104,6 +104,7 @@ def export(
     check_one_process(trainer, "export writes one checkpoint in one process")
     check_one_task(datamodule, "export takes its questions from one task")
     check_asks(datamodule, "export")
+    check_all_tokens(model, "export")
     choice = choose(model, skip, mask, from_run, num_active_blocks, policy, healed=heal != "none")
     check_exportable(trainer, model, choice.masks, weights)
     check_heal(heal, choice.masks, weights)

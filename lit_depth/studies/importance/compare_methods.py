@@ -31,7 +31,7 @@ from lit_depth.module import DepthModule
 from lit_depth.results.verdicts import WITHHELD, differs
 from lit_depth.studies.importance.measure_proxies import TOGETHER
 from lit_depth.studies.shared.block_ranks import drops
-from lit_depth.studies.shared.checks import check_one_process, check_one_task, check_whole_blocks
+from lit_depth.studies.shared.checks import check_all_tokens, check_one_process, check_one_task, check_whole_blocks
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.importance_scores import describe_samples
 from lit_depth.studies.shared.run_folder import Run
@@ -60,6 +60,7 @@ def check_asked(
     # the command line makes a list of a single word
     names = list(METHODS if methods in ("all", ["all"]) else check_methods(methods))
     check_whole_blocks(model, "--methods")
+    check_all_tokens(model, "--methods")
     check_one_task(datamodule, "--methods takes one task at a time")
     check_one_process(trainer, "--methods runs in one process")
     if split == "validation":

@@ -73,6 +73,7 @@ def latency(
     from lit_depth.studies.latency.analysis import describe, scripted
     from lit_depth.studies.latency.report import report
     from lit_depth.studies.shared.checks import (
+        check_all_tokens,
         check_asks,
         check_one_process,
         check_one_task,
@@ -108,6 +109,7 @@ def latency(
         else plan_indices(active_block_indices, num_blocks)
     )
     if plan:
+        check_all_tokens(model, "--plan")
         from lit_depth.studies.latency.plan import plan_memory
 
         return plan_memory(

@@ -23,7 +23,7 @@ from lit_depth.models.quantization import is_quantized
 from lit_depth.module import DepthModule, labelled
 from lit_depth.results.store import read_of_run, write_of_run
 from lit_depth.studies.shared.batch_size import settle_batch_size
-from lit_depth.studies.shared.checks import check_asks, check_one_process, check_whole_blocks
+from lit_depth.studies.shared.checks import check_all_tokens, check_asks, check_one_process, check_whole_blocks
 from lit_depth.studies.shared.evaluate import is_recorded, sweep_samples
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import Scores
@@ -104,6 +104,7 @@ def check_heal(trainer: Trainer, model: DepthModule, datamodule: DepthDataModule
     rule = "search --heal patch"
     check_one_process(trainer, f"{rule} fits in one process")
     check_whole_blocks(model, rule)
+    check_all_tokens(model, rule)
     check_asks(datamodule, rule)
     if model.hparams["phase"] != "both":
         raise ValueError(

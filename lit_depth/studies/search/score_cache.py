@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_depth.callbacks.mask_sweep import check_bad_samples
 from lit_depth.functional import MaskScores, MaskSet, MaskTrie
+from lit_depth.functional.masks import TOKENS_OF
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.evaluate import sweep_samples
 from lit_depth.studies.shared.run_folder import Run
@@ -103,8 +104,9 @@ class ScoreCache:
             for name, row in zip(table.index, table.to_numpy(float)):
                 # of a log-probability per token, the geometric mean probability of a token
                 self._scores[name][kind, places] = np.exp(row) if np.isinf(largest) else row / largest
-        trie = MaskTrie(masks)
-        shares = self.run.model.hparams["granularity"] == "block"
+        hparams = self.run.model.hparams
+        trie = MaskTrie(MaskSet.of(masks, tokens=TOKENS_OF[hparams["skip_tokens"]]))
+        shares = hparams["granularity"] == "block" and hparams["skip_tokens"] != "image_drop"
         self.evaluations += len(masks) * len(positions)
         self.block_forwards += (trie.block_forwards if shares else trie.sequential_block_forwards) * len(positions)
         self.sequential_block_forwards += trie.sequential_block_forwards * len(positions)

@@ -16,6 +16,16 @@ def check_whole_blocks(model: DepthModule, command: str) -> None:
         )
 
 
+def check_all_tokens(model: DepthModule, what: str) -> None:
+    """Raise ValueError for a model whose masks are of image tokens alone."""
+    given = model.hparams["skip_tokens"]
+    if given != "all":
+        raise ValueError(
+            f"{what} takes blocks that all tokens skip: leave out --model.skip_tokens {given}, which compare, "
+            "importance, consistency, search, select and latency know"
+        )
+
+
 def check_one_task(datamodule: DepthDataModule, rule: str) -> None:
     """Raise ValueError, which begins with the rule, for data of several tasks."""
     if len(datamodule.tasks) > 1:

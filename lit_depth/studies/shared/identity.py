@@ -21,7 +21,7 @@ from lit_depth.results.store import MANIFEST, current_versions
 # arguments of the model that change an answer; the others are about training or speed
 _MODEL_ARGUMENTS = (
     *("checkpoint", "revision", "dtype", "quantization", "attn_implementation"),
-    *("blocks", "granularity", "phase", "decode_without_prompt"),
+    *("blocks", "granularity", "phase", "decode_without_prompt", "skip_tokens"),
     *("processor_kwargs", "experts_per_token", "max_crops", "chat_template_kwargs", "answer_after"),
 )
 # files of a run's folder that hold what was measured

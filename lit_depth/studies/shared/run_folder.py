@@ -93,6 +93,11 @@ def open_run(
         raise ValueError(
             f"{command} chooses the blocks of every answer itself: leave the BlockMask out of --trainer.callbacks"
         )
+    if datamodule.drop_images and model.hparams["skip_tokens"] != "all":
+        raise ValueError(
+            f"expected prompts with images for --model.skip_tokens {model.hparams['skip_tokens']}, got "
+            "--data.drop_images true; leave one of them out"
+        )
     if scores and any(task.metric == AGREEMENT for task in datamodule.tasks):
         raise ValueError(
             f"{command} scores answers: expected right ones (--data.columns.answer NAME) and another "

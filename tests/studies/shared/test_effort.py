@@ -19,7 +19,8 @@ def model():
 
 
 def holder(model, granularity="block", phase="both"):
-    return SimpleNamespace(model=model, hparams={"granularity": granularity, "phase": phase, "blocks": None})
+    options = {"granularity": granularity, "phase": phase, "skip_tokens": "all", "blocks": None}
+    return SimpleNamespace(model=model, hparams=options)
 
 
 def test_forwards_are_one_per_distinct_active_prefix(model):

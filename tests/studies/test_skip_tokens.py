@@ -1,0 +1,79 @@
+"""``--model.skip_tokens`` in the commands: answers under masks of image tokens, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from lit_depth.data import DepthDataModule
+from lit_depth.functional import from_mask_id, leave_one_out, masked
+from lit_depth.functional.inputs import reference_logprob
+from lit_depth.functional.masks import MaskSet
+from lit_depth.module import DepthModule, model_inputs
+from lit_depth.studies.shared.effort import block_forwards
+from tests.helpers.commands import run
+from tests.helpers.tiny_checkpoints import write_llama
+
+IMAGE = ["--model.skip_tokens", "image"]
+FEW = ["--skip", *map(str, range(1, 15)), "--num_samples", "8", "--data.batch_size", "8"]
+
+
+@pytest.mark.slow
+def test_importance_for_image_tokens(checkpoint, tmp_path, capsys):
+    common = ["--model.checkpoint", checkpoint, "--output_dir", tmp_path]
+    assert run(["importance", *common, *FEW, *IMAGE]) == 0
+    folder = tmp_path / "importance" / "default"
+    (task,) = json.loads((folder / "importance.json").read_text())["tasks"]
+    assert json.loads((folder / "manifest.json").read_text())["arguments"]["model.skip_tokens"] == "image"
+    module = DepthModule(str(checkpoint))
+    data = DepthDataModule(module.prompter, batch_size=8).take("calibration", 8)
+    (batch,) = data.eval_dataloader("calibration")
+    inputs, options = (model_inputs(batch), batch["answer_ids"]), {"pad_token_id": module.pad_token_id}
+    full = float(reference_logprob(module.model, *inputs, **options).mean())
+    means = []
+    for mask in leave_one_out(16)[[0, 15]]:
+        with masked(module.model, mask, tokens="visual"):
+            means.append(float(reference_logprob(module.model, *inputs, **options).mean()))
+    drops = [entry["reference_logprob"]["drop"] for entry in task["blocks"]]
+    assert drops == pytest.approx([full - mean for mean in means], abs=2e-5)
+    # of the last block, image tokens hand nothing on
+    assert drops[0] != pytest.approx(0.0, abs=1e-4) and drops[1] == pytest.approx(0.0, abs=2e-5)
+    page = (folder / "report.html").read_text()
+    assert "block for image tokens" in page
+    capsys.readouterr()
+    assert run(["importance", *common, *FEW]) == 2
+    assert "another model.skip_tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["export", "--skip", "[3]", *IMAGE],
+            "export takes blocks that all tokens skip: leave out --model.skip_tokens",
+        ),
+        (["latency", "--plan", "true", *IMAGE], "--plan takes blocks that all tokens skip"),
+        (["importance", "--data.drop_images", "true", *IMAGE], "expected prompts with images for --model.skip_tokens"),
+        (["compare", "--model.granularity", "sublayer", *IMAGE], "expected granularity='block' and phase='both'"),
+        (["compare", "--model.skip_tokens", "vision"], "expected all, image or image_drop, got 'vision'"),
+    ],
+)
+def test_refused(arguments, message, checkpoint, tmp_path, capsys):
+    assert run([*arguments, "--model.checkpoint", checkpoint, "--output_dir", tmp_path]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_text_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="tells its image tokens, got a LlamaForCausalLM"):
+        DepthModule(str(write_llama(tmp_path / "llama")), skip_tokens="image")
+
+
+def test_block_forwards_are_those_of_the_pass(checkpoint):
+    masks = MaskSet.of(torch.stack([from_mask_id("1" * 16), from_mask_id("0" + "1" * 15)]))
+    alone_together = {
+        kind: block_forwards(DepthModule(str(checkpoint), skip_tokens=kind), masks)
+        for kind in ("all", "image", "image_drop")
+    }
+    assert alone_together == {"all": (31, 31), "image": (32, 32), "image_drop": (32, 32)}
