@@ -151,7 +151,10 @@ class _Ledger:
 
 def _formulas() -> dict[Any, Callable[..., int]]:
     """Of operations that torch's counter passes by: attention on the CPU, and products of experts with their tokens."""
-    names = {"_scaled_dot_product_flash_attention_for_cpu": _attention, "_grouped_mm": _grouped}
+    names: dict[str, Callable[..., int]] = {
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_grouped_mm": _grouped,
+    }
     aten: Any = torch.ops.aten
     return {getattr(aten, name): formula for name, formula in names.items() if hasattr(aten, name)}
 

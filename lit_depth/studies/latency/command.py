@@ -81,6 +81,7 @@ def latency(
         check_whole_blocks,
     )
     from lit_depth.studies.shared.importance_scores import read_importance, to_importance
+    from lit_depth.studies.shared.mask_flops import count_flops
     from lit_depth.studies.shared.mask_grid import check_plan, needs_importance, plan_indices, plan_masks
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
@@ -146,6 +147,7 @@ def latency(
             "batch_size": batch_size,
             "new_tokens": new_tokens,
             **describe(records, chosen, masks, num_blocks, confidence),
+            "flops": count_flops(run, "validation", masks, new_tokens=new_tokens, batch_size=batch_size),
         }
         write_parquet(run.folder / "records.parquet", records)
         publish(run, report(result), RESULT, scripted(result, records))

@@ -86,6 +86,7 @@ def select(
     from functools import partial
 
     from lit_depth.data.task import Nouns
+    from lit_depth.functional.masks import full_id
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.select import analysis
     from lit_depth.studies.select.arguments import DEFAULT_POLICIES, SelectArguments
@@ -94,6 +95,7 @@ def select(
     from lit_depth.studies.select.report import report
     from lit_depth.studies.shared.checks import check_asks, check_one_task, check_whole_blocks
     from lit_depth.studies.shared.importance_scores import describe_nouns
+    from lit_depth.studies.shared.mask_flops import count_flops
     from lit_depth.studies.shared.mask_grid import check_plan
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
@@ -151,6 +153,12 @@ def select(
             **beside,
             **analysis.describe(arguments, options, earlier.times or clock.time(to_time, "calibration", num_requests)),
         }
+        result["flops"] = count_flops(
+            run,
+            "calibration",
+            [full_id(model.num_blocks), *(option.mask_id for option in options)],
+            new_tokens=new_tokens,
+        )
         if budget_ms is not None and refusal(result) is None:
             again = partial(clock.time, split="validation", num_requests=num_checks)
             result |= analysis.choose(result, arguments, again)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
 from lit_depth.results.against_full_views import AgainstFull, agreement_sections, flips_figures
+from lit_depth.results.flop_shares import FLOPS_NOTE, share_of_full, told_share
 from lit_depth.results.measures import cluster_noun, metric_label, readings_note, readings_sections, sample_noun
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
@@ -23,7 +24,10 @@ from lit_depth.results.verdicts import (
 from lit_depth.studies.select.figures import selection_chart, selection_figure
 from lit_depth.studies.select.lossless_views import FIGURE, lossless_figure, lossless_scalars, lossless_section
 
-HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
+HEADERS = (
+    *("blocks", "policy", "time P50", "budget from", "FLOPs of full", "chosen by", "expected", "interval"),
+    "frontier",
+)
 COLUMNS = ("mask_id", "num_active_blocks", "budget_ms", "quality")
 
 _STEP = "num_active_blocks"
@@ -104,6 +108,7 @@ def _rows(result: Mapping[str, Any]) -> list[list[Cell]]:
                 ", ".join(entry["policies"]),
                 None if times["P50"] is None else f"{times['P50']:.2f}",
                 f"{times['bound']:.2f}",
+                told_share(share_of_full(result.get("flops"), entry["mask_id"])),
                 _quality(chosen_by, result),
                 _quality(expected, result),
                 format_interval(shown["quality_ci"], sign="") if shown else None,
@@ -147,6 +152,8 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         line = result["line"]
         fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
         lines.append(f"'budget from' is {line['intercept']:.2f} + {line['slope']:.2f} per block{fit}.")
+    if result.get("flops"):
+        lines.append(FLOPS_NOTE)
     measure = readings_note(result["readings"]) if "readings" in result else ""
     constant = [f"{describe_constant(result)}{measure} {LEGEND}".strip()] if result["frontier"] else []
     return [" ".join(lines), *constant]

@@ -53,9 +53,10 @@ class Run:
 
     @property
     def model_entry(self) -> dict[str, Any]:
-        """The result's ``model`` entry: the checkpoint, and the revision, experts and crops that were asked for."""
+        """The result's ``model`` entry: the checkpoint, the revision, experts and crops asked for, and who skips."""
         hparams = self.model.hparams
-        asked = {name: hparams[name] for name in ("experts_per_token", "max_crops") if hparams[name] is not None}
+        names = ("experts_per_token", "max_crops", "skip_tokens")
+        asked = {name: hparams[name] for name in names if hparams[name] not in (None, "all")}
         return {"model": {name: hparams[name] for name in ("checkpoint", "revision")} | asked}
 
     def for_each_task(self) -> list[Self]:
