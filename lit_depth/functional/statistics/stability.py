@@ -133,9 +133,19 @@ def decision_stability(
     array = np.asarray(values, dtype=np.float64)
     sums = sum_clusters(array, clusters, tasks)
     generator = np.random.default_rng(seed)
-    plausible = plausible_means(sums, _unit(array) if tasks is None else 0.0, generator)
+    plausible = plausible_means(sums, lattice_unit(array) if tasks is None else 0.0, generator)
+    return foresee(plausible, rule, rule(sums.means[None])[0], probability, generator)
+
+
+def foresee(
+    plausible: PlausibleMeans,
+    rule: Rule,
+    chosen: NDArray[np.bool_],
+    probability: float,
+    generator: np.random.Generator,
+) -> Stability:
+    """What fresh samples choose by ``rule``, against what is ``chosen`` now, bool ``[num_blocks]``."""
     first, second = generator.standard_normal((2, *plausible.means.shape))
-    chosen = rule(sums.means[None])[0]
     fresh = rule(plausible.fresh(first))
 
     def agreement(times: float) -> float:
@@ -177,11 +187,11 @@ def plausible_means(sums: ClusterSums, unit: float, generator: np.random.Generat
         generator: Of the draws.
     """
     means, covariance = sums.means, mean_covariance(sums)
-    draws = _sample_posterior(means, covariance, generator)
+    draws = draw_true_means(means, covariance, generator)
     return PlausibleMeans(draws, np.linalg.cholesky(covariance), unit)
 
 
-def _sample_posterior(means: Floats, covariance: Floats, generator: np.random.Generator) -> Floats:
+def draw_true_means(means: Floats, covariance: Floats, generator: np.random.Generator) -> Floats:
     """``[draws, rows]``: normal data, a scale mixture of normals as prior, weights and centre unknown."""
     rows = len(means)
     if rows == 1:
@@ -219,9 +229,10 @@ def _draw_scales(
     return np.minimum(found, len(variances) - 1)
 
 
-def _unit(values: Floats) -> float:
-    """Of which the means of rows ``[rows, num_samples]`` are multiples; 0 where there is none."""
+def lattice_unit(values: Floats) -> float:
+    """Of which the means of rows ``[rows, num_samples]`` are multiples; 0 where there is none. NaN says nothing."""
+    known = values[np.isfinite(values)]
     for denominator in _DENOMINATORS:
-        if np.all(np.abs(values * denominator - np.rint(values * denominator)) < 1e-9):
+        if np.all(np.abs(known * denominator - np.rint(known * denominator)) < 1e-9):
             return 1 / (denominator * values.shape[1])
     return 0.0

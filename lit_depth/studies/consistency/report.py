@@ -23,6 +23,7 @@ def report(result: dict[str, Any]) -> Report:
     measured = result["measurements"]
     decisions = [(e["name"], e["decision"]) for e in measured if e.get("decision") and refusal(e) is None]
     regrets = result.get("regret", []) if len(decisions) == len(measured) else []
+    noun = " or ".join(dict.fromkeys(map(cluster_noun, measured)))
     units = decision_units(measured[0]["blocks"])
     figures = consistency_figures(result) | decision_figures(decisions, units, regrets, result["confidence"])
     agreement = list(consistency_figures(result))
@@ -35,7 +36,7 @@ def report(result: dict[str, Any]) -> Report:
         headline="\n\n".join([*refused, *(headline(entry, result) for entry in measured)]),
         sections=[
             *decision_section(decisions, units, "the least important block of all measured", list(figures)),
-            *regret_section(regrets, figures=list(figures)),
+            *regret_section(regrets, figures=list(figures), noun=noun),
             agreement_section("Agreement", result["pairs"], result["threshold"], agreement, _verdicts(result)),
             *(each for entry in measured for each in readings_sections(entry, result)),
         ],

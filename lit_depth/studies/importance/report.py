@@ -107,7 +107,7 @@ def report(result: dict[str, Any]) -> Report:
             else Section("Agreement between tasks", f"{LEFT_OUT} {len(tasks)}."),
         ]
     sections += decision_section(decisions, units, BEST_SINGLE, list(figures))
-    sections += regret_section(regrets, figures=list(figures))
+    sections += regret_section(regrets, figures=list(figures), noun=cluster_noun(result))
     if "methods" in result:
         sections += _method_sections(result["methods"])
     sections += [_lens_section(task, lens_name(task, tasks), result["confidence"]) for task in tasks if "lens" in task]

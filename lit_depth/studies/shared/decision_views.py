@@ -27,7 +27,7 @@ EXPLAIN = (
 HEADERS = ("decision", "skips", "again", "two agree", "verdict", "samples", "drop", "corrected", "interval")
 EXPLAIN_REGRET = (
     "Quality lost on the task in 'paid on' by the choice of the other, against its own choice of as many (made on the "
-    "other half of the images, so that it does not judge itself); intervals hold together. {cost}"
+    "other half of the {noun}s, so that it does not judge itself); intervals hold together. {cost}"
 )
 REGRET_HEADERS = ("chosen on", "paid on", "same", "regret", "interval", "p (Holm)")
 SUM_OF_SINGLES = "Of blocks skipped together it is the sum of their single drops."
@@ -162,9 +162,12 @@ def inclusion_figure(decisions: Sequence[tuple[str, Mapping[str, Any]]], units: 
 
 
 def regret_section(
-    regrets: Sequence[Mapping[str, Any]], cost: str = SUM_OF_SINGLES, figures: Sequence[str] = ()
+    regrets: Sequence[Mapping[str, Any]],
+    cost: str = SUM_OF_SINGLES,
+    figures: Sequence[str] = (),
+    noun: str = "image",
 ) -> list[Section]:
-    """One row per ordered pair of tasks; nothing where there is one task."""
+    """One row per ordered pair of tasks; nothing where there is one task. ``noun`` is what a cluster is called."""
     if not regrets:
         return []
     rows: list[list[Cell]] = [
@@ -176,7 +179,7 @@ def regret_section(
         ]
         for each in regrets
     ]
-    shown, text = [name for name in figures if name == REGRET], EXPLAIN_REGRET.format(cost=cost)
+    shown, text = [name for name in figures if name == REGRET], EXPLAIN_REGRET.format(cost=cost, noun=noun)
     return [Section("Chosen on one, paid on the other", text, Table(REGRET_HEADERS, rows), shown)]
 
 
