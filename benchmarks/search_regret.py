@@ -54,6 +54,7 @@ from lit_depth.functional import (
 from lit_depth.functional.search.ablations import Removed
 from lit_depth.functional.search.beam import score_ablations
 from lit_depth.functional.search.pairwise import pairwise_search
+from lit_depth.functional.search.racing import second_score
 from lit_depth.functional.search.second_order import singles_and_pairs
 from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.evaluate import sweep_samples
@@ -96,7 +97,8 @@ def choices(strategy: str, evaluate: Evaluate, num_units: int, images: Sequence[
     if strategy == "additive order":
         singles = [(unit,) for unit in range(num_units)]
         found = score_ablations(evaluate, num_units, len(images), singles, rank_by=rank_by)  # type: ignore[arg-type]
-        return importance_order([-ablation.score for ablation in found], MOST)
+        second = [0.0 if rank_by != "accuracy" else -second_score(each.reference_probability) for each in found]
+        return importance_order([-each.score for each in found], MOST, second=second)
     if strategy == "pairwise":
         search = pairwise_search(evaluate, num_units, len(images), **shared).search
     else:
@@ -106,23 +108,13 @@ def choices(strategy: str, evaluate: Evaluate, num_units: int, images: Sequence[
 
 
 STRATEGIES = ("additive order", "greedy", "beam", "racing beam", "pairwise")
-# what of the difference is due to how equal accuracies are ordered: searches by accuracy alone, or with it as pairwise
-# has it, by the reference probability
-CONTROLS = {"beam, ties by probability": "beam", "pairwise, accuracy alone": "pairwise"}
+# what is due to how equal accuracies are ordered: searches that do not see the reference probability, which orders them
+CONTROLS = {f"{strategy}, accuracy alone": strategy for strategy in STRATEGIES}
 
 
 def control(name: str, evaluate: Evaluate) -> Evaluate:
     """The scores as a control sees them; all others see them as they are."""
-
-    def changed(masks: Tensor, positions: Sequence[int]) -> MaskScores:
-        found = evaluate(masks, positions)
-        if name.endswith("alone"):
-            return MaskScores(found.accuracy)
-        share = 1e-6  # below any difference of accuracies
-        accuracy = (1 - share) * np.asarray(found.accuracy) + share * np.exp(np.asarray(found.reference_logprob))
-        return MaskScores(accuracy, found.reference_logprob)
-
-    return changed if name in CONTROLS else evaluate
+    return (lambda *asked: MaskScores(evaluate(*asked).accuracy)) if name in CONTROLS else evaluate
 
 
 def read_table(run: Run, split: str, num_samples: int, folder: Path) -> Table:

@@ -33,7 +33,7 @@ from lit_depth.results.verdicts import (
 from lit_depth.studies.search import healing_report
 from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figure, search_charts, tree_figure
 from lit_depth.studies.search.verdict import verdict_section
-from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows
+from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows, skill_sentence
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
@@ -159,6 +159,7 @@ def _prediction_sections(result: Mapping[str, Any]) -> list[Section]:
             f" The {len(found['proposed'])} best predicted, which look better than they are: {predicted:+.3f} "
             f"predicted, {drop:+.3f} measured on the same samples."
         )
+    text = "\n\n".join(filter(None, [skill_sentence(found.get("skill"), of), text]))
     return [
         Section(
             "Do singles and pairs predict larger ablations?", text, Table(ERROR_HEADERS, error_rows(found["errors"]))
