@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.against_full_views import AgainstFull
 from lit_depth.results.charts.block_charts import HeatCell, heat_map
 from lit_depth.results.measures import metric_label
 from lit_depth.results.report import Chart
 from lit_depth.results.style import COLORS, new_figure, plain_axes, withheld_title
-from lit_depth.results.unit_names import skipping
+from lit_depth.results.unit_names import skipping, unit_name
+from lit_depth.results.verdicts import differs
 from lit_depth.studies.shared.importance_views import is_sure, matrix_figure
 
 if TYPE_CHECKING:
@@ -67,6 +69,30 @@ def map_figure(result: Mapping[str, Any], measure: str) -> Figure:
     )
     figure.axes[0].set_ylabel("Skipped together")
     return figure
+
+
+def against_full(result: Mapping[str, Any]) -> list[AgainstFull]:
+    """The model without each block, and without each pair, beside the full one.
+
+    Results of earlier versions have no interval of a pair's drop, and tell nothing of pairs.
+    """
+    singles = [(str(unit_name(each, ".")), "one skipped", "p_holm", each) for each in result["blocks"]]
+    pairs = [
+        (" and ".join(result["units"][unit] for unit in each["removed"]), "a pair skipped", "drop_p_holm", each)
+        for each in result["pairs"]
+        if "agreement" in each
+    ]
+    return [
+        AgainstFull(
+            f"without {name}",
+            group,
+            each["quality"]["drop"],
+            each["quality"]["drop_ci"],
+            differs(each["quality"][p_value], result["confidence"]),
+            each.get("agreement"),
+        )
+        for name, group, p_value, each in [*singles, *pairs]
+    ]
 
 
 def _is_measured(result: Mapping[str, Any], unit: int) -> bool:
