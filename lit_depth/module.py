@@ -81,7 +81,7 @@ class DepthModule(LightningModule):
         max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
             about the memory of the weights once more.
         granularity: What one unit of a mask switches: a ``block``, or with ``sublayer`` its attention (unit 2i of
-            block i) or its MLP (unit 2i + 1). Masks of sublayers are answered one after another.
+            block i) or its MLP (unit 2i + 1).
         phase: Forwards that a mask applies to: ``both``, ``decode`` (the prompt runs through all blocks) or
             ``prefill`` (as ``both``, because a skipped prompt leaves nothing to decode on, unless
             ``decode_without_prompt``). Masks of ``decode`` are answered one after another.

@@ -99,7 +99,7 @@ def test_search_over_sublayers(checkpoint, tmp_path, capsys):
             assert ablation["reference_logprob"] == pytest.approx(float(logprobs.mean()), abs=5e-6)
             assert ablation["score"] == pytest.approx(float(logprobs.exp().mean()), abs=5e-6)
     totals = result["totals"]
-    assert totals["block_forwards"] == totals["sequential_block_forwards"]  # halves share nothing
+    assert 0 < totals["block_forwards"] < totals["sequential_block_forwards"]  # halves share what stands before them
 
 
 @pytest.mark.slow

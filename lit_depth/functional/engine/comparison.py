@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ from lit_depth.functional.inputs import (
 )
 from lit_depth.functional.lens import LensReading, read_answers
 from lit_depth.functional.masking.skip import masked
-from lit_depth.functional.masks import MaskSet, Tokens
+from lit_depth.functional.masks import MaskSet
 
 # kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
 # as the model lives
@@ -201,17 +202,24 @@ class Comparison(NamedTuple):
         return same_beyond(model, self.decoded, logits, known.to(logits.device), self.probe.inside)
 
 
+def under(model: nn.Module, masks: MaskSet, index: int, path: str | None) -> AbstractContextManager[nn.Module]:
+    """`masked` by one mask of a set."""
+    how: dict[str, Any] = {"granularity": masks.granularity, "tokens": masks.kinds[index]}
+    return masked(model, masks[index], blocks=path, **how)
+
+
 def compare(
-    model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str, tokens: Tokens = "all"
+    model: nn.Module, request: Request, masks: MaskSet, index: int, path: str | None, how: str
 ) -> Comparison | None:
-    """What to compare the engine with; None where a request of this kind was answered before."""
+    """What to compare the engine with under a mask; None where a request of this kind was answered before."""
     inputs, ids, in_phases = request.inputs, request.one_for_each(), request.rows is not None
     probe = probe_of(model, inputs, request.max_new_tokens)
     of_answer = None if ids is None else probe_of(model, inputs, longest_answer(ids))
-    kind = how, tokens, probe.kind, of_answer and (of_answer.kind, of_answer.beyond, in_phases)
+    masking = masks.granularity, masks.kinds[index]
+    kind = how, masking, probe.kind, of_answer and (of_answer.kind, of_answer.beyond, in_phases)
     if _DRIVEN.get(model, {}).get(kind, -1) >= probe.beyond:
         return None
-    with masked(model, mask, blocks=path, tokens=tokens):
+    with under(model, masks, index, path):
         longest = max(1, request.max_new_tokens)
         steps = plain_steps(model, inputs, longest, request.eos, request.pad, max(1, probe.length))
         found = Comparison(kind, probe, steps, torch.full_like(steps.logits, torch.nan))

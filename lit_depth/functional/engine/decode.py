@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, StoppingCriteriaList
 
-from lit_depth.functional.engine.comparison import Comparison, Request, compare
+from lit_depth.functional.engine.comparison import Comparison, Request, compare, under
 from lit_depth.functional.engine.decoding_configuration import PreparedPrompt, generating_model, inside_generate
 from lit_depth.functional.engine.drivers import Front, RowDriver, TrieDriver, driven
 from lit_depth.functional.engine.greedy_tokens import (
@@ -66,10 +66,9 @@ def answer_in_chunks(
     # a family's own `generate` may not do without the image
     is_plain = type(generating_model(model)).generate is GenerationMixin.generate
     waiting = full_first(plan_chunks(model, request, masks, max_rows), full)
-    # of the first chunk, a mask of image tokens where there is one: the engine has more to do for it
-    waiting[0].sort(key=lambda index: masks.kinds[index] == "all" or bool(masks[index].all()))
-    first = waiting[0][0]
-    check = compare(model, request, masks[first], path, "masks together", masks.kinds[first])
+    # of the first chunk, a mask that skips more than whole blocks where there is one: the engine has more to do for it
+    waiting[0].sort(key=lambda index: not asks_for_more(masks, index))
+    check = compare(model, request, masks, waiting[0][0], path, "masks together")
     while waiting:
         chunk = waiting.pop(0)
         try:
@@ -94,6 +93,12 @@ def answer_in_chunks(
     return tokens, logprobs
 
 
+def asks_for_more(masks: MaskSet, index: int) -> bool:
+    """Whether a mask skips something else than whole blocks."""
+    is_other = masks.granularity == "sublayer" or masks.kinds[index] != "all"
+    return is_other and not bool(masks[index].all())
+
+
 def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: int | None) -> list[list[int]]:
     """Indices of the masks that are answered together."""
     if max_rows is not None:
@@ -105,9 +110,9 @@ def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: in
         widest = max(request.answer_length, request.acceptance)
         read = torch.empty(0, widest) if request.acceptance else request.answer_ids
         row = partial(bytes_per_row, model, request.inputs, on_cache, read)
-        costs = [request.num_rows * row(count) for count in masks.runs.sum(1).tolist()]
+        costs = [request.num_rows * row(count) for count in masks.attends.sum(1).tolist()]
         if (lens := request.lens_of(masks)) is not None:  # logits behind every block
-            costs[lens] += masks.num_units * request.num_rows * logits_bytes(model, request.answer_ids)
+            costs[lens] += masks.attends.shape[1] * request.num_rows * logits_bytes(model, request.answer_ids)
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
 
@@ -133,14 +138,14 @@ def _answer_chunk(
     way: Way = "steps"
     answer_ids = request.one_for_each()
     if answer_ids is not None:
-        with masked(model, masks[0], blocks=path, tokens=masks.kinds[0]):
+        with under(model, masks, 0, path):
             way = scoring_way(model, request.inputs, answer_ids, request.pad, request.rows is not None)
     inputs = request.inputs
     way_of_own: Way = "steps"
     if request.acceptance > 1:
         # whatever the tokens are, they are read alike
         some = inputs["input_ids"][:, -1:].expand(-1, request.acceptance - 1)
-        with masked(model, masks[0], blocks=path, tokens=masks.kinds[0]):
+        with under(model, masks, 0, path):
             way_of_own = scoring_way(model, inputs, some, request.pad, in_phases=True)
     if front is not None:
         # pixels are needed once: the front has the embeddings that they went into; sizes and places tell positions
@@ -182,7 +187,7 @@ def _answer_prompt(
     driver.check_logits(logits)
     logits, behind = logits[:num_rows], logits[num_rows:]
     if cache is not None:
-        cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
+        cache.advance([bool(level.run) for level in trie.levels[:: masks.units_per_block]], length, prompt.length)
     deal = partial(deal_out, prompt, masks, trie, cache, again=request.acceptance > 1)
     rows = None
     if answers is not None and not whole:
@@ -255,7 +260,7 @@ def answer_rows(model: nn.Module, request: Request, masks: MaskSet, blocks: nn.M
     Raises:
         CannotDriveError: The engine cannot answer the batch, or gives other answers than the model.
     """
-    check = compare(model, request, masks[0], path, "one mask per row")
+    check = compare(model, request, masks, 0, path, "one mask per row")
     if check is not None:  # its mask is that of the first row alone
         steps = Steps(*(part[:1] for part in check.steps))
         check = check._replace(steps=steps, decoded=check.decoded[:1])
@@ -264,7 +269,8 @@ def answer_rows(model: nn.Module, request: Request, masks: MaskSet, blocks: nn.M
         prompt.check_processors()
         cache = RowCache(len(blocks), prompt.length + request.max_new_tokens)
         prompt = prompt.with_cache(cache)
-        driver = RowDriver(masks.bits.to(prompt.ids.device), shape=(len(masks), prompt.length))
+        shape = len(masks), prompt.length
+        driver = RowDriver(masks.runs.to(prompt.ids.device), shape, masks.units_per_block)
         with driven(blocks, driver.make_forward):
             logits = prompt.forward().logits[:, -1]
         cache.advance(driver.ran, prompt.length)

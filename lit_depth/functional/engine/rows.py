@@ -127,11 +127,12 @@ def deal_out(
     """
     assert cache is not None
     of_mask, of_sample = chosen // len(prompt.ids), chosen % len(prompt.ids)
-    for block_idx, layer in enumerate(cache.layers):
-        places = trie.places[of_mask, block_idx]
+    for layer, of_masks in zip(cache.layers, trie.places[:, :: masks.units_per_block].T):
+        places = of_masks[of_mask]
         layer.assign((places * len(prompt.ids) + of_sample)[places >= 0], again)  # type: ignore[union-attr]
     device = prompt.ids.device
-    return Rows(prompt.for_decoding(of_sample.to(device)), RowDriver(masks.runs[of_mask].to(device)), cache)
+    driver = RowDriver(masks.runs[of_mask].to(device), per_block=masks.units_per_block)
+    return Rows(prompt.for_decoding(of_sample.to(device)), driver, cache)
 
 
 def first_tokens(

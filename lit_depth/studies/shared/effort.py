@@ -59,12 +59,12 @@ class Effort:
 def block_forwards(model: DepthModule, masks: MaskSet) -> tuple[int, int]:
     """Block forwards on a prompt of one mask after another, and of the pass that answers all of them.
 
-    The two are the same where the masks are answered one after another: masks of halves of blocks, of one phase or of
-    dropped image tokens, and models that the engine cannot drive.
+    Where masks switch sublayers, forwards of half a block. The two are the same where the masks are answered one after
+    another: masks of one phase or of dropped image tokens, and models that the engine cannot drive.
     """
     tokens = TOKENS_OF[model.hparams["skip_tokens"]]
     trie = MaskTrie(MaskSet.of(masks, tokens=tokens))
-    alone = model.hparams["granularity"] != "block" or model.hparams["phase"] != "both" or tokens == "visual_drop"
+    alone = model.hparams["phase"] != "both" or tokens == "visual_drop"
     if alone or check_drivable(model.model, find_blocks(model.model, model.hparams["blocks"])) is not None:
         return trie.sequential_block_forwards, trie.sequential_block_forwards
     return trie.sequential_block_forwards, trie.block_forwards

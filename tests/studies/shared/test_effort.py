@@ -29,7 +29,14 @@ def test_forwards_are_one_per_distinct_active_prefix(model):
     assert block_forwards(holder(model), MASKS) == (29, distinct) and distinct == 16
 
 
-@pytest.mark.parametrize("options", [{"granularity": "sublayer"}, {"phase": "decode"}])
+def test_halves_share_what_stands_before_them(model):
+    """Skips of the attention of block 0 and of the last MLP, and the full model: 32 halves, of which one is shared."""
+    bits = [[False, *[True] * 31], [*[True] * 31, False], [True] * 32]
+    masks = MaskSet.of(bits, granularity="sublayer")
+    assert block_forwards(holder(model, granularity="sublayer"), masks) == (31 + 31 + 32, 31 + 32)
+
+
+@pytest.mark.parametrize("options", [{"phase": "decode"}])
 def test_masks_that_share_nothing_save_nothing(model, options):
     alone, together = block_forwards(holder(model, **options), MASKS)
     assert alone == together
