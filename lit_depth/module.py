@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
 
 from lit_depth.callbacks.mask_sweep import overflow
 from lit_depth.functional import find_blocks
@@ -446,6 +445,9 @@ def adamw(
     module: LightningModule, learning_rate: float, betas: tuple[float, float], weight_decay: float, warmup_steps: int
 ) -> OptimizerLRScheduler:
     """AdamW over the training that a module is in: linear warm-up, then cosine decay to zero."""
+    # brings peft and the rest of transformers' own training, which only a training needs
+    from transformers import get_cosine_schedule_with_warmup
+
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
     steps = int(module.trainer.estimated_stepping_batches)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, steps)

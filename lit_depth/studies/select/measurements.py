@@ -12,7 +12,6 @@ from lit_depth.module import DepthModule
 from lit_depth.results.reading import read_object
 from lit_depth.studies.select.analysis import Option, order_by_importance
 from lit_depth.studies.select.arguments import SelectArguments
-from lit_depth.studies.shared.comparison_schema import validate_comparison
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.identity import check_same_model, model_arguments
@@ -96,6 +95,8 @@ def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option]
     Raises:
         ValueError: If the file cannot be read, or is of another task or number of blocks.
     """
+    from lit_depth.studies.shared.comparison_schema import validate_comparison  # pydantic, for this file alone
+
     try:
         content = validate_comparison(read_object(path))
     except ValueError as error:
