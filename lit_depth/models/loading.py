@@ -36,6 +36,7 @@ from lit_depth.models.quantization import (
     on_loading,
     stored_method,
 )
+from lit_depth.models.tensor_parallel import TpPlan, check_alone, split_over_processes
 from lit_depth.models.vision_tower import attend_both_ways
 from lit_depth.models.weight_files import entries_of
 
@@ -66,6 +67,7 @@ def load_checkpoint(
     dtype: str = "auto",
     quantization: Quantization = "none",
     device_map: str | Mapping[str, int | str] | None = None,
+    tp_plan: TpPlan | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     processor_kwargs: Mapping[str, Any] | None = None,
@@ -83,6 +85,9 @@ def load_checkpoint(
         device_map: Where parts of the model go: ``"auto"`` (what fits on the GPUs, the rest in memory and on the disk),
             a device, or devices by the names of modules; None = to this process's GPU if weights are quantised, and
             else wherever the caller moves the model.
+        tp_plan: Split the weights over all processes that torchrun has started: ``"auto"`` by the family's own plan, or
+            rules by names of modules beside it (see `lit_depth.models.tensor_parallel.split_over_processes`); None =
+            each process loads all.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``...; None = the model's default.
         trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
         processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
@@ -94,7 +99,7 @@ def load_checkpoint(
         ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones; if its
             processor takes no images although its model does, or does not know one of ``processor_kwargs``; if weights
             are quantised by what cannot run here, or by nobody knows what; if the model has no experts, or fewer, or
-            its processor no number of crops.
+            its processor no number of crops; if its weights cannot be split so.
     """
     if dtype not in DTYPES:
         raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -103,6 +108,13 @@ def load_checkpoint(
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
     set_experts_per_token(config, experts_per_token)
+    split = None
+    if tp_plan is not None:
+        is_quantized = quantization != "none" or stored_method(config) is not None
+        check_alone(tp_plan, device_map=device_map, quantization=is_quantized or None)
+        with _loading(source), torch.device("meta"):
+            outline = auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+        split = split_over_processes(outline, tp_plan)
     if device_map is None and (quantization != "none" or stored_method(config)) and torch.cuda.is_available():
         device_map = {"": int(os.environ.get("LOCAL_RANK", 0))}
     check_devices(device_map)
@@ -119,6 +131,7 @@ def load_checkpoint(
             # None would take the place of the checkpoint's own
             **({} if quantization == "none" else {"quantization_config": quantize}),
             device_map=device_map,
+            **({} if split is None else {"distributed_config": split}),
             use_safetensors=True,  # never a pickle
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name

@@ -20,7 +20,7 @@ from lit_depth.results.store import MANIFEST, current_versions
 
 # arguments of the model that change an answer; the others are about training or speed
 _MODEL_ARGUMENTS = (
-    *("checkpoint", "revision", "dtype", "quantization", "attn_implementation"),
+    *("checkpoint", "revision", "dtype", "quantization", "tp_plan", "attn_implementation"),
     *("blocks", "granularity", "phase", "decode_without_prompt", "skip_tokens"),
     *("processor_kwargs", "experts_per_token", "max_crops", "chat_template_kwargs", "answer_after"),
 )
