@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 from transformers.distributed import DistributedConfig
 from transformers.distributed.tensor_parallel import get_kv_heads_per_rank
+
+from lit_depth.models.whole_weights import OnWhole
 
 TpPlan = Literal["auto"] | Mapping[str, str]
 # what torchrun tells each of its processes
@@ -46,8 +51,26 @@ def split_over_processes(model: nn.Module, tp_plan: TpPlan) -> DistributedConfig
             f"--model.tp_plan {tp_plan}: expected rules for the blocks of {type(model).__name__}, and transformers has "
             "none: give rules by names of modules, or --model.device_map"
         )
+    _check_conversion(model, of_blocks)
     _check_heads(model.config.get_text_config(decoder=True), of_blocks, processes)  # type: ignore[union-attr,operator]
     return DistributedConfig(tp_plan=tp_plan if tp_plan == "auto" else dict(tp_plan))
+
+
+def _check_conversion(model: nn.Module, plan: Mapping[str, str]) -> None:
+    """Refuse weights that stand in one tensor of the files and are split behind that: a process would read other rows.
+
+    transformers reads of such a tensor the share that its first part's plan names, without an error.
+    """
+    split = {name.rpartition(".")[2] for name in plan}
+    for each in get_model_conversion_mapping(model):
+        if not isinstance(each, WeightConverter) or len(each.target_patterns) == 1:
+            continue
+        parts = {re.split(r"\W+", target.removesuffix(".weight").rstrip("$"))[-1] for target in each.target_patterns}
+        if parts & split and not isinstance(each.operations[0], OnWhole):
+            raise ValueError(
+                f"--model.tp_plan: expected files in which {' and '.join(sorted(parts))} of {type(model).__name__} stand "
+                "alone, and transformers may read them from one tensor, of which it would take the wrong rows"
+            )
 
 
 def _check_heads(config: PretrainedConfig, plan: Mapping[str, str], processes: int) -> None:
