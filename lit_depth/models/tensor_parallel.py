@@ -104,9 +104,7 @@ def check_alone(tp_plan: Any, **others: Any) -> None:
     """
     given = [f"--model.{name}" for name, value in others.items() if value is not None]
     if tp_plan is not None and given:
-        raise ValueError(
-            f"--model.tp_plan splits unquantised weights over processes: leave out {' and '.join(given)}"
-        )
+        raise ValueError(f"--model.tp_plan splits unquantised weights over processes: leave out {' and '.join(given)}")
 
 
 def leave_weights(module: nn.Module) -> None:
