@@ -1,4 +1,4 @@
-"""Models whose weights are split over processes by transformers' tensor parallelism: which can be, and over how many."""
+"""Weights that are split over processes by transformers' tensor parallelism: of which models, over how many."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -68,8 +67,8 @@ def _check_conversion(model: nn.Module, plan: Mapping[str, str]) -> None:
         parts = {re.split(r"\W+", target.removesuffix(".weight").rstrip("$"))[-1] for target in each.target_patterns}
         if parts & split and not isinstance(each.operations[0], OnWhole):
             raise ValueError(
-                f"--model.tp_plan: expected files in which {' and '.join(sorted(parts))} of {type(model).__name__} stand "
-                "alone, and transformers may read them from one tensor, of which it would take the wrong rows"
+                f"--model.tp_plan: expected files in which {' and '.join(sorted(parts))} of {type(model).__name__} "
+                "stand alone, and transformers may read them from one tensor, of which it would take the wrong rows"
             )
 
 

@@ -1,4 +1,4 @@
-"""Weights of one process are whole; those of several are tested by what models make of them (models/tensor_parallel)."""
+"""Weights of one process are whole; those of several are in models/test_tensor_parallel."""
 
 from __future__ import annotations
 
