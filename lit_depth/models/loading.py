@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from lit_depth.models.quantization import (
     check_method,
     check_placed,
     check_stored,
+    new_offload_folder,
     on_loading,
     stored_method,
 )
@@ -67,6 +69,7 @@ def load_checkpoint(
     dtype: str = "auto",
     quantization: Quantization = "none",
     device_map: str | Mapping[str, int | str] | None = None,
+    offload_folder: str | None = None,
     tp_plan: TpPlan | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -85,6 +88,8 @@ def load_checkpoint(
         device_map: Where parts of the model go: ``"auto"`` (what fits on the GPUs, the rest in memory and on the disk),
             a device, or devices by the names of modules; None = to this process's GPU if weights are quantised, and
             else wherever the caller moves the model.
+        offload_folder: With ``device_map``: where a folder is made for weights on the disk that the model holds in
+            another form than its files (experts, fused weights); it goes with the model.
         tp_plan: Split the weights over all processes that torchrun has started: ``"auto"`` by the family's own plan, or
             rules by names of modules beside it (see `lit_depth.models.tensor_parallel.split_over_processes`); None =
             each process loads all.
@@ -118,6 +123,7 @@ def load_checkpoint(
     if device_map is None and (quantization != "none" or stored_method(config)) and torch.cuda.is_available():
         device_map = {"": int(os.environ.get("LOCAL_RANK", 0))}
     check_devices(device_map)
+    resaved = None if offload_folder is None else new_offload_folder(offload_folder, device_map)
     check_method(source, config, quantization, device_map)
     numbers: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     quantize = on_loading(quantization, _computing(numbers, config))
@@ -131,6 +137,7 @@ def load_checkpoint(
             # None would take the place of the checkpoint's own
             **({} if quantization == "none" else {"quantization_config": quantize}),
             device_map=device_map,
+            **({} if resaved is None else {"offload_folder": resaved.name}),
             **({} if split is None else {"distributed_config": split}),
             use_safetensors=True,  # never a pickle
             output_loading_info=True,
@@ -140,6 +147,8 @@ def load_checkpoint(
         if stored_method(config) is None and not Path(source).is_dir():  # downloaded by now
             check_stored(Path(str(cached_file(source, CONFIG_NAME, revision=revision))).parent)
         processor = _load_processor(config, source, processor_kwargs or {}, max_crops, common)
+    if resaved is not None:
+        weakref.finalize(model, resaved.cleanup)
     _check_report(source, report)
     check_placed(model, device_map)
     _set_attention(model, attn_implementation)

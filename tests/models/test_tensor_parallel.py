@@ -33,8 +33,9 @@ def check_families(names: tuple[str, ...], root: Path) -> None:
         assert 0.5 <= found["held"] < 0.75, name  # norms and routers are whole
         assert found["logits"] < TOLERANCE, name
         for kind in ("blocks", "halves", "decode"):
-            assert found[kind]["tokens"] == 0, (name, kind)
-            assert found[kind]["logprobs"] < TOLERANCE, (name, kind)
+            assert "refused" not in found[kind] or (kind == "halves" and name not in SAMPLED), (name, found[kind])
+            assert found[kind].get("tokens", 0) == 0, (name, kind)
+            assert found[kind].get("logprobs", 0) < TOLERANCE, (name, kind)
         assert found["rows"] == 0, name
         # the engine drives what it drives in one process
         assert not found["warned"], (name, found["warned"])
