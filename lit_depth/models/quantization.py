@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -151,6 +152,28 @@ def check_places(device_map: str | Mapping[str, Any] | None) -> list[Any]:
             f"names of modules, got {device_map!r}"
         )
     return wanted
+
+
+def new_offload_folder(
+    parent: str, device_map: str | Mapping[str, Any] | None
+) -> tempfile.TemporaryDirectory[str]:
+    """A new folder for weights on the disk, which goes with what is returned; two runs that share ``parent`` do not overwrite each other's.
+
+    Raises:
+        ValueError: If there is no ``device_map`` that could put weights there, or the folder cannot be made.
+    """
+    if device_map is None:
+        raise ValueError(
+            "--model.offload_folder is for weights that --model.device_map puts on the disk: give that too, or leave "
+            "it out"
+        )
+    try:
+        Path(parent).expanduser().mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="lit_depth_", dir=Path(parent).expanduser())
+    except OSError as error:
+        raise ValueError(
+            f"--model.offload_folder: expected a folder that can be written to, got {parent} ({error.strerror})"
+        ) from error
 
 
 def _is_place(place: Any) -> bool:

@@ -39,6 +39,7 @@ from lit_depth.functional.masking.image_tokens import image_token_mask
 from lit_depth.functional.masking.skip import masked
 from lit_depth.functional.masking.support import adds_between_blocks
 from lit_depth.functional.masks import MaskSet
+from lit_depth.functional.shards import holders_of
 
 # how many masks fitted the memory of a GPU, for as long as the model lives
 _MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -74,7 +75,8 @@ def answer_in_chunks(
         try:
             found = _answer_chunk(model, request, masks.take(chunk), blocks, path, front, check)
         except torch.OutOfMemoryError:
-            if len(chunk) == 1:
+            # processes that hold a model together cannot tell that one of them is out of memory
+            if len(chunk) == 1 or holders_of(model) > 1:
                 raise
             _MASKS_THAT_FIT[model] = fitted = max(1, len(chunk) // 2)
             waiting = full_first(_shorten([chunk, *waiting], fitted), None if request.own is not None else full)

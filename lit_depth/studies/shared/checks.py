@@ -42,7 +42,16 @@ def check_asks(datamodule: DepthDataModule, command: str) -> None:
 def check_one_process(trainer: Trainer, rule: str) -> None:
     """Raise ValueError, which begins with the rule, for several processes."""
     if trainer.world_size > 1:
-        raise ValueError(f"{rule}, got {trainer.world_size}: give --trainer.devices 1")
+        raise ValueError(f"{rule}, got {trainer.world_size}: give --trainer.devices 1, without torchrun")
+
+
+def check_times_requests(model: DepthModule, num_requests: int) -> None:
+    """Raise ValueError where requests are to be timed by one process, and several hold the model together."""
+    if model.is_split and num_requests:
+        raise ValueError(
+            "latencies are measured by one process, and with --model.tp_plan none holds the whole model: give "
+            "--num_requests 0"
+        )
 
 
 def check_shares(confidence: float, max_bad_samples: float) -> None:

@@ -116,6 +116,7 @@ def open_run(
             "--model.dtype loads the weights in another number format"
         )
     check_executor(trainer, model)
+    model.check_processes(trainer)
     folder = Path(output_dir) / command / name
     constant = command not in ("latency", "tokens") and scores
     now = partial(identify, trainer, model, datamodule, splits, arguments, constant)
@@ -123,6 +124,8 @@ def open_run(
     with given_back(model, datamodule), ExitStack() as held:
         datamodule.attach(model)
         datamodule.check_asked(splits)
+        if model.is_split:  # all processes together tell which weights they hold
+            now = partial(dict, now())
 
         # the other processes of a distributed run work under the first one's lock
         def claim() -> None:
