@@ -22,7 +22,7 @@ def check_all_tokens(model: DepthModule, what: str) -> None:
     if given != "all":
         raise ValueError(
             f"{what} takes blocks that all tokens skip: leave out --model.skip_tokens {given}, which compare, "
-            "importance, consistency, search, select and latency know"
+            "importance, consistency, interactions, search, select, latency and answers know"
         )
 
 
