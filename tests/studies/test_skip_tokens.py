@@ -59,7 +59,10 @@ def test_importance_for_image_tokens(checkpoint, tmp_path, capsys):
         (["compare", "--model.phase", "decode", *IMAGE], "expected granularity='block' and phase='both'"),
         (["tokens", *IMAGE], "tokens takes blocks that all tokens skip"),
         (["latency", "--plan", "true", *IMAGE], "--plan takes blocks that all tokens skip"),
-        (["importance", "--data.drop_images", "true", *IMAGE], "expected prompts with images for --model.skip_tokens"),
+        (
+            ["importance", "--data.drop_images", "true", *IMAGE],
+            "expected questions about images for --model.skip_tokens",
+        ),
         (["compare", "--model.granularity", "sublayer", *IMAGE], "expected granularity='block' and phase='both'"),
         (["compare", "--model.skip_tokens", "vision"], "expected all, image or image_drop, got 'vision'"),
     ],
@@ -67,6 +70,15 @@ def test_importance_for_image_tokens(checkpoint, tmp_path, capsys):
 def test_refused(arguments, message, checkpoint, tmp_path, capsys):
     assert run([*arguments, "--model.checkpoint", checkpoint, "--output_dir", tmp_path]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_questions_without_images_are_refused(checkpoint, tmp_path, capsys):
+    table = tmp_path / "words.jsonl"
+    table.write_text("".join(json.dumps({"question": f"{n}?", "answer": "yes"}) + "\n" for n in range(8)))
+    common = ["importance", "--data.path", table, "--model.checkpoint", checkpoint, "--output_dir", tmp_path]
+    assert run([*common, *IMAGE]) == 2
+    told = capsys.readouterr().err
+    assert "has none: no block would be skipped" in told and "Traceback" not in told
 
 
 @pytest.mark.slow
