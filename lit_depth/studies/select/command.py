@@ -93,7 +93,7 @@ def select(
     from lit_depth.studies.select.lossless import Lossless
     from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
-    from lit_depth.studies.shared.checks import check_asks, check_one_task, check_whole_blocks
+    from lit_depth.studies.shared.checks import check_all_tokens, check_asks, check_one_task, check_whole_blocks
     from lit_depth.studies.shared.importance_scores import describe_nouns
     from lit_depth.studies.shared.mask_flops import count_flops
     from lit_depth.studies.shared.mask_grid import check_plan
@@ -104,6 +104,8 @@ def select(
     check_whole_blocks(model, "select")
     if lossless and model.hparams["decode_without_prompt"]:
         raise ValueError("expected no --model.decode_without_prompt with --lossless true: a draft needs its prompt")
+    if lossless:
+        check_all_tokens(model, "--lossless true")
     arguments = SelectArguments(
         budget_ms=budget_ms,
         complexity=complexity,

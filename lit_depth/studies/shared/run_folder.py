@@ -23,6 +23,7 @@ from lit_depth.results.store import (
     write_manifest,
 )
 from lit_depth.results.terminal import remark
+from lit_depth.studies.shared.checks import check_has_images
 from lit_depth.studies.shared.effort import Effort
 from lit_depth.studies.shared.fleet import check_executor
 from lit_depth.studies.shared.identity import identify, read_manifest, refuse_other_run, run_id
@@ -94,11 +95,6 @@ def open_run(
         raise ValueError(
             f"{command} chooses the blocks of every answer itself: leave the BlockMask out of --trainer.callbacks"
         )
-    if datamodule.drop_images and model.hparams["skip_tokens"] != "all":
-        raise ValueError(
-            f"expected prompts with images for --model.skip_tokens {model.hparams['skip_tokens']}, got "
-            "--data.drop_images true; leave one of them out"
-        )
     if scores and any(task.metric == AGREEMENT for task in datamodule.tasks):
         raise ValueError(
             f"{command} scores answers: expected right ones (--data.columns.answer NAME) and another "
@@ -124,6 +120,7 @@ def open_run(
     with given_back(model, datamodule), ExitStack() as held:
         datamodule.attach(model)
         datamodule.check_asked(splits)
+        check_has_images(model, datamodule, splits)
         if model.is_split:  # all processes together tell which weights they hold
             now = partial(dict, now())
 

@@ -56,10 +56,11 @@ def test_the_mean_over_costs_is_that_of_a_fine_grid():
 
 def test_the_best_of_many_equal_masks_gains_nothing():
     generator = np.random.default_rng(1)
-    costs, half = np.full(30, 0.5), np.arange(400) % 2 == 0
-    scores = generator.normal(size=(30, 400))
-    naive = scores.mean(axis=1).max()
-    assert naive > 0.08 and abs(quality_at_cost(costs, scores, half, 0.5).mean()) < 0.08
+    costs, half = np.full(30, 0.5), np.arange(100) % 2 == 0
+    draws = [generator.normal(size=(30, 100)) for _ in range(20)]
+    naive = [scores.mean(axis=1).max() for scores in draws]
+    honest = [quality_at_cost(costs, scores, half, 0.5).mean() for scores in draws]
+    assert np.mean(naive) > 0.15 and abs(np.mean(honest)) < 0.07
 
 
 def test_images_are_cut_in_halves_and_not_their_questions():
