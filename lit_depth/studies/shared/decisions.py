@@ -103,7 +103,9 @@ def describe_best(found: Winner, names: Sequence[str]) -> dict[str, Any]:
 
     ``found`` is of differences to the full model, which are drops with the other sign.
     """
-    as_chosen, corrected = (Interval(-each[0], -each[2], -each[1]) for each in (found.naive, found.corrected))
+    as_chosen, corrected = (
+        Interval(0.0 - each[0], 0.0 - each[2], 0.0 - each[1]) for each in (found.naive, found.corrected)
+    )
     return {
         "mask_id": names[found.row],
         "num_options": len(names),
