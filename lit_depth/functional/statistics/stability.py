@@ -11,13 +11,16 @@ truth is known.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from lit_depth.functional.arguments import check_share
-from lit_depth.functional.statistics.clusters import ClusterSums, Floats, Labels, sum_clusters
+from lit_depth.functional.arguments import check_least, check_share, checked
+from lit_depth.functional.statistics.clusters import ClusterSums, Floats, Labels, as_numbers, sum_clusters
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 Rule = Callable[[Floats], NDArray[np.bool_]]
 
@@ -69,12 +72,17 @@ class PlausibleMeans(NamedTuple):
         return np.rint(found / unit) * unit if unit else found
 
 
+@checked
 def least(count: int) -> Rule:
     """The rule that chooses the ``count`` rows of the smallest means; of equal ones the first.
 
     >>> least(2)(np.array([[0.3, 0.1, 0.2, 0.1]])).tolist()
     [[False, True, False, True]]
+
+    Raises:
+        ValueError: On a count below 1.
     """
+    check_least(1, count=count)
 
     def choose(means: Floats) -> NDArray[np.bool_]:
         order = np.argsort(means, axis=1, kind="stable")[:, :count]
@@ -85,6 +93,7 @@ def least(count: int) -> Rule:
     return choose
 
 
+@checked
 def best_of(members: ArrayLike) -> Rule:
     """The rule that takes the row of the largest mean, of equal ones the first, and chooses its members.
 
@@ -93,11 +102,17 @@ def best_of(members: ArrayLike) -> Rule:
 
     >>> best_of([[True, False], [False, True]])(np.array([[0.5, 0.5], [0.4, 0.6]])).tolist()
     [[True, False], [False, True]]
+
+    Raises:
+        ValueError: On a wrong shape.
     """
-    table = np.asarray(members, dtype=bool)
+    table = as_numbers(bool, members=members)
+    if table.ndim != 2:
+        raise ValueError(f"expected members of shape [rows, num_blocks], got {list(table.shape)}")
     return lambda means: table[np.argmax(means, axis=1)]
 
 
+@checked
 def decision_stability(
     values: ArrayLike,
     rule: Rule,
@@ -130,7 +145,7 @@ def decision_stability(
         ([False, False, True], [0.0, 0.5, 0.5])
     """
     check_share(probability=probability)
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(float, values=values)
     sums = sum_clusters(array, clusters, tasks)
     generator = np.random.default_rng(seed)
     plausible = plausible_means(sums, lattice_unit(array) if tasks is None else 0.0, generator)

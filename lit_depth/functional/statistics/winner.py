@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from lit_depth.functional.arguments import check_share
-from lit_depth.functional.statistics.clusters import Floats, Labels, sum_clusters
+from lit_depth.functional.arguments import check_share, checked
+from lit_depth.functional.statistics.clusters import Floats, Labels, as_numbers, sum_clusters
 from lit_depth.functional.statistics.intervals import Interval, paired_intervals
 from lit_depth.functional.statistics.stability import plausible_means
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 # share of 1 - confidence that goes into finding the rows that might have been the best
 _RIVALS_SHARE = 0.1
@@ -32,6 +34,7 @@ class Winner(NamedTuple):
     num_rivals: int
 
 
+@checked
 def winner_interval(
     values: ArrayLike,
     clusters: Labels | None = None,
@@ -74,7 +77,7 @@ def winner_interval(
         -0.05, corrected -0.07
     """
     check_share(confidence=confidence)
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(float, values=values)
     sums = sum_clusters(array, clusters, tasks, score_range)
     row = int(np.argmax(sums.means))
     options = {"clusters": clusters, "score_range": score_range, "tasks": tasks, "seed": seed}

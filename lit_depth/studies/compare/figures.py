@@ -36,9 +36,10 @@ from lit_depth.results.style import (
     withheld_title,
 )
 from lit_depth.results.unit_names import active_blocks
-from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, differs, mark_strategy
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, differs, mark_strategy, refusal
 from lit_depth.studies.compare.used_importance import used_importance_figure
-from lit_depth.studies.shared.comparison_schema import Comparison, Effect, Latency, MaskResult, Strategy
+from lit_depth.studies.shared.comparison_schema import Comparison, Effect, Latency, MaskResult, Regret, Strategy
+from lit_depth.studies.shared.decision_views import decision_figures, mask_decisions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +63,19 @@ def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]
     )
     if comparison["importance"]["scores"]:
         figures[IMPORTANCE] = partial(used_importance_figure, comparison["importance"], comparison["confidence"])
+    figures |= decision_figures(
+        mask_decisions(comparison, refusal(comparison)),
+        {str(block): str(block) for block in range(comparison["num_blocks"])},
+        regrets(comparison),
+        comparison["confidence"],
+    )
     return {**figures, **{task_figure(task): partial(quality_figure, task) for task in comparison.get("tasks", ())}}
+
+
+def regrets(comparison: Comparison) -> Sequence[Regret]:
+    """What the choice of one task costs on another; nothing where one of them has no verdict."""
+    refused = any(refusal(task) for task in comparison.get("tasks", ()))
+    return [] if refused else comparison.get("regret", [])
 
 
 def against_full(comparison: Comparison) -> list[AgainstFull]:

@@ -37,11 +37,19 @@ from lit_depth.studies.compare.figures import (
     comparison_figures,
     drawn_in_place,
     limits,
+    regrets,
     task_figure,
 )
 from lit_depth.studies.compare.summary import summarize_policies
 from lit_depth.studies.compare.used_importance import used_importance_section
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
+from lit_depth.studies.shared.decision_views import (
+    DECISIONS,
+    MEAN_OF_SIZES,
+    REGRET,
+    mask_decision_section,
+    regret_section,
+)
 from lit_depth.studies.shared.importance_scores import SCORES
 from lit_depth.studies.shared.question_types import question_type_sections
 
@@ -60,12 +68,17 @@ COLUMNS = (
     *AGREEMENT_COLUMNS,
 )
 _STEP = "num_active_blocks"
+EXPLAIN_DECISIONS = (
+    "Of each size the best of all masks, whichever policy made it. It is chosen by the very samples that it is "
+    "reported on: what to quote of it is 'corrected', or its drop in a run on other samples."
+)
 
 
 def report(comparison: Comparison) -> Report:
     """The report of the content of ``m5_mask_strategy_comparison.json``."""
     figures, tasks = comparison_figures(comparison), comparison.get("tasks", [])
-    own = [name for name in figures if name not in [IMPORTANCE, AGREEMENT_FIGURE, *map(task_figure, tasks)]]
+    elsewhere = [IMPORTANCE, AGREEMENT_FIGURE, DECISIONS, REGRET, *map(task_figure, tasks)]
+    own = [name for name in figures if name not in elsewhere]
     scores = comparison["importance"]["scores"]
     return Report(
         title=f"Depth-mask policies on {comparison['task']}",
@@ -74,6 +87,7 @@ def report(comparison: Comparison) -> Report:
             *_answers(comparison),
             *used_importance_section(comparison["importance"], IMPORTANCE),
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
+            *_decisions(comparison, list(figures)),
             *_agreement(comparison, figures),
             *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
@@ -93,6 +107,14 @@ def report(comparison: Comparison) -> Report:
         masks=_masks(comparison),
         metadata={key: comparison[key] for key in ("task", "metric", "num_samples")},
     )
+
+
+def _decisions(comparison: Comparison, figures: Sequence[str]) -> list[Section]:
+    units = {str(block): str(block) for block in range(comparison["num_blocks"])}
+    return [
+        *mask_decision_section(comparison, refusal(comparison), units, EXPLAIN_DECISIONS, figures),
+        *regret_section(regrets(comparison), MEAN_OF_SIZES, figures, cluster_noun(comparison)),
+    ]
 
 
 def _agreement(comparison: Comparison, figures: Collection[str]) -> list[Section]:

@@ -35,6 +35,7 @@ from lit_depth.studies.importance.figures import (
 from lit_depth.studies.importance.lens_by_block import half_settled
 from lit_depth.studies.shared.block_ranks import MOST_TASKS
 from lit_depth.studies.shared.decision_views import (
+    BEST_SINGLE,
     decision_figures,
     decision_section,
     decision_units,
@@ -50,7 +51,6 @@ HEADERS = (
     *("drop", "interval", "p (Holm)", "rank", "may be"),
     *("log-prob drop", "interval", "p (Holm)", "rank", "may be", "skip"),
 )
-BEST_SINGLE = "the least important block of all measured"
 MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)", "verdict")
 _LIMITS = ("drop", "drop_ci_low", "drop_ci_high", "drop_simultaneous_ci_low", "drop_simultaneous_ci_high")
 # of the tables that loggers keep

@@ -85,6 +85,13 @@ class ScoreCache:
         found[:, :, self._is_bad[places]] = np.nan
         return MaskScores(*found)
 
+    def recorded(self, names: Sequence[str]) -> MaskScores:
+        """Scores ``[masks, samples]`` by mask id, of every sample; NaN where none was asked for, or a sample is bad."""
+        nothing = np.full((2, self.num_samples), np.nan)
+        found = np.stack([self._scores.get(name, nothing) for name in names], axis=1)
+        found[:, :, self._is_bad] = np.nan
+        return MaskScores(*found)
+
     def _evaluate(self, masks: Tensor, positions: tuple[int, ...], text: str) -> None:
         self._num_rounds += 1
         folder = self.folder / f"round_{self._num_rounds:04d}"

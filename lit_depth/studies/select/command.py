@@ -90,6 +90,7 @@ def select(
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.select import analysis
     from lit_depth.studies.select.arguments import DEFAULT_POLICIES, SelectArguments
+    from lit_depth.studies.select.budget_decisions import decide
     from lit_depth.studies.select.lossless import Lossless
     from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
@@ -138,7 +139,7 @@ def select(
     measured = {**arguments.measured(), **plan, **settings}
     splits = ["calibration", "validation"]
     with open_run(trainer, model, datamodule, splits, measured, output_dir, "select", name, max_bad_samples) as run:
-        options, beside = find_options(run, arguments, earlier, names, counts)
+        options, beside, scores = find_options(run, arguments, earlier, names, counts)
         if not trainer.is_global_zero:
             return {}
         clock = Clock(run, new_tokens, settings["threads"])
@@ -164,6 +165,7 @@ def select(
         if budget_ms is not None and refusal(result) is None:
             again = partial(clock.time, split="validation", num_requests=num_checks)
             result |= analysis.choose(result, arguments, again)
+        result |= decide(result, options, scores, arguments)
         if lossless:
             longest = min(max_draft, new_tokens - 2)
             drafts = Lossless(run, new_tokens, settings["threads"], num_requests, num_checks, longest, confidence)

@@ -19,7 +19,7 @@ from lit_depth.studies.shared.importance_scores import measure_mean, read_import
 from lit_depth.studies.shared.mask_grid import PlannedMask, needs_importance, plan_masks
 from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.run_folder import Run
-from lit_depth.studies.shared.scores import describe_masks
+from lit_depth.studies.shared.scores import Scores, describe_masks
 from lit_depth.studies.shared.time_masks import time_masks
 
 # what is kept of a mask; the last three are not in files of earlier versions
@@ -48,6 +48,13 @@ def quality_by_mask(
             if strategy["policy"] not in names:
                 names.append(strategy["policy"])
     return found
+
+
+class BySample(NamedTuple):
+    """Scores of the masks on the questions that the choice looks at, and on others."""
+
+    seen: Scores
+    unseen: Scores
 
 
 class Earlier(NamedTuple):
@@ -90,7 +97,7 @@ def read_earlier(
 def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option], dict[str, Any]]:
     """Masks of ``m5_mask_strategy_comparison.json``, chosen by the quality that it reports, and what stands beside.
 
-    That is its ``baseline``, and its ``readings`` if it has some.
+    That is its ``baseline``, and its ``readings`` and ``decisions`` if it has some.
 
     Raises:
         ValueError: If the file cannot be read, or is of another task or number of blocks.
@@ -110,8 +117,7 @@ def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option]
     # one split only: what is chosen by these numbers looks a little better in them than it is
     options = [Option(mask, names, entry, None) for mask, (names, entry) in found.items()]
     beside: dict[str, Any] = {"baseline": content.get("baseline")}
-    if "readings" in content:
-        beside["readings"] = content["readings"]
+    beside |= {key: content[key] for key in ("readings", "decisions", "undecided") if key in content}
     return options, beside
 
 
@@ -154,24 +160,26 @@ def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> di
 
 def find_options(
     run: Run, arguments: SelectArguments, earlier: Earlier, names: Sequence[str], counts: Sequence[int]
-) -> tuple[list[Option], dict[str, Any]]:
-    """The masks to choose among, and the result's ``baseline`` and ``readings``.
+) -> tuple[list[Option], dict[str, Any], BySample | None]:
+    """The masks to choose among, the result's ``baseline`` and ``readings``, and scores where they are measured now.
 
     The masks follow from importance alone, come from an earlier comparison, or from policies that are measured now.
     """
     scores, keep, num_blocks = earlier.importance, arguments.keep, run.model.num_blocks
     if arguments.estimate_depth:
         assert scores is not None
-        return order_by_importance(scores, num_blocks, keep), {"baseline": None}
+        return order_by_importance(scores, num_blocks, keep), {"baseline": None}, None
     if earlier.options is not None and earlier.beside is not None:
-        return earlier.options, earlier.beside
+        return earlier.options, earlier.beside, None
     if scores is None and needs_importance(names):
         scores, _ = measure_mean(run, arguments.confidence)
     plan = plan_masks(names, counts, num_blocks, scores, arguments.num_seeds, keep)
     return _measure_quality(run, plan, arguments.confidence)
 
 
-def _measure_quality(run: Run, plan: Sequence[PlannedMask], confidence: float) -> tuple[list[Option], dict[str, Any]]:
+def _measure_quality(
+    run: Run, plan: Sequence[PlannedMask], confidence: float
+) -> tuple[list[Option], dict[str, Any], BySample]:
     """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report."""
     masks = [planned.mask for planned in plan]
     # both in one run, so that a mask's quality is reported on questions that its choice did not see
@@ -181,7 +189,8 @@ def _measure_quality(run: Run, plan: Sequence[PlannedMask], confidence: float) -
     )
     options = [Option(mask, names, entry, expected[mask][1]) for mask, (names, entry) in chosen_by.items()]
     baseline = describe_baseline(unseen.scores, confidence)
-    return options, {"baseline": baseline, **describe_readings(unseen, confidence)}
+    beside = {"baseline": baseline, **describe_readings(unseen, confidence)}
+    return options, beside, BySample(seen.scores, unseen.scores)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from lit_depth.results.verdicts import (
 )
 from lit_depth.studies.select.figures import selection_chart, selection_figure
 from lit_depth.studies.select.lossless_views import FIGURE, lossless_figure, lossless_scalars, lossless_section
+from lit_depth.studies.shared.decision_views import decision_figures, mask_decision_section, mask_decisions
 
 HEADERS = (
     *("blocks", "policy", "time P50", "budget from", "FLOPs of full", "chosen by", "expected", "interval"),
@@ -31,6 +32,7 @@ HEADERS = (
 COLUMNS = ("mask_id", "num_active_blocks", "budget_ms", "quality")
 
 _STEP = "num_active_blocks"
+EXPLAIN_DECISIONS = "The best of all masks within the budget, and of each number of blocks."
 
 
 def report(result: Mapping[str, Any]) -> Report:
@@ -42,6 +44,8 @@ def report(result: Mapping[str, Any]) -> Report:
     drafts = [lossless_section(result)] if "lossless" in result else []
     if any(section.figures for section in drafts):
         figures[FIGURE] = partial(lossless_figure, result)
+    decided, units = mask_decisions(result, refusal(result)), {str(i): str(i) for i in range(result["num_blocks"])}
+    figures |= decision_figures(decided, units, [], result["confidence"])
     title = f"Scores that change against the drop, {result['task']}"
     changes = flips_figures(compared, title, result["confidence"])
     figures |= changes
@@ -53,6 +57,7 @@ def report(result: Mapping[str, Any]) -> Report:
             Section("Choice", "\n\n".join(_choice(result))),
             Section("Candidates", table=Table(HEADERS, _rows(result)), figures=candidates),
             *drafts,
+            *mask_decision_section(result, refusal(result), units, EXPLAIN_DECISIONS, list(figures)),
             *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=list(changes)),
             *readings_sections(result, result),
         ],

@@ -18,8 +18,9 @@ def test_of_importance_alone_every_depth_has_its_most_important_blocks():
     arguments = SimpleNamespace(keep=[0], estimate_depth=True)
     run = SimpleNamespace(model=SimpleNamespace(num_blocks=3))
     earlier = Earlier(importance=[0.1, 0.2, 0.9])
-    options, beside = measurements.find_options(run, arguments, earlier, [], [])
-    assert [option.mask_id for option in options] == ["100", "101", "111"] and beside == {"baseline": None}
+    options, beside, scores = measurements.find_options(run, arguments, earlier, [], [])
+    assert [option.mask_id for option in options] == ["100", "101", "111"]
+    assert (beside, scores) == ({"baseline": None}, None)
 
 
 def test_an_earlier_comparison_is_taken_as_it_is():
@@ -27,7 +28,7 @@ def test_an_earlier_comparison_is_taken_as_it_is():
     earlier = Earlier(options=options, beside={"baseline": {"answer": "yes"}})
     run = SimpleNamespace(model=SimpleNamespace(num_blocks=3))
     found = measurements.find_options(run, arguments, earlier, [], [])
-    assert found == (options, {"baseline": {"answer": "yes"}})
+    assert found == (options, {"baseline": {"answer": "yes"}}, None)
 
 
 def test_times_are_totals_by_mask(tmp_path, monkeypatch):
