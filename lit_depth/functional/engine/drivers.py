@@ -325,11 +325,8 @@ class RowDriver:
         if mask is None or any(arguments.get(name) is not None for name in ("alibi", "position_bias")):
             raise CannotDriveError("a block that decodes without the prompt takes no attention mask for each query")
         columns = is_blind[:, block_idx, None].expand(-1, length)
-        num_behind = mask.shape[-1] - length
-        return (), {
-            **arguments,
-            "attention_mask": hide_columns(mask, nn.functional.pad(columns, (0, num_behind)), None),
-        }
+        columns = nn.functional.pad(columns, (0, mask.shape[-1] - length))
+        return (), {**arguments, "attention_mask": hide_columns(mask, columns, None)}
 
     def _run_unit(self, unit: Unit, states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         rows = self.rows[unit.place]

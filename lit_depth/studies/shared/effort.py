@@ -67,9 +67,7 @@ def block_forwards(model: DepthModule, masks: MaskSet) -> tuple[int, int]:
     tokens = TOKENS_OF[model.hparams["skip_tokens"]]
     phases = Phases(model.hparams["phase"], model.hparams["decode_without_prompt"])
     trie = MaskTrie(phases.of_prompt(MaskSet.of(masks, tokens=tokens)))
-    if (
-        tokens == "visual_drop"
-        or check_drivable(model.model, find_blocks(model.model, model.hparams["blocks"])) is not None
-    ):
+    blocks = find_blocks(model.model, model.hparams["blocks"])
+    if tokens == "visual_drop" or check_drivable(model.model, blocks) is not None:
         return trie.sequential_block_forwards, trie.sequential_block_forwards
     return trie.sequential_block_forwards, trie.block_forwards
