@@ -91,7 +91,7 @@ class DepthModule(LightningModule):
             block i) or its MLP (unit 2i + 1).
         phase: Forwards that a mask applies to: ``both``, ``decode`` (the prompt runs through all blocks) or
             ``prefill`` (as ``both``, because a skipped prompt leaves nothing to decode on, unless
-            ``decode_without_prompt``). Masks of ``decode`` are answered one after another.
+            ``decode_without_prompt``).
         decode_without_prompt: With ``phase=prefill``: run the skipped blocks in decode steps, where they see the
             decoded tokens alone.
         skip_tokens: Tokens that skip the blocks of a mask: ``all``; ``image`` (image tokens pass by, text tokens run

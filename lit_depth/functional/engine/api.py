@@ -30,9 +30,11 @@ from lit_depth.functional.engine.decoding_configuration import CannotDriveError,
 from lit_depth.functional.engine.drivers import TrieDriver
 from lit_depth.functional.engine.greedy_tokens import GreedyTokens, check_without_penalties
 from lit_depth.functional.engine.memory import call_width
+from lit_depth.functional.engine.phases import BOTH, Phases
 from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.rows import up_to_stop
 from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.engine.two_depths import DraftPhase
 from lit_depth.functional.inputs import check_answers
 from lit_depth.functional.lens import LensReading
 from lit_depth.functional.masking.blocks import context_length, find_blocks, find_decoder
@@ -44,7 +46,6 @@ from lit_depth.functional.masks import Granularity, Masks, MaskSet, Tokens, unit
 
 T = TypeVar("T")
 ONE_BY_ONE = "one mask after another"
-_ONE_BY_ONE_OF: dict[Granularity, str] = {"block": ONE_BY_ONE, "sublayer": "one mask of sublayers after another"}
 
 
 class ContinuationScores(NamedTuple):
@@ -101,7 +102,7 @@ def sweep_forward(
         module_list,
         lambda: _forward_together(*arguments),
         lambda: _forward_one_by_one(*arguments),
-        how=_ONE_BY_ONE_OF[masks.granularity],
+        how=_one_by_one_of(masks),
     )
 
 
@@ -232,8 +233,7 @@ def answer_masks(
         max_new_tokens: Longest answer; 0 = only score, which decodes nothing and keeps no keys and values.
         tokens: As for `sweep_forward`.
         phase: Forwards that the masks apply to, see `masked`, like ``decode_without_prompt``. The log-probability is
-            then that of an answer decoded on the prompt's cache. Where prefill and decode differ, one mask is answered
-            after another.
+            then that of an answer decoded on the prompt's cache.
         on_mask: Called after each finished mask, for progress.
         stop: Says of each row of answers so far, long ``[rows, tokens]`` on the CPU, whether it ends there, as a bool
             ``[rows]``; None = answers end at ``eos_token_id`` alone.
@@ -261,8 +261,8 @@ def answer_masks(
         check_without_penalties(model)
     acceptance = min(acceptance, max_new_tokens) if on_greedy is not None else 0
     request = request._replace(stop=stop, on_lens=on_lens, on_greedy=on_greedy, acceptance=acceptance)
-    phases = (phase, decode_without_prompt)
-    found, logprobs = _answer(model, request, masks, max_rows, blocks, phases, on_mask)
+    request = request._replace(phases=Phases(phase, decode_without_prompt))
+    found, logprobs = _answer(model, request, masks, max_rows, blocks, on_mask)
     return up_to_stop(found, request), logprobs
 
 
@@ -272,7 +272,6 @@ def _answer(
     masks: MaskSet,
     max_rows: int | None,
     blocks: str | None,
-    phases: tuple[Phase, bool],
     on_mask: Callable[[], Any],
 ) -> tuple[Tensor, Tensor]:
     module_list = find_blocks(model, blocks)
@@ -280,10 +279,7 @@ def _answer(
     check_least(1, max_rows=max_rows)
     check_token_ids(model, pad_token_id=request.pad)
     check_generates(model)
-    phase, decode_without_prompt = phases
-    if phase == "decode" or decode_without_prompt:
-        named: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
-        return answer_one_by_one(model, request, masks, blocks, on_mask, **named)
+    _check_phases(model, request, masks, blocks)
     if _leave(masks):
         return answer_one_by_one(model, request, masks, blocks, on_mask)
     return driven_or_not(
@@ -292,8 +288,22 @@ def _answer(
         lambda: answer_in_chunks(model, request, masks, max_rows, module_list, blocks, on_mask),
         lambda: answer_one_by_one(model, request, masks, blocks, on_mask),
         request.check_length(model),
-        _ONE_BY_ONE_OF[masks.granularity],
+        _one_by_one_of(masks, request.phases),
     )
+
+
+def _check_phases(model: nn.Module, request: Request, masks: MaskSet, path: str | None) -> None:
+    """Raise as `masked` does where masks of a kind cannot apply to the phases that are asked for."""
+    if request.phases != BOTH:
+        other = next((index for index, kind in enumerate(masks.kinds) if kind != "all"), 0)
+        under(model, masks, other, path, request.phases)
+
+
+def _one_by_one_of(masks: MaskSet, phases: Phases = BOTH) -> str:
+    """How masks are answered without the engine: what it cannot drive in one way, it may drive in another."""
+    if phases.differ:
+        return "one mask of a phase after another"
+    return "one mask of sublayers after another" if masks.granularity == "sublayer" else ONE_BY_ONE
 
 
 def masks_of(
@@ -368,9 +378,9 @@ def score_continuations(
     if rows is not None and rows.tolist() == list(range(prompts)):
         rows = None
     request = Request(inputs, 0, (), pad_token_id, continuation_ids, rows, summed=True, on_lens=on_lens)
+    request = request._replace(phases=Phases(phase, decode_without_prompt))
     masks = masks_of(masks, find_blocks(model, blocks), granularity, tokens)
-    phases = (phase, decode_without_prompt)
-    _, found = _answer(model, request, masks, max_rows, blocks, phases, on_mask)
+    _, found = _answer(model, request, masks, max_rows, blocks, on_mask)
     return ContinuationScores(*found.unbind(-1))
 
 
@@ -386,12 +396,15 @@ def generate(
     pad_token_id: int = 0,
     blocks: str | None = None,
     granularity: Granularity = "block",
+    phase: DraftPhase = "both",
 ) -> Tensor:
     """Greedy answers of a batch in which every request has its own depth.
 
     Args:
         model: As for `sweep_generate`, like the arguments not named here.
         masks: One mask per request, bool ``[batch, num_blocks]``; for sublayers ``[batch, 2 * num_blocks]``.
+        phase: Forwards that the masks apply to, see `masked`: ``"both"``, or ``"decode"``, where prompts are read by
+            the full model.
 
     Returns:
         Long ``[batch, max_new_tokens]``, on the CPU.
@@ -411,7 +424,8 @@ def generate(
     if len(masks) != batch:
         raise ValueError(f"expected one mask per request, got {len(masks)} masks for {batch} requests")
     check_generates(model)
-    request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id)
+    request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id, phases=Phases(phase))
+    _check_phases(model, request, masks, blocks)
 
     def one_by_one() -> Tensor:
         # all rows under each mask: which image belongs to which row is known to the model alone
@@ -426,7 +440,7 @@ def generate(
         lambda: answer_rows(model, request, masks, module_list, blocks),
         one_by_one,
         request.check_length(model),
-        _ONE_BY_ONE_OF[granularity],
+        _one_by_one_of(masks, request.phases),
     )
 
 

@@ -28,6 +28,7 @@ from lit_depth.functional.engine.greedy_tokens import (
     own_answers,
 )
 from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row, call_width, logits_bytes
+from lit_depth.functional.engine.phases import BOTH, Phases
 from lit_depth.functional.engine.proof import Steps
 from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.rows import Rows, deal_out, first_tokens
@@ -36,7 +37,6 @@ from lit_depth.functional.inputs import Way, filled, is_image_input, proven_logi
 from lit_depth.functional.lens import lens_logits
 from lit_depth.functional.masking.blocks import find_blocks, find_decoder
 from lit_depth.functional.masking.image_tokens import image_token_mask
-from lit_depth.functional.masking.skip import masked
 from lit_depth.functional.masking.support import adds_between_blocks
 from lit_depth.functional.masks import MaskSet
 from lit_depth.functional.shards import holders_of
@@ -67,8 +67,8 @@ def answer_in_chunks(
     # a family's own `generate` may not do without the image
     is_plain = type(generating_model(model)).generate is GenerationMixin.generate
     waiting = full_first(plan_chunks(model, request, masks, max_rows), full)
-    # of the first chunk, a mask that skips more than whole blocks where there is one: the engine has more to do for it
-    waiting[0].sort(key=lambda index: not asks_for_more(masks, index))
+    # of the first chunk, a mask that skips otherwise than whole blocks in both phases: the engine has more to do for it
+    waiting[0].sort(key=lambda index: not asks_for_more(masks, index, request.phases))
     check = compare(model, request, masks, waiting[0][0], path, "masks together")
     while waiting:
         chunk = waiting.pop(0)
@@ -95,9 +95,9 @@ def answer_in_chunks(
     return tokens, logprobs
 
 
-def asks_for_more(masks: MaskSet, index: int) -> bool:
-    """Whether a mask skips something else than whole blocks."""
-    is_other = masks.granularity == "sublayer" or masks.kinds[index] != "all"
+def asks_for_more(masks: MaskSet, index: int, phases: Phases = BOTH) -> bool:
+    """Whether a mask skips something else than whole blocks in both phases."""
+    is_other = masks.granularity == "sublayer" or masks.kinds[index] != "all" or phases.differ
     return is_other and not bool(masks[index].all())
 
 
@@ -107,12 +107,12 @@ def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: in
         chunks = list(chunk_masks(masks, max(1, max_rows // request.num_rows)))
     else:
         # answers that share a prompt are read on its keys and values, as decoded tokens are
-        on_cache = max(request.max_new_tokens, request.rows is not None)
+        on_cache = max(request.max_new_tokens, request.in_phases)
         # of what is read only the length counts
         widest = max(request.answer_length, request.acceptance)
         read = torch.empty(0, widest) if request.acceptance else request.answer_ids
         row = partial(bytes_per_row, model, request.inputs, on_cache, read)
-        costs = [request.num_rows * row(count) for count in masks.attends.sum(1).tolist()]
+        costs = [request.num_rows * row(count) for count in request.phases.of_decoding(masks).attends.sum(1).tolist()]
         if (lens := request.lens_of(masks)) is not None:  # logits behind every block
             costs[lens] += masks.attends.shape[1] * request.num_rows * logits_bytes(model, request.answer_ids)
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
@@ -140,14 +140,14 @@ def _answer_chunk(
     way: Way = "steps"
     answer_ids = request.one_for_each()
     if answer_ids is not None:
-        with under(model, masks, 0, path):
-            way = scoring_way(model, request.inputs, answer_ids, request.pad, request.rows is not None)
+        with under(model, masks, 0, path, request.phases):
+            way = scoring_way(model, request.inputs, answer_ids, request.pad, request.in_phases)
     inputs = request.inputs
     way_of_own: Way = "steps"
     if request.acceptance > 1:
         # whatever the tokens are, they are read alike
         some = inputs["input_ids"][:, -1:].expand(-1, request.acceptance - 1)
-        with under(model, masks, 0, path):
+        with under(model, masks, 0, path, request.phases):
             way_of_own = scoring_way(model, inputs, some, request.pad, in_phases=True)
     if front is not None:
         # pixels are needed once: the front has the embeddings that they went into; sizes and places tell positions
@@ -171,7 +171,7 @@ def _answer_prompt(
     batch, new_tokens, answer_length = len(prompt.ids), request.max_new_tokens, request.answer_length
     answers = None if request.answer_ids is None else filled(request.answer_ids, request.pad)
     whole = answers is not None and way == "whole"
-    trie = MaskTrie(masks)
+    trie, going_on = MaskTrie(request.phases.of_prompt(masks)), request.phases.of_decoding(masks)
     # scores alone, of prompt and answer in one forward, need no keys and values afterwards
     is_read_on = new_tokens > 0 or (answers is not None and not whole)
     cache = RowCache(len(blocks), prompt.length + max(new_tokens, answer_length)) if is_read_on else None
@@ -190,7 +190,7 @@ def _answer_prompt(
     logits, behind = logits[:num_rows], logits[num_rows:]
     if cache is not None:
         cache.advance([bool(level.run) for level in trie.levels[:: masks.units_per_block]], length, prompt.length)
-    deal = partial(deal_out, prompt, masks, trie, cache, again=request.acceptance > 1)
+    deal = partial(deal_out, prompt, going_on, trie, cache, again=request.acceptance > 1)
     rows = None
     if answers is not None and not whole:
         of_prompt = torch.arange(batch) if request.rows is None else request.rows.cpu()
@@ -271,11 +271,15 @@ def answer_rows(model: nn.Module, request: Request, masks: MaskSet, blocks: nn.M
         prompt.check_processors()
         cache = RowCache(len(blocks), prompt.length + request.max_new_tokens)
         prompt = prompt.with_cache(cache)
-        shape = len(masks), prompt.length
-        driver = RowDriver(masks.runs.to(prompt.ids.device), shape, masks.units_per_block)
+        device, shape, per_block = prompt.ids.device, (len(masks), prompt.length), masks.units_per_block
+        driver = RowDriver(request.phases.of_prompt(masks).runs.to(device), shape, per_block)
         with driven(blocks, driver.make_forward):
             logits = prompt.forward().logits[:, -1]
         cache.advance(driver.ran, prompt.length)
+        if request.phases.differ:  # every block has read every row's prompt
+            driver = RowDriver(masks.runs.to(device), per_block=per_block)
+            for layer, attends in zip(cache.layers, masks.attends.T):
+                layer.keep_rows(attends.nonzero().flatten().to(device))  # type: ignore[union-attr]
         rows = Rows(prompt.for_decoding(torch.arange(len(masks), device=logits.device)), driver, cache)
         tokens = rows.decode(blocks, prompt.next_tokens(logits), request, None if check is None else check.note)
         if check is not None:
@@ -291,26 +295,24 @@ def answer_one_by_one(
     masks: MaskSet,
     path: str | None,
     on_mask: Callable[[], Any],
-    **phases: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`answer_in_chunks` by `masked` and ``generate``; ``phases`` as in `masked`."""
-    length = request.inputs["input_ids"].shape[1]
+    """`answer_in_chunks` by `masked` and ``generate``."""
+    length, in_phases = request.inputs["input_ids"].shape[1], request.phases.differ
     tokens, logprobs = request.no_answers(len(masks))
     greedy, full = GreedyTokens.nothing(request, len(masks)), full_place(masks) if request.acceptance else None
     lens, module_list = request.lens_of(masks), find_blocks(model, path)
     behind: dict[int, Tensor] = {}  # of each answer, the logits behind every block
     (order,) = zip(*full_first([[index] for index in range(len(masks))], full))
     for index in order:
-        kind = masks.kinds[index]
-        with masked(model, masks[index], blocks=path, granularity=masks.granularity, tokens=kind, **phases):
+        with under(model, masks, index, path, request.phases):
             for answers in _turns(request):
                 ids = request.answer_ids[answers]  # type: ignore[index]
                 if index == lens:
-                    every = lens_logits(model, module_list, request.inputs, ids, request.pad, bool(phases))
+                    every = lens_logits(model, module_list, request.inputs, ids, request.pad, in_phases)
                     behind |= dict(zip(answers, every.unbind(1)))
                     logits = every[-1]
                 else:
-                    logits = proven_logits(model, request.inputs, ids, request.pad, bool(phases))
+                    logits = proven_logits(model, request.inputs, ids, request.pad, in_phases)
                 logprobs[index, answers] = request._replace(answer_ids=ids).score(logits, 1)[0]
                 if request.on_greedy:
                     greedy.reference[index] = greedy_along(logits.argmax(-1), ids)
@@ -324,7 +326,7 @@ def answer_one_by_one(
                 greedy.own[index] = along = known_along(tokens[index], request.own)
                 if (along == OPEN).any():
                     given = request.own.to(request.inputs["input_ids"].device)
-                    logits = proven_logits(model, request.inputs, given, request.pad, bool(phases))
+                    logits = proven_logits(model, request.inputs, given, request.pad, in_phases)
                     greedy.own[index] = torch.where(along == OPEN, greedy_along(logits.argmax(-1), given), along)
         if index == lens and behind:
             request.read_lens(torch.stack([behind.pop(answer) for answer in sorted(behind)], dim=1).flatten(0, 1))

@@ -31,7 +31,7 @@ from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.engine.units import Forward, Unit, units_in
 from lit_depth.functional.masking.forwards import num_outputs
 from lit_depth.functional.masking.skip import unmasked
-from lit_depth.functional.masking.visual import SplitBlock, visual_output
+from lit_depth.functional.masking.visual import SplitBlock, explicit_mask, hide_columns, visual_output
 
 
 @contextmanager
@@ -258,11 +258,14 @@ class RowDriver:
         per_block: Units of a block, see `MaskSet`.
 
     Attributes:
+        without_prompt: Rows in which a block goes on without having read the prompt, bool ``[rows, num_blocks]``, and
+            the prompt's length: they attend to what stands behind it alone.
         lens: Rows of all blocks whose states behind every block but the last are handed on too, see `TrieDriver`.
     """
 
     def __init__(self, masks: Tensor, shape: tuple[int, int] | None = None, per_block: int = 1) -> None:
         self.masks, self.shape, self.per_block = masks, shape, per_block
+        self.without_prompt: tuple[Tensor, int] | None = None
         self.lens: slice | None = None
         self.trail: list[Tensor] = []
         self._index()
@@ -283,6 +286,8 @@ class RowDriver:
         for layer, rows in zip(cache.layers, self.rows[:: self.per_block]):
             layer.keep_rows(kept if rows is None else chosen[rows].nonzero().flatten())  # type: ignore[union-attr]
         self.masks = self.masks[kept]
+        if self.without_prompt is not None:
+            self.without_prompt = self.without_prompt[0][kept], self.without_prompt[1]
         self._index()
 
     def make_forward(self, block_idx: int, real: Forward) -> Forward:
@@ -294,12 +299,34 @@ class RowDriver:
             if block_idx == 0:
                 _check_shape(hidden_states, self.shape)
                 self.shape = None
+            if self.without_prompt is not None:
+                args, kwargs = self._hide_prompt(block_idx, real, hidden_states, args, kwargs)
             output = hidden_states
             for unit in units:
                 output = self._run_unit(unit, output, *((args, kwargs) if unit.attends else ((), {})))
             return output if self.lens is None else self._with_trail(block_idx, output, output[self.lens])
 
         return forward
+
+    def _hide_prompt(
+        self, block_idx: int, real: Forward, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a block under which rows that have not read the prompt there do not see it."""
+        assert self.without_prompt is not None
+        is_blind, length = self.without_prompt
+        if not is_blind[:, block_idx].any():
+            return args, kwargs
+        block = getattr(real, "__self__", None)
+        if not isinstance(block, nn.Module):
+            raise CannotDriveError("a block that decodes without the prompt returns a tuple")
+        names = list(inspect.signature(type(block).forward).parameters)[2:]  # after self and hidden_states
+        arguments = dict(zip(names, args)) | kwargs
+        mask = explicit_mask(block, hidden_states, arguments)
+        if mask is None or any(arguments.get(name) is not None for name in ("alibi", "position_bias")):
+            raise CannotDriveError("a block that decodes without the prompt takes no attention mask for each query")
+        columns = is_blind[:, block_idx, None].expand(-1, length)
+        columns = nn.functional.pad(columns, (0, mask.shape[-1] - length))
+        return (), {**arguments, "attention_mask": hide_columns(mask, columns, None)}
 
     def _run_unit(self, unit: Unit, states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         rows = self.rows[unit.place]

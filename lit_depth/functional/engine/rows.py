@@ -123,15 +123,21 @@ def deal_out(
     """Give (mask, sample) rows, all or some, their prompt's keys and values, to go on with.
 
     Args:
+        masks: Those under which the rows go on.
+        trie: How prompts were read under each of them.
         again: Whether rows are dealt out once more afterwards, from the prompt's end.
     """
     assert cache is not None
     of_mask, of_sample = chosen // len(prompt.ids), chosen % len(prompt.ids)
-    for layer, of_masks in zip(cache.layers, trie.places[:, :: masks.units_per_block].T):
-        places = of_masks[of_mask]
-        layer.assign((places * len(prompt.ids) + of_sample)[places >= 0], again)  # type: ignore[union-attr]
+    places, attends = trie.places[of_mask, :: masks.units_per_block], masks.attends[of_mask]
+    # -1 where a block goes on without having read the prompt
+    sources = (places * len(prompt.ids) + of_sample[:, None]).masked_fill(places < 0, -1)
+    for layer, of_layer, is_there in zip(cache.layers, sources.T, attends.T):
+        layer.assign(of_layer[is_there], again)  # type: ignore[union-attr]
     device = prompt.ids.device
     driver = RowDriver(masks.runs[of_mask].to(device), per_block=masks.units_per_block)
+    if (attends & (places < 0)).any():
+        driver.without_prompt = (attends & (places < 0)).to(device), prompt.length
     return Rows(prompt.for_decoding(of_sample.to(device)), driver, cache)
 
 

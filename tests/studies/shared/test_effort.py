@@ -20,7 +20,7 @@ def model():
 
 def holder(model, granularity="block", phase="both"):
     options = {"granularity": granularity, "phase": phase, "skip_tokens": "all", "blocks": None}
-    return SimpleNamespace(model=model, hparams=options)
+    return SimpleNamespace(model=model, hparams=options | {"decode_without_prompt": False})
 
 
 def test_forwards_are_one_per_distinct_active_prefix(model):
@@ -36,9 +36,14 @@ def test_halves_share_what_stands_before_them(model):
     assert block_forwards(holder(model, granularity="sublayer"), masks) == (31 + 31 + 32, 31 + 32)
 
 
-@pytest.mark.parametrize("options", [{"phase": "decode"}])
-def test_masks_that_share_nothing_save_nothing(model, options):
-    alone, together = block_forwards(holder(model, **options), MASKS)
+def test_masks_of_decode_read_a_prompt_once_with_all_blocks(model):
+    assert block_forwards(holder(model, phase="decode"), MASKS) == (3 * 16, 16)
+
+
+def test_masks_that_share_nothing_save_nothing(model):
+    drops = holder(model)
+    drops.hparams["skip_tokens"] = "image_drop"
+    alone, together = block_forwards(drops, MASKS)
     assert alone == together
 
 
