@@ -8,6 +8,7 @@ from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import SIMULTANEOUS
 from lit_depth.studies.latency.figures import latency_charts, latency_figure
+from lit_depth.studies.latency.fitting import time_model_section
 
 DETAILS = "latency_details.json"
 HEADERS = (
@@ -29,7 +30,10 @@ def report(result: dict[str, Any]) -> Report:
     return Report(
         title=f"Latency against active blocks, {result['task']}",
         headline=_headline(result),
-        sections=[Section("Latency", table=Table(HEADERS, _rows(result)), figures=[figure])],
+        sections=[
+            Section("Latency", table=Table(HEADERS, _rows(result)), figures=[figure]),
+            *([time_model_section(result["time_model"])] if "time_model" in result else []),
+        ],
         kind="latency",
         figures={figure: partial(latency_figure, result)},
         files={DETAILS: result},

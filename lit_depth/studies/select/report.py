@@ -11,6 +11,7 @@ from lit_depth.results.flop_shares import FLOPS_NOTE, share_of_full, told_share
 from lit_depth.results.measures import cluster_noun, metric_label, readings_note, readings_sections, sample_noun
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
+from lit_depth.results.unit_names import ranges
 from lit_depth.results.verdicts import (
     LEGEND,
     SIMULTANEOUS,
@@ -143,6 +144,7 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         f"'budget from' is the smallest budget that {share:.0%} of the requests stay within (upper 95% bound of the "
         f"percentile) with {result['margin']:.0%} of it kept free."
     ]
+    lines += _effort(result.get("timing") or {})
     few = [entry["latency_ms"]["num_requests"] for entry in result["candidates"]]
     if any(few):
         lines.append(f"Times rest on {min(filter(None, few))} requests under each mask that was timed.")
@@ -162,6 +164,20 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
     measure = readings_note(result["readings"]) if "readings" in result else ""
     constant = [f"{describe_constant(result)}{measure} {LEGEND}".strip()] if result["frontier"] else []
     return [" ".join(lines), *constant]
+
+
+def _effort(timing: Mapping[str, Any]) -> list[str]:
+    """How many requests were timed, and why no more; files of earlier versions do not tell."""
+    if not timing.get("adaptive"):
+        return []
+    settled, masks = timing["num_settled"], timing["num_masks"]
+    known = f"{settled} of {masks} masks are known within {timing['tolerance']:.0%}"
+    ended = "" if settled == masks else f", the others ended at {timing['most_requests']} or with the split's questions"
+    lines = [f"{timing['num_requests']} requests were timed: {known}{ended}."]
+    if timing["depths_not_timed"]:
+        depths = ranges(timing["depths_not_timed"])
+        lines.append(f"Not timed: the best masks of {depths} blocks, which are no better than one of a faster mask.")
+    return lines
 
 
 def _choice(result: Mapping[str, Any]) -> list[str]:
