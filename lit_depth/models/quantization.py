@@ -169,7 +169,9 @@ def _check_beside_one_another(device_map: str | Mapping[str, Any] | None) -> Non
 
 
 def new_offload_folder(parent: str, device_map: str | Mapping[str, Any] | None) -> tempfile.TemporaryDirectory[str]:
-    """A new folder for weights on the disk, which goes with what is returned; two runs that share ``parent`` do not overwrite each other's.
+    """A new folder for weights on the disk, which goes when what is returned goes.
+
+    Two runs that share ``parent`` do not overwrite each other's.
 
     Raises:
         ValueError: If there is no ``device_map`` that could put weights there, or the folder cannot be made.
