@@ -64,8 +64,8 @@ class DepthModule(LightningModule):
             ``none`` = leave them as stored.
         device_map: Where the model lies: ``auto`` (what fits on the GPUs, the rest in memory and on the disk), a
             device, or devices by the names of modules; null = the trainer's device.
-        offload_folder: With ``device_map``: folder for weights on the disk that the model holds in another form than its
-            files, such as experts; what is written there is removed at the end.
+        offload_folder: With ``device_map``: folder for weights on the disk that the model holds in another form than
+            its files, such as experts; what is written there is removed at the end.
         tp_plan: Split the weights over all processes, which torchrun has started (tensor parallel): ``auto`` by the
             plan that transformers has of the family, or rules by names of modules beside it; null = each process holds
             the whole model. All processes answer the same batches.

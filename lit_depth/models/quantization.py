@@ -151,13 +151,27 @@ def check_places(device_map: str | Mapping[str, Any] | None) -> list[Any]:
             f"--model.device_map: expected auto, balanced, sequential, a device such as cpu or cuda:0, or devices by "
             f"names of modules, got {device_map!r}"
         )
+    _check_beside_one_another(device_map)
     return wanted
 
 
-def new_offload_folder(
-    parent: str, device_map: str | Mapping[str, Any] | None
-) -> tempfile.TemporaryDirectory[str]:
-    """A new folder for weights on the disk, which goes with what is returned; two runs that share ``parent`` do not overwrite each other's.
+def _check_beside_one_another(device_map: str | Mapping[str, Any] | None) -> None:
+    """Refuse a module around one on the disk: weights of the outer one would be looked for in memory."""
+    if not isinstance(device_map, Mapping):
+        return
+    for inner in (name for name, place in device_map.items() if place == "disk"):
+        for outer in device_map:
+            if outer != inner and (outer == "" or inner.startswith(f"{outer}.")):
+                raise ValueError(
+                    f"--model.device_map: expected modules beside one another, got {outer!r} around {inner!r} on the "
+                    f"disk: name the other parts of {outer!r} one by one"
+                )
+
+
+def new_offload_folder(parent: str, device_map: str | Mapping[str, Any] | None) -> tempfile.TemporaryDirectory[str]:
+    """A new folder for weights on the disk, which goes when what is returned goes.
+
+    Two runs that share ``parent`` do not overwrite each other's.
 
     Raises:
         ValueError: If there is no ``device_map`` that could put weights there, or the folder cannot be made.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -31,8 +32,12 @@ def path_of_blocks(model: nn.Module) -> str:
 
 def on_the_disk(model: nn.Module) -> dict[str, str]:
     """A map with all blocks on the disk and the rest in memory."""
-    path = path_of_blocks(model)
-    return {"": "cpu"} | {f"{path}.{index}": "disk" for index in range(len(find_blocks(model)))}
+    path, places = path_of_blocks(model), {}
+    for name, _ in model.named_modules():
+        is_around = name == "" or f"{path}.".startswith(f"{name}.")
+        if not is_around and not any(name.startswith(f"{each}.") for each in places):
+            places[name] = "disk" if name.startswith(f"{path}.") else "cpu"
+    return places
 
 
 @contextmanager
@@ -65,7 +70,9 @@ def test_a_skipped_block_is_not_read(tmp_path, monkeypatch):
     with torch.no_grad(), masked(offloaded, mask), counting_reads(monkeypatch) as reads:
         assert torch.equal(offloaded(**INPUTS).logits, expected)
     # every weight of the others once
-    active = [f"{path}.{index}.{name}" for index in (0, 2, 3) for name, _ in find_blocks(whole)[index].named_parameters()]
+    active = [
+        f"{path}.{index}.{name}" for index in (0, 2, 3) for name, _ in find_blocks(whole)[index].named_parameters()
+    ]
     assert reads == Counter(active)
 
 
@@ -99,7 +106,15 @@ def test_weights_in_another_form_need_a_folder(tmp_path, family):
     assert all(map(torch.equal, found, expected))
     assert list(folder.glob("lit_depth_*/*.safetensors"))
     del offloaded
+    gc.collect()  # hooks and modules know each other
     assert not list(folder.iterdir())
+
+
+def test_a_module_around_one_on_the_disk_is_refused(tmp_path):
+    FAMILIES["Llama"].write(tmp_path)
+    for around in ("", "model"):
+        with pytest.raises(ValueError, match=f"modules beside one another, got '{around}' around 'model.layers.1'"):
+            load_checkpoint(str(tmp_path), device_map={around: "cpu", "model.layers.1": "disk"})
 
 
 def test_a_folder_without_a_map_is_refused(tmp_path):

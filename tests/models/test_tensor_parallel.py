@@ -60,8 +60,7 @@ def test_commands_answer_as_one_process(tmp_path, capsys):
     FAMILIES["Qwen2.5-VL"].write(folder)
     for found in shared_by_two("commands", str(tmp_path / "two"), str(folder)):
         assert found["same_records"]
-        refused = dict.fromkeys(("timed", "batch_size", "precision", "fit"), 2)
-        assert found["codes"] == {"importance": 0, "resumed": 0, "predict": 0, **refused}
+        assert found["codes"] == {"importance": 0, "resumed": 0, "predict": 0, "compare": 2}
     options = ["--model.checkpoint", folder, "--data.batch_size", 4, "--trainer.accelerator", "cpu"]
     alone = ["importance", *options, "--num_samples", 10, "--output_dir"]
     assert run([*alone, tmp_path / "one"]) == 0, capsys.readouterr().err

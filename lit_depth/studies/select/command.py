@@ -95,7 +95,13 @@ def select(
     from lit_depth.studies.select.lossless import Lossless
     from lit_depth.studies.select.measurements import Clock, candidates, find_options, read_earlier
     from lit_depth.studies.select.report import report
-    from lit_depth.studies.shared.checks import check_all_tokens, check_asks, check_one_task, check_whole_blocks
+    from lit_depth.studies.shared.checks import (
+        check_all_tokens,
+        check_asks,
+        check_one_task,
+        check_times_alone,
+        check_whole_blocks,
+    )
     from lit_depth.studies.shared.importance_scores import describe_nouns
     from lit_depth.studies.shared.mask_flops import count_flops
     from lit_depth.studies.shared.mask_grid import check_plan
@@ -131,6 +137,7 @@ def select(
     )
     names = policies or DEFAULT_POLICIES
     names, counts = check_plan(names, num_active_blocks, model.num_blocks, num_seeds, arguments.keep)
+    check_times_alone(model, "select needs the whole model in one process")
     check_one_task(datamodule, "select takes its requests from one task")
     check_asks(datamodule, "select")
     datamodule.check_disjoint("calibration", "validation")

@@ -70,12 +70,11 @@ def check_one_process(trainer: Trainer, rule: str) -> None:
         raise ValueError(f"{rule}, got {trainer.world_size}: give --trainer.devices 1, without torchrun")
 
 
-def check_times_requests(model: DepthModule, num_requests: int) -> None:
-    """Raise ValueError where requests are to be timed by one process, and several hold the model together."""
-    if model.is_split and num_requests:
+def check_times_alone(model: DepthModule, instead: str) -> None:
+    """Raise ValueError, which ends with what to give instead, for a model that one process cannot time."""
+    if model.is_split:
         raise ValueError(
-            "latencies are measured by one process, and with --model.tp_plan none holds the whole model: give "
-            "--num_requests 0"
+            f"latencies are measured by one process, and with --model.tp_plan none holds the whole model: {instead}"
         )
 
 
