@@ -62,7 +62,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "compare": ("--policies", "prefix", "--num_active_blocks", 2, NUM_BLOCKS, "--num_requests", 1),
     "search": ("--max_blocks_to_remove", 1),
     "consistency": (),
-    "interactions": ("--num_held_out", 1, "--max_blocks_to_remove", 3),
+    "interactions": ("--num_samples", 4, "--num_held_out", 1, "--max_blocks_to_remove", 3),
     "latency": ("--num_active_blocks", 2, NUM_BLOCKS, "--num_samples", 2, "--new_tokens", 2),
     "select": ("--policies", "prefix", "--num_requests", 2, "--num_checks", 2, "--budget_ms", 10_000),
     "tokens": (),

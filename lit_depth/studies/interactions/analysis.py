@@ -157,7 +157,8 @@ def describe_prediction(
             name: _rank_correlation(entries, measure, name) for name in ("additive", "predicted")
         }
         is_useless = found["skill"][measure]["is_useful"] is False
-        found["best"][measure] = None if is_useless else _best(model, len(scores.full_id), max_removed)
+        second = fitted["reference_logprob"] if measure == "quality" else None
+        found["best"][measure] = None if is_useless else _best(model, second, len(scores.full_id), max_removed)
     return found
 
 
@@ -167,16 +168,23 @@ def _rank_correlation(entries: Sequence[dict[str, Any]], measure: Measure, name:
     return spearman(columns[0], columns[1])[0].estimate
 
 
-def _best(model: SecondOrder, num_units: int, max_removed: int) -> list[dict[str, Any]]:
-    """The best predicted mask of each size, with what either model predicts of it."""
-    mean = SecondOrder(
-        model.units, model.full.mean(axis=-1), model.drops.mean(axis=-1), model.interactions.mean(axis=-1)
-    )
+def _mean(model: SecondOrder) -> SecondOrder:
+    """The model of the mean over samples."""
+    full, drops, interactions = (each.mean(axis=-1) for each in model[1:])
+    return SecondOrder(model.units, full, drops, interactions)
+
+
+def _best(model: SecondOrder, second: SecondOrder | None, num_units: int, max_removed: int) -> list[dict[str, Any]]:
+    """The best predicted mask of each size, with what either order predicts of it.
+
+    Where the first model predicts the same of several, ``second`` decides.
+    """
+    mean = _mean(model)
     kept = [unit for unit in range(num_units) if unit not in model.units]
     most = min(max_removed, len(free_units(num_units, 1, kept)), num_units - 1)
     rows = []
     for size in range(1, most + 1):
-        (removed,) = best_predicted(mean, num_units, size)
+        (removed,) = best_predicted(mean, num_units, size, second=second and _mean(second))
         additive, predicted = (float(mean.predict_drops([removed], order)[0]) for order in (1, 2))
         rows.append({"removed": list(removed), "additive": additive, "predicted": predicted})
     return rows

@@ -41,7 +41,8 @@ def report(result: dict[str, Any]) -> Report:
         scalars[f"pairs/{measure}"] = sum(_verdict(pair, measure, result) != _NONE for pair in result["pairs"])
     compared = against_full(result)
     title = f"Scores that change against the drop, {result['task']}, {result['split']} split"
-    changes = flips_figures(compared, title, result["confidence"])
+    # the many pairs lie below the singles
+    changes = flips_figures(compared[::-1], title, result["confidence"])
     told = [refused, headline(result, result, ranked=False), _passes(result), _width(result)]
     return Report(
         title="Interactions of transformer blocks",
@@ -75,6 +76,8 @@ def _names(removed: Sequence[int], result: Mapping[str, Any]) -> str:
 def _passes(result: Mapping[str, Any]) -> str:
     """What the pass cost, as the trie counts it."""
     every, pairs = result["passes"]["all"], result["passes"]["singles_and_pairs"]
+    if every["block_forwards"] == every["sequential_block_forwards"]:
+        return f"{every['masks']} masks, one after another: {every['block_forwards']} block forwards on a prompt."
     return (
         f"{every['masks']} masks in one pass: {every['block_forwards']} block forwards on a prompt, "
         f"{every['sequential_block_forwards']} one after another. Of the full model, all singles and all pairs alone "
@@ -88,11 +91,12 @@ def _width(result: Mapping[str, Any]) -> str:
     widths = []
     for measure in MAPS:
         limits = [pair[measure]["interaction_simultaneous_ci"] for pair in result["pairs"]]
-        widths.append(f"{statistics.median(high - low for low, high in limits) / 2:.3f} in {_short(measure)}")
+        halves = sorted((high - low) / 2 for low, high in limits)
+        widths.append(f"{statistics.median(halves):.3f} in {_short(measure)} (at most {halves[-1]:.3f})")
     return (
-        f"With these samples the interval of a pair's interaction reaches {' and '.join(widths)} to either side "
-        "(median of all pairs). Half of that takes four times the samples (--num_samples) and four times the time of "
-        "the pass."
+        f"With these samples the interval of a pair's interaction reaches {' and '.join(widths)} to either side, in "
+        "the median over all pairs. Half of that takes four times the samples (--num_samples) and four times the time "
+        "of the pass."
     )
 
 
