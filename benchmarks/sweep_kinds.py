@@ -1,9 +1,10 @@
 """Importance sweeps over halves of blocks, and over decode steps alone: the engine against one mask after another.
 
-- ``block``: the full model and every single skip (17 masks of 16 blocks), for comparison.
-- ``sublayer``: the same of attentions and MLPs (33 masks of 32 halves).
-- ``decode``: the 17 masks of blocks, applied to decode steps alone.
+- ``sublayer``: the full model and every single skip of an attention or an MLP (33 masks of 32 halves).
+- ``decode``: the full model and every single skip of a block (17 masks), applied to decode steps alone.
 - ``decode without the prompt``: the 17 masks applied to the prompt alone.
+
+Those of blocks in both phases are in ``sweep.py``.
 
 Either side gives for every mask and sample the greedy answer and the log-probability of the reference answer. "One mask
 after another" is `masked`, transformers' own ``generate`` on the batch, and one more reading of the reference. Answers
@@ -12,7 +13,7 @@ of both sides are compared. "Answers alone" counts the engine with everything ag
 Both sides run once untimed, then in pairs whose order alternates. Each pair gives one ratio of CPU seconds of the
 process; reported are their median and its 95% interval. ``bound`` is the ratio of block rows on prompts, counted.
 
-    python benchmarks/sweep_kinds.py [--repeats 7] [--threads 1]
+    python benchmarks/sweep_kinds.py [--repeats 6] [--threads 1]
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ from lit_depth.module import model_inputs
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "sweep_kinds.json"
 KINDS: dict[str, dict[str, Any]] = {
-    "block": {},
     "sublayer": {"granularity": "sublayer"},
     "decode": {"phase": "decode"},
     "decode without the prompt": {"phase": "prefill", "decode_without_prompt": True},
@@ -126,7 +126,7 @@ def measure(module: DepthModule, name: str, batch_size: int, repeats: int) -> di
 def main() -> None:
     """Measure, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="pairs of runs per ratio (default 7)")
+    parser.add_argument("--repeats", type=int, default=6, help="pairs of runs per ratio (default 6)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
