@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,33 +53,29 @@ def cpu_seconds(code: str, *arguments: str) -> float:
     return float(done.stdout.split()[-1])
 
 
+def until_bar(command: str) -> float:
+    """CPU seconds of a command until its first bar, into a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        return cpu_seconds(UNTIL_BAR, command, "--output_dir", folder)
+
+
 def measure(repeats: int) -> dict[str, Any]:
     """Medians of each side, and the median of the ratios with its interval."""
-    found: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    bare: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for repeat in range(repeats + 1):
-        for name in COMMANDS:
-            with tempfile.TemporaryDirectory() as folder:
-                sides = [
-                    lambda name=name: bare[name].append(cpu_seconds(BARE + TOLD)),
-                    lambda name=name, folder=folder: found[name].append(
-                        cpu_seconds(UNTIL_BAR, name, "--output_dir", folder)
-                    ),
-                ]
-                for side in sides[:: 1 if repeat % 2 else -1]:
-                    side()
-        if repeat == 0:  # files are in the cache from now on
-            found, bare = ({name: [] for name in COMMANDS} for _ in range(2))
+    cpu_seconds(BARE + TOLD)  # files are in the cache from now on
     result = {}
-    for name in COMMANDS:
-        ratios = [ours / least for ours, least in zip(found[name], bare[name])]
-        result[name] = {
-            "cpu_s": round(sorted(found[name])[repeats // 2], 2),
-            "bare_cpu_s": round(sorted(bare[name])[repeats // 2], 2),
-            "ratio": round(sorted(ratios)[repeats // 2], 3),
+    for command in COMMANDS:
+        sides: dict[str, list[float]] = {"bare": [], "command": []}
+        for repeat in range(repeats):
+            for side in sorted(sides, reverse=bool(repeat % 2)):
+                sides[side].append(cpu_seconds(BARE + TOLD) if side == "bare" else until_bar(command))
+        ratios = [ours / least for ours, least in zip(sides["command"], sides["bare"])]
+        result[command] = {
+            "cpu_s": round(statistics.median(sides["command"]), 2),
+            "bare_cpu_s": round(statistics.median(sides["bare"]), 2),
+            "ratio": round(statistics.median(ratios), 3),
             "interval": [round(limit, 3) for limit in median_interval(ratios)],
         }
-        print(name, result[name], flush=True)
+        print(command, result[command], flush=True)
     return result
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lit_depth.functional.masks import MaskSet
-from lit_depth.functional.statistics import paired_comparisons
+from lit_depth.functional.statistics import holm, sign_flip_tests
 from lit_depth.studies.shared.evaluate import sweep_samples
 from lit_depth.studies.shared.mask_grid import PlannedMask
 from lit_depth.studies.shared.run_folder import Run
@@ -39,8 +39,8 @@ def screen(run: Run, plan: Sequence[PlannedMask], confidence: float) -> list[Pla
 def surely_beaten(scores: Scores, confidence: float) -> set[str]:
     """Masks that are surely worse than one of at most as many blocks: no budget would choose them.
 
-    Every mask is compared with every other of at most as many blocks; all comparisons are one family (Holm), so that
-    with the given confidence not one mask is ruled out wrongly. The full model stays.
+    Every mask is compared with every other of at most as many blocks, by sign flips of whole images. All comparisons
+    are one family (Holm), so that with the given confidence not one mask is ruled out wrongly. The full model stays.
     """
     counts = [mask.count("1") for mask in scores.mask_ids]
     pairs = [
@@ -53,10 +53,10 @@ def surely_beaten(scores: Scores, confidence: float) -> set[str]:
     if not pairs:
         return set()
     gains = np.array([scores.quality[other] - scores.quality[mask] for mask, other in pairs])
-    family = paired_comparisons(gains, scores.images, confidence, score_range=scores.max_scores[0])
+    p_values = holm(sign_flip_tests(gains, scores.images))
     beaten: set[str] = set()
-    for (mask, other), gain, row in zip(pairs, gains.mean(axis=1), family):
-        if row.p_holm > 1 - confidence:
+    for (mask, other), gain, p_value in zip(pairs, gains.mean(axis=1), p_values):
+        if p_value > 1 - confidence:
             continue
         if gain > 0:
             beaten.add(scores.mask_ids[mask])
