@@ -48,7 +48,8 @@ def measure_and_fit(
             frames.append(
                 time_masks(run, "validation", some, path, **sizes, threads=threads, batch_size=size, more_tokens=more)
             )
-    requests, times = to_requests(pd.concat(frames, ignore_index=True))
+    found = [to_requests(frame) for frame in frames]
+    requests, times = ([each for one in found for each in one[place]] for place in (0, 1))
     return fit_time_model(requests, times, machine_of(run.trainer, run.model))
 
 
@@ -69,11 +70,14 @@ def prompt_lengths(records: pd.DataFrame) -> "pd.Series[float]":
 
 
 def to_requests(records: pd.DataFrame) -> tuple[list[Request], list[StageTimes]]:
-    """What each record of `time_masks` asked for, and what it took."""
-    lengths, requests, times = prompt_lengths(records).round().astype(int), [], []
-    for length, row in zip(lengths, records.to_dict("records")):
+    """What each record of one call of `time_masks` asked for, and what it took.
+
+    Prompts of one task are nearly equally long: all count as the median, so that a mask's times have a median too.
+    """
+    length, requests, times = round(prompt_lengths(records).median()), [], []
+    for row in records.to_dict("records"):
         kept, rows = row["mask"].count("1"), int(row["batch_size"])
-        requests.append(Request(kept, kept, rows, int(length), int(row["num_output_tokens"]) // rows))
+        requests.append(Request(kept, kept, rows, length, int(row["num_output_tokens"]) // rows))
         step = row["decode_per_token"]
         times.append(StageTimes(row["vision"], row["prefill"], None if step is None or np.isnan(step) else step))
     return requests, times
