@@ -17,7 +17,11 @@ Besides: the full model, all singles and all pairs (137 masks) in one pass again
 batch, in pairs whose order alternates: CPU seconds inside the blocks of one forward of the prompt with the reference
 answer, and in all with answers.
 
-    python benchmarks/search_regret.py [--samples 256] [--draws 50] [--threads 1] [--work FOLDER]
+Parts that are not asked for stay in the file as they are. Speeds and seconds take five minutes; the regret, which does
+not depend on the machine, takes most of an hour for the truth, which ``--work`` keeps.
+
+    python benchmarks/search_regret.py [--threads 1]
+    python benchmarks/search_regret.py --parts regret [--samples 256] [--draws 50] [--work FOLDER]
 """
 
 from __future__ import annotations
@@ -54,7 +58,9 @@ from lit_depth.functional import (
 from lit_depth.functional.search.ablations import Removed
 from lit_depth.functional.search.beam import score_ablations
 from lit_depth.functional.search.pairwise import pairwise_search
+from lit_depth.functional.search.racing import second_score
 from lit_depth.functional.search.second_order import singles_and_pairs
+from lit_depth.functional.statistics.median import median_interval
 from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.evaluate import sweep_samples
 from lit_depth.studies.shared.run_folder import Run
@@ -96,7 +102,8 @@ def choices(strategy: str, evaluate: Evaluate, num_units: int, images: Sequence[
     if strategy == "additive order":
         singles = [(unit,) for unit in range(num_units)]
         found = score_ablations(evaluate, num_units, len(images), singles, rank_by=rank_by)  # type: ignore[arg-type]
-        return importance_order([-ablation.score for ablation in found], MOST)
+        second = [0.0 if rank_by != "accuracy" else -second_score(each.reference_probability) for each in found]
+        return importance_order([-each.score for each in found], MOST, second=second)
     if strategy == "pairwise":
         search = pairwise_search(evaluate, num_units, len(images), **shared).search
     else:
@@ -106,23 +113,13 @@ def choices(strategy: str, evaluate: Evaluate, num_units: int, images: Sequence[
 
 
 STRATEGIES = ("additive order", "greedy", "beam", "racing beam", "pairwise")
-# what of the difference is due to how equal accuracies are ordered: searches by accuracy alone, or with it as pairwise
-# has it, by the reference probability
-CONTROLS = {"beam, ties by probability": "beam", "pairwise, accuracy alone": "pairwise"}
+# what is due to how equal accuracies are ordered: searches that do not see the reference probability, which orders them
+CONTROLS = {f"{strategy}, accuracy alone": strategy for strategy in STRATEGIES}
 
 
 def control(name: str, evaluate: Evaluate) -> Evaluate:
     """The scores as a control sees them; all others see them as they are."""
-
-    def changed(masks: Tensor, positions: Sequence[int]) -> MaskScores:
-        found = evaluate(masks, positions)
-        if name.endswith("alone"):
-            return MaskScores(found.accuracy)
-        share = 1e-6  # below any difference of accuracies
-        accuracy = (1 - share) * np.asarray(found.accuracy) + share * np.exp(np.asarray(found.reference_logprob))
-        return MaskScores(accuracy, found.reference_logprob)
-
-    return changed if name in CONTROLS else evaluate
+    return (lambda *asked: MaskScores(evaluate(*asked).accuracy)) if name in CONTROLS else evaluate
 
 
 def read_table(run: Run, split: str, num_samples: int, folder: Path) -> Table:
@@ -248,7 +245,7 @@ def pair_speed(module: DepthModule, batch_size: int, repeats: int) -> dict[str, 
 
     trie = MaskTrie(masks)
     found: dict[str, Any] = {"batch_size": batch_size}
-    for name, measure, times in (("blocks", in_blocks, 2 * repeats + 1), ("answers", in_all, repeats)):
+    for name, measure, times in (("blocks", in_blocks, 3 * repeats), ("answers", in_all, repeats)):
         rounds = [
             {side: measure(side) for side in ((True, False) if repeat % 2 == 0 else (False, True))}
             for repeat in range(times)
@@ -256,6 +253,7 @@ def pair_speed(module: DepthModule, batch_size: int, repeats: int) -> dict[str, 
         ratios = sorted(each[True] / each[False] for each in rounds)
         found[name] = {
             "ratio": round(statistics.median(ratios), 3),
+            "ratio_ci": [round(limit, 3) for limit in median_interval(ratios)],
             "ratios": [round(ratio, 3) for ratio in ratios],
             "together_cpu_s": round(statistics.median(each[True] for each in rounds), 3),
             "one_by_one_cpu_s": round(statistics.median(each[False] for each in rounds), 3),
@@ -272,11 +270,11 @@ def main() -> None:
     parser.add_argument(
         "--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="whose seconds to measure"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs per ratio (default 3)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument(
-        "--parts", nargs="+", choices=("speed", "regret", "seconds"), default=["speed", "regret", "seconds"]
+        "--repeats", type=int, default=2, help="pairs of runs with answers, of blocks alone three times as many (2)"
     )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
+    parser.add_argument("--parts", nargs="+", choices=("speed", "regret", "seconds"), default=["speed", "seconds"])
     parser.add_argument(
         "--work", type=Path, default=None, help="folder that keeps the records; default: a temporary one"
     )

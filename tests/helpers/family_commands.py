@@ -62,6 +62,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "compare": ("--policies", "prefix", "--num_active_blocks", 2, NUM_BLOCKS, "--num_requests", 1),
     "search": ("--max_blocks_to_remove", 1),
     "consistency": (),
+    "interactions": ("--num_samples", 4, "--num_held_out", 1, "--max_blocks_to_remove", 3),
     "latency": ("--num_active_blocks", 2, NUM_BLOCKS, "--num_samples", 2, "--new_tokens", 2),
     "select": ("--policies", "prefix", "--num_requests", 2, "--num_checks", 2, "--budget_ms", 10_000),
     "tokens": (),
@@ -190,9 +191,9 @@ def row(family: Family, said: Mapping[str, str]) -> str:
 
 
 def some_commands(name: str) -> list[str]:
-    """Commands that differ most in what they ask of a model, and two of the other four by turns."""
-    turn = list(FAMILIES).index(name) % 2
-    return ["importance", "compare", "tokens", *(("search", "latency"), ("consistency", "select"))[turn]]
+    """Commands that differ most in what they ask of a model, and two of the others by turns."""
+    turns = (("search", "latency"), ("consistency", "select"), ("interactions", "latency"))
+    return ["importance", "compare", "tokens", *turns[list(FAMILIES).index(name) % len(turns)]]
 
 
 def some_outcomes(name: str) -> dict[str, str]:

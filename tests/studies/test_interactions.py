@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -16,10 +17,16 @@ import pytest
 
 from lit_depth import DepthModule, DepthTrainer
 from lit_depth.data import DepthDataModule
+from lit_depth.functional import MaskSet, ablation_masks
+from lit_depth.functional.search.second_order import held_out_ablations, singles_and_pairs
+from lit_depth.results.against_full_views import AGREEMENT_FIGURE
 from lit_depth.results.records import RecordWriter
+from lit_depth.studies.interactions.analysis import check_arguments, describe
 from lit_depth.studies.interactions.figures import MAPS, PREDICTION
-from lit_depth.studies.interactions.report import report
+from lit_depth.studies.interactions.report import COLUMNS, report
+from lit_depth.studies.shared.prediction_errors import describe_skill
 from lit_depth.studies.shared.publish import as_text
+from lit_depth.studies.shared.scores import Scores
 from tests.helpers.commands import run
 from tests.helpers.simulated import paired_interval
 from tests.helpers.simulated_search import Simulated, data, simulated
@@ -75,6 +82,8 @@ def test_every_pair_is_what_its_definition_says(result, scores):
             values = drop - (of((), measure) - of((a,), measure)) - (of((), measure) - of((b,), measure))
             expected = paired_interval(values, images, score_range=score_range, num_permutations=14_000)
             assert entry["drop"] == pytest.approx(drop.mean(), abs=1e-9)
+            low, high = entry["drop_simultaneous_ci"]
+            assert (low > 0 or high < 0) == (entry["drop_p_holm"] < 0.05)
             assert entry["interaction"] == pytest.approx(expected.estimate, abs=1e-9)
             low, high = entry["interaction_ci"]
             assert (low, high) == pytest.approx((expected.low, expected.high), abs=2e-3)
@@ -85,6 +94,27 @@ def test_every_pair_is_what_its_definition_says(result, scores):
     pairs = {tuple(pair["removed"]): pair["quality"] for pair in result["pairs"]}
     assert max(pairs, key=lambda pair: pairs[pair]["interaction"]) == (3, 8)
     assert pairs[3, 8]["p_holm"] < 0.05 and pairs[3, 8]["interaction"] > 0.15
+
+
+def test_pairs_stand_beside_the_full_model_answer_by_answer(result, scores):
+    of, _ = scores
+    for entry in result["pairs"]:
+        found, full, pair = entry["agreement"], of((), "quality"), of(tuple(entry["removed"]), "quality")
+        for key, share in (
+            ("right_to_wrong", (pair < full).mean()),
+            ("wrong_to_right", (pair > full).mean()),
+            ("flips", (pair != full).mean()),
+            ("same_answer", (pair == full).mean()),  # the simulated model has one wrong answer
+        ):
+            low, high = found[f"{key}_ci"]
+            assert found[key] == pytest.approx(share) and low <= share <= high
+    told = report(result)
+    page = [section for section in told.sections if section.heading.startswith("Agreement with")]
+    rows = {row[0]: row for row in page[0].table.rows}
+    assert len(rows) == 7 + 21 and not page[0].printed
+    assert rows["without 3 and 8"][1] == f"{result['pairs'][2]['quality']['drop']:+.3f}"
+    logged = [dict(zip(COLUMNS, row)) for row in told.tables["interactions/pairs"].rows]
+    assert [row["right_to_wrong"] for row in logged[:2]] == [result["pairs"][0]["agreement"]["right_to_wrong"], None]
 
 
 @pytest.mark.slow
@@ -116,10 +146,42 @@ def test_errors_are_told_before_what_is_predicted(result):
     places = [text.index(part) for part in ("12 random masks of three and more", "by ExactMatch: 3 and 8", "smallest")]
     assert places == sorted(places)
     assert result["passes"]["singles_and_pairs"]["masks"] == 1 + 7 + 21 and "29 masks" in text
-    assert set(report(result).figures) == {*MAPS.values(), PREDICTION}
+    assert set(report(result).figures) == {*MAPS.values(), PREDICTION, AGREEMENT_FIGURE}
     best = result["second_order"]["best"]["quality"]
     assert [len(row["removed"]) for row in best] == [1, 2, 3, 4, 5]
     assert not any({3, 8} <= set(row["removed"]) for row in best[:3])
+    # in words, with the interval that goes with the corrected test
+    entry = next(pair["quality"] for pair in result["pairs"] if pair["removed"] == [3, 8])
+    low, high = entry["interaction_simultaneous_ci"]
+    assert f"by ExactMatch: 3 and 8 ({entry['interaction']:+.3f} [{low:+.3f}, {high:+.3f}])" in text
+    assert "simultaneous intervals (Holm) over all 21 pairs" in text and "takes four times the samples" in text
+
+
+def test_predictions_that_are_no_better_than_a_mean_are_refused(result):
+    second = copy.deepcopy(result["second_order"])
+    for entry in second["held_out"]:
+        entry["quality"]["predicted"] = entry["quality"]["drop"] + 1.0
+    told = [{**entry, **entry["quality"]} for entry in second["held_out"]]
+    second["skill"]["quality"] = describe_skill(told)
+    second["best"]["quality"] = None
+    text = as_text(report(result | {"second_order": second}))
+    assert "SINGLES AND PAIRS DO NOT PREDICT quality: error 1.000" in text
+    assert "Singles and pairs predict log-prob: error" in text
+    best = text[text.index("Masks of the smallest predicted drop") :]
+    assert "log-prob" in best and "quality " not in best
+
+
+def test_what_random_scores_say_of_others_is_not_told():
+    """Scores of every mask by themselves: nothing follows from singles and pairs."""
+    generator, units, num_units = np.random.default_rng(0), range(6), 7
+    held_out = held_out_ablations(num_units, units, 20, 5, seed=0)
+    names = MaskSet.of(ablation_masks(num_units, [*singles_and_pairs(units), *held_out])).ids
+    quality = (generator.random((len(names), 60)) < 0.5).astype(float)
+    logprob = np.log(0.1 + 0.8 * generator.random(quality.shape))
+    scores = Scores(list(names), quality, logprob, list(map(str, range(60))))
+    found = describe(scores, units, held_out, 5, 0.95)["second_order"]
+    assert [found["skill"][measure]["is_useful"] for measure in MAPS] == [False, False]
+    assert found["best"] == dict.fromkeys(MAPS)
 
 
 def test_where_the_model_does_not_do_the_task_no_pair_is_found(result):
@@ -135,7 +197,7 @@ def test_nothing_is_predicted_where_nothing_was_held_out(module, datamodule, tmp
     result = interactions(module, datamodule, tmp_path, num_held_out=0, skip=list(range(2, 16)), num_samples=20)
     assert result["second_order"] is None and [pair["removed"] for pair in result["pairs"]] == [[0, 1]]
     folder = tmp_path / "interactions" / "default"
-    assert {path.stem for path in (folder / "figures").glob("*.png")} == set(MAPS.values())
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {*MAPS.values(), AGREEMENT_FIGURE}
     assert (folder / "report.html").stat().st_size > 0
 
 
@@ -168,6 +230,12 @@ def test_one_process_and_a_kill_continued_by_two_give_the_same_bytes(small_check
     assert one == killed
     passes = json.loads(one)["passes"]["singles_and_pairs"]
     assert passes["masks"] == 22 and passes["block_forwards"] < passes["sequential_block_forwards"]
+
+
+def test_more_pairs_than_a_pass_can_hold_are_refused():
+    check_arguments(range(99), 160, 0, 3, 0)
+    with pytest.raises(ValueError, match=r"at most 5,000 singles and pairs, got 5,050 of 100 .* with --skip"):
+        check_arguments(range(100), 160, 0, 3, 0)
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,11 @@ def test_the_command_finds_what_follows_from_the_scores(module, tmp_path, capsys
     greedy = beam_search(direct, 16, 200, beam_width=1, **options)
     assert [e["removed"] for e in result["baselines"]["greedy"]] == [level.best.removed for level in greedy.levels]
     spans = [(a, a + 1) for a in range(15)]
-    best = max(score_ablations(direct, 16, 200, spans, rank_by=rank_by), key=lambda ablation: ablation.score)
+    ties = {"accuracy": lambda a: round(a.reference_probability, 6), "reference_logprob": lambda a: 0.0}[rank_by]
+    best = max(score_ablations(direct, 16, 200, spans, rank_by=rank_by), key=lambda a: (a.score, ties(a)))
     assert result["baselines"]["span"][1]["removed"] == best.removed
     assert result["baselines"]["span"][1]["score"] == best.score
-    order = sorted(expected.levels[0].ablations, key=lambda a: (a.score, a.removed))
+    order = sorted(expected.levels[0].ablations, key=lambda a: (a.score, ties(a), a.removed))
     ordered = [entry["removed"] for entry in result["baselines"]["importance_order"]]
     assert ordered == [tuple(sorted(a.removed[0] for a in order[-size:])) for size in (1, 2)]
     # no pair was evaluated twice
@@ -129,6 +130,10 @@ def test_the_command_finds_what_follows_from_the_scores(module, tmp_path, capsys
     assert len(lines) == len(direct.asked)
     out = capsys.readouterr().out
     assert f"racing saved {expected.saved} (" in out and "tied with the best" in out
+    assert result["equal_scores_by"] == ("reference_probability" if rank_by == "accuracy" else None)
+    assert ("ranked by accuracy, equal ones by reference probability" in " ".join(out.split())) == (
+        rank_by == "accuracy"
+    )
 
 
 def test_what_is_reported_comes_from_the_report_split(module, tmp_path, capsys):
@@ -193,6 +198,24 @@ def test_interrupted_anywhere_and_continued_equals_uninterrupted(module, tmp_pat
         (folder / "search.json").unlink()
         assert 0 < start() <= total
         assert (folder / "search.json").read_bytes() == whole
+
+
+@pytest.mark.parametrize("racing_on", [True, False])
+def test_a_run_that_ordered_equal_scores_by_their_blocks_is_continued(module, tmp_path, monkeypatch, racing_on):
+    """As earlier versions did: their records serve as far as they go, and the rest is answered."""
+    few = data(module, calibration_samples=30, num_samples=20)
+    options: dict[str, Any] = {"racing": racing_on, "max_blocks_to_remove": 3}
+    whole = search(module, few, tmp_path, name="new", **options)
+    with monkeypatch.context() as patched:
+        for place in ("functional.search.racing", "functional.search.pairwise", "studies.search.finders"):
+            patched.setattr(f"lit_depth.{place}.second_score", lambda mean: 0.0)
+        old = search(module, few, tmp_path, name="old", **options)
+    assert old["levels"] != whole["levels"]  # there are ties
+    before = module.answered
+    again = search(module, few, tmp_path, name="old", **options)
+    assert 0 < module.answered - before < before / 2
+    assert again["levels"] == whole["levels"] and again["ablations"] == whole["ablations"]
+    assert again["baselines"] == whole["baselines"]
 
 
 def test_bad_samples_count_for_no_mask(module, tmp_path, capsys):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_depth.functional.arguments import MAX_UNITS, check_range, checked
+from lit_depth.functional.arguments import MAX_UNITS, check_range, checked, shorten
 from lit_depth.functional.masking.policies import Importance, from_indices, top_k
 
 Removed = tuple[int, ...]
@@ -72,21 +72,43 @@ def contiguous_spans(num_units: int, length: int, *, keep: Sequence[int] = ()) -
 
 
 @checked
-def importance_order(importance: Importance, max_removed: int, *, keep: Sequence[int] = ()) -> list[Removed]:
+def importance_order(
+    importance: Importance, max_removed: int, *, keep: Sequence[int] = (), second: Sequence[float] | None = None
+) -> list[Removed]:
     """Ablations of 1 to ``max_removed`` units, least important first: the baseline that ignores interactions.
 
     Each leaves what `lit_depth.functional.top_k` keeps, so of equally important units the higher index goes first.
 
+    Args:
+        importance: One number for each unit.
+        max_removed: Size of the largest.
+        keep: Units that are never removed.
+        second: Importance by another score, which orders units that are equal by the first.
+
     Raises:
-        ValueError: As `lit_depth.functional.top_k`, and more removals than units that may go.
+        ValueError: As `lit_depth.functional.top_k`, more removals than units that may go, or a ``second`` of another
+            length.
 
     >>> importance_order([0.5, 0.1, 0.3, 0.1], 3, keep=[1])
     [(3,), (2, 3), (0, 2, 3)]
+    >>> importance_order([0.1, 0.1, 0.3], 2, second=[0.2, 0.7, 0.0])
+    [(0,), (0, 1)]
     """
     num_units = importance.numel() if isinstance(importance, Tensor) else len(importance)
     free_units(num_units, max_removed, keep)
+    if second is not None:
+        importance = _ranks(importance, second)
     masks = [top_k(importance, num_units - size, keep=keep) for size in range(1, max_removed + 1)]
     return [tuple((~mask).nonzero().flatten().tolist()) for mask in masks]
+
+
+def _ranks(importance: Importance, second: Sequence[float]) -> list[float]:
+    """Numbers in the order of ``importance``, where that is equal in the order of ``second``."""
+    pairs = list(zip(map(float, importance), map(float, second)))
+    if len(second) != len(importance) or not all(math.isfinite(value) for pair in pairs for value in pair):
+        raise ValueError(f"expected two finite numbers for each of {len(importance)} units, got {shorten(second)}")
+    places = {pair: float(place) for place, pair in enumerate(sorted(set(pairs)))}
+    return [places[pair] for pair in pairs]
 
 
 @checked

@@ -18,6 +18,9 @@ What racing guarantees, each with a probability of at least ``1 - delta`` for al
   samples: a candidate that was dropped early is seldom proven worse, and stays in the tied set.
 
 Neither speaks of the second and third of a beam: they are the best by their means on the samples that were spent.
+
+Equal accuracies are ordered by the reference probability where it is measured, in beams and in what is told: see
+`lit_depth.functional.search.racing`.
 """
 
 import itertools
@@ -58,6 +61,8 @@ class Ablation(NamedTuple):
         reference_logprob: Mean over its samples.
         num_samples: Good samples that the means are over.
         dropped_on: The score that settled it before the race was over; None if it stayed.
+        reference_probability: Mean of ``exp(reference_logprob)`` over its samples; NaN where that is not measured. To 6
+            digits it orders equal accuracies, higher is better.
     """
 
     removed: Removed
@@ -67,14 +72,16 @@ class Ablation(NamedTuple):
     reference_logprob: float
     num_samples: int
     dropped_on: RankBy | None
+    reference_probability: float
 
 
 class SearchLevel(NamedTuple):
     """All ablations of one size that were looked at.
 
     Attributes:
-        ablations: Best first: those that stayed by falling score, equal ones lexicographically by ``removed``; then the
-            dropped ones, whose means are over fewer samples, by falling number of samples and score.
+        ablations: Best first: those that stayed by falling score, then the dropped ones, whose means are over fewer
+            samples, by falling number of samples and score. Equal accuracies are ordered by the mean reference
+            probability to 6 digits, and what is equal in both lexicographically by ``removed``.
         beam: The first ``beam_width`` of them: parents of the next level.
         tied: Those not proven worse than another one in the true mean of the score. The first ablation leads them.
         settled: The level ended before the samples were spent: none that was left would end more than epsilon above the
@@ -312,9 +319,8 @@ def describe_race(
         row: _ablation(table, row, removed, extended, rule.rank_by, outcome.dropped.get(row))
         for row, (removed, extended) in enumerate(parents.items())
     }
-    order = sorted(
-        ablations, key=lambda row: (row in outcome.dropped, -ablations[row].num_samples, -ablations[row].score, row)
-    )
+    in_order = {row: place for place, row in enumerate(table.ranked(list(ablations), rule.rank_by))}
+    order = sorted(ablations, key=lambda row: (row in outcome.dropped, -ablations[row].num_samples, in_order[row]))
     return SearchLevel(
         ablations=tuple(ablations[row] for row in order),
         beam=tuple(ablations[row].removed for row in order[: rule.width]),
@@ -341,4 +347,5 @@ def _ablation(
         reference_logprob=table.mean(row, table.logprob),
         num_samples=table.num_good(row),
         dropped_on=dropped_on,
+        reference_probability=table.mean(row, table.probability),
     )

@@ -24,7 +24,16 @@ from lit_depth.functional.search.beam import (
     level_rule,
     recall_scores,
 )
-from lit_depth.functional.search.racing import Evaluate, MaskScores, RankBy, Samples, ScoreTable, as_scores, race
+from lit_depth.functional.search.racing import (
+    Evaluate,
+    MaskScores,
+    RankBy,
+    Samples,
+    ScoreTable,
+    as_scores,
+    race,
+    second_score,
+)
 from lit_depth.functional.search.second_order import (
     SecondOrder,
     best_predicted,
@@ -131,10 +140,7 @@ def pairwise_search(
     second = as_scores(evaluate(ablation_masks(num_units, proposed), range(num_samples))) if proposed else None
     every = [*known, *held_out, *proposed]
     scores = first if second is None else _join(first, second)
-    # of equal scores a level puts the earlier one first
-    ties = _tie_breaker(scores, rank_by)
-    places = np.zeros(len(every)) if ties is None else -ties.round(12)
-    ordered = [removed for _, removed in sorted(zip(places.tolist(), every)) if removed]
+    ordered = sorted(removed for removed in every if removed)
     recall = recall_scores(ablation_masks(num_units, every), scores)
     levels, bad = _levels(recall, num_units, ordered, free, num_samples, clusters, rank_by, beam_width, delta)
     scored = {ablation.removed: ablation.score for level in levels for ablation in level.ablations}
@@ -166,7 +172,7 @@ def _tie_breaker(found: MaskScores, rank_by: RankBy) -> Floats | None:
     """Mean reference probability of each mask, where accuracy ranks and the probability is known."""
     if rank_by != "accuracy" or found.reference_logprob is None:
         return None
-    return _mean_scores(found, "reference_logprob")
+    return np.array([second_score(mean) for mean in _mean_scores(found, "reference_logprob")])
 
 
 def _join(first: MaskScores, second: MaskScores) -> MaskScores:

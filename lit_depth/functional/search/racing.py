@@ -14,6 +14,9 @@ Both look after every round, so they take evidence that may be looked at as ofte
 Accuracy lies in [0, 1]. A mean log-probability has no lower bound; so ``reference_logprob`` is ranked and raced as the
 *reference probability* ``exp(reference_logprob)``, the geometric mean probability of a reference token: in [0, 1],
 monotone in each sample, and no single hopeless sample decides a mean.
+
+Accuracies of few samples are often equal. Where they are, the reference probability orders them: it costs nothing
+besides, and says more than the index of a block. Only what is equal in both goes by its index.
 """
 
 import math
@@ -29,6 +32,8 @@ from lit_depth.functional.arguments import shorten
 from lit_depth.functional.statistics import Floats, log_evidence
 
 RankBy = Literal["accuracy", "reference_logprob"]
+# of the reference probability where it orders equal accuracies: float32 in another batch changes the digits behind them
+_DIGITS = 6
 
 
 class MaskScores(NamedTuple):
@@ -62,6 +67,15 @@ def as_scores(found: Any) -> MaskScores:
     if not isinstance(found, MaskScores):
         raise ValueError(f"expected evaluate to return MaskScores, got {shorten(found)}")
     return found
+
+
+def second_score(reference_probability: float) -> float:
+    """What orders candidates of equal accuracy, given their mean reference probability; 0 where that is not known.
+
+    >>> second_score(0.12345678), second_score(math.nan)
+    (0.123457, 0.0)
+    """
+    return 0.0 if math.isnan(reference_probability) else round(reference_probability, _DIGITS)
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,10 @@ class ScoreTable:
         # exactly rounded: equal scores are equal in whatever order the samples came
         return math.fsum(seen) / len(seen) if len(seen) else math.nan
 
+    def second(self, row: int, score: RankBy) -> float:
+        """What orders rows of equal score, higher is better; 0 where the score is the reference probability itself."""
+        return second_score(self.mean(row, self.probability)) if score == "accuracy" else 0.0
+
     def num_good(self, row: int) -> int:
         """Good samples that a candidate was asked for."""
         return int(np.sum(~self.samples.bad & ~np.isnan(self.accuracy[row])))
@@ -193,8 +211,8 @@ class ScoreTable:
             raise ValueError(f"expected a sample with a score for every mask, got {len(self.samples.bad)} bad ones")
 
     def ranked(self, rows: Sequence[int], score: RankBy) -> list[int]:
-        """Rows by falling mean, of equal ones the earlier first."""
-        return sorted(rows, key=lambda row: (-self.mean(row, self.bounded(score)), row))
+        """Rows by falling mean, equal ones by `second`, what is equal in both the earlier first."""
+        return sorted(rows, key=lambda row: (-self.mean(row, self.bounded(score)), -self.second(row, score), row))
 
     def proves(self, score: RankBy, better: Sequence[int], worse: Sequence[int], alpha: float) -> NDArray[np.bool_]:
         """Whether rows are proven better than others on samples that both have seen, the first of each cluster.

@@ -35,6 +35,7 @@ from lit_depth.results.style import (
     whole_numbers,
     withheld_title,
 )
+from lit_depth.results.unit_names import active_blocks
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, differs, mark_strategy, refusal
 from lit_depth.studies.compare.used_importance import used_importance_figure
 from lit_depth.studies.shared.comparison_schema import Comparison, Effect, Latency, MaskResult, Regret, Strategy
@@ -153,7 +154,7 @@ def _words(comparison: Comparison) -> dict[str, str]:
     return {
         "title": withheld_title(_title(comparison), comparison),
         "subtitle": bars,
-        "x": f"active blocks (of {comparison['num_blocks']})",
+        "x": active_blocks(comparison, comparison["num_blocks"]),
         "y": f"quality ({metric_label(comparison['metric'])})",
     }
 
@@ -246,7 +247,7 @@ def latency_figure(comparison: Comparison) -> Figure:
     words = {
         "title": f"{comparison['task']}{_clock(comparison)}",
         "bars": f"bars: {_time_bars(comparison)}",
-        "x": f"Active blocks (of {comparison['num_blocks']})",
+        "x": active_blocks(comparison, comparison["num_blocks"]).capitalize(),
     }
     return latency_lines(times, {policy: _look(policy, comparison) for policy in times}, last, words)
 
@@ -254,11 +255,11 @@ def latency_figure(comparison: Comparison) -> Figure:
 def _time(timed: Effect, count: int, masks: Sequence[MaskResult], comparison: Comparison) -> Time:
     times: dict[str, Any] = dict(timed["latency_ms"] or {})
     known = {stage: summary for stage, summary in times.items() if summary is not None}
-    limits = {stage: _time_limits(timed["latency_ms"], masks, stage, comparison) for stage in known}
+    limits = {stage: time_limits(timed["latency_ms"], masks, stage, comparison) for stage in known}
     return Time(count, {stage: summary["P50"] for stage, summary in known.items()}, limits)
 
 
-def _time_limits(
+def time_limits(
     times: Latency | None, masks: Sequence[MaskResult], stage: str, comparison: Comparison
 ) -> Sequence[float]:
     """Of the median of the masks that were timed; in results of earlier versions the least and the greatest request."""
@@ -334,7 +335,9 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     axes.set_xlabel("Median total time per request (ms)")
     axes.set_ylabel(f"Quality ({metric_label(comparison['metric'])})")
     axes.set_title(withheld_title(_title(comparison) + _clock(comparison), comparison), loc="left", fontsize=11)
-    legend(figure, axes, f"{_bars(comparison)};\nacross: {_time_bars(comparison)}\nnumbers: active blocks")
+    legend(
+        figure, axes, f"{_bars(comparison)};\nacross: {_time_bars(comparison)}\nnumbers: {active_blocks(comparison)}"
+    )
     return figure
 
 
@@ -343,7 +346,7 @@ def _point(
 ) -> tuple[float, float, Sequence[float], Sequence[float]]:
     """Total time and quality, and the limits of each."""
     times = timed["latency_ms"]
-    return total_ms(times), timed["quality"], _time_limits(times, masks, "total", comparison), ends
+    return total_ms(times), timed["quality"], time_limits(times, masks, "total", comparison), ends
 
 
 def _shade(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], color: str, alpha: float) -> None:
@@ -359,7 +362,7 @@ def _block_axis(axes: Axes, comparison: Comparison) -> None:
         axes.set_xticks(sorted(counts))
     else:
         whole_numbers(axes.xaxis)
-    axes.set_xlabel(f"Active blocks (of {comparison['num_blocks']})")
+    axes.set_xlabel(active_blocks(comparison, comparison["num_blocks"]).capitalize())
 
 
 def _title(comparison: Comparison, remark: str = "") -> str:

@@ -7,7 +7,7 @@ from lit_depth.results.against_full_views import AGREEMENT_COLUMNS, agreement_se
 from lit_depth.results.measures import cluster_noun, document_sections, metric_label, readings_sections
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.unit_names import ranges, unit_name, unit_places, units_noun
+from lit_depth.results.unit_names import ranges, skipping, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import (
     LEGEND,
     SIMULTANEOUS,
@@ -134,7 +134,7 @@ def report(result: dict[str, Any]) -> Report:
         | {f"importance/lens_{task['task']}": _logged_lens(task["lens"]) for task in tasks if "lens" in task},
         scalars=scalars,
         curves=_curves(measured),
-        charts=importance_charts(measured, result["split"], result["confidence"], tasks),
+        charts=importance_charts(measured, f"{result['split']} split{skipping(result)}", result["confidence"], tasks),
         drawn=drawn_in_place(tasks),
         masks=_masks(tasks[0]["blocks"], result.get("num_blocks")),
         metadata={"split": result["split"]},

@@ -1,6 +1,7 @@
 """From scores of single and paired ablations to interactions, and to what they predict of larger ones."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from lit_depth.functional import MaskSet, ablation_masks
 from lit_depth.functional.arguments import check_least
 from lit_depth.functional.masks import Granularity
 from lit_depth.functional.search.ablations import Removed, free_units
+from lit_depth.functional.search.beam import MAX_COMBINATIONS
 from lit_depth.functional.search.second_order import (
     SecondOrder,
     best_predicted,
@@ -21,8 +23,8 @@ from lit_depth.functional.statistics import spearman
 from lit_depth.module import DepthModule
 from lit_depth.studies.shared.block_ranks import MEASURES, describe_blocks
 from lit_depth.studies.shared.effort import block_forwards
-from lit_depth.studies.shared.prediction_errors import describe_errors
-from lit_depth.studies.shared.scores import Measure, Scores, family_entry
+from lit_depth.studies.shared.prediction_errors import describe_errors, describe_skill
+from lit_depth.studies.shared.scores import Measure, Scores, describe_with_full, family_entry
 
 Floats = NDArray[np.float64]
 # a pair's score and the full model's, less those of its two units: two differences
@@ -36,6 +38,12 @@ def check_arguments(units: Sequence[int], num_units: int, num_held_out: int, max
     if len(units) < 2 or num_units < 3:
         raise ValueError(
             f"expected a pair to skip and a third that stays, got {len(units)} of {num_units} that may be skipped"
+        )
+    count = len(units) + math.comb(len(units), 2)
+    if count > MAX_COMBINATIONS:
+        raise ValueError(
+            f"expected at most {MAX_COMBINATIONS:,} singles and pairs, got {count:,} of {len(units)} that may be "
+            "skipped; keep more of them active with --skip"
         )
 
 
@@ -62,7 +70,7 @@ def describe(
 ) -> dict[str, Any]:
     """Single units, pairs, how well these predict the held-out masks, and the masks that they predict to be best.
 
-    All pairs are one family for each measure; so are all held-out masks.
+    All pairs are one family for each measure, their drops another; so are all held-out masks.
     """
     fitted = {
         measure: fit_second_order(units, _rows(scores, singles_and_pairs(units), measure)) for measure in MEASURES
@@ -80,17 +88,31 @@ def _rows(scores: Scores, ablations: Sequence[Removed], measure: Measure) -> Flo
 
 
 def describe_pairs(scores: Scores, fitted: dict[Measure, SecondOrder], confidence: float) -> list[dict[str, Any]]:
-    """One entry per pair: its drop and its interaction, sample by sample, in quality and reference log-probability."""
+    """One entry per pair: its drop and its interaction, sample by sample, in quality and reference log-probability.
+
+    Beside them how it agrees with the full model.
+    """
     units = fitted["quality"].units
     places = list(itertools.combinations(range(len(units)), 2))
     pairs = [(units[a], units[b]) for a, b in places]
-    entries: list[dict[str, Any]] = [{"removed": list(pair)} for pair in pairs]
+    names = MaskSet.of(ablation_masks(len(scores.full_id), pairs)).ids
+    entries: list[dict[str, Any]] = [
+        {"removed": list(pair), "num_distinct_answers": scores.distinct_answers(name), "agreement": agreement}
+        for pair, name, agreement in zip(
+            pairs, names, describe_with_full(scores, [[name] for name in names], confidence)
+        )
+    ]
     for measure, model in fitted.items():
         values = np.stack([model.interactions[a, b] for a, b in places])
-        drops = [float((model.drops[a] + model.drops[b] + model.interactions[a, b]).mean()) for a, b in places]
-        for entry, row, drop in zip(entries, scores.compare(values, confidence, measure, _PAIR_TERMS), drops):
+        drops = np.stack([model.drops[a] + model.drops[b] for a, b in places]) + values
+        families = (
+            scores.compare(drops, confidence, measure),
+            scores.compare(values, confidence, measure, _PAIR_TERMS),
+        )
+        for entry, drop, row in zip(entries, *families):
             entry[measure] = {
-                "drop": drop,
+                **family_entry(drop, "drop"),
+                "drop_p_holm": drop.p_holm,
                 **family_entry(row, "interaction"),
                 "p_value": row.p_value,
                 "p_holm": row.p_holm,
@@ -107,12 +129,13 @@ def describe_prediction(
 ) -> dict[str, Any] | None:
     """Errors on the held-out masks, each beside the error of the sum of single drops, and the best predicted masks.
 
-    None where no mask was held out: a prediction whose error is not known is not told.
+    None where no mask was held out: a prediction whose error is not known is not told. Nor are the best predicted
+    masks of a measure, then None, whose predictions are no closer than a mean (`describe_skill`).
     """
     if not held_out:
         return None
     entries: list[dict[str, Any]] = [{"removed": list(removed)} for removed in held_out]
-    found: dict[str, Any] = {"held_out": entries, "errors": {}, "spearman": {}, "best": {}}
+    found: dict[str, Any] = {"held_out": entries, "errors": {}, "skill": {}, "spearman": {}, "best": {}}
     # a prediction is a weighted sum of scores: (k - 1)^2 differences for k removed units
     terms = [(len(removed) - 1) ** 2 for removed in held_out]
     for measure, model in fitted.items():
@@ -128,11 +151,14 @@ def describe_prediction(
                 **family_entry(row, "error"),
                 "p_holm": row.p_holm,
             }
-        found["errors"][measure] = describe_errors([{**entry, **entry[measure]} for entry in entries])
+        told = [{**entry, **entry[measure]} for entry in entries]
+        found["errors"][measure], found["skill"][measure] = describe_errors(told), describe_skill(told)
         found["spearman"][measure] = {
             name: _rank_correlation(entries, measure, name) for name in ("additive", "predicted")
         }
-        found["best"][measure] = _best(model, len(scores.full_id), max_removed)
+        is_useless = found["skill"][measure]["is_useful"] is False
+        second = fitted["reference_logprob"] if measure == "quality" else None
+        found["best"][measure] = None if is_useless else _best(model, second, len(scores.full_id), max_removed)
     return found
 
 
@@ -142,16 +168,23 @@ def _rank_correlation(entries: Sequence[dict[str, Any]], measure: Measure, name:
     return spearman(columns[0], columns[1])[0].estimate
 
 
-def _best(model: SecondOrder, num_units: int, max_removed: int) -> list[dict[str, Any]]:
-    """The best predicted mask of each size, with what either model predicts of it."""
-    mean = SecondOrder(
-        model.units, model.full.mean(axis=-1), model.drops.mean(axis=-1), model.interactions.mean(axis=-1)
-    )
+def _mean(model: SecondOrder) -> SecondOrder:
+    """The model of the mean over samples."""
+    full, drops, interactions = (each.mean(axis=-1) for each in model[1:])
+    return SecondOrder(model.units, full, drops, interactions)
+
+
+def _best(model: SecondOrder, second: SecondOrder | None, num_units: int, max_removed: int) -> list[dict[str, Any]]:
+    """The best predicted mask of each size, with what either order predicts of it.
+
+    Where the first model predicts the same of several, ``second`` decides.
+    """
+    mean = _mean(model)
     kept = [unit for unit in range(num_units) if unit not in model.units]
     most = min(max_removed, len(free_units(num_units, 1, kept)), num_units - 1)
     rows = []
     for size in range(1, most + 1):
-        (removed,) = best_predicted(mean, num_units, size)
+        (removed,) = best_predicted(mean, num_units, size, second=second and _mean(second))
         additive, predicted = (float(mean.predict_drops([removed], order)[0]) for order in (1, 2))
         rows.append({"removed": list(removed), "additive": additive, "predicted": predicted})
     return rows

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lit_depth.results.against_full_views import AgainstFull
 from lit_depth.results.charts.block_charts import HeatCell, heat_map
 from lit_depth.results.measures import metric_label
 from lit_depth.results.report import Chart
 from lit_depth.results.style import COLORS, new_figure, plain_axes, withheld_title
+from lit_depth.results.unit_names import skipping, unit_name
+from lit_depth.results.verdicts import differs
 from lit_depth.studies.shared.importance_views import is_sure, matrix_figure
 
 if TYPE_CHECKING:
@@ -68,6 +71,30 @@ def map_figure(result: Mapping[str, Any], measure: str) -> Figure:
     return figure
 
 
+def against_full(result: Mapping[str, Any]) -> list[AgainstFull]:
+    """The model without each block, and without each pair, beside the full one.
+
+    Results of earlier versions have no interval of a pair's drop, and tell nothing of pairs.
+    """
+    singles = [(str(unit_name(each, ".")), "one skipped", "p_holm", each) for each in result["blocks"]]
+    pairs = [
+        (" and ".join(result["units"][unit] for unit in each["removed"]), "a pair skipped", "drop_p_holm", each)
+        for each in result["pairs"]
+        if "agreement" in each
+    ]
+    return [
+        AgainstFull(
+            f"without {name}",
+            group,
+            each["quality"]["drop"],
+            each["quality"]["drop_ci"],
+            differs(each["quality"][p_value], result["confidence"]),
+            each.get("agreement"),
+        )
+        for name, group, p_value, each in [*singles, *pairs]
+    ]
+
+
 def _is_measured(result: Mapping[str, Any], unit: int) -> bool:
     return any(unit in pair["removed"] for pair in result["pairs"])
 
@@ -75,7 +102,7 @@ def _is_measured(result: Mapping[str, Any], unit: int) -> bool:
 def _title(result: Mapping[str, Any], measure: str) -> str:
     return (
         f"Interaction in {measure_label(result, measure)}, {result['task']}, {result['num_samples']} samples, "
-        f"{result['split']} split"
+        f"{result['split']} split{skipping(result)}"
     )
 
 
@@ -101,6 +128,8 @@ def prediction_figure(result: Mapping[str, Any]) -> Figure:
         axes.set_xlabel(f"Measured drop in {measure_label(result, measure)}")
     panels[0].set_ylabel("Predicted drop")
     panels[0].legend(frameon=False, fontsize=9)
-    title = f"{len(result['second_order']['held_out'])} held-out random masks of three and more removed"
+    title = (
+        f"{len(result['second_order']['held_out'])} held-out random masks of three and more removed{skipping(result)}"
+    )
     figure.suptitle(withheld_title(title, result), x=0.01, ha="left", fontsize=11)
     return figure

@@ -1,23 +1,31 @@
 """What ``lit-depth interactions`` tells of its result."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_depth.results.measures import readings_sections
+from lit_depth.results.against_full_views import (
+    AGREEMENT_COLUMNS,
+    agreement_sections,
+    flips_figures,
+    logged_agreement,
+)
+from lit_depth.results.measures import cluster_noun, readings_sections
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.verdicts import differs, refusal, verdict_scalars
+from lit_depth.results.verdicts import SIMULTANEOUS, differs, refusal, verdict_scalars
 from lit_depth.studies.interactions.figures import (
     MAPS,
     PREDICTION,
+    against_full,
     interaction_charts,
     interaction_figures,
     measure_label,
 )
 from lit_depth.studies.shared.importance_views import headline
-from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows
+from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows, skill_sentence
 
-COLUMNS = ("a", "b", "measure", "drop", "interaction", "low", "high", "p_holm", "verdict")
+COLUMNS = ("a", "b", "measure", "drop", "interaction", "low", "high", "p_holm", "verdict", *AGREEMENT_COLUMNS)
 _SHOWN = 6  # pairs of each measure in the terminal, the largest interactions
 _HEADERS = ("measure", "pair", "drop", "interaction", "interval", "p (Holm)", "verdict")
 _BEST_HEADERS = ("measure", "removed", "which", "sum of singles", "with pairs")
@@ -31,17 +39,23 @@ def report(result: dict[str, Any]) -> Report:
     scalars |= {f"passes/{key}": value for key, value in result["passes"]["all"].items()}
     for measure in MAPS:
         scalars[f"pairs/{measure}"] = sum(_verdict(pair, measure, result) != _NONE for pair in result["pairs"])
+    compared = against_full(result)
+    title = f"Scores that change against the drop, {result['task']}, {result['split']} split"
+    # the many pairs lie below the singles
+    changes = flips_figures(compared[::-1], title, result["confidence"])
+    told = [refused, headline(result, result, ranked=False), _passes(result), _width(result)]
     return Report(
         title="Interactions of transformer blocks",
-        headline="\n\n".join(filter(None, [refused, headline(result, result, ranked=False), _passes(result)])),
+        headline="\n\n".join(filter(None, told)),
         sections=[
             *_prediction_sections(result),
             Section("Pairs", _findings(result), Table(_HEADERS, _top_rows(result)), list(MAPS.values())),
             *_best_sections(result),
+            *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=list(changes)),
             *readings_sections(result, result),
         ],
         kind="interactions",
-        figures=interaction_figures(result),
+        figures=interaction_figures(result) | changes,
         tables={"interactions/pairs": Table(COLUMNS, _all_rows(result))},
         scalars=scalars,
         charts=interaction_charts(result),
@@ -62,11 +76,27 @@ def _names(removed: Sequence[int], result: Mapping[str, Any]) -> str:
 def _passes(result: Mapping[str, Any]) -> str:
     """What the pass cost, as the trie counts it."""
     every, pairs = result["passes"]["all"], result["passes"]["singles_and_pairs"]
+    if every["block_forwards"] == every["sequential_block_forwards"]:
+        return f"{every['masks']} masks, one after another: {every['block_forwards']} block forwards on a prompt."
     return (
         f"{every['masks']} masks in one pass: {every['block_forwards']} block forwards on a prompt, "
         f"{every['sequential_block_forwards']} one after another. Of the full model, all singles and all pairs alone "
         f"({pairs['masks']} masks): {pairs['block_forwards']} of {pairs['sequential_block_forwards']} "
         f"({pairs['block_forwards'] / pairs['sequential_block_forwards']:.2f})."
+    )
+
+
+def _width(result: Mapping[str, Any]) -> str:
+    """How wide the intervals of pairs are, and what narrower ones would take."""
+    widths = []
+    for measure in MAPS:
+        limits = [pair[measure]["interaction_simultaneous_ci"] for pair in result["pairs"]]
+        halves = sorted((high - low) / 2 for low, high in limits)
+        widths.append(f"{statistics.median(halves):.3f} in {_short(measure)} (at most {halves[-1]:.3f})")
+    return (
+        f"With these samples the interval of a pair's interaction reaches {' and '.join(widths)} to either side, in "
+        "the median over all pairs. Half of that takes four times the samples (--num_samples) and four times the time "
+        "of the pass."
     )
 
 
@@ -92,6 +122,8 @@ def _prediction_sections(result: Mapping[str, Any]) -> list[Section]:
     )
     if orders:
         text += f" Rank correlation of predicted and measured drops without and with pairs: {'; '.join(orders)}."
+    skills = [skill_sentence(skill, _short(measure)) for measure, skill in found.get("skill", {}).items()]
+    text = "\n\n".join([*skills, text])
     return [
         Section(
             "Do singles and pairs predict other masks?", text, Table(("measure", *ERROR_HEADERS), rows), [PREDICTION]
@@ -114,19 +146,25 @@ def _findings(result: Mapping[str, Any]) -> str:
     """Which pairs were shown to interact, in words, by either measure."""
     lines = [
         "interaction = drop of the pair - drop of the one - drop of the other. Above 0 each covers for the other; "
-        "below 0 they share what they do. Shown are the largest."
+        f"below 0 they share what they do. Shown are the largest, with {result['confidence']:.0%} {SIMULTANEOUS} over "
+        f"all {len(result['pairs'])} pairs."
     ]
     if refusal(result):
         return lines[0]
     for measure in MAPS:
         for verdict in (_STANDS_IN, _SHARES):
-            pairs = [
-                pair["removed"] for pair in _largest(result, measure) if _verdict(pair, measure, result) == verdict
-            ]
-            named = "; ".join(f"{_names(pair, result).replace(', ', ' and ')}" for pair in pairs[:_SHOWN])
+            pairs = [pair for pair in _largest(result, measure) if _verdict(pair, measure, result) == verdict]
+            named = "; ".join(_named(pair, measure, result) for pair in pairs[:_SHOWN])
             more = f" and {len(pairs) - _SHOWN} more pairs" if len(pairs) > _SHOWN else ""
             lines.append(f"{verdict}, by {measure_label(result, measure)}: {named or 'no pair shown'}{more}")
     return "\n\n".join(lines)
+
+
+def _named(pair: Mapping[str, Any], measure: str, result: Mapping[str, Any]) -> str:
+    """A pair with its interaction, as in a sentence."""
+    entry = pair[measure]
+    limits = format_interval(entry["interaction_simultaneous_ci"])
+    return f"{_names(pair['removed'], result).replace(', ', ' and ')} ({entry['interaction']:+.3f} {limits})"
 
 
 def _largest(result: Mapping[str, Any], measure: str) -> list[Mapping[str, Any]]:
@@ -154,14 +192,17 @@ def _all_rows(result: Mapping[str, Any]) -> list[list[Cell]]:
         for measure in MAPS:
             entry = pair[measure]
             numbers = (entry["drop"], entry["interaction"], *entry["interaction_simultaneous_ci"], entry["p_holm"])
-            rows.append([*names, measure, *numbers, _verdict(pair, measure, result)])
+            # answers have no measure: they are told once
+            agreement = logged_agreement(pair.get("agreement") if measure == "quality" else None)
+            rows.append([*names, measure, *numbers, _verdict(pair, measure, result), *agreement])
     return rows
 
 
 def _best_sections(result: Mapping[str, Any]) -> list[Section]:
     """The best predicted masks: a guess, which `lit-depth search --strategy pairwise` measures."""
     found = result["second_order"]
-    if not found or refusal(result):
+    known = {measure: best for measure, best in found["best"].items() if best} if found else {}
+    if not known or refusal(result):
         return []
     rows: list[list[Cell]] = [
         [
@@ -171,7 +212,7 @@ def _best_sections(result: Mapping[str, Any]) -> list[Section]:
             f"{row['additive']:+.3f}",
             f"{row['predicted']:+.3f}",
         ]
-        for measure, best in found["best"].items()
+        for measure, best in known.items()
         for row in best
     ]
     text = (

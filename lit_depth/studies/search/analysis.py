@@ -10,7 +10,7 @@ from lit_depth.functional.search.ablations import Removed
 from lit_depth.functional.search.pairwise import PairwiseResult
 from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.finders import Baselines
-from lit_depth.studies.shared.prediction_errors import describe_errors
+from lit_depth.studies.shared.prediction_errors import describe_errors, describe_skill
 from lit_depth.studies.shared.scores import Scores, describe_with_full, family_entry, interval_entry
 
 
@@ -54,7 +54,8 @@ def describe_level(level: SearchLevel, beam_width: int) -> dict[str, Any]:
 def describe_pairwise(found: PairwiseResult) -> dict[str, Any]:
     """Predictions of a pairwise search against scores on the calibration split, and errors on the random ablations."""
     held_out, proposed = ([each._asdict() for each in group] for group in (found.held_out, found.proposed))
-    return {"errors": describe_errors(held_out), "held_out": held_out, "proposed": proposed}
+    errors, skill = describe_errors(held_out), describe_skill(held_out)
+    return {"errors": errors, "skill": skill, "held_out": held_out, "proposed": proposed}
 
 
 def describe_ablations(

@@ -58,7 +58,7 @@ def search(
         keep: Blocks that are never removed.
         rank_by: What ranks ablations: ``accuracy`` (the task's metric; of plain texts the geometric mean probability of
             a token), or ``reference_logprob``, as the mean probability of the reference answer's tokens, which is far
-            less noisy.
+            less noisy. Of equal accuracies that probability decides.
         racing: Spend no more samples on an ablation that would hardly end as the best of its size; false = all
             samples for each.
         epsilon: Difference of the score, at least 0, that does not matter to racing: what it chooses among holds an
@@ -156,6 +156,7 @@ def search(
             "num_blocks": model.num_blocks,
             "units": unit_names(range(num_units), granularity),
             **options,
+            "equal_scores_by": "reference_probability" if rank_by == "accuracy" else None,
             "calibration": {
                 "num_samples": cache.num_samples - len(cache.bad_samples),
                 "num_bad_samples": len(cache.bad_samples),

@@ -18,6 +18,7 @@ from lit_depth.functional import (
 )
 from lit_depth.functional.search.ablations import Removed
 from lit_depth.functional.search.pairwise import PairwiseResult, pairwise_search
+from lit_depth.functional.search.racing import second_score
 from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.score_cache import ScoreCache
 
@@ -110,14 +111,14 @@ def run_baselines(
         return full, {}
     by_removed = {ablation.removed: ablation for ablation in scored}
     best_spans = [
-        max((by_removed[span] for span in same_length), key=lambda ablation: ablation.score, default=None)
+        max((by_removed[span] for span in same_length), key=lambda found: _goodness(found, arguments), default=None)
         for same_length in spans
     ]
     cache.describe = lambda masks, positions: f"baselines, greedy search, {int((~masks[0]).sum())} removed"
     greedy = _beam_search(cache, 1, arguments, seed)
     cache.describe = lambda masks, positions: "baselines, order of importance"
-    importance = _importance(found, cache.num_units)
-    ordered = _score(cache, importance_order(importance, most, keep=arguments.keep), arguments)
+    importance, second = _importance(found, cache.num_units, arguments)
+    ordered = _score(cache, importance_order(importance, most, keep=arguments.keep, second=second), arguments)
     first = found.levels[0].best
     return full, {
         "greedy": [level.best for level in greedy.levels],
@@ -137,8 +138,15 @@ def _score(cache: ScoreCache, ablations: Sequence[Removed], arguments: SearchArg
     return score_ablations(cache, cache.num_units, cache.num_samples, ablations, rank_by=arguments.rank_by)
 
 
-def _importance(found: SearchResult, num_units: int) -> list[float]:
-    importance = np.full(num_units, 1.0)  # of those that are kept: no score is below -1
+def _goodness(ablation: Ablation, arguments: SearchArguments) -> tuple[float, float]:
+    """The score, and what orders equal ones; higher is better."""
+    by_accuracy = arguments.rank_by == "accuracy"
+    return ablation.score, second_score(ablation.reference_probability) if by_accuracy else 0.0
+
+
+def _importance(found: SearchResult, num_units: int, arguments: SearchArguments) -> tuple[list[float], list[float]]:
+    """Of every unit by its own score, and what orders equal ones."""
+    importance = np.full((2, num_units), 1.0)  # of those that are kept: no score is below -1
     for ablation in found.levels[0].ablations:
-        importance[ablation.removed[0]] = -ablation.score
-    return importance.tolist()
+        importance[:, ablation.removed[0]] = [-score for score in _goodness(ablation, arguments)]
+    return importance[0].tolist(), importance[1].tolist()

@@ -35,7 +35,7 @@ from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figur
 from lit_depth.studies.search.level_decisions import MOST_CANDIDATES
 from lit_depth.studies.search.verdict import verdict_section
 from lit_depth.studies.shared.decision_views import decision_figures, mask_decision_section, mask_decisions
-from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows
+from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows, skill_sentence
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
 LEVEL_HEADERS = ("removed", "looked at", "dropped early", "settled", "evaluations", "saved", "tied with the best")
@@ -156,13 +156,19 @@ def _headline(result: Mapping[str, Any]) -> str:
     trained = " Released checkpoints were trained on these very questions." if result["in_training_mixture"] else ""
     return (
         f"{kind} on {calibration['num_samples']} calibration samples of {result['task']}, ranked by "
-        f"{result['rank_by']}; {metric_label(result['metric'])} on the validation split, "
+        f"{_ranked_by(result)}; {metric_label(result['metric'])} on the validation split, "
         f"{count_samples(result, reported)} ({reported['num_bad_samples']} bad), {result['confidence']:.0%} "
         f"{SIMULTANEOUS} by {noun}, over all drops and over all interactions. Full model {full['quality']:.3f} "
         f"{format_interval(full['quality_ci'], sign='')}."
         f"{describe_measure({**result, 'full': full})}{describe_constant(reported)} Interaction: the drop beyond "
         f"the sum of the drops of its parts alone.{trained} {LEGEND}"
     )
+
+
+def _ranked_by(result: Mapping[str, Any]) -> str:
+    """What ranks ablations; results of earlier versions ordered equal scores by their blocks."""
+    second = result.get("equal_scores_by")
+    return f"{result['rank_by']}, equal ones by {second.replace('_', ' ')}" if second else str(result["rank_by"])
 
 
 def _prediction_sections(result: Mapping[str, Any]) -> list[Section]:
@@ -183,6 +189,7 @@ def _prediction_sections(result: Mapping[str, Any]) -> list[Section]:
             f" The {len(found['proposed'])} best predicted, which look better than they are: {predicted:+.3f} "
             f"predicted, {drop:+.3f} measured on the same samples."
         )
+    text = "\n\n".join(filter(None, [skill_sentence(found.get("skill"), of), text]))
     return [
         Section(
             "Do singles and pairs predict larger ablations?", text, Table(ERROR_HEADERS, error_rows(found["errors"]))

@@ -46,9 +46,16 @@ def decide(
 
 
 def affordable(result: Mapping[str, Any], options: Sequence[Option]) -> list[str]:
-    """Ids of all masks of the depths that keep the budget, the fastest depth first, as of equal ones it is chosen."""
+    """Ids of all masks of the depths that keep the budget, the fastest depth first, as of equal ones it is chosen.
+
+    A depth that was not timed, because a faster one was better, counts as fast as the next deeper one that was: on a
+    fresh sample it might be the better one.
+    """
     too_slow = {entry["num_active_blocks"] for entry in result["rejected"]}
     bounds = {entry["num_active_blocks"]: entry["latency_ms"]["bound"] for entry in result["candidates"]}
-    fast = {count: time for count, time in bounds.items() if time <= result["budget_ms"] and count not in too_slow}
-    masks = [option.mask_id for option in options if option.mask_id.count("1") in fast]
-    return sorted(masks, key=lambda mask: fast[mask.count("1")])
+    times: dict[str, float] = {}
+    for mask in (option.mask_id for option in options):
+        timed = min((count for count in bounds if count >= mask.count("1")), default=None)
+        if timed is not None and timed not in too_slow and bounds[timed] <= result["budget_ms"]:
+            times[mask] = bounds[timed]
+    return sorted(times, key=lambda mask: (times[mask], mask.count("1")))

@@ -252,11 +252,13 @@ class Comparison(TypedDict):
     comparisons: list[PairwiseComparison]
     answers: Answers
     baseline: NotRequired[Baseline | None]
-    model: NotRequired[dict[str, str | None]]
+    model: NotRequired[dict[str, str | int | None]]
     latency_requests: NotRequired[int | None]
     # device, threads, batch_size and new_tokens; and of each timed mask and stage an interval of the median
     latency_settings: NotRequired[dict[str, Any]]
     latency_limits_ms: NotRequired[dict[str, dict[str, Interval]]]
+    # of each mask by stage, in one request: floating-point operations
+    flops: NotRequired[dict[str, dict[str, int]]]
     # by metric and mask, where the same answers are read in several ways
     readings: NotRequired[dict[str, dict[str, Reading]]]
     decisions: NotRequired[list[Decision]]

@@ -40,7 +40,7 @@ def decide_mask(
 ) -> dict[str, Any] | None:
     """The decision for the best of some masks, of equal ones the first; None where there are not two of them.
 
-    ``reported`` are scores of the same masks on samples that the choice does not see.
+    ``reported`` are scores on samples that the choice does not see, of all masks or of those that are worth reporting.
     """
     names = list(dict.fromkeys(ids))
     if len(names) < 2:
@@ -48,7 +48,7 @@ def decide_mask(
     losses = scores.rows([scores.full_id]) - scores.rows(names)
     found = scores.stability(-losses, best_of(skipped_by(names)))
     best = describe_best(scores.winner(-losses, confidence), names)
-    if reported is not None:
+    if reported is not None and best["mask_id"] in reported.mask_ids:
         (row,) = reported.compare(reported.rows([reported.full_id]) - reported.rows([best["mask_id"]]), confidence)
         best |= interval_entry(row.interval, "reported_drop")
     return describe_choice("best mask", range(len(names[0])), found, len(scores.images)) | {"best": best}

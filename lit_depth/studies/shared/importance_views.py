@@ -108,7 +108,8 @@ def matrix_figure(
 ) -> Figure:
     """Numbers in coloured cells, blue below zero and red above; what is not known stays white.
 
-    The colours end at ``limit`` on either side. A cell that is not ``sure`` is pale.
+    The colours end at ``limit`` on either side; points of the colour bar show where numbers lie beyond. A cell that is
+    not ``sure`` is pale.
     """
     numbers = [[float("nan") if value is None else value for value in row] for row in values]
     figure, axes = new_figure(max(6, 0.55 * len(column_names) + 2.5), max(2.5, 0.4 * len(row_names) + 1.5))
@@ -124,5 +125,8 @@ def matrix_figure(
     axes.set_yticks(range(len(row_names)), row_names)
     axes.set_xlabel(column_label)
     axes.set_title(title, loc="left", fontsize=11)
-    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    known = [value for row in values for value in row if value is not None]
+    low, high = min(known, default=0.0) < -limit, max(known, default=0.0) > limit
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((low, high), "neither")
+    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, extend=extend)
     return figure

@@ -36,6 +36,47 @@ def describe_errors(predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     return rows
 
 
+def describe_skill(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Are predictions with pairs closer to the measured drops than one number for all masks of a size would be?
+
+    That number is, for each mask, the mean drop of the others of its size; a mask without others does not count.
+    ``is_useful`` is whether the mean absolute error of the predictions is smaller, or 0; None where there is nothing to
+    compare with.
+
+    >>> pairs = [(0.1, 0.2), (0.5, 0.4)]
+    >>> describe_skill([{"removed": [0, 1, 2], "drop": drop, "predicted": guess} for drop, guess in pairs])
+    {'num_masks': 2, 'error': 0.1, 'error_of_mean': 0.4, 'is_useful': True}
+    """
+    errors, of_mean = [], []
+    for size in sorted({len(each["removed"]) for each in predictions}):
+        drops, predicted = np.array([[e["drop"], e["predicted"]] for e in predictions if len(e["removed"]) == size]).T
+        if len(drops) > 1:
+            errors += np.abs(predicted - drops).tolist()
+            of_mean += np.abs((drops.sum() - drops) / (len(drops) - 1) - drops).tolist()
+    if not errors:
+        return {"num_masks": 0, "error": None, "error_of_mean": None, "is_useful": None}
+    # sums in another order differ in their last bits
+    error, error_of_mean = (round(float(np.mean(each)), 9) for each in (errors, of_mean))
+    return {
+        "num_masks": len(errors),
+        "error": error,
+        "error_of_mean": error_of_mean,
+        "is_useful": error < error_of_mean or error == 0,
+    }
+
+
+def skill_sentence(skill: Mapping[str, Any] | None, of: str) -> str:
+    """Whether predictions of ``of`` are worth anything; empty for results of earlier versions."""
+    if skill is None:
+        return ""
+    if skill["is_useful"] is None:
+        return f"Too few held-out masks of one size to tell whether singles and pairs predict {of}."
+    errors = f"error {skill['error']:.3f}, that of the mean drop of the others of its size {skill['error_of_mean']:.3f}"
+    if skill["is_useful"]:
+        return f"Singles and pairs predict {of}: {errors}."
+    return f"SINGLES AND PAIRS DO NOT PREDICT {of}: {errors}. No larger mask follows from them."
+
+
 def error_rows(errors: Sequence[Mapping[str, Any]]) -> list[list[Cell]]:
     """What `describe_errors` found, under `ERROR_HEADERS`."""
     keys = ("num_removed", "num_masks", "mean_drop", "additive_mean_absolute_error", "predicted_mean_absolute_error")

@@ -50,6 +50,15 @@ def test_importance_order_is_nested_and_leaves_what_top_k_keeps(importance: list
         assert not set(larger) & set(top_k(importance, num_units - len(larger), keep=keep).nonzero().flatten().tolist())
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=8))
+def test_equally_important_units_go_by_the_second_score(pairs: list[tuple[int, int]]) -> None:
+    first, second = ([float(pair[place]) for pair in pairs] for place in (0, 1))
+    together = [10 * a + b for a, b in pairs]  # the first decides, then the second
+    most = len(pairs) - 1
+    assert importance_order(first, most, second=second) == importance_order(together, most)
+    assert importance_order(torch.tensor(first), most, second=second) == importance_order(together, most)
+
+
 def test_interaction_is_what_adding_drops_leaves_out() -> None:
     assert interaction(0.5, [0.1, 0.1]) == pytest.approx(0.3)
     assert interaction(0.1, [0.1, 0.1]) == pytest.approx(-0.1)
@@ -71,6 +80,8 @@ def test_ablation_masks_are_false_where_removed() -> None:
         (lambda: contiguous_spans(4, 4), "between 1 and 3 of 4 units"),
         (lambda: contiguous_spans(5, 2, keep=[1, 3]), r"2 neighbouring units that may be removed, got keep=\[1, 3\]"),
         (lambda: importance_order([0.1, 0.2], 2), "between 1 and 1 of 2 units"),
+        (lambda: importance_order([0.1, 0.2], 1, second=[0.1]), r"two finite numbers for each of 2 units, got \[0.1\]"),
+        (lambda: importance_order([0.1, 0.2], 1, second=[0.1, float("nan")]), "two finite numbers for each of 2"),
     ],
 )
 def test_baselines_refuse(call, message: str) -> None:

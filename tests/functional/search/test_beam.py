@@ -26,6 +26,7 @@ from lit_depth.functional import (
     score_ablations,
 )
 from lit_depth.functional.search import racing as racing
+from lit_depth.functional.search.racing import Evaluate
 
 Removed = tuple[int, ...]
 DISCRETE = [0.0, 0.25, 0.5, 1.0]  # sums of few of them are exact, and ties are common
@@ -77,6 +78,11 @@ def exact_mean(values: np.ndarray) -> Fraction:
     return sum(map(Fraction, values.tolist()), Fraction()) / len(values)
 
 
+def second(table: Table, removed: Removed) -> float:
+    """What orders equal accuracies."""
+    return round(math.fsum(np.exp(table.scores[removed][1])) / table.num_samples, 6)
+
+
 def plain_beam(table: Table, num_units: int, width: int, max_removed: int, keep: Sequence[int]) -> list[list[Removed]]:
     """The ranking of each level by exact mean accuracy, the slow way."""
     levels: list[list[Removed]] = []
@@ -85,7 +91,8 @@ def plain_beam(table: Table, num_units: int, width: int, max_removed: int, keep:
         candidates = {
             tuple(sorted({*b, unit})) for b in beam for unit in range(num_units) if unit not in b and unit not in keep
         }
-        levels.append(sorted(candidates, key=lambda removed: (-exact_mean(table.scores[removed][0]), removed)))
+        key = {each: (-exact_mean(table.scores[each][0]), -second(table, each), each) for each in candidates}
+        levels.append(sorted(candidates, key=key.__getitem__))
         beam = levels[-1][:width]
     return levels
 
@@ -110,7 +117,9 @@ def test_full_width_equals_exhaustive_equals_brute_force(rank_by: str) -> None:
         for removed in itertools.combinations(range(6), size):
             values = table.scores[removed][column]
             means[removed] = float(np.mean(values if column == 0 else np.exp(values)))
-        assert [a.removed for a in level.ablations] == sorted(means, key=lambda removed: (-means[removed], removed))
+        ties = {removed: second(table, removed) if column == 0 else 0.0 for removed in means}
+        in_order = sorted(means, key=lambda removed: (-means[removed], -ties[removed], removed))
+        assert [a.removed for a in level.ablations] == in_order
         for ablation in level.ablations:
             assert ablation.score == pytest.approx(means[ablation.removed], abs=1e-12)
             assert ablation.parents == tuple(p for p in itertools.combinations(ablation.removed, size - 1))
@@ -128,13 +137,32 @@ def test_without_racing_levels_are_ranked_by_plain_means(seed: int, width: int, 
     assert all(a.num_samples == 6 and a.dropped_on is None for level in result.levels for a in level.ablations)
 
 
+@pytest.mark.parametrize("racing_on", [True, False])
+def test_equal_accuracies_go_by_the_reference_probability_and_then_by_their_units(racing_on: bool) -> None:
+    """All answer alike; removing unit 3 costs the least probability, then 2; 0 and 1 cost the same up to rounding."""
+    cost = np.array([0.4, 0.4 + 1e-8, 0.2, 0.1])
+
+    def evaluate(masks: Tensor, positions: Sequence[int]) -> MaskScores:
+        logprob = -(~masks).double().numpy() @ cost
+        return MaskScores(np.ones((len(masks), len(positions))), np.repeat(logprob[:, None], len(positions), axis=1))
+
+    def order(evaluate: Evaluate, size: int) -> list[Removed]:
+        found = beam_search(evaluate, 4, 40, beam_width=2, max_removed=2, racing=racing_on, batch=10)
+        return [ablation.removed for ablation in found.levels[size - 1].ablations if ablation.dropped_on is None]
+
+    assert order(evaluate, 1)[:2] == [(3,), (2,)] and order(evaluate, 2)[0] == (2, 3)
+    assert order(lambda *asked: MaskScores(evaluate(*asked).accuracy), 1)[:2] == [(0,), (1,)]
+    if not racing_on:
+        assert order(evaluate, 1) == [(3,), (2,), (0,), (1,)]
+
+
 def test_width_one_is_greedy() -> None:
     table = random_table(1, 6, 5, 30)
     result = beam_search(table, 6, 30, beam_width=1, max_removed=5, racing=False)
     removed: Removed = ()
     for level in result.levels:
         extended = [tuple(sorted({*removed, unit})) for unit in range(6) if unit not in removed]
-        removed = min(extended, key=lambda r: (-exact_mean(table.scores[r][0]), r))
+        removed = min(extended, key=lambda r: (-exact_mean(table.scores[r][0]), -second(table, r), r))
         assert level.best.removed == removed and level.beam == (removed,)
         assert len(level.best.parents) == 1
 
@@ -569,7 +597,7 @@ def test_given_ablations_are_scored_on_all_samples() -> None:
     wanted: list[Removed] = [(), (2, 1), (1,), (0, 3, 4)]
     full, *rest = score_ablations(table, 5, 40, wanted)
     assert len(table.calls) == 1 and len(table.cells) == 4 * 40
-    assert full == Ablation((), (), 1.0, 1.0, 0.0, 39, None)
+    assert full == Ablation((), (), 1.0, 1.0, 0.0, 39, None, 1.0)
     for removed, ablation in zip(wanted[1:], rest):
         accuracy, logprob = (np.delete(values, 3) for values in table.scores[tuple(sorted(removed))])
         assert ablation.removed == tuple(sorted(removed)) and ablation.num_samples == 39

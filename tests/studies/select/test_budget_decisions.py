@@ -53,6 +53,13 @@ def test_the_decision_of_the_budget_is_the_mask_that_was_selected(budget):
     assert {each["name"]: each["agreement"] < 0.9 for each in sizes}["2 blocks"]
 
 
+def test_a_depth_that_was_not_timed_might_be_chosen_on_a_fresh_sample():
+    result, _ = decided(14.0)
+    timed = [entry for entry in result["candidates"] if entry["num_active_blocks"] != 3]
+    assert affordable(result | {"candidates": timed}, options(made_up(0))) == list(LOSSES)
+    assert affordable(result | {"candidates": timed, "budget_ms": 13.0}, options(made_up(0))) == list(LOSSES)[:4]
+
+
 def test_a_depth_that_was_slower_when_measured_again_is_no_candidate():
     result, _ = decided(12.0)
     slower = result | {"rejected": [entry for entry in result["candidates"] if entry["num_active_blocks"] == 2]}
