@@ -11,12 +11,13 @@ from lit_depth.results.style import new_figure
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import ranges, unit_name, unit_places
 from lit_depth.results.verdicts import WITHHELD
-from lit_depth.studies.shared.decisions import SETTLED
 from lit_depth.studies.shared.importance_views import matrix_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# probability that two fresh samples agree, from which a decision counts as settled; that of `decision_stability`
+SETTLED = 0.9
 # names of the figures
 DECISIONS, REGRET = "decisions", "transfer_regret"
 HEADING = "Would a fresh sample choose the same?"
