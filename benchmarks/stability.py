@@ -11,9 +11,12 @@ Coverage: the best of 4, 16 or 48 masks, all equal, spread, or one of them clear
 was chosen is to lie within the interval. Beside the package's interval stand the naive one (the paired interval
 of the chosen mask, as if it had been the only one) and the simultaneous one of all masks.
 
-Cost: one call for the singles of 16 blocks on 512 samples, the time of one sweep being given by ``--sweep_seconds``.
+Cost: one call for the singles of 16 blocks on 512 samples, the time of one sweep being given by ``--sweep_seconds``. And with
+``--commands``, CPU seconds of whole commands on the bundled model with and without what they tell of their decisions, taken in
+the same run.
 
-    python benchmarks/stability.py [--models 500] [--data_sets 400] [--output FILE]
+    python benchmarks/stability.py [--models 500] [--data_sets 400] [--commands] [--output FILE]
+    python benchmarks/stability.py --models 0 --data_sets 0 --commands  # the cost alone, some three minutes
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -254,11 +260,69 @@ def cost(sweep_seconds: float) -> dict[str, Any]:
     return {"seconds": seconds, "sweep_seconds": sweep_seconds, "ratio": 1 + median / sweep_seconds}
 
 
+SIZES = ["--data.num_samples", "128", "--data.calibration_samples", "128"]
+COMMANDS = {
+    "importance": ["--num_samples", "128"],
+    "consistency": SIZES,
+    "compare": [*SIZES, "--num_requests", "0", "--num_active_blocks", "8", "12", "14", "15"],
+    "search": [*SIZES, "--max_blocks_to_remove", "2"],
+    "select": [*SIZES, "--num_active_blocks", "8", "12", "16", "--num_requests", "5"],
+}
+
+
+def cost_of_commands() -> dict[str, Any]:
+    """CPU seconds of each command in a process of its own, and those in its decisions; the ratio is with to without."""
+    found = {}
+    for name, options in COMMANDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            given = [sys.executable, __file__, "--run", name, *options, "--output_dir", folder]
+            told = subprocess.run(given, check=True, capture_output=True, text=True).stdout
+        total, decisions = map(float, told.splitlines()[-1].split())
+        ratio = total / (total - decisions)
+        found[name] = {"cpu_seconds": total, "of_decisions": decisions, "ratio": round(ratio, 4)}
+        print(name, found[name], flush=True)
+    return found
+
+
+def run_command(arguments: list[str]) -> None:
+    """Run a command and print its CPU seconds after the imports of the package, and those of its decisions."""
+    from lit_depth.studies.shared import decisions  # first: whoever imports its functions later gets those that count
+
+    spent = {"inside": 0.0, "depth": 0}
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            start = time.process_time()
+            spent["depth"] += 1
+            try:
+                return function(*given, **options)
+            finally:
+                spent["depth"] -= 1
+                spent["inside"] += 0 if spent["depth"] else time.process_time() - start
+
+        return call
+
+    for name in ("decide_blocks", "decide_masks", "pay_for_blocks", "pay_for_masks"):
+        setattr(decisions, name, counted(getattr(decisions, name)))
+    from lit_depth.cli import main as run
+    from lit_depth.studies.search import level_decisions
+
+    level_decisions.decide_levels = counted(level_decisions.decide_levels)
+    start = time.process_time()
+    run(arguments)
+    print(time.process_time() - start, spent["inside"])
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["--run"]:
+        run_command(sys.argv[2:])
+        return
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=int, default=500)
     parser.add_argument("--data_sets", type=int, default=400)
     parser.add_argument("--sweep_seconds", type=float, default=None, help="seconds of the sweep to compare with")
+    parser.add_argument("--commands", action="store_true", help="measure the cost in whole commands")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     result: dict[str, Any] = {"environment": environment(1), "seed": SEED, "confidence": CONFIDENCE}
@@ -271,6 +335,8 @@ def main() -> None:
         result |= {"coverage": summarize(cells), "coverage_by_cell": cells}
     if arguments.sweep_seconds:
         result["cost"] = cost(arguments.sweep_seconds)
+    if arguments.commands:
+        result["cost_of_commands"] = cost_of_commands()
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name in ("calibration", "cost"):
         if name in result:

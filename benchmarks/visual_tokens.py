@@ -6,7 +6,8 @@ values then do not exist there (``visual_drop``), and by all tokens (``all``). T
 least 1.5 times as fast as the full model.
 
 Each round times every kind once, in an order by seeded coin, and gives one ratio full / kind; reported is the
-geometric mean with its 95% interval (Student's over the rounds). Operations are those of torch's `FlopCounterMode`.
+geometric mean with its 95% interval (Student's over the rounds). Operations are those of
+`lit_depth.functional.latency.flops`, attention among them.
 
     python benchmarks/visual_tokens.py [--rounds 12] [--threads 2]
 """
@@ -21,6 +22,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,19 @@ import scipy.stats
 import torch
 from environment import environment
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from lit_depth.functional import find_blocks, from_indices, masked
+from lit_depth.functional.latency.flops import count_request
 from lit_depth.functional.masking.blocks import find_decoder
+from lit_depth.functional.masks import MaskSet, Tokens
 
 OUTPUT = Path(__file__).resolve().parent / "results" / "visual_tokens.json"
 SEED = 0
 WIDTH, BLOCKS, SKIPPED = 1024, 16, tuple(range(4, 14))
 IMAGE_TOKENS, TEXT_TOKENS, IMAGE_TOKEN = 576, 32, 511
+KINDS: tuple[Tokens, ...] = ("visual", "visual_drop", "all")
+MASK = from_indices(BLOCKS, [block for block in range(BLOCKS) if block not in SKIPPED])
 
 
 def wide_llava() -> tuple[PreTrainedModel, dict[str, Tensor]]:
@@ -63,21 +68,15 @@ def wide_llava() -> tuple[PreTrainedModel, dict[str, Tensor]]:
 
 
 @contextmanager
-def clock(decoder: torch.nn.Module, counts: bool) -> Iterator[list[float]]:
-    """Seconds of the forwards of a decoder inside; or with ``counts`` their floating-point operations."""
+def clock(decoder: torch.nn.Module) -> Iterator[list[float]]:
+    """Seconds of the forwards of a decoder inside."""
     found: list[float] = []
-    counter = FlopCounterMode(display=False)
 
     def enter(*_: Any) -> None:
-        if counts:
-            counter.__enter__()
         found.append(time.perf_counter())
 
     def leave(*_: Any) -> None:
         found[-1] = time.perf_counter() - found[-1]
-        if counts:
-            counter.__exit__(None, None, None)
-            found[-1] = float(counter.get_total_flops())
 
     hooks = [decoder.register_forward_pre_hook(enter), decoder.register_forward_hook(leave)]
     try:
@@ -89,13 +88,14 @@ def clock(decoder: torch.nn.Module, counts: bool) -> Iterator[list[float]]:
 
 def kinds(model: PreTrainedModel) -> dict[str, AbstractContextManager[Any]]:
     """The contexts to compare, made anew for each use."""
-    mask = from_indices(BLOCKS, [block for block in range(BLOCKS) if block not in SKIPPED])
-    return {
-        "full": nullcontext(),
-        "visual": masked(model, mask, tokens="visual"),
-        "visual_drop": masked(model, mask, tokens="visual_drop"),
-        "all": masked(model, mask),
-    }
+    return {"full": nullcontext(), **{kind: masked(model, MASK, tokens=kind) for kind in KINDS}}
+
+
+def operations(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, int]:
+    """Floating-point operations of the prefill, without the vision tower, under each kind."""
+    counts = {kind: count_request(model, inputs, partial(masked, model, tokens=kind), new_tokens=1) for kind in KINDS}
+    masks = {"full": MaskSet.full(BLOCKS).ids[0]} | dict.fromkeys(KINDS, MaskSet.id_of(MASK))
+    return {name: counts.get(name, counts["all"]).of_mask(mask)["prefill"] for name, mask in masks.items()}
 
 
 @torch.inference_mode()
@@ -105,15 +105,15 @@ def measure(rounds: int) -> dict[str, Any]:
     decoder = find_decoder(model, find_blocks(model))
     assert decoder is not None
     coin, seconds = random.Random(SEED), {name: [] for name in kinds(model)}  # type: dict[str, list[float]]
-    flops: dict[str, float] = {}
+    flops = operations(model, inputs)
     for index in range(rounds + 1):
         contexts = list(kinds(model).items())
         coin.shuffle(contexts)
         for name, context in contexts:
-            with context, clock(decoder, counts=index == 0) as found:
+            with context, clock(decoder) as found:
                 model(**inputs, use_cache=True, logits_to_keep=1)
-            # the first round warms up and counts
-            (flops.__setitem__(name, found[0]) if index == 0 else seconds[name].append(found[0]))
+            if index > 0:  # the first round warms up
+                seconds[name].append(found[0])
     return {
         name: {
             "seconds": round(statistics.median(own), 4),

@@ -21,7 +21,8 @@ def main() -> None:
         if arguments[0] in commands.LIGHT:
             run_light(arguments)
             return
-        from lit_depth.cli import main as run
+        with interrupts.loading():
+            from lit_depth.cli import main as run
 
         run()
 

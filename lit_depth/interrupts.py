@@ -56,6 +56,7 @@ class _Guard:
         self.interrupted = False
         self.terminated = False
         self.closing = False  # the command has ended, by an exception: signals raise no more
+        self.loading = False  # libraries are being imported: nothing is there yet that an exception would clean up
         self.said = False
         self.resumable = True
         self.anew = False
@@ -137,6 +138,8 @@ class _Guard:
     def interrupt(self, *_: object) -> None:
         if self.closing:
             return
+        if self.loading:  # an exception inside C++ that calls Python to initialise itself aborts the process
+            self.end_now(USER_ERROR)
         # one that hits a bare `except` of a library is lost, so it is repeated
         signal.setitimer(signal.ITIMER_REAL, _REPEAT_SECONDS)
         self.interrupted = True
@@ -259,6 +262,16 @@ def _is_interrupt(error: BaseException | None) -> bool:
     return isinstance(error, KeyboardInterrupt) or (
         isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
     )
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Inside the ``with`` statement, which imports libraries, Ctrl-C ends a guarded process at once."""
+    _guard.loading = True
+    try:
+        yield
+    finally:
+        _guard.loading = False
 
 
 def retake() -> None:

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from transformers import get_cosine_schedule_with_warmup
 
+from lit_depth.callbacks.holders import check_holders, check_same_batches
 from lit_depth.callbacks.mask_sweep import overflow
 from lit_depth.functional import find_blocks
 from lit_depth.functional.arguments import MAX_TOKENS, check_least, check_range, checked, shorten
@@ -24,6 +24,7 @@ from lit_depth.functional.lens import LensReading
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masking.skip import Phase, masked
 from lit_depth.functional.masks import TOKENS_OF, Granularity, Masks, MaskSet, SkipTokens, units_of
+from lit_depth.functional.shards import holders_of
 from lit_depth.functional.token_agreement import TokenAgreement, token_agreement
 from lit_depth.metrics.likelihood import Likelihood
 from lit_depth.models.loading import load_checkpoint, new_model, outline_model
@@ -31,6 +32,7 @@ from lit_depth.models.prompting import prompter_for
 from lit_depth.models.quantization import Quantization, check_places, is_quantized
 from lit_depth.models.router_loss import has_experts, router_loss
 from lit_depth.models.serving import check_serves
+from lit_depth.models.tensor_parallel import leave_weights
 
 
 class MaskedPredictions(NamedTuple):
@@ -62,6 +64,11 @@ class DepthModule(LightningModule):
             ``none`` = leave them as stored.
         device_map: Where the model lies: ``auto`` (what fits on the GPUs, the rest in memory and on the disk), a
             device, or devices by the names of modules; null = the trainer's device.
+        offload_folder: With ``device_map``: folder for weights on the disk that the model holds in another form than
+            its files, such as experts; what is written there is removed at the end.
+        tp_plan: Split the weights over all processes, which torchrun has started (tensor parallel): ``auto`` by the
+            plan that transformers has of the family, or rules by names of modules beside it; null = each process holds
+            the whole model. All processes answer the same batches.
         attn_implementation: ``sdpa``, ``eager``, ``flash_attention_2``; null = the model's default.
         trust_remote_code: Run code that comes with the checkpoint.
         processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
@@ -81,10 +88,10 @@ class DepthModule(LightningModule):
         max_rows: Most (mask, sample) rows answered at once; null = as many as fit a third of the free memory, and
             about the memory of the weights once more.
         granularity: What one unit of a mask switches: a ``block``, or with ``sublayer`` its attention (unit 2i of
-            block i) or its MLP (unit 2i + 1). Masks of sublayers are answered one after another.
+            block i) or its MLP (unit 2i + 1).
         phase: Forwards that a mask applies to: ``both``, ``decode`` (the prompt runs through all blocks) or
             ``prefill`` (as ``both``, because a skipped prompt leaves nothing to decode on, unless
-            ``decode_without_prompt``). Masks of ``decode`` are answered one after another.
+            ``decode_without_prompt``).
         decode_without_prompt: With ``phase=prefill``: run the skipped blocks in decode steps, where they see the
             decoded tokens alone.
         skip_tokens: Tokens that skip the blocks of a mask: ``all``; ``image`` (image tokens pass by, text tokens run
@@ -104,6 +111,8 @@ class DepthModule(LightningModule):
         dtype: str = "auto",
         quantization: Quantization = "none",
         device_map: str | dict[str, int | str] | None = None,
+        offload_folder: str | None = None,
+        tp_plan: Literal["auto"] | dict[str, str] | None = None,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         processor_kwargs: dict[str, Any] | None = None,
@@ -134,10 +143,10 @@ class DepthModule(LightningModule):
         check_least(0, **rates, warmup_steps=warmup_steps)
         for beta in betas:
             check_range(0, 1, betas=beta)
-        if from_scratch and (dtype, quantization, device_map) != ("auto", "none", None):
+        if from_scratch and (dtype, quantization, device_map, tp_plan) != ("auto", "none", None, None):
             raise ValueError(
                 "--model.from_scratch true makes new weights and loads none: leave out --model.dtype, "
-                "--model.quantization and --model.device_map"
+                "--model.quantization, --model.device_map and --model.tp_plan"
             )
         asked = ("processor_kwargs", "experts_per_token", "max_crops")
         names = ("revision", "attn_implementation", "trust_remote_code", *asked)
@@ -153,10 +162,14 @@ class DepthModule(LightningModule):
                 dtype=dtype,
                 quantization=quantization,
                 device_map=device_map,
+                offload_folder=offload_folder,
+                tp_plan=tp_plan,
                 **source,
             )
         # it stays where it was put when it was loaded
-        self.is_placed = not meta and (device_map is not None or is_quantized(self.model))
+        self.is_placed = not meta and (device_map is not None or is_quantized(self.model) or self.is_split)
+        if self.is_split:
+            leave_weights(self)
         if self.processor is not None:  # there may be none for a model without weights
             self.prompter = prompter_for(self.model, self.processor, chat_template_kwargs)
             check_serves(self.prompter, self.model, processor_kwargs)
@@ -184,6 +197,11 @@ class DepthModule(LightningModule):
         self.acceptance = 0
 
     @property
+    def is_split(self) -> bool:
+        """Whether the processes of the run hold the model together, and so answer the same batches."""
+        return holders_of(self.model) > 1
+
+    @property
     def device(self) -> torch.device:
         """Where inputs belong: of a model on several devices the one that it begins on."""
         if not self.is_placed:
@@ -191,7 +209,7 @@ class DepthModule(LightningModule):
         return next(weight.device for weight in self.model.parameters() if not weight.is_meta)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """The base's, unless ``device_map`` or a quantisation has placed the model: then a check that it is there.
+        """The base's, unless the model was placed on loading (``is_placed``): then a check that it is there.
 
         Raises:
             ValueError: If it is on another kind of device, or has no weights.
@@ -282,14 +300,34 @@ class DepthModule(LightningModule):
             )
         if stage == TrainerFn.FITTING and self.is_placed:
             raise ValueError(
-                "cannot train a quantised model, or one with --model.device_map: give --model.quantization none, an "
-                "unquantised checkpoint and --model.device_map null"
+                "cannot train a quantised model, or one with --model.device_map or --model.tp_plan: give "
+                "--model.quantization none, an unquantised checkpoint, --model.device_map null and --model.tp_plan null"
             )
+        self.check_processes(self.trainer)
+
+    def check_processes(self, trainer: Trainer) -> None:
+        """Refuse a trainer whose processes are not those that hold the model together.
+
+        Raises:
+            ValueError: If it has fewer or more of them, or would give each process other batches or other numbers.
+        """
+        if self.is_split:
+            check_holders(trainer, holders_of(self.model))
 
     def on_fit_start(self) -> None:
         self.model.train()  # loaded in evaluation mode, which Lightning would keep
 
+    def on_validation_start(self) -> None:
+        if self.is_split:
+            check_same_batches(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        if self.is_split:
+            check_same_batches(self.trainer.test_dataloaders)
+
     def on_predict_start(self) -> None:
+        if self.is_split:
+            check_same_batches(self.trainer.predict_dataloaders)
         self._new_tokens_before = self.max_new_tokens
         # of the batches: the trainer may know a datamodule of an earlier loop
         task = getattr(getattr(self.trainer.predict_dataloaders, "dataset", None), "task", None)
@@ -446,6 +484,9 @@ def adamw(
     module: LightningModule, learning_rate: float, betas: tuple[float, float], weight_decay: float, warmup_steps: int
 ) -> OptimizerLRScheduler:
     """AdamW over the training that a module is in: linear warm-up, then cosine decay to zero."""
+    # brings peft and the rest of transformers' own training, which only a training needs
+    from transformers import get_cosine_schedule_with_warmup
+
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
     steps = int(module.trainer.estimated_stepping_batches)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, steps)

@@ -91,6 +91,10 @@ PRIVATE = {
         "_original_source_patterns": "transformers.core_model_loading",
     },
     "lit_depth/models/molmo/processing_molmo.py": {"_merge_kwargs": "transformers.processing_utils"},
+    # what DDP leaves alone; torch's own way to say it is private too
+    "lit_depth/models/tensor_parallel.py": {
+        "_ddp_params_and_buffers_to_ignore": "lightning.pytorch.overrides.distributed"
+    },
     # the types of options have no public name
     "lit_depth/options.py": {
         "_actions": "argparse",

@@ -292,6 +292,13 @@ def test_a_command_that_is_still_being_imported_says_whether_it_continues(comman
     assert (process.communicate(timeout=30)[1], process.returncode) == (line, 2)
 
 
+def test_no_exception_is_raised_inside_what_is_being_imported(tmp_path):
+    body = "try:\n    with interrupts.loading():\n        time.sleep(5)\nexcept BaseException:\n    print(1)"
+    process = start(body, tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert (*process.communicate(timeout=30), process.returncode) == ("", LINE, 2)
+
+
 def test_an_error_that_came_of_an_interrupt_is_the_interrupt(tmp_path):
     body = "try:\n    time.sleep(5)\nexcept KeyboardInterrupt:\n    pass\nraise ImportError('cannot load module twice')"
     process = start(body, tmp_path)

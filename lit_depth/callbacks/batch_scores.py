@@ -157,12 +157,11 @@ def _token_accuracies(pl_module: LightningModule, batch: Any, masks: MaskSet, bl
     question = _read(pl_module, batch, blocks)
     if question.labels.shape[1] < 2:  # no row is labelled
         return torch.full((len(masks), len(question.labels)), torch.nan)
-    if masks.granularity == "block":
-        try:
-            return _score_together(question, masks)
-        except CannotDriveError as error:
-            name = type(question.model).__name__
-            warnings.warn(f"masks are scored one after another: {name}: {error}", stacklevel=4)
+    try:
+        return _score_together(question, masks)
+    except CannotDriveError as error:
+        name = type(question.model).__name__
+        warnings.warn(f"masks are scored one after another: {name}: {error}", stacklevel=4)
     return _score_one_by_one(pl_module, batch, masks, lambda *_: question.score(), blocks)
 
 

@@ -48,7 +48,7 @@ class BeamSearchAblation(EvaluationCallback):
         blocks: Dotted path of the decoder blocks, where they cannot be found.
         max_batches: Batches with a score to use per loop and process; None = all.
         granularity: What is removed: a ``block``, or with ``sublayer`` its attention (unit 2i of block i) or its MLP
-            (unit 2i + 1); all masks are then scored one after another. ``keep`` and the result count in units.
+            (unit 2i + 1). ``keep`` and the result count in units.
         racing: Spend no more batches on an ablation whose place is settled. Batches are taken whole, in an order drawn
             for each number of removed blocks; the guarantees take their samples for drawn one by one, so they do not
             hold for samples that the loader has sorted.

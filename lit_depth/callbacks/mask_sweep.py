@@ -112,17 +112,24 @@ class MaskSweep(Callback):
         self._check_weights(pl_module)
         # plain tensors do not say what a unit is, the module does
         self.masks = MaskSet(self.masks.bits, pl_module.hparams.get("granularity", self.masks.granularity))
+        # processes that hold one model together answer the same batches, and the first one records
+        is_split = bool(getattr(pl_module, "is_split", False))
         # outside of a run's folder records belong to the weights that made them
         self._run = run_of(self.folder / "rank0.jsonl") or self.weights
+        if is_split:  # which differ from process to process
+            self._run = trainer.strategy.broadcast(self._run)
         # by earlier, interrupted runs, of whatever number of processes
         frame = read_records(sorted(self.folder.glob("rank*.jsonl")), run=self._run)
         self._done = set(zip(frame["mask"], frame["sample"]))
+        if is_split:  # a folder may show other processes less, and then they would not answer the same
+            self._done = trainer.strategy.broadcast(self._done)
         loaders, num_batches = self.loop_of(trainer)
         self._num_samples = sum(len(loader.dataset) for loader in loaders)
-        self.num_of_process = -(-self._num_samples // trainer.world_size)
+        self.num_of_process = -(-self._num_samples // (1 if is_split else trainer.world_size))
         for mask, sample, image, score in frame[["mask", "sample", "image", "score"]].itertuples(index=False):
             self._keep_running(mask, sample, image, score)
-        self._writer = RecordWriter(self.folder / f"rank{trainer.global_rank}.jsonl", self._run)
+        if trainer.is_global_zero or not is_split:
+            self._writer = RecordWriter(self.folder / f"rank{trainer.global_rank}.jsonl", self._run)
         self._progress = tqdm(
             total=num_batches * len(self.masks),
             desc=self.description,
@@ -159,11 +166,10 @@ class MaskSweep(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        assert self._writer is not None
         if self._corpus and outputs.mask_ids:
             for sample in batch["samples"]:
                 if (REFERENCES, sample.id) not in self._done:
-                    self._writer.write({"mask": REFERENCES, "sample": sample.id, "references": sample.references})
+                    self._write({"mask": REFERENCES, "sample": sample.id, "references": sample.references})
         likelihoods = outputs.likelihoods or [[None] * len(texts) for texts in outputs.texts]
         of_masks = zip(outputs.mask_ids, outputs.texts, outputs.reference_logprobs.tolist(), likelihoods)
         for row, (mask, texts, logprobs, found) in enumerate(of_masks):
@@ -190,7 +196,7 @@ class MaskSweep(Callback):
                 record |= of_sample
                 if agreement:
                     record |= agreement[column]
-                self._writer.write(record)
+                self._write(record)
                 self._keep_running(mask, sample.id, sample.image_id, record.get("score"))
         pl_module.requested_masks = None  # type: ignore[assignment]
         if trainer.received_sigterm:  # only Lightning's own handler sets it
@@ -335,12 +341,15 @@ class MaskSweep(Callback):
         pl_module.reads_lens, pl_module.acceptance = False, 0  # type: ignore[assignment]
         pl_module.requested_masks = None  # type: ignore[assignment]
 
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._writer is not None:
+            self._writer.write(record)
+
     def _record_bad_samples(self, batch: dict[str, Any]) -> None:
-        assert self._writer is not None
         for bad in batch["bad_samples"]:
             self.bad_samples[bad.id] = bad.reason
             if (BAD, bad.id) not in self._done:
-                self._writer.write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
+                self._write({"mask": BAD, "sample": bad.id, "prediction": bad.reason})
         self.check_bad_samples(self._num_samples)
 
 

@@ -185,7 +185,7 @@ class DepthDataModule(LightningDataModule):
         self,
         split: str = "validation",
         num_samples: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] | None = None,
         positions: Sequence[int] | None = None,
     ) -> DataLoader:
         """Batches of a split in a fixed order, see `EvalCollator`.
@@ -196,7 +196,8 @@ class DepthDataModule(LightningDataModule):
             positions: Of these questions only some, by their position in `eval_dataset`; None = all.
             shard: (rank, number of processes): the process gets every so-manieth batch. Batches are the same whatever
                 the number of processes, so padding and results are too, and no sample is repeated; a process for which
-                no batch is left gets an empty one.
+                no batch is left gets an empty one. None = all batches, which a trainer may deal out, unless the
+                processes hold one model together.
         """
         attached = self._attached()
         collator = EvalCollator(attached.prompter, attached.prompt_limit())
@@ -207,7 +208,9 @@ class DepthDataModule(LightningDataModule):
         batch_size = 32 if self.batch_size == "auto" else self.batch_size
         if positions is not None:
             dataset = dataset.take(positions)
-        sampler = BatchShards(dataset, batch_size, *shard) if shard[1] > 1 else None
+        if shard is None and getattr(getattr(self.trainer, "lightning_module", None), "is_split", False):
+            shard = (0, 1)
+        sampler = BatchShards(dataset, batch_size, *shard) if shard is not None else None
         return self._loader(dataset, batch_size, collator, sampler=sampler)
 
     def eval_dataset(self, split: str = "validation", num_samples: int | None = None) -> EvalDataset:

@@ -43,6 +43,9 @@ from lit_depth.functional.search.beam import (
 from lit_depth.functional.search.pairwise import pairwise_search
 from lit_depth.functional.search.racing import MaskScores
 from lit_depth.functional.search.second_order import fit_second_order, singles_and_pairs
+from lit_depth.functional.statistics.stability import Stability, best_of, decision_stability, least
+from lit_depth.functional.statistics.transfer import transfer_regret
+from lit_depth.functional.statistics.winner import Winner, winner_interval
 from lit_depth.functional.token_masking.distances import span_masking, token_masking
 from lit_depth.functional.token_masking.knockout import Knockouts, span_knockout
 from lit_depth.functional.token_masking.prompt import run_token_masking
@@ -60,10 +63,14 @@ __all__ = [
     "SearchLevel",
     "SearchResult",
     "SpeculativeAnswers",
+    "Stability",
+    "Winner",
     "ablation_masks",
     "beam_search",
+    "best_of",
     "check_mask",
     "contiguous_spans",
+    "decision_stability",
     "depth_under_budget",
     "exhaustive_search",
     "find_blocks",
@@ -75,6 +82,7 @@ __all__ = [
     "generate",
     "importance_order",
     "interaction",
+    "least",
     "least_turning_span",
     "leave_one_out",
     "logit_lens",
@@ -103,5 +111,7 @@ __all__ = [
     "threshold",
     "token_masking",
     "top_k",
+    "transfer_regret",
     "uniform",
+    "winner_interval",
 ]

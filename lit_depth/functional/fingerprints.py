@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
+from lit_depth.functional.shards import own_part, whole
+
 _CHUNK_BYTES = 64 * 2**20
 _SAMPLED = 64
 
@@ -22,7 +24,8 @@ def weights_digest(model: nn.Module) -> str:
     False
 
     Args:
-        model: On any device; a weight that is not in memory (``meta``) counts by its name and shape.
+        model: On any device; a weight that is not in memory (``meta``) counts by its name and shape. All processes
+            that hold a model together must ask at the same time; it is then that of the model in one process.
 
     Returns:
         16 hexadecimal digits.
@@ -31,7 +34,7 @@ def weights_digest(model: nn.Module) -> str:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for name, value in model.state_dict().items():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode())
-            chunks = () if value.is_meta else _bytes(value).split(_CHUNK_BYTES)
+            chunks = () if value.is_meta else _bytes(whole(value)).split(_CHUNK_BYTES)
             # a thread costs more than hashing a small weight
             for part in pool.map(_digest, chunks) if len(chunks) > 1 else map(_digest, chunks):
                 digest.update(part)
@@ -42,7 +45,7 @@ def weights_sample(model: nn.Module) -> str:
     """Digest of up to 64 values of every weight: milliseconds, and another model gives another one.
 
     Args:
-        model: On any device.
+        model: On any device. Of weights that are split over processes, each counts what it holds.
 
     Returns:
         16 hexadecimal digits.
@@ -51,7 +54,7 @@ def weights_sample(model: nn.Module) -> str:
     for name, value in model.state_dict().items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype};".encode())
         if not value.is_meta:
-            flat = value.detach().flatten()
+            flat = own_part(value).detach().flatten()
             samples[str(flat.device), str(flat.dtype)].append(flat[:: max(1, len(flat) // _SAMPLED)])
     for _, parts in sorted(samples.items(), key=lambda item: item[0][1]):  # one transfer from a device
         digest.update(_bytes(torch.cat(parts)).numpy().data)

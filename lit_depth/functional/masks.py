@@ -115,7 +115,7 @@ class MaskSet:
 
     @property
     def runs(self) -> Tensor:
-        """Bool ``[masks, num_units]``: units that run for some tokens at least, and so own a KV cache.
+        """Bool ``[masks, num_units]``: units that run for some tokens at least.
 
         >>> MaskSet.of(["101", "110"], tokens=["all", "visual"]).runs.int().tolist()
         [[1, 0, 1], [1, 1, 1]]
@@ -123,9 +123,23 @@ class MaskSet:
         return self.bits | torch.tensor([[kind != "all"] for kind in self.kinds])
 
     @property
+    def attends(self) -> Tensor:
+        """Bool ``[masks, num_blocks]``: blocks whose attention runs for some tokens at least, and so owns a KV cache.
+
+        >>> MaskSet.of(["1101"], granularity="sublayer").attends.tolist()
+        [[True, False]]
+        """
+        return self.runs[:, :: self.units_per_block]
+
+    @property
     def num_units(self) -> int:
         """Units of the model."""
         return self.bits.shape[1]
+
+    @property
+    def units_per_block(self) -> int:
+        """Units that make up a block; the first of them holds its attention."""
+        return units_of(1, self.granularity)
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +34,11 @@ from lit_depth.models.quantization import (
     check_method,
     check_placed,
     check_stored,
+    new_offload_folder,
     on_loading,
     stored_method,
 )
+from lit_depth.models.tensor_parallel import TpPlan, check_alone, split_over_processes
 from lit_depth.models.vision_tower import attend_both_ways
 from lit_depth.models.weight_files import entries_of
 
@@ -66,6 +69,8 @@ def load_checkpoint(
     dtype: str = "auto",
     quantization: Quantization = "none",
     device_map: str | Mapping[str, int | str] | None = None,
+    offload_folder: str | None = None,
+    tp_plan: TpPlan | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     processor_kwargs: Mapping[str, Any] | None = None,
@@ -83,6 +88,11 @@ def load_checkpoint(
         device_map: Where parts of the model go: ``"auto"`` (what fits on the GPUs, the rest in memory and on the disk),
             a device, or devices by the names of modules; None = to this process's GPU if weights are quantised, and
             else wherever the caller moves the model.
+        offload_folder: With ``device_map``: where a folder is made for weights on the disk that the model holds in
+            another form than its files (experts, fused weights); it goes with the model.
+        tp_plan: Split the weights over all processes that torchrun has started: ``"auto"`` by the family's own plan, or
+            rules by names of modules beside it (see `lit_depth.models.tensor_parallel.split_over_processes`); None =
+            each process loads all.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``...; None = the model's default.
         trust_remote_code: Run code that comes with the checkpoint. Molmo does not need it.
         processor_kwargs: Settings of the processor in place of the checkpoint's own, such as
@@ -94,7 +104,7 @@ def load_checkpoint(
         ValueError: If the folder does not exist, is not a checkpoint, or lacks weights or has unexpected ones; if its
             processor takes no images although its model does, or does not know one of ``processor_kwargs``; if weights
             are quantised by what cannot run here, or by nobody knows what; if the model has no experts, or fewer, or
-            its processor no number of crops.
+            its processor no number of crops; if its weights cannot be split so.
     """
     if dtype not in DTYPES:
         raise ValueError(f"expected dtype as one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -103,9 +113,17 @@ def load_checkpoint(
     with _loading(source):
         config = AutoConfig.from_pretrained(source, **common)
     set_experts_per_token(config, experts_per_token)
+    split = None
+    if tp_plan is not None:
+        is_quantized = quantization != "none" or stored_method(config) is not None
+        check_alone(tp_plan, device_map=device_map, quantization=is_quantized or None)
+        with _loading(source), torch.device("meta"):
+            outline = auto_class(config).from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+        split = split_over_processes(outline, tp_plan)
     if device_map is None and (quantization != "none" or stored_method(config)) and torch.cuda.is_available():
         device_map = {"": int(os.environ.get("LOCAL_RANK", 0))}
     check_devices(device_map)
+    resaved = None if offload_folder is None else new_offload_folder(offload_folder, device_map)
     check_method(source, config, quantization, device_map)
     numbers: Any = dtype if dtype == "auto" else getattr(torch, dtype)
     quantize = on_loading(quantization, _computing(numbers, config))
@@ -119,6 +137,8 @@ def load_checkpoint(
             # None would take the place of the checkpoint's own
             **({} if quantization == "none" else {"quantization_config": quantize}),
             device_map=device_map,
+            **({} if resaved is None else {"offload_folder": resaved.name}),
+            **({} if split is None else {"distributed_config": split}),
             use_safetensors=True,  # never a pickle
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
@@ -127,6 +147,8 @@ def load_checkpoint(
         if stored_method(config) is None and not Path(source).is_dir():  # downloaded by now
             check_stored(Path(str(cached_file(source, CONFIG_NAME, revision=revision))).parent)
         processor = _load_processor(config, source, processor_kwargs or {}, max_crops, common)
+    if resaved is not None:
+        weakref.finalize(model, resaved.cleanup)
     _check_report(source, report)
     check_placed(model, device_map)
     _set_attention(model, attn_implementation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,7 +151,43 @@ def check_places(device_map: str | Mapping[str, Any] | None) -> list[Any]:
             f"--model.device_map: expected auto, balanced, sequential, a device such as cpu or cuda:0, or devices by "
             f"names of modules, got {device_map!r}"
         )
+    _check_beside_one_another(device_map)
     return wanted
+
+
+def _check_beside_one_another(device_map: str | Mapping[str, Any] | None) -> None:
+    """Refuse a module around one on the disk: weights of the outer one would be looked for in memory."""
+    if not isinstance(device_map, Mapping):
+        return
+    for inner in (name for name, place in device_map.items() if place == "disk"):
+        for outer in device_map:
+            if outer != inner and (outer == "" or inner.startswith(f"{outer}.")):
+                raise ValueError(
+                    f"--model.device_map: expected modules beside one another, got {outer!r} around {inner!r} on the "
+                    f"disk: name the other parts of {outer!r} one by one"
+                )
+
+
+def new_offload_folder(parent: str, device_map: str | Mapping[str, Any] | None) -> tempfile.TemporaryDirectory[str]:
+    """A new folder for weights on the disk, which goes when what is returned goes.
+
+    Two runs that share ``parent`` do not overwrite each other's.
+
+    Raises:
+        ValueError: If there is no ``device_map`` that could put weights there, or the folder cannot be made.
+    """
+    if device_map is None:
+        raise ValueError(
+            "--model.offload_folder is for weights that --model.device_map puts on the disk: give that too, or leave "
+            "it out"
+        )
+    try:
+        Path(parent).expanduser().mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="lit_depth_", dir=Path(parent).expanduser())
+    except OSError as error:
+        raise ValueError(
+            f"--model.offload_folder: expected a folder that can be written to, got {parent} ({error.strerror})"
+        ) from error
 
 
 def _is_place(place: Any) -> bool:

@@ -1,4 +1,4 @@
-"""How a run's model is called in what is told of it: by its checkpoint, and by how many experts and crops it has."""
+"""How a run's model is called in what is told of it: by its checkpoint, its experts and crops, and who skips blocks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 
 # arguments of the model that make it another one to compare with, and what they are called in a table
 KNOBS = {"model.experts_per_token": "experts per token", "model.max_crops": "most crops"}
+SKIP_TOKENS = "model.skip_tokens"
+_SKIPPING = {
+    "all": "all tokens skip blocks",
+    "image": "image tokens alone skip blocks",
+    "image_drop": "image tokens alone skip blocks, unseen by text there",
+}
 
 
 def model_name(arguments: Mapping[str, Any]) -> str:
@@ -23,10 +29,10 @@ def model_name(arguments: Mapping[str, Any]) -> str:
 
 
 def model_changes(arguments: Mapping[str, Any]) -> list[str]:
-    """What a run asked for in place of what the checkpoint says, in words.
+    """What a run asked for in place of what the checkpoint says, in words; and which tokens skip, unless all do.
 
-    >>> model_changes({"model.experts_per_token": 1, "model.max_crops": 4})
-    ['1 expert per token', 'at most 4 crops']
+    >>> model_changes({"model.experts_per_token": 1, "model.max_crops": 4, "model.skip_tokens": "image"})
+    ['1 expert per token', 'at most 4 crops', 'image tokens alone skip blocks']
     """
     experts, crops = (arguments.get(name) for name in KNOBS)
     words = []
@@ -34,4 +40,23 @@ def model_changes(arguments: Mapping[str, Any]) -> list[str]:
         words.append(f"{experts} expert{'' if experts == 1 else 's'} per token")
     if crops is not None:
         words.append(f"at most {crops} crop{'' if crops == 1 else 's'}")
-    return words
+    return words if arguments.get(SKIP_TOKENS, "all") == "all" else [*words, who_skips(arguments)]
+
+
+def who_skips(arguments: Mapping[str, Any]) -> str:
+    """Which tokens skip blocks, in words.
+
+    >>> who_skips({})
+    'all tokens skip blocks'
+    """
+    return _SKIPPING[arguments.get(SKIP_TOKENS, "all")]
+
+
+def without_skipping(name: str) -> str:
+    """A model's name without the words of `who_skips`.
+
+    >>> without_skipping("mine, 1 expert per token, all tokens skip blocks")
+    'mine, 1 expert per token'
+    """
+    found = (name.removesuffix(f", {words}") for words in _SKIPPING.values())
+    return min(found, key=len)

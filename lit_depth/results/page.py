@@ -21,10 +21,12 @@ from urllib.parse import quote
 from lit_depth.results.changed_samples import MaskChanges
 from lit_depth.results.charts import vega_lite
 from lit_depth.results.mask_strips import StripTable, strip_table
+from lit_depth.results.model_names import SKIP_TOKENS
 from lit_depth.results.report import Chart, Report, Section, Table
 from lit_depth.results.shown_samples import Kept, shortened
 from lit_depth.results.store import to_plain, write_text
 from lit_depth.results.table import format_cell, is_numeric
+from lit_depth.results.unit_names import for_images
 from lit_depth.results.vega_runtime import vega_runtime
 
 PAGE = "report.html"
@@ -100,13 +102,16 @@ def write_page(folder: str | Path, report: Report, figures: Mapping[str, Path], 
     return write_parts(Path(folder) / PAGE, report, [RunPart(report, figures, arguments)])
 
 
-def write_parts(path: Path, overview: Report, parts: Sequence[RunPart]) -> Path:
+def write_parts(
+    path: Path, overview: Report, parts: Sequence[RunPart], figures: Mapping[str, Path] | None = None
+) -> Path:
     """Write a page of several results, or of one, which then is the overview too.
 
     Args:
         path: Of the page.
         overview: Title, verdict, and of several results the sections that stand before them.
         parts: The results.
+        figures: PNG files of the overview of several results.
 
     Raises:
         ValueError: As `write_page`.
@@ -116,7 +121,9 @@ def write_parts(path: Path, overview: Report, parts: Sequence[RunPart]) -> Path:
 
     charts: list[dict[str, Any]] = []
     several = len(parts) > 1
-    above = [_section(section, overview, {}, charts, None) for section in overview.sections] if several else []
+    above = (
+        [_section(section, overview, figures or {}, charts, None) for section in overview.sections] if several else []
+    )
     above += _loose(overview, charts, None) if several else []
     runs = [_run(part, index, charts) for index, part in enumerate(parts)]
     data = {"charts": charts, "runs": [_payload(part) for part in parts]}
@@ -194,17 +201,13 @@ def _links(part: RunPart) -> dict[str, str]:
     return {name: f"{folder[0]}{folder[1]}{quote(name)}" for name in part.report.pages}
 
 
-# behind what a mask switches, where image tokens alone skip it
-_FOR_IMAGES = {"image": " for image tokens", "image_drop": " for image tokens, which text does not see there"}
-
-
 def _strips(part: RunPart, task: str, changes: Sequence[MaskChanges]) -> StripTable:
     names: dict[str, list[str]] = {}
     for name, masks in part.report.masks.items():
         for mask in masks:
             names.setdefault(mask, []).append(name)
     unit = "half of a block" if part.arguments.get("model.granularity") == "sublayer" else "block"
-    unit += _FOR_IMAGES.get(part.arguments.get("model.skip_tokens", "all"), "")
+    unit += for_images({"model": {"skip_tokens": part.arguments.get(SKIP_TOKENS, "all")}})
     return strip_table(task, part.splits.get(task, ""), changes, names, unit)
 
 

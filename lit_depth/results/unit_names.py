@@ -11,6 +11,8 @@ from lit_depth.results.style import whole_numbers
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_FOR_IMAGES = {"image": " for image tokens", "image_drop": " for image tokens, unseen by text"}
+
 
 def unit_name(entry: Mapping[str, Any], separator: str = " ") -> int | str:
     """The block's index; of half a block also which one.
@@ -46,6 +48,34 @@ def label_units(axes: "Axes", entries: Sequence[Mapping[str, Any]]) -> None:
         axes.set_xticks(places)
     else:
         whole_numbers(axes.xaxis)
+
+
+def for_images(result: Mapping[str, Any]) -> str:
+    """Words behind what a mask of the result skips, where image tokens alone skip it.
+
+    >>> for_images({"model": {"skip_tokens": "image"}}), for_images({})
+    (' for image tokens', '')
+    """
+    return _FOR_IMAGES.get((result.get("model") or {}).get("skip_tokens", "all"), "")
+
+
+def skipping(result: Mapping[str, Any]) -> str:
+    """What is added to the title of a figure where image tokens alone skip; else nothing.
+
+    >>> skipping({"model": {"skip_tokens": "image"}}), skipping({})
+    (', skipped for image tokens', '')
+    """
+    return f", skipped{for_images(result)}" if for_images(result) else ""
+
+
+def active_blocks(result: Mapping[str, Any], count: int | None = None) -> str:
+    """What an axis of numbers of active blocks is called; with the number of all blocks where it is given.
+
+    >>> active_blocks({}, 16), active_blocks({"model": {"skip_tokens": "image"}}, 16)
+    ('active blocks (of 16)', 'blocks active for image tokens (of 16)')
+    """
+    of = "" if count is None else f" (of {count})"
+    return f"blocks active{for_images(result)}{of}" if for_images(result) else f"active blocks{of}"
 
 
 def unit_names(units: Sequence[int], granularity: str) -> list[str]:

@@ -12,17 +12,18 @@ from urllib.parse import quote
 
 from lit_depth.functional.arguments import check_range, check_share
 from lit_depth.results.changed_samples import MOST
-from lit_depth.results.model_names import model_changes
+from lit_depth.results.model_names import model_changes, who_skips, without_skipping
 from lit_depth.results.page import PAGE, RunPart, write_parts
 from lit_depth.results.report import Report
 from lit_depth.results.store import prepare_folder, save_figure
 from lit_depth.results.table_files import write_tables
 from lit_depth.results.terminal import tell
 from lit_depth.studies.overview.analysis import compare_models, read_scores
+from lit_depth.studies.overview.equal_cost import compare_at_equal_cost, read_curves
 from lit_depth.studies.overview.folders import Stored, read_folders
 from lit_depth.studies.overview.report import report
 from lit_depth.studies.shared.dashboards import check_arguments, publish
-from lit_depth.studies.shared.publish import as_text
+from lit_depth.studies.shared.publish import as_text, draw
 from lit_depth.studies.shared.run_page import run_part
 from lit_depth.tool_options import parser_of
 
@@ -51,8 +52,9 @@ def main(argv: Sequence[str]) -> None:
         told = runs[0].report if len(runs) == 1 else overview(runs, parts, given.confidence, remarks)
         is_own = len(runs) == 1 and out.parent.resolve() == runs[0].folder.resolve()
         tables = write_tables(told, out.with_name("tables" if is_own else f"{out.stem}_tables"))
-        page = write_parts(out, told, parts)
-    written = [page, *tables]
+        figures = draw(told, out.with_name(f"{out.stem}_figures")) if told.figures and len(runs) > 1 else {}
+        page = write_parts(out, told, parts, figures)
+    written = [page, *tables, *figures.values()]
     shown = as_text(told) if len(runs) > 1 else told.headline
     published = publish([each.folder for each in runs], given)
     text = [shown, "", "written:", *(f"  {path}" for path in written), *published]
@@ -64,8 +66,10 @@ def main(argv: Sequence[str]) -> None:
 def overview(runs: Sequence[Stored], parts: Sequence[RunPart], confidence: float, remarks: Sequence[str]) -> Report:
     """What is told of several runs together: tests between models, and what each run found."""
     labels = name_models(runs)
-    pairs = compare_models([read_scores(run, label) for run, label in zip(runs, labels)], confidence)
-    return report(runs, labels, pairs, [part.changes for part in parts], confidence, remarks)
+    scores = [read_scores(run, label) for run, label in zip(runs, labels)]
+    curves = [read_curves(run, label) for run, label in zip(runs, labels)]
+    pairs, costs = compare_models(scores, confidence), compare_at_equal_cost(scores, curves, confidence)
+    return report(runs, labels, pairs, [part.changes for part in parts], confidence, remarks, costs, curves)
 
 
 def name_models(runs: Sequence[Stored]) -> list[str]:
@@ -78,7 +82,10 @@ def name_models(runs: Sequence[Stored]) -> list[str]:
         told = ", ".join([f"{name} @ {revision}" if revision else name, *model_changes(arguments)])
         names.append((told, str(model.get("weights", "-"))))
     several = Counter(name for name, _ in set(names))
-    return [f"{name} ({weights[:6]})" if several[name] > 1 else name for name, weights in names]
+    labels = [f"{name} ({weights[:6]})" if several[name] > 1 else name for name, weights in names]
+    # beside a run of image tokens, a run of all tokens says so
+    differing = {without_skipping(label) for label in labels if without_skipping(label) != label}
+    return [f"{label}, {who_skips(run.arguments)}" if label in differing else label for label, run in zip(labels, runs)]
 
 
 def _figures(run: Stored, folder: Path) -> Mapping[str, Path]:

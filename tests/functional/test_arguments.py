@@ -59,6 +59,7 @@ ENTRY = {
 }
 SWEPT: dict[str, Any] = dict(model=MODEL, inputs=INPUTS, masks=MASKS, blocks=PATH)
 SCORED: dict[str, Any] = dict(model=MODEL, inputs=INPUTS, answer_ids=IDS, pad_token_id=0)
+CHOSEN: dict[str, Any] = dict(values=[[0.0, 0.5, 0.0, 1.0], [0.5, 0.0, 0.0, 0.0]], clusters=["a", "b", "c", "d"])
 # right arguments of every public function and class; each of them is replaced by what is wrong
 RIGHT: dict[Any, dict[str, Any]] = {
     F.find_blocks: dict(model=MODEL, path=PATH),
@@ -107,6 +108,13 @@ RIGHT: dict[Any, dict[str, Any]] = {
     F.pareto_frontier: dict(points=[(1.0, 2.0, "a")]),
     F.Candidate: CANDIDATE,
     F.Candidate.from_result: dict(entry=ENTRY),
+    F.decision_stability: dict(CHOSEN, rule=F.least(1), probability=0.9, seed=0),
+    F.winner_interval: dict(CHOSEN, confidence=0.9, seed=0),
+    F.transfer_regret: dict(
+        drops=CHOSEN["values"], chosen=[True, False], rule=F.least(1), clusters=CHOSEN["clusters"], seed=0
+    ),
+    F.least: dict(count=1),
+    F.best_of: dict(members=[[True, False], [False, True]]),
     F.token_masking: dict(model=MODEL, inputs=ONE, num_output_tokens=1, blocks=PATH),
     F.span_masking: dict(model=MODEL, inputs=ONE, spans={"a": [0]}, num_output_tokens=1, blocks=PATH),
     F.logit_lens: dict(SCORED, blocks=PATH),

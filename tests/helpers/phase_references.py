@@ -44,7 +44,7 @@ def decode_by_hand(
                 if block_idx not in skipped:
                     hidden = _block(model, block, hidden, position, stored[block_idx])
         rows.append(model.lm_head(model.model.norm(hidden)))
-        tokens.append(int(rows[-1].index_fill(0, torch.tensor(never), -torch.inf).argmax()))
+        tokens.append(int(rows[-1].index_fill(0, torch.tensor(never, dtype=torch.long), -torch.inf).argmax()))
     return torch.tensor(tokens), torch.stack(rows)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
+import pytest
 import torch
 
 from lit_depth.functional import (
@@ -16,7 +18,7 @@ from lit_depth.functional import (
     sweep_generate,
 )
 from lit_depth.functional.engine.api import answer_masks, sweep_forward
-from tests.helpers.model_zoo import plain_answers
+from tests.helpers.model_zoo import forced_logprob, plain_answers
 
 NEW_TOKENS = 6
 FEW_TOKENS = 4
@@ -57,6 +59,31 @@ def get_to_know(model, inputs, answer_ids=None) -> None:
 def masks_for(model) -> torch.Tensor:
     num_blocks = len(find_blocks(model))
     return torch.cat([torch.ones(1, num_blocks, dtype=torch.bool), leave_one_out(num_blocks)])
+
+
+def check_answers_of_kind(model, inputs, **kind) -> None:
+    """Answers and scores of a kind of masks are those of each mask alone; what no mask can do is refused."""
+    per_block = 2 if "granularity" in kind else 1
+    num_units, rows = per_block * len(find_blocks(model)), len(inputs["input_ids"])
+    masks = torch.cat([torch.ones(1, num_units, dtype=torch.bool), leave_one_out(num_units)])
+    options = {"max_new_tokens": FEW_TOKENS, "eos_token_id": None, "pad_token_id": 0, **kind}
+    expected, refused = [], ""
+    for mask in masks:
+        try:
+            with masked(model, mask, **kind):
+                expected.append(
+                    (plain_answers(model, inputs, FEW_TOKENS), forced_logprob(model, inputs, ANSWERS[:rows]))
+                )
+        except ValueError as error:
+            refused = str(error)
+    if refused:
+        with pytest.raises(ValueError, match=re.escape(refused[:40])):
+            answer_masks(model, inputs, masks, answer_ids=ANSWERS[:rows], **options)
+        return
+    tokens, scores = answer_masks(model, inputs, masks, answer_ids=ANSWERS[:rows], **options)
+    for answer, score, (own, own_score) in zip(tokens, scores, expected, strict=True):
+        assert torch.equal(answer, own)
+        torch.testing.assert_close(score, own_score, atol=1e-5, rtol=1e-6)
 
 
 def check_every_entry(model, inputs) -> list[str]:

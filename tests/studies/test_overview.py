@@ -13,9 +13,11 @@ import pytest
 from lit_depth.functional.statistics import holm, sign_flip_tests
 from lit_depth.results.changed_samples import find_changes
 from lit_depth.studies.overview.analysis import ALL_BLOCKS, RunScores, compare_models, read_scores
+from lit_depth.studies.overview.equal_cost import compare_at_equal_cost, read_curves
 from lit_depth.studies.overview.folders import Stored, read_folders
 from lit_depth.studies.overview.report import report
 from lit_depth.tools.report import name_models
+from tests.helpers.commands import run as run_command
 from tests.helpers.result_folders import edit_json, write_comparison
 
 
@@ -114,6 +116,57 @@ def test_other_experts_and_crops_stand_side_by_side(tmp_path: Path, comparison: 
     table = next(section for section in told.sections if section.heading == "Full models").table
     assert table is not None and list(table.headers[:5]) == ["model", "run", "task", "experts per token", "most crops"]
     assert [row[3:5] for row in table.rows] == [["as stored"] * 2, [1, "as stored"], ["as stored", 4]]
+
+
+def skipping_runs(tmp_path: Path, comparison: dict[str, Any]) -> list[Stored]:
+    """One model whose blocks all tokens skip, and image tokens alone, which loses less and saves less."""
+    folders = []
+    for name, right, tokens, least in (("blocks", 0.6, "all", 0.0), ("images", 0.95, "image", 0.3)):
+        folder = write_comparison(tmp_path / name, comparison, "tiny", ("shapes", "charts"), right, run=name)
+        before = json.loads((folder / "manifest.json").read_text())["arguments"]
+        edit_json(folder / "manifest.json", arguments=before | {"model.skip_tokens": tokens})
+        result = json.loads((folder / "m5_mask_strategy_comparison.json").read_text())
+        for entry in (result, *result["tasks"]):
+            masks = {mask["mask_id"] for strategy in entry["strategies"] for mask in strategy["masks"]} | {"1" * 16}
+            shares = {mask: least + (1 - least) * mask.count("1") / 16 for mask in masks}
+            entry["flops"] = {mask: {"total": round(1000 * share)} for mask, share in shares.items()}
+        (folder / "m5_mask_strategy_comparison.json").write_text(json.dumps(result))
+        folders.append(folder)
+    return read_folders(folders)[0]
+
+
+def test_masks_of_image_tokens_stand_beside_those_of_all_at_equal_cost(
+    tmp_path: Path, comparison: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = skipping_runs(tmp_path, comparison)
+    labels = name_models(runs)
+    assert labels == ["tiny, all tokens skip blocks", "tiny, image tokens alone skip blocks"]
+    every = [read_scores(run, label) for run, label in zip(runs, labels)]
+    costs = compare_at_equal_cost(every, [read_curves(run, label) for run, label in zip(runs, labels)], 0.95)
+    assert compare_models(every, 0.95) == []  # one model
+    kinds = set(itertools.product(("shapes", "charts"), ("flops", "time")))
+    assert {(pair.task, pair.cost) for pair in costs} == kinds
+    of_flops = next(pair for pair in costs if pair.cost == "flops")
+    # four active blocks are the fewest; of image tokens alone they cost .3 + .7 / 4
+    assert of_flops.low == pytest.approx(0.475) and of_flops.found is not None and of_flops.num_samples == 48
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["report", "blocks", "images", "--samples", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "2 runs of 1 model (tiny) on 2 tasks" in told and "On shapes at equal FLOPs (mean over 0.47 to 1" in told
+    assert told.count("at equal") >= 4 and "Quality at equal cost" in (tmp_path / "report.html").read_text()
+    assert {path.name for path in (tmp_path / "report_figures").glob("*.png")} == {
+        "frontier_shapes.png",
+        "frontier_charts.png",
+    }
+
+
+def test_results_without_counts_are_compared_at_equal_time_alone(tmp_path: Path, comparison: dict[str, Any]) -> None:
+    (stored, *_) = skipping_runs(tmp_path, comparison)
+    assert [curve.cost for curve in read_curves(stored, "")] == ["flops", "time"] * 2
+    for entry in stored.result["tasks"]:
+        del entry["flops"]
+    assert [curve.cost for curve in read_curves(stored, "")] == ["time"] * 2
+    assert read_curves(stored._replace(manifest={**stored.manifest, "command": "search"}), "") == []
 
 
 def test_one_model_alone_is_compared_with_none(runs: list[Stored]) -> None:

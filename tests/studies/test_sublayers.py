@@ -96,10 +96,11 @@ def test_search_over_sublayers(checkpoint, tmp_path, capsys):
         for ablation in level["ablations"]:
             zeroed = zeroed_copy(module.model, ablation_masks(32, [ablation["removed"]])[0])
             logprobs = reference_logprob(zeroed, *inputs, **options)
-            assert ablation["reference_logprob"] == pytest.approx(float(logprobs.mean()), abs=5e-6)
+            # one forward of many rows rounds otherwise than one of few
+            assert ablation["reference_logprob"] == pytest.approx(float(logprobs.mean()), rel=1e-6, abs=5e-6)
             assert ablation["score"] == pytest.approx(float(logprobs.exp().mean()), abs=5e-6)
     totals = result["totals"]
-    assert totals["block_forwards"] == totals["sequential_block_forwards"]  # halves share nothing
+    assert 0 < totals["block_forwards"] < totals["sequential_block_forwards"]  # halves share what stands before them
 
 
 @pytest.mark.slow
@@ -138,5 +139,5 @@ def test_masks_of_the_module_have_two_entries_per_block(checkpoint):
         reference = zeroed_copy(module.model, mask)
         inputs = model_inputs(batch)
         expected = reference_logprob(reference, inputs, batch["answer_ids"], pad_token_id=module.pad_token_id)
-        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-5)
     assert DepthModule(str(checkpoint)).num_units == 16

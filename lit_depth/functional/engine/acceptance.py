@@ -45,7 +45,7 @@ def draft_acceptance(
     Args:
         model: As for `sweep_generate`, like the arguments not named here.
         masks: Those that may draft.
-        phase: As for `speculative_generate`. In the decode phase alone, one mask is read after another.
+        phase: As for `speculative_generate`.
         options: ``max_rows`` and ``blocks``.
     """
     num_blocks = len(find_blocks(model, options.get("blocks")))

@@ -24,20 +24,23 @@ from lit_depth.functional.arguments import (
     fits,
     prompt_inputs,
 )
-from lit_depth.functional.engine.comparison import OTHER_ANSWERS, Request
-from lit_depth.functional.engine.decode import answer_in_chunks, answer_one_by_one, answer_rows
+from lit_depth.functional.engine.comparison import OTHER_ANSWERS, Request, under
+from lit_depth.functional.engine.decode import answer_in_chunks, answer_one_by_one, answer_rows, asks_for_more
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError, check_generates
 from lit_depth.functional.engine.drivers import TrieDriver
 from lit_depth.functional.engine.greedy_tokens import GreedyTokens, check_without_penalties
 from lit_depth.functional.engine.memory import call_width
+from lit_depth.functional.engine.phases import BOTH, Phases
 from lit_depth.functional.engine.proof import kind_of, same_logits
 from lit_depth.functional.engine.rows import up_to_stop
 from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.engine.two_depths import DraftPhase
 from lit_depth.functional.inputs import check_answers
 from lit_depth.functional.lens import LensReading
 from lit_depth.functional.masking.blocks import context_length, find_blocks, find_decoder
 from lit_depth.functional.masking.image_tokens import image_token_mask
-from lit_depth.functional.masking.skip import Phase, masked
+from lit_depth.functional.masking.skip import Phase
+from lit_depth.functional.masking.sublayers import check_attends, check_halves
 from lit_depth.functional.masking.support import adds_between_blocks, check_drivable
 from lit_depth.functional.masks import Granularity, Masks, MaskSet, Tokens, units_of
 
@@ -68,6 +71,7 @@ def sweep_forward(
     *,
     logits_to_keep: int = 0,
     blocks: str | nn.ModuleList | None = None,
+    granularity: Granularity | None = None,
     tokens: Tokens | Sequence[Tokens] = "all",
 ) -> SweepOutput:
     """One forward of the model for all masks; one each, with one warning, where the engine cannot drive the model.
@@ -75,9 +79,10 @@ def sweep_forward(
     Args:
         model: A Hugging Face decoder (text or vision-language).
         inputs: Model inputs, each with one row per sample.
-        masks: Block masks, bool ``[masks, num_blocks]``.
+        masks: Block masks, bool ``[masks, num_blocks]``; for sublayers ``[masks, 2 * num_blocks]``.
         logits_to_keep: Positions from the end to compute logits for; 0 = all.
         blocks: The blocks, or their dotted path, where they cannot be found.
+        granularity: What one unit of a mask switches, see `masked`; None = what a `MaskSet` says, else a block.
         tokens: Which tokens skip blocks (see `masked`), under all masks or under each one. Masks of ``visual_drop``
             are answered one after another.
 
@@ -85,7 +90,7 @@ def sweep_forward(
         ValueError: If a mask is malformed, or the model's blocks cannot be skipped (see `masked`).
     """
     module_list = blocks if isinstance(blocks, nn.ModuleList) else find_blocks(model, blocks)
-    masks = MaskSet.of(masks, len(module_list), "block", tokens)
+    masks = masks_of(masks, module_list, granularity, tokens)
     inputs = prompt_inputs(model, inputs)
     check_least(0, logits_to_keep=logits_to_keep)
     path = next((name for name, module in model.named_modules() if module is module_list), None)
@@ -93,7 +98,11 @@ def sweep_forward(
     if _leave(masks):
         return _forward_one_by_one(*arguments)
     return driven_or_not(
-        model, module_list, lambda: _forward_together(*arguments), lambda: _forward_one_by_one(*arguments)
+        model,
+        module_list,
+        lambda: _forward_together(*arguments),
+        lambda: _forward_one_by_one(*arguments),
+        how=_one_by_one_of(masks),
     )
 
 
@@ -107,9 +116,9 @@ def _forward_together(
         logits, states = _logits_and_states(model, inputs, blocks)
     driver.check_logits(logits)
     found = SweepOutput(logits.unflatten(0, (len(masks), -1)), states.unflatten(0, (len(masks), -1)))
-    # a mask of image tokens where there is one: the engine has more to do for it
-    first = next((index for index, each in enumerate(masks.kinds) if each != "all" and not masks[index].all()), 0)
-    kinds, kind = _COMPARED.setdefault(model, set()), (masks.kinds[first], kind_of(model, inputs, 0))
+    first = next((index for index in range(len(masks)) if asks_for_more(masks, index)), 0)
+    masking = masks.granularity, masks.kinds[first]
+    kinds, kind = _COMPARED.setdefault(model, set()), (masking, kind_of(model, inputs, 0))
     if kind not in kinds:
         expected = _forward_one_by_one(model, inputs, masks.take([first]), blocks, path, keep).logits[0]
         if found.logits[first].shape != expected.shape or not same_logits(model, found.logits[first], expected):
@@ -122,8 +131,8 @@ def _forward_one_by_one(
     model: nn.Module, inputs: Mapping[str, Tensor], masks: MaskSet, blocks: nn.ModuleList, path: str | None, keep: int
 ) -> SweepOutput:
     found = []
-    for mask, tokens in zip(masks, masks.kinds):
-        with masked(model, mask, blocks=path, tokens=tokens):
+    for index in range(len(masks)):
+        with under(model, masks, index, path):
             found.append([each[:, -keep:] for each in _logits_and_states(model, inputs, blocks)])
     return SweepOutput(*map(torch.stack, zip(*found)))
 
@@ -164,7 +173,7 @@ def sweep_generate(
         pad_token_id: Fills a row after its end.
         max_rows: Most (mask, sample) rows at once; None = see `lit_depth.functional.engine.memory.affordable_bytes`.
         blocks: Dotted path of the blocks where they cannot be found.
-        granularity: What one unit of a mask switches, see `masked`. Masks of sublayers are answered one after another.
+        granularity: What one unit of a mask switches, see `masked`.
         tokens: As for `sweep_forward`.
 
     Returns:
@@ -224,8 +233,7 @@ def answer_masks(
         max_new_tokens: Longest answer; 0 = only score, which decodes nothing and keeps no keys and values.
         tokens: As for `sweep_forward`.
         phase: Forwards that the masks apply to, see `masked`, like ``decode_without_prompt``. The log-probability is
-            then that of an answer decoded on the prompt's cache. Where prefill and decode differ, one mask is answered
-            after another.
+            then that of an answer decoded on the prompt's cache.
         on_mask: Called after each finished mask, for progress.
         stop: Says of each row of answers so far, long ``[rows, tokens]`` on the CPU, whether it ends there, as a bool
             ``[rows]``; None = answers end at ``eos_token_id`` alone.
@@ -247,14 +255,14 @@ def answer_masks(
     if answer_ids is not None:
         check_answers(model, answer_ids, len(inputs["input_ids"]))
     request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id, answer_ids)
-    masks = MaskSet.of(masks, units_of(len(find_blocks(model, blocks)), granularity), granularity, tokens)
+    masks = masks_of(masks, find_blocks(model, blocks), granularity, tokens)
     check_least(0, acceptance=acceptance)
     if acceptance:
         check_without_penalties(model)
     acceptance = min(acceptance, max_new_tokens) if on_greedy is not None else 0
     request = request._replace(stop=stop, on_lens=on_lens, on_greedy=on_greedy, acceptance=acceptance)
-    phases = (phase, decode_without_prompt)
-    found, logprobs = _answer(model, request, masks, max_rows, blocks, phases, on_mask)
+    request = request._replace(phases=Phases(phase, decode_without_prompt))
+    found, logprobs = _answer(model, request, masks, max_rows, blocks, on_mask)
     return up_to_stop(found, request), logprobs
 
 
@@ -264,7 +272,6 @@ def _answer(
     masks: MaskSet,
     max_rows: int | None,
     blocks: str | None,
-    phases: tuple[Phase, bool],
     on_mask: Callable[[], Any],
 ) -> tuple[Tensor, Tensor]:
     module_list = find_blocks(model, blocks)
@@ -272,11 +279,8 @@ def _answer(
     check_least(1, max_rows=max_rows)
     check_token_ids(model, pad_token_id=request.pad)
     check_generates(model)
-    phase, decode_without_prompt = phases
-    if phase == "decode" or decode_without_prompt:
-        named: dict[str, Any] = {"phase": phase, "decode_without_prompt": decode_without_prompt}
-        return answer_one_by_one(model, request, masks, blocks, on_mask, **named)
-    if masks.granularity == "sublayer" or _leave(masks):
+    _check_phases(model, request, masks, blocks)
+    if _leave(masks):
         return answer_one_by_one(model, request, masks, blocks, on_mask)
     return driven_or_not(
         model,
@@ -284,7 +288,42 @@ def _answer(
         lambda: answer_in_chunks(model, request, masks, max_rows, module_list, blocks, on_mask),
         lambda: answer_one_by_one(model, request, masks, blocks, on_mask),
         request.check_length(model),
+        _one_by_one_of(masks, request.phases),
     )
+
+
+def _check_phases(model: nn.Module, request: Request, masks: MaskSet, path: str | None) -> None:
+    """Raise as `masked` does where masks of a kind cannot apply to the phases that are asked for."""
+    if request.phases != BOTH:
+        other = next((index for index, kind in enumerate(masks.kinds) if kind != "all"), 0)
+        under(model, masks, other, path, request.phases)
+
+
+def _one_by_one_of(masks: MaskSet, phases: Phases = BOTH) -> str:
+    """How masks are answered without the engine: what it cannot drive in one way, it may drive in another."""
+    if phases.differ:
+        return "one mask of a phase after another"
+    return "one mask of sublayers after another" if masks.granularity == "sublayer" else ONE_BY_ONE
+
+
+def masks_of(
+    masks: Masks,
+    blocks: nn.ModuleList,
+    granularity: Granularity | None = None,
+    tokens: Tokens | Sequence[Tokens] | None = None,
+) -> MaskSet:
+    """Masks of a model, see `MaskSet.of`.
+
+    Raises:
+        ValueError: As `MaskSet.of`; masks of sublayers for blocks that cannot be halved, or of MLPs only.
+    """
+    if granularity is None:
+        granularity = masks.granularity if isinstance(masks, MaskSet) else "block"
+    found = MaskSet.of(masks, units_of(len(blocks), granularity), granularity, tokens)
+    if granularity == "sublayer":
+        check_halves(blocks)
+        check_attends(found.bits)
+    return found
 
 
 def _leave(masks: MaskSet) -> bool:
@@ -339,9 +378,9 @@ def score_continuations(
     if rows is not None and rows.tolist() == list(range(prompts)):
         rows = None
     request = Request(inputs, 0, (), pad_token_id, continuation_ids, rows, summed=True, on_lens=on_lens)
-    masks = MaskSet.of(masks, units_of(len(find_blocks(model, blocks)), granularity), granularity, tokens)
-    phases = (phase, decode_without_prompt)
-    _, found = _answer(model, request, masks, max_rows, blocks, phases, on_mask)
+    request = request._replace(phases=Phases(phase, decode_without_prompt))
+    masks = masks_of(masks, find_blocks(model, blocks), granularity, tokens)
+    _, found = _answer(model, request, masks, max_rows, blocks, on_mask)
     return ContinuationScores(*found.unbind(-1))
 
 
@@ -356,12 +395,16 @@ def generate(
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int = 0,
     blocks: str | None = None,
+    granularity: Granularity = "block",
+    phase: DraftPhase = "both",
 ) -> Tensor:
     """Greedy answers of a batch in which every request has its own depth.
 
     Args:
         model: As for `sweep_generate`, like the arguments not named here.
-        masks: One block mask per request, bool ``[batch, num_blocks]``.
+        masks: One mask per request, bool ``[batch, num_blocks]``; for sublayers ``[batch, 2 * num_blocks]``.
+        phase: Forwards that the masks apply to, see `masked`: ``"both"``, or ``"decode"``, where prompts are read by
+            the full model.
 
     Returns:
         Long ``[batch, max_new_tokens]``, on the CPU.
@@ -372,7 +415,7 @@ def generate(
         ValueError: As for `sweep_generate`, or unless there is one mask per request.
     """
     module_list = find_blocks(model, blocks)
-    masks = MaskSet.of(masks, len(module_list), "block")
+    masks = masks_of(masks, module_list, granularity)
     inputs = prompt_inputs(model, inputs)
     check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
     check_goes_on(inputs, max_new_tokens, context_length(model))
@@ -381,7 +424,8 @@ def generate(
     if len(masks) != batch:
         raise ValueError(f"expected one mask per request, got {len(masks)} masks for {batch} requests")
     check_generates(model)
-    request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id)
+    request = Request(inputs, max_new_tokens, end_tokens(model, eos_token_id), pad_token_id, phases=Phases(phase))
+    _check_phases(model, request, masks, blocks)
 
     def one_by_one() -> Tensor:
         # all rows under each mask: which image belongs to which row is known to the model alone
@@ -396,6 +440,7 @@ def generate(
         lambda: answer_rows(model, request, masks, module_list, blocks),
         one_by_one,
         request.check_length(model),
+        _one_by_one_of(masks, request.phases),
     )
 
 

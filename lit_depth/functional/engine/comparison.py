@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError, greedy_options
+from lit_depth.functional.engine.phases import BOTH, Phases
 from lit_depth.functional.engine.proof import (
     LONGEST_WAY,
     Probe,
@@ -31,7 +33,7 @@ from lit_depth.functional.inputs import (
 )
 from lit_depth.functional.lens import LensReading, read_answers
 from lit_depth.functional.masking.skip import masked
-from lit_depth.functional.masks import MaskSet, Tokens
+from lit_depth.functional.masks import MaskSet
 
 # kinds of requests that the engine was seen to answer as the model itself does, and up to how many tokens, for as long
 # as the model lives
@@ -55,6 +57,7 @@ class Request(NamedTuple):
         on_lens: Told what the logit lens reads of the answers in the full model, if that is among the masks.
         on_greedy: Told the most likely tokens at the positions of the reference answers, once all masks have answered.
         acceptance: How many tokens of the full model's own answers to read under every mask; 0 = none.
+        phases: Forwards that the masks apply to.
         own: These, ``[batch, acceptance]``, padded on the right with -100; None = the full model has not answered yet.
     """
 
@@ -69,12 +72,18 @@ class Request(NamedTuple):
     on_lens: Callable[[LensReading], Any] | None = None
     on_greedy: Callable[[Any], Any] | None = None
     acceptance: int = 0
+    phases: Phases = BOTH
     own: Tensor | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of ``generate``, which makes at least one token."""
         return greedy_options(max(1, self.max_new_tokens), self.eos, self.pad)
+
+    @property
+    def in_phases(self) -> bool:
+        """Whether answers are read on their prompts' keys and values in any case, as decoded tokens are."""
+        return self.rows is not None or self.phases.differ
 
     @property
     def answer_length(self) -> int:
@@ -201,17 +210,26 @@ class Comparison(NamedTuple):
         return same_beyond(model, self.decoded, logits, known.to(logits.device), self.probe.inside)
 
 
+def under(
+    model: nn.Module, masks: MaskSet, index: int, path: str | None, phases: Phases = BOTH
+) -> AbstractContextManager[nn.Module]:
+    """`masked` by one mask of a set."""
+    how: dict[str, Any] = {"granularity": masks.granularity, "tokens": masks.kinds[index], **phases._asdict()}
+    return masked(model, masks[index], blocks=path, **how)
+
+
 def compare(
-    model: nn.Module, request: Request, mask: Tensor, path: str | None, how: str, tokens: Tokens = "all"
+    model: nn.Module, request: Request, masks: MaskSet, index: int, path: str | None, how: str
 ) -> Comparison | None:
-    """What to compare the engine with; None where a request of this kind was answered before."""
-    inputs, ids, in_phases = request.inputs, request.one_for_each(), request.rows is not None
+    """What to compare the engine with under a mask; None where a request of this kind was answered before."""
+    inputs, ids, in_phases = request.inputs, request.one_for_each(), request.in_phases
     probe = probe_of(model, inputs, request.max_new_tokens)
     of_answer = None if ids is None else probe_of(model, inputs, longest_answer(ids))
-    kind = how, tokens, probe.kind, of_answer and (of_answer.kind, of_answer.beyond, in_phases)
+    masking = masks.granularity, masks.kinds[index], request.phases
+    kind = how, masking, probe.kind, of_answer and (of_answer.kind, of_answer.beyond, in_phases)
     if _DRIVEN.get(model, {}).get(kind, -1) >= probe.beyond:
         return None
-    with masked(model, mask, blocks=path, tokens=tokens):
+    with under(model, masks, index, path, request.phases):
         longest = max(1, request.max_new_tokens)
         steps = plain_steps(model, inputs, longest, request.eos, request.pad, max(1, probe.length))
         found = Comparison(kind, probe, steps, torch.full_like(steps.logits, torch.nan))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, StoppingCriteriaList
 
-from lit_depth.functional.engine.comparison import Comparison, Request, compare
+from lit_depth.functional.engine.comparison import Comparison, Request, compare, under
 from lit_depth.functional.engine.decoding_configuration import PreparedPrompt, generating_model, inside_generate
 from lit_depth.functional.engine.drivers import Front, RowDriver, TrieDriver, driven
 from lit_depth.functional.engine.greedy_tokens import (
@@ -28,6 +28,7 @@ from lit_depth.functional.engine.greedy_tokens import (
     own_answers,
 )
 from lit_depth.functional.engine.memory import affordable_bytes, bytes_per_row, call_width, logits_bytes
+from lit_depth.functional.engine.phases import BOTH, Phases
 from lit_depth.functional.engine.proof import Steps
 from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.rows import Rows, deal_out, first_tokens
@@ -36,9 +37,9 @@ from lit_depth.functional.inputs import Way, filled, is_image_input, proven_logi
 from lit_depth.functional.lens import lens_logits
 from lit_depth.functional.masking.blocks import find_blocks, find_decoder
 from lit_depth.functional.masking.image_tokens import image_token_mask
-from lit_depth.functional.masking.skip import masked
 from lit_depth.functional.masking.support import adds_between_blocks
 from lit_depth.functional.masks import MaskSet
+from lit_depth.functional.shards import holders_of
 
 # how many masks fitted the memory of a GPU, for as long as the model lives
 _MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -66,16 +67,16 @@ def answer_in_chunks(
     # a family's own `generate` may not do without the image
     is_plain = type(generating_model(model)).generate is GenerationMixin.generate
     waiting = full_first(plan_chunks(model, request, masks, max_rows), full)
-    # of the first chunk, a mask of image tokens where there is one: the engine has more to do for it
-    waiting[0].sort(key=lambda index: masks.kinds[index] == "all" or bool(masks[index].all()))
-    first = waiting[0][0]
-    check = compare(model, request, masks[first], path, "masks together", masks.kinds[first])
+    # of the first chunk, a mask that skips otherwise than whole blocks in both phases: the engine has more to do for it
+    waiting[0].sort(key=lambda index: not asks_for_more(masks, index, request.phases))
+    check = compare(model, request, masks, waiting[0][0], path, "masks together")
     while waiting:
         chunk = waiting.pop(0)
         try:
             found = _answer_chunk(model, request, masks.take(chunk), blocks, path, front, check)
         except torch.OutOfMemoryError:
-            if len(chunk) == 1:
+            # processes that hold a model together cannot tell that one of them is out of memory
+            if len(chunk) == 1 or holders_of(model) > 1:
                 raise
             _MASKS_THAT_FIT[model] = fitted = max(1, len(chunk) // 2)
             waiting = full_first(_shorten([chunk, *waiting], fitted), None if request.own is not None else full)
@@ -94,20 +95,26 @@ def answer_in_chunks(
     return tokens, logprobs
 
 
+def asks_for_more(masks: MaskSet, index: int, phases: Phases = BOTH) -> bool:
+    """Whether a mask skips something else than whole blocks in both phases."""
+    is_other = masks.granularity == "sublayer" or masks.kinds[index] != "all" or phases.differ
+    return is_other and not bool(masks[index].all())
+
+
 def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: int | None) -> list[list[int]]:
     """Indices of the masks that are answered together."""
     if max_rows is not None:
         chunks = list(chunk_masks(masks, max(1, max_rows // request.num_rows)))
     else:
         # answers that share a prompt are read on its keys and values, as decoded tokens are
-        on_cache = max(request.max_new_tokens, request.rows is not None)
+        on_cache = max(request.max_new_tokens, request.in_phases)
         # of what is read only the length counts
         widest = max(request.answer_length, request.acceptance)
         read = torch.empty(0, widest) if request.acceptance else request.answer_ids
         row = partial(bytes_per_row, model, request.inputs, on_cache, read)
-        costs = [request.num_rows * row(count) for count in masks.runs.sum(1).tolist()]
+        costs = [request.num_rows * row(count) for count in request.phases.of_decoding(masks).attends.sum(1).tolist()]
         if (lens := request.lens_of(masks)) is not None:  # logits behind every block
-            costs[lens] += masks.num_units * request.num_rows * logits_bytes(model, request.answer_ids)
+            costs[lens] += masks.attends.shape[1] * request.num_rows * logits_bytes(model, request.answer_ids)
         chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
 
@@ -133,14 +140,14 @@ def _answer_chunk(
     way: Way = "steps"
     answer_ids = request.one_for_each()
     if answer_ids is not None:
-        with masked(model, masks[0], blocks=path, tokens=masks.kinds[0]):
-            way = scoring_way(model, request.inputs, answer_ids, request.pad, request.rows is not None)
+        with under(model, masks, 0, path, request.phases):
+            way = scoring_way(model, request.inputs, answer_ids, request.pad, request.in_phases)
     inputs = request.inputs
     way_of_own: Way = "steps"
     if request.acceptance > 1:
         # whatever the tokens are, they are read alike
         some = inputs["input_ids"][:, -1:].expand(-1, request.acceptance - 1)
-        with masked(model, masks[0], blocks=path, tokens=masks.kinds[0]):
+        with under(model, masks, 0, path, request.phases):
             way_of_own = scoring_way(model, inputs, some, request.pad, in_phases=True)
     if front is not None:
         # pixels are needed once: the front has the embeddings that they went into; sizes and places tell positions
@@ -164,7 +171,7 @@ def _answer_prompt(
     batch, new_tokens, answer_length = len(prompt.ids), request.max_new_tokens, request.answer_length
     answers = None if request.answer_ids is None else filled(request.answer_ids, request.pad)
     whole = answers is not None and way == "whole"
-    trie = MaskTrie(masks)
+    trie, going_on = MaskTrie(request.phases.of_prompt(masks)), request.phases.of_decoding(masks)
     # scores alone, of prompt and answer in one forward, need no keys and values afterwards
     is_read_on = new_tokens > 0 or (answers is not None and not whole)
     cache = RowCache(len(blocks), prompt.length + max(new_tokens, answer_length)) if is_read_on else None
@@ -182,8 +189,8 @@ def _answer_prompt(
     driver.check_logits(logits)
     logits, behind = logits[:num_rows], logits[num_rows:]
     if cache is not None:
-        cache.advance([bool(level.run) for level in trie.levels], length, prompt.length)
-    deal = partial(deal_out, prompt, masks, trie, cache, again=request.acceptance > 1)
+        cache.advance([bool(level.run) for level in trie.levels[:: masks.units_per_block]], length, prompt.length)
+    deal = partial(deal_out, prompt, going_on, trie, cache, again=request.acceptance > 1)
     rows = None
     if answers is not None and not whole:
         of_prompt = torch.arange(batch) if request.rows is None else request.rows.cpu()
@@ -255,7 +262,7 @@ def answer_rows(model: nn.Module, request: Request, masks: MaskSet, blocks: nn.M
     Raises:
         CannotDriveError: The engine cannot answer the batch, or gives other answers than the model.
     """
-    check = compare(model, request, masks[0], path, "one mask per row")
+    check = compare(model, request, masks, 0, path, "one mask per row")
     if check is not None:  # its mask is that of the first row alone
         steps = Steps(*(part[:1] for part in check.steps))
         check = check._replace(steps=steps, decoded=check.decoded[:1])
@@ -264,10 +271,15 @@ def answer_rows(model: nn.Module, request: Request, masks: MaskSet, blocks: nn.M
         prompt.check_processors()
         cache = RowCache(len(blocks), prompt.length + request.max_new_tokens)
         prompt = prompt.with_cache(cache)
-        driver = RowDriver(masks.bits.to(prompt.ids.device), shape=(len(masks), prompt.length))
+        device, shape, per_block = prompt.ids.device, (len(masks), prompt.length), masks.units_per_block
+        driver = RowDriver(request.phases.of_prompt(masks).runs.to(device), shape, per_block)
         with driven(blocks, driver.make_forward):
             logits = prompt.forward().logits[:, -1]
         cache.advance(driver.ran, prompt.length)
+        if request.phases.differ:  # every block has read every row's prompt
+            driver = RowDriver(masks.runs.to(device), per_block=per_block)
+            for layer, attends in zip(cache.layers, masks.attends.T):
+                layer.keep_rows(attends.nonzero().flatten().to(device))  # type: ignore[union-attr]
         rows = Rows(prompt.for_decoding(torch.arange(len(masks), device=logits.device)), driver, cache)
         tokens = rows.decode(blocks, prompt.next_tokens(logits), request, None if check is None else check.note)
         if check is not None:
@@ -283,26 +295,24 @@ def answer_one_by_one(
     masks: MaskSet,
     path: str | None,
     on_mask: Callable[[], Any],
-    **phases: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`answer_in_chunks` by `masked` and ``generate``; ``phases`` as in `masked`."""
-    length = request.inputs["input_ids"].shape[1]
+    """`answer_in_chunks` by `masked` and ``generate``."""
+    length, in_phases = request.inputs["input_ids"].shape[1], request.phases.differ
     tokens, logprobs = request.no_answers(len(masks))
     greedy, full = GreedyTokens.nothing(request, len(masks)), full_place(masks) if request.acceptance else None
     lens, module_list = request.lens_of(masks), find_blocks(model, path)
     behind: dict[int, Tensor] = {}  # of each answer, the logits behind every block
     (order,) = zip(*full_first([[index] for index in range(len(masks))], full))
     for index in order:
-        kind = masks.kinds[index]
-        with masked(model, masks[index], blocks=path, granularity=masks.granularity, tokens=kind, **phases):
+        with under(model, masks, index, path, request.phases):
             for answers in _turns(request):
                 ids = request.answer_ids[answers]  # type: ignore[index]
                 if index == lens:
-                    every = lens_logits(model, module_list, request.inputs, ids, request.pad, bool(phases))
+                    every = lens_logits(model, module_list, request.inputs, ids, request.pad, in_phases)
                     behind |= dict(zip(answers, every.unbind(1)))
                     logits = every[-1]
                 else:
-                    logits = proven_logits(model, request.inputs, ids, request.pad, bool(phases))
+                    logits = proven_logits(model, request.inputs, ids, request.pad, in_phases)
                 logprobs[index, answers] = request._replace(answer_ids=ids).score(logits, 1)[0]
                 if request.on_greedy:
                     greedy.reference[index] = greedy_along(logits.argmax(-1), ids)
@@ -316,7 +326,7 @@ def answer_one_by_one(
                 greedy.own[index] = along = known_along(tokens[index], request.own)
                 if (along == OPEN).any():
                     given = request.own.to(request.inputs["input_ids"].device)
-                    logits = proven_logits(model, request.inputs, given, request.pad, bool(phases))
+                    logits = proven_logits(model, request.inputs, given, request.pad, in_phases)
                     greedy.own[index] = torch.where(along == OPEN, greedy_along(logits.argmax(-1), given), along)
         if index == lens and behind:
             request.read_lens(torch.stack([behind.pop(answer) for answer in sorted(behind)], dim=1).flatten(0, 1))

@@ -3,8 +3,10 @@
 The model around the blocks (embedding, vision tower, masks and positions, final norm, head) runs as it is. While a
 driver is attached, the ``forward`` of every block is the driver's, which decides on which rows the real one runs:
 
-- `TrieDriver` (prefill): all rows share their hidden state until masks diverge; a block runs once per distinct prefix.
-- `RowDriver` (decoding, and prefill with per-row masks): rows that keep a block are gathered, run and scattered back.
+- `TrieDriver` (prefill): all rows share their hidden state until masks diverge; a unit runs once per distinct prefix.
+- `RowDriver` (decoding, and prefill with per-row masks): rows that keep a unit are gathered, run and scattered back.
+
+A unit is what a mask switches: a block, or its attention and its MLP (`lit_depth.functional.engine.units`).
 
 Both write keys and values to a `RowCache`, whose layer of a block holds only the rows that run it.
 
@@ -26,12 +28,10 @@ from torch import Tensor, nn
 from lit_depth.functional.engine.decoding_configuration import CannotDriveError
 from lit_depth.functional.engine.row_cache import RowCache
 from lit_depth.functional.engine.trie import MaskTrie
+from lit_depth.functional.engine.units import Forward, Unit, units_in
 from lit_depth.functional.masking.forwards import num_outputs
 from lit_depth.functional.masking.skip import unmasked
-from lit_depth.functional.masking.sublayers import HalfForward, find_halves
-from lit_depth.functional.masking.visual import SplitBlock, visual_output
-
-Forward = Callable[..., Tensor]
+from lit_depth.functional.masking.visual import SplitBlock, explicit_mask, hide_columns, visual_output
 
 
 @contextmanager
@@ -68,8 +68,8 @@ class Front(NamedTuple):
 class TrieDriver:
     """Run a trie of masks through one forward of the decoder (see the module's docstring).
 
-    Hidden states travel beside the decoder, one tensor per group, so a group that passes a block by costs nothing. The
-    last block returns the states of all masks, mask after mask. Where a group meets its last block, only the positions
+    Hidden states travel beside the decoder, one tensor per group, so a group that passes a unit by costs nothing. The
+    last block returns the states of all masks, mask after mask. Where a group meets its last unit, only the positions
     that are kept go through the MLP, if the block can be halved (`lit_depth.functional.masking.sublayers`): nobody
     reads the others.
 
@@ -121,27 +121,18 @@ class TrieDriver:
 
     def make_forward(self, block_idx: int, real: Forward) -> Forward:
         """The ``forward`` of block ``block_idx``."""
-        level = self.trie.levels[block_idx]
-        last = block_idx == len(self.trie.levels) - 1
-        real_at_end = self._cut_before_mlp(real) if self.keep else real
-        for_text = self._for_text(real) if any(level.for_text) else real
-        split = level.num_continued
+        units = units_in(block_idx, real, self.trie.masks.units_per_block)
+        last = units[-1].place == len(self.trie.levels) - 1
+        at_end = [unit.cut(self.keep) if self.keep else unit.forward for unit in units]
+        for_text = self._for_text(real) if any(self.trie.levels[units[0].place].for_text) else real
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             self._check_call(block_idx, hidden_states, args, kwargs)
-            outputs = []
-            for start, stop, whole in ((0, split, real), (split, len(level.run), real_at_end)):
-                # each part has the groups that image tokens skip behind the others
-                turn = start + level.for_text[start:stop].count(False)
-                outputs += self._run([self.groups[group] for group in level.run[start:turn]], whole, args, kwargs)
-                outputs += self._run([self.groups[group] for group in level.run[turn:stop]], for_text, args, kwargs)
+            for unit, cut in zip(units, at_end):
+                outputs = self._run_unit(unit, cut, for_text, *((args, kwargs) if unit.attends else ((), {})))
             if self.lens is not None and not last:
-                own = outputs[int(self.trie.places[self.lens, block_idx])]
+                own = outputs[int(self.trie.places[self.lens, units[-1].place])]
                 self.trail.append(own[:, -self.keep :].clone())  # a view would hold all positions
-            self.groups = [
-                self.groups[parent] if place is None else outputs[place]
-                for place, parent in zip(level.sources, level.parents)
-            ]
             if not last:
                 assert self.handed is not None
                 return self.handed
@@ -219,19 +210,27 @@ class TrieDriver:
 
         return forward
 
-    def _cut_before_mlp(self, real: Forward) -> Forward:
-        """``real``, but its MLP runs on the kept positions alone; ``real`` itself where the block cannot be halved."""
-        block = getattr(real, "__self__", None)
-        # a forward on the instance is somebody else's; checkpointing wraps the whole block
-        if not isinstance(block, nn.Module) or "forward" in block.__dict__ or block.training:
-            return real
-        if find_halves(type(block).forward)[0] is None:
-            return real
-        attend, apply_mlp = (HalfForward(None, block, keep_attention) for keep_attention in (True, False))
-        return lambda hidden_states, *args, **kwargs: apply_mlp(
-            # some MLPs take views of what they are given
-            attend(hidden_states, *args, **kwargs)[:, -self.keep :].contiguous()
-        )
+    def _run_unit(
+        self, unit: Unit, cut: Forward, for_text: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Tensor]:
+        """States of the groups that a unit runs on; with those that pass it by they become the next groups.
+
+        Args:
+            cut: Its forward for groups that no later unit runs on.
+            for_text: Its forward for groups that image tokens pass by.
+        """
+        level, outputs = self.trie.levels[unit.place], []
+        split = level.num_continued
+        for start, stop, whole in ((0, split, unit.forward), (split, len(level.run), cut)):
+            # each part has the groups that image tokens skip behind the others
+            turn = start + level.for_text[start:stop].count(False)
+            outputs += self._run([self.groups[group] for group in level.run[start:turn]], whole, args, kwargs)
+            outputs += self._run([self.groups[group] for group in level.run[turn:stop]], for_text, args, kwargs)
+        self.groups = [
+            self.groups[parent] if place is None else outputs[place]
+            for place, parent in zip(level.sources, level.parents)
+        ]
+        return outputs
 
     def _run(self, groups: list[Tensor], real: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         outputs: list[Tensor] = []
@@ -251,18 +250,22 @@ class TrieDriver:
 
 
 class RowDriver:
-    """Run every block on the rows whose mask keeps it.
+    """Run every unit on the rows whose mask keeps it.
 
     Args:
-        masks: Bool ``[rows, num_blocks]``.
+        masks: Bool ``[rows, num_units]``.
         shape: ``(rows, seq)`` of the hidden states that are expected at first; None = any.
+        per_block: Units of a block, see `MaskSet`.
 
     Attributes:
+        without_prompt: Rows in which a block goes on without having read the prompt, bool ``[rows, num_blocks]``, and
+            the prompt's length: they attend to what stands behind it alone.
         lens: Rows of all blocks whose states behind every block but the last are handed on too, see `TrieDriver`.
     """
 
-    def __init__(self, masks: Tensor, shape: tuple[int, int] | None = None) -> None:
-        self.masks, self.shape = masks, shape
+    def __init__(self, masks: Tensor, shape: tuple[int, int] | None = None, per_block: int = 1) -> None:
+        self.masks, self.shape, self.per_block = masks, shape, per_block
+        self.without_prompt: tuple[Tensor, int] | None = None
         self.lens: slice | None = None
         self.trail: list[Tensor] = []
         self._index()
@@ -273,42 +276,69 @@ class RowDriver:
 
     @property
     def ran(self) -> list[bool]:
-        """Which blocks run on any row."""
-        return [rows is None or len(rows) > 0 for rows in self.rows]
+        """Which blocks' attention runs on any row."""
+        return [rows is None or len(rows) > 0 for rows in self.rows[:: self.per_block]]
 
     def keep_rows(self, kept: Tensor, cache: RowCache) -> None:
         """Drop all rows but ``kept`` (indices among the present rows), here and in the cache."""
         chosen = torch.zeros(len(self.masks), dtype=torch.bool, device=self.masks.device)
         chosen[kept] = True
-        for layer, rows in zip(cache.layers, self.rows):
+        for layer, rows in zip(cache.layers, self.rows[:: self.per_block]):
             layer.keep_rows(kept if rows is None else chosen[rows].nonzero().flatten())  # type: ignore[union-attr]
         self.masks = self.masks[kept]
+        if self.without_prompt is not None:
+            self.without_prompt = self.without_prompt[0][kept], self.without_prompt[1]
         self._index()
 
     def make_forward(self, block_idx: int, real: Forward) -> Forward:
         """The ``forward`` of block ``block_idx``."""
 
+        units = units_in(block_idx, real, self.per_block)
+
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            rows = self.rows[block_idx]
             if block_idx == 0:
                 _check_shape(hidden_states, self.shape)
                 self.shape = None
-            if rows is None:
-                return real(hidden_states, *args, **kwargs)
-            if not len(rows):
-                return hidden_states
-            selected = _map_rows((args, kwargs), len(hidden_states), lambda values: values.index_select(0, rows))
-            output = real(hidden_states.index_select(0, rows), *selected[0], **selected[1])
-            return hidden_states.index_copy(0, rows, output)
-
-        def forward_and_note(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            output = forward(hidden_states, *args, **kwargs)
+            if self.without_prompt is not None:
+                args, kwargs = self._hide_prompt(block_idx, real, hidden_states, args, kwargs)
+            output = hidden_states
+            for unit in units:
+                output = self._run_unit(unit, output, *((args, kwargs) if unit.attends else ((), {})))
             return output if self.lens is None else self._with_trail(block_idx, output, output[self.lens])
 
-        return forward_and_note
+        return forward
+
+    def _hide_prompt(
+        self, block_idx: int, real: Forward, hidden_states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of a block under which rows that have not read the prompt there do not see it."""
+        assert self.without_prompt is not None
+        is_blind, length = self.without_prompt
+        if not is_blind[:, block_idx].any():
+            return args, kwargs
+        block = getattr(real, "__self__", None)
+        if not isinstance(block, nn.Module):
+            raise CannotDriveError("a block that decodes without the prompt returns a tuple")
+        names = list(inspect.signature(type(block).forward).parameters)[2:]  # after self and hidden_states
+        arguments = dict(zip(names, args)) | kwargs
+        mask = explicit_mask(block, hidden_states, arguments)
+        if mask is None or any(arguments.get(name) is not None for name in ("alibi", "position_bias")):
+            raise CannotDriveError("a block that decodes without the prompt takes no attention mask for each query")
+        columns = is_blind[:, block_idx, None].expand(-1, length)
+        columns = nn.functional.pad(columns, (0, mask.shape[-1] - length))
+        return (), {**arguments, "attention_mask": hide_columns(mask, columns, None)}
+
+    def _run_unit(self, unit: Unit, states: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        rows = self.rows[unit.place]
+        if rows is None:
+            return unit.forward(states, *args, **kwargs)
+        if not len(rows):
+            return states
+        selected = _map_rows((args, kwargs), len(states), lambda values: values.index_select(0, rows))
+        return states.index_copy(0, rows, unit.forward(states.index_select(0, rows), *selected[0], **selected[1]))
 
     def _with_trail(self, block_idx: int, output: Tensor, states: Tensor) -> Tensor:
-        if block_idx < self.masks.shape[1] - 1:
+        if block_idx < self.masks.shape[1] // self.per_block - 1:
             self.trail = [*(self.trail if block_idx else ()), states]
             return output
         return torch.cat([output, *self.trail])

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lit_depth.functional.shards import least_of_holders, own_part
+
 # hidden states of one block call on a CPU
 _CALL_BYTES = 2**21
 
@@ -61,13 +63,18 @@ def affordable_bytes(model: nn.Module, one_mask: int = 0) -> int:
     """What the rows of one chunk may take, so that a sweep takes at most three times what one mask after another does.
 
     On a GPU half of the free memory, and twice what one mask takes with the model. On a CPU a third of what is free,
-    and not much more than the model: block calls are narrow there, and larger chunks gain little.
+    and not much more than the model: block calls are narrow there, and larger chunks gain little. Where several
+    processes hold the model together, what the fullest of them can take.
 
     Args:
         one_mask: Bytes of the rows of one mask.
     """
+    return least_of_holders(model, _affordable_here(model, one_mask))
+
+
+def _affordable_here(model: nn.Module, one_mask: int) -> int:
     parameter = next(model.parameters())
-    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    weights = sum(each.numel() * each.element_size() for each in map(own_part, model.parameters()))
     if parameter.device.type == "cuda":
         free = torch.cuda.mem_get_info(parameter.device)[0]
         # what torch holds for reuse is free for us

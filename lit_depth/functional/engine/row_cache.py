@@ -54,6 +54,8 @@ class RowLayer(CacheLayerMixin):
             return key_states, value_states
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+            if self.extent.length and self.keys is not None and self.values is not None:
+                self.keys[:, :, : self.extent.length] = self.values[:, :, : self.extent.length] = 0
         assert self.keys is not None and self.values is not None
         start, stop = self.extent.length, self.extent.length + key_states.shape[-2]
         self.keys[:, :, start:stop] = key_states
@@ -64,12 +66,14 @@ class RowLayer(CacheLayerMixin):
         """Give each row its prompt's keys and values: row i takes row ``sources[i]`` of all parts in a line.
 
         Args:
+            sources: -1 = this row has none, and its block hides the prompt.
             again: Keep the parts: they are dealt out once more.
         """
         parts = self.parts if self.kept_parts is None else self.kept_parts
         assert parts is not None
         self.parts, self.kept_parts = None, parts if again else None
-        if not len(sources):
+        # without any part, nothing tells the shapes before the block runs
+        if not len(sources) or not parts:
             return
         length = self.extent.length
         self.lazy_initialization(*(states[:1].expand(len(sources), -1, -1, -1) for states in parts[0]))
@@ -80,6 +84,9 @@ class RowLayer(CacheLayerMixin):
         part = torch.bucketize(sources, starts, right=True) - 1
         breaks = ((sources.diff() != 1) | (part.diff() != 0)).nonzero().flatten() + 1
         for row, stop in itertools.pairwise([0, *breaks.tolist(), len(sources)]):
+            if sources[row] < 0:  # numbers, which no attention is paid to
+                self.keys[row:stop, :, :length] = self.values[row:stop, :, :length] = 0
+                continue
             keys, values = parts[int(part[row])]
             taken = slice(int(sources[row] - starts[part[row]]), int(sources[stop - 1] - starts[part[row]]) + 1)
             self.keys[row:stop, :, :length] = keys[taken, :, :length]

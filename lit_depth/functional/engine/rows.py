@@ -123,15 +123,22 @@ def deal_out(
     """Give (mask, sample) rows, all or some, their prompt's keys and values, to go on with.
 
     Args:
+        masks: Those under which the rows go on.
+        trie: How prompts were read under each of them.
         again: Whether rows are dealt out once more afterwards, from the prompt's end.
     """
     assert cache is not None
     of_mask, of_sample = chosen // len(prompt.ids), chosen % len(prompt.ids)
-    for block_idx, layer in enumerate(cache.layers):
-        places = trie.places[of_mask, block_idx]
-        layer.assign((places * len(prompt.ids) + of_sample)[places >= 0], again)  # type: ignore[union-attr]
+    places, attends = trie.places[of_mask, :: masks.units_per_block], masks.attends[of_mask]
+    # -1 where a block goes on without having read the prompt
+    sources = (places * len(prompt.ids) + of_sample[:, None]).masked_fill(places < 0, -1)
+    for layer, of_layer, is_there in zip(cache.layers, sources.T, attends.T):
+        layer.assign(of_layer[is_there], again)  # type: ignore[union-attr]
     device = prompt.ids.device
-    return Rows(prompt.for_decoding(of_sample.to(device)), RowDriver(masks.runs[of_mask].to(device)), cache)
+    driver = RowDriver(masks.runs[of_mask].to(device), per_block=masks.units_per_block)
+    if (attends & (places < 0)).any():
+        driver.without_prompt = (attends & (places < 0)).to(device), prompt.length
+    return Rows(prompt.for_decoding(of_sample.to(device)), driver, cache)
 
 
 def first_tokens(

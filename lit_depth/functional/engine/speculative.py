@@ -135,7 +135,7 @@ def _answer(
     Raises:
         CannotDriveError: The engine cannot answer the batch, or gives other answers than the full model.
     """
-    check = compare(model, request, full[0], path, "with drafts")
+    check = compare(model, request, full, 0, path, "with drafts")
     if check is not None and num_draft:
         with masked(model, full[0], blocks=path):
             way = scoring_way(model, request.inputs, check.steps.tokens, request.pad, in_phases=True)

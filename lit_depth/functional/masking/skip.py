@@ -29,7 +29,7 @@ from lit_depth.functional.masking.forwards import Identity, SkipInDecode, SkipIn
 from lit_depth.functional.masking.image_tokens import ImageTokens, check_image_tokens
 from lit_depth.functional.masking.kv_cache import Claim, find_cache
 from lit_depth.functional.masking.phase_cache import DecodeClaim, PrefillClaim
-from lit_depth.functional.masking.sublayers import HalfForward, check_halves
+from lit_depth.functional.masking.sublayers import HalfForward, check_attends, check_halves
 from lit_depth.functional.masking.support import check_skippable
 from lit_depth.functional.masking.told_length import count_tokens
 from lit_depth.functional.masking.visual import VisualForward
@@ -156,7 +156,8 @@ def masked(
     module_list = find_blocks(model, blocks)
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == len(module_list):
         raise NotImplementedError("per-row masks [batch, num_blocks] are not supported yet; pass one mask [num_blocks]")
-    active = check_mask(mask, len(module_list), granularity).tolist()
+    units = check_mask(mask, len(module_list), granularity)
+    active = units.tolist()
     check_skippable(find_decoder(model, module_list), module_list, model)
     if tokens != "all":
         check_image_tokens(model)
@@ -164,9 +165,8 @@ def masked(
     halves = list(zip(active, active))
     if granularity == "sublayer":
         check_halves(module_list)
+        check_attends(units)
         halves = list(zip(active[::2], active[1::2]))
-        if not any(attends for attends, _ in halves):
-            raise ValueError("expected at least one active attention, got a sublayer mask of MLPs only")
     # without the prompt's keys and values there is nothing to decode on, so the block is skipped in both
     is_same = phase == "both" or (phase == "prefill" and not decode_without_prompt)
     return _masked(model, module_list, halves, "both" if is_same or all(active) else phase)

@@ -214,6 +214,12 @@ def check_halves(blocks: Iterable[nn.Module]) -> None:
             )
 
 
+def check_attends(masks: Tensor) -> None:
+    """Raise ValueError for a mask of sublayers, of ``[..., 2 * num_blocks]``, that skips every attention."""
+    if not masks[..., ::2].any(-1).all():
+        raise ValueError("expected at least one active attention, got a sublayer mask of MLPs only")
+
+
 @functools.cache
 def find_halves(block_forward: Callable[..., Any]) -> tuple[tuple[Half, Half] | None, str]:
     """The halves of a block by the source of its ``forward``; None, and what is different, where it has no known form.

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,9 +159,8 @@ class SplitBlock:
         rows, is_real = text_positions(is_image)
         given = find_cache((), arguments)
         memory = _Memory(given)
-        with _without_queries(self.block.self_attn):
-            with suppress(_KeysAreMade):
-                self.attend(hidden_states, **{**arguments, self.cache_name: memory})
+        with _without(self.block.self_attn, "q_proj"), suppress(_KeysAreMade):
+            self.attend(hidden_states, **{**arguments, self.cache_name: memory})
         if memory.states is None:
             raise ValueError(f"expected a {type(self.block.self_attn).__name__} that gives its keys to the cache")
         chosen = {
@@ -171,7 +171,8 @@ class SplitBlock:
         mask = _take_queries(arguments["attention_mask"], rows)
         index = rows[..., None].expand(-1, -1, hidden_states.shape[-1])
         text = hidden_states.gather(1, index)
-        text = self.attend(text, **{**arguments, **chosen, "attention_mask": mask, self.cache_name: memory})
+        with _without(self.block.self_attn, "k_proj", "v_proj"):
+            text = self.attend(text, **{**arguments, **chosen, "attention_mask": mask, self.cache_name: memory})
         text = self.apply_mlp(text)
         if is_real is None:
             return hidden_states.scatter(1, index, text)
@@ -211,22 +212,19 @@ class _Memory(Cache):
 
 
 @contextmanager
-def _without_queries(attention: Any) -> Iterator[None]:
-    """Nobody reads the queries of a call that is after keys and values: zeros stand in for them."""
-    projection = getattr(attention, "q_proj", None)
-    if type(projection) is not nn.Linear or "forward" in projection.__dict__:
+def _without(attention: Any, *names: str) -> Iterator[None]:
+    """Zeros stand in for what these projections give, in a call after which nobody reads it."""
+    with ExitStack() as stack:
+        for name in names:
+            projection = getattr(attention, name, None)
+            if type(projection) is nn.Linear and "forward" not in projection.__dict__:
+                projection.__dict__["forward"] = partial(_zeros, projection.out_features)
+                stack.callback(projection.__dict__.pop, "forward")
         yield
-        return
-    width = projection.out_features
 
-    def zeros(hidden_states: Tensor) -> Tensor:
-        return hidden_states.new_zeros(1).expand(*hidden_states.shape[:-1], width)
 
-    projection.__dict__["forward"] = zeros
-    try:
-        yield
-    finally:
-        del projection.__dict__["forward"]
+def _zeros(width: int, hidden_states: Tensor) -> Tensor:
+    return hidden_states.new_zeros(1).expand(*hidden_states.shape[:-1], width)
 
 
 def text_positions(is_image: Tensor) -> tuple[Tensor, Tensor | None]:

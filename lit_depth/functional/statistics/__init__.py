@@ -13,6 +13,7 @@ from lit_depth.functional.statistics.intervals import (
     separate_comparisons,
 )
 from lit_depth.functional.statistics.paired_tests import holm, pairwise_sign_flip_tests, sign_flip_tests
+from lit_depth.functional.statistics.raced import raced_stability, raced_winner
 from lit_depth.functional.statistics.rank import RankCorrelation, spearman
 from lit_depth.functional.statistics.sequential import confidence_sequence, log_evidence
 from lit_depth.functional.statistics.stability import Stability, best_of, decision_stability, least
@@ -38,6 +39,8 @@ __all__ = [
     "paired_comparisons",
     "paired_intervals",
     "pairwise_sign_flip_tests",
+    "raced_stability",
+    "raced_winner",
     "separate_comparisons",
     "sign_flip_tests",
     "spearman",

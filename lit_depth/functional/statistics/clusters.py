@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from lit_depth.functional.arguments import shorten
 
 Floats = NDArray[np.float64]
 Labels = Sequence[str] | Sequence[int] | NDArray
@@ -45,6 +47,22 @@ class ClusterSums(NamedTuple):
             ClusterSums(self.values[:, own], self.bounds[:, own], self.sizes[own], np.zeros(own.sum(), dtype=np.int64))
             for own in members
         ]
+
+
+def as_numbers(kind: type, **given: Any) -> NDArray[Any]:
+    """One named argument as an array of floats or bools.
+
+    >>> as_numbers(float, drops="x")
+    Traceback (most recent call last):
+    ...
+    ValueError: expected drops as an array of numbers, got 'x'
+    """
+    ((name, value),) = given.items()
+    try:
+        return np.asarray(value, dtype=kind)
+    except (TypeError, ValueError, OverflowError):
+        words = "true or false" if kind is bool else "numbers"
+        raise ValueError(f"expected {name} as an array of {words}, got {shorten(value)}") from None
 
 
 def sum_clusters(

@@ -11,13 +11,16 @@ truth is known.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from lit_depth.functional.arguments import check_share
-from lit_depth.functional.statistics.clusters import ClusterSums, Floats, Labels, sum_clusters
+from lit_depth.functional.arguments import check_least, check_share, checked
+from lit_depth.functional.statistics.clusters import ClusterSums, Floats, Labels, as_numbers, sum_clusters
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 Rule = Callable[[Floats], NDArray[np.bool_]]
 
@@ -69,12 +72,17 @@ class PlausibleMeans(NamedTuple):
         return np.rint(found / unit) * unit if unit else found
 
 
+@checked
 def least(count: int) -> Rule:
     """The rule that chooses the ``count`` rows of the smallest means; of equal ones the first.
 
     >>> least(2)(np.array([[0.3, 0.1, 0.2, 0.1]])).tolist()
     [[False, True, False, True]]
+
+    Raises:
+        ValueError: On a count below 1.
     """
+    check_least(1, count=count)
 
     def choose(means: Floats) -> NDArray[np.bool_]:
         order = np.argsort(means, axis=1, kind="stable")[:, :count]
@@ -85,6 +93,7 @@ def least(count: int) -> Rule:
     return choose
 
 
+@checked
 def best_of(members: ArrayLike) -> Rule:
     """The rule that takes the row of the largest mean, of equal ones the first, and chooses its members.
 
@@ -93,11 +102,17 @@ def best_of(members: ArrayLike) -> Rule:
 
     >>> best_of([[True, False], [False, True]])(np.array([[0.5, 0.5], [0.4, 0.6]])).tolist()
     [[True, False], [False, True]]
+
+    Raises:
+        ValueError: On a wrong shape.
     """
-    table = np.asarray(members, dtype=bool)
+    table = as_numbers(bool, members=members)
+    if table.ndim != 2:
+        raise ValueError(f"expected members of shape [rows, num_blocks], got {list(table.shape)}")
     return lambda means: table[np.argmax(means, axis=1)]
 
 
+@checked
 def decision_stability(
     values: ArrayLike,
     rule: Rule,
@@ -130,12 +145,22 @@ def decision_stability(
         ([False, False, True], [0.0, 0.5, 0.5])
     """
     check_share(probability=probability)
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(float, values=values)
     sums = sum_clusters(array, clusters, tasks)
     generator = np.random.default_rng(seed)
-    plausible = plausible_means(sums, _unit(array) if tasks is None else 0.0, generator)
+    plausible = plausible_means(sums, lattice_unit(array) if tasks is None else 0.0, generator)
+    return foresee(plausible, rule, rule(sums.means[None])[0], probability, generator)
+
+
+def foresee(
+    plausible: PlausibleMeans,
+    rule: Rule,
+    chosen: NDArray[np.bool_],
+    probability: float,
+    generator: np.random.Generator,
+) -> Stability:
+    """What fresh samples choose by ``rule``, against what is ``chosen`` now, bool ``[num_blocks]``."""
     first, second = generator.standard_normal((2, *plausible.means.shape))
-    chosen = rule(sums.means[None])[0]
     fresh = rule(plausible.fresh(first))
 
     def agreement(times: float) -> float:
@@ -177,11 +202,11 @@ def plausible_means(sums: ClusterSums, unit: float, generator: np.random.Generat
         generator: Of the draws.
     """
     means, covariance = sums.means, mean_covariance(sums)
-    draws = _sample_posterior(means, covariance, generator)
+    draws = draw_true_means(means, covariance, generator)
     return PlausibleMeans(draws, np.linalg.cholesky(covariance), unit)
 
 
-def _sample_posterior(means: Floats, covariance: Floats, generator: np.random.Generator) -> Floats:
+def draw_true_means(means: Floats, covariance: Floats, generator: np.random.Generator) -> Floats:
     """``[draws, rows]``: normal data, a scale mixture of normals as prior, weights and centre unknown."""
     rows = len(means)
     if rows == 1:
@@ -219,9 +244,10 @@ def _draw_scales(
     return np.minimum(found, len(variances) - 1)
 
 
-def _unit(values: Floats) -> float:
-    """Of which the means of rows ``[rows, num_samples]`` are multiples; 0 where there is none."""
+def lattice_unit(values: Floats) -> float:
+    """Of which the means of rows ``[rows, num_samples]`` are multiples; 0 where there is none. NaN says nothing."""
+    known = values[np.isfinite(values)]
     for denominator in _DENOMINATORS:
-        if np.all(np.abs(values * denominator - np.rint(values * denominator)) < 1e-9):
+        if np.all(np.abs(known * denominator - np.rint(known * denominator)) < 1e-9):
             return 1 / (denominator * values.shape[1])
     return 0.0

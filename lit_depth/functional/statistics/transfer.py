@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING
 
-from lit_depth.functional.statistics.clusters import Floats, Labels
+import numpy as np
+
+from lit_depth.functional.arguments import checked
+from lit_depth.functional.statistics.clusters import Floats, Labels, as_numbers
 from lit_depth.functional.statistics.stability import Rule
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
+
+@checked
 def transfer_regret(
     drops: ArrayLike, chosen: ArrayLike, rule: Rule, clusters: Labels | None = None, seed: int = 0
 ) -> Floats:
@@ -29,14 +35,19 @@ def transfer_regret(
         ``[num_samples]``; `paired_intervals` gives the mean's interval.
 
     Raises:
-        ValueError: On fewer than two clusters.
+        ValueError: On a wrong shape, and on fewer than two clusters.
 
     Example:
         >>> drops = np.array([[0.0] * 4, [1.0] * 4])
         >>> transfer_regret(drops, [False, True], lambda means: means == means.min(axis=1, keepdims=True)).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    values, elsewhere = np.asarray(drops, dtype=np.float64), np.asarray(chosen, dtype=bool)
+    values, elsewhere = as_numbers(float, drops=drops), as_numbers(bool, chosen=chosen)
+    if values.ndim != 2 or elsewhere.shape != values.shape[:1]:
+        shapes = f"{list(values.shape)} and {list(elsewhere.shape)}"
+        raise ValueError(f"expected drops of shape [rows, num_samples] and chosen of shape [rows], got {shapes}")
+    if clusters is not None and len(clusters) != values.shape[1]:
+        raise ValueError(f"expected one cluster per sample ({values.shape[1]}), got {len(clusters)}")
     _, place = np.unique(np.arange(values.shape[1]) if clusters is None else np.asarray(clusters), return_inverse=True)
     if place.max(initial=0) < 1:
         raise ValueError(f"expected at least 2 clusters (images) to split, got {place.max(initial=-1) + 1}")

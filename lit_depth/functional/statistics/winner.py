@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from lit_depth.functional.arguments import check_share
-from lit_depth.functional.statistics.clusters import Labels, sum_clusters
+from lit_depth.functional.arguments import check_share, checked
+from lit_depth.functional.statistics.clusters import Floats, Labels, as_numbers, sum_clusters
 from lit_depth.functional.statistics.intervals import Interval, paired_intervals
 from lit_depth.functional.statistics.stability import plausible_means
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 # share of 1 - confidence that goes into finding the rows that might have been the best
 _RIVALS_SHARE = 0.1
@@ -32,6 +34,7 @@ class Winner(NamedTuple):
     num_rivals: int
 
 
+@checked
 def winner_interval(
     values: ArrayLike,
     clusters: Labels | None = None,
@@ -74,44 +77,40 @@ def winner_interval(
         -0.05, corrected -0.07
     """
     check_share(confidence=confidence)
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(float, values=values)
     sums = sum_clusters(array, clusters, tasks, score_range)
-    row, misses = int(np.argmax(sums.means)), 1 - confidence
-    rivals = _rivals(array, row, clusters, _RIVALS_SHARE * misses, score_range, tasks, seed)
-
-    def limits(level: float) -> Interval:
-        found = paired_intervals(array[[row]], clusters, level, score_range=score_range, tasks=tasks, seed=seed)
-        return found[0]
-
-    naive = limits(confidence)
-    below = (1 - 2 * _RIVALS_SHARE) * misses / (1 + rivals)
-    low = limits(1 - below).low if len(array) > 1 else naive.low
-    estimate = naive.estimate
+    row = int(np.argmax(sums.means))
+    options = {"clusters": clusters, "score_range": score_range, "tasks": tasks, "seed": seed}
+    differences = array[row] - np.delete(array, row, axis=0)
+    rivals = count_rivals(differences, len(differences), confidence, **options) if len(differences) else 0
+    plausible = float(sums.means[row])
     if rivals:
-        means = plausible_means(sums, 0.0, np.random.default_rng(seed)).means
-        estimate = float(np.clip(min(means[:, row].mean(), estimate), low, naive.high))
-    return Winner(row, naive, Interval(estimate, low, naive.high), rivals)
+        plausible = float(plausible_means(sums, 0.0, np.random.default_rng(seed)).means[:, row].mean())
+    return correct_for_choice(row, array[[row]], len(array), rivals, plausible, confidence, **options)
 
 
-def _rivals(
-    values: np.ndarray,
-    row: int,
-    clusters: Labels | None,
-    misses: float,
-    score_range: ArrayLike | None,
-    tasks: Labels | None,
-    seed: int,
-) -> int:
-    """How many other rows another sample might choose."""
-    differences = values[row] - np.delete(values, row, axis=0)
-    if not len(differences):
-        return 0
-    intervals = paired_intervals(
-        differences,
-        clusters,
-        1 - misses / len(differences),
-        score_range=None if score_range is None else 2 * np.asarray(score_range),
-        tasks=tasks,
-        seed=seed,
-    )
+def count_rivals(differences: Floats, num_others: int, confidence: float, **options: Any) -> int:
+    """Of the chosen row minus some others, ``[others, num_samples]``: how many another sample might choose.
+
+    ``num_others`` is the number of all other rows; the options are those of `paired_intervals`.
+    """
+    limit, score_range = 1 - _RIVALS_SHARE * (1 - confidence) / num_others, options.pop("score_range")
+    twice = None if score_range is None else 2 * np.asarray(score_range)
+    intervals = paired_intervals(differences, confidence=limit, score_range=twice, **options)
     return sum(each.low <= each.estimate / 2 for each in intervals)
+
+
+def correct_for_choice(
+    row: int, values: Floats, num_options: int, rivals: int, plausible: float, confidence: float, **options: Any
+) -> Winner:
+    """The chosen row, values ``[1, num_samples]``, given its number of rivals and the mean of its plausible true means.
+
+    The options are those of `paired_intervals`.
+    """
+    (naive,) = paired_intervals(values, confidence=confidence, **options)
+    if num_options == 1:
+        return Winner(row, naive, naive, rivals)
+    below = (1 - 2 * _RIVALS_SHARE) * (1 - confidence) / (1 + rivals)
+    (wide,) = paired_intervals(values, confidence=1 - below, **options)
+    estimate = float(np.clip(min(plausible, naive.estimate), wide.low, naive.high))
+    return Winner(row, naive, Interval(estimate, wide.low, naive.high), rivals)

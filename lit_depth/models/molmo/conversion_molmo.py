@@ -22,6 +22,8 @@ from transformers.core_model_loading import (
     WeightRenaming,
 )
 
+from lit_depth.models.whole_weights import OnWhole
+
 Conversions: TypeAlias = list[WeightConverter | WeightRenaming]
 
 # the output head of the dense releases; MolmoE's is called lm_head already
@@ -105,7 +107,7 @@ def _single(tensors: Tensor | list[Tensor]) -> Tensor:
 
 def _qkv(source: str) -> WeightConverter:
     targets = [r"\.self_attn\.q_proj", r"\.self_attn\.k_proj", r"\.self_attn\.v_proj"]
-    return WeightConverter(source, targets, operations=[Split(dim=0)])
+    return WeightConverter(source, targets, operations=[OnWhole(Split(dim=0))])
 
 
 def _dense(attention_norm: str, mlp_norm: str) -> Conversions:
@@ -119,7 +121,7 @@ def _dense(attention_norm: str, mlp_norm: str) -> Conversions:
         WeightRenaming(r"\.ff_out", r"\.mlp\.down_proj"),
         _qkv(r"\.att_proj"),
         # the released half that is multiplied comes first, the half that is activated second
-        WeightConverter(r"\.ff_proj", [r"\.mlp\.up_proj", r"\.mlp\.gate_proj"], operations=[Chunk(dim=0)]),
+        WeightConverter(r"\.ff_proj", [r"\.mlp\.up_proj", r"\.mlp\.gate_proj"], operations=[OnWhole(Chunk(dim=0))]),
     ]
 
 
@@ -132,7 +134,7 @@ MOLMO: Conversions = [
     WeightConverter(
         [r"^transformer\.wte\.embedding", r"^transformer\.wte\.new_embedding"],
         r"^language_model\.embed_tokens\.weight",
-        operations=[JoinVocabulary()],
+        operations=[OnWhole(JoinVocabulary())],
     ),
 ]
 OLMOE: Conversions = [

@@ -421,6 +421,7 @@ class MolmoForConditionalGeneration(MolmoPreTrainedModel, GenerationMixin):
     """
 
     prompter_class = MolmoPrompter
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__(config)

@@ -11,6 +11,7 @@ from lit_depth.results.measures import shared_nouns
 from lit_depth.results.verdicts import differs, refusal
 from lit_depth.studies.compare.answers import answer_questions, withhold
 from lit_depth.studies.shared.constant_answer import describe_baseline
+from lit_depth.studies.shared.decisions import decide_masks, pay_for_masks
 from lit_depth.studies.shared.evaluate import Measured
 from lit_depth.studies.shared.importance_scores import describe_task
 from lit_depth.studies.shared.mask_grid import PlannedMask, mask_names
@@ -36,7 +37,10 @@ def describe(
     if len(tasks) == 1:
         return tasks[0]
     pooled = Scores.pooled([each.scores for each in measured])
-    return _over_tasks(tasks) | shared | _describe_policies(plan, pooled, latency, confidence)
+    regrets = pay_for_masks(
+        {each.task.name: each.scores for each in measured}, masks_by_size(plan).values(), confidence
+    )
+    return _over_tasks(tasks) | shared | _describe_policies(plan, pooled, latency, confidence) | {"regret": regrets}
 
 
 def _task_entry(measured: Measured, plan: Sequence[PlannedMask], confidence: float) -> dict[str, Any]:
@@ -98,7 +102,24 @@ def _describe_policies(
     reason = refusal(result)
     if reason is not None:
         comparisons, answers = withhold(comparisons, answers, reason)
-    return result | {"comparisons": comparisons, "answers": answers}
+    decided = decide_masks(masks_by_size(plan), scores, confidence)
+    return result | {"comparisons": comparisons, "answers": answers, **decided}
+
+
+def masks_by_size(plan: Sequence[PlannedMask]) -> dict[str, list[str]]:
+    """Ids of all masks of each number of active blocks but the full model's, whichever policy made them.
+
+    >>> from lit_depth.studies.shared.mask_grid import plan_masks
+    >>> masks_by_size(plan_masks(["prefix", "suffix"], [1, 2], 2))
+    {'1 block': ['10', '01']}
+    """
+    groups: dict[str, list[str]] = {}
+    for planned in sorted(plan, key=lambda planned: planned.count):
+        if planned.count < len(planned.mask):
+            ids = groups.setdefault(f"{planned.count} block{'s' if planned.count > 1 else ''}", [])
+            if planned.id not in ids:
+                ids.append(planned.id)
+    return groups
 
 
 def compare_policies(plan: Sequence[PlannedMask], scores: Scores, confidence: float) -> list[dict[str, Any]]:

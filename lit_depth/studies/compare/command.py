@@ -68,7 +68,7 @@ def compare(
     from lit_depth.studies.compare.arguments import CompareArguments
     from lit_depth.studies.compare.measurements import given_importance, measure_times
     from lit_depth.studies.compare.report import report
-    from lit_depth.studies.shared.checks import check_acceptance, check_whole_blocks
+    from lit_depth.studies.shared.checks import check_acceptance, check_times_alone, check_whole_blocks
     from lit_depth.studies.shared.comparison_schema import validate_comparison
     from lit_depth.studies.shared.evaluate import evaluate
     from lit_depth.studies.shared.importance_scores import COMPARISON, measure_mean, name_ties, records_of
@@ -93,6 +93,8 @@ def compare(
         acceptance=acceptance,
     )
     check_acceptance(acceptance, model, datamodule)
+    if num_requests:
+        check_times_alone(model, "give --num_requests 0")
     if plan:
         foreseen = arguments.plan(None if not arguments.needs_importance else [0.0] * model.num_blocks)
         sweeps = [("validation", with_full(model, [each.mask for each in foreseen]))]

@@ -35,9 +35,11 @@ from lit_depth.results.style import (
     whole_numbers,
     withheld_title,
 )
-from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, differs, mark_strategy
+from lit_depth.results.unit_names import active_blocks
+from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, differs, mark_strategy, refusal
 from lit_depth.studies.compare.used_importance import used_importance_figure
-from lit_depth.studies.shared.comparison_schema import Comparison, Effect, Latency, MaskResult, Strategy
+from lit_depth.studies.shared.comparison_schema import Comparison, Effect, Latency, MaskResult, Regret, Strategy
+from lit_depth.studies.shared.decision_views import decision_figures, mask_decisions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +63,19 @@ def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]
     )
     if comparison["importance"]["scores"]:
         figures[IMPORTANCE] = partial(used_importance_figure, comparison["importance"], comparison["confidence"])
+    figures |= decision_figures(
+        mask_decisions(comparison, refusal(comparison)),
+        {str(block): str(block) for block in range(comparison["num_blocks"])},
+        regrets(comparison),
+        comparison["confidence"],
+    )
     return {**figures, **{task_figure(task): partial(quality_figure, task) for task in comparison.get("tasks", ())}}
+
+
+def regrets(comparison: Comparison) -> Sequence[Regret]:
+    """What the choice of one task costs on another; nothing where one of them has no verdict."""
+    refused = any(refusal(task) for task in comparison.get("tasks", ()))
+    return [] if refused else comparison.get("regret", [])
 
 
 def against_full(comparison: Comparison) -> list[AgainstFull]:
@@ -140,7 +154,7 @@ def _words(comparison: Comparison) -> dict[str, str]:
     return {
         "title": withheld_title(_title(comparison), comparison),
         "subtitle": bars,
-        "x": f"active blocks (of {comparison['num_blocks']})",
+        "x": active_blocks(comparison, comparison["num_blocks"]),
         "y": f"quality ({metric_label(comparison['metric'])})",
     }
 
@@ -233,7 +247,7 @@ def latency_figure(comparison: Comparison) -> Figure:
     words = {
         "title": f"{comparison['task']}{_clock(comparison)}",
         "bars": f"bars: {_time_bars(comparison)}",
-        "x": f"Active blocks (of {comparison['num_blocks']})",
+        "x": active_blocks(comparison, comparison["num_blocks"]).capitalize(),
     }
     return latency_lines(times, {policy: _look(policy, comparison) for policy in times}, last, words)
 
@@ -241,11 +255,11 @@ def latency_figure(comparison: Comparison) -> Figure:
 def _time(timed: Effect, count: int, masks: Sequence[MaskResult], comparison: Comparison) -> Time:
     times: dict[str, Any] = dict(timed["latency_ms"] or {})
     known = {stage: summary for stage, summary in times.items() if summary is not None}
-    limits = {stage: _time_limits(timed["latency_ms"], masks, stage, comparison) for stage in known}
+    limits = {stage: time_limits(timed["latency_ms"], masks, stage, comparison) for stage in known}
     return Time(count, {stage: summary["P50"] for stage, summary in known.items()}, limits)
 
 
-def _time_limits(
+def time_limits(
     times: Latency | None, masks: Sequence[MaskResult], stage: str, comparison: Comparison
 ) -> Sequence[float]:
     """Of the median of the masks that were timed; in results of earlier versions the least and the greatest request."""
@@ -321,7 +335,9 @@ def tradeoff_figure(comparison: Comparison) -> Figure:
     axes.set_xlabel("Median total time per request (ms)")
     axes.set_ylabel(f"Quality ({metric_label(comparison['metric'])})")
     axes.set_title(withheld_title(_title(comparison) + _clock(comparison), comparison), loc="left", fontsize=11)
-    legend(figure, axes, f"{_bars(comparison)};\nacross: {_time_bars(comparison)}\nnumbers: active blocks")
+    legend(
+        figure, axes, f"{_bars(comparison)};\nacross: {_time_bars(comparison)}\nnumbers: {active_blocks(comparison)}"
+    )
     return figure
 
 
@@ -330,7 +346,7 @@ def _point(
 ) -> tuple[float, float, Sequence[float], Sequence[float]]:
     """Total time and quality, and the limits of each."""
     times = timed["latency_ms"]
-    return total_ms(times), timed["quality"], _time_limits(times, masks, "total", comparison), ends
+    return total_ms(times), timed["quality"], time_limits(times, masks, "total", comparison), ends
 
 
 def _shade(axes: Axes, x: Sequence[float], values: Sequence[Sequence[float]], color: str, alpha: float) -> None:
@@ -346,7 +362,7 @@ def _block_axis(axes: Axes, comparison: Comparison) -> None:
         axes.set_xticks(sorted(counts))
     else:
         whole_numbers(axes.xaxis)
-    axes.set_xlabel(f"Active blocks (of {comparison['num_blocks']})")
+    axes.set_xlabel(active_blocks(comparison, comparison["num_blocks"]).capitalize())
 
 
 def _title(comparison: Comparison, remark: str = "") -> str:

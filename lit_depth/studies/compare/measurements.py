@@ -12,6 +12,7 @@ from lit_depth.functional.masks import full_id
 from lit_depth.module import DepthModule
 from lit_depth.studies.compare.arguments import CompareArguments
 from lit_depth.studies.shared.importance_scores import IMPORTANCE_KEYS, read_importance, read_ties, to_importance
+from lit_depth.studies.shared.mask_flops import count_flops
 from lit_depth.studies.shared.mask_grid import PlannedMask
 from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.time_masks import median_limits, summarize_masks, time_masks
@@ -33,13 +34,17 @@ def given_importance(
 def measure_times(
     run: Run, plan: Sequence[PlannedMask], arguments: CompareArguments, clock: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Percentiles in milliseconds by mask, and how they were measured; requests timed earlier in this way count.
+    """Percentiles in milliseconds by mask, and how they were measured, with the operations of every mask.
 
-    Timed are the full model and one mask of each policy and count: which of equally many blocks run hardly matters to
-    the clock.
+    Requests timed earlier in this way count. Timed are the full model and one mask of each policy and count:
+    which of equally many blocks run hardly matters to the clock.
     """
-    if not arguments.num_requests or not run.datamodule.for_each_task()[0].task.max_new_tokens:
+    if not run.datamodule.for_each_task()[0].task.max_new_tokens:
         return {}, {"latency_requests": None}  # texts that are scored ask for no answer
+    masks = sorted({full_id(arguments.num_blocks), *(planned.id for planned in plan)})
+    counted = {"flops": count_flops(run, "validation", masks, new_tokens=arguments.new_tokens)}
+    if not arguments.num_requests:
+        return {}, counted | {"latency_requests": None}
     first = {(planned.policy, planned.count): planned.id for planned in reversed(plan)}
     settings = {**clock, "new_tokens": arguments.new_tokens, "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
@@ -52,7 +57,7 @@ def measure_times(
         new_tokens=arguments.new_tokens,
         threads=clock["threads"],
     )
-    return summarize_masks(records), {
+    return summarize_masks(records), counted | {
         "latency_requests": int(records["sample"].nunique()),
         "latency_settings": {**clock, "batch_size": 1, "new_tokens": arguments.new_tokens},
         "latency_limits_ms": median_limits(records, arguments.confidence),

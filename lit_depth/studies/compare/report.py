@@ -1,6 +1,6 @@
 """What ``lit-depth compare`` tells of its result."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lit_depth.results.against_full_views import (
@@ -9,6 +9,7 @@ from lit_depth.results.against_full_views import (
     agreement_sections,
     logged_agreement,
 )
+from lit_depth.results.flop_shares import FLOPS_NOTE, share_of_full, told_share
 from lit_depth.results.measures import (
     cluster_noun,
     describe_measure,
@@ -36,11 +37,19 @@ from lit_depth.studies.compare.figures import (
     comparison_figures,
     drawn_in_place,
     limits,
+    regrets,
     task_figure,
 )
 from lit_depth.studies.compare.summary import summarize_policies
 from lit_depth.studies.compare.used_importance import used_importance_section
 from lit_depth.studies.shared.comparison_schema import Comparison, Latency, Strategy
+from lit_depth.studies.shared.decision_views import (
+    DECISIONS,
+    MEAN_OF_SIZES,
+    REGRET,
+    mask_decision_section,
+    regret_section,
+)
 from lit_depth.studies.shared.importance_scores import SCORES
 from lit_depth.studies.shared.question_types import question_type_sections
 
@@ -55,16 +64,21 @@ STAGES: tuple[Stage, ...] = ("vision", "prefill", "decode_per_token", "total")
 COLUMNS = (
     *("policy", "num_active_blocks", "num_masks", "quality", "quality_ci_low", "quality_ci_high"),
     *("drop", "drop_ci_low", "drop_ci_high", "drop_simultaneous_ci_low", "drop_simultaneous_ci_high", "drop_p_holm"),
-    *("reference_logprob", *(f"{stage}_P50_ms" for stage in STAGES)),
+    *("reference_logprob", *(f"{stage}_P50_ms" for stage in STAGES), "flops_share"),
     *AGREEMENT_COLUMNS,
 )
 _STEP = "num_active_blocks"
+EXPLAIN_DECISIONS = (
+    "Of each size the best of all masks, whichever policy made it. It is chosen by the very samples that it is "
+    "reported on: what to quote of it is 'corrected', or its drop in a run on other samples."
+)
 
 
 def report(comparison: Comparison) -> Report:
     """The report of the content of ``m5_mask_strategy_comparison.json``."""
     figures, tasks = comparison_figures(comparison), comparison.get("tasks", [])
-    own = [name for name in figures if name not in [IMPORTANCE, AGREEMENT_FIGURE, *map(task_figure, tasks)]]
+    elsewhere = [IMPORTANCE, AGREEMENT_FIGURE, DECISIONS, REGRET, *map(task_figure, tasks)]
+    own = [name for name in figures if name not in elsewhere]
     scores = comparison["importance"]["scores"]
     return Report(
         title=f"Depth-mask policies on {comparison['task']}",
@@ -73,6 +87,7 @@ def report(comparison: Comparison) -> Report:
             *_answers(comparison),
             *used_importance_section(comparison["importance"], IMPORTANCE),
             Section("Quality and latency of every policy", _remarks(comparison), _quality_table(comparison), own),
+            *_decisions(comparison, list(figures)),
             *_agreement(comparison, figures),
             *_perplexities(comparison),
             *(Section(task["task"], _headline(task), _quality_table(task), [task_figure(task)]) for task in tasks),
@@ -82,7 +97,9 @@ def report(comparison: Comparison) -> Report:
         kind="comparison",
         figures=figures,
         files={SCORES: scores} if scores else {},
-        tables={"compare/strategies": Table(COLUMNS, [_strategy_row(each) for each in comparison["strategies"]])},
+        tables={
+            "compare/strategies": Table(COLUMNS, [_strategy_row(each, comparison) for each in comparison["strategies"]])
+        },
         scalars=_scalars(comparison),
         curves=_curves(comparison),
         charts=comparison_charts(comparison),
@@ -90,6 +107,14 @@ def report(comparison: Comparison) -> Report:
         masks=_masks(comparison),
         metadata={key: comparison[key] for key in ("task", "metric", "num_samples")},
     )
+
+
+def _decisions(comparison: Comparison, figures: Sequence[str]) -> list[Section]:
+    units = {str(block): str(block) for block in range(comparison["num_blocks"])}
+    return [
+        *mask_decision_section(comparison, refusal(comparison), units, EXPLAIN_DECISIONS, figures),
+        *regret_section(regrets(comparison), MEAN_OF_SIZES, figures, cluster_noun(comparison)),
+    ]
 
 
 def _agreement(comparison: Comparison, figures: Collection[str]) -> list[Section]:
@@ -136,10 +161,11 @@ def _answers(comparison: Comparison) -> list[Section]:
 
 def _remarks(comparison: Comparison) -> str:
     count = comparison.get("latency_requests")
-    if count is None:
-        return LEGEND
-    requests = f"{count} request{'s' if count > 1 else ''}"
-    return f"{LEGEND}\n\nTimes are medians of {requests} of batch size 1 under each mask."
+    parts = [LEGEND]
+    if count is not None:
+        requests = f"{count} request{'s' if count > 1 else ''}"
+        parts.append(f"Times are medians of {requests} of batch size 1 under each mask.")
+    return "\n\n".join([*parts, *([FLOPS_NOTE] if comparison.get("flops") else [])])
 
 
 def _quality_table(comparison: Comparison) -> Table:
@@ -151,8 +177,20 @@ def _quality_table(comparison: Comparison) -> Table:
         here = [by_key.get((name, count)) for name in names]
         times = [each["latency_ms"]["total"]["P50"] for each in here if each and each["latency_ms"]]
         cells = [each and _quality_cell(each, comparison) for each in here]
-        rows.append([count, *cells, f"{sum(times) / len(times):.1f}" if times else None])
-    return Table(["blocks", *names, "total ms"], rows)
+        shares = [share for each in here if each and (share := _flops_share(each, comparison)) is not None]
+        means = (f"{sum(times) / len(times):.1f}" if times else None, told_share(_mean(shares)))
+        rows.append([count, *cells, *means[: 2 if comparison.get("flops") else 1]])
+    return Table(["blocks", *names, "total ms", *(["FLOPs of full"] if comparison.get("flops") else [])], rows)
+
+
+def _flops_share(strategy: Strategy, comparison: Comparison) -> float | None:
+    """Mean over the masks of operations relative to the full model's, where they were counted."""
+    shares = [share_of_full(comparison.get("flops"), mask["mask_id"]) for mask in strategy["masks"]]
+    return _mean([share for share in shares if share is not None])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _quality_cell(strategy: Strategy, comparison: Comparison) -> str:
@@ -182,7 +220,7 @@ def _perplexities(comparison: Comparison) -> list[Section]:
     return [Section("Perplexity of every policy", "", Table(headers, rows)), *document_sections(comparison)]
 
 
-def _strategy_row(strategy: Strategy) -> list[Cell]:
+def _strategy_row(strategy: Strategy, comparison: Comparison) -> list[Cell]:
     return [
         *(strategy["policy"], strategy["num_active_blocks"], len(strategy["masks"])),
         *(strategy["quality"], *strategy["quality_ci"]),
@@ -191,6 +229,7 @@ def _strategy_row(strategy: Strategy) -> list[Cell]:
         strategy.get("drop_p_holm"),
         strategy["reference_logprob"],
         *_medians(strategy["latency_ms"]),
+        _flops_share(strategy, comparison),
         *logged_agreement(strategy.get("agreement")),
     ]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_depth.results.measures import cluster_noun, metric_label
 from lit_depth.results.style import bar_lengths, new_figure, plain_axes, whole_numbers
-from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
+from lit_depth.results.unit_names import label_units, skipping, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, WITHHELD, refusal
 from lit_depth.studies.shared.importance_views import PALE, agreement_figure, is_sure
 
@@ -53,7 +53,7 @@ def pair_figure(pair: dict[str, Any], a: dict[str, Any], b: dict[str, Any], resu
     refused = [side["name"] for side in (a, b) if refusal(side)]
     nouns = " and ".join(dict.fromkeys(map(cluster_noun, (a, b))))
     title = f"bars: {result['confidence']:.0%} {SIMULTANEOUS} by {nouns}"
-    title += ", and of ranks all that may be; pale: 0 is within"
+    title += f", and of ranks all that may be; pale: 0 is within{skipping(result)}"
     if refused:
         title += ", or no verdict"
         title = f"No verdict: not shown to beat a constant answer on {' and on '.join(refused)}\n{title}"

@@ -8,6 +8,7 @@ from lit_depth.results.table import Cell
 from lit_depth.results.verdicts import WITHHELD, refusal, verdict_scalars
 from lit_depth.studies.consistency.figures import consistency_figures
 from lit_depth.studies.shared.decision_views import (
+    BEST_SINGLE,
     decision_figures,
     decision_section,
     decision_units,
@@ -23,6 +24,7 @@ def report(result: dict[str, Any]) -> Report:
     measured = result["measurements"]
     decisions = [(e["name"], e["decision"]) for e in measured if e.get("decision") and refusal(e) is None]
     regrets = result.get("regret", []) if len(decisions) == len(measured) else []
+    noun = " or ".join(dict.fromkeys(map(cluster_noun, measured)))
     units = decision_units(measured[0]["blocks"])
     figures = consistency_figures(result) | decision_figures(decisions, units, regrets, result["confidence"])
     agreement = list(consistency_figures(result))
@@ -34,8 +36,8 @@ def report(result: dict[str, Any]) -> Report:
         title="Consistency of block importance",
         headline="\n\n".join([*refused, *(headline(entry, result) for entry in measured)]),
         sections=[
-            *decision_section(decisions, units, "the least important block of all measured", list(figures)),
-            *regret_section(regrets, figures=list(figures)),
+            *decision_section(decisions, units, BEST_SINGLE, list(figures)),
+            *regret_section(regrets, figures=list(figures), noun=noun),
             agreement_section("Agreement", result["pairs"], result["threshold"], agreement, _verdicts(result)),
             *(each for entry in measured for each in readings_sections(entry, result)),
         ],

@@ -11,7 +11,6 @@ from lit_depth.functional.arguments import checked
 from lit_depth.functional.masks import Granularity, MaskSet
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import read_object
-from lit_depth.studies.shared.comparison_schema import validate_comparison
 from lit_depth.studies.shared.identity import check_same_model
 
 # result file of each command that has masks to choose from
@@ -131,6 +130,8 @@ def _found(
 
 
 def _compared(result: Mapping[str, Any], num_active: int | None, policy: str | None) -> tuple[Mapping[str, Any], str]:
+    from lit_depth.studies.shared.comparison_schema import validate_comparison  # pydantic, for this file alone
+
     validate_comparison(result)
     by_name = {(each["policy"], each["num_active_blocks"]): each["masks"] for each in result["strategies"]}
     if num_active is None or policy is None:

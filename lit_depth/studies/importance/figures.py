@@ -18,7 +18,7 @@ from lit_depth.results.style import (
     whole_numbers,
     withheld_title,
 )
-from lit_depth.results.unit_names import label_units, unit_name, unit_places, units_noun
+from lit_depth.results.unit_names import label_units, skipping, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, differs, refusal
 from lit_depth.studies.shared.importance_views import agreement_figure, is_sure, matrix_figure
 
@@ -41,10 +41,11 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         of tasks). Of several methods also ``block_importance_methods``; with a logit lens ``logit_lens`` for one task,
         else ``logit_lens_<task>`` for each.
     """
-    tasks, split, confidence = result["tasks"], result["split"], result["confidence"]
+    tasks, confidence = result["tasks"], result["confidence"]
+    where = f"{result['split']} split{skipping(result)}"
     figures: dict[str, Callable[[], Figure]] = {}
     for task in tasks:
-        title = f"{task['task']}, {task['num_samples']} samples, {split} split"
+        title = f"{task['task']}, {task['num_samples']} samples, {where}"
         bars = partial(importance_figure, task["blocks"], title, task["metric"], confidence, task)
         figures[task_figure(task, tasks)] = bars
         figures |= flips_figures(against_full(task, confidence), title, confidence, agreement_name(task, tasks))
@@ -52,13 +53,13 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
             figures[lens_name(task, tasks)] = partial(lens_figure, task, title, confidence)
     if result["macro"]:
         metric = " / ".join(dict.fromkeys(task["metric"] for task in tasks))
-        title = f"mean over {len(tasks)} tasks, {split} split"
+        title = f"mean over {len(tasks)} tasks, {where}"
         figures[MEAN] = partial(importance_figure, result["macro"], title, metric, confidence, result)
-        figures[BY_TASK] = partial(heatmap, tasks, f"Drop in quality, {split} split", confidence)
+        figures[BY_TASK] = partial(heatmap, tasks, f"Drop in quality, {where}", confidence)
     if result["agreement"]:
         figures[AGREEMENT] = partial(agreement_figure, result["agreement"], [task["task"] for task in tasks])
     if "methods" in result:
-        title = f"Rank of each block by method, {tasks[0]['task']}, {split} split"
+        title = f"Rank of each block by method, {tasks[0]['task']}, {where}"
         title = withheld_title(title, tasks[0])
         figures[METHODS] = partial(methods_figure, result["methods"]["entries"], title)
     return figures
@@ -86,10 +87,10 @@ def against_full(task: Mapping[str, Any], confidence: float) -> list[AgainstFull
 
 
 def importance_charts(
-    measured: Mapping[str, Mapping[str, Any]], split: str, confidence: float, tasks: Sequence[Mapping[str, Any]]
+    measured: Mapping[str, Mapping[str, Any]], where: str, confidence: float, tasks: Sequence[Mapping[str, Any]]
 ) -> dict[str, Chart]:
     """Drops in quality as interactive charts: bars of what was ``measured``, by name, and a map of several tasks."""
-    charts = {f"importance/{name}": _bars_chart(entry, split, confidence) for name, entry in measured.items()}
+    charts = {f"importance/{name}": _bars_chart(entry, where, confidence) for name, entry in measured.items()}
     if len(tasks) > 1:
         cells = [
             HeatCell(
@@ -99,7 +100,7 @@ def importance_charts(
             for each in task["blocks"]
         ]
         words = {
-            "title": f"Drop in quality, {split} split",
+            "title": f"Drop in quality, {where}",
             "subtitle": "pale: no difference shown (Holm)",
             "x": f"skipped {units_noun(tasks[0]['blocks'])}",
             "y": "",
@@ -114,7 +115,7 @@ def drawn_in_place(tasks: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return drawn | {"importance/macro": MEAN, "importance/by_task": BY_TASK}
 
 
-def _bars_chart(measured: Mapping[str, Any], split: str, confidence: float) -> Chart:
+def _bars_chart(measured: Mapping[str, Any], where: str, confidence: float) -> Chart:
     blocks = measured["blocks"]
     bars = [
         Bar(
@@ -126,7 +127,7 @@ def _bars_chart(measured: Mapping[str, Any], split: str, confidence: float) -> C
         for each in blocks
     ]
     words = {
-        "title": withheld_title(f"{measured['task']}, {split} split", measured),
+        "title": withheld_title(f"{measured['task']}, {where}", measured),
         "subtitle": f"bars: {confidence:.0%} {SIMULTANEOUS}; pale: no difference shown",
         "x": f"skipped {units_noun(blocks)}",
         "y": f"drop in quality ({metric_label(measured['metric'])})",

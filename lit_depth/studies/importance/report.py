@@ -7,7 +7,7 @@ from lit_depth.results.against_full_views import AGREEMENT_COLUMNS, agreement_se
 from lit_depth.results.measures import cluster_noun, document_sections, metric_label, readings_sections
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
-from lit_depth.results.unit_names import ranges, unit_name, unit_places, units_noun
+from lit_depth.results.unit_names import ranges, skipping, unit_name, unit_places, units_noun
 from lit_depth.results.verdicts import (
     LEGEND,
     SIMULTANEOUS,
@@ -35,6 +35,7 @@ from lit_depth.studies.importance.figures import (
 from lit_depth.studies.importance.lens_by_block import half_settled
 from lit_depth.studies.shared.block_ranks import MOST_TASKS
 from lit_depth.studies.shared.decision_views import (
+    BEST_SINGLE,
     decision_figures,
     decision_section,
     decision_units,
@@ -50,7 +51,6 @@ HEADERS = (
     *("drop", "interval", "p (Holm)", "rank", "may be"),
     *("log-prob drop", "interval", "p (Holm)", "rank", "may be", "skip"),
 )
-BEST_SINGLE = "the least important block of all measured"
 MASK_HEADERS = ("method", "active blocks", "quality", "interval", "difference", "interval", "p (Holm)", "verdict")
 _LIMITS = ("drop", "drop_ci_low", "drop_ci_high", "drop_simultaneous_ci_low", "drop_simultaneous_ci_high")
 # of the tables that loggers keep
@@ -107,7 +107,7 @@ def report(result: dict[str, Any]) -> Report:
             else Section("Agreement between tasks", f"{LEFT_OUT} {len(tasks)}."),
         ]
     sections += decision_section(decisions, units, BEST_SINGLE, list(figures))
-    sections += regret_section(regrets, figures=list(figures))
+    sections += regret_section(regrets, figures=list(figures), noun=cluster_noun(result))
     if "methods" in result:
         sections += _method_sections(result["methods"])
     sections += [_lens_section(task, lens_name(task, tasks), result["confidence"]) for task in tasks if "lens" in task]
@@ -134,7 +134,7 @@ def report(result: dict[str, Any]) -> Report:
         | {f"importance/lens_{task['task']}": _logged_lens(task["lens"]) for task in tasks if "lens" in task},
         scalars=scalars,
         curves=_curves(measured),
-        charts=importance_charts(measured, result["split"], result["confidence"], tasks),
+        charts=importance_charts(measured, f"{result['split']} split{skipping(result)}", result["confidence"], tasks),
         drawn=drawn_in_place(tasks),
         masks=_masks(tasks[0]["blocks"], result.get("num_blocks")),
         metadata={"split": result["split"]},

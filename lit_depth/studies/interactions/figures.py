@@ -11,7 +11,7 @@ from lit_depth.results.charts.block_charts import HeatCell, heat_map
 from lit_depth.results.measures import metric_label
 from lit_depth.results.report import Chart
 from lit_depth.results.style import COLORS, new_figure, plain_axes, withheld_title
-from lit_depth.results.unit_names import unit_name
+from lit_depth.results.unit_names import skipping, unit_name
 from lit_depth.results.verdicts import differs
 from lit_depth.studies.shared.importance_views import is_sure, matrix_figure
 
@@ -102,7 +102,7 @@ def _is_measured(result: Mapping[str, Any], unit: int) -> bool:
 def _title(result: Mapping[str, Any], measure: str) -> str:
     return (
         f"Interaction in {measure_label(result, measure)}, {result['task']}, {result['num_samples']} samples, "
-        f"{result['split']} split"
+        f"{result['split']} split{skipping(result)}"
     )
 
 
@@ -128,6 +128,8 @@ def prediction_figure(result: Mapping[str, Any]) -> Figure:
         axes.set_xlabel(f"Measured drop in {measure_label(result, measure)}")
     panels[0].set_ylabel("Predicted drop")
     panels[0].legend(frameon=False, fontsize=9)
-    title = f"{len(result['second_order']['held_out'])} held-out random masks of three and more removed"
+    title = (
+        f"{len(result['second_order']['held_out'])} held-out random masks of three and more removed{skipping(result)}"
+    )
     figure.suptitle(withheld_title(title, result), x=0.01, ha="left", fontsize=11)
     return figure

@@ -7,6 +7,7 @@ from lit_depth.results.charts.latency_chart import FittedLine, StageTime, latenc
 from lit_depth.results.latency_lines import Time, latency_lines
 from lit_depth.results.report import Chart
 from lit_depth.results.style import COLORS, MARKERS, STAGES, Stage, new_figure, plain_axes, whole_numbers
+from lit_depth.results.unit_names import active_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def latency_charts(result: dict[str, Any]) -> dict[str, Chart]:
         words = {
             "title": _title(result),
             "subtitle": "points: medians, bars to P95; dashed: fitted lines",
-            "x": f"active blocks (of {result['num_blocks']})",
+            "x": active_blocks(result, result["num_blocks"]),
             "y": f"ms per {'decoded ' if unit == 'token' else ''}{unit}",
         }
         if times:
@@ -69,7 +70,7 @@ def latency_figure(result: dict[str, Any]) -> "Figure":
     request.plot([0, num_blocks], [0, top], ":", color="#888888", linewidth=1.5, label="total, ideal k/L")
     for axes, unit in ((request, "request"), (token, "decoded token")):
         plain_axes(axes)
-        axes.set_xlabel(f"Active blocks (of {num_blocks})")
+        axes.set_xlabel(active_blocks(result, num_blocks).capitalize())
         axes.set_ylabel(f"Median time per {unit} (ms); bars to P95")
         axes.set_xlim(0, num_blocks + 0.5)
         axes.set_ylim(bottom=0)  # a saving is read as a share of the height
@@ -86,7 +87,7 @@ def _policy_figure(result: dict[str, Any], policies: Sequence[str]) -> "Figure":
     words = {
         "title": _title(result),
         "bars": f"bars: {result['confidence']:.0%} intervals of the median",
-        "x": f"Active blocks (of {result['num_blocks']})",
+        "x": active_blocks(result, result["num_blocks"]).capitalize(),
     }
     full = next(entry for entry in result["configurations"] if entry["num_active_blocks"] == result["num_blocks"])
     return latency_lines(

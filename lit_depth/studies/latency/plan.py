@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.arguments import MAX_TOKENS, check_range
 from lit_depth.functional.latency.footprint import RequestBytes, WeightBytes, request_bytes, weight_bytes
+from lit_depth.functional.latency.time_model import STAGES, TimeModel
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.functional.masks import full_id
 from lit_depth.models.quantization import method_name, planned_bytes, stored_method
@@ -18,14 +19,17 @@ from lit_depth.module import DepthModule
 from lit_depth.results.report import Report, Section, Table
 from lit_depth.results.store import check_name, locked_folder, prepare_folder, write_manifest
 from lit_depth.results.table import Cell
+from lit_depth.studies.latency.fitting import describe_errors
 from lit_depth.studies.shared.mask_grid import PlannedMask
 from lit_depth.studies.shared.publish import publish
 from lit_depth.studies.shared.run_folder import Run, given_back
+from lit_depth.studies.shared.stored_times import request_of, stored_model
 
 RESULT = "plan.json"
 GIB = 2**30
 # questions whose prompts are made to find the longest
 QUESTIONS = 8
+TIME_HEADERS = ("policy", "blocks", "batch", "vision", "prefill", "decode/token", "total")
 HEADERS = ("policy", "blocks", "batch", "weights", "KV cache", "activations", "total", "masked")
 
 
@@ -89,6 +93,7 @@ def plan_memory(
         "memory_gib": memory_gib,
     }
     result = {"command": "plan", **arguments, **describe(weights, requests, masks, memory_gib)}
+    result["time_model"] = add_times(result["plans"], stored_model(trainer, model, output_dir), length, new_tokens)
     with locked_folder(folder := prepare_folder(Path(output_dir) / "plan" / name)):
         write_manifest(folder, arguments, command="plan")
         publish(Run(trainer, model, datamodule, folder, arguments, 0.0), report(result), RESULT, result)
@@ -167,6 +172,27 @@ def describe(
     }
 
 
+def add_times(
+    plans: Sequence[dict[str, Any]], stored: tuple[Path, TimeModel] | None, prompt_tokens: int, new_tokens: int
+) -> dict[str, Any] | None:
+    """Add ``predicted_ms`` to every plan: by stage and of the whole request, None without a model of time.
+
+    Returns:
+        What the predictions rest on: the model's ``path`` and its ``held_out`` error; None without a model.
+    """
+    for entry in plans:
+        entry["predicted_ms"] = None
+        if stored is not None:
+            request = request_of(entry["mask_id"], entry["batch_size"], prompt_tokens, new_tokens)
+            times = stored[1].predict(request)
+            entry["predicted_ms"] = {**times._asdict(), "total": times.total(new_tokens)}
+            entry["extrapolated"] = stored[1].extrapolates(request)
+    if stored is None:
+        return None
+    path, model = stored
+    return {"path": str(path), "held_out": model.to_dict()["held_out"]}
+
+
 def report(result: dict[str, Any]) -> Report:
     """The report of the content of ``plan.json``."""
     memory, plans = result["memory_gib"], result["plans"]
@@ -175,7 +201,7 @@ def report(result: dict[str, Any]) -> Report:
     return Report(
         title=f"Memory plan, {result['checkpoint']}",
         headline=_headline(result),
-        sections=[Section("Memory", _notes(result), Table(headers, rows))],
+        sections=[Section("Memory", _notes(result), Table(headers, rows)), _time_section(result)],
         kind="plan",
         scalars={
             "plan/full_weight_bytes": plans[0]["weight_bytes"],
@@ -190,6 +216,25 @@ def _row(entry: dict[str, Any]) -> list[Cell]:
     fits = [] if entry["fits"] is None else ["yes" if entry["fits"] else "no"]
     counts = [", ".join(entry["policies"]), entry["num_active_blocks"], entry["batch_size"]]
     return [*counts, *(f"{entry[part] / GIB:.3f}" for part in parts), *fits]
+
+
+def _time_section(result: dict[str, Any]) -> Section:
+    """Predicted times, or how to get them."""
+    basis = result["time_model"]
+    if basis is None:
+        how = "`lit-depth latency --fit_time_model true` measures one, into the same --output_dir."
+        return Section("Time", f"No model of time of this checkpoint on this machine was found. {how}")
+    rows: list[list[Cell]] = []
+    for entry in result["plans"]:
+        times, mark = entry["predicted_ms"], " *" if entry["extrapolated"] else ""
+        shown = [None if times[stage] is None else f"{times[stage]:.2f}" for stage in (*STAGES, "total")]
+        shape: list[Cell] = [", ".join(entry["policies"]), entry["num_active_blocks"], f"{entry['batch_size']}{mark}"]
+        rows.append([*shape, *shown])
+    note = (
+        f"Milliseconds, predicted from {basis['path']}; nothing was timed now. {describe_errors(basis)} * = beyond the "
+        "batches, prompts and outputs that were measured."
+    )
+    return Section("Time", note, Table(TIME_HEADERS, rows))
 
 
 def _headline(result: dict[str, Any]) -> str:

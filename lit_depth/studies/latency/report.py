@@ -3,15 +3,17 @@
 from functools import partial
 from typing import Any
 
+from lit_depth.results.flop_shares import FLOPS_NOTE, share_of_full, told_share
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import SIMULTANEOUS
 from lit_depth.studies.latency.figures import latency_charts, latency_figure
+from lit_depth.studies.latency.fitting import time_model_section
 
 DETAILS = "latency_details.json"
 HEADERS = (
     *("policy", "blocks", "vision", "prefill", "decode/token", "total P50", "P95"),
-    *("of full", "interval", "p (Holm)"),
+    *("of full", "interval", "p (Holm)", "FLOPs of full"),
 )
 
 _STEP = "num_active_blocks"
@@ -28,7 +30,10 @@ def report(result: dict[str, Any]) -> Report:
     return Report(
         title=f"Latency against active blocks, {result['task']}",
         headline=_headline(result),
-        sections=[Section("Latency", table=Table(HEADERS, _rows(result)), figures=[figure])],
+        sections=[
+            Section("Latency", table=Table(HEADERS, _rows(result)), figures=[figure]),
+            *([time_model_section(result["time_model"])] if "time_model" in result else []),
+        ],
         kind="latency",
         figures={figure: partial(latency_figure, result)},
         files={DETAILS: result},
@@ -48,6 +53,7 @@ def _headline(result: dict[str, Any]) -> str:
         f"{result['num_blocks']} blocks on the same request (geometric mean, {result['confidence']:.0%} "
         f"{SIMULTANEOUS})."
     )
+    text += f" {FLOPS_NOTE}" if result.get("flops") else ""
     if "total" in result["fits"]:
         line = result["fits"]["total"]
         fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
@@ -75,6 +81,7 @@ def _rows(result: dict[str, Any]) -> list[list[Cell]]:
                 f"{share['ratio']:.3f}",
                 format_interval(share["simultaneous_ci"], ""),
                 format_p_value(share["p_holm"]),
+                told_share(share_of_full(result.get("flops"), entry["mask_id"])),
             ]
         )
     return rows

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_depth.functional.statistics import FamilyRow, separate_comparisons
-from lit_depth.results.model_names import KNOBS
+from lit_depth.results.model_names import KNOBS, SKIP_TOKENS
 from lit_depth.results.run_records import REPORTED, scored_records
 from lit_depth.studies.overview.folders import Stored
 
@@ -30,6 +30,7 @@ class RunScores(NamedTuple):
     prints: Mapping[str, str]  # fingerprints of the samples, by task and split
     frames: Mapping[str, pd.DataFrame]
     policies: Mapping[str, Mapping[int, Sequence[str]]]
+    skip_tokens: str = "all"  # which tokens skip blocks
 
 
 class ModelPair(NamedTuple):
@@ -75,7 +76,7 @@ def read_scores(run: Stored, label: str) -> RunScores:
     for name, masks in run.report.masks.items() if run.command == "compare" else ():
         policy, _, count = name.rpartition(", ")
         policies.setdefault(policy, {})[int(count)] = masks
-    return RunScores(label, identity, metrics, prints, frames, policies)
+    return RunScores(label, identity, metrics, prints, frames, policies, arguments.get(SKIP_TOKENS, "all"))
 
 
 def compare_models(runs: Sequence[RunScores], confidence: float) -> list[ModelPair]:
@@ -123,11 +124,11 @@ def _differences(a: RunScores, b: RunScores) -> list[_Differences]:
         # texts are scored by token, and tokens are each model's own
         if any("weight" in frame for frame in both):
             continue
-        splits = sorted(set(both[0]["role"]) & set(both[1]["role"]), key=lambda role: (role != REPORTED, role))
-        for split in splits[:1]:
-            tables = [_table(frame[frame["role"] == split]) for frame in both]
+        split = shared_split(both)
+        if split is not None:
+            tables = [score_table(frame[frame["role"] == split]) for frame in both]
             shared = tables[0].columns.intersection(tables[1].columns)
-            images = _images(both[0], split, shared)
+            images = images_of(both[0], split, shared)
             if len(set(images)) < _LEAST:
                 continue
             own = [table[shared] for table in tables]
@@ -139,12 +140,19 @@ def _differences(a: RunScores, b: RunScores) -> list[_Differences]:
     return found
 
 
-def _table(frame: pd.DataFrame) -> pd.DataFrame:
+def shared_split(frames: Sequence[pd.DataFrame]) -> str | None:
+    """The split that all have records of: the one that is reported on, if they have it."""
+    shared = set.intersection(*(set(frame["role"]) for frame in frames))
+    return min(shared, key=lambda role: (role != REPORTED, role), default=None)
+
+
+def score_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Scores by mask and sample, of samples that every mask answered."""
     return frame.pivot(index="mask", columns="sample", values="score").dropna(axis=1)
 
 
-def _images(frame: pd.DataFrame, split: str, samples: Any) -> list[str]:
+def images_of(frame: pd.DataFrame, split: str, samples: Any) -> list[str]:
+    """Image of each sample, or the sample itself where images are not told."""
     own = frame[frame["role"] == split].drop_duplicates("sample").set_index("sample")
     clusters = own["image"].reindex(samples) if "image" in own else samples
     return [str(cluster) for cluster in clusters]

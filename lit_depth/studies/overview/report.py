@@ -7,12 +7,15 @@ from typing import Any
 
 from lit_depth.results.changed_samples import MaskChanges
 from lit_depth.results.charts.quality_charts import Mark, quality_vs_blocks
-from lit_depth.results.model_names import KNOBS
+from lit_depth.results.model_names import KNOBS, without_skipping
 from lit_depth.results.report import Chart, Report, Section, Table
 from lit_depth.results.style import COLORS
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import SIMULTANEOUS, differs
 from lit_depth.studies.overview.analysis import ALL_BLOCKS, ModelPair
+from lit_depth.studies.overview.equal_cost import CostCurve, CostPair
+from lit_depth.studies.overview.equal_cost_views import equal_cost_section, equal_cost_sentences
+from lit_depth.studies.overview.figures import frontier_figures
 from lit_depth.studies.overview.folders import Stored
 
 HEADERS = (
@@ -30,6 +33,8 @@ def report(
     quality: Sequence[Mapping[str, Sequence[MaskChanges]]],
     confidence: float,
     remarks: Sequence[str] = (),
+    costs: Sequence[CostPair] = (),
+    curves: Sequence[Sequence[CostCurve]] = (),
 ) -> Report:
     """The report of several runs: first what was found between models, then a sentence for each run.
 
@@ -40,19 +45,28 @@ def report(
         quality: Of each run by task the masks, the full model's first.
         confidence: Of the intervals of ``pairs``.
         remarks: What was left out.
+        costs: Tests at equal cost, between runs of one model whose masks other tokens skip.
+        curves: Quality and cost of every mask of each run.
     """
     charts = _charts(runs, labels)
+    compared = {(label, pair.task) for pair in costs for label in (pair.a, pair.b)}
+    drawn = [curve for each in curves for curve in each if (curve.label, curve.task) in compared]
+    figures = frontier_figures(drawn)
     tests = Section("Models on the same samples", _explain(pairs, confidence), _pairs(pairs, confidence))
     sections = [
         Section("What each run found", "\n\n".join(_first_words(run, label) for run, label in zip(runs, labels))),
         *([tests] if pairs else []),
+        *([equal_cost_section(costs, confidence, list(figures))] if costs else []),
         *_qualities(runs, labels, quality),
     ]
     return Report(
         title=f"{len(runs)} runs",
-        headline="\n\n".join([*_headline(runs, labels, pairs, confidence), *remarks]),
+        headline="\n\n".join(
+            [*_headline(runs, labels, pairs, confidence), *equal_cost_sentences(costs, confidence), *remarks]
+        ),
         sections=sections,
         kind="overview",
+        figures=figures,
         charts=charts,
     )
 
@@ -60,7 +74,7 @@ def report(
 def _headline(
     runs: Sequence[Stored], labels: Sequence[str], pairs: Sequence[ModelPair], confidence: float
 ) -> list[str]:
-    models = list(dict.fromkeys(labels))
+    models = list(dict.fromkeys(map(without_skipping, labels)))
     tasks = list(dict.fromkeys(task for run in runs for task in run.arguments.get("data.tasks") or ()))
     counts = f"{len(runs)} runs of {_count(models, 'model')} on {_count(tasks, 'task')}."
     if not pairs:
@@ -177,7 +191,7 @@ def _charts(runs: Sequence[Stored], labels: Sequence[str]) -> dict[str, Chart]:
         f"models_{task}": quality_vs_blocks(
             [mark for marks in of_model.values() for mark in marks],
             None,
-            {**words[task], "title": f"{task}, several models"},
+            {**words[task], "title": f"{task}, several runs"},
         )
         for task, of_model in curves.items()
         if 1 < len(of_model) <= len(COLORS)

@@ -99,6 +99,7 @@ def search(
     from lit_depth.studies.search.finders import run_baselines, run_pairwise, run_search
     from lit_depth.studies.search.healed_ranks import rank_after_healing
     from lit_depth.studies.search.healing import candidates, check_heal, heal_arguments
+    from lit_depth.studies.search.level_decisions import decide_levels
     from lit_depth.studies.search.report import report
     from lit_depth.studies.search.score_cache import ScoreCache
     from lit_depth.studies.search.verdict import compare_finders
@@ -175,6 +176,7 @@ def search(
         }
         if pairwise:
             result["second_order"] = analysis.describe_pairwise(pairwise)
+        result |= decide_levels(found, cache, measured.scores, rank_by, confidence)
         result["verdicts"] = compare_finders(result["ablations"], measured.scores, confidence)
         if healing:
             result["healing"] = rank_after_healing(run, cache, levels, measured.scores, healing, arguments)

@@ -22,7 +22,7 @@ from lit_depth.results.style import (
     plain_axes,
     withheld_title,
 )
-from lit_depth.results.unit_names import ranges
+from lit_depth.results.unit_names import ranges, skipping
 from lit_depth.results.verdicts import SIMULTANEOUS, constant_label, mark
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _units(result: Mapping[str, Any]) -> str:
 
 
 def _report_title(result: Mapping[str, Any]) -> str:
-    return f"{result['task']}, {result['report']['num_samples']} validation samples"
+    return f"{result['task']}, {result['report']['num_samples']} validation samples{skipping(result)}"
 
 
 def _draw_edges(axes: Axes, ablations: Sequence[dict[str, Any]], places: _Places, beam: set[tuple[int, ...]]) -> None:
@@ -198,7 +198,7 @@ def _tree_title(result: Mapping[str, Any], levels: Sequence[Sequence[Any]]) -> s
     kind = "Exhaustive search" if result["exhaustive"] else f"Beam of {result['beam_width']}"
     if result.get("strategy") == "pairwise":
         kind = "Pairwise search"
-    title = f"{kind}, {result['task']}, {result['calibration']['num_samples']} calibration samples"
+    title = f"{kind}, {result['task']}, {result['calibration']['num_samples']} calibration samples{skipping(result)}"
     remarks = [f"labels: removed blocks{_BOLD}"]
     if result["racing"]:
         remarks.append("grey: dropped by racing")

@@ -32,7 +32,9 @@ from lit_depth.results.verdicts import (
 )
 from lit_depth.studies.search import healing_report
 from lit_depth.studies.search.figures import FINDERS, ablation_label, drop_figure, search_charts, tree_figure
+from lit_depth.studies.search.level_decisions import MOST_CANDIDATES
 from lit_depth.studies.search.verdict import verdict_section
+from lit_depth.studies.shared.decision_views import decision_figures, mask_decision_section, mask_decisions
 from lit_depth.studies.shared.prediction_errors import ERROR_HEADERS, error_rows, skill_sentence
 
 HEADERS = (*("removed", "which", "drop", "interval", "p (Holm)"), *("interaction", "interval", "p (Holm)", "found by"))
@@ -56,6 +58,8 @@ def report(result: Mapping[str, Any]) -> Report:
     refused, heals = refusal(result["report"], result["task"]), "healing" in result
     of_search = list(figures)
     title = f"Scores that change against the drop, {result['task']}, validation split"
+    decided = mask_decisions(result, refused)
+    figures |= decision_figures(decided, _units_by_index(result), [], result["confidence"])
     changes = flips_figures(compared := _against_full(result), title, result["confidence"])
     figures |= changes
     tables = {"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])}
@@ -72,6 +76,7 @@ def report(result: Mapping[str, Any]) -> Report:
             Section("Search", _costs(result), Table(LEVEL_HEADERS, _level_rows(result))),
             *_all_ties(result),
             *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=list(changes)),
+            *_decision_sections(result, list(figures)),
             *verdict_section(result),
             *(healing_report.sections(result) if heals else []),
             *readings_sections(result, result),
@@ -86,6 +91,30 @@ def report(result: Mapping[str, Any]) -> Report:
         curves=_curves(result),
         metadata={"rank_by": result["rank_by"]},
     )
+
+
+def _units_by_index(result: Mapping[str, Any]) -> dict[str, str]:
+    return {str(index): name for index, name in enumerate(result["units"])}
+
+
+def _decision_sections(result: Mapping[str, Any], figures: Sequence[str]) -> list[Section]:
+    """How firmly the ablations of each size stand among those that were looked at."""
+    early = sum(each["num_dropped_early"] for each in result.get("decisions", ()))
+    looked_at = sum(each["num_candidates"] for each in result.get("decisions", ()))
+    of = "accuracy" if result["rank_by"] == "accuracy" else "reference probability"
+    note = (
+        f"Chosen among the ablations that this search looked at; a fresh one could look at others. Drops are in {of}."
+    )
+    if early:
+        note += (
+            f" {early} of {looked_at} were dropped early: they count by the samples that they got, as if a fresh "
+            "sample were evaluated in full."
+        )
+    if any(each["num_candidates"] > MOST_CANDIDATES for each in result.get("decisions", ())):
+        note += f" Of each size the best {MOST_CANDIDATES} count."
+    if "healing" in result:
+        note += " All masks as they are, before patching."
+    return mask_decision_section(result, refusal(result["report"]), _units_by_index(result), note, figures)
 
 
 def _against_full(result: Mapping[str, Any]) -> list[AgainstFull]:

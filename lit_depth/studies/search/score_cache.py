@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_depth.callbacks.mask_sweep import check_bad_samples
-from lit_depth.functional import MaskScores, MaskSet, MaskTrie
-from lit_depth.functional.masks import TOKENS_OF
+from lit_depth.functional import MaskScores, MaskSet
 from lit_depth.studies.shared.batch_size import settle_batch_size
+from lit_depth.studies.shared.effort import block_forwards
 from lit_depth.studies.shared.evaluate import sweep_samples
 from lit_depth.studies.shared.run_folder import Run
 
@@ -39,7 +39,7 @@ class ScoreCache:
         seconds_per_score: In the latest round that had not begun before this run; None before the first.
         evaluations: Scores of (mask, sample) pairs evaluated, by this run or the one that it continues.
         block_forwards: Forwards of one block on the prompt of one sample that these take in one pass of the engine; of
-            half a block where masks switch sublayers, which share nothing.
+            half a block where masks switch sublayers.
         sequential_block_forwards: The same, of one mask after another.
     """
 
@@ -85,6 +85,13 @@ class ScoreCache:
         found[:, :, self._is_bad[places]] = np.nan
         return MaskScores(*found)
 
+    def recorded(self, names: Sequence[str]) -> MaskScores:
+        """Scores ``[masks, samples]`` by mask id, of every sample; NaN where none was asked for, or a sample is bad."""
+        nothing = np.full((2, self.num_samples), np.nan)
+        found = np.stack([self._scores.get(name, nothing) for name in names], axis=1)
+        found[:, :, self._is_bad] = np.nan
+        return MaskScores(*found)
+
     def _evaluate(self, masks: Tensor, positions: tuple[int, ...], text: str) -> None:
         self._num_rounds += 1
         folder = self.folder / f"round_{self._num_rounds:04d}"
@@ -104,9 +111,7 @@ class ScoreCache:
             for name, row in zip(table.index, table.to_numpy(float)):
                 # of a log-probability per token, the geometric mean probability of a token
                 self._scores[name][kind, places] = np.exp(row) if np.isinf(largest) else row / largest
-        hparams = self.run.model.hparams
-        trie = MaskTrie(MaskSet.of(masks, tokens=TOKENS_OF[hparams["skip_tokens"]]))
-        shares = hparams["granularity"] == "block" and hparams["skip_tokens"] != "image_drop"
+        one_by_one, together = block_forwards(self.run.model, MaskSet.of(masks))
         self.evaluations += len(masks) * len(positions)
-        self.block_forwards += (trie.block_forwards if shares else trie.sequential_block_forwards) * len(positions)
-        self.sequential_block_forwards += trie.sequential_block_forwards * len(positions)
+        self.block_forwards += together * len(positions)
+        self.sequential_block_forwards += one_by_one * len(positions)

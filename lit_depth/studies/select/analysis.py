@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -47,13 +48,18 @@ class Bounds(NamedTuple):
     line: Line | None  # by the number of active blocks; None of one number only
 
     @classmethod
-    def from_times(cls, times: Times, arguments: SelectArguments) -> Self:
-        """Bounds of the masks that were timed.
+    def from_times(
+        cls, times: Times, arguments: SelectArguments, confidence: Mapping[str, float] = MappingProxyType({})
+    ) -> Self:
+        """Bounds of the masks that were timed; ``confidence`` is that of each mask's bound, 95% where it is not told.
 
         Raises:
             ValueError: If the depth is to be estimated from times of one number of active blocks.
         """
-        by_mask = {mask: percentile_bound(each, SHARE) / (1 - arguments.margin) for mask, each in times.items()}
+        by_mask = {
+            mask: percentile_bound(each, SHARE, confidence.get(mask, 0.95)) / (1 - arguments.margin)
+            for mask, each in times.items()
+        }
         counts = [mask.count("1") for mask in by_mask]
         if len(set(counts)) > 1:
             return cls(by_mask, fit_line(counts, list(by_mask.values())))
@@ -101,6 +107,31 @@ def best_of_each_count(options: Sequence[Option]) -> list[Option]:
     return [best[count] for count in sorted(best)]
 
 
+def worth_timing(options: Sequence[Option], predicted_ms: Mapping[str, float] | None = None) -> list[Option]:
+    """Of the best masks of each depth those that are better than every faster one, and the full model.
+
+    A mask that is no better than a faster one is never the best within a budget: its own times would decide nothing.
+
+    Args:
+        options: Masks of known quality.
+        predicted_ms: Time of a request by mask, as a model of time predicts it; None = the fewer blocks, the faster.
+    """
+    faster_first = sorted(
+        best_of_each_count(options),
+        key=lambda option: (
+            (option.mask_id.count("1"), 0.0)
+            if predicted_ms is None
+            else (predicted_ms[option.mask_id], -option.chosen_quality)
+        ),
+    )
+    kept: list[Option] = []
+    for option in faster_first:
+        is_better = all(option.chosen_quality > each.chosen_quality for each in kept)
+        if is_better or "0" not in option.mask_id:
+            kept.append(option)
+    return sorted(kept, key=lambda option: option.mask_id.count("1"))
+
+
 def masks_to_time(options: Sequence[Option], for_line: bool) -> list[str]:
     """The best mask of each depth; for a line five depths, the smallest and the largest among them."""
     if not for_line:
@@ -111,12 +142,18 @@ def masks_to_time(options: Sequence[Option], for_line: bool) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def describe(arguments: SelectArguments, options: Sequence[Option], times: Times) -> dict[str, Any]:
+def describe(
+    arguments: SelectArguments,
+    options: Sequence[Option],
+    times: Times,
+    confidence: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, Any]:
     """The part of the result that follows from the arguments, the masks and their times; nothing is chosen yet.
 
-    The best masks of each depth are candidates; of an estimated depth, which knows no best, all.
+    The best masks of each depth are candidates; of an estimated depth, which knows no best, all. ``confidence`` is that
+    of `Bounds.from_times`.
     """
-    estimated, bounds = arguments.estimate_depth, Bounds.from_times(times, arguments)
+    estimated, bounds = arguments.estimate_depth, Bounds.from_times(times, arguments, confidence)
     candidates = [
         _describe_candidate(option, times.get(option.mask_id, ()), bounds.of(option.mask_id))
         for option in (options if estimated else best_of_each_count(options))

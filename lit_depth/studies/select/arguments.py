@@ -29,7 +29,7 @@ class SelectArguments:
     num_active_blocks: Sequence[int] | None
     keep: list[int]
     num_seeds: int
-    num_requests: int
+    num_requests: int | None
     num_checks: int
     margin: float
     new_tokens: int | None
@@ -71,6 +71,11 @@ class SelectArguments:
             )
         if self.estimate_depth and (self.importance is None or self.budget_ms is None or self.comparison is not None):
             raise ValueError("estimate_depth needs --importance FILE and --budget_ms, and no --comparison")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether masks and requests are timed as far as the choice depends on them, not as planned."""
+        return self.num_requests is None and self.latency is None
 
     def measured(self) -> dict[str, Any]:
         """Those that measurements depend on, for the manifest: another budget is answered from the same ones."""

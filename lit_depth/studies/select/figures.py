@@ -7,6 +7,7 @@ from lit_depth.results.charts.quality_charts import Mark, TimedMark, quality_vs_
 from lit_depth.results.measures import metric_label, sample_noun
 from lit_depth.results.report import Chart
 from lit_depth.results.style import bar_lengths, draw_constant, hollow, new_figure, plain_axes, withheld_title
+from lit_depth.results.unit_names import active_blocks
 from lit_depth.results.verdicts import mark
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def selection_chart(result: Mapping[str, Any]) -> Chart:
         marks.append(TimedMark(of, times["bound"], limits, entry["mask_id"] in result["frontier"]))
     words = {
         "title": withheld_title(f"{result['task']}, {result['new_tokens']} new tokens, {result['device']}", result),
-        "subtitle": f"{result['confidence']:.0%} intervals of each mask's own quality; numbers: active blocks",
+        "subtitle": f"{result['confidence']:.0%} intervals of each mask's quality; numbers: {active_blocks(result)}",
         "x": f"budget that {result['share_within_budget']:.0%} of the requests stay within (ms); bars from the median",
         "y": f"quality ({metric_label(result['metric'])})",
     }
@@ -59,7 +60,7 @@ def selection_figure(result: Mapping[str, Any]) -> "Figure":
         axes.plot(times[index], heights[index], "s", color="#D55E00", markersize=9, label="chosen")
     share = result["share_within_budget"]
     free = f", {result['margin']:.0%} of it kept free" if result["margin"] else ""
-    axes.set_xlabel(f"Budget that {share:.0%} of the requests stay within{free} (ms)\nnumbers: active blocks")
+    axes.set_xlabel(f"Budget that {share:.0%} of the requests stay within{free} (ms)\nnumbers: {active_blocks(result)}")
     axes.set_ylabel(f"Quality ({metric_label(result['metric'])})")
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     requests = [entry["latency_ms"]["num_requests"] for entry in entries if entry["latency_ms"]["num_requests"]]

@@ -1,6 +1,6 @@
 """What ``lit-depth select`` chooses by: what earlier runs measured, or quality on both splits and times on requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
+from lit_depth.functional.latency.planned_looks import percentile_interval, planned_looks
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import read_object
-from lit_depth.studies.select.analysis import Option, order_by_importance
+from lit_depth.studies.select.analysis import SHARE, Option, Times, order_by_importance, worth_timing
 from lit_depth.studies.select.arguments import SelectArguments
-from lit_depth.studies.shared.comparison_schema import validate_comparison
+from lit_depth.studies.select.screening import NUM_SAMPLES, screen
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.identity import check_same_model, model_arguments
@@ -20,7 +21,7 @@ from lit_depth.studies.shared.importance_scores import measure_mean, read_import
 from lit_depth.studies.shared.mask_grid import PlannedMask, needs_importance, plan_masks
 from lit_depth.studies.shared.readings import describe_readings
 from lit_depth.studies.shared.run_folder import Run
-from lit_depth.studies.shared.scores import describe_masks
+from lit_depth.studies.shared.scores import Scores, describe_masks
 from lit_depth.studies.shared.time_masks import time_masks
 
 # what is kept of a mask; the last three are not in files of earlier versions
@@ -49,6 +50,13 @@ def quality_by_mask(
             if strategy["policy"] not in names:
                 names.append(strategy["policy"])
     return found
+
+
+class BySample(NamedTuple):
+    """Scores of the masks on the questions that the choice looks at, and on others."""
+
+    seen: Scores
+    unseen: Scores
 
 
 class Earlier(NamedTuple):
@@ -91,11 +99,13 @@ def read_earlier(
 def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option], dict[str, Any]]:
     """Masks of ``m5_mask_strategy_comparison.json``, chosen by the quality that it reports, and what stands beside.
 
-    That is its ``baseline``, and its ``readings`` if it has some.
+    That is its ``baseline``, and its ``readings`` and ``decisions`` if it has some.
 
     Raises:
         ValueError: If the file cannot be read, or is of another task or number of blocks.
     """
+    from lit_depth.studies.shared.comparison_schema import validate_comparison  # pydantic, for this file alone
+
     try:
         content = validate_comparison(read_object(path))
     except ValueError as error:
@@ -109,8 +119,7 @@ def read_comparison(path: str, num_blocks: int, task: str) -> tuple[list[Option]
     # one split only: what is chosen by these numbers looks a little better in them than it is
     options = [Option(mask, names, entry, None) for mask, (names, entry) in found.items()]
     beside: dict[str, Any] = {"baseline": content.get("baseline")}
-    if "readings" in content:
-        beside["readings"] = content["readings"]
+    beside |= {key: content[key] for key in ("readings", "decisions", "undecided") if key in content}
     return options, beside
 
 
@@ -151,36 +160,66 @@ def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> di
     return times
 
 
+def candidates(
+    options: Sequence[Option], predicted_ms: Callable[[Sequence[str]], Mapping[str, float]] | None
+) -> list[Option]:
+    """The masks that are worth timing, by the times that a model of time predicts where there is one."""
+    predicted = predicted_ms and predicted_ms([option.mask_id for option in options])
+    return worth_timing(options, predicted)
+
+
 def find_options(
-    run: Run, arguments: SelectArguments, earlier: Earlier, names: Sequence[str], counts: Sequence[int]
-) -> tuple[list[Option], dict[str, Any]]:
-    """The masks to choose among, and the result's ``baseline`` and ``readings``.
+    run: Run,
+    arguments: SelectArguments,
+    earlier: Earlier,
+    names: Sequence[str],
+    counts: Sequence[int],
+    predicted_ms: Callable[[Sequence[str]], Mapping[str, float]] | None = None,
+) -> tuple[list[Option], dict[str, Any], BySample | None]:
+    """The masks to choose among, the result's ``baseline`` and ``readings``, and scores where they are measured now.
 
     The masks follow from importance alone, come from an earlier comparison, or from policies that are measured now.
     """
     scores, keep, num_blocks = earlier.importance, arguments.keep, run.model.num_blocks
     if arguments.estimate_depth:
         assert scores is not None
-        return order_by_importance(scores, num_blocks, keep), {"baseline": None}
+        return order_by_importance(scores, num_blocks, keep), {"baseline": None}, None
     if earlier.options is not None and earlier.beside is not None:
-        return earlier.options, earlier.beside
+        return earlier.options, earlier.beside, None
     if scores is None and needs_importance(names):
         scores, _ = measure_mean(run, arguments.confidence)
     plan = plan_masks(names, counts, num_blocks, scores, arguments.num_seeds, keep)
-    return _measure_quality(run, plan, arguments.confidence)
+    return _measure_quality(run, plan, arguments.confidence, predicted_ms, arguments.adapts)
 
 
-def _measure_quality(run: Run, plan: Sequence[PlannedMask], confidence: float) -> tuple[list[Option], dict[str, Any]]:
-    """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report."""
-    masks = [planned.mask for planned in plan]
+def _measure_quality(
+    run: Run,
+    plan: Sequence[PlannedMask],
+    confidence: float,
+    predicted_ms: Callable[[Sequence[str]], Mapping[str, float]] | None,
+    adapts: bool,
+) -> tuple[list[Option], dict[str, Any], BySample]:
+    """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report.
+
+    Where it ``adapts``, masks that a few samples rule out are not measured on the others, and quality is reported of
+    those alone that may be chosen.
+    """
+    num_planned = len({planned.id for planned in plan})
+    plan = screen(run, plan, confidence) if adapts else plan
     # both in one run, so that a mask's quality is reported on questions that its choice did not see
-    seen, unseen = (evaluate(run, split, masks, "masks") for split in ("calibration", "validation"))
-    chosen_by, expected = (
-        quality_by_mask(*describe_masks(plan, each.scores, {}, confidence)) for each in (seen, unseen)
-    )
-    options = [Option(mask, names, entry, expected[mask][1]) for mask, (names, entry) in chosen_by.items()]
+    seen = evaluate(run, "calibration", [planned.mask for planned in plan], "masks")
+    chosen_by = quality_by_mask(*describe_masks(plan, seen.scores, {}, confidence))
+    options = [Option(mask, names, entry, None) for mask, (names, entry) in chosen_by.items()]
+    shown = {option.mask_id for option in (candidates(options, predicted_ms) if adapts else options)}
+    reported = [planned for planned in plan if planned.id in shown]
+    unseen = evaluate(run, "validation", [planned.mask for planned in reported], "masks")
+    expected = quality_by_mask(*describe_masks(reported, unseen.scores, {}, confidence))
+    options = [option._replace(expected=expected.get(option.mask_id, ([], None))[1]) for option in options]
     baseline = describe_baseline(unseen.scores, confidence)
-    return options, {"baseline": baseline, **describe_readings(unseen, confidence)}
+    screening = {"num_samples": NUM_SAMPLES, "num_masks": num_planned, "num_left": len({each.id for each in plan})}
+    beside = {"baseline": baseline, **describe_readings(unseen, confidence)}
+    beside |= {"screening": screening if adapts else None}
+    return options, beside, BySample(seen.scores, unseen.scores)
 
 
 @dataclass(frozen=True)
@@ -197,3 +236,65 @@ class Clock:
         sizes |= {"num_requests": num_requests, "new_tokens": self.new_tokens}
         records = time_masks(self.run, split, masks, path, **sizes)
         return {str(mask): rows["total"].astype(float).tolist() for mask, rows in records.groupby("mask")}
+
+    def time_all(self, masks: Sequence[str], arguments: SelectArguments, earlier: Times | None) -> "Timed":
+        """Times of the masks on the calibration split: those of an earlier run, as many as planned, or as needed."""
+        if earlier is not None:
+            return Timed(earlier, {}, None, 0.0)
+        if arguments.num_requests is not None:
+            return Timed(self.time(masks, "calibration", arguments.num_requests), {}, None, 0.0)
+        return self.time_until_known(masks, "calibration", arguments.margin)
+
+    def time_until_known(self, masks: Sequence[str], split: str, tolerance: float) -> "Timed":
+        """Time the masks by turns, each until the percentile of its times is known well enough.
+
+        A mask is settled at the first of the `planned_looks` at which the limits of the percentile lie within the
+        tolerance of one another; the last look ends it. All masks of a round answer the same requests.
+
+        Args:
+            masks: At least one.
+            split: Where the requests come from.
+            tolerance: Width of the interval as a share of its lower limit.
+        """
+        times: dict[str, Sequence[float]] = {}
+        confidence: dict[str, float] = {}
+        settled, left = 0, list(masks)
+        for look in planned_looks(SHARE):
+            found = self.time(left, split, look.num_requests)
+            times |= found
+            # a split of few samples has no more requests; the next look has nothing new to see
+            whole = [mask for mask in left if len(found[mask]) == look.num_requests]
+            confidence |= dict.fromkeys(whole, look.confidence)
+            unsettled = [
+                mask
+                for mask in whole
+                if not percentile_interval(found[mask], SHARE, look.confidence).is_narrow(tolerance)
+            ]
+            settled, left = settled + len(whole) - len(unsettled), unsettled
+            if not left:
+                break
+        return Timed(times, confidence, settled, tolerance)
+
+
+class Timed(NamedTuple):
+    """Times of masks, and how they were planned."""
+
+    times: Times
+    confidence: Mapping[str, float]
+    """Of the bound of the percentile, by mask, where it is not 95%."""
+    num_settled: int | None
+    """Masks whose percentile is known within the tolerance; None where the number of requests was given."""
+    tolerance: float
+
+    def describe(self, options: Sequence[Option]) -> dict[str, Any]:
+        """The result's ``timing``; ``options`` are all masks that there were to choose among."""
+        depths = {option.mask_id.count("1") for option in options} - {mask.count("1") for mask in self.times}
+        return {
+            "adaptive": self.num_settled is not None,
+            "num_requests": sum(map(len, self.times.values())),
+            "num_masks": len(self.times),
+            "num_settled": self.num_settled,
+            "most_requests": planned_looks(SHARE)[-1].num_requests,
+            "tolerance": self.tolerance,
+            "depths_not_timed": sorted(depths),
+        }

@@ -7,9 +7,11 @@ from typing import Any
 
 from lit_depth.functional.latency.budget import TOLERANCES
 from lit_depth.results.against_full_views import AgainstFull, agreement_sections, flips_figures
+from lit_depth.results.flop_shares import FLOPS_NOTE, share_of_full, told_share
 from lit_depth.results.measures import cluster_noun, metric_label, readings_note, readings_sections, sample_noun
 from lit_depth.results.report import Curves, Report, Section, Table
 from lit_depth.results.table import Cell, format_interval
+from lit_depth.results.unit_names import ranges
 from lit_depth.results.verdicts import (
     LEGEND,
     SIMULTANEOUS,
@@ -22,11 +24,16 @@ from lit_depth.results.verdicts import (
 )
 from lit_depth.studies.select.figures import selection_chart, selection_figure
 from lit_depth.studies.select.lossless_views import FIGURE, lossless_figure, lossless_scalars, lossless_section
+from lit_depth.studies.shared.decision_views import decision_figures, mask_decision_section, mask_decisions
 
-HEADERS = ("blocks", "policy", "time P50", "budget from", "chosen by", "expected", "interval", "frontier")
+HEADERS = (
+    *("blocks", "policy", "time P50", "budget from", "FLOPs of full", "chosen by", "expected", "interval"),
+    "frontier",
+)
 COLUMNS = ("mask_id", "num_active_blocks", "budget_ms", "quality")
 
 _STEP = "num_active_blocks"
+EXPLAIN_DECISIONS = "The best of all masks within the budget, and of each number of blocks."
 
 
 def report(result: Mapping[str, Any]) -> Report:
@@ -38,6 +45,8 @@ def report(result: Mapping[str, Any]) -> Report:
     drafts = [lossless_section(result)] if "lossless" in result else []
     if any(section.figures for section in drafts):
         figures[FIGURE] = partial(lossless_figure, result)
+    decided, units = mask_decisions(result, refusal(result)), {str(i): str(i) for i in range(result["num_blocks"])}
+    figures |= decision_figures(decided, units, [], result["confidence"])
     title = f"Scores that change against the drop, {result['task']}"
     changes = flips_figures(compared, title, result["confidence"])
     figures |= changes
@@ -49,6 +58,7 @@ def report(result: Mapping[str, Any]) -> Report:
             Section("Choice", "\n\n".join(_choice(result))),
             Section("Candidates", table=Table(HEADERS, _rows(result)), figures=candidates),
             *drafts,
+            *mask_decision_section(result, refusal(result), units, EXPLAIN_DECISIONS, list(figures)),
             *agreement_sections(compared, result["confidence"], cluster_noun(result), figures=list(changes)),
             *readings_sections(result, result),
         ],
@@ -104,6 +114,7 @@ def _rows(result: Mapping[str, Any]) -> list[list[Cell]]:
                 ", ".join(entry["policies"]),
                 None if times["P50"] is None else f"{times['P50']:.2f}",
                 f"{times['bound']:.2f}",
+                told_share(share_of_full(result.get("flops"), entry["mask_id"])),
                 _quality(chosen_by, result),
                 _quality(expected, result),
                 format_interval(shown["quality_ci"], sign="") if shown else None,
@@ -133,6 +144,7 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         f"'budget from' is the smallest budget that {share:.0%} of the requests stay within (upper 95% bound of the "
         f"percentile) with {result['margin']:.0%} of it kept free."
     ]
+    lines += [*_screened(result.get("screening") or {}), *_effort(result.get("timing") or {})]
     few = [entry["latency_ms"]["num_requests"] for entry in result["candidates"]]
     if any(few):
         lines.append(f"Times rest on {min(filter(None, few))} requests under each mask that was timed.")
@@ -147,9 +159,35 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         line = result["line"]
         fit = "" if line["r2"] is None else f" (R squared {line['r2']:.3f})"
         lines.append(f"'budget from' is {line['intercept']:.2f} + {line['slope']:.2f} per block{fit}.")
+    if result.get("flops"):
+        lines.append(FLOPS_NOTE)
     measure = readings_note(result["readings"]) if "readings" in result else ""
     constant = [f"{describe_constant(result)}{measure} {LEGEND}".strip()] if result["frontier"] else []
     return [" ".join(lines), *constant]
+
+
+def _screened(screening: Mapping[str, Any]) -> list[str]:
+    """How many masks a few samples ruled out, where they did."""
+    if not screening or screening["num_left"] == screening["num_masks"]:
+        return []
+    return [
+        f"Of {screening['num_masks']} masks {screening['num_masks'] - screening['num_left']} were ruled out by "
+        f"{screening['num_samples']} samples: each is surely worse than one of at most as many blocks."
+    ]
+
+
+def _effort(timing: Mapping[str, Any]) -> list[str]:
+    """How many requests were timed, and why no more; files of earlier versions do not tell."""
+    if not timing.get("adaptive"):
+        return []
+    settled, masks = timing["num_settled"], timing["num_masks"]
+    known = f"{settled} of {masks} masks are known within {timing['tolerance']:.0%}"
+    ended = "" if settled == masks else f", the others ended at {timing['most_requests']} or with the split's questions"
+    lines = [f"{timing['num_requests']} requests were timed: {known}{ended}."]
+    if timing["depths_not_timed"]:
+        depths = ranges(timing["depths_not_timed"])
+        lines.append(f"Not timed: the best masks of {depths} blocks, which are no better than one of a faster mask.")
+    return lines
 
 
 def _choice(result: Mapping[str, Any]) -> list[str]:

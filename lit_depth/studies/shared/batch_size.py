@@ -16,8 +16,14 @@ _MAX_AUTO_BATCH = 64
 
 
 def settle_batch_size(run: Run, split: str, folder: Path) -> int:
-    """`find_batch_size` by the first process, once per run: all processes and a resumed run make the same batches."""
+    """`find_batch_size` by the first process, once per run: all processes and a resumed run make the same batches.
+
+    Raises:
+        ValueError: For a model that several processes hold together.
+    """
     path = folder / "batch_size.json"
+    if run.model.is_split:
+        raise ValueError("--data.batch_size auto is found by one process alone: with --model.tp_plan give a number")
 
     def find() -> None:
         if not path.is_file():

@@ -1,11 +1,16 @@
 """Arguments that several commands take, checked."""
 
+from collections.abc import Sequence
+
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
+from lit_depth.data.task import Sample
 from lit_depth.functional.arguments import check_range
 from lit_depth.functional.engine.greedy_tokens import check_without_penalties
 from lit_depth.module import DepthModule
+
+_FEW = 8  # questions that tell whether there are images
 
 
 def check_whole_blocks(model: DepthModule, command: str) -> None:
@@ -22,8 +27,28 @@ def check_all_tokens(model: DepthModule, what: str) -> None:
     if given != "all":
         raise ValueError(
             f"{what} takes blocks that all tokens skip: leave out --model.skip_tokens {given}, which compare, "
-            "importance, consistency, search, select and latency know"
+            "importance, consistency, interactions, search, select, latency and answers know"
         )
+
+
+def check_has_images(model: DepthModule, datamodule: DepthDataModule, splits: Sequence[str]) -> None:
+    """Raise ValueError for questions without images (the first few tell) where image tokens alone skip blocks."""
+    given = model.hparams["skip_tokens"]
+    if given == "all":
+        return
+    expected = f"expected questions about images for --model.skip_tokens {given}, got"
+    if datamodule.drop_images:
+        raise ValueError(f"{expected} --data.drop_images true; leave one of them out")
+    for each in datamodule.for_each_task():
+        for split in splits:
+            dataset = each.eval_dataset(split)
+            first = (dataset[position] for position in range(min(_FEW, len(dataset))))
+            readable = [sample for sample in first if isinstance(sample, Sample)]
+            if readable and not any(sample.images for sample in readable):
+                raise ValueError(
+                    f"{expected} {each.task.name}, whose {split} split has none: no block would be skipped. Leave out "
+                    "--model.skip_tokens, or give another --data.tasks"
+                )
 
 
 def check_one_task(datamodule: DepthDataModule, rule: str) -> None:
@@ -42,7 +67,15 @@ def check_asks(datamodule: DepthDataModule, command: str) -> None:
 def check_one_process(trainer: Trainer, rule: str) -> None:
     """Raise ValueError, which begins with the rule, for several processes."""
     if trainer.world_size > 1:
-        raise ValueError(f"{rule}, got {trainer.world_size}: give --trainer.devices 1")
+        raise ValueError(f"{rule}, got {trainer.world_size}: give --trainer.devices 1, without torchrun")
+
+
+def check_times_alone(model: DepthModule, instead: str) -> None:
+    """Raise ValueError, which ends with what to give instead, for a model that one process cannot time."""
+    if model.is_split:
+        raise ValueError(
+            f"latencies are measured by one process, and with --model.tp_plan none holds the whole model: {instead}"
+        )
 
 
 def check_shares(confidence: float, max_bad_samples: float) -> None:

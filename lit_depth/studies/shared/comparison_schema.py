@@ -176,6 +176,44 @@ class Answers(TypedDict):
     depth_is_a_scalar: Answer | None
 
 
+class ChosenMask(TypedDict):
+    """The best mask of a decision: its drop as it looks where it was chosen, and corrected for the choice."""
+
+    mask_id: str
+    num_options: int
+    num_rivals: int
+    drop: float
+    drop_ci: Interval
+    corrected_drop: float
+    corrected_drop_ci: Interval
+
+
+class Decision(TypedDict):
+    """Which mask is best at one size (``name``), and how firmly, see `lit_depth.studies.shared.decisions`."""
+
+    name: str
+    skipped: list[int]
+    inclusion: dict[str, float]
+    repeated: float
+    agreement: float
+    samples_needed: int | None
+    num_samples: int
+    best: ChosenMask
+
+
+class Regret(TypedDict):
+    """What the best masks by one task's scores cost on another's, against its own best masks."""
+
+    chosen: str
+    paid: str
+    regret: float
+    regret_ci: Interval
+    regret_simultaneous_ci: Interval
+    p_holm: float
+    num_shared: int
+    num_choices: int
+
+
 class Baseline(TypedDict):
     """The best constant answer: the same text (null: one for each of several tasks) in answer to every question.
 
@@ -214,13 +252,18 @@ class Comparison(TypedDict):
     comparisons: list[PairwiseComparison]
     answers: Answers
     baseline: NotRequired[Baseline | None]
-    model: NotRequired[dict[str, str | None]]
+    model: NotRequired[dict[str, str | int | None]]
     latency_requests: NotRequired[int | None]
     # device, threads, batch_size and new_tokens; and of each timed mask and stage an interval of the median
     latency_settings: NotRequired[dict[str, Any]]
     latency_limits_ms: NotRequired[dict[str, dict[str, Interval]]]
+    # of each mask by stage, in one request: floating-point operations
+    flops: NotRequired[dict[str, dict[str, int]]]
     # by metric and mask, where the same answers are read in several ways
     readings: NotRequired[dict[str, dict[str, Reading]]]
+    decisions: NotRequired[list[Decision]]
+    undecided: NotRequired[dict[str, str]]  # by name, why there is no decision
+    regret: NotRequired[list[Regret]]  # of several tasks
     tasks: NotRequired[list["Comparison"]]
 
 

@@ -10,6 +10,7 @@ from lit_depth.results.report import Section, Table
 from lit_depth.results.style import new_figure
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import ranges, unit_name, unit_places
+from lit_depth.results.verdicts import WITHHELD
 from lit_depth.studies.shared.decisions import SETTLED
 from lit_depth.studies.shared.importance_views import matrix_figure
 
@@ -21,16 +22,21 @@ DECISIONS, REGRET = "decisions", "transfer_regret"
 HEADING = "Would a fresh sample choose the same?"
 EXPLAIN = (
     "'again': probability that a fresh sample of the same size skips exactly the same; 'two agree': that two fresh "
-    f"samples do; 'samples': how many bring that to {SETTLED:.0%}. 'corrected' is the drop of the best single choice "
-    "({best}), which looked best partly by luck, with an interval that allows for this."
+    f"samples do; 'samples': how many bring that to {SETTLED:.0%}. "
+    "'corrected' is the drop of {best}, which looked best partly by luck, with an interval that allows for this."
 )
+EXPLAIN_REPORTED = " 'elsewhere' is its drop on the {split} split, which the choice did not see."
+BEST_SINGLE = "the best single choice (the least important block of all measured)"
+CHOSEN_MASK = "the chosen mask"
 HEADERS = ("decision", "skips", "again", "two agree", "verdict", "samples", "drop", "corrected", "interval")
+REPORTED_HEADERS = ("elsewhere", "interval")
 EXPLAIN_REGRET = (
     "Quality lost on the task in 'paid on' by the choice of the other, against its own choice of as many (made on the "
-    "other half of the images, so that it does not judge itself); intervals hold together. {cost}"
+    "other half of the {noun}s, so that it does not judge itself); intervals hold together. {cost}"
 )
 REGRET_HEADERS = ("chosen on", "paid on", "same", "regret", "interval", "p (Holm)")
 SUM_OF_SINGLES = "Of blocks skipped together it is the sum of their single drops."
+MEAN_OF_SIZES = "It is the mean over all sizes with a choice; 'same': of these, where both choose the same mask."
 # of more units the figure's cells have no room for numbers
 _MOST_NUMBERS = 40
 
@@ -73,16 +79,73 @@ def decision_section(
     """One row per decision, by its name; ``units`` are the names of units by index, ``best`` what the drop is of."""
     if not decisions:
         return []
+    table = _decision_table(decisions, units)
+    return [Section(heading, EXPLAIN.format(best=best), table, [name for name in figures if name == DECISIONS])]
+
+
+def _decision_table(decisions: Sequence[tuple[str, Mapping[str, Any]]], units: Mapping[str, str]) -> Table:
     rows: list[list[Cell]] = []
+    is_reported = any("reported_drop" in entry["best"] for _, entry in decisions)
     for name, entry in decisions:
         found = entry["best"]
         needed = "> 64 x" if entry["samples_needed"] is None else f"about {rounded(entry['samples_needed'])}"
         numbers = [f"{found['drop']:+.3f}", f"{found['corrected_drop']:+.3f}"]
         limits = format_interval(found["corrected_drop_ci"])
         firmness = [percent(entry["repeated"]), percent(entry["agreement"]), verdict(entry), needed]
-        rows.append([name, skipped(entry["skipped"], units), *firmness, *numbers, limits])
-    shown = [name for name in figures if name == DECISIONS]
-    return [Section(heading, EXPLAIN.format(best=best), Table(HEADERS, rows), shown)]
+        row: list[Cell] = [name, skipped(entry["skipped"], units), *firmness, *numbers, limits]
+        if is_reported:
+            row += [f"{found['reported_drop']:+.3f}", format_interval(found["reported_drop_ci"])]
+        rows.append(row)
+    return Table([*HEADERS, *(REPORTED_HEADERS if is_reported else ())], rows)
+
+
+def mask_decisions(result: Mapping[str, Any], refused: str | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """The decisions of a result that chooses among masks, by name; none where nothing may be told, as in old files."""
+    return [] if refused else [(each["name"], each) for each in result.get("decisions", ())]
+
+
+def mask_decision_section(
+    result: Mapping[str, Any],
+    refused: str | None,
+    units: Mapping[str, str],
+    note: str,
+    figures: Sequence[str] = (),
+    split: str = "validation",
+) -> list[Section]:
+    """The decisions of a result, and why there are no others; nothing of files of earlier versions.
+
+    Args:
+        result: Holds ``decisions`` and ``undecided``, see `lit_depth.studies.shared.decisions.decide_masks`.
+        refused: Why there is no verdict, if there is none.
+        units: Names of units by index.
+        note: Who chooses among what.
+        figures: Names of the report's figures.
+        split: Which the choice did not see, if there is one.
+    """
+    if "decisions" not in result:
+        return []
+    if refused:
+        return [Section(HEADING, f"{WITHHELD.upper()}.")]
+    decisions, lines = mask_decisions(result, refused), [note]
+    if decisions:
+        elsewhere = EXPLAIN_REPORTED.format(split=split) if "reported_drop" in decisions[0][1]["best"] else ""
+        lines.append(EXPLAIN.format(best=CHOSEN_MASK) + elsewhere)
+    lines.append(not_told(result["undecided"]))
+    text = "\n\n".join(filter(None, lines))
+    table = _decision_table(decisions, units) if decisions else None
+    return [Section(HEADING, text, table, [name for name in figures if name == DECISIONS])]
+
+
+def not_told(undecided: Mapping[str, str]) -> str:
+    """What is not decided, by its reason.
+
+    >>> not_told({"1 removed": "one mask", "15 blocks": "one mask"}), not_told({})
+    ('Nothing to choose: 1 removed, 15 blocks (one mask).', '')
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in undecided.items():
+        names.setdefault(reason, []).append(name)
+    return " ".join(f"Nothing to choose: {', '.join(each)} ({reason})." for reason, each in names.items())
 
 
 def skipped(chosen: Sequence[int], units: Mapping[str, str]) -> str:
@@ -90,7 +153,11 @@ def skipped(chosen: Sequence[int], units: Mapping[str, str]) -> str:
 
     >>> skipped([3, 4, 5], {"3": "3", "4": "4", "5": "5"}), skipped([6, 7], {"6": "3.attn", "7": "3.mlp"})
     ('3-5', '3.attn 3.mlp')
+    >>> skipped([], {})
+    'nothing'
     """
+    if not chosen:
+        return "nothing"
     names = [units[str(unit)] for unit in chosen]
     return ranges(list(map(int, names))) if all(name.isdigit() for name in names) else " ".join(names)
 
@@ -162,22 +229,30 @@ def inclusion_figure(decisions: Sequence[tuple[str, Mapping[str, Any]]], units: 
 
 
 def regret_section(
-    regrets: Sequence[Mapping[str, Any]], cost: str = SUM_OF_SINGLES, figures: Sequence[str] = ()
+    regrets: Sequence[Mapping[str, Any]],
+    cost: str = SUM_OF_SINGLES,
+    figures: Sequence[str] = (),
+    noun: str = "image",
 ) -> list[Section]:
-    """One row per ordered pair of tasks; nothing where there is one task."""
+    """One row per ordered pair of tasks; nothing where there is one task. ``noun`` is what a cluster is called."""
     if not regrets:
         return []
     rows: list[list[Cell]] = [
         [
-            *(each["chosen"], each["paid"], f"{each['num_shared']} of {each['num_skipped']}"),
+            *(each["chosen"], each["paid"], f"{each['num_shared']} of {_num_chosen(each)}"),
             f"{each['regret']:+.3f}",
             format_interval(each["regret_simultaneous_ci"]),
             format_p_value(each["p_holm"]),
         ]
         for each in regrets
     ]
-    shown, text = [name for name in figures if name == REGRET], EXPLAIN_REGRET.format(cost=cost)
+    shown, text = [name for name in figures if name == REGRET], EXPLAIN_REGRET.format(cost=cost, noun=noun)
     return [Section("Chosen on one, paid on the other", text, Table(REGRET_HEADERS, rows), shown)]
+
+
+def _num_chosen(regret: Mapping[str, Any]) -> int:
+    """Blocks that were chosen, or choices among masks."""
+    return regret["num_choices"] if "num_choices" in regret else regret["num_skipped"]
 
 
 def regret_figure(regrets: Sequence[Mapping[str, Any]], confidence: float) -> Figure:

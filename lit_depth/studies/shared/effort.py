@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from lit_depth.functional import MaskSet, MaskTrie, find_blocks
+from lit_depth.functional.engine.phases import Phases
 from lit_depth.functional.masking.support import check_drivable
 from lit_depth.functional.masks import TOKENS_OF
 from lit_depth.module import DepthModule
@@ -59,12 +60,14 @@ class Effort:
 def block_forwards(model: DepthModule, masks: MaskSet) -> tuple[int, int]:
     """Block forwards on a prompt of one mask after another, and of the pass that answers all of them.
 
-    The two are the same where the masks are answered one after another: masks of halves of blocks, of one phase or of
-    dropped image tokens, and models that the engine cannot drive.
+    Where masks switch sublayers, forwards of half a block. Masks of decode alone read a prompt with all blocks. The two
+    are the same where the masks are answered one after another: masks of dropped image tokens, and models that the
+    engine cannot drive.
     """
     tokens = TOKENS_OF[model.hparams["skip_tokens"]]
-    trie = MaskTrie(MaskSet.of(masks, tokens=tokens))
-    alone = model.hparams["granularity"] != "block" or model.hparams["phase"] != "both" or tokens == "visual_drop"
-    if alone or check_drivable(model.model, find_blocks(model.model, model.hparams["blocks"])) is not None:
+    phases = Phases(model.hparams["phase"], model.hparams["decode_without_prompt"])
+    trie = MaskTrie(phases.of_prompt(MaskSet.of(masks, tokens=tokens)))
+    blocks = find_blocks(model.model, model.hparams["blocks"])
+    if tokens == "visual_drop" or check_drivable(model.model, blocks) is not None:
         return trie.sequential_block_forwards, trie.sequential_block_forwards
     return trie.sequential_block_forwards, trie.block_forwards

@@ -183,7 +183,7 @@ def _predict(
         datamodule = copy.copy(datamodule)
         datamodule.batch_size = settle_batch_size(run, split, sweep.folder)
     sweep.weights = weights_sample(run.model)
-    shard = (trainer.global_rank, trainer.world_size)
+    shard = (0, 1) if run.model.is_split else (trainer.global_rank, trainer.world_size)
     loader = datamodule.eval_dataloader(split, shard=shard, positions=positions)
     if trainer.is_global_zero:
         write_plan(sweep.folder, sweep.masks.ids, _count(run, split, positions))

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
 from lit_depth.functional.fingerprints import weights_digest
+from lit_depth.functional.shards import holders_of
 from lit_depth.metrics.base import resolve
 from lit_depth.models.settings import checkpoint_files, model_settings, processor_settings
 from lit_depth.module import DepthModule
@@ -20,7 +21,7 @@ from lit_depth.results.store import MANIFEST, current_versions
 
 # arguments of the model that change an answer; the others are about training or speed
 _MODEL_ARGUMENTS = (
-    *("checkpoint", "revision", "dtype", "quantization", "attn_implementation"),
+    *("checkpoint", "revision", "dtype", "quantization", "tp_plan", "attn_implementation"),
     *("blocks", "granularity", "phase", "decode_without_prompt", "skip_tokens"),
     *("processor_kwargs", "experts_per_token", "max_crops", "chat_template_kwargs", "answer_after"),
 )
@@ -142,6 +143,8 @@ def _remote_code(model: DepthModule) -> dict[str, Path]:
 def model_arguments(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
     """Arguments that decide how the model answers."""
     named = {f"model.{key}": model.hparams[key] for key in _MODEL_ARGUMENTS}
+    if model.is_split:  # sums over other shares are rounded otherwise
+        named["model.tp_plan"] = {"plan": model.hparams["tp_plan"], "processes": holders_of(model.model)}
     return {**named, "trainer.precision": str(trainer.precision)}
 
 

@@ -23,6 +23,7 @@ from lit_depth.results.store import (
     write_manifest,
 )
 from lit_depth.results.terminal import remark
+from lit_depth.studies.shared.checks import check_has_images
 from lit_depth.studies.shared.effort import Effort
 from lit_depth.studies.shared.fleet import check_executor
 from lit_depth.studies.shared.identity import identify, read_manifest, refuse_other_run, run_id
@@ -53,9 +54,10 @@ class Run:
 
     @property
     def model_entry(self) -> dict[str, Any]:
-        """The result's ``model`` entry: the checkpoint, and the revision, experts and crops that were asked for."""
+        """The result's ``model`` entry: the checkpoint, the revision, experts and crops asked for, and who skips."""
         hparams = self.model.hparams
-        asked = {name: hparams[name] for name in ("experts_per_token", "max_crops") if hparams[name] is not None}
+        names = ("experts_per_token", "max_crops", "skip_tokens")
+        asked = {name: hparams[name] for name in names if hparams[name] not in (None, "all")}
         return {"model": {name: hparams[name] for name in ("checkpoint", "revision")} | asked}
 
     def for_each_task(self) -> list[Self]:
@@ -93,11 +95,6 @@ def open_run(
         raise ValueError(
             f"{command} chooses the blocks of every answer itself: leave the BlockMask out of --trainer.callbacks"
         )
-    if datamodule.drop_images and model.hparams["skip_tokens"] != "all":
-        raise ValueError(
-            f"expected prompts with images for --model.skip_tokens {model.hparams['skip_tokens']}, got "
-            "--data.drop_images true; leave one of them out"
-        )
     if scores and any(task.metric == AGREEMENT for task in datamodule.tasks):
         raise ValueError(
             f"{command} scores answers: expected right ones (--data.columns.answer NAME) and another "
@@ -115,6 +112,7 @@ def open_run(
             "--model.dtype loads the weights in another number format"
         )
     check_executor(trainer, model)
+    model.check_processes(trainer)
     folder = Path(output_dir) / command / name
     constant = command not in ("latency", "tokens") and scores
     now = partial(identify, trainer, model, datamodule, splits, arguments, constant)
@@ -122,6 +120,9 @@ def open_run(
     with given_back(model, datamodule), ExitStack() as held:
         datamodule.attach(model)
         datamodule.check_asked(splits)
+        check_has_images(model, datamodule, splits)
+        if model.is_split:  # all processes together tell which weights they hold
+            now = partial(dict, now())
 
         # the other processes of a distributed run work under the first one's lock
         def claim() -> None:

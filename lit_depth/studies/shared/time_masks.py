@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lit_depth.functional import from_mask_id
+from lit_depth.functional.inputs import with_answers
 from lit_depth.functional.latency.stage_timer import summarize, time_generation
 from lit_depth.functional.statistics.median import median_interval
 from lit_depth.module import DepthModule, model_inputs
@@ -35,6 +36,7 @@ def time_masks(
     new_tokens: int,
     threads: int,
     batch_size: int = 1,
+    more_tokens: int = 0,
 ) -> pd.DataFrame:
     """Time the same requests under every mask; a request that was interrupted is measured again, under all masks.
 
@@ -42,8 +44,9 @@ def time_masks(
     machine cancels. The first request is answered under every mask before anything counts.
 
     What ``path`` holds already is not measured again. Requests are fewer where the split has no more readable samples;
-    each generates ``new_tokens`` whatever the end tokens. The rows, one per (mask, request), have the times of all
-    `STAGES` in milliseconds, the numbers of tokens, and on a GPU the peak memory in bytes, weights included.
+    each generates ``new_tokens`` whatever the end tokens. ``more_tokens`` make each prompt longer. The rows, one per
+    (mask, request), have the times of all `STAGES` in milliseconds, the numbers of tokens, and on a GPU the peak memory
+    in bytes, weights included.
 
     Raises:
         ValueError: If not a single request could be made.
@@ -77,7 +80,7 @@ def time_masks(
                 if sample in done:
                     progress.update(len(masks))
                     continue
-                inputs = model_inputs(model.transfer_batch_to_device(batch, device, 0))
+                inputs = _longer(model, model_inputs(model.transfer_batch_to_device(batch, device, 0)), more_tokens)
                 if not warm:
                     for mask in masks:
                         _time(model, inputs, mask, new_tokens)
@@ -151,6 +154,14 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         if name:
             return name
     return platform.processor() or "cpu"
+
+
+def _longer(model: DepthModule, inputs: dict[str, Tensor], more_tokens: int) -> dict[str, Tensor]:
+    """The prompts with their last token so many times more behind them."""
+    if not more_tokens:
+        return inputs
+    last = inputs["input_ids"][:, -1:].expand(-1, more_tokens)
+    return with_answers(model.model, inputs, last, model.pad_token_id)
 
 
 def _time(model: DepthModule, inputs: Mapping[str, Tensor], mask: str, new_tokens: int) -> dict[str, Any]:

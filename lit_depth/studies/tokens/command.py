@@ -74,7 +74,7 @@ def tokens(
             file or image cannot be read.
     """
     from lit_depth.functional.token_masking.prompt import token_kinds
-    from lit_depth.studies.shared.checks import check_one_process
+    from lit_depth.studies.shared.checks import check_all_tokens, check_one_process
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
     from lit_depth.studies.tokens.analysis import describe
@@ -101,6 +101,7 @@ def tokens(
         span=span,
     )
     check_one_process(trainer, "tokens is run by one process")
+    check_all_tokens(model, "tokens")
     where = find_device(device, trainer)
     options = {"num_output_tokens": num_output_tokens, "blocks": model.hparams["blocks"]}
     if arguments.from_task:

@@ -45,6 +45,23 @@ def test_rows_take_the_keys_and_values_of_their_groups(sources):
     assert torch.equal(layer.keys[:, :, :3], expected[:1])
 
 
+@pytest.mark.parametrize("sources", [[-1, 1, -1, -1, 0], [-1, -1]])
+def test_rows_without_a_prompt_begin_with_numbers(sources):
+    """Nobody attends to them, but what is not a number would spread all the same."""
+    cache = RowCache(num_blocks=2, capacity=4)
+    for layer in cache.layers:
+        layer.parts = []
+    given = states(2, 2, 1.0)
+    cache.layers[0].update(given, -given)
+    cache.advance([True, False], 2)
+    for layer in cache.layers:  # no row has read the prompt in the second
+        layer.assign(torch.tensor(sources if layer is cache.layers[0] else [-1] * len(sources)))
+        layer.update(states(len(sources), 1), states(len(sources), 1))
+        for row, source in enumerate(sources):
+            expected = given[source] if source >= 0 and layer is cache.layers[0] else torch.zeros(HEADS, 2, SIZE)
+            assert torch.equal(layer.keys[row, :, :2], expected) and torch.equal(layer.values[row, :, :2], -expected)
+
+
 def test_a_block_without_rows_holds_nothing_and_the_length_is_known():
     cache = RowCache(num_blocks=2, capacity=6)
     cache.layers[0].parts, cache.layers[1].parts = [], []

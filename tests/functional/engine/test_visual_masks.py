@@ -11,9 +11,9 @@ from lit_depth.functional import find_blocks, masked, sweep_forward, sweep_gener
 from lit_depth.functional.engine.api import answer_masks, score_continuations
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.masks import MaskSet
-from tests.functional.masking.test_visual import FAMILIES, draws
+from tests.functional.masking.test_visual import DRAWN, FAMILIES, draws
 from tests.helpers.sweep_laws import ANSWERS, rows_run
-from tests.helpers.visual_laws import NEW_TOKENS
+from tests.helpers.visual_laws import NEW_TOKENS, image_places, reference
 
 KINDS = ("visual", "all", "visual_drop")
 
@@ -30,10 +30,23 @@ def alone(model, inputs, mask, kind) -> torch.Tensor:
     return tokens[:, inputs["input_ids"].shape[1] :]
 
 
+def last_logits(model, inputs, mask, kind) -> torch.Tensor:
+    """Of masks of image tokens those of the definition, without the product's code."""
+    if kind == "all":
+        with masked(model, mask), torch.no_grad():
+            return model(**inputs).logits[:, -1:]
+    usual = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation("eager")
+    with reference(model, find_blocks(model), mask, image_places(inputs), kind == "visual_drop"), torch.no_grad():
+        logits = model(**inputs, use_cache=False).logits[:, -1:]
+    model.set_attn_implementation(usual)
+    return logits
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=[pytest.mark.exhaustive, pytest.mark.slow])])
-def test_answers_and_scores_are_those_of_one_mask_alone(family, count):
-    model, inputs = FAMILIES[family]()
+@pytest.mark.parametrize(("blocks", "count"), DRAWN)
+def test_answers_and_scores_are_those_of_one_mask_alone(family, blocks, count):
+    model, inputs = FAMILIES[family](blocks)
     rows = len(inputs["input_ids"])
     answers = torch.cat([ANSWERS, ANSWERS])[:rows]
     masks, kinds = mixed(len(find_blocks(model)), count)
@@ -44,8 +57,7 @@ def test_answers_and_scores_are_those_of_one_mask_alone(family, count):
         logits = sweep_forward(model, inputs, masks, logits_to_keep=1, tokens=kinds).logits
     for mask, kind, tokens, logprob, last in zip(masks, kinds, found, logprobs, logits):
         assert torch.equal(tokens, alone(model, inputs, mask, kind)), (mask, kind)
-        with masked(model, mask, tokens=kind):
-            expected = model(**inputs).logits[:, -1:].detach()
+        expected = last_logits(model, inputs, mask, kind)
         torch.testing.assert_close(last, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
         one = answer_masks(model, inputs, mask[None], tokens=kind, **options)[1][0]
         torch.testing.assert_close(logprob, one, rtol=0, atol=1e-4)

@@ -359,7 +359,7 @@ def test_half_of_a_block_with_a_forward_of_its_own_is_refused(models):
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2", "llava"])
-def test_many_masks_are_answered_one_after_another(models, family):
+def test_many_masks_are_answered_as_copies_with_zeroed_outputs(models, family):
     model = models[family]
     batch = tiny_batch(model)
     answer_ids = torch.tensor([[5, 6, 7], [8, -100, -100], [9, 10, -100], [11, 12, 13]])
@@ -380,7 +380,7 @@ def test_many_masks_are_answered_one_after_another(models, family):
         torch.testing.assert_close(scores, expected_scores, rtol=0, atol=1e-5)
 
 
-def test_one_pass_and_per_row_masks_take_whole_blocks(models):
+def test_one_pass_and_per_row_masks_take_whole_blocks_unless_told_otherwise(models):
     model = models["llama"]
     batch = tiny_batch(model)
     masks = torch.ones(4, 8, dtype=torch.bool)

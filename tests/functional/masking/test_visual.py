@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -12,37 +14,46 @@ from tests.helpers.masking_laws import assert_restored, snapshot
 from tests.helpers.tiny_models import tiny_batch, tiny_model
 from tests.helpers.tiny_molmo import tiny_inputs, tiny_molmo
 from tests.helpers.visual_laws import answers, image_places, reference
+from tests.helpers.zoo_parts import TEXT
 
 
-def llava():
-    model = tiny_model("llava", num_blocks=3)
+def llava(blocks=3):
+    model = tiny_model("llava", num_blocks=blocks)
     return model, tiny_batch(model)
 
 
-def molmo(family):
-    model = tiny_molmo(family)
+def molmo(family, blocks):
+    model = tiny_molmo(family, blocks=blocks)
     model.generation_config.pad_token_id = 0
     return model, tiny_inputs(rows=3)
 
 
+def of_the_zoo(build, blocks):
+    with patch.dict(TEXT, num_hidden_layers=blocks):
+        return build()
+
+
 FAMILIES = {
-    "molmo": lambda: molmo("olmoe"),
-    "molmo-qwen2": lambda: molmo("qwen2"),
-    "molmo-olmo2": lambda: molmo("olmo2"),
+    "molmo": lambda blocks=3: molmo("olmoe", blocks),
+    "molmo-qwen2": lambda blocks=3: molmo("qwen2", blocks),
+    "molmo-olmo2": lambda blocks=3: molmo("olmo2", blocks),
     "llava": llava,
-    "qwen2_5_vl": zoo_images.qwen2_5_vl,
-    "smolvlm": lambda: zoo_images.idefics3("SmolVLM"),
+    "qwen2_5_vl": lambda blocks=3: of_the_zoo(zoo_images.qwen2_5_vl, blocks),
+    "smolvlm": lambda blocks=3: of_the_zoo(lambda: zoo_images.idefics3("SmolVLM"), blocks),
 }
+# blocks of the model and masks to draw; six blocks have 62 masks that skip some and keep some
+DRAWN = [(3, 2), pytest.param(6, 20, marks=[pytest.mark.exhaustive, pytest.mark.slow])]
 
 
 def draws(num_blocks: int, count: int) -> list[torch.Tensor]:
+    """Different random masks that skip a block and keep a block."""
     generator = torch.Generator().manual_seed(3)
-    masks = []
+    masks: dict[tuple[bool, ...], torch.Tensor] = {}
     while len(masks) < count:
         mask = torch.rand(num_blocks, generator=generator) < 0.5
         if mask.any() and not mask.all():
-            masks.append(mask)
-    return masks
+            masks[tuple(mask.tolist())] = mask
+    return list(masks.values())
 
 
 def check(model, inputs, mask, tokens, **options) -> None:
@@ -60,11 +71,12 @@ def check(model, inputs, mask, tokens, **options) -> None:
 
 @pytest.mark.parametrize("tokens", ["visual", "visual_drop"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=[pytest.mark.exhaustive, pytest.mark.slow])])
-def test_equals_the_definition(family, tokens, count):
+@pytest.mark.parametrize(("blocks", "count"), DRAWN)
+def test_equals_the_definition(family, tokens, blocks, count):
     """Left padding, images of different sizes in one batch, prefill and decode on a cache."""
-    model, inputs = FAMILIES[family]()
-    for mask in draws(len(find_blocks(model)), count):
+    model, inputs = FAMILIES[family](blocks)
+    assert len(find_blocks(model)) == blocks
+    for mask in draws(blocks, count):
         check(model, inputs, mask, tokens)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -40,3 +41,6 @@ def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
     assert cache.evaluations == 2 * 2 + 2 * 1 + 1 * 3
     assert cache(masks, [4, 0]).reference_logprob.tolist() == again.reference_logprob[:, [2, 0]].tolist()
     assert len(asked) == 3
+    recorded = cache.recorded([mask_id(masks[2]), "1" * 16])
+    assert recorded.accuracy[0, [4, 9, 0]].tolist() == cache(masks[2:], [4, 9, 0]).accuracy[0].tolist()
+    assert np.isnan(recorded.accuracy[0]).sum() == 7 and np.isnan(recorded.reference_logprob[1]).all()

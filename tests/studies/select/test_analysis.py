@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from lit_depth.functional.latency.budget import Line
-from lit_depth.studies.select.analysis import Bounds, Option, choose, describe, masks_to_time, order_by_importance
+from lit_depth.studies.select.analysis import (
+    Bounds,
+    Option,
+    choose,
+    describe,
+    masks_to_time,
+    order_by_importance,
+    worth_timing,
+)
 from lit_depth.studies.select.arguments import SelectArguments
 from tests.studies.select.test_arguments import ESTIMATE, RIGHT
 
@@ -87,3 +95,20 @@ def test_one_depth_is_no_line() -> None:
     with pytest.raises(ValueError, match="expected times of 3 active blocks"):
         Bounds.from_times(times, arguments()).of("1110")
     assert Bounds({}, Line(1.0, 2.0, None)).of("1110") == 5.0
+
+
+def test_masks_that_no_budget_would_choose_are_not_timed() -> None:
+    # 1110 has more blocks than 1100 and is no better; the full model always stays
+    assert [option.mask_id for option in worth_timing(options())] == ["1000", "1100", "1111"]
+    worse = [option for option in options() if option.mask_id != "1111"]
+    worse.append(Option("1111", ["full"], {"quality": 0.1}, None))
+    assert [option.mask_id for option in worth_timing(worse)] == ["1000", "1100", "1111"]
+    # where the machine takes longer for one block than for two, by a model of time
+    predicted = {"1000": 5.0, "0100": 5.0, "1100": 4.0, "1110": 6.0, "1111": 7.0}
+    assert [option.mask_id for option in worth_timing(options(), predicted)] == ["1100", "1111"]
+
+
+def test_a_bound_has_the_confidence_of_the_look_that_ended_it() -> None:
+    times = {"1100": [float(time) for time in range(100)]}
+    assert Bounds.from_times(times, arguments()).by_mask == {"1100": 98.0}
+    assert Bounds.from_times(times, arguments(), {"1100": 0.97}).by_mask == {"1100": 99.0}

@@ -18,8 +18,9 @@ def test_of_importance_alone_every_depth_has_its_most_important_blocks():
     arguments = SimpleNamespace(keep=[0], estimate_depth=True)
     run = SimpleNamespace(model=SimpleNamespace(num_blocks=3))
     earlier = Earlier(importance=[0.1, 0.2, 0.9])
-    options, beside = measurements.find_options(run, arguments, earlier, [], [])
-    assert [option.mask_id for option in options] == ["100", "101", "111"] and beside == {"baseline": None}
+    options, beside, scores = measurements.find_options(run, arguments, earlier, [], [])
+    assert [option.mask_id for option in options] == ["100", "101", "111"]
+    assert (beside, scores) == ({"baseline": None}, None)
 
 
 def test_an_earlier_comparison_is_taken_as_it_is():
@@ -27,7 +28,7 @@ def test_an_earlier_comparison_is_taken_as_it_is():
     earlier = Earlier(options=options, beside={"baseline": {"answer": "yes"}})
     run = SimpleNamespace(model=SimpleNamespace(num_blocks=3))
     found = measurements.find_options(run, arguments, earlier, [], [])
-    assert found == (options, {"baseline": {"answer": "yes"}})
+    assert found == (options, {"baseline": {"answer": "yes"}}, None)
 
 
 def test_times_are_totals_by_mask(tmp_path, monkeypatch):
@@ -102,3 +103,42 @@ def test_a_comparison_brings_its_masks_and_its_constant_answer(tmp_path, compari
     path.write_text("{}")
     with pytest.raises(ValueError, match="expected the JSON file that `lit-depth compare` writes"):
         read_comparison(str(path), 16, "shapes")
+
+
+# as many requests are timed as the percentile needs
+
+
+def clock_of(monkeypatch: pytest.MonkeyPatch, times: dict[str, list[float]]) -> tuple[measurements.Clock, list[Any]]:
+    """A clock that reads given times, and what it was asked for."""
+    asked: list[Any] = []
+
+    def time_masks(run, split, masks, path, *, num_requests, **_):
+        asked.append((sorted(masks), num_requests))
+        return pd.DataFrame([{"mask": mask, "total": time} for mask in masks for time in times[mask][:num_requests]])
+
+    monkeypatch.setattr(measurements, "time_masks", time_masks)
+    return measurements.Clock(SimpleNamespace(folder=Path("folder")), new_tokens=4, threads=2), asked
+
+
+def test_a_mask_is_timed_until_its_percentile_is_known(monkeypatch):
+    steady, spiky = [10.0 + 0.001 * index for index in range(200)], [10.0, *[20.0] * 3, *[10.0] * 196]
+    clock, asked = clock_of(monkeypatch, {"10": steady, "01": spiky, "11": steady})
+    timed = clock.time_until_known(["10", "01", "11"], "calibration", tolerance=0.1)
+    assert asked == [(["01", "10", "11"], 65), (["01"], 122)]
+    assert {mask: len(found) for mask, found in timed.times.items()} == {"10": 65, "01": 122, "11": 65}
+    assert timed.confidence["10"] == timed.confidence["11"] < timed.confidence["01"]
+    options = [SimpleNamespace(mask_id=mask) for mask in ("10", "01", "11", "1110")]
+    assert timed.describe(options) == {
+        **{"adaptive": True, "num_requests": 252, "num_masks": 3, "num_settled": 2, "most_requests": 122},
+        **{"tolerance": 0.1, "depths_not_timed": [3]},
+    }
+
+
+def test_a_small_split_and_a_given_number_end_it_too(monkeypatch):
+    clock, asked = clock_of(monkeypatch, {"10": [5.0] * 24, "11": [6.0] * 24})
+    timed = clock.time_until_known(["10", "11"], "calibration", tolerance=0.1)
+    assert len(asked) == 1 and timed.num_settled == 0 and timed.confidence == {}
+    given = SimpleNamespace(num_requests=7, margin=0.1)
+    fixed = clock.time_all(["10"], given, None)
+    assert asked[1:] == [(["10"], 7)] and fixed.num_settled is None and not fixed.describe([])["adaptive"]
+    assert clock.time_all(["10"], given, {"11": [1.0]}).times == {"11": [1.0]}

@@ -6,7 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from lit_depth.studies.shared.checks import check_one_process, check_one_task, check_shares, check_whole_blocks
+from lit_depth.studies.shared.checks import (
+    check_one_process,
+    check_one_task,
+    check_shares,
+    check_times_alone,
+    check_whole_blocks,
+)
 
 
 @pytest.mark.parametrize(("confidence", "share"), [(0.5, 0.0), (0.95, 1.0), (0.9999, 0.01)])
@@ -42,3 +48,9 @@ def test_several_tasks_and_processes_are_refused_with_the_rule_that_they_break()
     check_one_process(SimpleNamespace(world_size=1), "tokens is run by one process")
     with pytest.raises(ValueError, match="tokens is run by one process, got 2: give --trainer.devices 1"):
         check_one_process(SimpleNamespace(world_size=2), "tokens is run by one process")
+
+
+def test_a_model_that_several_processes_hold_is_not_timed():
+    check_times_alone(SimpleNamespace(is_split=False), "give --num_requests 0")
+    with pytest.raises(ValueError, match="none holds the whole model: give --num_requests 0"):
+        check_times_alone(SimpleNamespace(is_split=True), "give --num_requests 0")

@@ -9,6 +9,8 @@ from lit_depth.studies.shared.decision_views import (
     decision_figures,
     decision_section,
     inclusion_column,
+    mask_decision_section,
+    mask_decisions,
     regret_section,
 )
 
@@ -32,6 +34,23 @@ def test_a_coin_toss_is_called_one(entry):
     assert decision_section([], units, "") == []
 
 
+def test_decisions_of_masks_stand_beside_their_honest_drop_or_say_why_there_are_none(entry):
+    units = {"0": "0", "1": "1", "2": "2"}
+    best = entry["best"] | {"reported_drop": 0.03, "reported_drop_ci": [0.0, 0.06]}
+    result = {"decisions": [{"name": "2 blocks", **entry, "best": best}], "undecided": {"1 block": "one mask"}}
+    (section,) = mask_decision_section(result, None, units, "The best of its size.", ["decisions", "other"])
+    assert section.table.headers[-2:] == ["elsewhere", "interval"] and section.figures == ["decisions"]
+    assert section.table.rows[0][-2:] == ["+0.030", "[+0.000, +0.060]"]
+    assert "on the validation split" in section.text
+    assert section.text.endswith("Nothing to choose: 1 block (one mask).")
+    none = {"decisions": [], "undecided": {"each": "no quality was measured"}}
+    (section,) = mask_decision_section(none, None, units, "The best of its size.")
+    assert section.table is None and section.text.endswith("Nothing to choose: each (no quality was measured).")
+    (section,) = mask_decision_section(result, "no verdict", units, "")
+    assert section.text == "WITHHELD." and section.table is None and mask_decisions(result, "no verdict") == []
+    assert mask_decision_section({}, None, units, "") == [] == mask_decisions({}, None)  # of an earlier version
+
+
 def test_figures_draw_every_decision_and_regret(entry):
     regret = {"regret": 0.1, "regret_simultaneous_ci": [0.01, 0.2], "p_holm": 0.01, "num_shared": 0, "num_skipped": 1}
     regrets = [{"chosen": "a", "paid": "b", **regret}, {"chosen": "b", "paid": "a", **regret, "p_holm": 0.5}]
@@ -48,4 +67,7 @@ def test_figures_draw_every_decision_and_regret(entry):
     plt.close("all")
     (section,) = regret_section(regrets, figures=list(figures))
     assert section.table.rows[0][:4] == ["a", "b", "0 of 1", "+0.100"]
+    of_masks = [{**each, "num_choices": 12} for each in regrets]
+    assert regret_section(of_masks, noun="document")[0].table.rows[0][2] == "0 of 12"
+    assert "half of the documents" in regret_section(of_masks, noun="document")[0].text
     assert regret_section([]) == [] and decision_figures([], units, [], 0.95) == {}

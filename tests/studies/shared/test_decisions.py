@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lit_depth.studies.shared.decisions import decide_blocks, decide_mask, pay_for_blocks
+from lit_depth.studies.shared.decisions import decide_blocks, decide_mask, decide_masks, pay_for_blocks, pay_for_masks
 from lit_depth.studies.shared.scores import Scores
 
 
@@ -34,9 +34,34 @@ def test_of_equal_blocks_the_higher_index_goes():
 
 def test_the_best_mask_is_chosen_and_one_mask_is_no_choice():
     scores = made_up([0.3, 0.05, 0.3])
-    found = decide_mask(scores, scores.mask_ids, 0.95)
+    found = decide_mask(scores, scores.mask_ids[1:], 0.95)
     assert found["skipped"] == [1] and found["best"]["mask_id"] == "101"
-    assert decide_mask(scores, [scores.full_id, "101", "101"], 0.95) is None
+    assert decide_mask(scores, ["101", "101"], 0.95) is None
+    whole = decide_mask(scores, scores.mask_ids, 0.95)
+    assert whole["skipped"] == [] and whole["best"]["drop"] == 0.0  # nothing is as good as the full model
+
+
+def test_each_group_is_decided_and_told_on_samples_that_it_did_not_see():
+    seen, unseen = made_up([0.3, 0.05, 0.3, 0.2], seed=5), made_up([0.3, 0.05, 0.3, 0.2], seed=6)
+    found = decide_masks({"a": seen.mask_ids[1:], "b": seen.mask_ids[1:2]}, seen, 0.95, unseen)
+    (entry,) = found["decisions"]
+    assert (entry["name"], entry["best"]["mask_id"], found["undecided"]) == ("a", "1011", {"b": "one mask"})
+    (row,) = unseen.compare(unseen.rows(["1111"]) - unseen.rows(["1011"]), 0.95)
+    assert entry["best"]["reported_drop"] == row.interval.estimate
+    assert entry["best"]["reported_drop_ci"] == [row.interval.low, row.interval.high]
+    assert "reported_drop" not in decide_masks({"a": seen.mask_ids[1:]}, seen, 0.95)["decisions"][0]["best"]
+
+
+def test_masks_chosen_on_another_task_cost_the_mean_over_the_groups():
+    """Of two groups one has another best mask on either task, the other the same."""
+    scores = {"a": made_up([0.0, 0.5, 0.0, 0.5], seed=3), "b": made_up([0.4, 0.1, 0.0, 0.5], seed=4)}
+    names = scores["a"].mask_ids[1:]
+    groups = [names[:2], names[2:], names[:1]]
+    found = {(each["chosen"], each["paid"]): each for each in pay_for_masks(scores, groups, 0.95)}
+    assert set(found) == {("a", "b"), ("b", "a")}
+    assert abs(found["a", "b"]["regret"] - 0.3 / 2) < 0.05 and abs(found["b", "a"]["regret"] - 0.5 / 2) < 0.05
+    assert all((each["num_shared"], each["num_choices"]) == (1, 2) and each["p_holm"] < 0.05 for each in found.values())
+    assert pay_for_masks({"a": scores["a"]}, groups, 0.95) == [] == pay_for_masks(scores, [names[:1]], 0.95)
 
 
 def test_several_tasks_as_one_count_alike():

@@ -20,7 +20,7 @@ def model():
 
 def holder(model, granularity="block", phase="both"):
     options = {"granularity": granularity, "phase": phase, "skip_tokens": "all", "blocks": None}
-    return SimpleNamespace(model=model, hparams=options)
+    return SimpleNamespace(model=model, hparams=options | {"decode_without_prompt": False})
 
 
 def test_forwards_are_one_per_distinct_active_prefix(model):
@@ -29,9 +29,21 @@ def test_forwards_are_one_per_distinct_active_prefix(model):
     assert block_forwards(holder(model), MASKS) == (29, distinct) and distinct == 16
 
 
-@pytest.mark.parametrize("options", [{"granularity": "sublayer"}, {"phase": "decode"}])
-def test_masks_that_share_nothing_save_nothing(model, options):
-    alone, together = block_forwards(holder(model, **options), MASKS)
+def test_halves_share_what_stands_before_them(model):
+    """Skips of the attention of block 0 and of the last MLP, and the full model: 32 halves, of which one is shared."""
+    bits = [[False, *[True] * 31], [*[True] * 31, False], [True] * 32]
+    masks = MaskSet.of(bits, granularity="sublayer")
+    assert block_forwards(holder(model, granularity="sublayer"), masks) == (31 + 31 + 32, 31 + 32)
+
+
+def test_masks_of_decode_read_a_prompt_once_with_all_blocks(model):
+    assert block_forwards(holder(model, phase="decode"), MASKS) == (3 * 16, 16)
+
+
+def test_masks_that_share_nothing_save_nothing(model):
+    drops = holder(model)
+    drops.hparams["skip_tokens"] = "image_drop"
+    alone, together = block_forwards(drops, MASKS)
     assert alone == together
 
 

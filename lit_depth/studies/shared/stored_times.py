@@ -1,0 +1,78 @@
+"""The model of time that an earlier run of ``lit-depth latency`` has left, where it is of this model and machine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_depth.functional.latency.time_model import Request, TimeModel
+from lit_depth.models.weight_files import floating
+from lit_depth.module import DepthModule
+from lit_depth.results.reading import read_object
+from lit_depth.results.store import current_versions
+from lit_depth.studies.shared.time_masks import clock_settings
+
+TIME_MODEL = "time_model.json"
+# packages whose versions times depend on
+_PACKAGES = ("torch", "transformers")
+# arguments of a model that its times depend on
+_ARGUMENTS = ("checkpoint", "revision", "quantization", "phase", "skip_tokens")
+
+
+def machine_of(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
+    """What the constants of a model of time are true of: device, threads, number format, checkpoint and versions."""
+    versions = current_versions()
+    return {
+        **clock_settings(trainer.strategy.root_device),
+        "dtype": floating(model.model.dtype),
+        **{name: model.hparams[name] for name in _ARGUMENTS},
+        **{name: versions.get(name) for name in _PACKAGES},
+    }
+
+
+def stored_model(trainer: Trainer, model: DepthModule, output_dir: str) -> tuple[Path, TimeModel] | None:
+    """The newest model of time of this model and machine among the runs of ``latency``; None if there is none.
+
+    Raises:
+        ValueError: If a file is not what ``latency`` writes.
+    """
+    machine = machine_of(trainer, model)
+    files = sorted(Path(output_dir).glob(f"latency/*/{TIME_MODEL}"), key=lambda file: file.stat().st_mtime)
+    for file in reversed(files):
+        try:
+            found = TimeModel.from_dict(read_object(file))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}: delete it, and fit it again") from error
+        if found.machine == machine:
+            return file, found
+    return None
+
+
+def request_of(mask_id: str, batch_size: int, prompt_tokens: int, new_tokens: int) -> Request:
+    """Of a mask of whole blocks.
+
+    >>> request_of("1101", 2, 50, 4)
+    Request(num_attentions=3, num_mlps=3, batch_size=2, prompt_tokens=50, new_tokens=4)
+    """
+    return Request(mask_id.count("1"), mask_id.count("1"), batch_size, prompt_tokens, new_tokens)
+
+
+def predicted_by_stored_model(
+    trainer: Trainer, model: DepthModule, new_tokens: int, output_dir: str
+) -> Callable[[Sequence[str]], Mapping[str, float]] | None:
+    """Predicted milliseconds of one request alone, by mask id; None without a model of time of this machine.
+
+    The prompt is the longest that was measured.
+    """
+    found = stored_model(trainer, model, output_dir)
+    if found is None:
+        return None
+    _, times = found
+
+    def predicted(masks: Sequence[str]) -> dict[str, float]:
+        prompt = times.ranges["prompt_tokens"][1]
+        requests = {mask: request_of(mask, 1, prompt, new_tokens) for mask in masks}
+        return {mask: times.predict(request).total(new_tokens) for mask, request in requests.items()}
+
+    return predicted

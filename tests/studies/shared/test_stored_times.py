@@ -1,0 +1,55 @@
+"""A stored model of time is used for the model and machine that it was fitted on, and for no other."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lit_depth.functional.latency.time_model import Request, StageTimes, TimeModel, fit_time_model
+from lit_depth.results.store import write_json
+from lit_depth.studies.shared.stored_times import machine_of, predicted_by_stored_model, stored_model
+
+TRAINER: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+
+
+def depth_module(**changes: Any) -> Any:
+    arguments = dict(checkpoint="bundled", revision=None, quantization=None, phase="both", skip_tokens="all")
+    return SimpleNamespace(model=SimpleNamespace(dtype=torch.float32), hparams=arguments | changes)
+
+
+def fitted(scale: float, machine: dict[str, Any]) -> TimeModel:
+    requests = [Request(count, count, 1, 50, 4) for count in (1, 2, 4)]
+    times = [StageTimes(3.0, scale * (5.0 + 2.0 * each.num_mlps), 1.0 + 0.5 * each.num_mlps) for each in requests]
+    return fit_time_model(requests, times, machine)
+
+
+def test_the_newest_of_the_same_machine_predicts(tmp_path) -> None:
+    model = depth_module()
+    assert stored_model(TRAINER, model, str(tmp_path)) is None
+    assert predicted_by_stored_model(TRAINER, model, 4, str(tmp_path)) is None
+    same = machine_of(TRAINER, model)
+    machines = {"old": same, "new": same, "other": {**same, "device": "another"}}
+    for age, (name, machine) in enumerate(machines.items()):
+        (tmp_path / "latency" / name).mkdir(parents=True)
+        path = tmp_path / "latency" / name / "time_model.json"
+        write_json(path, fitted(1.0 + age, machine).to_dict())
+        os.utime(path, (age, age))
+    found = stored_model(TRAINER, model, str(tmp_path))
+    assert found is not None and found[0].parent.name == "new"
+    predicted = predicted_by_stored_model(TRAINER, model, 4, str(tmp_path))
+    assert predicted is not None
+    # 3 + 2 (5 + 2 * 3) + 3 (1 + 0.5 * 3)
+    assert predicted(["1101", "1000"])["1101"] == pytest.approx(3 + 22 + 7.5, rel=1e-6)
+    for changes in ({"checkpoint": "other"}, {"phase": "decode"}):
+        assert stored_model(TRAINER, depth_module(**changes), str(tmp_path)) is None
+
+
+def test_a_damaged_file_is_named(tmp_path) -> None:
+    (tmp_path / "latency" / "default").mkdir(parents=True)
+    (tmp_path / "latency" / "default" / "time_model.json").write_text("{}")
+    with pytest.raises(ValueError, match="time_model.json: expected a model of time.*: delete it, and fit it again"):
+        stored_model(TRAINER, depth_module(), str(tmp_path))
