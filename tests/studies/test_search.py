@@ -200,7 +200,8 @@ def test_interrupted_anywhere_and_continued_equals_uninterrupted(module, tmp_pat
         assert (folder / "search.json").read_bytes() == whole
 
 
-@pytest.mark.parametrize("racing_on", [True, False])
+@pytest.mark.slow
+@pytest.mark.parametrize("racing_on", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_a_run_that_ordered_equal_scores_by_their_blocks_is_continued(module, tmp_path, monkeypatch, racing_on):
     """As earlier versions did: their records serve as far as they go, and the rest is answered."""
     few = data(module, calibration_samples=30, num_samples=20)
