@@ -106,7 +106,7 @@ class TimeModel:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; `from_dict` reads it."""
-        held_out = self.held_out and {stage: errors._asdict() for stage, errors in self.held_out.items()}
+        held_out = {stage: errors._asdict() for stage, errors in (self.held_out or {}).items()} or None
         ranges = {name: list(limits) for name, limits in self.ranges.items()}
         return {**asdict(self), "held_out": held_out, "ranges": ranges}
 
