@@ -48,24 +48,23 @@ def _decide(
     level: SearchLevel, cache: ScoreCache, reported: Scores, rank_by: RankBy, confidence: float
 ) -> dict[str, Any] | str:
     """The decision of one level, or why there is none."""
+    # best first: of equal scores on a fresh sample the first one counts as the best
     shown = [ablation.removed for ablation in level.ablations[:MOST_CANDIDATES]]
-    shown.sort()  # of equal scores the first one counts as the best, as in the search
     names = MaskSet.of(ablation_masks(cache.num_units, shown)).ids
     full, *rows = _ranking(cache.recorded([full_id(cache.num_units), *names]), rank_by)
     known = np.isfinite(full)
     values, images = (np.stack(rows) - full)[:, known], np.array(cache.clusters)[known]
     is_told = np.array([len(np.unique(images[np.isfinite(row)])) > 1 for row in values])
-    best = shown.index(level.best.removed)
     if len(shown) < 2:
         return ONE_MASK
-    if not is_told[best] or is_told.sum() < 2:
+    if not is_told[0] or is_told.sum() < 2:
         return _FEW_CLUSTERS
-    row, names = int(is_told[:best].sum()), [name for name, told in zip(names, is_told) if told]
-    stability = raced_stability(values[is_told], skipped_by(names), row, images)
-    winner = raced_winner(values[is_told], row, images, confidence)
+    names = [name for name, told in zip(names, is_told) if told]
+    stability = raced_stability(values[is_told], skipped_by(names), 0, images)
+    winner = raced_winner(values[is_told], 0, images, confidence)
     return {
         **describe_choice("best mask", range(cache.num_units), stability, int(known.sum())),
-        "best": describe_best(winner, names) | _elsewhere(reported, names[row], rank_by, confidence),
+        "best": describe_best(winner, names) | _elsewhere(reported, names[0], rank_by, confidence),
         "num_candidates": len(level.ablations),
         "num_dropped_early": sum(each.dropped_on is not None for each in level.ablations),
     }

@@ -94,7 +94,9 @@ def _decision_table(decisions: Sequence[tuple[str, Mapping[str, Any]]], units: M
         limits = format_interval(found["corrected_drop_ci"])
         firmness = [percent(entry["repeated"]), percent(entry["agreement"]), verdict(entry), needed]
         row: list[Cell] = [name, skipped(entry["skipped"], units), *firmness, *numbers, limits]
-        if is_reported:
+        if is_reported and "reported_drop" not in found:
+            row += [None, None]
+        elif is_reported:
             row += [f"{found['reported_drop']:+.3f}", format_interval(found["reported_drop_ci"])]
         rows.append(row)
     return Table([*HEADERS, *(REPORTED_HEADERS if is_reported else ())], rows)
@@ -129,7 +131,8 @@ def mask_decision_section(
         return [Section(HEADING, f"{WITHHELD.upper()}.")]
     decisions, lines = mask_decisions(result, refused), [note]
     if decisions:
-        elsewhere = EXPLAIN_REPORTED.format(split=split) if "reported_drop" in decisions[0][1]["best"] else ""
+        is_reported = any("reported_drop" in each["best"] for _, each in decisions)
+        elsewhere = EXPLAIN_REPORTED.format(split=split) if is_reported else ""
         lines.append(EXPLAIN.format(best=CHOSEN_MASK) + elsewhere)
     lines.append(not_told(result["undecided"]))
     text = "\n\n".join(filter(None, lines))
