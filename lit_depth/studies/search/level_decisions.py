@@ -7,6 +7,7 @@ import numpy as np
 
 from lit_depth.functional import MaskSet, SearchLevel, SearchResult, ablation_masks
 from lit_depth.functional.masks import full_id
+from lit_depth.functional.search.beam import second_of
 from lit_depth.functional.search.racing import MaskScores, RankBy
 from lit_depth.functional.statistics import Floats, paired_intervals, raced_stability, raced_winner
 from lit_depth.studies.search.score_cache import ScoreCache
@@ -48,8 +49,9 @@ def _decide(
     level: SearchLevel, cache: ScoreCache, reported: Scores, rank_by: RankBy, confidence: float
 ) -> dict[str, Any] | str:
     """The decision of one level, or why there is none."""
-    shown = [ablation.removed for ablation in level.ablations[:MOST_CANDIDATES]]
-    shown.sort()  # of equal scores the first one counts as the best, as in the search
+    # of equal scores the first one counts as the best, as in the search
+    in_order = sorted(level.ablations[:MOST_CANDIDATES], key=lambda each: (-second_of(each, rank_by), each.removed))
+    shown = [ablation.removed for ablation in in_order]
     names = MaskSet.of(ablation_masks(cache.num_units, shown)).ids
     full, *rows = _ranking(cache.recorded([full_id(cache.num_units), *names]), rank_by)
     known = np.isfinite(full)
@@ -60,7 +62,7 @@ def _decide(
         return ONE_MASK
     if not is_told[best] or is_told.sum() < 2:
         return _FEW_CLUSTERS
-    row, names = int(is_told[:best].sum()), [name for name, told in zip(names, is_told) if told]
+    row, names = int(is_told[:best].sum()), tuple(name for name, told in zip(names, is_told) if told)
     stability = raced_stability(values[is_told], skipped_by(names), row, images)
     winner = raced_winner(values[is_told], row, images, confidence)
     return {
