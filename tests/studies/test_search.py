@@ -208,8 +208,8 @@ def test_a_run_that_ordered_equal_scores_by_their_blocks_is_continued(module, tm
     options: dict[str, Any] = {"racing": racing_on, "max_blocks_to_remove": 3}
     whole = search(module, few, tmp_path, name="new", **options)
     with monkeypatch.context() as patched:
-        for place in ("functional.search.racing", "functional.search.pairwise", "studies.search.finders"):
-            patched.setattr(f"lit_depth.{place}.second_score", lambda mean: 0.0)
+        for place in ("racing", "pairwise", "beam"):
+            patched.setattr(f"lit_depth.functional.search.{place}.second_score", lambda mean: 0.0)
         old = search(module, few, tmp_path, name="old", **options)
     assert old["levels"] != whole["levels"]  # there are ties
     before = module.answered

@@ -59,7 +59,7 @@ def _decide(
         return ONE_MASK
     if not is_told[0] or is_told.sum() < 2:
         return _FEW_CLUSTERS
-    names = [name for name, told in zip(names, is_told) if told]
+    names = tuple(name for name, told in zip(names, is_told) if told)
     stability = raced_stability(values[is_told], skipped_by(names), 0, images)
     winner = raced_winner(values[is_told], 0, images, confidence)
     return {
