@@ -49,11 +49,14 @@ def _decide(
 ) -> dict[str, Any] | str:
     """The decision of one level, or why there is none."""
     shown = [ablation.removed for ablation in level.ablations[:MOST_CANDIDATES]]
-    shown.sort()  # of equal scores the first one counts as the best, as in the search
+    shown.sort()  # what is equal in both scores goes by its units, as in the search
     names = MaskSet.of(ablation_masks(cache.num_units, shown)).ids
-    full, *rows = _ranking(cache.recorded([full_id(cache.num_units), *names]), rank_by)
+    recorded = cache.recorded([full_id(cache.num_units), *names])
+    full, *rows = _ranking(recorded, rank_by)
     known = np.isfinite(full)
     values, images = (np.stack(rows) - full)[:, known], np.array(cache.clusters)[known]
+    full, *rows = _ranking(recorded, "reference_logprob")
+    second = (np.stack(rows) - full)[:, known]
     is_told = np.array([len(np.unique(images[np.isfinite(row)])) > 1 for row in values])
     best = shown.index(level.best.removed)
     if len(shown) < 2:
@@ -61,7 +64,10 @@ def _decide(
     if not is_told[best] or is_told.sum() < 2:
         return _FEW_CLUSTERS
     row, names = int(is_told[:best].sum()), [name for name, told in zip(names, is_told) if told]
-    stability = raced_stability(values[is_told], skipped_by(names), row, images)
+    # as in the search, the reference probability orders equal accuracies, where it was measured
+    decides = rank_by == "accuracy" and bool(np.isfinite(second[np.isfinite(values)]).all())
+    breaker = second[is_told] if decides else None
+    stability = raced_stability(values[is_told], skipped_by(names), row, images, second=breaker)
     winner = raced_winner(values[is_told], row, images, confidence)
     return {
         **describe_choice("best mask", range(cache.num_units), stability, int(known.sum())),
