@@ -16,6 +16,7 @@ from lit_depth.functional.statistics.clusters import Floats, Labels, cluster_sum
 from lit_depth.functional.statistics.stability import (
     PlausibleMeans,
     Stability,
+    TieBrokenMeans,
     best_of,
     draw_true_means,
     foresee,
@@ -34,6 +35,8 @@ def raced_stability(
     clusters: Labels | None = None,
     probability: float = 0.9,
     seed: int = 0,
+    *,
+    second: ArrayLike | None = None,
 ) -> Stability:
     """`decision_stability` of a race: what the best row would be, were all rows evaluated on a fresh sample in full.
 
@@ -44,6 +47,8 @@ def raced_stability(
         clusters: ``[num_samples]`` cluster (image) of each sample; None makes every sample its own cluster.
         probability: Of two fresh samples agreeing, for ``times``.
         seed: Of the simulation.
+        second: Values of another score, between -1 and 1, of the same rows and samples, which orders rows whose means
+            are equal; None = of equal ones the first is the best. It decides nothing where means have no common unit.
 
     Raises:
         ValueError: On a wrong shape, infinite values, and a row with samples of fewer than two clusters.
@@ -58,7 +63,13 @@ def raced_stability(
     check_share(probability=probability)
     array, table = _checked(values), np.asarray(members, dtype=bool)
     generator = np.random.default_rng(seed)
-    plausible, _ = _plausible(array, clusters, lattice_unit(array), generator)
+    first, _ = _plausible(array, clusters, lattice_unit(array), generator)
+    plausible: PlausibleMeans | TieBrokenMeans = first
+    if second is not None and first.unit:
+        breaker = _checked(second)
+        if (np.isfinite(breaker) != np.isfinite(array)).any():
+            raise ValueError("expected the second score where the first one is, and nowhere else")
+        plausible = TieBrokenMeans(first, _plausible(breaker, clusters, 0.0, generator)[0])
     return foresee(plausible, best_of(table), table[row], probability, generator)
 
 

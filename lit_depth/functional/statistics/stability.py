@@ -72,6 +72,31 @@ class PlausibleMeans(NamedTuple):
         return np.rint(found / unit) * unit if unit else found
 
 
+class TieBrokenMeans(NamedTuple):
+    """`PlausibleMeans` of a score on a lattice, and of a second score that orders rows of equal means.
+
+    The two scores of one fresh sample are drawn as if they had nothing to do with each other.
+
+    Attributes:
+        first: Its ``unit`` is above 0.
+        second: Of values between -1 and 1.
+    """
+
+    first: PlausibleMeans
+    second: PlausibleMeans
+
+    @property
+    def means(self) -> Floats:
+        """``[draws, 2 rows]``: those of the first score, then those of the second."""
+        return np.concatenate([self.first.means, self.second.means], axis=1)
+
+    def fresh(self, noise: Floats, times: float = 1.0) -> Floats:
+        """As of `PlausibleMeans`, given noise ``[draws, 2 rows]``: the second score moves less than half a unit."""
+        rows = self.first.means.shape[1]
+        nudge = np.clip(self.second.fresh(noise[:, rows:], times), -1, 1) * self.first.unit / times / 4
+        return self.first.fresh(noise[:, :rows], times) + nudge
+
+
 @checked
 def least(count: int) -> Rule:
     """The rule that chooses the ``count`` rows of the smallest means; of equal ones the first.
@@ -153,7 +178,7 @@ def decision_stability(
 
 
 def foresee(
-    plausible: PlausibleMeans,
+    plausible: PlausibleMeans | TieBrokenMeans,
     rule: Rule,
     chosen: NDArray[np.bool_],
     probability: float,

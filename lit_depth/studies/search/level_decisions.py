@@ -48,19 +48,25 @@ def _decide(
     level: SearchLevel, cache: ScoreCache, reported: Scores, rank_by: RankBy, confidence: float
 ) -> dict[str, Any] | str:
     """The decision of one level, or why there is none."""
-    # best first: of equal scores on a fresh sample the first one counts as the best
+    # best first: what is equal in both scores on a fresh sample goes by this order
     shown = [ablation.removed for ablation in level.ablations[:MOST_CANDIDATES]]
     names = MaskSet.of(ablation_masks(cache.num_units, shown)).ids
-    full, *rows = _ranking(cache.recorded([full_id(cache.num_units), *names]), rank_by)
+    recorded = cache.recorded([full_id(cache.num_units), *names])
+    full, *rows = _ranking(recorded, rank_by)
     known = np.isfinite(full)
     values, images = (np.stack(rows) - full)[:, known], np.array(cache.clusters)[known]
+    full, *rows = _ranking(recorded, "reference_logprob")
+    second = (np.stack(rows) - full)[:, known]
     is_told = np.array([len(np.unique(images[np.isfinite(row)])) > 1 for row in values])
     if len(shown) < 2:
         return ONE_MASK
     if not is_told[0] or is_told.sum() < 2:
         return _FEW_CLUSTERS
     names = tuple(name for name, told in zip(names, is_told) if told)
-    stability = raced_stability(values[is_told], skipped_by(names), 0, images)
+    # as in the search, the reference probability orders equal accuracies, where it was measured
+    decides = rank_by == "accuracy" and bool(np.isfinite(second[np.isfinite(values)]).all())
+    breaker = second[is_told] if decides else None
+    stability = raced_stability(values[is_told], skipped_by(names), 0, images, second=breaker)
     winner = raced_winner(values[is_told], 0, images, confidence)
     return {
         **describe_choice("best mask", range(cache.num_units), stability, int(known.sum())),

@@ -57,6 +57,43 @@ def test_inclusion_is_that_of_fresh_samples_in_full(per_image):
         assert abs(np.mean(found[chosen]) - np.mean(true[chosen])) < 0.1
 
 
+def test_what_orders_equal_rows_orders_them_in_fresh_samples_too():
+    """Rows that rarely err are mostly tied; the truth is how often each is best of 200 fresh samples."""
+    generator = np.random.default_rng(3)
+
+    def sample(losses, offsets):
+        luck = generator.random((6, 200))
+        right = -(luck < losses[:, None]).astype(float)
+        return right, np.clip(offsets[:, None] + 0.05 * generator.standard_normal((6, 200)) + 0.3 * right, -1, 1)
+
+    def best(right, second):
+        return int(np.lexsort((-second.mean(axis=1), -right.mean(axis=1).round(9)))[0])
+
+    distances = []
+    for _ in range(8):
+        losses, offsets = generator.uniform(0, 0.005, 6), -generator.uniform(0, 0.03, 6)
+        right, second = sample(losses, offsets)
+        row = best(right, second)
+        truth = np.bincount([best(*sample(losses, offsets)) for _ in range(200)], minlength=6) / 200
+        found = [raced_stability(right, SINGLES, row, second=each).inclusion for each in (second, None)]
+        distances.append([np.abs(each - truth).mean() for each in found])
+    with_second, without = np.mean(distances, axis=0)
+    assert with_second < 0.15 and with_second < 0.95 * without, (with_second, without)
+
+
+def test_a_second_score_only_orders_what_is_equal():
+    right = np.zeros((3, 100))
+    right[0, :40] = -1.0  # far worse, whatever the second score says
+    second = np.repeat([[0.9], [0.1], [0.5]], 100, axis=1)
+    found = [raced_stability(right, SINGLES[:3], 2, second=each) for each in (second, None)]
+    assert found[0].inclusion[0] < 0.05 and found[0].inclusion[2] > 0.6 > found[1].inclusion[2]
+    graded = right - np.random.default_rng(0).random((3, 100)) / 10  # means have no common unit: nothing is equal
+    same = [raced_stability(graded, SINGLES[:3], 2, second=each).inclusion for each in (second, None)]
+    np.testing.assert_array_equal(*same)
+    with pytest.raises(ValueError, match="where the first one is"):
+        raced_stability(right, SINGLES[:3], 2, second=np.where(right < 0, np.nan, second))
+
+
 def test_the_winner_of_a_race_is_covered():
     generator, hits, rivals = np.random.default_rng(2), 0, []
     losses = np.full(6, 0.12)  # whoever falls behind does so by luck

@@ -72,6 +72,32 @@ def test_every_level_is_decided_as_the_search_did(racing):
     assert low <= two["best"]["corrected_drop"] <= high and two["best"]["drop"] <= two["best"]["corrected_drop"] + 1e-9
 
 
+def test_equal_accuracies_are_ordered_as_the_search_orders_them():
+    """No block costs an answer: the reference probability alone decides, in the search and in fresh samples."""
+    costs = np.array([0.3, 0.2, 0.25, 0.05, 0.3, 0.2])
+
+    class Tied(Recorded):
+        def scores(self, names, places):
+            cost = np.array([[bit == "0" for bit in name] for name in names]) @ costs
+            noise = np.random.default_rng(5).random(NUM_SAMPLES)[places] / 10
+            right = np.ones((len(names), len(places)))
+            return MaskScores(right, np.log(0.9 - cost[:, None] + noise))
+
+        def __call__(self, masks, positions):
+            return self.scores(MaskSet.of(masks).ids, list(positions))
+
+        def recorded(self, names):
+            return self.scores(names, np.arange(NUM_SAMPLES))
+
+    cache = Tied(0)
+    found = beam_search(cache, len(LOSSES), NUM_SAMPLES, beam_width=2, max_removed=1, racing=False)
+    ids = MaskSet.of(np.vstack([np.ones(6, bool), ~np.eye(6, dtype=bool)])).ids
+    reported = Scores(ids, *cache.recorded(ids), cache.clusters)
+    (told,) = decide_levels(found, cache, reported, "accuracy", 0.95)["decisions"]
+    assert told["skipped"] == [3] and max(told["inclusion"], key=told["inclusion"].get) == "3"
+    assert told["inclusion"]["3"] > 2 * told["inclusion"]["0"]
+
+
 def test_the_score_that_ranked_is_the_one_that_is_told():
     _, told, reported, _ = searched(False, "reference_logprob")
     best = told["decisions"][0]["best"]
