@@ -59,12 +59,12 @@ def _decide(
         return ONE_MASK
     if not is_told[0] or is_told.sum() < 2:
         return _FEW_CLUSTERS
-    names = [name for name, told in zip(names, is_told) if told]
-    stability = raced_stability(values[is_told], skipped_by(names), 0, images)
+    told = [name for name, is_one in zip(names, is_told) if is_one]
+    stability = raced_stability(values[is_told], skipped_by(told), 0, images)
     winner = raced_winner(values[is_told], 0, images, confidence)
     return {
         **describe_choice("best mask", range(cache.num_units), stability, int(known.sum())),
-        "best": describe_best(winner, names) | _elsewhere(reported, names[0], rank_by, confidence),
+        "best": describe_best(winner, told) | _elsewhere(reported, told[0], rank_by, confidence),
         "num_candidates": len(level.ablations),
         "num_dropped_early": sum(each.dropped_on is not None for each in level.ablations),
     }
