@@ -62,15 +62,15 @@ def _decide(
         return ONE_MASK
     if not is_told[0] or is_told.sum() < 2:
         return _FEW_CLUSTERS
-    names = tuple(name for name, told in zip(names, is_told) if told)
+    told = [name for name, is_one in zip(names, is_told) if is_one]
     # as in the search, the reference probability orders equal accuracies, where it was measured
     decides = rank_by == "accuracy" and bool(np.isfinite(second[np.isfinite(values)]).all())
     breaker = second[is_told] if decides else None
-    stability = raced_stability(values[is_told], skipped_by(names), 0, images, second=breaker)
+    stability = raced_stability(values[is_told], skipped_by(told), 0, images, second=breaker)
     winner = raced_winner(values[is_told], 0, images, confidence)
     return {
         **describe_choice("best mask", range(cache.num_units), stability, int(known.sum())),
-        "best": describe_best(winner, names) | _elsewhere(reported, names[0], rank_by, confidence),
+        "best": describe_best(winner, told) | _elsewhere(reported, told[0], rank_by, confidence),
         "num_candidates": len(level.ablations),
         "num_dropped_early": sum(each.dropped_on is not None for each in level.ablations),
     }
