@@ -133,11 +133,14 @@ def _cancels_out(found: Mapping[str, Any]) -> bool:
     return bool(found["flips_ci"][0] > MANY and seen <= found["flips"] / 2)
 
 
-def flips_figure(masks: Sequence[AgainstFull], title: str, confidence: float) -> Figure:
+def flips_figure(
+    masks: Sequence[AgainstFull], title: str, confidence: float, max_score: float | None = 1.0
+) -> Figure:
     """Share of changed scores against the drop in quality, with intervals.
 
-    A drop of scores 0 and 1 needs as many changes at least: the dashed line. What stands above it changes answers in
-    both directions; above 0 such a mask keeps the quality and answers otherwise.
+    A drop of scores from 0 to ``max_score`` (None = 1) needs a share of changes of the drop over it at least: the
+    dashed line. Of scores 0 and 1, what stands above it changes answers in both directions; above 0 such a mask keeps
+    the quality and answers otherwise.
     """
     figure, axes = new_figure(8, 5)
     known = [mask for mask in masks if mask.agreement and "flips" in mask.agreement]
@@ -152,7 +155,8 @@ def flips_figure(masks: Sequence[AgainstFull], title: str, confidence: float) ->
             linestyle="", elinewidth=0.7, alpha=0.8, label=group or None,
         )  # fmt: skip
     low, high = axes.get_xlim()
-    axes.plot([low, 0, high], [abs(low), 0, abs(high)], color=GREY, linestyle="--", linewidth=1)
+    least = [abs(end) / (max_score or 1.0) for end in (low, 0, high)]
+    axes.plot([low, 0, high], least, color=GREY, linestyle="--", linewidth=1)
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
     axes.axhline(MANY, color=GREY, linewidth=0.8, linestyle=":")
@@ -165,12 +169,16 @@ def flips_figure(masks: Sequence[AgainstFull], title: str, confidence: float) ->
 
 
 def flips_figures(
-    masks: Sequence[AgainstFull], title: str, confidence: float, name: str = AGREEMENT_FIGURE
+    masks: Sequence[AgainstFull],
+    title: str,
+    confidence: float,
+    name: str = AGREEMENT_FIGURE,
+    max_score: float | None = 1.0,
 ) -> dict[str, Callable[[], Figure]]:
     """`flips_figure` by its name; nothing where nothing is known."""
     if not any(mask.agreement and "flips" in mask.agreement for mask in masks):
         return {}
-    return {name: partial(flips_figure, masks, title, confidence)}
+    return {name: partial(flips_figure, masks, title, confidence, max_score)}
 
 
 def logged_agreement(found: Mapping[str, Any] | None) -> list[float | None]:

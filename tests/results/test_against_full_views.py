@@ -58,3 +58,9 @@ def test_figure_stands_on_the_numbers():
     (points,) = axes.containers
     line = points.lines[0]
     assert line.get_xdata() == pytest.approx([0.0, 0.01, 0.4]) and line.get_ydata() == pytest.approx([0.02, 0.2, 0.5])
+
+
+def test_the_least_share_of_changes_follows_from_the_largest_score():
+    (axes,) = flips_figure(MASKS, "title", 0.95, max_score=10.0).axes
+    (dashed,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed.get_ydata() == pytest.approx([abs(x) / 10 for x in dashed.get_xdata()])

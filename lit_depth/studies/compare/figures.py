@@ -58,8 +58,13 @@ def comparison_figures(comparison: Comparison) -> dict[str, Callable[[], Figure]
     if has_latency(comparison):
         figures["m5_latency_vs_blocks"] = partial(latency_figure, comparison)
         figures["m5_quality_latency_tradeoff"] = partial(tradeoff_figure, comparison)
+    # of several tasks the mean's smallest share of changes follows from the largest of their scores
+    largest = [task.get("max_score") or 1.0 for task in comparison.get("tasks", [comparison])]
     figures |= flips_figures(
-        against_full(comparison), f"Scores that change against the drop, {comparison['task']}", comparison["confidence"]
+        against_full(comparison),
+        f"Scores that change against the drop, {comparison['task']}",
+        comparison["confidence"],
+        max_score=max(largest),
     )
     if comparison["importance"]["scores"]:
         figures[IMPORTANCE] = partial(used_importance_figure, comparison["importance"], comparison["confidence"])

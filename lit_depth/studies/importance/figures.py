@@ -48,7 +48,9 @@ def importance_figures(result: dict[str, Any]) -> dict[str, Callable[[], Figure]
         title = f"{task['task']}, {task['num_samples']} samples, {where}"
         bars = partial(importance_figure, task["blocks"], title, task["metric"], confidence, task)
         figures[task_figure(task, tasks)] = bars
-        figures |= flips_figures(against_full(task, confidence), title, confidence, agreement_name(task, tasks))
+        figures |= flips_figures(
+            against_full(task, confidence), title, confidence, agreement_name(task, tasks), task.get("max_score")
+        )
         if "lens" in task:
             figures[lens_name(task, tasks)] = partial(lens_figure, task, title, confidence)
     if result["macro"]:

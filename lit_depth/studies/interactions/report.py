@@ -42,7 +42,7 @@ def report(result: dict[str, Any]) -> Report:
     compared = against_full(result)
     title = f"Scores that change against the drop, {result['task']}, {result['split']} split"
     # the many pairs lie below the singles
-    changes = flips_figures(compared[::-1], title, result["confidence"])
+    changes = flips_figures(compared[::-1], title, result["confidence"], max_score=result.get("max_score"))
     told = [refused, headline(result, result, ranked=False), _passes(result), _width(result)]
     return Report(
         title="Interactions of transformer blocks",

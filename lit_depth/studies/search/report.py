@@ -60,7 +60,9 @@ def report(result: Mapping[str, Any]) -> Report:
     title = f"Scores that change against the drop, {result['task']}, validation split"
     decided = mask_decisions(result, refused)
     figures |= decision_figures(decided, _units_by_index(result), [], result["confidence"])
-    changes = flips_figures(compared := _against_full(result), title, result["confidence"])
+    changes = flips_figures(
+        compared := _against_full(result), title, result["confidence"], max_score=result.get("max_score")
+    )
     figures |= changes
     tables = {"search/ablations": Table(COLUMNS, [_ablation_row(result, entry) for entry in result["ablations"]])}
     if heals:
