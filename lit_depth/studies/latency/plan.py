@@ -93,7 +93,8 @@ def plan_memory(
         "memory_gib": memory_gib,
     }
     result = {"command": "plan", **arguments, **describe(weights, requests, masks, memory_gib)}
-    result["time_model"] = add_times(result["plans"], stored_model(trainer, model, output_dir), length, new_tokens)
+    stored = stored_model(trainer, model, output_dir, new_tokens)
+    result["time_model"] = add_times(result["plans"], stored, length, new_tokens)
     with locked_folder(folder := prepare_folder(Path(output_dir) / "plan" / name)):
         write_manifest(folder, arguments, command="plan")
         publish(Run(trainer, model, datamodule, folder, arguments, 0.0), report(result), RESULT, result)

@@ -258,7 +258,8 @@ class Clock:
             times |= found
             # a split of few samples has no more requests; the next look has nothing new to see
             whole = [mask for mask in left if len(found[mask]) == look.num_requests]
-            confidence |= dict.fromkeys(whole, look.confidence)
+            # a look that the split cuts short may err no more often than it was planned to
+            confidence |= {mask: look.confidence for mask in left if mask in whole or mask in confidence}
             unsettled = [
                 mask
                 for mask in whole

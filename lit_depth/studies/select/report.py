@@ -145,12 +145,13 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         f"percentile) with {result['margin']:.0%} of it kept free."
     ]
     lines += _effort(result.get("timing") or {})
-    few = [entry["latency_ms"]["num_requests"] for entry in result["candidates"]]
-    if any(few):
-        lines.append(f"Times rest on {min(filter(None, few))} requests under each mask that was timed.")
+    few = [count for entry in result["candidates"] if (count := entry["latency_ms"]["num_requests"])]
+    if few:
+        many = f" to {max(few)}" if max(few) > min(few) else ""
+        lines.append(f"Times rest on {min(few)}{many} requests under each mask that was timed.")
     # a 95% bound of that percentile takes so many requests, see `percentile_bound`
     enough = math.ceil(math.log(0.05) / math.log(share))
-    few = [count for count in few if 0 < count < enough]
+    few = [count for count in few if count < enough]
     if few:
         lines.append(
             f"From {min(few)} requests it is their largest time, which is no 95% bound: that takes {enough} requests."
@@ -175,8 +176,8 @@ def _effort(timing: Mapping[str, Any]) -> list[str]:
     ended = "" if settled == masks else f", the others ended at {timing['most_requests']} or with the split's questions"
     lines = [f"{timing['num_requests']} requests were timed: {known}{ended}."]
     if timing["depths_not_timed"]:
-        depths = ranges(timing["depths_not_timed"])
-        lines.append(f"Not timed: the best masks of {depths} blocks, which are no better than one of a faster mask.")
+        depths = ranges(timing["depths_not_timed"], ", ")
+        lines.append(f"Not timed: the best masks of {depths} blocks, which are no better than a faster one.")
     return lines
 
 

@@ -17,22 +17,31 @@ TIME_MODEL = "time_model.json"
 # packages whose versions times depend on
 _PACKAGES = ("torch", "transformers")
 # arguments of a model that its times depend on
-_ARGUMENTS = ("checkpoint", "revision", "quantization", "phase", "skip_tokens")
+_ARGUMENTS = (
+    *("checkpoint", "revision", "quantization", "device_map", "attn_implementation"),
+    *("processor_kwargs", "experts_per_token", "max_crops"),
+    *("phase", "decode_without_prompt", "skip_tokens"),
+)
 
 
 def machine_of(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
-    """What the constants of a model of time are true of: device, threads, number format, checkpoint and versions."""
+    """What a model of time is true of: device, threads, number formats, checkpoint as it was loaded, and versions."""
     versions = current_versions()
     return {
         **clock_settings(trainer.strategy.root_device),
         "dtype": floating(model.model.dtype),
+        "precision": str(trainer.precision),
         **{name: model.hparams[name] for name in _ARGUMENTS},
         **{name: versions.get(name) for name in _PACKAGES},
     }
 
 
-def stored_model(trainer: Trainer, model: DepthModule, output_dir: str) -> tuple[Path, TimeModel] | None:
+def stored_model(
+    trainer: Trainer, model: DepthModule, output_dir: str, new_tokens: int
+) -> tuple[Path, TimeModel] | None:
     """The newest model of time of this model and machine among the runs of ``latency``; None if there is none.
+
+    One that was fitted to requests of one new token knows no decode step, and does not count where there are some.
 
     Raises:
         ValueError: If a file is not what ``latency`` writes.
@@ -44,7 +53,7 @@ def stored_model(trainer: Trainer, model: DepthModule, output_dir: str) -> tuple
             found = TimeModel.from_dict(read_object(file))
         except ValueError as error:
             raise ValueError(f"{file}: {error}: delete it, and fit it again") from error
-        if found.machine == machine:
+        if found.machine == machine and (new_tokens == 1 or found.constants["decode_per_token"]):
             return file, found
     return None
 
@@ -65,7 +74,7 @@ def predicted_by_stored_model(
 
     The prompt is the longest that was measured.
     """
-    found = stored_model(trainer, model, output_dir)
+    found = stored_model(trainer, model, output_dir, new_tokens)
     if found is None:
         return None
     _, times = found

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from lit_depth.functional.latency.budget import percentile_bound
+from lit_depth.functional.latency.planned_looks import planned_looks
 from lit_depth.studies.select import measurements
 from lit_depth.studies.select.measurements import Earlier, read_comparison, read_latency
 
@@ -132,6 +134,19 @@ def test_a_mask_is_timed_until_its_percentile_is_known(monkeypatch):
         **{"adaptive": True, "num_requests": 252, "num_masks": 3, "num_settled": 2, "most_requests": 122},
         **{"tolerance": 0.1, "depths_not_timed": [3]},
     }
+
+
+def test_a_second_look_that_the_split_cuts_short_errs_no_more_than_planned(monkeypatch):
+    """Of 110 requests the second largest would be the bound at the first look's confidence: 3.6% + 2.4% is over 5%."""
+    clock, _ = clock_of(monkeypatch, {"01": [*[20.0] * 3, *[10.0] * 107]})
+    timed = clock.time_until_known(["01"], "calibration", tolerance=0.1)
+    assert len(timed.times["01"]) == 110 and timed.num_settled == 0
+    first, second = planned_looks(0.95)
+    assert timed.confidence == {"01": second.confidence}
+    missed = [1 - look.confidence for look in (first, second)]
+    assert 0.95**65 == pytest.approx(missed[0]) and missed[0] + 0.95**110 < 0.05
+    assert percentile_bound(list(range(110)), 0.95, second.confidence) == 109
+    assert percentile_bound(list(range(110)), 0.95, first.confidence) == 108
 
 
 def test_a_small_split_and_a_given_number_end_it_too(monkeypatch):

@@ -94,4 +94,14 @@ def test_it_tells_how_many_requests_were_timed_and_why_no_more() -> None:
     timing |= {"tolerance": 0.1, "depths_not_timed": [5, 6, 7, 9]}
     text = " ".join(as_text(report({**selection(), "timing": timing})).split())
     assert "252 requests were timed: 2 of 3 masks are known within 10%, the others ended at 122" in text
-    assert "Not timed: the best masks of 5-7 9 blocks" in text
+    assert "Not timed: the best masks of 5-7, 9 blocks, which are no better than a faster one." in text
+
+
+def test_it_tells_the_fewest_and_the_most_requests_of_a_mask() -> None:
+    result = selection()
+    timed = [entry["latency_ms"] for entry in result["candidates"] if entry["latency_ms"]["num_requests"]]
+    for times in timed:
+        times["num_requests"] = 122
+    assert "Times rest on 122 requests under each mask" in " ".join(as_text(report(result)).split())
+    timed[0]["num_requests"] = 65
+    assert "Times rest on 65 to 122 requests under each mask" in " ".join(as_text(report(result)).split())
