@@ -186,5 +186,5 @@ def test_loggers_keep_every_task(comparison: dict[str, Any]) -> None:
     expected = {"baseline/answer": None, "baseline/answer/first": "red", "baseline/answer/second": "2"}
     expected |= {"full/quality/second": 0.99, "baseline/beaten/second": False, "latency/num_requests": 3}
     assert {key: told.scalars[key] for key in expected} == expected
-    assert len(COLUMNS) == 24 and told.metadata["task"] == "mean of first, second"
+    assert len(COLUMNS) == 25 and told.metadata["task"] == "mean of first, second"
     assert "Times are medians of 3 requests of batch size 1 under each mask." in as_text(told)
