@@ -11,9 +11,9 @@ Coverage: the best of 4, 16 or 48 masks, all equal, spread, or one of them clear
 was chosen is to lie within the interval. Beside the package's interval stand the naive one (the paired interval
 of the chosen mask, as if it had been the only one) and the simultaneous one of all masks.
 
-Cost: one call for the singles of 16 blocks on 512 samples, the time of one sweep being given by ``--sweep_seconds``. And with
-``--commands``, CPU seconds of whole commands on the bundled model with and without what they tell of their decisions, taken in
-the same run.
+Cost: one call for the singles of 16 blocks on 512 samples, a sweep's time being given by ``--sweep_seconds``. With
+``--commands``, CPU seconds of whole commands on the bundled model, with and without what they tell of their decisions,
+taken in the same run.
 
     python benchmarks/stability.py [--models 500] [--data_sets 400] [--commands] [--output FILE]
     python benchmarks/stability.py --models 0 --data_sets 0 --commands  # the cost alone, some three minutes

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.distributed import DistributedConfig
@@ -23,7 +23,7 @@ _RANK, _PROCESSES = "RANK", "WORLD_SIZE"
 _OWN_HEADS = ("colwise",)
 
 
-def split_over_processes(model: nn.Module, tp_plan: TpPlan) -> DistributedConfig:
+def split_over_processes(model: PreTrainedModel, tp_plan: TpPlan) -> DistributedConfig:
     """How transformers is told to split a checkpoint over all processes that torchrun has started.
 
     A weight is split by output or by input features (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053); what the
@@ -43,7 +43,8 @@ def split_over_processes(model: nn.Module, tp_plan: TpPlan) -> DistributedConfig
             "--model.tp_plan: expected several processes that hold the model together, got one: start them by "
             "torchrun --nproc_per_node N -m lit_depth ..., with --trainer.devices N"
         )
-    plan: dict[str, str] = {**(getattr(model, "tp_plan", None) or {}), **({} if tp_plan == "auto" else tp_plan)}  # type: ignore[dict-item]
+    own = {} if isinstance(tp_plan, str) else dict(tp_plan)
+    plan = (model.tp_plan or {}) | own
     of_blocks = {name: style for name, style in plan.items() if ".*." in name}
     if not of_blocks:
         raise ValueError(
@@ -51,11 +52,11 @@ def split_over_processes(model: nn.Module, tp_plan: TpPlan) -> DistributedConfig
             "none: give rules by names of modules, or --model.device_map"
         )
     _check_conversion(model, of_blocks)
-    _check_heads(model.config.get_text_config(decoder=True), of_blocks, processes)  # type: ignore[union-attr,operator]
-    return DistributedConfig(tp_plan=tp_plan if tp_plan == "auto" else dict(tp_plan))
+    _check_heads(model.config.get_text_config(decoder=True), of_blocks, processes)
+    return DistributedConfig(tp_plan=own or "auto")
 
 
-def _check_conversion(model: nn.Module, plan: Mapping[str, str]) -> None:
+def _check_conversion(model: PreTrainedModel, plan: Mapping[str, str]) -> None:
     """Refuse weights that stand in one tensor of the files and are split behind that: a process would read other rows.
 
     transformers reads of such a tensor the share that its first part's plan names, without an error.
@@ -76,9 +77,9 @@ def _check_heads(config: PretrainedConfig, plan: Mapping[str, str], processes: i
     """Refuse heads that cannot be dealt out evenly, where each process computes its own."""
     splits_heads = any(style in _OWN_HEADS for name, style in plan.items() if ".mlp." not in name)
     heads = getattr(config, "num_attention_heads", None)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     if not splits_heads or heads is None:
         return
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
     named = {"attention heads": heads % processes == 0}
     named["key and value heads"] = get_kv_heads_per_rank(dict(plan), kv_heads, processes) is not None
     uneven = [f"{heads if name.startswith('att') else kv_heads} {name}" for name, fits in named.items() if not fits]

@@ -65,6 +65,32 @@ def test_writes_the_format_that_scripts_read(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_model_of_time_is_fitted_and_a_plan_predicts_from_it(checkpoint, tmp_path, capsys):
+    common = ["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--num_active_blocks", "4", "16"]
+    plan = [*common, "--plan", "true", "--plan_batches", "1", "6", "--new_tokens", "2"]
+    assert run(plan) == 0
+    assert "No model of time of this checkpoint on this machine was found" in capsys.readouterr().out
+    assert run([*common, "--num_samples", "4", "--new_tokens", "2", "--fit_time_model", "true"]) == 0
+    assert "Requests under masks that were left out of the fit" in capsys.readouterr().out
+    folder = tmp_path / "latency" / "default"
+    model = json.loads((folder / "time_model.json").read_text())
+    batches = sorted(path.name.split("_")[1] for path in (folder / "time_model").glob("*.jsonl"))
+    assert batches == ["1", "4", "4"] and model["ranges"]["batch_size"] == [1, 4] and model["whole_blocks"]
+    low, high = model["ranges"]["prompt_tokens"]
+    assert high > 1.5 * low
+    assert run(plan) == 0
+    assert "nothing was timed now" in capsys.readouterr().out
+    plans = json.loads((tmp_path / "plan" / "default" / "plan.json").read_text())["plans"]
+    for entry in plans:
+        times = entry["predicted_ms"]
+        assert times["total"] == pytest.approx(times["vision"] + times["prefill"] + times["decode_per_token"])
+        assert entry["extrapolated"] == (entry["batch_size"] == 6)
+    capsys.readouterr()
+    assert run([*common, "--new_tokens", "1", "--fit_time_model", "true"]) == 2
+    assert "expected new_tokens of at least 2 with --fit_time_model true, got 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_index_lists_batches_and_a_continued_run(checkpoint, tmp_path):
     command = ["latency", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, "--new_tokens", "1"]
     command += ["--num_samples", "5", "--batch_size", "2"]

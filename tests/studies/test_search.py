@@ -200,15 +200,16 @@ def test_interrupted_anywhere_and_continued_equals_uninterrupted(module, tmp_pat
         assert (folder / "search.json").read_bytes() == whole
 
 
-@pytest.mark.parametrize("racing_on", [True, False])
+@pytest.mark.slow
+@pytest.mark.parametrize("racing_on", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_a_run_that_ordered_equal_scores_by_their_blocks_is_continued(module, tmp_path, monkeypatch, racing_on):
     """As earlier versions did: their records serve as far as they go, and the rest is answered."""
     few = data(module, calibration_samples=30, num_samples=20)
     options: dict[str, Any] = {"racing": racing_on, "max_blocks_to_remove": 3}
     whole = search(module, few, tmp_path, name="new", **options)
     with monkeypatch.context() as patched:
-        for place in ("functional.search.racing", "functional.search.pairwise", "studies.search.finders"):
-            patched.setattr(f"lit_depth.{place}.second_score", lambda mean: 0.0)
+        for place in ("racing", "pairwise", "beam"):
+            patched.setattr(f"lit_depth.functional.search.{place}.second_score", lambda mean: 0.0)
         old = search(module, few, tmp_path, name="old", **options)
     assert old["levels"] != whole["levels"]  # there are ties
     before = module.answered

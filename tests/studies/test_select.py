@@ -79,6 +79,31 @@ def test_the_best_mask_within_the_budget_is_chosen_and_another_budget_needs_no_n
 
 
 @pytest.mark.slow
+def test_without_a_number_of_requests_what_no_budget_would_choose_is_not_timed(
+    checkpoint, tmp_path, capsys, steady_clock
+):
+    place = SMALL.index("--num_requests")
+    command = [
+        "select",
+        "--model.checkpoint",
+        checkpoint,
+        "--output_dir",
+        tmp_path,
+        *SMALL[:place],
+        *SMALL[place + 2 :],
+    ]
+    assert run([*command, "--margin", "0.1", "--budget-ms", "1000"]) == 0
+    result = read(tmp_path)
+    timed, qualities = result["candidates"], [entry["chosen_by"]["quality"] for entry in result["candidates"]]
+    assert timed[-1]["num_active_blocks"] == 16 and qualities[:-1] == sorted(set(qualities[:-1]))
+    # equal times are known at the first look
+    assert {entry["latency_ms"]["num_requests"] for entry in timed} == {65}
+    assert result["timing"]["num_settled"] == result["timing"]["num_masks"] == len(timed)
+    assert all(entry["expected"] is not None for entry in timed)
+    assert f"{65 * len(timed)} requests were timed: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_mask_that_is_slower_when_measured_again_is_dropped(checkpoint, tmp_path, monkeypatch, steady_clock):
     command = ["select", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
     assert run([*command, "--budget-ms", "100"]) == 0

@@ -60,7 +60,8 @@ def planned_looks(share: float = 0.95, confidence: float = 0.95, num_looks: int 
     check_share(share=share, confidence=confidence)
     if not 1 <= num_looks <= 8:
         raise ValueError(f"expected 1 to 8 looks, got {num_looks}")
-    looks, left = [], 1 - confidence
+    looks: list[Look] = []
+    left = 1 - confidence
     for index in range(num_looks):
         error = left if index == num_looks - 1 else 0.75 * left
         count = looks[-1].num_requests + 1 if looks else 1

@@ -106,7 +106,7 @@ class TimeModel:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; `from_dict` reads it."""
-        held_out = self.held_out and {stage: errors._asdict() for stage, errors in self.held_out.items()}
+        held_out = {stage: errors._asdict() for stage, errors in (self.held_out or {}).items()} or None
         ranges = {name: list(limits) for name, limits in self.ranges.items()}
         return {**asdict(self), "held_out": held_out, "ranges": ranges}
 
@@ -118,7 +118,8 @@ class TimeModel:
             ValueError: If it is something else.
         """
         try:
-            held_out = content["held_out"] and {name: Errors(**each) for name, each in content["held_out"].items()}
+            errors = content["held_out"]
+            held_out = None if errors is None else {name: Errors(**each) for name, each in errors.items()}
             constants = {stage: {name: float(v) for name, v in content["constants"][stage].items()} for stage in STAGES}
             ranges = {name: (int(low), int(high)) for name, (low, high) in content["ranges"].items()}
             return cls(constants, bool(content["whole_blocks"]), held_out, ranges, dict(content["machine"]))

@@ -44,6 +44,7 @@ from lit_depth.functional.search.racing import (
     ScoreTable,
     as_scores,
     race,
+    second_score,
 )
 
 MAX_COMBINATIONS = 5000
@@ -290,6 +291,11 @@ def score_ablations(
     return tuple(
         _ablation(table, row, tuple(sorted(removed)), (), rank_by, None) for row, removed in enumerate(ablations)
     )
+
+
+def second_of(ablation: Ablation, rank_by: RankBy) -> float:
+    """What orders ablations of equal score, higher is better, see `lit_depth.functional.search.racing`."""
+    return second_score(ablation.reference_probability) if rank_by == "accuracy" else 0.0
 
 
 def level_rule(

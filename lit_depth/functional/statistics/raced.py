@@ -8,6 +8,8 @@ every sample, both functions give what `decision_stability` and `winner_interval
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -103,7 +105,7 @@ def raced_winner(
     patterns: dict[bytes, list[int]] = {}
     for place, common in enumerate(np.isfinite(others) & own):
         patterns.setdefault(common.tobytes(), []).append(place)
-    options = {"score_range": score_range, "seed": seed}
+    options: dict[str, Any] = {"score_range": score_range, "seed": seed}
     rivals = 0
     for pattern, places in patterns.items():
         common = np.frombuffer(pattern, dtype=bool)
@@ -114,7 +116,7 @@ def raced_winner(
         rivals += count_rivals(differences, len(others), confidence, clusters=names[common], **options)
     draws, means = _plausible(array, clusters, 0.0, np.random.default_rng(seed))
     plausible = float(draws.means[:, row].mean() if rivals else means[row])
-    given = {"clusters": names[own], **options}
+    given: dict[str, Any] = {"clusters": names[own], **options}
     return correct_for_choice(row, array[[row]][:, own], len(array), rivals, plausible, confidence, **given)
 
 

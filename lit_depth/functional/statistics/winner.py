@@ -80,7 +80,7 @@ def winner_interval(
     array = as_numbers(float, values=values)
     sums = sum_clusters(array, clusters, tasks, score_range)
     row = int(np.argmax(sums.means))
-    options = {"clusters": clusters, "score_range": score_range, "tasks": tasks, "seed": seed}
+    options: dict[str, Any] = {"clusters": clusters, "score_range": score_range, "tasks": tasks, "seed": seed}
     differences = array[row] - np.delete(array, row, axis=0)
     rivals = count_rivals(differences, len(differences), confidence, **options) if len(differences) else 0
     plausible = float(sums.means[row])

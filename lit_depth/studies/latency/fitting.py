@@ -48,8 +48,11 @@ def measure_and_fit(
             frames.append(
                 time_masks(run, "validation", some, path, **sizes, threads=threads, batch_size=size, more_tokens=more)
             )
-    found = [to_requests(frame) for frame in frames]
-    requests, times = ([each for one in found for each in one[place]] for place in (0, 1))
+    requests: list[Request] = []
+    times: list[StageTimes] = []
+    for frame in frames:
+        asked, took = to_requests(frame)
+        requests, times = requests + asked, times + took
     return fit_time_model(requests, times, machine_of(run.trainer, run.model))
 
 

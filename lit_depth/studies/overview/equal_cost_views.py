@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lit_depth.results.model_names import without_skipping
 from lit_depth.results.report import Section, Table
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.verdicts import SIMULTANEOUS, differs
@@ -19,17 +20,26 @@ def equal_cost_sentences(pairs: Sequence[CostPair], confidence: float) -> list[s
 
 
 def _sentence(pair: CostPair, confidence: float) -> str:
+    first, second = _short(pair.a), _short(pair.b)
     place = f"On {pair.task} at equal {COSTS[pair.cost]}"
     if pair.found is None:
         why = "one of them has no mask that costs less than all blocks"
-        return f"{place} {pair.a} and {pair.b} cannot be compared: {why}."
-    interval, together = pair.found.interval, pair.found.simultaneous
-    numbers = f"{pair.a} less {pair.b} {interval.estimate:+.3f} {format_interval([together.low, together.high])}"
+        return f"{place} nothing is compared where {first} and where {second}: {why}."
     place += f" (mean over {pair.low:.2f} to 1 of that of all blocks)"
+    estimate, together = pair.found.interval.estimate, pair.found.simultaneous
+    limits, p_value = [together.low, together.high], format_p_value(pair.found.p_holm)
     if not differs(pair.found.p_holm, confidence):
-        return f"{place} they are not separable: {numbers}, p {format_p_value(pair.found.p_holm)}."
-    better = pair.a if interval.estimate > 0 else pair.b
-    return f"{place} {better} is better: {numbers}, p {format_p_value(pair.found.p_holm)}."
+        numbers = f"the first less the second {estimate:+.3f} {format_interval(limits)}, p {p_value}"
+        return f"{place} the two are not separable, where {first} and where {second}: {numbers}."
+    if estimate < 0:
+        first, second, estimate, limits = second, first, -estimate, [-limits[1], -limits[0]]
+    higher = f"{estimate:+.3f} {format_interval(limits)}, p {p_value}"
+    return f"{place} quality is higher where {first} than where {second}: {higher}."
+
+
+def _short(label: str) -> str:
+    """Which tokens skip, without the name of the model that both runs have."""
+    return label.removeprefix(f"{without_skipping(label)}, ")
 
 
 def equal_cost_section(pairs: Sequence[CostPair], confidence: float, figures: Sequence[str]) -> Section:

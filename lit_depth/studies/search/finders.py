@@ -17,8 +17,8 @@ from lit_depth.functional import (
     score_ablations,
 )
 from lit_depth.functional.search.ablations import Removed
+from lit_depth.functional.search.beam import second_of
 from lit_depth.functional.search.pairwise import PairwiseResult, pairwise_search
-from lit_depth.functional.search.racing import second_score
 from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.score_cache import ScoreCache
 
@@ -140,8 +140,7 @@ def _score(cache: ScoreCache, ablations: Sequence[Removed], arguments: SearchArg
 
 def _goodness(ablation: Ablation, arguments: SearchArguments) -> tuple[float, float]:
     """The score, and what orders equal ones; higher is better."""
-    by_accuracy = arguments.rank_by == "accuracy"
-    return ablation.score, second_score(ablation.reference_probability) if by_accuracy else 0.0
+    return ablation.score, second_of(ablation, arguments.rank_by)
 
 
 def _importance(found: SearchResult, num_units: int, arguments: SearchArguments) -> tuple[list[float], list[float]]:

@@ -48,8 +48,8 @@ def _decide(
     level: SearchLevel, cache: ScoreCache, reported: Scores, rank_by: RankBy, confidence: float
 ) -> dict[str, Any] | str:
     """The decision of one level, or why there is none."""
+    # best first: what is equal in both scores on a fresh sample goes by this order
     shown = [ablation.removed for ablation in level.ablations[:MOST_CANDIDATES]]
-    shown.sort()  # what is equal in both scores goes by its units, as in the search
     names = MaskSet.of(ablation_masks(cache.num_units, shown)).ids
     recorded = cache.recorded([full_id(cache.num_units), *names])
     full, *rows = _ranking(recorded, rank_by)
@@ -58,20 +58,19 @@ def _decide(
     full, *rows = _ranking(recorded, "reference_logprob")
     second = (np.stack(rows) - full)[:, known]
     is_told = np.array([len(np.unique(images[np.isfinite(row)])) > 1 for row in values])
-    best = shown.index(level.best.removed)
     if len(shown) < 2:
         return ONE_MASK
-    if not is_told[best] or is_told.sum() < 2:
+    if not is_told[0] or is_told.sum() < 2:
         return _FEW_CLUSTERS
-    row, names = int(is_told[:best].sum()), [name for name, told in zip(names, is_told) if told]
+    told = [name for name, is_one in zip(names, is_told) if is_one]
     # as in the search, the reference probability orders equal accuracies, where it was measured
     decides = rank_by == "accuracy" and bool(np.isfinite(second[np.isfinite(values)]).all())
     breaker = second[is_told] if decides else None
-    stability = raced_stability(values[is_told], skipped_by(names), row, images, second=breaker)
-    winner = raced_winner(values[is_told], row, images, confidence)
+    stability = raced_stability(values[is_told], skipped_by(told), 0, images, second=breaker)
+    winner = raced_winner(values[is_told], 0, images, confidence)
     return {
         **describe_choice("best mask", range(cache.num_units), stability, int(known.sum())),
-        "best": describe_best(winner, names) | _elsewhere(reported, names[row], rank_by, confidence),
+        "best": describe_best(winner, told) | _elsewhere(reported, told[0], rank_by, confidence),
         "num_candidates": len(level.ablations),
         "num_dropped_early": sum(each.dropped_on is not None for each in level.ablations),
     }

@@ -105,7 +105,8 @@ def _decision_sections(result: Mapping[str, Any], figures: Sequence[str]) -> lis
     looked_at = sum(each["num_candidates"] for each in result.get("decisions", ()))
     of = "accuracy" if result["rank_by"] == "accuracy" else "reference probability"
     note = (
-        f"Chosen among the ablations that this search looked at; a fresh one could look at others. Drops are in {of}."
+        "Chosen among the ablations that this search looked at; a fresh one could look at others. What all of them "
+        f"skip stands at 100%. Equal ones of a fresh sample keep the order of this one. Drops are in {of}."
     )
     if early:
         note += (

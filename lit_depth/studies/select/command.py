@@ -181,7 +181,7 @@ def select(
         if lossless:
             longest = min(max_draft, new_tokens - 2)
             drafts = Lossless(
-                *(run, new_tokens, settings["threads"], num_requests or num_checks, num_checks, longest, confidence)
+                run, new_tokens, settings["threads"], num_requests or num_checks, num_checks, longest, confidence
             )
             result["lossless"] = drafts.measure([option.mask_id for option in options])
         publish(run, report(result), RESULT, result)

@@ -13,7 +13,6 @@ from lit_depth.module import DepthModule
 from lit_depth.results.reading import read_object
 from lit_depth.studies.select.analysis import SHARE, Option, Times, order_by_importance, worth_timing
 from lit_depth.studies.select.arguments import SelectArguments
-from lit_depth.studies.select.screening import NUM_SAMPLES, screen
 from lit_depth.studies.shared.constant_answer import describe_baseline
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.identity import check_same_model, model_arguments
@@ -201,11 +200,8 @@ def _measure_quality(
 ) -> tuple[list[Option], dict[str, Any], BySample]:
     """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report.
 
-    Where it ``adapts``, masks that a few samples rule out are not measured on the others, and quality is reported of
-    those alone that may be chosen.
+    Where it ``adapts``, it is reported of those masks alone that may be chosen.
     """
-    num_planned = len({planned.id for planned in plan})
-    plan = screen(run, plan, confidence) if adapts else plan
     # both in one run, so that a mask's quality is reported on questions that its choice did not see
     seen = evaluate(run, "calibration", [planned.mask for planned in plan], "masks")
     chosen_by = quality_by_mask(*describe_masks(plan, seen.scores, {}, confidence))
@@ -216,9 +212,7 @@ def _measure_quality(
     expected = quality_by_mask(*describe_masks(reported, unseen.scores, {}, confidence))
     options = [option._replace(expected=expected.get(option.mask_id, ([], None))[1]) for option in options]
     baseline = describe_baseline(unseen.scores, confidence)
-    screening = {"num_samples": NUM_SAMPLES, "num_masks": num_planned, "num_left": len({each.id for each in plan})}
     beside = {"baseline": baseline, **describe_readings(unseen, confidence)}
-    beside |= {"screening": screening if adapts else None}
     return options, beside, BySample(seen.scores, unseen.scores)
 
 

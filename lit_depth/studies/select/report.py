@@ -144,7 +144,7 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         f"'budget from' is the smallest budget that {share:.0%} of the requests stay within (upper 95% bound of the "
         f"percentile) with {result['margin']:.0%} of it kept free."
     ]
-    lines += [*_screened(result.get("screening") or {}), *_effort(result.get("timing") or {})]
+    lines += _effort(result.get("timing") or {})
     few = [entry["latency_ms"]["num_requests"] for entry in result["candidates"]]
     if any(few):
         lines.append(f"Times rest on {min(filter(None, few))} requests under each mask that was timed.")
@@ -164,16 +164,6 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
     measure = readings_note(result["readings"]) if "readings" in result else ""
     constant = [f"{describe_constant(result)}{measure} {LEGEND}".strip()] if result["frontier"] else []
     return [" ".join(lines), *constant]
-
-
-def _screened(screening: Mapping[str, Any]) -> list[str]:
-    """How many masks a few samples ruled out, where they did."""
-    if not screening or screening["num_left"] == screening["num_masks"]:
-        return []
-    return [
-        f"Of {screening['num_masks']} masks {screening['num_masks'] - screening['num_left']} were ruled out by "
-        f"{screening['num_samples']} samples: each is surely worse than one of at most as many blocks."
-    ]
 
 
 def _effort(timing: Mapping[str, Any]) -> list[str]:

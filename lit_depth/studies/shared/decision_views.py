@@ -11,12 +11,13 @@ from lit_depth.results.style import new_figure
 from lit_depth.results.table import Cell, format_interval, format_p_value
 from lit_depth.results.unit_names import ranges, unit_name, unit_places
 from lit_depth.results.verdicts import WITHHELD
-from lit_depth.studies.shared.decisions import SETTLED
 from lit_depth.studies.shared.importance_views import matrix_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# probability that two fresh samples agree, from which a decision counts as settled; that of `decision_stability`
+SETTLED = 0.9
 # names of the figures
 DECISIONS, REGRET = "decisions", "transfer_regret"
 HEADING = "Would a fresh sample choose the same?"
@@ -93,7 +94,9 @@ def _decision_table(decisions: Sequence[tuple[str, Mapping[str, Any]]], units: M
         limits = format_interval(found["corrected_drop_ci"])
         firmness = [percent(entry["repeated"]), percent(entry["agreement"]), verdict(entry), needed]
         row: list[Cell] = [name, skipped(entry["skipped"], units), *firmness, *numbers, limits]
-        if is_reported:
+        if is_reported and "reported_drop" not in found:
+            row += [None, None]
+        elif is_reported:
             row += [f"{found['reported_drop']:+.3f}", format_interval(found["reported_drop_ci"])]
         rows.append(row)
     return Table([*HEADERS, *(REPORTED_HEADERS if is_reported else ())], rows)
@@ -128,7 +131,8 @@ def mask_decision_section(
         return [Section(HEADING, f"{WITHHELD.upper()}.")]
     decisions, lines = mask_decisions(result, refused), [note]
     if decisions:
-        elsewhere = EXPLAIN_REPORTED.format(split=split) if "reported_drop" in decisions[0][1]["best"] else ""
+        is_reported = any("reported_drop" in each["best"] for _, each in decisions)
+        elsewhere = EXPLAIN_REPORTED.format(split=split) if is_reported else ""
         lines.append(EXPLAIN.format(best=CHOSEN_MASK) + elsewhere)
     lines.append(not_told(result["undecided"]))
     text = "\n\n".join(filter(None, lines))

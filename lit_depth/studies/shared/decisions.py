@@ -10,8 +10,6 @@ from lit_depth.functional.statistics import Floats, Interval, Stability, Winner,
 from lit_depth.studies.shared.block_ranks import drops
 from lit_depth.studies.shared.scores import Scores, interval_entry
 
-# probability that two fresh samples agree, from which a decision counts as settled
-SETTLED = 0.9
 # of the measured blocks, how many a decision skips
 _SHARE = 4
 # why there is no decision
@@ -85,7 +83,7 @@ def describe_choice(rule: str, units: Sequence[int], found: Stability, num_sampl
 
     ``skipped`` are units; ``inclusion`` is the probability, by unit, that a fresh sample of the same size skips it,
     ``repeated`` that it skips exactly the same, ``agreement`` that two such samples skip the same as each other, and
-    ``samples_needed`` how many samples take that to `SETTLED`, None if 64 times as many do not.
+    ``samples_needed`` how many samples take that to 90%, None if 64 times as many do not.
     """
     return {
         "rule": rule,

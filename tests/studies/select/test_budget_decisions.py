@@ -65,6 +65,9 @@ def test_a_depth_that_was_slower_when_measured_again_is_no_candidate():
     slower = result | {"rejected": [entry for entry in result["candidates"] if entry["num_active_blocks"] == 2]}
     assert affordable(result, options(made_up(0))) == ["1000", "0100", "1100", "0110"]
     assert affordable(slower, options(made_up(0))) == ["1000", "0100"]
+    wide, _ = decided(14.0)
+    untimed = wide | {"candidates": [each for each in wide["candidates"] if each["num_active_blocks"] != 3]}
+    assert affordable(untimed, options(made_up(0))) == list(LOSSES)
 
 
 def test_without_a_budget_there_are_the_sizes_and_by_complexity_no_decision_of_the_budget():

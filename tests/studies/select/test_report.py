@@ -92,8 +92,6 @@ def test_it_tells_how_many_requests_were_timed_and_why_no_more() -> None:
     assert "requests were timed" not in as_text(report(selection()))
     timing = {"adaptive": True, "num_requests": 252, "num_masks": 3, "num_settled": 2, "most_requests": 122}
     timing |= {"tolerance": 0.1, "depths_not_timed": [5, 6, 7, 9]}
-    screening = {"num_samples": 64, "num_masks": 43, "num_left": 20}
-    text = " ".join(as_text(report({**selection(), "timing": timing, "screening": screening})).split())
-    assert "Of 43 masks 23 were ruled out by 64 samples" in text
+    text = " ".join(as_text(report({**selection(), "timing": timing})).split())
     assert "252 requests were timed: 2 of 3 masks are known within 10%, the others ended at 122" in text
     assert "Not timed: the best masks of 5-7 9 blocks" in text

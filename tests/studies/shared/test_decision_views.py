@@ -43,6 +43,9 @@ def test_decisions_of_masks_stand_beside_their_honest_drop_or_say_why_there_are_
     assert section.table.rows[0][-2:] == ["+0.030", "[+0.000, +0.060]"]
     assert "on the validation split" in section.text
     assert section.text.endswith("Nothing to choose: 1 block (one mask).")
+    mixed = {**result, "decisions": [{"name": "3 blocks", **entry}, *result["decisions"]]}
+    (section,) = mask_decision_section(mixed, None, units, "The best of its size.")
+    assert section.table.rows[0][-2:] == [None, None] and "on the validation split" in section.text
     none = {"decisions": [], "undecided": {"each": "no quality was measured"}}
     (section,) = mask_decision_section(none, None, units, "The best of its size.")
     assert section.table is None and section.text.endswith("Nothing to choose: each (no quality was measured).")

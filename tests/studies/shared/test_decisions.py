@@ -49,7 +49,10 @@ def test_each_group_is_decided_and_told_on_samples_that_it_did_not_see():
     (row,) = unseen.compare(unseen.rows(["1111"]) - unseen.rows(["1011"]), 0.95)
     assert entry["best"]["reported_drop"] == row.interval.estimate
     assert entry["best"]["reported_drop_ci"] == [row.interval.low, row.interval.high]
-    assert "reported_drop" not in decide_masks({"a": seen.mask_ids[1:]}, seen, 0.95)["decisions"][0]["best"]
+    few = unseen._replace(mask_ids=unseen.mask_ids[:2], quality=unseen.quality[:2])
+    for elsewhere in (None, few):  # nothing is told where the mask was not measured
+        (entry,) = decide_masks({"a": seen.mask_ids[1:]}, seen, 0.95, elsewhere)["decisions"]
+        assert "reported_drop" not in entry["best"]
 
 
 def test_masks_chosen_on_another_task_cost_the_mean_over_the_groups():

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from lit_depth.studies.shared.importance_views import AGREEMENT_HEADERS, agreement_section, headline
+import pytest
+
+from lit_depth.studies.shared.importance_views import (
+    AGREEMENT_HEADERS,
+    agreement_section,
+    headline,
+    matrix_figure,
+)
 
 
 def test_the_headline_says_what_was_measured_and_on_how_much():
@@ -26,3 +33,12 @@ def test_what_cannot_be_estimated_is_no_number():
         ["x", "y", "log-prob", None, "not estimable", None, "withheld", None],
     ]
     assert "above 0.75, if" in section.text and section.text.endswith("\n\nMore.") and section.figures == ["figure"]
+
+
+@pytest.mark.parametrize(
+    ("values", "extend"),
+    [([0.1, -0.1], "neither"), ([0.3, -0.1], "max"), ([0.1, -0.3], "min"), ([0.3, -0.3], "both"), ([None], "neither")],
+)
+def test_the_colour_bar_shows_where_numbers_lie_beyond_it(values, extend):
+    figure = matrix_figure([values], ["a"], [str(place) for place in range(len(values))], "", 0.2)
+    assert figure.axes[0].images[0].colorbar.extend == extend
