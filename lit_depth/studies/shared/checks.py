@@ -17,7 +17,8 @@ def check_whole_blocks(model: DepthModule, command: str) -> None:
     """Raise ValueError for a model whose masks switch sublayers."""
     if model.hparams["granularity"] != "block":
         raise ValueError(
-            f"{command} takes whole blocks only: leave out --model.granularity, which importance and consistency know"
+            f"{command} takes whole blocks only: leave out --model.granularity, which importance, consistency, "
+            "interactions and search know"
         )
 
 
