@@ -260,7 +260,8 @@ def lens_figure(task: Mapping[str, Any], title: str, confidence: float) -> Figur
     limits = [entry["quality"]["drop_simultaneous_ci"] for entry in blocks]
     of_drops.errorbar(at, drops, yerr=bar_lengths(drops, limits), fmt="none", ecolor="#333333", capsize=3)
     of_drops.axhline(0, color="#333333", linewidth=0.8)
-    of_drops.set_ylabel(f"Drop in quality\n({metric_label(task['metric'])}), block skipped")
+    skipped = "block skipped" if whole else "attention (left) or MLP skipped"
+    of_drops.set_ylabel(f"Drop in quality ({metric_label(task['metric'])}),\n{skipped}")
     of_drops.set_xlabel("Block")
     whole_numbers(of_drops.xaxis)
     bars = f"bars: {confidence:.0%} intervals by {cluster_noun(task)}; those of the drops are simultaneous"

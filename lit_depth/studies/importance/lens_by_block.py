@@ -31,7 +31,11 @@ def describe_lens(measured: Measured, confidence: float) -> list[dict[str, Any]]
     images = measured.scores.images
     quartiles = np.quantile(ranks, [0.25, 0.5, 0.75], axis=1)
     intervals = {
-        "logprob": mean_intervals(logprobs, images, confidence, score_range=None),
+        # no probability is above 1, though Student's limit may be
+        "logprob": [
+            each._replace(high=min(each.high, 0.0))
+            for each in mean_intervals(logprobs, images, confidence, score_range=None)
+        ],
         "top": mean_intervals((ranks == 1).astype(float), images, confidence),
         "settled": mean_intervals(settled(ranks).astype(float), images, confidence),
     }

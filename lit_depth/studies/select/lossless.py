@@ -106,6 +106,7 @@ class Lossless:
         if path.is_file():
             content = read_object(path)
             if content.get("settings") == settings:
+                self.run.effort.read(path, True)
                 return content["found"]
         found = measure()
         prepare_folder(path.parent)

@@ -1,6 +1,7 @@
 """What a run has done since it was started: answers and timed requests per second, and what sharing has saved."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lit_depth.functional import MaskSet, MaskTrie, find_blocks
 from lit_depth.functional.engine.phases import Phases
@@ -11,19 +12,25 @@ from lit_depth.module import DepthModule
 
 @dataclass
 class Effort:
-    """Counts of one run, added to as it goes; what an earlier run recorded is not among them.
+    """Counts of one run, added to as it goes; what an earlier start recorded is not among them.
 
     Attributes:
         seconds: By what was counted, such as ``answers``: seconds that it took.
         counts: The same: how many.
         block_forwards: Forwards of one block on the prompt of one sample that the answers took.
         sequential_block_forwards: The same, of one mask after another.
+        recorded: Files of records, and whether they held something of use when they were first looked at.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     block_forwards: float = 0.0
     sequential_block_forwards: float = 0.0
+    recorded: dict[Path, bool] = field(default_factory=dict)
+
+    def read(self, path: Path, is_of_use: bool) -> None:
+        """Records were looked for; what this start writes and looks at again is none of an earlier one's."""
+        self.recorded.setdefault(path, is_of_use)
 
     def add(self, what: str, count: int, seconds: float) -> None:
         """So many were measured in so many seconds; none at all is no measurement of a speed."""
@@ -39,7 +46,7 @@ class Effort:
         self.sequential_block_forwards += one_by_one * count / len(masks)
 
     def describe(self) -> str:
-        """One line; empty where nothing was measured.
+        """One line; empty where nothing was measured or read.
 
         >>> effort = Effort(block_forwards=136, sequential_block_forwards=256)
         >>> effort.add("answers", 1280, 10.0)
@@ -54,7 +61,10 @@ class Effort:
         if self.block_forwards < self.sequential_block_forwards:
             saved = 1 - self.block_forwards / self.sequential_block_forwards
             parts.append(f"sharing saved {saved:.0%} of the block forwards on prompts")
-        return f"{'; '.join(parts)}." if parts else ""
+        if any(self.recorded.values()):
+            parts.append("what an earlier start had recorded was read, not measured again")
+        told = "; ".join(parts)
+        return f"{told[0].upper()}{told[1:]}." if told else ""
 
 
 def block_forwards(model: DepthModule, masks: MaskSet) -> tuple[int, int]:

@@ -127,6 +127,7 @@ def sweep_samples(
         run.effort.add_answers(run.model, sweep.masks, sweep.num_new, time.perf_counter() - started)
     if sweep.records is None:
         raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
+    run.effort.read(records, len(sweep.records) > sweep.num_new)
     sweep.check_bad_samples(num_samples)
     sweep.check_complete(num_samples - len(sweep.bad_samples))
     return sweep

@@ -56,6 +56,7 @@ def time_masks(
     earlier = read_records([path] if path.is_file() else [], keep="last")
     counts = earlier[earlier["mask"].isin(masks)].groupby("sample")["mask"].nunique()
     done = set(counts[counts == len(masks)].index)
+    run.effort.read(path, bool(done))
     each = copy.copy(run.datamodule.for_each_task()[0])
     each.batch_size, each.max_new_tokens = batch_size, new_tokens
     made: list[str] = []

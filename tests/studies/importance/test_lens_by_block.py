@@ -45,6 +45,14 @@ def test_medians_quartiles_shares_and_intervals():
     assert half_settled(lens) == 1
 
 
+def test_no_limit_of_a_log_probability_is_above_0():
+    lens = describe_lens(measured(), 0.95)
+    logprobs = -np.array(list(RANKS.values()), dtype=float).T
+    limits = mean_intervals(logprobs, list(IMAGES.values()), 0.95, score_range=None)
+    assert any(each.high > 0 for each in limits)
+    assert [entry["logprob_ci"] for entry in lens] == [[each.low, min(each.high, 0.0)] for each in limits]
+
+
 def test_longer_texts_count_more():
     lens = describe_lens(measured(dict.fromkeys("abc", 1.0) | {"d": 5.0}), 0.95)
     assert lens[0]["logprob"] == pytest.approx(-(9 + 4 + 1 + 5 * 1) / 8)
@@ -70,3 +78,4 @@ def test_the_report_has_a_table_and_a_figure_of_it():
     assert "settled behind block 1" in section.text
     figure = importance_figures(result)["logit_lens"]()
     assert list(figure.axes[0].lines[0].get_ydata()) == [2.5, 1.0, 1.0]
+    assert figure.axes[3].get_ylabel().endswith("block skipped")

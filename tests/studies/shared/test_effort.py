@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -56,4 +57,18 @@ def test_a_run_that_measured_nothing_says_nothing(model):
     assert effort.describe() == (
         "30 answers in 2.0 s: 15 rows per second; 4 timed requests in 1.0 s: 4 timed requests per second; "
         "sharing saved 45% of the block forwards on prompts."
+    )
+
+
+def test_what_an_earlier_start_recorded_is_told_and_what_this_one_did_is_not() -> None:
+    effort = Effort()
+    effort.read(Path("new"), False)
+    effort.read(Path("new"), True)
+    assert effort.describe() == ""
+    effort.read(Path("old"), True)
+    assert effort.describe() == "What an earlier start had recorded was read, not measured again."
+    effort.add("timed requests", 4, 1.0)
+    assert effort.describe() == (
+        "4 timed requests in 1.0 s: 4 timed requests per second; what an earlier start had recorded was read, not "
+        "measured again."
     )
