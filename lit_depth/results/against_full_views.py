@@ -133,9 +133,7 @@ def _cancels_out(found: Mapping[str, Any]) -> bool:
     return bool(found["flips_ci"][0] > MANY and seen <= found["flips"] / 2)
 
 
-def flips_figure(
-    masks: Sequence[AgainstFull], title: str, confidence: float, max_score: float | None = 1.0
-) -> Figure:
+def flips_figure(masks: Sequence[AgainstFull], title: str, confidence: float, max_score: float | None = 1.0) -> Figure:
     """Share of changed scores against the drop in quality, with intervals.
 
     A drop of scores from 0 to ``max_score`` (None = 1) needs a share of changes of the drop over it at least: the

@@ -144,7 +144,7 @@ def test_a_second_look_that_the_split_cuts_short_errs_no_more_than_planned(monke
     first, second = planned_looks(0.95)
     assert timed.confidence == {"01": second.confidence}
     missed = [1 - look.confidence for look in (first, second)]
-    assert 0.95**65 == pytest.approx(missed[0]) and missed[0] + 0.95**110 < 0.05
+    assert missed[0] == pytest.approx(0.95**65) and missed[0] + 0.95**110 < 0.05
     assert percentile_bound(list(range(110)), 0.95, second.confidence) == 109
     assert percentile_bound(list(range(110)), 0.95, first.confidence) == 108
 
