@@ -182,7 +182,7 @@ def test_each_row_decodes_under_a_mask_of_its_own(models, family):
 def test_every_family_and_kind_of_mask(name, kind):
     if (name, kind) == ("deepseek_v32", "decode"):
         pytest.skip(
-            "its scores in the decode phase differ from decoding by 0.14 where answers agree: not explained yet"
+            "its scores differ from decoding by 0.14 where answers agree: not explained yet"
         )
     model, inputs = ZOO[name]()
     check_answers_of_kind(model, inputs, **PHASES.get(kind, {"granularity": "sublayer"}))
