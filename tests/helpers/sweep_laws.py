@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 
 import pytest
@@ -67,17 +66,17 @@ def check_answers_of_kind(model, inputs, **kind) -> None:
     num_units, rows = per_block * len(find_blocks(model)), len(inputs["input_ids"])
     masks = torch.cat([torch.ones(1, num_units, dtype=torch.bool), leave_one_out(num_units)])
     options = {"max_new_tokens": FEW_TOKENS, "eos_token_id": None, "pad_token_id": 0, **kind}
-    expected, refused = [], ""
+    expected, is_refused = [], False
     for mask in masks:
         try:
             with masked(model, mask, **kind):
                 expected.append(
                     (plain_answers(model, inputs, FEW_TOKENS), forced_logprob(model, inputs, ANSWERS[:rows]))
                 )
-        except ValueError as error:
-            refused = str(error)
-    if refused:
-        with pytest.raises(ValueError, match=re.escape(refused[:40])):
+        except (ValueError, AttributeError):  # the latter is transformers', of a cache that is none of its own
+            is_refused = True
+    if is_refused:
+        with pytest.raises((ValueError, AttributeError)):
             answer_masks(model, inputs, masks, answer_ids=ANSWERS[:rows], **options)
         return
     tokens, scores = answer_masks(model, inputs, masks, answer_ids=ANSWERS[:rows], **options)
