@@ -21,7 +21,7 @@ _BARS = {"flops": "counted, without error", "time": "bars across: intervals of t
 
 def frontier_figures(curves: Sequence[CostCurve]) -> dict[str, Callable[[], Figure]]:
     """One figure for each task that several runs have points of."""
-    figures = {}
+    figures: dict[str, Callable[[], Figure]] = {}
     for task in dict.fromkeys(curve.task for curve in curves):
         own = [curve for curve in curves if curve.task == task]
         labels = list(dict.fromkeys(curve.label for curve in own))
