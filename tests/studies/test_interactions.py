@@ -154,7 +154,19 @@ def test_errors_are_told_before_what_is_predicted(result):
     entry = next(pair["quality"] for pair in result["pairs"] if pair["removed"] == [3, 8])
     low, high = entry["interaction_simultaneous_ci"]
     assert f"by ExactMatch: 3 and 8 ({entry['interaction']:+.3f} [{low:+.3f}, {high:+.3f}])" in text
-    assert "simultaneous intervals (Holm) over all 21 pairs" in text and "takes four times the samples" in text
+    assert "simultaneous intervals (Holm) over all 21 pairs" in text
+    assert "takes twice the samples (--num_samples) where a pair changes no score" in text
+
+
+def test_a_pair_that_was_found_stands_in_the_table_however_small(result):
+    pairs = copy.deepcopy(result["pairs"])
+    for place, pair in enumerate(pairs):
+        pair["quality"] |= {"interaction": 0.5 + place / 100, "p_holm": 1.0}
+    pairs[0]["quality"] |= {"interaction": 0.01, "p_holm": 0.001}
+    (table,) = [each.table for each in report(result | {"pairs": pairs}).sections if each.heading == "Pairs"]
+    first, second = table.rows[:2]
+    assert first[1] == ", ".join(map(str, pairs[0]["removed"])) and first[-1] == "stand in for one another"
+    assert second[3] == f"{pairs[-1]['quality']['interaction']:+.3f}" and second[-1] == "not shown"
 
 
 def test_predictions_that_are_no_better_than_a_mean_are_refused(result):

@@ -40,7 +40,7 @@ def interactions(
         skip: Blocks that stay active in every mask, such as a first block that is known to be critical.
         split: Where to measure. Masks chosen by the result are to be judged on another one.
         num_samples: Questions; null = as many as --data says for that split. The default takes about a minute on two
-            cores with the bundled checkpoint; four times as many make intervals half as wide.
+            cores with the bundled checkpoint; up to four times as many make intervals half as wide.
         num_held_out: Random masks that the second-order model is tried on, in sizes that take turns; 0 = none, and then
             nothing is predicted.
         max_blocks_to_remove: Largest number of skipped blocks of these masks and of the predicted ones, at least 3.

@@ -95,8 +95,8 @@ def _width(result: Mapping[str, Any]) -> str:
         widths.append(f"{statistics.median(halves):.3f} in {_short(measure)} (at most {halves[-1]:.3f})")
     return (
         f"With these samples the interval of a pair's interaction reaches {' and '.join(widths)} to either side, in "
-        "the median over all pairs. Half of that takes four times the samples (--num_samples) and four times the time "
-        "of the pass."
+        "the median over all pairs. Half of that takes twice the samples (--num_samples) where a pair changes no "
+        "score, up to four times as many elsewhere, and as much more time."
     )
 
 
@@ -146,7 +146,8 @@ def _findings(result: Mapping[str, Any]) -> str:
     """Which pairs were shown to interact, in words, by either measure."""
     lines = [
         "interaction = drop of the pair - drop of the one - drop of the other. Above 0 each covers for the other; "
-        f"below 0 they share what they do. Shown are the largest, with {result['confidence']:.0%} {SIMULTANEOUS} over "
+        "below 0 they share what they do. The table has those that were found, then the largest, with "
+        f"{result['confidence']:.0%} {SIMULTANEOUS} over "
         f"all {len(result['pairs'])} pairs."
     ]
     if refusal(result):
@@ -175,7 +176,8 @@ def _largest(result: Mapping[str, Any], measure: str) -> list[Mapping[str, Any]]
 def _top_rows(result: Mapping[str, Any]) -> list[list[Cell]]:
     rows: list[list[Cell]] = []
     for measure in MAPS:
-        for pair in _largest(result, measure)[:_SHOWN]:
+        found_first = sorted(_largest(result, measure), key=lambda pair: _verdict(pair, measure, result) == _NONE)
+        for pair in found_first[:_SHOWN]:
             entry = pair[measure]
             numbers = (f"{entry['drop']:+.3f}", f"{entry['interaction']:+.3f}")
             limits = format_interval(entry["interaction_simultaneous_ci"])
