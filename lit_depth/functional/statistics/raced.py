@@ -149,7 +149,7 @@ def _plausible(
     residuals = (sums - means[:, None] * sizes) * np.sqrt(counts / (counts - 1))[:, None]
     products, total = residuals @ residuals.T, full.sum()
     # half a lost and half a gained sample that may have been missed, see `stability.mean_covariance`
-    missed, rows = np.abs(sums).max(initial=0.0) ** 2 / 2, np.eye(len(values))
+    missed, rows = (np.abs(sums).max(initial=0.0) or 1.0) ** 2 / 2, np.eye(len(values))
     covariance = products / np.outer(numbers, numbers) + rows * (missed / numbers**2 + _LEAST)
     if not seen.all():
         shares = sizes @ sizes.T / (full**2).sum()

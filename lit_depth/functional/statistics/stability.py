@@ -212,9 +212,9 @@ def mean_covariance(sums: ClusterSums) -> Floats:
     for task in sums.by_task:
         share, count = task.sizes.sum() / total, len(task.sizes)
         covariance += share**2 * count / (count - 1) * task.residuals @ task.residuals.T
-        largest = np.abs(task.values).max(initial=0.0) / task.sizes.sum()
+        # what no row has differed in yet may be as large as a whole score
+        largest = (np.abs(task.values).max(initial=0.0) or 1.0) / task.sizes.sum()
         covariance += np.eye(len(covariance)) * share**2 * largest**2 / 2
-    # what no row ever differs in is certain, up to rounding
     return covariance + np.eye(len(covariance)) * 1e-18
 
 
