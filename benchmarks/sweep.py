@@ -92,7 +92,7 @@ def batches(module: DepthModule, batch_size: int, count: int = 1) -> list[dict[s
 
 
 def engine(
-    module: DepthModule, batch: dict[str, Any], masks: Tensor, scores: bool, new_tokens: int = NEW_TOKENS
+    module: DepthModule, batch: dict[str, Any], masks: Tensor, scores: bool, new_tokens: int = NEW_TOKENS, **kind: Any
 ) -> tuple[Tensor, Tensor]:
     return answer_masks(
         module.model,
@@ -102,6 +102,7 @@ def engine(
         eos_token_id=module.tokenizer.eos_token_id,
         pad_token_id=module.pad_token_id,
         answer_ids=batch["answer_ids"] if scores else None,
+        **kind,
     )
 
 

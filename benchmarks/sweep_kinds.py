@@ -28,12 +28,11 @@ from typing import Any
 
 import torch
 from environment import environment
-from sweep import NEW_TOKENS, batches, bundled
+from sweep import NEW_TOKENS, batches, bundled, engine
 from torch import Tensor
 
 from lit_depth import DepthModule
 from lit_depth.functional import MaskSet, MaskTrie, leave_one_out, masked, reference_logprob
-from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.engine.phases import Phases
 from lit_depth.functional.statistics.median import median_interval
 from lit_depth.module import model_inputs
@@ -49,16 +48,7 @@ BATCH_SIZES = (1, 8)
 
 
 def together(module: DepthModule, batch: dict[str, Any], masks: Tensor, kind: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    return answer_masks(
-        module.model,
-        model_inputs(batch),
-        masks,
-        max_new_tokens=NEW_TOKENS,
-        eos_token_id=module.tokenizer.eos_token_id,
-        pad_token_id=module.pad_token_id,
-        answer_ids=batch["answer_ids"],
-        **kind,
-    )
+    return engine(module, batch, masks, True, **kind)
 
 
 @torch.no_grad()

@@ -42,12 +42,12 @@ class OnWhole(ConversionOps):
         model, first = kwargs["model"], kwargs["full_layer_name"]
         like = model.get_parameter(first)
         if is_dtensor(like):
-            input_dict = {name: _put_together(_single(part), like) for name, part in input_dict.items()}
+            input_dict = {name: _put_together(single(part), like) for name, part in input_dict.items()}
         found = self.operation.convert(input_dict, source_patterns, target_patterns, **kwargs)
         if not is_dtensor(like):
             return found
         targets = {name: model.get_parameter(first.replace(target_patterns[0], name)) for name in found}
-        return {name: _share(_single(weight), targets[name]) for name, weight in found.items()}
+        return {name: _share(single(weight), targets[name]) for name, weight in found.items()}
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -80,5 +80,6 @@ def _share(weight: Tensor, like: Any) -> Tensor:
     return distribute_tensor(weight, like.device_mesh, like.placements, src_data_rank=None).to_local().clone()
 
 
-def _single(tensors: Tensor | list[Tensor]) -> Tensor:
+def single(tensors: Tensor | list[Tensor]) -> Tensor:
+    """The tensor that transformers hands to an operation, bare or in a list."""
     return tensors[0] if isinstance(tensors, list) else tensors

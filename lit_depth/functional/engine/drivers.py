@@ -198,13 +198,12 @@ class TrieDriver:
         block, is_image = getattr(real, "__self__", None), self.is_image
         if not isinstance(block, nn.Module) or is_image is None:
             raise CannotDriveError("a block that image tokens skip has a forward of its own, or returns a tuple")
-        names = list(inspect.signature(type(block).forward).parameters)[2:]  # after self and hidden_states
         split = SplitBlock(block) if "forward" not in block.__dict__ and SplitBlock.fits(block) else None
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             rows, seq = hidden_states.shape[:2]
             places = nn.functional.pad(is_image, (0, seq - is_image.shape[1])).repeat(rows // len(is_image), 1)
-            arguments = dict(zip(names, args)) | kwargs
+            arguments = _by_name(block, args, kwargs)
             found: Tensor = visual_output(hidden_states, places, None, arguments, real, split, block)
             return found
 
@@ -319,8 +318,7 @@ class RowDriver:
         block = getattr(real, "__self__", None)
         if not isinstance(block, nn.Module):
             raise CannotDriveError("a block that decodes without the prompt returns a tuple")
-        names = list(inspect.signature(type(block).forward).parameters)[2:]  # after self and hidden_states
-        arguments = dict(zip(names, args)) | kwargs
+        arguments = _by_name(block, args, kwargs)
         mask = explicit_mask(block, hidden_states, arguments)
         if mask is None or any(arguments.get(name) is not None for name in ("alibi", "position_bias")):
             raise CannotDriveError("a block that decodes without the prompt takes no attention mask for each query")
@@ -342,6 +340,12 @@ class RowDriver:
             self.trail = [*(self.trail if block_idx else ()), states]
             return output
         return torch.cat([output, *self.trail])
+
+
+def _by_name(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a block's call but its hidden states."""
+    names = list(inspect.signature(type(block).forward).parameters)[2:]  # after self and hidden_states
+    return dict(zip(names, args)) | kwargs
 
 
 def _repeat(rows: Tensor, count: int) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import (
     Chunk,
@@ -22,7 +21,7 @@ from transformers.core_model_loading import (
     WeightRenaming,
 )
 
-from lit_depth.models.whole_weights import OnWhole
+from lit_depth.models.whole_weights import OnWhole, single
 
 Conversions: TypeAlias = list[WeightConverter | WeightRenaming]
 
@@ -40,7 +39,7 @@ class JoinVocabulary(ConversionOps):
         target_patterns: list[str],
         **kwargs: Any,
     ) -> dict[str, Any]:
-        parts = [_single(input_dict[pattern]) for pattern in source_patterns]
+        parts = [single(input_dict[pattern]) for pattern in source_patterns]
         return {target_patterns[0]: torch.cat(parts)}
 
     @property
@@ -60,7 +59,7 @@ class SplitVocabulary(ConversionOps):
         config: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        table = _single(next(iter(input_dict.values())))
+        table = single(next(iter(input_dict.values())))
         rows = config.text_config.vocab_size
         return {
             target_patterns[0]: table[:rows].clone(),
@@ -78,7 +77,7 @@ class LinearToPatchConvolution(ConversionOps):
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, Any]:
-        weight = _single(next(iter(input_dict.values())))
+        weight = single(next(iter(input_dict.values())))
         side = int((weight.shape[1] // 3) ** 0.5)
         return {target_patterns[0]: weight.view(-1, side, side, 3).permute(0, 3, 1, 2).contiguous()}
 
@@ -93,16 +92,12 @@ class PatchConvolutionToLinear(ConversionOps):
     def convert(
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, Any]:
-        weight = _single(next(iter(input_dict.values())))
+        weight = single(next(iter(input_dict.values())))
         return {target_patterns[0]: weight.permute(0, 2, 3, 1).flatten(1).contiguous()}
 
     @property
     def reverse_op(self) -> ConversionOps:
         return LinearToPatchConvolution()
-
-
-def _single(tensors: Tensor | list[Tensor]) -> Tensor:
-    return tensors[0] if isinstance(tensors, list) else tensors
 
 
 def _qkv(source: str) -> WeightConverter:
