@@ -26,7 +26,7 @@ from lit_depth.functional.statistics.stability import (
 )
 from lit_depth.functional.statistics.winner import Winner, correct_for_choice, count_rivals
 
-# what no row ever differs in is certain, up to rounding
+# keeps a covariance invertible where rows are alike
 _LEAST = 1e-18
 
 

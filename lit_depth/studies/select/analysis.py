@@ -107,29 +107,17 @@ def best_of_each_count(options: Sequence[Option]) -> list[Option]:
     return [best[count] for count in sorted(best)]
 
 
-def worth_timing(options: Sequence[Option], predicted_ms: Mapping[str, float] | None = None) -> list[Option]:
-    """Of the best masks of each depth those that are better than every faster one, and the full model.
+def worth_timing(options: Sequence[Option]) -> list[Option]:
+    """Of the best masks of each depth those that are better than every one of fewer blocks, and the full model.
 
     A mask that is no better than a faster one is never the best within a budget: its own times would decide nothing.
-
-    Args:
-        options: Masks of known quality.
-        predicted_ms: Time of a request by mask, as a model of time predicts it; None = the fewer blocks, the faster.
     """
-    faster_first = sorted(
-        best_of_each_count(options),
-        key=lambda option: (
-            (option.mask_id.count("1"), 0.0)
-            if predicted_ms is None
-            else (predicted_ms[option.mask_id], -option.chosen_quality)
-        ),
-    )
     kept: list[Option] = []
-    for option in faster_first:
+    for option in best_of_each_count(options):
         is_better = all(option.chosen_quality > each.chosen_quality for each in kept)
         if is_better or "0" not in option.mask_id:
             kept.append(option)
-    return sorted(kept, key=lambda option: option.mask_id.count("1"))
+    return kept
 
 
 def masks_to_time(options: Sequence[Option], for_line: bool) -> list[str]:

@@ -94,7 +94,7 @@ def select(
     from lit_depth.studies.select.arguments import DEFAULT_POLICIES, SelectArguments
     from lit_depth.studies.select.budget_decisions import decide
     from lit_depth.studies.select.lossless import Lossless
-    from lit_depth.studies.select.measurements import Clock, candidates, find_options, read_earlier
+    from lit_depth.studies.select.measurements import Clock, find_options, read_earlier
     from lit_depth.studies.select.report import report
     from lit_depth.studies.shared.checks import (
         check_all_tokens,
@@ -108,7 +108,6 @@ def select(
     from lit_depth.studies.shared.mask_grid import check_plan
     from lit_depth.studies.shared.publish import publish
     from lit_depth.studies.shared.run_folder import open_run
-    from lit_depth.studies.shared.stored_times import predicted_by_stored_model
     from lit_depth.studies.shared.time_masks import clock_settings
 
     check_whole_blocks(model, "select")
@@ -147,14 +146,13 @@ def select(
     earlier = read_earlier(trainer, model, datamodule, arguments, new_tokens, settings)
     plan = {"policies": names, "num_active_blocks": counts, "importance": earlier.importance, "new_tokens": new_tokens}
     measured = {**arguments.measured(), **plan, **settings}
-    predicted_ms = predicted_by_stored_model(trainer, model, new_tokens, output_dir)
     splits = ["calibration", "validation"]
     with open_run(trainer, model, datamodule, splits, measured, output_dir, "select", name, max_bad_samples) as run:
-        options, beside, scores = find_options(run, arguments, earlier, names, counts, predicted_ms)
+        options, beside, scores = find_options(run, arguments, earlier, names, counts)
         if not trainer.is_global_zero:
             return {}
         clock = Clock(run, new_tokens, settings["threads"])
-        shown = options if estimate_depth or not arguments.adapts else candidates(options, predicted_ms)
+        shown = options if estimate_depth or not arguments.adapts else analysis.worth_timing(options)
         timed = clock.time_all(analysis.masks_to_time(shown, estimate_depth), arguments, earlier.times)
         result = {
             "command": "select",

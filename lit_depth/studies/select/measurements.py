@@ -1,6 +1,6 @@
 """What ``lit-depth select`` chooses by: what earlier runs measured, or quality on both splits and times on requests."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,21 +159,12 @@ def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> di
     return times
 
 
-def candidates(
-    options: Sequence[Option], predicted_ms: Callable[[Sequence[str]], Mapping[str, float]] | None
-) -> list[Option]:
-    """The masks that are worth timing, by the times that a model of time predicts where there is one."""
-    predicted = predicted_ms and predicted_ms([option.mask_id for option in options])
-    return worth_timing(options, predicted)
-
-
 def find_options(
     run: Run,
     arguments: SelectArguments,
     earlier: Earlier,
     names: Sequence[str],
     counts: Sequence[int],
-    predicted_ms: Callable[[Sequence[str]], Mapping[str, float]] | None = None,
 ) -> tuple[list[Option], dict[str, Any], BySample | None]:
     """The masks to choose among, the result's ``baseline`` and ``readings``, and scores where they are measured now.
 
@@ -188,14 +179,13 @@ def find_options(
     if scores is None and needs_importance(names):
         scores, _ = measure_mean(run, arguments.confidence)
     plan = plan_masks(names, counts, num_blocks, scores, arguments.num_seeds, keep)
-    return _measure_quality(run, plan, arguments.confidence, predicted_ms, arguments.adapts)
+    return _measure_quality(run, plan, arguments.confidence, arguments.adapts)
 
 
 def _measure_quality(
     run: Run,
     plan: Sequence[PlannedMask],
     confidence: float,
-    predicted_ms: Callable[[Sequence[str]], Mapping[str, float]] | None,
     adapts: bool,
 ) -> tuple[list[Option], dict[str, Any], BySample]:
     """Quality of the planned masks on the calibration split, to choose by, and on the validation split, to report.
@@ -206,7 +196,7 @@ def _measure_quality(
     seen = evaluate(run, "calibration", [planned.mask for planned in plan], "masks")
     chosen_by = quality_by_mask(*describe_masks(plan, seen.scores, {}, confidence))
     options = [Option(mask, names, entry, None) for mask, (names, entry) in chosen_by.items()]
-    shown = {option.mask_id for option in (candidates(options, predicted_ms) if adapts else options)}
+    shown = {option.mask_id for option in (worth_timing(options) if adapts else options)}
     reported = [planned for planned in plan if planned.id in shown]
     unseen = evaluate(run, "validation", [planned.mask for planned in reported], "masks")
     expected = quality_by_mask(*describe_masks(reported, unseen.scores, {}, confidence))

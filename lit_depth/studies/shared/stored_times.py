@@ -1,6 +1,5 @@
 """The model of time that an earlier run of ``lit-depth latency`` has left, where it is of this model and machine."""
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,23 +64,3 @@ def request_of(mask_id: str, batch_size: int, prompt_tokens: int, new_tokens: in
     Request(num_attentions=3, num_mlps=3, batch_size=2, prompt_tokens=50, new_tokens=4)
     """
     return Request(mask_id.count("1"), mask_id.count("1"), batch_size, prompt_tokens, new_tokens)
-
-
-def predicted_by_stored_model(
-    trainer: Trainer, model: DepthModule, new_tokens: int, output_dir: str
-) -> Callable[[Sequence[str]], Mapping[str, float]] | None:
-    """Predicted milliseconds of one request alone, by mask id; None without a model of time of this machine.
-
-    The prompt is the longest that was measured.
-    """
-    found = stored_model(trainer, model, output_dir, new_tokens)
-    if found is None:
-        return None
-    _, times = found
-
-    def predicted(masks: Sequence[str]) -> dict[str, float]:
-        prompt = times.ranges["prompt_tokens"][1]
-        requests = {mask: request_of(mask, 1, prompt, new_tokens) for mask in masks}
-        return {mask: times.predict(request).total(new_tokens) for mask, request in requests.items()}
-
-    return predicted

@@ -103,9 +103,6 @@ def test_masks_that_no_budget_would_choose_are_not_timed() -> None:
     worse = [option for option in options() if option.mask_id != "1111"]
     worse.append(Option("1111", ["full"], {"quality": 0.1}, None))
     assert [option.mask_id for option in worth_timing(worse)] == ["1000", "1100", "1111"]
-    # where the machine takes longer for one block than for two, by a model of time
-    predicted = {"1000": 5.0, "0100": 5.0, "1100": 4.0, "1110": 6.0, "1111": 7.0}
-    assert [option.mask_id for option in worth_timing(options(), predicted)] == ["1100", "1111"]
 
 
 def test_a_bound_has_the_confidence_of_the_look_that_ended_it() -> None:

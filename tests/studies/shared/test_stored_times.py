@@ -13,7 +13,7 @@ import torch
 from lit_depth.functional.latency.time_model import Request, StageTimes, TimeModel, fit_time_model
 from lit_depth.module import DepthModule
 from lit_depth.results.store import write_json
-from lit_depth.studies.shared.stored_times import machine_of, predicted_by_stored_model, stored_model
+from lit_depth.studies.shared.stored_times import machine_of, request_of, stored_model
 
 TRAINER: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision="32-true")
 ARGUMENTS = {name: parameter.default for name, parameter in signature(DepthModule.__init__).parameters.items()}
@@ -32,7 +32,6 @@ def fitted(scale: float, machine: dict[str, Any]) -> TimeModel:
 def test_the_newest_of_the_same_machine_predicts(tmp_path) -> None:
     model = depth_module()
     assert stored_model(TRAINER, model, str(tmp_path), 4) is None
-    assert predicted_by_stored_model(TRAINER, model, 4, str(tmp_path)) is None
     same = machine_of(TRAINER, model)
     machines = {"old": same, "new": same, "other": {**same, "device": "another"}}
     for age, (name, machine) in enumerate(machines.items()):
@@ -42,10 +41,8 @@ def test_the_newest_of_the_same_machine_predicts(tmp_path) -> None:
         os.utime(path, (age, age))
     found = stored_model(TRAINER, model, str(tmp_path), 4)
     assert found is not None and found[0].parent.name == "new"
-    predicted = predicted_by_stored_model(TRAINER, model, 4, str(tmp_path))
-    assert predicted is not None
     # 3 + 2 (5 + 2 * 3) + 3 (1 + 0.5 * 3)
-    assert predicted(["1101", "1000"])["1101"] == pytest.approx(3 + 22 + 7.5, rel=1e-6)
+    assert found[1].predict(request_of("1101", 1, 50, 4)).total(4) == pytest.approx(3 + 22 + 7.5, rel=1e-6)
     others = ({"checkpoint": "other"}, {"phase": "decode"}, {"experts_per_token": 1}, {"max_crops": 1})
     for changes in others:
         assert stored_model(TRAINER, depth_module(**changes), str(tmp_path), 4) is None
@@ -58,9 +55,9 @@ def test_one_without_decode_steps_predicts_none(tmp_path) -> None:
     )
     (tmp_path / "latency" / "default").mkdir(parents=True)
     write_json(tmp_path / "latency" / "default" / "time_model.json", found.to_dict())
-    assert predicted_by_stored_model(TRAINER, model, 4, str(tmp_path)) is None
-    predicted = predicted_by_stored_model(TRAINER, model, 1, str(tmp_path))
-    assert predicted is not None and predicted(["1100"])["1100"] == pytest.approx(3 + 7, rel=1e-6)
+    assert stored_model(TRAINER, model, str(tmp_path), 4) is None
+    stored = stored_model(TRAINER, model, str(tmp_path), 1)
+    assert stored is not None and stored[1].predict(request_of("1100", 1, 50, 1)).total(1) == pytest.approx(3 + 7)
 
 
 def test_a_damaged_file_is_named(tmp_path) -> None:
