@@ -42,7 +42,9 @@ def test_what_was_timed_in_this_way_is_not_timed_again(checkpoint, tmp_path):
         arguments = CompareArguments(16, ["random"], [2, 16], **options)
         return measure_times(run, plan, arguments, clock)
 
-    assert times(num_requests=0) == ({}, {"latency_requests": None}) and not list(tmp_path.iterdir())
+    nothing, counted = times(num_requests=0)
+    assert nothing == {} and counted["latency_requests"] is None and not list(tmp_path.iterdir())
+    assert set(counted["flops"]) == {"1" * 16, *(planned.id for planned in plan)}
     first, told = times(num_requests=2, new_tokens=2)
     # the full model, and one of the three masks of two blocks
     assert told["latency_requests"] == 2 and told["latency_settings"]["new_tokens"] == 2
