@@ -195,7 +195,7 @@ def halves(images: Sequence[str]) -> NDArray[np.bool_]:
     """Which samples are of the first half of the images; the same images fall alike wherever they are.
 
     >>> halves(["a", "b", "a", "c", "d"]).tolist()
-    [False, False, False, True, True]
+    [True, False, True, True, False]
     """
     names = sorted(set(images))
     random.Random(_SEED).shuffle(names)
