@@ -138,7 +138,7 @@ class DepthModule(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         check_range(1, MAX_TOKENS, max_new_tokens=max_new_tokens)
-        check_least(1, max_rows=max_rows)
+        check_least(1, max_rows=max_rows, experts_per_token=experts_per_token, max_crops=max_crops)
         rates = {"learning_rate": learning_rate, "weight_decay": weight_decay, "router_loss": router_loss}
         check_least(0, **rates, warmup_steps=warmup_steps)
         for beta in betas:

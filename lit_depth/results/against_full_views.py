@@ -111,6 +111,9 @@ right to wrong, 12.0% wrong to right) and 30.0% of the answers.
     hidden = [mask for mask in tied if _cancels_out(mask.agreement or {})]
     most = max(hidden or tied, key=lambda mask: (mask.agreement or {})["flips"])
     found = most.agreement or {}
+    on = f" on {where}" if where else ""
+    if not found["flips"]:
+        return f"Of the masks without a drop that was shown{on}, none changes a score."
     low, high = found["flips_ci"]
     numbers = (
         f"{found['flips']:.1%} [{low:.1%}, {high:.1%}] of the scores ({found['right_to_wrong']:.1%} right to wrong, "
@@ -118,7 +121,6 @@ right to wrong, 12.0% wrong to right) and 30.0% of the answers.
     )
     if "same_answer" in found:
         numbers += f" and {1 - found['same_answer']:.1%} of the answers"
-    on = f" on {where}" if where else ""
     if not hidden:
         return f"Of the masks without a drop that was shown{on}, {most.name} changes most: {numbers}."
     others = f" There are {len(hidden)} such masks in all." if len(hidden) > 1 else ""

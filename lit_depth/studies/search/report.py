@@ -124,7 +124,7 @@ def _against_full(result: Mapping[str, Any]) -> list[AgainstFull]:
     """The model without what was found beside the full one; results of earlier versions know nothing of it."""
     return [
         AgainstFull(
-            f"without {ablation_label(each['removed'], result['units'])}",
+            ablation_label(each["removed"], result["units"]),
             f"{len(each['removed'])} removed",
             each["drop"],
             each["drop_ci"],

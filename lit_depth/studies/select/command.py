@@ -86,9 +86,11 @@ def select(
         ValueError: If an argument is out of range, or no mask meets the budget.
     """
     from functools import partial
+    from math import isfinite
 
     from lit_depth.data.task import Nouns
     from lit_depth.functional.masks import full_id
+    from lit_depth.metrics.base import new_metric
     from lit_depth.results.verdicts import refusal
     from lit_depth.studies.select import analysis
     from lit_depth.studies.select.arguments import DEFAULT_POLICIES, SelectArguments
@@ -154,11 +156,13 @@ def select(
         clock = Clock(run, new_tokens, settings["threads"])
         shown = options if estimate_depth or not arguments.adapts else analysis.worth_timing(options)
         timed = clock.time_all(analysis.masks_to_time(shown, estimate_depth), arguments, earlier.times)
+        largest = new_metric(datamodule.task.metric).max_score
         result = {
             "command": "select",
             **run.model_entry,
             "task": datamodule.task.name,
             "metric": datamodule.task.metric,
+            "max_score": largest if isfinite(largest) else None,
             "num_blocks": model.num_blocks,
             "new_tokens": new_tokens,
             "device": run.arguments["device"],

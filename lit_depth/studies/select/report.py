@@ -48,7 +48,7 @@ def report(result: Mapping[str, Any]) -> Report:
     decided, units = mask_decisions(result, refusal(result)), {str(i): str(i) for i in range(result["num_blocks"])}
     figures |= decision_figures(decided, units, [], result["confidence"])
     title = f"Scores that change against the drop, {result['task']}"
-    changes = flips_figures(compared, title, result["confidence"])
+    changes = flips_figures(compared, title, result["confidence"], max_score=result.get("max_score"))
     figures |= changes
     refused = refusal(result, result["task"])
     return Report(
