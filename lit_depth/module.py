@@ -1,7 +1,7 @@
 """The LightningModule: holds a model and its processor, answers batches under masks, and can be trained."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, Self
 
@@ -168,6 +168,7 @@ class DepthModule(LightningModule):
             )
         # it stays where it was put when it was loaded
         self.is_placed = not meta and (device_map is not None or is_quantized(self.model) or self.is_split)
+        self._stays = False
         if self.is_split:
             leave_weights(self)
         if self.processor is not None:  # there may be none for a model without weights
@@ -231,8 +232,21 @@ class DepthModule(LightningModule):
             raise ValueError("expected a model with weights, got --model.meta true, which is for latency --plan alone")
 
     def cpu(self) -> Self:
-        """The base's; a model that was placed on loading stays: Lightning calls this at the end of every loop."""
-        return self if self.is_placed else super().cpu()
+        """The base's, called after each loop; a model that was placed on loading, or is to stay, is left."""
+        return self if self.is_placed or self._stays else super().cpu()
+
+    @contextmanager
+    def staying_on_device(self) -> Iterator[None]:
+        """Inside, a loop that ends leaves the model on its device, for the next one; at the end it goes to the CPU.
+
+        Lightning moves it to the CPU after every loop else. A search has many short ones.
+        """
+        self._stays = True
+        try:
+            yield
+        finally:
+            self._stays = False
+            self.cpu()
 
     @property
     def hparams_initial(self) -> Any:

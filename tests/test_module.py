@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_depth import DepthModule
@@ -90,6 +90,19 @@ def test_rows_are_filled_with_some_token_even_without_any_of_the_tokenizer(modul
 def test_new_weights_are_neither_converted_nor_placed_and_that_is_said(option):
     with pytest.raises(ValueError, match="from_scratch true makes new weights and loads none: leave out"):
         DepthModule(from_scratch=True, **option)
+
+
+def test_a_loop_that_ends_leaves_the_model_where_it_is_to_stay(monkeypatch):
+    moved = []
+    monkeypatch.setattr(LightningModule, "cpu", lambda self: moved.append(self) or self)
+    module = DepthModule(from_scratch=True)
+    with pytest.raises(KeyboardInterrupt), module.staying_on_device():
+        module.cpu()
+        assert not moved
+        raise KeyboardInterrupt
+    assert moved == [module]
+    module.cpu()
+    assert moved == [module, module]
 
 
 def test_a_plan_may_be_for_gpus_elsewhere_but_for_no_device_that_is_none():

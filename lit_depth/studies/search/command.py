@@ -136,7 +136,10 @@ def search(
     datamodule.check_disjoint("calibration", "validation")
     task, options = datamodule.task, asdict(arguments) | (asdict(healing) if healing else {})
     splits = ["calibration", "validation"]
-    with open_run(trainer, model, datamodule, splits, options, output_dir, "search", name, max_bad_samples) as run:
+    with (
+        open_run(trainer, model, datamodule, splits, options, output_dir, "search", name, max_bad_samples) as run,
+        model.staying_on_device(),
+    ):
         cache = ScoreCache(run, "calibration", run.folder / "records" / task.name / "calibration")
         pairwise = run_pairwise(cache, arguments, datamodule.seed) if strategy == "pairwise" else None
         found = run_search(cache, arguments, datamodule.seed) if pairwise is None else pairwise.search

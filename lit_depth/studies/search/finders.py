@@ -23,7 +23,6 @@ from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.score_cache import ScoreCache
 
 Baselines = Mapping[str, Sequence[Ablation | None]]
-_ROUND = 64  # samples per round of racing, at first
 
 
 def run_search(cache: ScoreCache, arguments: SearchArguments, seed: int) -> SearchResult:
@@ -43,7 +42,7 @@ def run_pairwise(cache: ScoreCache, arguments: SearchArguments, seed: int) -> Pa
 
 
 def _beam_search(cache: ScoreCache, width: int, arguments: SearchArguments, seed: int) -> SearchResult:
-    racing = {"racing": arguments.racing, "epsilon": arguments.epsilon, "batch": _ROUND}
+    racing = {"racing": arguments.racing, "epsilon": arguments.epsilon, "batch": cache.round_samples}
     options = {"beam_width": width, "seed": seed, **racing, **_shared(cache, arguments)}
     return beam_search(cache, cache.num_units, cache.num_samples, **options)
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from lit_depth.callbacks.mask_sweep import check_bad_samples
 from lit_depth.functional import MaskScores, MaskSet
+from lit_depth.results.store import prepare_folder, read_of_run, write_of_run
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.effort import block_forwards
 from lit_depth.studies.shared.evaluate import sweep_samples
 from lit_depth.studies.shared.run_folder import Run
+
+ROUNDS = "rounds.json"
+_ROUND = 64  # samples of a first round of racing, at least
 
 
 class ScoreCache:
@@ -33,6 +38,7 @@ class ScoreCache:
     Attributes:
         num_units: Units of the model.
         num_samples: Samples of the split; their positions are 0..num_samples-1.
+        round_samples: Samples of the first rounds of a race.
         clusters: Image of each sample.
         bad_samples: Reason by name of each sample that could not be evaluated.
         describe: Given masks and positions, the text beside the progress bar.
@@ -62,6 +68,7 @@ class ScoreCache:
         if datamodule.batch_size == "auto":  # once, not in every round
             datamodule = copy.copy(datamodule)
             datamodule.batch_size = settle_batch_size(run, split, folder)
+        self.round_samples = _round_samples(run, int(datamodule.batch_size), folder)
         # of a round any number may be bad: what counts is the share of all samples, see `_evaluate`
         self.run = replace(run, datamodule=datamodule, max_bad_samples=1.0)
 
@@ -73,14 +80,14 @@ class ScoreCache:
         """
         names, places = MaskSet.of(masks).ids, np.array(positions, dtype=np.int64)
         text = self.describe(masks, positions)
-        groups: dict[tuple[int, ...], list[int]] = {}  # masks that lack the same samples share a pass
-        for row, name in enumerate(names):
-            scores = self._scores.setdefault(name, np.full((2, self.num_samples), np.nan))
-            missing = places[np.isnan(scores[0, places]) & ~self._is_bad[places]]
-            if len(missing):
-                groups.setdefault(tuple(missing.tolist()), []).append(row)
-        for missing, rows in groups.items():
-            self._evaluate(masks[rows], missing, text)
+        known = [self._scores.setdefault(name, np.full((2, self.num_samples), np.nan))[0, places] for name in names]
+        # all masks that a sample lacks share a pass: no other split of the cells takes fewer forwards
+        passes: dict[tuple[int, ...], list[int]] = {}
+        for place, lacking in zip(places.tolist(), (np.isnan(known) & ~self._is_bad[places]).T):
+            if lacking.any():
+                passes.setdefault(tuple(np.flatnonzero(lacking).tolist()), []).append(place)
+        for rows, positions_of_pass in passes.items():
+            self._evaluate(masks[list(rows)], tuple(positions_of_pass), text)
         found = np.stack([self._scores[name][:, places] for name in names], axis=1)
         found[:, :, self._is_bad[places]] = np.nan
         return MaskScores(*found)
@@ -115,3 +122,20 @@ class ScoreCache:
         self.evaluations += len(masks) * len(positions)
         self.block_forwards += together * len(positions)
         self.sequential_block_forwards += one_by_one * len(positions)
+
+
+def _round_samples(run: Run, batch_size: int, folder: Path) -> int:
+    """At least 64 samples that fill a batch of every process: a pass takes no less time for a part of its batches.
+
+    A run that is continued by more or fewer processes keeps the number, as decisions depend on it.
+    """
+    path = folder / ROUNDS
+    if path.is_file():
+        return int(read_of_run(path, round_samples=int)["round_samples"])
+    trainer: Any = run.trainer
+    processes = max(trainer.world_size, getattr(trainer, "executor_workers", None) or 1)
+    found = -(-_ROUND // (batch_size * processes)) * batch_size * processes
+    if trainer.is_global_zero:
+        prepare_folder(folder)
+        write_of_run(path, {"round_samples": found})
+    return found

@@ -18,7 +18,8 @@ def module(checkpoint) -> Simulated:
 
 
 def test_time_left_is_that_of_the_full_search(module, tmp_path):
-    run = Run(None, module, data(module, calibration_samples=100), tmp_path, {}, 0.01)
+    trainer = type("Trainer", (), {"world_size": 1, "is_global_zero": True})
+    run = Run(trainer, module, data(module, calibration_samples=100), tmp_path, {}, 0.01)
     cache = ScoreCache(run, "calibration", tmp_path)
     asked = {"rank_by": "accuracy", "racing": True, "epsilon": 0.02, "delta": 0.05, "exhaustive": False}
     asked |= {"keep": [], "baselines": True, "confidence": 0.95, "strategy": "beam"}

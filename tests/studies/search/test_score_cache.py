@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lit_depth.functional import ablation_masks, mask_id
+from lit_depth.functional import MaskTrie, ablation_masks, mask_id
 from lit_depth.metrics import ExactMatch
 from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.run_folder import Run
@@ -19,7 +19,10 @@ def module(checkpoint) -> Simulated:
 
 
 def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
-    """Each asks for the scores that are missing, whatever the number of processes."""
+    """Each asks for the scores that are missing, whatever the number of processes; masks that lack a sample together.
+
+    No split of the missing cells into passes takes fewer block forwards than one pass of each sample's masks.
+    """
     asked = []
 
     def sweep_samples(run, split, masks, records, text, positions):
@@ -30,17 +33,32 @@ def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
         return type("Sweep", (), {"records": frame, "bad_samples": {}, "metric": ExactMatch})
 
     monkeypatch.setattr("lit_depth.studies.search.score_cache.sweep_samples", sweep_samples)
-    trainer = type("Trainer", (), {"world_size": 3})
+    trainer = type("Trainer", (), {"world_size": 3, "is_global_zero": True})
     run = Run(trainer, module, data(module, calibration_samples=10), tmp_path, {}, 0.01)
     cache = ScoreCache(run, "calibration", tmp_path)
     masks = ablation_masks(16, [(1,), (2,), (3,)])
     first = cache(masks[:2], [4, 9])
     again = cache(masks, [0, 9, 4])
-    assert asked == [("round_0001", [4, 9]), ("round_0002", [0]), ("round_0003", [0, 9, 4])]
+    assert asked == [("round_0001", [4, 9]), ("round_0002", [0]), ("round_0003", [9, 4])]
     assert first.accuracy.tolist() == again.accuracy[:2, [2, 1]].tolist()
     assert cache.evaluations == 2 * 2 + 2 * 1 + 1 * 3
+    lacked = [masks[:2], masks[:2], masks, masks[2:], masks[2:]]  # at samples 4, 9, then 0, 9, 4
+    assert cache.block_forwards == sum(MaskTrie(each).block_forwards for each in lacked)
     assert cache(masks, [4, 0]).reference_logprob.tolist() == again.reference_logprob[:, [2, 0]].tolist()
     assert len(asked) == 3
     recorded = cache.recorded([mask_id(masks[2]), "1" * 16])
     assert recorded.accuracy[0, [4, 9, 0]].tolist() == cache(masks[2:], [4, 9, 0]).accuracy[0].tolist()
     assert np.isnan(recorded.accuracy[0]).sum() == 7 and np.isnan(recorded.reference_logprob[1]).all()
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "expected"), [(32, 1, 64), (8, 2, 64), (32, 3, 96), (24, 8, 192)])
+def test_a_round_fills_the_batches_of_all_processes_and_is_kept(module, tmp_path, batch_size, processes, expected):
+    trainer = type("Trainer", (), {"world_size": processes, "is_global_zero": True})
+    datamodule = data(module, calibration_samples=10)
+    datamodule.batch_size = batch_size
+    assert ScoreCache(Run(trainer, module, datamodule, tmp_path, {}, 0.01), "calibration", tmp_path).round_samples == (
+        expected
+    )
+    trainer.world_size = 1
+    again = ScoreCache(Run(trainer, module, datamodule, tmp_path, {}, 0.01), "calibration", tmp_path)
+    assert again.round_samples == expected
