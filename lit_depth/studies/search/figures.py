@@ -144,7 +144,9 @@ def _units(result: Mapping[str, Any]) -> str:
 
 
 def _report_title(result: Mapping[str, Any]) -> str:
-    return f"{result['task']}, {result['report']['num_samples']} validation samples{skipping(result)}"
+    title = f"{result['task']}, {result['report']['num_samples']} validation samples"
+    # the legend beside the axes leaves no room for more words in one line
+    return title + skipping(result).replace(", ", ",\n")
 
 
 def _draw_edges(axes: Axes, ablations: Sequence[dict[str, Any]], places: _Places, beam: set[tuple[int, ...]]) -> None:

@@ -267,5 +267,5 @@ def regret_figure(regrets: Sequence[Mapping[str, Any]], confidence: float) -> Fi
     values = [[each["regret"] if each else None for each in row] for row in pairs]
     sure = [[each is not None and each["p_holm"] < 1 - confidence for each in row] for row in pairs]
     limit = max([abs(each["regret"]) for each in regrets] + [0.01])
-    title = "Quality lost on a column's task by a row's choice (pale: 0 is within)"
+    title = "Quality lost on a column's task\nby a row's choice (pale: 0 is within)"
     return matrix_figure(values, names, names, title, limit, "Paid on", sure)
