@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import ray
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from ray.exceptions import RayActorError, RayTaskError
 
 from lit_depth.functional.fingerprints import weights_sample
@@ -26,7 +27,7 @@ _AHEAD = 2  # units that a worker is asked for before it is done with the first 
 _OPEN = 4  # units for each worker that are read before the first one's answer was taken
 _PATIENCE_SECONDS = 60.0
 # what a loop sets in the module, and what an answer depends on
-_SETTINGS = ("max_new_tokens", "reads_lens")
+_SETTINGS = ("max_new_tokens", "reads_lens", "acceptance")
 
 
 # of a unit that is recorded already
@@ -68,7 +69,8 @@ class Worker:
             self.model.requested_masks = unit.masks
             batch = self.model.transfer_batch_to_device(unit.batch, self.device, 0)
             found = self.model.predict_step(batch)
-        return found._replace(reference_logprobs=found.reference_logprobs.cpu())
+        # who asked may have no such device
+        return move_data_to_device(found, "cpu")
 
 
 class Fleet:

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.commands import run
 
 SAMPLES = 48
-SMALL = ["--data.calibration_samples", str(SAMPLES), "--data.batch_size", "4"]
+SMALL = ["--data.calibration_samples", str(SAMPLES), "--data.batch_size", "4", "--acceptance", "true", "--lens", "true"]
 HALF = 17 * SAMPLES // 2  # of the records of 16 blocks and the full model
 
 
