@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -24,9 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
 from environment import environment
-from ray.cluster_utils import Cluster
 
 from lit_depth.cli import main as lit_depth
 from lit_depth.functional.statistics.median import median_interval
@@ -58,6 +57,10 @@ def watch(folder: Path, total: int, remove: Any) -> list[tuple[float, int]]:
 
 def lose_a_node(folder: Path, num_samples: int) -> dict[str, float]:
     """One run that loses a node at half time."""
+    # the extra ray, which nothing else here needs
+    import ray
+    from ray.cluster_utils import Cluster
+
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second, moments, total = cluster.add_node(num_cpus=1), [], MASKS * num_samples
 
@@ -68,7 +71,7 @@ def lose_a_node(folder: Path, num_samples: int) -> dict[str, float]:
     seen: list[tuple[float, int]] = []
     watcher = threading.Thread(target=lambda: seen.extend(watch(folder, total, remove)), daemon=True)
     try:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         watcher.start()
         importance(folder, num_samples, "--executor", "ray")
         watcher.join(30)
