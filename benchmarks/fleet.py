@@ -1,15 +1,13 @@
 """What a lost node costs a sweep by Ray: the time left when one of two nodes disappears, over the ideal time left.
 
-A local cluster of two nodes, one worker of one thread on each, answers `lit-depth importance`. When half of the records
-are there, one node is removed without notice. The ideal: the records that are left, by one worker at half the rate that
-both had before. That rate is of the same run, from the first record on, so that no start-up counts. The batches which
-the lost worker had begun are part of what is left. What two whole nodes answer is compared byte for byte with one
-process.
+A local cluster, one worker of one thread on each node, answers `lit-depth importance`. On two nodes, one is removed
+without notice when half of the records are there. The ideal: the records that are left at the rate of a cluster of one
+node, in a run of its own just before, counted from a quarter of the records on, so that no start-up counts. The batches
+which the lost worker had begun are part of what is left. The records are compared byte for byte with one process.
 
-The process that reads data and writes records shares the two cores with the workers: with one of them gone it has a
-core of its own, so that a ratio below 1 can come. Use an otherwise idle machine.
+The process that reads data and writes records shares the two cores with the workers. Use an otherwise idle machine.
 
-    python benchmarks/fleet.py [--samples 192] [--rounds 3]
+    python benchmarks/fleet.py [--samples 192] [--rounds 6]
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,36 +39,36 @@ def importance(folder: Path, num_samples: int, *options: str) -> None:
     lit_depth(["importance", "--output_dir", str(folder), *sizes, *options])
 
 
-def watch(folder: Path, total: int, remove: Any) -> list[tuple[float, int]]:
-    """Times and numbers of records, from the first to the last; at half of them a node is removed."""
+def watch(folder: Path, total: int, at_half: Callable[[], None]) -> list[tuple[float, int]]:
+    """Times and numbers of records, from the first to the last."""
     seen: list[tuple[float, int]] = []
-    is_removed = False
+    is_over = False
     while not seen or seen[-1][1] < total:
         time.sleep(0.02)
         count = sum(each.read_bytes().count(b"\n") for each in folder.rglob("rank0.jsonl"))
         if count and (not seen or count > seen[-1][1]):
             seen.append((time.perf_counter(), count))
-        if count >= total / 2 and not is_removed:
-            is_removed = True
-            remove()
+        if count >= total / 2 and not is_over:
+            is_over = True
+            at_half()
     return seen
 
 
-def lose_a_node(folder: Path, num_samples: int) -> dict[str, float]:
-    """One run that loses a node at half time."""
+def answer(folder: Path, num_samples: int, num_nodes: int) -> list[tuple[float, int]]:
+    """`watch` one run on so many nodes; of two, one is removed at half of the records."""
     # the extra ray, which nothing else here needs
     import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    second, moments, total = cluster.add_node(num_cpus=1), [], MASKS * num_samples
+    others = [cluster.add_node(num_cpus=1) for _ in range(num_nodes - 1)]
+    seen: list[tuple[float, int]] = []
 
     def remove() -> None:
-        moments.append(time.perf_counter())
-        cluster.remove_node(second, allow_graceful=False)
+        for node in others:
+            cluster.remove_node(node, allow_graceful=False)
 
-    seen: list[tuple[float, int]] = []
-    watcher = threading.Thread(target=lambda: seen.extend(watch(folder, total, remove)), daemon=True)
+    watcher = threading.Thread(target=lambda: seen.extend(watch(folder, MASKS * num_samples, remove)), daemon=True)
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         watcher.start()
@@ -78,18 +77,20 @@ def lose_a_node(folder: Path, num_samples: int) -> dict[str, float]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-    before = [each for each in seen if each[0] <= moments[0]]
-    rate = (before[-1][1] - before[0][1]) / (before[-1][0] - before[0][0])
-    left = seen[-1][0] - moments[0]
-    ideal = (total - before[-1][1]) / (rate / 2)
-    return {"records_per_second_of_two": rate, "seconds_left": left, "ideal_seconds_left": ideal, "ratio": left / ideal}
+    return seen
+
+
+def since(seen: list[tuple[float, int]], share: float) -> tuple[float, int]:
+    """Seconds and records from the first moment at which that share of the records was there to the end."""
+    begin = next(each for each in seen if each[1] >= share * seen[-1][1])
+    return seen[-1][0] - begin[0], seen[-1][1] - begin[1]
 
 
 def main() -> None:
     """Measure, print, write the JSON file."""
     parser = argparse.ArgumentParser(description="Time a sweep by Ray that loses one of two nodes at half time (CPU).")
     parser.add_argument("--samples", type=int, default=192, help="samples of each run (default 192)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs (default 3)")
+    parser.add_argument("--rounds", type=int, default=6, help="pairs of runs (default 6)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -98,10 +99,20 @@ def main() -> None:
         importance(Path(name) / "one", arguments.samples)
         whole = next((Path(name) / "one").rglob("rank0.jsonl")).read_bytes()
         for index in range(arguments.rounds):
-            folder = Path(name) / str(index)
-            found = {key: round(value, 3) for key, value in lose_a_node(folder, arguments.samples).items()}
-            is_same = next(folder.rglob("rank0.jsonl")).read_bytes() == whole
-            result["runs"].append(found | {"records_equal_one_process": is_same})
+            alone, lost = (Path(name) / f"{index}_{kind}" for kind in ("alone", "lost"))
+            seconds, records = since(answer(alone, arguments.samples, 1), 0.25)
+            left, records_left = since(answer(lost, arguments.samples, 2), 0.5)
+            result["runs"].append(
+                {
+                    "records_per_second_of_one_node": round(records / seconds, 1),
+                    "seconds_left": round(left, 3),
+                    "records_left": records_left,
+                    "ratio": round(left / (records_left * seconds / records), 3),
+                    "equal_one_process": all(
+                        next(folder.rglob("rank0.jsonl")).read_bytes() == whole for folder in (alone, lost)
+                    ),
+                }
+            )
             print(result["runs"][-1], flush=True)
     ratios = [each["ratio"] for each in result["runs"]]
     limits = [round(limit, 3) for limit in median_interval(ratios)]
