@@ -31,8 +31,8 @@ def called(step: Step, reset: Step) -> Step:
 class CudaGraphs:
     """Records steps as CUDA graphs whose intermediate results share one pool of memory.
 
-    A step reads and writes tensors of fixed addresses that were allocated outside of it, and leaves nothing else behind.
-    So graphs may run in any order, one after another: none of them reads what another one left in the pool.
+    A step reads and writes tensors of fixed addresses that were allocated outside of it, and leaves nothing else
+    behind. So graphs may run in any order, one after another: none of them reads what another one left in the pool.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -53,10 +53,12 @@ class Prompt(NamedTuple):
                 kept.append((layer.keys, layer.values))
             else:
                 raise CannotDriveError(f"block {block_idx} keeps a {type(layer).__name__}, not just keys and values")
-        length, attention_mask = int(cache.get_seq_length()), inputs.get("attention_mask")
-        if inputs.get("input_ids") is None:
+        length, tokens = int(cache.get_seq_length()), inputs.get("input_ids")
+        if tokens is None:
             raise CannotDriveError("its steps do not read input_ids")
-        if not isinstance(attention_mask, Tensor) or attention_mask.shape[1:] != (length + 1,):
+        if inputs.get("attention_mask") is None:  # generate leaves out one without padding
+            inputs["attention_mask"] = tokens.new_ones(len(tokens), length + 1)
+        if inputs["attention_mask"].shape != (len(tokens), length + 1):
             raise CannotDriveError("its steps do not take an attention mask over all tokens")
         placeholders = [None if pair else layer for layer, pair in zip(cache.layers, kept)]
         return cls(kept, placeholders, inputs, cache_name, length)
@@ -113,6 +115,7 @@ class StaticBuffers:
         """Begin with a prompt, whatever was decoded before."""
         for layer, pair in zip(self.layers, prompt.keys_values):
             if layer is not None and pair is not None:
+                assert layer.keys is not None and layer.values is not None
                 for room, given in zip((layer.keys, layer.values), pair):
                     # a block with a window has kept the last tokens; those before them it never sees again
                     room[:, :, prompt.length - given.shape[2] : prompt.length].copy_(given)

@@ -32,19 +32,16 @@ from lit_depth.functional.engine.cuda_graph import Capture, Step, capture_for
 from lit_depth.functional.engine.decoding_configuration import (
     CannotDriveError,
     PreparedPrompt,
-    check_generates,
-    decoding_configuration,
     greedy_options,
     inside_generate,
 )
-from lit_depth.functional.engine.proof import same_logits, turning_length
+from lit_depth.functional.engine.proof import same_logits
 from lit_depth.functional.engine.static_buffers import Prompt, StaticBuffers
-from lit_depth.functional.masking.blocks import context_length, find_blocks, find_decoder
+from lit_depth.functional.engine.static_support import check_now, check_serves_static, state_of
+from lit_depth.functional.latency.stage_timer import untimed
+from lit_depth.functional.masking.blocks import context_length, find_blocks
 from lit_depth.functional.masking.skip import masked
-from lit_depth.functional.masking.support import check_drivable
-from lit_depth.functional.masks import Granularity, check_mask, mask_id
-from lit_depth.functional.model_state import attention_of
-from lit_depth.functional.shards import holders_of
+from lit_depth.functional.masks import Granularity, MaskSet, units_of
 
 # capacities are multiples of this, so that prompts of nearly the same length share a step
 _PIECE = 64
@@ -117,7 +114,7 @@ class StaticDecoder:
         check_least(1, max_steps=max_steps)
         self.model, self.path, self.max_steps, self.experts = model, blocks, max_steps, experts
         self.blocks = find_blocks(model, blocks)
-        _check_serves(model, self.blocks)
+        check_serves_static(model, self.blocks)
         self.num_captures = 0
         self._capture: Capture | None = capture
         self._steps: OrderedDict[Any, _Kept] = OrderedDict()
@@ -161,22 +158,24 @@ class StaticDecoder:
         check_goes_on(inputs, max_new_tokens, context_length(self.model))
         ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
         check_token_ids(self.model, eos_token_id=torch.tensor(ends, dtype=torch.long), pad_token_id=pad_token_id)
-        units = check_mask(mask, len(self.blocks), granularity)
+        chosen = MaskSet.of([mask], units_of(len(self.blocks), granularity), granularity)
         device = inputs["input_ids"].device
-        _check_now(self.model, device)
-        if self._state != (state := _state_of(self.model)):
+        check_now(self.model, device)
+        if self._state != (state := state_of(self.model)):
             self._steps.clear()
             self._state = state
-        masking = mask_id(units), granularity
+        masking, made = (chosen.ids[0], granularity), self.num_captures
 
         def answer(prompt: PreparedPrompt) -> Tensor:
             return self._decode(prompt, masking, max_new_tokens, ends, around_step)
 
-        with masked(self.model, units, blocks=self.path, granularity=granularity):
+        with masked(self.model, chosen[0], blocks=self.path, granularity=granularity):
             try:
                 tokens = inside_generate(self.model, inputs, greedy_options(max_new_tokens, ends, pad_token_id), answer)
             except CannotDriveError as error:
                 raise ValueError(f"static buffers do not serve {type(self.model).__name__}: {error}") from error
+        if self.num_captures > made:  # a model's very first forward may have added hooks of its own
+            self._state = state_of(self.model)
         is_end = torch.isin(tokens, torch.tensor(ends, dtype=torch.long))
         tokens = tokens.masked_fill(is_end.cumsum(1) - is_end.long() > 0, pad_token_id)
         return nn.functional.pad(tokens, (0, max_new_tokens - tokens.shape[1]), value=pad_token_id)
@@ -209,7 +208,9 @@ class StaticDecoder:
                     break
         return torch.cat([first, kept.buffers.found[:, :step]], dim=1).cpu()
 
-    def _step(self, prompt: PreparedPrompt, begun: Prompt, masking: tuple[str, ...], max_new_tokens: int) -> _Kept:
+    def _step(
+        self, prompt: PreparedPrompt, begun: Prompt, masking: tuple[str | None, ...], max_new_tokens: int
+    ) -> _Kept:
         """The step of a mask and shape, made now where there is none yet."""
         needed = begun.length + max(max_new_tokens, _COMPARED) + 1
         capacity = -(-needed // _PIECE) * _PIECE
@@ -222,10 +223,11 @@ class StaticDecoder:
         if buffers is None:
             self._buffers[shape] = buffers = StaticBuffers(begun, capacity)
         forward = buffers.forward(prompt.model, begun)
-        _compare(self.model, buffers, forward, begun, prompt, min(_COMPARED, max_new_tokens - 1))
         if self._capture is None:
             self._capture = capture_for(begun.inputs["input_ids"].device)
-        run = self._capture(lambda: buffers.advance(forward()), lambda: buffers.load(begun))
+        with untimed():
+            _compare(self.model, buffers, forward, begun, prompt, min(_COMPARED, max_new_tokens - 1))
+            run = self._capture(lambda: buffers.advance(forward()), lambda: buffers.load(begun))
         self.num_captures += 1
         self._steps[key] = _Kept(run, buffers)
         if len(self._steps) > self.max_steps:
@@ -277,54 +279,3 @@ def _all_over(first: Tensor, found: Tensor, ends: list[int]) -> bool:
     """Whether every row has ended. This waits for the device."""
     tokens = torch.cat([first, found], dim=1)
     return bool(torch.isin(tokens, torch.tensor(ends, device=tokens.device)).any(1).all())
-
-
-def _check_serves(model: nn.Module, blocks: nn.ModuleList) -> None:
-    """Raise ValueError for a model that static buffers do not serve, see `StaticDecoder`."""
-    check_generates(model)
-    reason = check_drivable(model, blocks)
-    attention = attention_of(getattr(find_decoder(model, blocks), "config", None))
-    places = {weight.device for weight in model.parameters()}
-    penalties = decoding_configuration(model, 1, (), 0)["generation_config"]
-    if holders_of(model) > 1:
-        reason = "its weights are split over processes"
-    elif len(places) > 1 or any(place.type == "meta" for place in places):
-        reason = f"its weights lie on several devices ({', '.join(sorted(map(str, places)))})"
-    elif any(getattr(module, "is_quantized", False) for module in model.modules()):
-        reason = "its weights are quantised"
-    elif attention not in ("eager", "sdpa", None):
-        reason = f"the calls of {attention} depend on values; load it with sdpa attention"
-    elif turning_length(model) < float("inf"):
-        reason = "its rotary positions depend on the longest row"
-    elif penalties:
-        reason = f"its generation_config has {', '.join(penalties)}"
-    if reason is not None:
-        raise ValueError(f"static buffers do not serve {type(model).__name__}: {reason}")
-
-
-def _check_now(model: nn.Module, device: torch.device) -> None:
-    """Raise ValueError for what may change from call to call."""
-    if torch.is_autocast_enabled(device.type):
-        raise ValueError("static buffers expect weights in the number format of the computation, got autocast")
-    if model.training:
-        raise ValueError("static buffers expect a model in evaluation mode, got one in training mode")
-
-
-def _state_of(model: nn.Module) -> int:
-    """Tells whether a step that was recorded would still do what the model does: its modules and weights, by identity.
-
-    Values of weights may change in place: a step reads them where they lie.
-    """
-    parts: list[Any] = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, dict):  # weights, modules and hooks by their names
-                parts.append((name, tuple((key, id(each)) for key, each in value.items())))
-            elif isinstance(value, (bool, int, float, str)):
-                parts.append((name, value))
-            elif name == "forward":
-                parts.append((name, id(value)))
-        parts.append(id(module))
-    weights = [*model.parameters(), *model.buffers()]
-    parts += [(each.data_ptr(), each.dtype, tuple(each.shape), each.device) for each in weights]
-    return hash(tuple(parts))

@@ -50,12 +50,17 @@ def test_prompts_of_another_kind_have_other_buffers():
     assert all(other.kind() != first.kind() for other in others)
 
 
+def test_a_prompt_without_padding_needs_no_mask():
+    given = step_inputs(5, 1.0, attention_mask=None)
+    assert Prompt.of(given).inputs["attention_mask"].tolist() == [[1] * 6] * 2
+    assert Prompt.of(given).kind() == Prompt.of(step_inputs(5, 1.0)).kind()
+
+
 def test_other_states_and_arguments_are_refused():
     given = step_inputs(5, 1.0)
     for wrong, message in (
         ({"cache": Cache(layers=[LinearAttentionLayer()])}, "block 0 keeps a LinearAttentionLayer"),
         ({"cache": None}, "do not take a cache"),
-        ({"attention_mask": None}, "attention mask"),
         ({"attention_mask": torch.ones(2, 4)}, "attention mask"),
         ({"input_ids": None}, "input_ids"),
     ):

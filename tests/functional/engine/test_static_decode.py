@@ -165,7 +165,9 @@ class _NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("model", [lambda: tiny_molmo("olmoe"), lambda: tiny_model("gemma2")], ids=["experts", "window"])
+@pytest.mark.parametrize(
+    "model", [lambda: tiny_molmo("olmoe"), lambda: tiny_model("gemma2")], ids=["experts", "window"]
+)
 def test_no_step_waits_for_the_device(model, monkeypatch):
     model = model()
     inputs = tiny_inputs(2) if model.config.model_type == "molmo" else tiny_batch(model)
@@ -216,27 +218,7 @@ def test_each_step_runs_in_the_context_given(llama):
     (request,) = timer.requests()
     assert len(request["decode_steps"]) == NEW - 1 and request["num_output_tokens"] == 4 * NEW
     assert request["total"] == pytest.approx(request["vision"] + request["prefill"] + request["decode"])
-    assert all(0 < step for step in request["decode_steps"]) and sum(request["decode_steps"]) <= request["decode"]
-
-
-def _with(model, **settings):
-    for name, value in settings.items():
-        setattr(model.generation_config, name, value)
-    return model
-
-
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (lambda: _with(tiny_model("llama"), repetition_penalty=1.3), "repetition_penalty"),
-        (lambda: ZOO["mamba"]()[0], "."),
-        (lambda: tiny_model("llama").to("meta"), "devices"),
-    ],
-    ids=["penalty", "recurrent", "meta"],
-)
-def test_what_cannot_be_served_is_refused(model, reason):
-    with pytest.raises(ValueError, match=reason):
-        StaticDecoder(model())
+    assert all(step > 0 for step in request["decode_steps"]) and sum(request["decode_steps"]) <= request["decode"]
 
 
 def test_what_changes_from_call_to_call_is_refused(llama):
