@@ -25,7 +25,7 @@ _ARGUMENTS = (
 
 
 def machine_of(trainer: Trainer, model: DepthModule, decoding: Decoding = "dynamic") -> dict[str, Any]:
-    """What a model of time is true of: device, threads, number formats, decoding, checkpoint as loaded, and versions."""
+    """What a model of time is true of: device, threads, number formats, decoding, checkpoint and versions."""
     versions = current_versions()
     return {
         **clock_settings(trainer.strategy.root_device),
