@@ -2,6 +2,13 @@
 
 Vision, prefill and decode step for 16, 12, 8 and 4 active blocks, at batch 1 and 8, each request an overview, 12 crops
 (2,370 positions) and a short question; experts by transformers' plain loop ("eager") and by grouped matrix products.
+Beside `generate` ("dynamic") the same requests on static buffers, each decode step a CUDA graph ("static"), with the
+experts' weights gathered ("batched_mm") and by grouped matrix products. Their tokens are compared with those of
+`generate` first, and the share of equal ones stands in ``same_tokens`` (with 16 bits, other kernels round otherwise,
+and near ties fall otherwise).
+
+Targets of the static steps: at most 5 ms at batch 1, at least 15% of the memory bandwidth's bound at batch 8. What
+gathering the experts' weights writes and reads again does not count as read.
 
 Two bounds tell how far the times are from what the hardware allows:
 
@@ -32,7 +39,7 @@ import statistics
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from environment import environment
@@ -41,8 +48,10 @@ from skip_overhead import mean_ratio, pruned_copy
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lit_depth.functional import find_blocks, find_decoder, masked, uniform
+from lit_depth.functional import StaticDecoder, find_blocks, find_decoder, masked, uniform
+from lit_depth.functional.engine.decoding_configuration import greedy_options
 from lit_depth.functional.latency.stage_timer import time_generation
+from lit_depth.functional.latency.static_timing import time_static_generation
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -84,6 +93,8 @@ MOLMOE_1B = {
 }
 CROPS, PATCHES, PIXELS, TOKENS_PER_CROP = 13, 576, 14 * 14 * 3, 144
 TEXT_TOKENS, NEW_TOKENS = 64, 32
+# decoding, and how it computes the experts
+WAYS = (("dynamic", "grouped_mm"), ("static", "batched_mm"), ("static", "grouped_mm"), ("dynamic", "eager"))
 
 
 def build(device: torch.device) -> MolmoForConditionalGeneration:
@@ -171,6 +182,29 @@ def work(
     used = others + experts * text.num_experts_per_tok / text.num_experts
     attention = 4 * length * text.hidden_size / 2
     return read, active * batch * length * (2 * used + attention) + 2 * batch * head
+
+
+class Way(NamedTuple):
+    """A way to decode; without a decoder, that of `generate`."""
+
+    model: nn.Module
+    decoder: StaticDecoder | None
+
+    def time(self, inputs: dict[str, Tensor], mask: Tensor) -> dict[str, Any]:
+        """Time one request under a mask."""
+        if self.decoder is not None:
+            return time_static_generation(self.decoder, inputs, mask, new_tokens=NEW_TOKENS)
+        with masked(self.model, mask):
+            return time_generation(self.model, inputs, new_tokens=NEW_TOKENS)
+
+
+@torch.no_grad()
+def same_tokens(model: nn.Module, decoder: StaticDecoder, inputs: dict[str, Tensor], mask: Tensor) -> float:
+    """Share of greedy tokens that `generate` and static buffers have in common."""
+    found = decoder.generate(inputs, mask, NEW_TOKENS)
+    with masked(model, mask):
+        tokens = model.generate(**inputs, **greedy_options(NEW_TOKENS, eos=(), pad=0))
+    return float((found == tokens[:, -NEW_TOKENS:].cpu()).float().mean())
 
 
 def masked_over_pruned(model: nn.Module, inputs: dict[str, Tensor], repeats: int) -> dict[str, Any]:
@@ -293,45 +327,52 @@ def main() -> None:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     print(
-        f"{'experts':<12}{'batch':>6}{'blocks':>7}{'vision':>9}{'prefill':>9}{'decode':>9}{'total':>9} ms"
-        f"{'bandwidth':>11}{'compute':>9}{'peak GiB':>10}"
+        f"{'decoding':<9}{'experts':<12}{'batch':>6}{'blocks':>7}{'vision':>9}{'prefill':>9}{'decode':>9}"
+        f"{'total':>9} ms{'bandwidth':>11}{'compute':>9}{'peak GiB':>10}"
     )
     for batch in arguments.batch_sizes:
         inputs = request(batch, device)
         length = inputs["input_ids"].shape[1]
-        for experts in ("grouped_mm", "eager"):
-            model.set_experts_implementation(experts)
+        for decoding, experts in WAYS:
+            # the prompt is read alike on static buffers, whose steps compute the experts in their own way
+            model.set_experts_implementation(experts if decoding == "dynamic" else "grouped_mm")
+            way = Way(model, StaticDecoder(model, experts=experts) if decoding == "static" else None)
             times: dict[int, list[dict[str, Any]]] = {active: [] for active in arguments.active_blocks}
-            peaks, routed = {}, {}
+            peaks, routed, same = {}, {}, {}
             for active in arguments.active_blocks:
                 with masked(model, uniform(16, active)):
                     routed[active] = routed_share(model, inputs)
+                if way.decoder is not None:
+                    same[active] = same_tokens(model, way.decoder, inputs, uniform(16, active))
             for repeat in range(-2, arguments.repeats):  # two warm-up rounds
                 order = arguments.active_blocks if repeat % 2 else arguments.active_blocks[::-1]
                 for active in order:
                     torch.cuda.reset_peak_memory_stats()
-                    with masked(model, uniform(16, active)):
-                        measured = time_generation(model, inputs, new_tokens=NEW_TOKENS)
+                    measured = way.time(inputs, uniform(16, active))
                     peaks[active] = torch.cuda.max_memory_allocated()
                     if repeat >= 0:
                         times[active].append(measured)
             for active, rows in times.items():
                 stages = ("vision", "prefill", "decode_per_token", "total")
                 row: dict[str, Any] = {stage: statistics.median(each[stage] for each in rows) for stage in stages}
+                row["step"] = statistics.median(step for each in rows for step in each["decode_steps"])
                 read, operations = work(model, active, batch, length, routed[active])
                 row |= {"experts": experts, "batch_size": batch, "active_blocks": active, "prompt_tokens": length}
-                row["routed_share"] = routed[active]
+                row |= {"decoding": decoding, "routed_share": routed[active], "same_tokens": same.get(active)}
                 row["bandwidth_share"] = read / (row["decode_per_token"] / 1e3) / (bandwidth * 1e12)
                 row["compute_share"] = operations / (row["prefill"] / 1e3) / (flops * 1e12)
                 row["peak_memory_gib"] = peaks[active] / 2**30
                 result["rows"].append(row)
                 write()
                 print(
-                    f"{experts:<12}{batch:>6}{active:>7}{row['vision']:>9.2f}{row['prefill']:>9.2f}"
+                    f"{decoding:<9}{experts:<12}{batch:>6}{active:>7}{row['vision']:>9.2f}{row['prefill']:>9.2f}"
                     f"{row['decode_per_token']:>9.3f}{row['total']:>9.1f}   {row['bandwidth_share']:>11.1%}"
                     f"{row['compute_share']:>9.1%}{row['peak_memory_gib']:>10.1f}",
                     flush=True,
                 )
+            del way
+            if decoding == "static":
+                continue
             for name, found in (
                 ("masked_over_pruned", masked_over_pruned(model, inputs, arguments.repeats)),
                 ("timer_over_profiler", timer_over_profiler(model, inputs, 3)),

@@ -16,6 +16,7 @@ from lit_depth import DepthModule
 from lit_depth.callbacks import LatencyTimer, MaskSweep
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import (
+    StaticDecoder,
     generate,
     leave_one_out,
     masked,
@@ -28,6 +29,7 @@ from lit_depth.functional import (
 from lit_depth.functional.engine import decode as answering
 from lit_depth.functional.engine.api import answer_masks, sweep_forward, sweep_generate
 from lit_depth.functional.latency.stage_timer import time_generation
+from lit_depth.functional.latency.static_timing import time_static_generation
 from lit_depth.models.loading import load_bundled
 from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
@@ -181,6 +183,42 @@ def test_a_new_mask_does_not_run_compiled_code_of_the_old():
         torch.testing.assert_close(logits[0], logits[2], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(logits[1], logits[3], atol=1e-4, rtol=1e-4)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("experts", ["batched_mm", "grouped_mm"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "olmoe", "gemma2", "mistral"])
+def test_graphs_of_decode_steps_equal_generate(family, experts):
+    model = tiny_model(family).cuda()
+    decoder = StaticDecoder(model, experts=experts if family == "olmoe" else None)
+    for length in (8, 8, 70):  # another prompt in the same buffers, and one of another shape
+        inputs = on_gpu(tiny_batch(model, length))
+        for mask in (prefix(4, 4), random(4, 2, seed=1), prefix(4, 4), leave_one_out(4)[0]):
+            assert torch.equal(decoder.generate(inputs, mask, NEW_TOKENS), plain(model, inputs, mask)), mask.tolist()
+    assert decoder.num_captures == 6
+
+
+def test_graphs_see_weights_that_changed():
+    model = tiny_model("llama").cuda()
+    inputs, decoder = on_gpu(tiny_batch(model)), StaticDecoder(model)
+    weight = model.model.layers[1].mlp.up_proj.weight
+    for change in (lambda: None, lambda: weight.data.mul_(-1), lambda: setattr(weight, "data", weight.data.flip(0))):
+        change()
+        assert torch.equal(decoder.generate(inputs, prefix(4, 3), NEW_TOKENS), plain(model, inputs, prefix(4, 3)))
+
+
+def test_graphs_of_the_bundled_model_are_timed(molmo):
+    model, inputs, _ = molmo
+    model.cuda()
+    try:
+        decoder, mask = StaticDecoder(model), uniform(16, 8)
+        assert torch.equal(decoder.generate(on_gpu(inputs), mask, NEW_TOKENS), plain(model, on_gpu(inputs), mask))
+        with masked(model, mask):
+            eager = time_generation(model, on_gpu(inputs), new_tokens=NEW_TOKENS)
+        static = time_static_generation(decoder, on_gpu(inputs), mask, new_tokens=NEW_TOKENS)
+    finally:
+        model.cpu()
+    assert len(static["decode_steps"]) == NEW_TOKENS - 1
+    assert min(static["decode_steps"]) < min(eager["decode_steps"])
 
 
 def test_token_masking_and_proxies_are_those_of_the_cpu():

@@ -2,6 +2,7 @@
 
 from lit_depth.functional.engine.api import generate, sweep_forward, sweep_generate
 from lit_depth.functional.engine.speculative import SpeculativeAnswers, speculative_generate
+from lit_depth.functional.engine.static_decode import StaticDecoder
 from lit_depth.functional.engine.trie import MaskTrie
 from lit_depth.functional.healing.patch import patch
 from lit_depth.functional.importance.proxies import ProxyScores, proxy_importance
@@ -64,6 +65,7 @@ __all__ = [
     "SearchResult",
     "SpeculativeAnswers",
     "Stability",
+    "StaticDecoder",
     "Winner",
     "ablation_masks",
     "beam_search",

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import masked, uniform
+from lit_depth.functional import StaticDecoder, masked, uniform
 from lit_depth.models.loading import load_bundled
 from lit_depth.models.prompting import prompter_for
 from lit_depth.module import model_inputs
+from tests.helpers.tiny_molmo import tiny_inputs, tiny_molmo
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -46,3 +47,18 @@ def test_experts_are_counted_as_the_router_chose_them(monkeypatch, batch_size):
     assert share == pytest.approx(sum(shares) / len(shares), abs=1e-9)
     single = text.num_experts_per_tok / text.num_experts
     assert share == pytest.approx(single) if batch_size == 1 else single < share <= 1
+
+
+def test_both_ways_of_decoding_are_timed_and_compared(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delitem(sys.modules, "environment", raising=False)
+    import gpu_latency
+
+    monkeypatch.setattr(gpu_latency, "NEW_TOKENS", 4)
+    model, inputs = tiny_molmo("olmoe"), tiny_inputs(2)
+    mask = torch.tensor([True, False, True])
+    decoder = StaticDecoder(model, experts="batched_mm")
+    assert gpu_latency.same_tokens(model, decoder, inputs, mask) == 1.0
+    for way in (gpu_latency.Way(model, None), gpu_latency.Way(model, decoder)):
+        assert len(way.time(inputs, mask)["decode_steps"]) == 3
+    assert decoder.num_captures == 1

@@ -179,3 +179,35 @@ def test_ratios_to_the_full_model_are_one_family(seed):
         for key, p in (("ci", "p_value"), ("simultaneous_ci", "p_holm")):
             low, high = each[key]
             assert (low > 1 or high < 1) == (each[p] < 0.05)
+
+
+@pytest.mark.slow
+def test_static_buffers_are_timed_and_told(checkpoint, tmp_path, capsys):
+    command = [
+        "latency",
+        "--model.checkpoint",
+        checkpoint,
+        "--output_dir",
+        tmp_path,
+        *SMALL,
+        "--num_active_blocks",
+        "4",
+    ]
+    static = [*command, "--decoding", "static"]
+    assert run(static) == 0
+    assert "Decoded on static buffers." in capsys.readouterr().out
+    folder = tmp_path / "latency" / "default"
+    details = json.loads((folder / "latency_details.json").read_text())
+    assert details["decoding"] == "static" and details["decoded_on"] == "static buffers"
+    for sample in json.loads((folder / "latency.json").read_text())["all_samples"]:
+        parts = sample["T_vision_total"] + sample["T_LLM_prefill"] + sample["T_LLM_decode"]
+        assert sample["T_total"] == pytest.approx(parts) and sample["num_output_tokens"] == 4
+    # times of one kind are not continued by those of the other
+    assert run(command) == 2 and 'another decoding: there "static"' in capsys.readouterr().err
+    for more, message in (
+        (["--plan", "true"], "leave out --decoding static"),
+        (["--model.phase", "decode"], "leave out --model.phase decode"),
+        (["--model.skip_tokens", "image"], "leave out --model.skip_tokens image"),
+        (["--trainer.precision", "bf16-mixed"], "give bf16-true"),
+    ):
+        assert run([*static, *more]) == 2 and message in capsys.readouterr().err

@@ -189,6 +189,10 @@ class PreparedPrompt:
             num_new: Tokens from the end that the cache lacks; None = it is empty, or there is none.
             keep: Positions from the end that logits are wanted of, where the model knows how.
         """
+        return self.model(**self.forward_inputs(num_new, keep), return_dict=True)
+
+    def forward_inputs(self, num_new: int | None = None, keep: int = 1) -> dict[str, Any]:
+        """Arguments of the model in `forward`."""
         given = {**self.arguments}
         if "logits_to_keep" in given:
             given["logits_to_keep"] = keep
@@ -197,7 +201,7 @@ class PreparedPrompt:
         inputs = self.model.prepare_inputs_for_generation(self.ids, next_sequence_length=num_new, **given)
         if "logits_to_keep" in inputs:  # some families put a number of their own there
             inputs["logits_to_keep"] = keep
-        return self.model(**inputs, return_dict=True)
+        return inputs
 
     def extended(self, tokens: Tensor, outputs: Any = None) -> PreparedPrompt:
         """The same with tokens ``[rows, new]`` behind it, one after the other as if each had been generated.

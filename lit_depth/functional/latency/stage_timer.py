@@ -104,6 +104,16 @@ class StageTimer:
             self._forwards.append(self._open)
             self._open = None
 
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """What runs inside is one decode step, whether it calls the model or repeats what was recorded of a call."""
+        forward = _Forward(self._now(), (), {})
+        forward.decoder = forward.start
+        with untimed():
+            yield
+        forward.end = self._now()
+        self._forwards.append(forward)
+
     def _now(self) -> Any:
         if not self.cuda:
             return time.perf_counter()

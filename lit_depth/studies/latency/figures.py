@@ -125,4 +125,5 @@ def _mean(values: Sequence[float]) -> float:
 def _title(result: dict[str, Any]) -> str:
     requests = f"{result['num_requests']} requests of batch size {result['batch_size']}"
     tokens = f", {result['new_tokens']} new tokens" if "new_tokens" in result else ""
-    return f"{result['task']}, {requests}{tokens}, {result['device']}"
+    decoding = f", {on}" if (on := result.get("decoded_on")) else ""
+    return f"{result['task']}, {requests}{tokens}, {result['device']}{decoding}"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lit_depth.functional.latency.static_timing import Decoding
 from lit_depth.functional.latency.time_model import Request, StageTimes, TimeModel, fit_time_model
 from lit_depth.functional.masking.blocks import context_length
 from lit_depth.results.report import Section, Table
@@ -22,7 +23,13 @@ _TARGET = 0.05
 
 
 def measure_and_fit(
-    run: Run, records: pd.DataFrame, masks: Sequence[str], new_tokens: int, threads: int, num_samples: int
+    run: Run,
+    records: pd.DataFrame,
+    masks: Sequence[str],
+    new_tokens: int,
+    threads: int,
+    num_samples: int,
+    decoding: Decoding = "dynamic",
 ) -> TimeModel:
     """Fit the model of time to a run's requests and to a few more, of another batch and with longer prompts.
 
@@ -33,6 +40,7 @@ def measure_and_fit(
         new_tokens: Of each request.
         threads: Of torch.
         num_samples: Samples that requests can be made of.
+        decoding: How tokens are decoded, see `time_masks`.
     """
     prompt, before = int(prompt_lengths(records).median()), int(records["batch_size"].iloc[0])
     longest = context_length(run.model.model)
@@ -44,16 +52,15 @@ def measure_and_fit(
                 continue  # these are the run's own
             path = run.folder / "time_model" / f"batch_{size}_longer_{more}.jsonl"
             sizes = {"num_requests": min(NUM_REQUESTS, num_samples // size), "new_tokens": new_tokens}
+            options: dict[str, Any] = {**sizes, "threads": threads, "batch_size": size, "more_tokens": more}
             some = spread_masks(masks)
-            frames.append(
-                time_masks(run, "validation", some, path, **sizes, threads=threads, batch_size=size, more_tokens=more)
-            )
+            frames.append(time_masks(run, "validation", some, path, **options, decoding=decoding))
     requests: list[Request] = []
     times: list[StageTimes] = []
     for frame in frames:
         asked, took = to_requests(frame)
         requests, times = requests + asked, times + took
-    return fit_time_model(requests, times, machine_of(run.trainer, run.model))
+    return fit_time_model(requests, times, machine_of(run.trainer, run.model, decoding))
 
 
 def spread_masks(masks: Sequence[str], number: int = NUM_MASKS) -> list[str]:

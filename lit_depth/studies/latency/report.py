@@ -42,7 +42,7 @@ def report(result: dict[str, Any]) -> Report:
         drawn={"latency_per_request": figure},
         curves=_curves(result),
         scalars={"latency/num_requests": result["num_requests"], **lines},
-        metadata={"device": result["device"]},
+        metadata={"device": result["device"], "decoding": result.get("decoding", "dynamic")},
     )
 
 
@@ -53,6 +53,7 @@ def _headline(result: dict[str, Any]) -> str:
         f"{result['num_blocks']} blocks on the same request (geometric mean, {result['confidence']:.0%} "
         f"{SIMULTANEOUS})."
     )
+    text += f" Decoded on {on}." if (on := result.get("decoded_on")) else ""
     text += f" {FLOPS_NOTE}" if result.get("flops") else ""
     if "total" in result["fits"]:
         line = result["fits"]["total"]

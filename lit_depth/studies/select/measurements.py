@@ -142,7 +142,7 @@ def read_latency(path: str, num_blocks: int, new_tokens: int, device: str) -> di
         raise ValueError(
             f"latency: expected the latency.json that `lit-depth latency` writes: {path}: {error}"
         ) from error
-    now = {"batch_size": 1, "device": device}
+    now = {"batch_size": 1, "device": device, "decoding": "dynamic"}
     for key, value in now.items():
         if run.get(key, value) != value:
             raise ValueError(f"latency: {path} was measured with {key} {run[key]}, this run has {value}")

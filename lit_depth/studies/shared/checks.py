@@ -8,6 +8,8 @@ from lit_depth.data import DepthDataModule
 from lit_depth.data.task import Sample
 from lit_depth.functional.arguments import check_range
 from lit_depth.functional.engine.greedy_tokens import check_without_penalties
+from lit_depth.functional.engine.static_support import check_serves_static
+from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.module import DepthModule
 
 _FEW = 8  # questions that tell whether there are images
@@ -77,6 +79,25 @@ def check_times_alone(model: DepthModule, instead: str) -> None:
         raise ValueError(
             f"latencies are measured by one process, and with --model.tp_plan none holds the whole model: {instead}"
         )
+
+
+def check_static(model: DepthModule, trainer: Trainer) -> None:
+    """Raise ValueError where ``--decoding static`` does not serve the masks, the precision or the model."""
+    check_all_tokens(model, "--decoding static")
+    if model.hparams["phase"] != "both":
+        raise ValueError(
+            f"--decoding static takes masks of the prompt and of decoding alike: leave out --model.phase "
+            f"{model.hparams['phase']}"
+        )
+    if "mixed" in str(trainer.precision):
+        raise ValueError(
+            f"--decoding static takes weights in the number format of the computation, got --trainer.precision "
+            f"{trainer.precision}: give bf16-true or 32-true, or --model.dtype"
+        )
+    try:
+        check_serves_static(model.model, find_blocks(model.model, model.hparams["blocks"]))
+    except ValueError as error:
+        raise ValueError(f"{error}: leave out --decoding static") from error
 
 
 def check_shares(confidence: float, max_bad_samples: float) -> None:

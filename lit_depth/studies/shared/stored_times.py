@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lit_depth.functional.latency.static_timing import Decoding
 from lit_depth.functional.latency.time_model import Request, TimeModel
 from lit_depth.models.weight_files import floating
 from lit_depth.module import DepthModule
@@ -23,13 +24,14 @@ _ARGUMENTS = (
 )
 
 
-def machine_of(trainer: Trainer, model: DepthModule) -> dict[str, Any]:
-    """What a model of time is true of: device, threads, number formats, checkpoint as it was loaded, and versions."""
+def machine_of(trainer: Trainer, model: DepthModule, decoding: Decoding = "dynamic") -> dict[str, Any]:
+    """What a model of time is true of: device, threads, number formats, decoding, checkpoint and versions."""
     versions = current_versions()
     return {
         **clock_settings(trainer.strategy.root_device),
         "dtype": floating(model.model.dtype),
         "precision": str(trainer.precision),
+        "decoding": decoding,
         **{name: model.hparams[name] for name in _ARGUMENTS},
         **{name: versions.get(name) for name in _PACKAGES},
     }

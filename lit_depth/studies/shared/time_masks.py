@@ -16,13 +16,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lit_depth.functional import from_mask_id
+from lit_depth.functional.engine.static_decode import StaticDecoder
 from lit_depth.functional.inputs import with_answers
 from lit_depth.functional.latency.stage_timer import summarize, time_generation
+from lit_depth.functional.latency.static_timing import Decoding, time_static_generation
 from lit_depth.functional.statistics.median import median_interval
 from lit_depth.module import DepthModule, model_inputs
 from lit_depth.results.records import RecordWriter, read_records
 from lit_depth.studies.shared.run_folder import Run
 
+# lengths of prompts, in pieces, that steps of every mask are kept for on static buffers
+_SHAPES = 4
 STAGES = ("vision", "prefill", "decode", "decode_per_token", "ttft", "total")
 
 
@@ -37,6 +41,7 @@ def time_masks(
     threads: int,
     batch_size: int = 1,
     more_tokens: int = 0,
+    decoding: Decoding = "dynamic",
 ) -> pd.DataFrame:
     """Time the same requests under every mask; a request that was interrupted is measured again, under all masks.
 
@@ -44,9 +49,10 @@ def time_masks(
     machine cancels. The first request is answered under every mask before anything counts.
 
     What ``path`` holds already is not measured again. Requests are fewer where the split has no more readable samples;
-    each generates ``new_tokens`` whatever the end tokens. ``more_tokens`` make each prompt longer. The rows, one per
-    (mask, request), have the times of all `STAGES` in milliseconds, the numbers of tokens, and on a GPU the peak memory
-    in bytes, weights included.
+    each generates ``new_tokens`` whatever the end tokens. ``more_tokens`` make each prompt longer. With
+    ``decoding="static"`` tokens are decoded on static buffers (`StaticDecoder`). The rows, one per (mask, request),
+    have the times of all `STAGES` in milliseconds, the numbers of tokens, and on a GPU the peak memory in bytes,
+    weights included.
 
     Raises:
         ValueError: If not a single request could be made.
@@ -62,6 +68,8 @@ def time_masks(
     made: list[str] = []
     model.to(device)
     torch.set_num_threads(threads)
+    blocks = model.hparams["blocks"]
+    static = StaticDecoder(model.model, blocks=blocks, max_steps=_SHAPES * len(masks)) if decoding == "static" else None
     warm, num_new, started = False, 0, time.perf_counter()
     try:
         with (
@@ -84,12 +92,12 @@ def time_masks(
                 inputs = _longer(model, model_inputs(model.transfer_batch_to_device(batch, device, 0)), more_tokens)
                 if not warm:
                     for mask in masks:
-                        _time(model, inputs, mask, new_tokens)
+                        _time(model, inputs, mask, new_tokens, static)
                     warm = True
                 num_new += len(masks)
                 measured = {}
                 for mask in visiting_order(masks, len(made) - 1, each.seed):
-                    measured[mask] = _time(model, inputs, mask, new_tokens)
+                    measured[mask] = _time(model, inputs, mask, new_tokens, static)
                     progress.update()
                 for mask, times in measured.items():
                     writer.write({"mask": mask, "sample": sample, "image": batch["samples"][0].image_id, **times})
@@ -165,11 +173,16 @@ def _longer(model: DepthModule, inputs: dict[str, Tensor], more_tokens: int) -> 
     return with_answers(model.model, inputs, last, model.pad_token_id)
 
 
-def _time(model: DepthModule, inputs: Mapping[str, Tensor], mask: str, new_tokens: int) -> dict[str, Any]:
+def _time(
+    model: DepthModule, inputs: Mapping[str, Tensor], mask: str, new_tokens: int, static: StaticDecoder | None
+) -> dict[str, Any]:
     cuda = model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
-    with model.masked(from_mask_id(mask)):
-        times = time_generation(model.model, inputs, new_tokens=new_tokens, blocks=model.hparams["blocks"])
+    if static is not None:
+        times = time_static_generation(static, inputs, from_mask_id(mask), new_tokens=new_tokens)
+    else:
+        with model.masked(from_mask_id(mask)):
+            times = time_generation(model.model, inputs, new_tokens=new_tokens, blocks=model.hparams["blocks"])
     peak = torch.cuda.max_memory_allocated(model.device) if cuda else None
     return {**times, "ttft": times["vision"] + times["prefill"], "peak_memory_bytes": peak}

@@ -32,7 +32,7 @@ def test_further_batches_and_longer_prompts_are_timed_once_each(tmp_path, monkey
         return pd.DataFrame([record(mask, batch_size, 50 + more_tokens, 0) for mask in masks])
 
     monkeypatch.setattr(fitting, "time_masks", time_masks)
-    monkeypatch.setattr(fitting, "machine_of", lambda trainer, model: {"device": "a CPU"})
+    monkeypatch.setattr(fitting, "machine_of", lambda trainer, model, _: {"device": "a CPU"})
     monkeypatch.setattr(fitting, "context_length", lambda model: 84)
     run = SimpleNamespace(folder=tmp_path, trainer=None, model=SimpleNamespace(model=None))
     records = pd.DataFrame([record(mask, 1, 50, sample) for mask in MASKS for sample in range(2)])

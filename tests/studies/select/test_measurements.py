@@ -76,6 +76,7 @@ def test_times_are_read_by_mask(tmp_path):
         ([request([0], 7.0, num_output_tokens=5)], {}, "5 new tokens and 3 blocks"),
         ([request([0], 7.0)], {"batch_size": 2}, "measured with batch_size 2, this run has 1"),
         ([request([0], 7.0)], {"device": "other"}, "measured with device other, this run has x"),
+        ([request([0], 7.0)], {"decoding": "static"}, "measured with decoding static, this run has dynamic"),
         ([], {}, "holds no request"),
         ([{}], {}, "expected the latency.json that `lit-depth latency` writes"),
         (None, {}, "expected the latency.json that `lit-depth latency` writes"),

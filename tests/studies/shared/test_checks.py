@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,11 @@ from lit_depth.studies.shared.checks import (
     check_one_process,
     check_one_task,
     check_shares,
+    check_static,
     check_times_alone,
     check_whole_blocks,
 )
+from tests.helpers.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize(("confidence", "share"), [(0.5, 0.0), (0.95, 1.0), (0.9999, 0.01)])
@@ -54,3 +57,21 @@ def test_a_model_that_several_processes_hold_is_not_timed():
     check_times_alone(SimpleNamespace(is_split=False), "give --num_requests 0")
     with pytest.raises(ValueError, match="none holds the whole model: give --num_requests 0"):
         check_times_alone(SimpleNamespace(is_split=True), "give --num_requests 0")
+
+
+@pytest.mark.parametrize(
+    ("hparams", "precision", "message"),
+    [
+        ({}, "32-true", None),
+        ({"skip_tokens": "image"}, "32-true", "leave out --model.skip_tokens image"),
+        ({"phase": "decode"}, "32-true", "leave out --model.phase decode"),
+        ({}, "bf16-mixed", "give bf16-true or 32-true"),
+        ({"penalty": 1.3}, "32-true", "has repetition_penalty: leave out --decoding static"),
+    ],
+)
+def test_static_decoding_is_refused_where_it_does_not_serve(hparams, precision, message):
+    model = tiny_model("llama")
+    model.generation_config.repetition_penalty = hparams.pop("penalty", None)
+    module = SimpleNamespace(hparams={"blocks": None, "skip_tokens": "all", "phase": "both"} | hparams, model=model)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_static(module, SimpleNamespace(precision=precision))
