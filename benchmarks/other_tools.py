@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from transformers import OlmoeForCausalLM
 
 from lit_depth import DepthModule
-from lit_depth.functional import MaskScores, ablation_masks, beam_search, find_blocks, leave_one_out, masked
+from lit_depth.functional import MaskScores, beam_search, find_blocks, leave_one_out, masked
 from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.inputs import answer_logprob, with_answers, with_positions
 from lit_depth.functional.masks import Granularity
@@ -175,7 +175,6 @@ def nnsight_skip(case: Case) -> Scores:
 def nnsight_batched(case: Case) -> Scores:
     from nnsight import TransformersModel
 
-    check_text(case)
     model = TransformersModel(copy.deepcopy(case.model), tokenizer=case.tokenizer)
     inputs = {**case.whole, "attention_mask": torch.ones_like(case.whole["input_ids"])}
 
@@ -197,7 +196,6 @@ def nnsight_batched(case: Case) -> Scores:
 def transformer_lens_bridge(case: Case) -> Scores:
     from transformer_lens.model_bridge import TransformerBridge
 
-    check_text(case)
     bridge = TransformerBridge.boot_transformers(
         "local", hf_model=copy.deepcopy(case.model), tokenizer=case.tokenizer, device="cpu"
     )
@@ -222,11 +220,6 @@ def transformer_lens_bridge(case: Case) -> Scores:
     return scores
 
 
-def check_text(case: Case) -> None:
-    if set(case.whole) != {"input_ids"}:
-        raise NotImplementedError("takes token ids alone; measured on the text decoder")
-
-
 def skipped(mask: Tensor) -> list[int]:
     return (~mask).nonzero().flatten().tolist()
 
@@ -237,6 +230,7 @@ TOOLS: dict[str, Callable[[Case], Scores]] = {
     "nnsight, batched": nnsight_batched,
     "TransformerLens": transformer_lens_bridge,
 }
+TEXT_ONLY = ("nnsight, batched", "TransformerLens")
 
 
 def perplexities(case: Case, scores: Tensor) -> Tensor:
@@ -344,7 +338,8 @@ def main() -> None:
     for name, make in CASES.items():
         for batch_size in BATCH_SIZES:
             case = make(module, batch_size)
-            for tool in (*TOOLS, *LOOPS):
+            tools = [tool for tool in TOOLS if tool not in TEXT_ONLY or make is text_alone]
+            for tool in (*tools, *LOOPS):
                 row = {"model": name, "batch_size": batch_size}
                 if tool in TOOLS:
                     row |= sweep_row(case, tool, arguments.repeats)
