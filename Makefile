@@ -68,11 +68,19 @@ house: venv ## print what is unusually large or doubly named
 docs: venv ## build the documentation into build/docs; index.html opens without a server
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
+# the tools that ours is measured beside come without their dependencies, of which most are ours too; without them the
+# script still runs, and writes down what is absent
 bench: venv ## run the benchmarks that need no GPU and no real weights; results in benchmarks/results
+	@test -d .bench/site/nnsight || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --target .bench/site nnsight==0.8.1 greenlet==3.5.6 websocket-client==1.9.2 zstandard==0.25.0 || true
+	@test -d .bench/site/transformer_lens || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    --target .bench/site transformer-lens==4.3.0 beartype==0.23.1 einops==0.8.2 fancy-einsum==0.0.3 \
+	    jaxtyping==0.3.11 sentencepiece==0.2.3 transformers-stream-generator==0.0.5 typeguard==4.6.1 \
+	    wadler-lindig==0.1.8 || true
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean: ## remove the environment and all caches, keep results
-	rm -rf $(VENV) .parity build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .parity .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The packages of the extra "vision" lie in a folder of their own: tests run without them, but for those of the families

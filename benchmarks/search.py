@@ -3,12 +3,13 @@
 The search is what `lit-depth search` runs on the calibration split: beam 3, up to 4 removed blocks, the bundled model,
 records and data loading included. The sequential side is `masked` + transformers' generate + the reference answer's
 log-probability, for every mask that the search without racing looked at, on the same batches, without data loading. It
-would take long, so its seconds per (mask, batch) are measured on a random subset of both and multiplied.
+would take long, so its seconds per (mask, batch) are measured on a random subset of both and multiplied; ``--whole``
+measures all of them (most of an hour).
 
 Each side runs once, after a warm-up. Also reported: whether racing chose what the search without it chose, and if not,
 the difference between the two on the validation split with its interval. Use an otherwise idle machine.
 
-    python benchmarks/search.py [--samples 512] [--rank_by accuracy] [--threads 2]
+    python benchmarks/search.py [--samples 512] [--rank_by accuracy] [--whole] [--threads 2]
 """
 
 from __future__ import annotations
@@ -48,18 +49,28 @@ def search(
     return time.perf_counter() - start, result
 
 
-def sequential_seconds(module: DepthModule, data: DepthDataModule, masks: torch.Tensor, pairs: int) -> float:
-    """Mean seconds of one mask on one batch, over random pairs of both."""
+def sequential_seconds(
+    module: DepthModule, data: DepthDataModule, masks: torch.Tensor, pairs: int | None
+) -> dict[str, Any]:
+    """Seconds of all masks on all batches one after another; estimated from random pairs of both, or whole (None)."""
+    batches, tokens = list(data.eval_dataloader("calibration")), data.task.max_new_tokens
     generator = random.Random(0)
-    batches = list(data.eval_dataloader("calibration"))
-    batches = [batch for batch in batches if len(batch["sample_ids"]) == data.batch_size]
-    tokens = data.task.max_new_tokens
+    full = [batch for batch in batches if len(batch["sample_ids"]) == data.batch_size]
+    asked = [(row, batch) for batch in batches for row in range(len(masks))]
+    if pairs is not None:
+        asked = [(generator.randrange(len(masks)), generator.choice(full)) for _ in range(pairs)]
     sequential(module, batches[0], masks[:1], True, tokens)
     start = time.perf_counter()
-    for _ in range(pairs):
-        row = generator.randrange(len(masks))
-        sequential(module, generator.choice(batches), masks[row : row + 1], True, tokens)
-    return (time.perf_counter() - start) / pairs
+    for row, batch in asked:
+        sequential(module, batch, masks[row : row + 1], True, tokens)
+    each = (time.perf_counter() - start) / len(asked)
+    return {
+        "seconds": round(each * len(masks) * len(batches), 1),
+        "estimated_from_pairs": pairs,
+        "seconds_per_mask_and_batch": round(each, 4),
+        "masks": len(masks),
+        "batch_size": data.batch_size,
+    }
 
 
 def choices(
@@ -91,6 +102,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="samples of each split (default 512)")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=40, help="(mask, batch) pairs timed one mask at a time")
+    parser.add_argument("--whole", action="store_true", help="time all of them instead")
     parser.add_argument("--rank_by", choices=("accuracy", "reference_logprob"), default="accuracy")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
@@ -133,17 +145,10 @@ def main() -> None:
             }
             print(side, result[side], flush=True)
         removed = [ablation.removed for level in found["without_racing"].levels for ablation in level.ablations]
-        each = sequential_seconds(module, data, ablation_masks(module.num_blocks, removed), arguments.pairs)
-        seconds = each * len(removed) * arguments.samples / arguments.batch_size
-        result["sequential"] = {
-            "seconds": round(seconds, 1),
-            "estimated_from_pairs": arguments.pairs,
-            "seconds_per_mask_and_batch": round(each, 4),
-            "masks": len(removed),
-            "batch_size": arguments.batch_size,
-        }
+        masks = ablation_masks(module.num_blocks, removed)
+        result["sequential"] = sequential_seconds(module, data, masks, None if arguments.whole else arguments.pairs)
         for side in found:
-            result[side]["speedup"] = round(seconds / result[side]["seconds"], 2)
+            result[side]["speedup"] = round(result["sequential"]["seconds"] / result[side]["seconds"], 2)
         result["choices"] = choices(trainer, module, data, *found.values(), folder / "report")
     for key in ("sequential", "choices"):
         print(key, result[key])

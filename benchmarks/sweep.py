@@ -10,6 +10,11 @@ sides answer the same questions, and their answers and scores are compared. "Ans
 against what the sequential side spends on its answers; "no reference" besides takes the reference answers, which it
 uses as drafts, from the engine.
 
+"Bound" is what arithmetic alone would give: the tokens that blocks read on the sequential side (rows times positions,
+in prompts, decode steps and the scoring forward, counted while it runs) over those that they read in the engine. What
+lies outside the blocks (vision, head, start of a call) is in neither; the engine can be above it where calls of few
+rows are bound by anything but arithmetic. "Share" is the ratio over this bound.
+
 Besides: a teacher-forced importance sweep (scores alone) against one plain evaluation pass of the full model, and the
 peak memory of either side in a process of its own.
 
@@ -29,6 +34,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +46,7 @@ from transformers import GenerationConfig
 
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
-from lit_depth.functional import MaskTrie, leave_one_out, masked, reference_logprob
+from lit_depth.functional import MaskTrie, find_blocks, leave_one_out, masked, reference_logprob
 from lit_depth.functional.engine.api import answer_masks
 from lit_depth.models.loading import BUNDLED
 from lit_depth.module import model_inputs
@@ -131,6 +138,29 @@ def sequential(
     return tokens, logprobs, scoring
 
 
+@contextmanager
+def counted_tokens(module: DepthModule) -> Iterator[list[int]]:
+    """Tokens that blocks read while this is open, however they are driven: a list of one number."""
+    total = [0]
+
+    def count(_mlp: Any, arguments: tuple[Any, ...]) -> None:
+        total[0] += arguments[0].shape[:-1].numel()
+
+    hooks = [block.mlp.register_forward_pre_hook(count) for block in find_blocks(module.model)]
+    try:
+        yield total
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def counting(module: DepthModule, *call: Any) -> tuple[Any, int]:
+    """What a side returns, and the tokens that its blocks read."""
+    with counted_tokens(module) as tokens:
+        found = call[0](module, *call[1:])
+    return found, tokens[0]
+
+
 def timed(function: Any, *arguments: Any) -> tuple[float, Any]:
     start = time.perf_counter()
     result = function(*arguments)
@@ -155,9 +185,11 @@ def measure(module: DepthModule, name: str, masks: Tensor, batch_size: int, repe
     (batch,) = batches(module, batch_size)
     engine(module, batch, masks, True)
     sequential(module, batch, masks[:2], True)
-    sides = [(engine, module, batch, masks, True), (sequential, module, batch, masks, True)]
-    sides.append((engine, module, batch, masks, False))
-    seconds, ratios, found = alternate(repeats, *sides)
+    calls = (engine, batch, masks, True), (sequential, batch, masks, True), (engine, batch, masks, False)
+    # the count is a hook of one addition per block, on all sides alike
+    seconds, ratios, counted = alternate(repeats, *((counting, module, *call) for call in calls))
+    found, tokens = zip(*counted)
+    bound = tokens[1] / tokens[0]
     answering_s = seconds[1] - found[1][2]
     for answers in found:
         assert torch.equal(answers[0], found[1][0]), "the answers differ: their times mean nothing"
@@ -170,6 +202,10 @@ def measure(module: DepthModule, name: str, masks: Tensor, batch_size: int, repe
         "engine_s": seconds[0],
         "sequential_s": seconds[1],
         "ratio": ratios[1],
+        "bound": round(bound, 2),
+        "share_of_bound": round(ratios[1] / bound, 2),
+        "engine_block_tokens": tokens[0],
+        "sequential_block_tokens": tokens[1],
         "ratio_answers_alone": round(answering_s / seconds[0], 2),
         "ratio_no_reference": round(answering_s / seconds[2], 2),
         "right_answers": share_right(batch, found[1][0]),
@@ -241,8 +277,8 @@ def main() -> None:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
     print(
-        f"{'model':<9}{'sweep':<12}{'batch':>5}{'engine s':>10}{'sequential s':>14}{'ratio':>7}{'answers alone':>15}"
-        f"{'no reference':>14}{'block forwards':>16}"
+        f"{'model':<9}{'sweep':<12}{'batch':>5}{'engine s':>10}{'sequential s':>14}{'ratio':>7}{'bound':>7}{'share':>7}"
+        f"{'answers alone':>15}{'no reference':>14}{'block forwards':>16}"
     )
     for name in arguments.models:
         module = MODELS[name]()
@@ -256,7 +292,8 @@ def main() -> None:
                 write()
                 print(
                     f"{name:<9}{sweep:<12}{batch_size:>5}{row['engine_s']:>10.3f}{row['sequential_s']:>14.3f}"
-                    f"{row['ratio']:>7.2f}{row['ratio_answers_alone']:>15.2f}{row['ratio_no_reference']:>14.2f}"
+                    f"{row['ratio']:>7.2f}{row['bound']:>7.2f}{row['share_of_bound']:>7.2f}"
+                    f"{row['ratio_answers_alone']:>15.2f}{row['ratio_no_reference']:>14.2f}"
                     f"{row['block_forwards']:>8} / {row['sequential_block_forwards']}",
                     flush=True,
                 )
