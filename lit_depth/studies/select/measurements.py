@@ -216,9 +216,15 @@ class Clock:
 
     def time(self, masks: Sequence[str], split: str, num_requests: int) -> Mapping[str, list[float]]:
         """Total time in milliseconds of each request to a split, by mask."""
-        path, sizes = self.run.folder / "latency" / f"{split}.jsonl", {"threads": self.threads}
-        sizes |= {"num_requests": num_requests, "new_tokens": self.new_tokens}
-        records = time_masks(self.run, split, masks, path, **sizes)
+        records = time_masks(
+            self.run,
+            split,
+            masks,
+            self.run.folder / "latency" / f"{split}.jsonl",
+            threads=self.threads,
+            num_requests=num_requests,
+            new_tokens=self.new_tokens,
+        )
         return {str(mask): rows["total"].astype(float).tolist() for mask, rows in records.groupby("mask")}
 
     def time_all(self, masks: Sequence[str], arguments: SelectArguments, earlier: Times | None) -> "Timed":
