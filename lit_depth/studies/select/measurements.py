@@ -216,8 +216,8 @@ class Clock:
 
     def time(self, masks: Sequence[str], split: str, num_requests: int) -> Mapping[str, list[float]]:
         """Total time in milliseconds of each request to a split, by mask."""
-        path, sizes = self.run.folder / "latency" / f"{split}.jsonl", {"threads": self.threads}
-        sizes |= {"num_requests": num_requests, "new_tokens": self.new_tokens}
+        path = self.run.folder / "latency" / f"{split}.jsonl"
+        sizes: dict[str, Any] = {"threads": self.threads, "num_requests": num_requests, "new_tokens": self.new_tokens}
         records = time_masks(self.run, split, masks, path, **sizes)
         return {str(mask): rows["total"].astype(float).tolist() for mask, rows in records.groupby("mask")}
 
