@@ -18,8 +18,9 @@ Models: the bundled one with its images, and its text decoder alone (its weights
 equal length): the bridge and batched traces take no images of ours. On the text decoder the engine saves no vision.
 
 Each tool has a copy of the model of its own. First both sides have to give equal numbers, and loops equal choices. Then
-pairs of runs alternate; a pair gives one ratio, theirs over ours, reported are medians with their 95% intervals. Tools
-come from ``.bench/site``, which ``make bench`` fills; of one that is absent or fails, the file holds the error.
+pairs of runs alternate; a pair gives one ratio, theirs over ours, reported are medians with their 95% intervals (of
+fewer than 6 pairs the least and the greatest, which hold it less often: ``pairs`` tells). Tools come from
+``.bench/site``, which ``make bench`` fills; of one that is absent or fails, the file holds the error.
 
     python benchmarks/other_tools.py [--repeats 6] [--removed 2] [--threads 1]
 """
@@ -273,7 +274,7 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> 
         sides = (ours, theirs) if repeat % 2 == 0 else (theirs, ours)
         taken = {side: seconds(side) for side in sides}
         rounds.append((taken[ours], taken[theirs]))
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"pairs": repeats}
     for index, clock in enumerate(("cpu", "wall")):
         pairs = [(mine[index], others[index]) for mine, others in rounds]
         ratios = [others / mine for mine, others in pairs]
@@ -323,7 +324,9 @@ def versions() -> dict[str, str | None]:
 def main() -> None:
     """Measure, print the table, write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=6, help="pairs of runs per ratio, loops half of them (6)")
+    parser.add_argument(
+        "--repeats", type=int, default=6, help="pairs of runs per ratio; of fewer than 6 no interval has 95%% (6)"
+    )
     parser.add_argument("--removed", type=int, default=2, help="units that the loops remove (default 2)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
@@ -344,7 +347,7 @@ def main() -> None:
                 if tool in TOOLS:
                     row |= sweep_row(case, tool, arguments.repeats)
                 else:
-                    row |= loop_row(case, tool, -(-arguments.repeats // 2), arguments.removed)
+                    row |= loop_row(case, tool, arguments.repeats, arguments.removed)
                 result["rows"].append(row)
                 print(told(row), flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
