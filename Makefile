@@ -5,7 +5,6 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := $(filter-out benchmarks/gpu_% benchmarks/environment.py benchmarks/real.py benchmarks/easy_vqa_sweep.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test real parity lint house docs bench clean
@@ -68,16 +67,19 @@ house: venv ## print what is unusually large or doubly named
 docs: venv ## build the documentation into build/docs; index.html opens without a server
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-# the tools that ours is measured beside come without their dependencies, of which most are ours too; without them the
-# script still runs, and writes down what is absent
-bench: venv ## run the benchmarks that need no GPU and no real weights; results in benchmarks/results
+# Each script with few repeats, as benchmarks/quick.txt says: it shows that all run, and about what they tell. Those
+# results that are committed are of each script's own defaults, on an otherwise idle machine. The tools that ours
+# is measured beside come without their dependencies, of which most are ours too; without them the script says so.
+bench: venv ## run the benchmarks that need no GPU, short (20 minutes); results in build/benchmarks
 	@test -d .bench/site/nnsight || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    --target .bench/site nnsight==0.8.1 greenlet==3.5.6 websocket-client==1.9.2 zstandard==0.25.0 || true
 	@test -d .bench/site/transformer_lens || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    --target .bench/site transformer-lens==4.3.0 beartype==0.23.1 einops==0.8.2 fancy-einsum==0.0.3 \
 	    jaxtyping==0.3.11 sentencepiece==0.2.3 transformers-stream-generator==0.0.5 typeguard==4.6.1 \
 	    wadler-lindig==0.1.8 || true
-	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+	@mkdir -p build/benchmarks; set -e; while read -r script options; do echo "== $$script $$options"; start=$$(date +%s); \
+	    BENCHMARK_RESULTS=$(CURDIR)/build/benchmarks $(BIN)/python benchmarks/$$script.py $$options < /dev/null; \
+	    echo "== $$script: $$(($$(date +%s) - start)) s"; done < benchmarks/quick.txt
 
 clean: ## remove the environment and all caches, keep results
 	rm -rf $(VENV) .parity .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

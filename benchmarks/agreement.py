@@ -19,11 +19,10 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from sweep import batches, bundled, mask_sets, timed, wide
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from lit_depth.functional.statistics.median import median_interval
 from lit_depth.functional.token_agreement import token_agreement
 from lit_depth.module import model_inputs
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "agreement.json"
+OUTPUT = RESULTS / "agreement.json"
 ACCEPTANCE = 16
 # model, masks, samples of a batch, tokens of an answer
 CASES: tuple[tuple[Callable[[], DepthModule], str, int, int], ...] = (

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import environment
+from environment import RESULTS, environment
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -39,7 +39,7 @@ from lit_depth.functional.statistics import mean_intervals, paired_comparisons, 
 Floats = NDArray[np.float64]
 Limits = tuple[Floats, Floats]
 REPOSITORY = Path(__file__).resolve().parents[1]
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "coverage.json"
+OUTPUT = RESULTS / "coverage.json"
 DOCS = REPOSITORY / "docs" / "statistics.md"
 MARKS = "<!-- coverage: made by benchmarks/coverage.py -->", "<!-- end of coverage -->"
 NUM_SAMPLES = (16, 64, 256, 1024)
@@ -459,7 +459,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="PART", help="run only these parts, or kinds "
                         "of further cells; all other cells that the JSON file has are kept")  # fmt: skip
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, help=f"JSON file to write (default {OUTPUT.relative_to(REPOSITORY)})")
+    parser.add_argument("--output", type=Path, help="JSON file to write (default benchmarks/results/coverage.json)")
     parser.add_argument("--docs", type=Path, help="page to write the tables into (default docs/statistics.md)")
     arguments = parser.parse_args()
     sets = 300 if arguments.quick else arguments.sets

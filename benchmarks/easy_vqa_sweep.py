@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from sweep import sequential
 
 from lit_depth import DepthModule, DepthTrainer
@@ -31,7 +31,7 @@ from lit_depth.functional import leave_one_out
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.run_folder import Run
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "easy_vqa.json"
+OUTPUT = RESULTS / "easy_vqa.json"
 
 
 def main() -> None:

@@ -8,6 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+# where the JSON files go; the committed ones are those of each script's own defaults
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results")
+
 
 def environment(threads: int) -> dict[str, Any]:
     """Machine and versions, as far as the numbers depend on them."""

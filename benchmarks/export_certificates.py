@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from transformers import logging
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ from tests.helpers.exports import certificates  # noqa: E402
 from tests.helpers.families import FAMILIES  # noqa: E402
 from tests.helpers.family_commands import with_packages  # noqa: E402
 
-OUTPUT = ROOT / "benchmarks" / "results" / "export_certificates.json"
+OUTPUT = RESULTS / "export_certificates.json"
 
 
 def main() -> None:

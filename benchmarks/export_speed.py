@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from torch import Tensor
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, logging
 
@@ -43,7 +43,7 @@ from lit_depth.models.loading import BUNDLED, auto_class, load_checkpoint
 from lit_depth.models.real import smollm2
 from lit_depth.module import model_inputs
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "export_speed.json"
+OUTPUT = RESULTS / "export_speed.json"
 STAGES = ("prefill", "decode", "total")
 NEW_TOKENS = 16
 PROMPT_TOKENS = 64

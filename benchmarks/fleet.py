@@ -24,12 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from environment import environment
+from environment import RESULTS, environment
 
 from lit_depth.cli import main as lit_depth
 from lit_depth.functional.statistics.median import median_interval
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "fleet.json"
+OUTPUT = RESULTS / "fleet.json"
 MASKS = 17  # of the bundled model: each block left out, and none
 
 

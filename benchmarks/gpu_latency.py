@@ -42,7 +42,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from latency import labelled
 from skip_overhead import mean_ratio, pruned_copy
 from torch import Tensor, nn
@@ -54,8 +54,7 @@ from lit_depth.functional.latency.stage_timer import time_generation
 from lit_depth.functional.latency.static_timing import time_static_generation
 from lit_depth.models.molmo import MolmoConfig, MolmoForConditionalGeneration
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "gpu_latency.json"
+OUTPUT = RESULTS / "gpu_latency.json"
 # terabytes and teraflops per second of the data sheets, bf16 without sparsity
 PEAKS = {"H200": (4.8, 989.0), "H100": (3.35, 989.0), "A100": (2.0, 312.0)}
 # the released configuration as far as it differs from the defaults of `MolmoConfig`

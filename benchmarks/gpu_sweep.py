@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from gpu_latency import build, request
 from torch import Tensor, nn
 
 from lit_depth.functional import MaskTrie, leave_one_out, masked, reference_logprob
 from lit_depth.functional.engine.api import answer_masks
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "gpu_sweep.json"
+OUTPUT = RESULTS / "gpu_sweep.json"
 NEW_TOKENS, ANSWER_TOKENS, PAD = 16, 4, 0
 
 

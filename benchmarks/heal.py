@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from environment import environment
+from environment import RESULTS, environment
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
@@ -51,7 +51,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 from tests.helpers.real_weights import Windows, halves, windows  # noqa: E402
 
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "heal.json"
+OUTPUT = RESULTS / "heal.json"
 RESAMPLES = 4000
 LEAST_LOSS = 0.05
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
-from skip_overhead import REPOSITORY, mean_ratio, quadruples, random_llama
+from environment import RESULTS, environment
+from skip_overhead import mean_ratio, quadruples, random_llama
 from sweep import MODELS, batches
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ from lit_depth.functional import ProxyScores
 from lit_depth.functional.importance.methods import GRADIENT_METHODS, METHODS, TABLE
 from lit_depth.functional.inputs import keep_last, with_positions
 
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "importance.json"
+OUTPUT = RESULTS / "importance.json"
 BATCHES_PER_COMPUTE = 8
 SETS: dict[str, tuple[str, ...]] = {
     "all methods": METHODS,

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -38,7 +38,7 @@ from lit_depth.functional.latency.stage_timer import StageTimer, time_generation
 from lit_depth.functional.masking.blocks import find_blocks
 from lit_depth.module import model_inputs
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "latency.json"
+OUTPUT = RESULTS / "latency.json"
 NEW_TOKENS = 4
 NUM_REQUESTS = 16
 NUM_CHECKS = 40

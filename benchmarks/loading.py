@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from environment import environment
+from environment import RESULTS, environment
 from PIL import Image
 from processes import bound
 from torch.nn import functional as F
@@ -36,7 +36,7 @@ from lit_depth.models.loading import load_bundled
 from lit_depth.models.molmo import MolmoImageProcessor, MolmoProcessor, MolmoPrompter
 from lit_depth.models.molmo.tiling_molmo import fit_within
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "loading.json"
+OUTPUT = RESULTS / "loading.json"
 SIZES = ((640, 480), (1100, 830))
 
 

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from sweep import batches, bundled
 from torch import Tensor, nn
 from transformers import OlmoeForCausalLM
@@ -55,7 +55,7 @@ from lit_depth.module import model_inputs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SITE = REPOSITORY / ".bench" / "site"
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "other_tools.json"
+OUTPUT = RESULTS / "other_tools.json"
 BATCH_SIZES = (1, 8)
 TOLERANCE = 1e-3  # nats; the bridge reads with eager attention, others do not
 LOOPS: dict[str, Granularity] = {"SLEB": "block", "BlockPruner": "sublayer"}

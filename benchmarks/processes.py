@@ -25,9 +25,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from environment import environment
+from environment import RESULTS, environment
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "processes.json"
+OUTPUT = RESULTS / "processes.json"
 
 
 def command(num_processes: int, num_samples: int, folder: str) -> list[str]:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -68,7 +68,7 @@ from tests.helpers.real_weights import (  # noqa: E402
     windows,
 )
 
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "real_smollm2.json"
+OUTPUT = RESULTS / "real_smollm2.json"
 ACTIVE = (28, 26, 24, 22, 20, 16)
 MAX_REMOVED = 6
 SEARCHED = 12

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from sweep import sequential
 
 from lit_depth import DepthModule, DepthTrainer
@@ -36,7 +36,7 @@ from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.evaluate import evaluate
 from lit_depth.studies.shared.run_folder import Run
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "search.json"
+OUTPUT = RESULTS / "search.json"
 
 
 def search(

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from sweep import batches, engine, sequential
 from torch import Tensor
 
@@ -65,7 +65,7 @@ from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.evaluate import sweep_samples
 from lit_depth.studies.shared.run_folder import Run
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "search_regret.json"
+OUTPUT = RESULTS / "search_regret.json"
 MOST, DRAWN, PART = 3, 512, 64  # removed blocks; samples of a split, and those of one pass
 RANK_BY = ("accuracy", "reference_logprob")
 Evaluate = Callable[[Tensor, Sequence[int]], MaskScores]

@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
@@ -52,7 +52,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 from tests.helpers.pruning import pruned_copy  # noqa: E402
 
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "skip_overhead.json"
+OUTPUT = RESULTS / "skip_overhead.json"
 PROMPT_TOKENS = 64
 WARM_UP = 5
 MAX_STEPS = 960

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from torch import Tensor
 
 from lit_depth.data import DepthDataModule
@@ -53,7 +53,7 @@ from tests.helpers.real_weights import windows  # noqa: E402
 from tests.helpers.speculative_laws import FAMILIES, NEW_TOKENS, TIE, compare_answers  # noqa: E402
 from tests.helpers.tiny_models import tiny_model  # noqa: E402
 
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "speculative.json"
+OUTPUT = RESULTS / "speculative.json"
 PROMPTS, SEED, MAX_DRAFT = 500, 0, 8
 PARTS = ("random", "bundled", "smollm2")
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from environment import environment
+from environment import RESULTS, environment
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -43,7 +43,7 @@ from lit_depth.functional.statistics.stability import decision_stability, least,
 from lit_depth.functional.statistics.winner import winner_interval
 
 Floats = NDArray[np.float64]
-OUTPUT = Path(__file__).resolve().parent / "results" / "stability.json"
+OUTPUT = RESULTS / "stability.json"
 WITHIN = 0.05
 NUM_BINS, NUM_FRESH, NUM_DRAWS = 10, 200, 400
 SEED, CONFIDENCE = 0, 0.95

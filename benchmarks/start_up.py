@@ -19,11 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from environment import environment
+from environment import RESULTS, environment
 
 from lit_depth.functional.statistics.median import median_interval
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "start_up.json"
+OUTPUT = RESULTS / "start_up.json"
 COMMANDS = ("importance", "latency", "compare")
 BARE = """
 import lightning.pytorch, transformers

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from torch import Tensor
 from transformers import GenerationConfig
 
@@ -52,8 +52,7 @@ from lit_depth.models.loading import BUNDLED
 from lit_depth.module import model_inputs
 from lit_depth.studies.shared.mask_grid import POLICIES, plan_masks
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "sweep.json"
+OUTPUT = RESULTS / "sweep.json"
 NEW_TOKENS = 4
 BATCH_SIZES = {"importance": (1, 2, 4, 8, 16, 32), "compare": (1, 2, 4, 8, 16, 32)}
 

@@ -23,11 +23,10 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from sweep import NEW_TOKENS, batches, bundled, engine
 from torch import Tensor
 
@@ -37,7 +36,7 @@ from lit_depth.functional.engine.phases import Phases
 from lit_depth.functional.statistics.median import median_interval
 from lit_depth.module import model_inputs
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "sweep_kinds.json"
+OUTPUT = RESULTS / "sweep_kinds.json"
 KINDS: dict[str, dict[str, Any]] = {
     "sublayer": {"granularity": "sublayer"},
     "decode": {"phase": "decode"},

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment
+from environment import RESULTS, environment
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "time_model.json"
+OUTPUT = RESULTS / "time_model.json"
 
 
 def run(folder: str, *arguments: str) -> float:

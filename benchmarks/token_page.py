@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from environment import environment
+from environment import RESULTS, environment
 
 from lit_depth.results.token_tables import COLUMNS
 from lit_depth.studies.tokens.token_page import write_token_page
@@ -30,7 +30,7 @@ from lit_depth.studies.tokens.token_page import write_token_page
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.helpers.browser import Browser, missing_programs
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "token_page.json"
+OUTPUT = RESULTS / "token_page.json"
 NUM_BLOCKS, NUM_HEADS = 16, 16
 # rows to exceed -> (tokens of the prompt, generation steps, seconds allowed)
 SIZES = {165_000: (573, 1, 1.0), 1_000_000: (577, 6, 3.0)}

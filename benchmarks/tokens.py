@@ -23,15 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lit_depth.functional import find_blocks, find_decoder, token_masking
 from lit_depth.models.loading import BUNDLED, load_bundled
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "tokens.json"
+OUTPUT = RESULTS / "tokens.json"
 BASELINE_TOKENS = (64, 128, 256)
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from environment import environment
+from environment import RESULTS, environment
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
@@ -38,7 +38,7 @@ from lit_depth.functional.latency.flops import count_request
 from lit_depth.functional.masking.blocks import find_decoder
 from lit_depth.functional.masks import MaskSet, Tokens
 
-OUTPUT = Path(__file__).resolve().parent / "results" / "visual_tokens.json"
+OUTPUT = RESULTS / "visual_tokens.json"
 SEED = 0
 WIDTH, BLOCKS, SKIPPED = 1024, 16, tuple(range(4, 14))
 IMAGE_TOKENS, TEXT_TOKENS, IMAGE_TOKEN = 576, 32, 511

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import environment
+from environment import RESULTS, environment
 
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
@@ -37,7 +37,7 @@ from lit_depth.module import model_inputs
 from lit_depth.studies.tokens.knockout_spans import default_spans
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-OUTPUT = REPOSITORY / "benchmarks" / "results" / "where_answers_come_from.json"
+OUTPUT = RESULTS / "where_answers_come_from.json"
 sys.path.insert(0, str(REPOSITORY))
 
 
