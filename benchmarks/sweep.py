@@ -269,7 +269,11 @@ def main() -> None:
     if arguments.peak:
         print_peak(*arguments.peak)
         return
-    result: dict[str, Any] = {"environment": environment(arguments.threads), "new_tokens": NEW_TOKENS, "models": {}}
+    # models, sweeps and batch sizes that are not asked for stay as they were measured
+    result: dict[str, Any] = {"new_tokens": NEW_TOKENS, "models": {}}
+    if arguments.output.is_file():
+        result = json.loads(arguments.output.read_text(encoding="utf-8"))
+    about = environment(arguments.threads)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:  # after every figure: a run takes long, and what it measured should survive it
@@ -281,13 +285,14 @@ def main() -> None:
     )
     for name in arguments.models:
         module = MODELS[name]()
-        figures = result["models"][name] = {"sweeps": [], "teacher_forced": {}, "peak_memory_mib": {}}
+        figures = result["models"].setdefault(name, {"sweeps": [], "teacher_forced": {}, "peak_memory_mib": {}})
         for sweep in arguments.sweeps:
             masks = mask_sets(module.num_blocks)[sweep]
             for batch_size in (8,) if arguments.quick else BATCH_SIZES[sweep]:
                 slow = name != "bundled" and (batch_size > 8 or sweep == "compare")
                 row = measure(module, sweep, masks, batch_size, 1 if slow else arguments.repeats)
-                figures["sweeps"].append(row)
+                others = [old for old in figures["sweeps"] if (old["sweep"], old["batch_size"]) != (sweep, batch_size)]
+                figures["sweeps"] = [*others, row | {"environment": about}]
                 write()
                 print(
                     f"{name:<9}{sweep:<12}{batch_size:>5}{row['engine_s']:>10.3f}{row['sequential_s']:>14.3f}"
@@ -296,7 +301,8 @@ def main() -> None:
                     f"{row['block_forwards']:>8} / {row['sequential_block_forwards']}",
                     flush=True,
                 )
-        figures["teacher_forced"] = teacher_forced(module, mask_sets(module.num_blocks)["importance"], 8, 5)
+        scored = teacher_forced(module, mask_sets(module.num_blocks)["importance"], 8, 5)
+        figures["teacher_forced"] = scored | {"environment": about}
         cost = figures["teacher_forced"]["cost"]
         print(f"{name}: a teacher-forced importance sweep costs {cost:.2f} plain evaluation passes")
         for sweep in arguments.sweeps:
