@@ -114,7 +114,8 @@ class StaticBuffers:
             prompt: One of the kind that the buffers are for; its placeholders are those of the mask.
         """
         # a block that the mask skips may have room here, of another mask
-        layers: list[Any] = [layer if other is None else other for layer, other in zip(self.layers, prompt.placeholders)]
+        places = zip(self.layers, prompt.placeholders)
+        layers: list[Any] = [layer if other is None else other for layer, other in places]
         cache = Cache(layers=layers)
         inputs = {**self.inputs, prompt.cache_name: cache}
         return lambda: model(**inputs, return_dict=True).logits[:, -1]
