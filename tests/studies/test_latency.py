@@ -208,6 +208,6 @@ def test_static_buffers_are_timed_and_told(checkpoint, tmp_path, capsys):
         (["--plan", "true"], "leave out --decoding static"),
         (["--model.phase", "decode"], "leave out --model.phase decode"),
         (["--model.skip_tokens", "image"], "leave out --model.skip_tokens image"),
-        (["--trainer.precision", "bf16-mixed"], "give bf16-true"),
+        (["--trainer.precision", "bf16-mixed"], "give --model.dtype bfloat16"),
     ):
         assert run([*static, *more]) == 2 and message in capsys.readouterr().err

@@ -68,11 +68,10 @@ class Prompt(NamedTuple):
         return len(self.inputs["input_ids"])
 
     def kind(self) -> tuple[Any, ...]:
-        """What buffers must agree in to hold this prompt, besides their length."""
-        shapes = tuple(None if pair is None else _form(pair[0][:, :, :0]) for pair in self.keys_values)
+        """What buffers must agree in to hold this prompt, besides their length; not which blocks keep something."""
         given = {**self.inputs, "attention_mask": self.inputs["attention_mask"][:, :0]}
         told = [(name, _form(v) if isinstance(v, Tensor) else repr(v)) for name, v in given.items()]
-        return shapes, tuple(sorted(told))
+        return tuple(sorted(told))
 
 
 class StaticBuffers:
@@ -87,7 +86,8 @@ class StaticBuffers:
 
     def __init__(self, prompt: Prompt, capacity: int) -> None:
         self.capacity = capacity
-        self.layers = [None if pair is None else _static_layer(*pair, capacity) for pair in prompt.keys_values]
+        self.layers: list[StaticLayer | None] = [None] * len(prompt.keys_values)
+        self.make_room(prompt)
         self.inputs = {
             # copies, which do not share memory by being expanded
             name: value.detach().clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
@@ -100,6 +100,12 @@ class StaticBuffers:
         self.found = self.tokens.new_zeros(prompt.batch, capacity)
         self.num_found, self.place = (torch.zeros(1, dtype=torch.long, device=mask.device) for _ in range(2))
 
+    def make_room(self, prompt: Prompt) -> None:
+        """Add keys and values of blocks that this prompt's mask keeps and those of earlier prompts skipped."""
+        for block_idx, pair in enumerate(prompt.keys_values):
+            if pair is not None and self.layers[block_idx] is None:
+                self.layers[block_idx] = _static_layer(*pair, self.capacity)
+
     def forward(self, model: Any, prompt: Prompt) -> Callable[[], Tensor]:
         """What runs a step's forward and gives logits ``[batch, vocabulary]``.
 
@@ -107,7 +113,10 @@ class StaticBuffers:
             model: What runs.
             prompt: One of the kind that the buffers are for; its placeholders are those of the mask.
         """
-        cache = Cache(layers=[layer or other for layer, other in zip(self.layers, prompt.placeholders)])
+        # a block that the mask skips may have room here, of another mask
+        places = zip(self.layers, prompt.placeholders)
+        layers: list[Any] = [layer if other is None else other for layer, other in places]
+        cache = Cache(layers=layers)
         inputs = {**self.inputs, prompt.cache_name: cache}
         return lambda: model(**inputs, return_dict=True).logits[:, -1]
 

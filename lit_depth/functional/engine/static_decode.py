@@ -189,6 +189,9 @@ class StaticDecoder:
         around_step: Callable[[], AbstractContextManager[Any]],
     ) -> Tensor:
         """Tokens ``[batch, max_new_tokens or fewer]``; behind a row's end stand more."""
+        if prompt.processors:  # a generation_config may have changed since the decoder was made
+            names = ", ".join(type(each).__name__ for each in prompt.processors)
+            raise CannotDriveError(f"its generation_config asks for a {names}")
         outputs = prompt.forward()
         first = prompt.next_tokens(outputs.logits[:, -1])[:, None]
         if max_new_tokens == 1:
@@ -214,7 +217,7 @@ class StaticDecoder:
         """The step of a mask and shape, made now where there is none yet."""
         needed = begun.length + max(max_new_tokens, _COMPARED) + 1
         capacity = -(-needed // _PIECE) * _PIECE
-        shape = (capacity, begun.kind())
+        shape = (capacity, begun.kind())  # whatever the mask
         key = (masking, shape)
         if key in self._steps:
             self._steps.move_to_end(key)
@@ -222,12 +225,18 @@ class StaticDecoder:
         buffers = self._buffers.get(shape)
         if buffers is None:
             self._buffers[shape] = buffers = StaticBuffers(begun, capacity)
+        buffers.make_room(begun)
         forward = buffers.forward(prompt.model, begun)
         if self._capture is None:
             self._capture = capture_for(begun.inputs["input_ids"].device)
         with untimed():
             _compare(self.model, buffers, forward, begun, prompt, min(_COMPARED, max_new_tokens - 1))
-            run = self._capture(lambda: buffers.advance(forward()), lambda: buffers.load(begun))
+            try:
+                run = self._capture(lambda: buffers.advance(forward()), lambda: buffers.load(begun))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # CUDA's, of a step that asks for a value while it is recorded
+                raise CannotDriveError(f"a step cannot be recorded: {str(error).splitlines()[0]}") from error
         self.num_captures += 1
         self._steps[key] = _Kept(run, buffers)
         if len(self._steps) > self.max_steps:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from lit_depth.functional.engine.decoding_configuration import check_generates, decoding_configuration
 from lit_depth.functional.engine.proof import turning_length
@@ -14,6 +15,8 @@ from lit_depth.functional.masking.blocks import find_decoder
 from lit_depth.functional.masking.support import check_drivable
 from lit_depth.functional.model_state import attention_of
 from lit_depth.functional.shards import holders_of
+
+_PLAIN = (bool, int, float, str)
 
 
 def check_serves_static(model: nn.Module, blocks: nn.ModuleList) -> None:
@@ -47,27 +50,42 @@ def check_now(model: nn.Module, device: torch.device) -> None:
         raise ValueError("static buffers expect a model in evaluation mode, got one in training mode")
 
 
-def state_of(model: nn.Module) -> int:
-    """Tells whether a step that was recorded would still do what the model does: its modules and weights, by identity.
+def state_of(model: nn.Module) -> tuple[Any, ...]:
+    """Tells whether a step that was recorded would still do what the model does: its modules, weights and settings.
 
-    Values of weights may change in place: a step reads them where they lie.
+    Values of weights may change in place: a step reads them where they lie. Functions are held, not only told by
+    address: another one may come to lie where the first one was.
     """
     parts: list[Any] = []
+    configs: dict[int, PreTrainedConfig] = {}
     for module in model.modules():
+        parts.append((id(module), type(module)))
         for name, value in vars(module).items():
             if isinstance(value, dict):  # weights, modules and hooks; names of hooks are numbers that only count them
-                own = {key: each for key, each in value.items() if not isinstance(each, bool) and not _is_timer(each)}
-                parts.append((name, tuple((key if isinstance(key, str) else 0, id(each)) for key, each in own.items())))
-            elif isinstance(value, (bool, int, float, str)):
-                parts.append((name, value))
-            elif name == "forward":
-                parts.append((name, id(value)))
-        parts.append(id(module))
+                own = [(key, each) for key, each in value.items() if not _is_of_timer(key, each)]
+                parts.append((name, tuple((key if isinstance(key, str) else 0, _told(each)) for key, each in own)))
+            elif isinstance(value, PreTrainedConfig):
+                configs[id(value)] = value
+            elif isinstance(value, _PLAIN) or callable(value):
+                parts.append((name, _told(value)))
     weights = [*model.parameters(), *model.buffers()]
-    parts += [(each.data_ptr(), each.dtype, tuple(each.shape), each.device) for each in weights]
-    return hash(tuple(parts))
+    parts += [(each.data_ptr(), each.dtype, tuple(each.shape), each.stride(), each.device) for each in weights]
+    return *parts, *map(_settings, configs.values())
 
 
-def _is_timer(hook: Any) -> bool:
-    """Whether a hook is one of a `StageTimer`, which steps do not call."""
-    return isinstance(getattr(hook, "__self__", None), StageTimer)
+def _told(value: Any) -> Any:
+    """What tells a value apart: itself where it is plain or a function, else where it lies."""
+    is_function = callable(value) and not isinstance(value, nn.Module)
+    return value if isinstance(value, _PLAIN) or is_function else id(value)
+
+
+def _settings(config: PreTrainedConfig) -> tuple[Any, ...]:
+    """Settings of a model; those of its parts are in configurations of their own."""
+    own = {name: value for name, value in vars(config).items() if not isinstance(value, PreTrainedConfig)}
+    return tuple((name, value if isinstance(value, _PLAIN) else repr(value)) for name, value in own.items())
+
+
+def _is_of_timer(key: Any, hook: Any) -> bool:
+    """Whether a hook is one of a `StageTimer`, which steps do not call, or only says what hooks are called with."""
+    told_only = isinstance(hook, bool) and not isinstance(key, str)
+    return told_only or isinstance(getattr(hook, "__self__", None), StageTimer)

@@ -92,7 +92,7 @@ def check_static(model: DepthModule, trainer: Trainer) -> None:
     if "mixed" in str(trainer.precision):
         raise ValueError(
             f"--decoding static takes weights in the number format of the computation, got --trainer.precision "
-            f"{trainer.precision}: give bf16-true or 32-true, or --model.dtype"
+            f"{trainer.precision}: give --model.dtype bfloat16 or float16 instead"
         )
     try:
         check_serves_static(model.model, find_blocks(model.model, model.hparams["blocks"]))

@@ -128,9 +128,20 @@ def sweep_samples(
     if sweep.records is None:
         raise ValueError("the strategy runs in processes of its own (such as ddp_spawn): use ddp, or torchrun")
     run.effort.read(records, len(sweep.records) > sweep.num_new)
+    if positions is not None and sweep.records["sample"].nunique() + len(sweep.bad_samples) > len(positions):
+        _leave_out_others(run, split, sweep, positions)
     sweep.check_bad_samples(num_samples)
     sweep.check_complete(num_samples - len(sweep.bad_samples))
     return sweep
+
+
+def _leave_out_others(run: Run, split: str, sweep: MaskSweep, positions: Sequence[int]) -> None:
+    """Leave out records of other samples: an earlier version may have asked for more of them at once."""
+    assert sweep.records is not None
+    every = run.datamodule.eval_dataset(split).recorded_ids()
+    asked = {every[position][0] for position in positions}
+    sweep.records = sweep.records[sweep.records["sample"].isin(asked)].reset_index(drop=True)
+    sweep.bad_samples = {name: reason for name, reason in sweep.bad_samples.items() if name in asked}
 
 
 def is_recorded(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, LinearAttentionLayer
@@ -38,6 +40,29 @@ def test_what_one_prompt_left_does_not_reach_the_next():
     assert buffers.mask.tolist() == [[1] * 4 + [0] * 4, [0] + [1] * 3 + [0] * 4]
     assert buffers.tokens.tolist() == [[7], [8]] and int(buffers.num_found) == 0
     assert addresses == [tensor.data_ptr() for tensor in (layer.keys, layer.values, buffers.mask, buffers.tokens)]
+
+
+def test_room_is_made_for_what_another_mask_keeps():
+    first = Prompt.of(step_inputs(5, 1.0))
+    swapped = first._replace(keys_values=first.keys_values[::-1], placeholders=first.placeholders[::-1])
+    assert first.kind() == swapped.kind()
+    buffers = StaticBuffers(first, capacity=8)
+    kept = buffers.layers[1]
+    assert buffers.layers[0] is None
+    buffers.make_room(swapped)
+    assert buffers.layers[1] is kept
+    caches = []
+
+    def model(**given):
+        caches.append(given["cache"].layers)
+        return SimpleNamespace(logits=torch.zeros(2, 1, 4))
+
+    for prompt in (first, swapped):
+        buffers.forward(model, prompt)()
+    assert caches == [[first.placeholders[0], kept], [buffers.layers[0], first.placeholders[0]]]
+    buffers.load(swapped)
+    assert buffers.layers[0].keys[0, 0, :5, 0].tolist() == [1.0] * 5
+    assert buffers.layers[1].keys[0, 0, :5, 0].tolist() == [0.0] * 5
 
 
 def test_prompts_of_another_kind_have_other_buffers():

@@ -11,6 +11,7 @@ from lit_depth.functional import StaticDecoder, find_blocks, leave_one_out, mask
 from lit_depth.functional.engine.static_decode import experts_by
 from lit_depth.functional.latency.stage_timer import StageTimer
 from tests.helpers.model_zoo import ZOO, plain_answers
+from tests.helpers.replayed import replayed
 from tests.helpers.sweep_laws import FULL, plain
 from tests.helpers.tiny_models import FAMILIES, tiny_batch, tiny_model
 from tests.helpers.tiny_molmo import FAMILIES as MOLMO_FAMILIES
@@ -125,6 +126,26 @@ def test_few_steps_are_kept_and_their_buffers_are_shared(llama):
     assert len(decoder._steps) == 2
 
 
+def test_masks_of_one_shape_share_keys_and_values(llama):
+    """The memory that they take is that of one mask, however many are kept."""
+    inputs, decoder = tiny_batch(llama), StaticDecoder(llama, capture=replayed)
+    for _ in range(2):
+        for mask in (MASKS[1], *MASKS):
+            assert torch.equal(decoder.generate(inputs, mask, NEW), plain(llama, inputs, mask, new_tokens=NEW))
+    assert decoder.num_captures == 4
+    assert len({id(kept.buffers) for kept in decoder._steps.values()}) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_was_recorded_answers_other_prompts(family):
+    model = tiny_model(family)
+    inputs, decoder = tiny_batch(model), StaticDecoder(model, capture=replayed)
+    turned = {name: value.flip(0) for name, value in inputs.items()}
+    for given in (inputs, turned, inputs):
+        assert torch.equal(decoder.generate(given, FULL, NEW), plain(model, given, FULL, new_tokens=NEW))
+    assert decoder.num_captures == 1
+
+
 def test_changed_weights_are_never_answered_from_old_steps():
     model = tiny_model("llama")
     inputs, recorder = tiny_batch(model), Recorder()
@@ -146,6 +167,22 @@ def test_changed_weights_are_never_answered_from_old_steps():
     model.model.layers[2].self_attn.scaling *= 2
     check(made=4)
     check(made=4)
+
+
+def test_changed_functions_and_settings_are_never_answered_from_old_steps():
+    model = tiny_model("gemma2")
+    inputs, decoder = tiny_batch(model), StaticDecoder(model, capture=replayed)
+
+    def check() -> None:
+        assert torch.equal(decoder.generate(inputs, FULL, NEW), plain(model, inputs, FULL, new_tokens=NEW))
+
+    for factor in (1.0, -3.0, 0.2, 5.0):  # each may lie where the one before it lay
+        hook = model.model.layers[1].mlp.register_forward_hook(lambda module, args, output, by=factor: output * by)
+        check()
+        hook.remove()
+    model.config.final_logit_softcapping = 1e-3  # all logits become one
+    check()
+    assert decoder.num_captures == 5
 
 
 def test_tensors_of_inference_mode_and_others_may_alternate(llama):
@@ -237,6 +274,24 @@ def test_what_changes_from_call_to_call_is_refused(llama):
         decoder.generate(inputs, FULL, 200)
 
 
+def test_penalties_that_a_model_got_later_are_refused():
+    model = tiny_model("llama")
+    inputs, decoder = tiny_batch(model), StaticDecoder(model)
+    decoder.generate(inputs, FULL, NEW)
+    model.generation_config.repetition_penalty = 3.0
+    with pytest.raises(ValueError, match="RepetitionPenalty"):
+        decoder.generate(inputs, FULL, NEW)
+
+
+@pytest.mark.parametrize(("error", "expected"), [(RuntimeError, ValueError), (torch.OutOfMemoryError,) * 2])
+def test_a_step_that_cannot_be_recorded_is_refused(llama, error, expected):
+    def capture(step, reset):
+        raise error("operation not permitted when stream is capturing\nCUDA kernel errors might be reported")
+
+    with pytest.raises(expected, match="not permitted when stream is capturing"):
+        StaticDecoder(llama, capture=capture).generate(tiny_batch(llama), FULL, NEW)
+
+
 def test_a_model_whose_steps_would_differ_is_refused(llama, monkeypatch):
     def off(module, args, kwargs, output):
         # looks at how many keys there are
@@ -257,7 +312,7 @@ def test_every_family_is_answered_alike_or_refused(name):
     model, inputs = ZOO[name]()
     num_blocks = len(find_blocks(model))
     try:
-        decoder = StaticDecoder(model)
+        decoder = StaticDecoder(model, capture=replayed)
     except ValueError:
         return
     for mask in (torch.ones(num_blocks, dtype=torch.bool), *leave_one_out(num_blocks)):

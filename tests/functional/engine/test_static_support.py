@@ -58,6 +58,17 @@ def test_a_changed_model_has_another_state():
     note()
     model[0] = nn.Linear(2, 2).eval()
     note()
-    model[0].forward = lambda x: x
+    model[0].weight.data = model[0].weight.data.T  # lies at the same place
     note()
+    for factor in (1, 2, 3):  # each may lie where the one before it lay
+        model[0].forward = lambda x, by=factor: x * by
+        note()
     assert len(set(states)) == len(states)
+
+
+def test_a_changed_setting_of_the_configuration_is_another_state():
+    model = tiny_model("llama")
+    before = state_of(model)
+    assert state_of(model) == before
+    model.config.pad_token_id = 3
+    assert state_of(model) != before

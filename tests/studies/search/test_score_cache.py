@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lit_depth import DepthTrainer
 from lit_depth.functional import MaskTrie, ablation_masks, mask_id
 from lit_depth.metrics import ExactMatch
 from lit_depth.studies.search.score_cache import ScoreCache
-from lit_depth.studies.shared.run_folder import Run
+from lit_depth.studies.shared.evaluate import sweep_samples
+from lit_depth.studies.shared.run_folder import Run, open_run
 from tests.helpers.simulated_search import Simulated, data, removed_by, simulated
 
 
@@ -62,3 +64,21 @@ def test_a_round_fills_the_batches_of_all_processes_and_is_kept(module, tmp_path
     trainer.world_size = 1
     again = ScoreCache(Run(trainer, module, datamodule, tmp_path, {}, 0.01), "calibration", tmp_path)
     assert again.round_samples == expected
+
+
+def test_rounds_that_were_grouped_otherwise_are_read(module, tmp_path):
+    """As an earlier version left them: masks that lack the same samples shared a pass."""
+    trainer = DepthTrainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    datamodule = data(module, calibration_samples=10)
+    masks = ablation_masks(16, [(1,), (2,), (3,)])
+    with open_run(trainer, module, datamodule, ["calibration"], {}, str(tmp_path), "search", "old") as run:
+        fresh = ScoreCache(run, "calibration", run.folder / "fresh")
+        expected = fresh(masks, [0, 9, 4])
+        old = run.folder / "old"
+        sweep_samples(run, "calibration", list(masks[:2]), old / "round_0001", "old", (4, 9))
+        sweep_samples(run, "calibration", list(masks[2:]), old / "round_0002", "old", (0, 9, 4))
+        cache = ScoreCache(run, "calibration", old)
+        cache(masks[:2], [4, 9])
+        found = cache(masks[2:], [0, 9])
+        assert found.accuracy.tolist() == expected.accuracy[2:, :2].tolist()
+        assert np.isnan(cache.recorded([mask_id(masks[2])]).accuracy[0, 4])

@@ -65,7 +65,7 @@ def test_a_model_that_several_processes_hold_is_not_timed():
         ({}, "32-true", None),
         ({"skip_tokens": "image"}, "32-true", "leave out --model.skip_tokens image"),
         ({"phase": "decode"}, "32-true", "leave out --model.phase decode"),
-        ({}, "bf16-mixed", "give bf16-true or 32-true"),
+        ({}, "bf16-mixed", "give --model.dtype bfloat16"),
         ({"penalty": 1.3}, "32-true", "has repetition_penalty: leave out --decoding static"),
     ],
 )
