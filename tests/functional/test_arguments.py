@@ -87,6 +87,7 @@ RIGHT: dict[Any, dict[str, Any]] = {
     F.generate: dict(SWEPT, max_new_tokens=2, eos_token_id=2, pad_token_id=0),
     F.speculative_generate: dict(model=MODEL, inputs=INPUTS, mask=[True, False, True], num_draft=2)
     | dict(max_new_tokens=3, eos_token_id=2, pad_token_id=0, blocks=PATH, phase="decode"),
+    F.StaticDecoder: dict(model=MODEL, blocks=PATH, max_steps=2),
     F.reference_logprob: dict(SCORED, in_phases=False),
     F.beam_search: dict(SEARCHED, beam_width=2, max_removed=2, keep=[0], racing=True, epsilon=0.02, delta=0.05, batch=4)
     | dict(clusters=list("aabbc"), seed=0),

@@ -326,8 +326,8 @@ SCRIPT = """
 import os, signal, sys
 from lit_depth.cli import main
 from lit_depth.results.records import RecordWriter
-from lit_depth.studies.search import score_cache
-score_cache._ROUND = 8
+from lit_depth.studies.search import finders
+finders.ROUND = 8
 left, write = [int(sys.argv[1])], RecordWriter.write
 def dying(self, record):
     left[0] -= 1

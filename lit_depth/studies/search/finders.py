@@ -19,9 +19,12 @@ from lit_depth.functional import (
 from lit_depth.functional.search.ablations import Removed
 from lit_depth.functional.search.beam import second_of
 from lit_depth.functional.search.pairwise import PairwiseResult, pairwise_search
+from lit_depth.results.terminal import remark
 from lit_depth.studies.search.arguments import SearchArguments
 from lit_depth.studies.search.score_cache import ScoreCache
 
+# samples of the first rounds of a race; of no other number, so that any number of processes decides alike
+ROUND = 64
 Baselines = Mapping[str, Sequence[Ablation | None]]
 
 
@@ -30,6 +33,16 @@ def run_search(cache: ScoreCache, arguments: SearchArguments, seed: int) -> Sear
     if arguments.exhaustive:
         cache.describe = lambda masks, positions: f"exhaustive search, {len(masks)} combinations"
         return exhaustive_search(cache, cache.num_units, cache.num_samples, **_shared(cache, arguments))
+    processes = cache.run.trainer.world_size
+    if (
+        arguments.racing
+        and cache.run.trainer.is_global_zero
+        and int(cache.run.datamodule.batch_size) * processes > ROUND
+    ):
+        remark(
+            f"racing takes {ROUND} samples at first, which do not fill the batches of {processes} processes: "
+            "--racing false may take less time"
+        )
     cache.describe = Progress(cache, arguments)
     return _beam_search(cache, arguments.beam_width, arguments, seed)
 
@@ -42,7 +55,7 @@ def run_pairwise(cache: ScoreCache, arguments: SearchArguments, seed: int) -> Pa
 
 
 def _beam_search(cache: ScoreCache, width: int, arguments: SearchArguments, seed: int) -> SearchResult:
-    racing = {"racing": arguments.racing, "epsilon": arguments.epsilon, "batch": cache.round_samples}
+    racing = {"racing": arguments.racing, "epsilon": arguments.epsilon, "batch": ROUND}
     options = {"beam_width": width, "seed": seed, **racing, **_shared(cache, arguments)}
     return beam_search(cache, cache.num_units, cache.num_samples, **options)
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +12,10 @@ from torch import Tensor
 
 from lit_depth.callbacks.mask_sweep import check_bad_samples
 from lit_depth.functional import MaskScores, MaskSet
-from lit_depth.results.store import prepare_folder, read_of_run, write_of_run
 from lit_depth.studies.shared.batch_size import settle_batch_size
 from lit_depth.studies.shared.effort import block_forwards
 from lit_depth.studies.shared.evaluate import sweep_samples
 from lit_depth.studies.shared.run_folder import Run
-
-ROUNDS = "rounds.json"
-_ROUND = 64  # samples of a first round of racing, at least
 
 
 class ScoreCache:
@@ -38,7 +33,6 @@ class ScoreCache:
     Attributes:
         num_units: Units of the model.
         num_samples: Samples of the split; their positions are 0..num_samples-1.
-        round_samples: Samples of the first rounds of a race.
         clusters: Image of each sample.
         bad_samples: Reason by name of each sample that could not be evaluated.
         describe: Given masks and positions, the text beside the progress bar.
@@ -68,7 +62,6 @@ class ScoreCache:
         if datamodule.batch_size == "auto":  # once, not in every round
             datamodule = copy.copy(datamodule)
             datamodule.batch_size = settle_batch_size(run, split, folder)
-        self.round_samples = _round_samples(run, int(datamodule.batch_size), folder)
         # of a round any number may be bad: what counts is the share of all samples, see `_evaluate`
         self.run = replace(run, datamodule=datamodule, max_bad_samples=1.0)
 
@@ -122,20 +115,3 @@ class ScoreCache:
         self.evaluations += len(masks) * len(positions)
         self.block_forwards += together * len(positions)
         self.sequential_block_forwards += one_by_one * len(positions)
-
-
-def _round_samples(run: Run, batch_size: int, folder: Path) -> int:
-    """At least 64 samples that fill a batch of every process: a pass takes no less time for a part of its batches.
-
-    A run that is continued by more or fewer processes keeps the number, as decisions depend on it.
-    """
-    path = folder / ROUNDS
-    if path.is_file():
-        return int(read_of_run(path, round_samples=int)["round_samples"])
-    trainer: Any = run.trainer
-    processes = max(trainer.world_size, getattr(trainer, "executor_workers", None) or 1)
-    found = -(-_ROUND // (batch_size * processes)) * batch_size * processes
-    if trainer.is_global_zero:
-        prepare_folder(folder)
-        write_of_run(path, {"round_samples": found})
-    return found

@@ -53,19 +53,6 @@ def test_rounds_are_those_of_one_process(module, tmp_path, monkeypatch):
     assert np.isnan(recorded.accuracy[0]).sum() == 7 and np.isnan(recorded.reference_logprob[1]).all()
 
 
-@pytest.mark.parametrize(("batch_size", "processes", "expected"), [(32, 1, 64), (8, 2, 64), (32, 3, 96), (24, 8, 192)])
-def test_a_round_fills_the_batches_of_all_processes_and_is_kept(module, tmp_path, batch_size, processes, expected):
-    trainer = type("Trainer", (), {"world_size": processes, "is_global_zero": True})
-    datamodule = data(module, calibration_samples=10)
-    datamodule.batch_size = batch_size
-    assert ScoreCache(Run(trainer, module, datamodule, tmp_path, {}, 0.01), "calibration", tmp_path).round_samples == (
-        expected
-    )
-    trainer.world_size = 1
-    again = ScoreCache(Run(trainer, module, datamodule, tmp_path, {}, 0.01), "calibration", tmp_path)
-    assert again.round_samples == expected
-
-
 def test_rounds_that_were_grouped_otherwise_are_read(module, tmp_path):
     """As an earlier version left them: masks that lack the same samples shared a pass."""
     trainer = DepthTrainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
