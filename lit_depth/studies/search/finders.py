@@ -33,14 +33,11 @@ def run_search(cache: ScoreCache, arguments: SearchArguments, seed: int) -> Sear
     if arguments.exhaustive:
         cache.describe = lambda masks, positions: f"exhaustive search, {len(masks)} combinations"
         return exhaustive_search(cache, cache.num_units, cache.num_samples, **_shared(cache, arguments))
-    processes = cache.run.trainer.world_size
-    if (
-        arguments.racing
-        and cache.run.trainer.is_global_zero
-        and int(cache.run.datamodule.batch_size) * processes > ROUND
-    ):
+    trainer, batch_size = cache.run.trainer, int(cache.run.datamodule.batch_size)
+    num_idle = trainer.world_size - math.ceil(ROUND / batch_size)
+    if arguments.racing and trainer.is_global_zero and num_idle > 0:
         remark(
-            f"racing takes {ROUND} samples at first, which do not fill the batches of {processes} processes: "
+            f"racing takes {ROUND} samples at first, which leaves {num_idle} of {trainer.world_size} processes idle: "
             "--racing false may take less time"
         )
     cache.describe = Progress(cache, arguments)

@@ -6,7 +6,7 @@ import pytest
 
 from lit_depth.functional import ablation_masks
 from lit_depth.studies.search.arguments import SearchArguments
-from lit_depth.studies.search.finders import Progress
+from lit_depth.studies.search.finders import Progress, run_search
 from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.run_folder import Run
 from tests.helpers.simulated_search import Simulated, data
@@ -32,3 +32,17 @@ def test_time_left_is_that_of_the_full_search(module, tmp_path):
     pairs = ablation_masks(16, [(0, 1)])
     cache.seconds_per_score = 0.01
     assert progress(pairs, range(100)) == "level 2 of 3, round 1, at most 43 s left"
+
+
+@pytest.mark.parametrize(("processes", "told"), [(2, ""), (3, "leaves 1 of 3 processes idle")])
+def test_who_leaves_processes_idle_is_told(module, tmp_path, monkeypatch, capsys, processes, told):
+    monkeypatch.setattr("lit_depth.studies.search.finders._beam_search", lambda *given: None)
+    trainer = type("Trainer", (), {"world_size": processes, "is_global_zero": True})
+    datamodule = data(module, calibration_samples=100)
+    datamodule.batch_size = 32
+    cache = ScoreCache(Run(trainer, module, datamodule, tmp_path, {}, 0.01), "calibration", tmp_path)
+    asked = {"rank_by": "accuracy", "racing": True, "epsilon": 0.02, "delta": 0.05, "exhaustive": False}
+    asked |= {"keep": [], "baselines": True, "confidence": 0.95, "strategy": "beam"}
+    run_search(cache, SearchArguments(beam_width=3, max_blocks_to_remove=3, num_units=16, **asked), 0)
+    out = capsys.readouterr().out
+    assert told in out and bool(told) == bool(out)
