@@ -28,3 +28,19 @@ def test_help_loads_neither_torch_nor_lightning():
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert json.loads(out.splitlines()[-1]) == [] and "compare" in out
+
+
+def test_a_start_collects_no_garbage_and_collects_it_again_afterwards():
+    """What the imports made is out of the collector's sight; what a command makes is not."""
+    code = (
+        "import gc\nfrom lit_depth.__main__ import uncollected\nstarts = []\n"
+        "gc.callbacks.append(lambda phase, info: starts.append(phase))\n"
+        "with uncollected():\n    import lit_depth.cli\n    inside = len(starts)\n"
+        "frozen = gc.get_freeze_count()\n"
+        "class Ring:\n    pass\n"
+        "ring = Ring(); ring.self = ring; import weakref; seen = weakref.ref(ring); del ring; gc.collect()\n"
+        "with uncollected():\n    kept = [[] for _ in range(1000)]\n"
+        "print(inside, frozen > 100_000, seen() is None, gc.get_freeze_count() == frozen, gc.isenabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "True", "True", "True", "True"]

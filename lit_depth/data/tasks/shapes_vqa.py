@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -71,11 +72,13 @@ class Draws:
 
     def __init__(self, *key: object) -> None:
         digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-        self._bits = np.random.PCG64(int.from_bytes(digest[:16], "big"))
+        bits = np.random.PCG64(int.from_bytes(digest[:16], "big"))
+        # many at a time: one call of numpy for each integer takes longer than all that is done with it
+        self._raw: Iterator[int] = chain.from_iterable(iter(lambda: bits.random_raw(256).tolist(), None))
 
     def below(self, stop: int) -> int:
         """Return an integer from 0 to `stop` - 1."""
-        return int(self._bits.random_raw()) % stop
+        return next(self._raw) % stop
 
     def between(self, low: int, high: int) -> int:
         """Return an integer from `low` to `high`, both included."""

@@ -77,6 +77,11 @@ class SelectArguments:
         """Whether masks and requests are timed as far as the choice depends on them, not as planned."""
         return self.num_requests is None and self.latency is None
 
+    @property
+    def limit_ms(self) -> float | None:
+        """The budget in milliseconds less the share of it that is kept free; None = no budget."""
+        return None if self.budget_ms is None else self.budget_ms * (1 - self.margin)
+
     def measured(self) -> dict[str, Any]:
         """Those that measurements depend on, for the manifest: another budget is answered from the same ones."""
         keys = ("comparison", "latency", "estimate_depth", "keep", "num_seeds", "confidence")

@@ -63,8 +63,8 @@ def select(
         num_active_blocks: Numbers of active blocks, each in 1..num_blocks; null = all.
         keep: Blocks that stay active in every mask.
         num_seeds: Masks that the random policy draws at each count.
-        num_requests: Timed requests (batch size 1) for the best mask of each depth; null = for each mask that is better
-            than all faster ones, until the percentile is known within the margin (65 or 122 requests). With
+        num_requests: Timed requests (batch size 1) for the best mask of each depth; null = 65 for each mask that is
+            better than all faster ones, and 122 where 65 leave it open whether the mask keeps the budget. With
             ``lossless`` also the calibration requests that acceptance is counted on; null = ``num_checks``.
         num_checks: Requests that the chosen mask is timed again on; of fewer than 59 all have to keep the budget.
         margin: Share of the budget kept free, because a machine's speed drifts between one minute and another.

@@ -233,22 +233,27 @@ class Clock:
             return Timed(earlier, {}, None, 0.0)
         if arguments.num_requests is not None:
             return Timed(self.time(masks, "calibration", arguments.num_requests), {}, None, 0.0)
-        return self.time_until_known(masks, "calibration", arguments.margin)
+        return self.time_until_known(masks, "calibration", arguments.limit_ms, arguments.margin)
 
-    def time_until_known(self, masks: Sequence[str], split: str, tolerance: float) -> "Timed":
-        """Time the masks by turns, each until the percentile of its times is known well enough.
+    def time_until_known(
+        self, masks: Sequence[str], split: str, limit_ms: float | None, tolerance: float = 0.1
+    ) -> "Timed":
+        """Time the masks by turns, each until it is known whether the percentile of its times keeps the limit.
 
-        A mask is settled at the first of the `planned_looks` at which the limits of the percentile lie within the
-        tolerance of one another; the last look ends it. All masks of a round answer the same requests.
+        A mask that is open at one of the `planned_looks`, as the limit lies between those of its percentile, is timed
+        until the next one; the last look ends it, and without a limit the first one does. All masks of a round answer
+        the same requests.
 
         Args:
             masks: At least one.
             split: Where the requests come from.
-            tolerance: Width of the interval as a share of its lower limit.
+            limit_ms: Longest time in milliseconds that a mask may take to be chosen; None = not yet known.
+            tolerance: Width of the percentile's interval, as a share of its lower limit, up to which it is called
+                settled.
         """
         times: dict[str, Sequence[float]] = {}
         confidence: dict[str, float] = {}
-        settled, left = 0, list(masks)
+        settled, left = set(), list(masks)
         for look in planned_looks(SHARE):
             found = self.time(left, split, look.num_requests)
             times |= found
@@ -256,15 +261,12 @@ class Clock:
             whole = [mask for mask in left if len(found[mask]) == look.num_requests]
             # a look that the split cuts short may err no more often than it was planned to
             confidence |= {mask: look.confidence for mask in left if mask in whole or mask in confidence}
-            unsettled = [
-                mask
-                for mask in whole
-                if not percentile_interval(found[mask], SHARE, look.confidence).is_narrow(tolerance)
-            ]
-            settled, left = settled + len(whole) - len(unsettled), unsettled
+            known = {mask: percentile_interval(found[mask], SHARE, look.confidence) for mask in whole}
+            settled |= {mask for mask, interval in known.items() if interval.is_narrow(tolerance)}
+            left = [mask for mask, interval in known.items() if limit_ms and interval.low <= limit_ms < interval.high]
             if not left:
                 break
-        return Timed(times, confidence, settled, tolerance)
+        return Timed(times, confidence, len(settled), tolerance)
 
 
 class Timed(NamedTuple):

@@ -173,8 +173,10 @@ def _effort(timing: Mapping[str, Any]) -> list[str]:
         return []
     settled, masks = timing["num_settled"], timing["num_masks"]
     known = f"{settled} of {masks} masks are known within {timing['tolerance']:.0%}"
-    ended = "" if settled == masks else f", the others ended at {timing['most_requests']} or with the split's questions"
-    lines = [f"{timing['num_requests']} requests were timed: {known}{ended}."]
+    lines = [
+        f"{timing['num_requests']} requests were timed: {known}. A budget that lies between the limits of a mask's "
+        f"percentile has it timed on, up to {timing['most_requests']} requests."
+    ]
     if timing["depths_not_timed"]:
         depths = ranges(timing["depths_not_timed"], ", ")
         lines.append(f"Not timed: the best masks of {depths} blocks, which are no better than a faster one.")

@@ -123,24 +123,28 @@ def clock_of(monkeypatch: pytest.MonkeyPatch, times: dict[str, list[float]]) -> 
     return measurements.Clock(SimpleNamespace(folder=Path("folder")), new_tokens=4, threads=2), asked
 
 
-def test_a_mask_is_timed_until_its_percentile_is_known(monkeypatch):
+def test_a_mask_is_timed_until_it_is_known_whether_it_keeps_the_limit(monkeypatch):
     steady, spiky = [10.0 + 0.001 * index for index in range(200)], [10.0, *[20.0] * 3, *[10.0] * 196]
-    clock, asked = clock_of(monkeypatch, {"10": steady, "01": spiky, "11": steady})
-    timed = clock.time_until_known(["10", "01", "11"], "calibration", tolerance=0.1)
-    assert asked == [(["01", "10", "11"], 65), (["01"], 122)]
-    assert {mask: len(found) for mask, found in timed.times.items()} == {"10": 65, "01": 122, "11": 65}
-    assert timed.confidence["10"] == timed.confidence["11"] < timed.confidence["01"]
     options = [SimpleNamespace(mask_id=mask) for mask in ("10", "01", "11", "1110")]
-    assert timed.describe(options) == {
-        **{"adaptive": True, "num_requests": 252, "num_masks": 3, "num_settled": 2, "most_requests": 122},
-        **{"tolerance": 0.1, "depths_not_timed": [3]},
-    }
+    # 10 ms is below all times of a steady mask; 20 ms, the largest of them, is kept by the spiky one
+    for limit_ms, more in ((None, []), (9.0, []), (12.0, [(["01"], 122)]), (20.0, [])):
+        clock, asked = clock_of(monkeypatch, {"10": steady, "01": spiky, "11": steady})
+        timed = clock.time_until_known(["10", "01", "11"], "calibration", limit_ms, tolerance=0.1)
+        assert asked == [(["01", "10", "11"], 65), *more]
+        most = 122 if more else 65
+        assert {mask: len(found) for mask, found in timed.times.items()} == {"10": 65, "01": most, "11": 65}
+        assert timed.confidence["10"] == timed.confidence["11"] == planned_looks()[0].confidence
+        assert timed.confidence["01"] == planned_looks()[bool(more)].confidence
+        assert timed.describe(options) == {
+            **{"adaptive": True, "num_requests": 130 + most, "num_masks": 3, "num_settled": 2, "most_requests": 122},
+            **{"tolerance": 0.1, "depths_not_timed": [3]},
+        }
 
 
 def test_a_second_look_that_the_split_cuts_short_errs_no_more_than_planned(monkeypatch):
     """Of 110 requests the second largest would be the bound at the first look's confidence: 3.6% + 2.4% is over 5%."""
     clock, _ = clock_of(monkeypatch, {"01": [*[20.0] * 3, *[10.0] * 107]})
-    timed = clock.time_until_known(["01"], "calibration", tolerance=0.1)
+    timed = clock.time_until_known(["01"], "calibration", limit_ms=15.0)
     assert len(timed.times["01"]) == 110 and timed.num_settled == 0
     first, second = planned_looks(0.95)
     assert timed.confidence == {"01": second.confidence}
@@ -152,9 +156,9 @@ def test_a_second_look_that_the_split_cuts_short_errs_no_more_than_planned(monke
 
 def test_a_small_split_and_a_given_number_end_it_too(monkeypatch):
     clock, asked = clock_of(monkeypatch, {"10": [5.0] * 24, "11": [6.0] * 24})
-    timed = clock.time_until_known(["10", "11"], "calibration", tolerance=0.1)
+    timed = clock.time_until_known(["10", "11"], "calibration", limit_ms=5.5)
     assert len(asked) == 1 and timed.num_settled == 0 and timed.confidence == {}
-    given = SimpleNamespace(num_requests=7, margin=0.1)
+    given = SimpleNamespace(num_requests=7)
     fixed = clock.time_all(["10"], given, None)
     assert asked[1:] == [(["10"], 7)] and fixed.num_settled is None and not fixed.describe([])["adaptive"]
     assert clock.time_all(["10"], given, {"11": [1.0]}).times == {"11": [1.0]}
