@@ -4,7 +4,7 @@ The search is what `lit-depth search` runs on the calibration split: beam 3, up 
 records and data loading included. The sequential side is `masked` + transformers' generate + the reference answer's
 log-probability, for every mask that the search without racing looked at, on the same batches, without data loading. It
 would take long, so its seconds per (mask, batch) are measured on a random subset of both and multiplied; ``--whole``
-measures all of them (some two hours by that estimate).
+measures all of them (some twenty minutes on two cores).
 
 Each side runs once, after a warm-up. Also reported: whether racing chose what the search without it chose, and if not,
 the difference between the two on the validation split with its interval. Use an otherwise idle machine.

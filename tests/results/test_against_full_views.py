@@ -29,6 +29,9 @@ def test_equal_quality_and_many_flips_are_pointed_out():
     assert describe_flips([one_way]).startswith("Of the masks without a drop that was shown, lost changes most: 20.0%")
     assert describe_flips([one_way, MASKS[1]]).startswith("EQUAL QUALITY, OTHER ANSWERS: many")
     assert describe_flips([MASKS[2]]) == "" == describe_flips([])
+    still = [mask("same", 0.0, 0.0, False), mask("also", 0.0, 0.0, False)]
+    assert describe_flips([*still, MASKS[2]]) == "Of the masks without a drop that was shown, none changes a score."
+    assert describe_flips([*still, MASKS[0]]).startswith("Of the masks without a drop that was shown, few changes")
     assert "There are 2 such masks in all." in describe_flips([*MASKS, mask("more", 0.0, 0.1, False)])
 
 

@@ -57,6 +57,7 @@ def test_the_best_mask_within_the_budget_is_chosen_and_another_budget_needs_no_n
     assert run(command) == 0
     result = read(tmp_path)
     assert result["selected"] is None and "No --budget_ms" in capsys.readouterr().out
+    assert result["max_score"] == 1.0
     assert [entry["num_active_blocks"] for entry in result["candidates"]] == [2, 8, 16]
     assert [entry["latency_ms"]["bound"] for entry in result["candidates"]] == [12.0, 18.0, 26.0]
     assert result["line"] == pytest.approx({"slope": 1.0, "intercept": 10.0, "r2": 1.0})
@@ -76,6 +77,14 @@ def test_the_best_mask_within_the_budget_is_chosen_and_another_budget_needs_no_n
     assert records == ["calibration", "validation"]
     for name in ("figures/quality_vs_budget.png", "report.html", "manifest.json"):
         assert (tmp_path / "select" / "default" / name).stat().st_size > 0
+
+
+def test_the_largest_score_is_that_of_the_metric(checkpoint, tmp_path, steady_clock):
+    metric = "tests.helpers.own_metrics.Remainder"
+    command = ["select", "--model.checkpoint", checkpoint, "--output_dir", tmp_path, *SMALL]
+    assert run([*command, "--data.metric", metric]) == 0
+    result = read(tmp_path)
+    assert result["metric"] == metric and result["max_score"] == 6.0
 
 
 @pytest.mark.slow
