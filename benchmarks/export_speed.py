@@ -9,7 +9,7 @@ Student's over the rounds.
 - ``measured / predicted``: median ratio of a round's requests, exported over masked, stage by stage. The claim is 5%.
 - ``speed-up``: whole over exported, of the total.
 
-    python benchmarks/export_speed.py [--rounds 8] [--requests 12] [--threads 1]
+    python benchmarks/export_speed.py [--rounds 8] [--requests 12] [--models bundled] [--threads 1]
 
 Without SmolLM2 (``make real``) it is left out.
 """
@@ -149,11 +149,19 @@ def measure(source: Path, requests: list[Mapping[str, Tensor]], rounds: int, fol
     return rows
 
 
+MODELS = {
+    "bundled": ("bundled MolmoE", bundled),
+    "wide": ("wide Llama", wide_llama),
+    "smollm2": ("SmolLM2-135M", real_smollm2),
+}
+
+
 def main() -> None:
     """Measure, print, write the JSON file."""
     parser = argparse.ArgumentParser(description="Time exported against masked models (CPU).")
     parser.add_argument("--rounds", type=int, default=8, help="times both models are loaded anew (default 8)")
     parser.add_argument("--requests", type=int, default=12, help="requests of a round (default 12)")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
@@ -162,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     logging.disable_progress_bar()
     result: dict[str, Any] = {"environment": environment(arguments.threads), "new_tokens": NEW_TOKENS, "models": {}}
-    for name, build in {"bundled MolmoE": bundled, "wide Llama": wide_llama, "SmolLM2-135M": real_smollm2}.items():
+    for name, build in (MODELS[key] for key in arguments.models):
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 source, requests = build(Path(scratch) / "source", arguments.requests)

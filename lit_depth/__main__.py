@@ -34,16 +34,10 @@ def main() -> None:
 def uncollected() -> Iterator[None]:
     """Keep the garbage collector from what is imported inside the ``with`` statement, also after it.
 
-    Modules, classes and functions stay until the process ends. The collector would look through all of them again and
-    again while they become more, for a sixth of the time that a command takes to start.
-
-    >>> with uncollected():
-    ...     gc.isenabled()
-    False
-    >>> gc.isenabled()
-    True
+    Modules, classes and functions stay until the process ends. The collector would search all of them many times while
+    they are made. That takes a sixth of the time until a command's first progress bar.
     """
-    # a caller that runs several commands would lose what is garbage by then
+    # a second command of a process freezes nothing: what is garbage by then would stay for ever
     is_first, was_enabled = "lit_depth.cli" not in sys.modules, gc.isenabled()
     gc.disable()
     try:

@@ -105,11 +105,10 @@ def test_without_a_number_of_requests_what_no_budget_would_choose_is_not_timed(
     result = read(tmp_path)
     timed, qualities = result["candidates"], [entry["chosen_by"]["quality"] for entry in result["candidates"]]
     assert timed[-1]["num_active_blocks"] == 16 and qualities[:-1] == sorted(set(qualities[:-1]))
-    # equal times are known at the first look
-    assert {entry["latency_ms"]["num_requests"] for entry in timed} == {65}
-    assert result["timing"]["num_settled"] == result["timing"]["num_masks"] == len(timed)
+    assert {entry["latency_ms"]["num_requests"] for entry in timed} == {59}
+    assert result["timing"]["num_masks"] == len(timed)
     assert all(entry["expected"] is not None for entry in timed)
-    assert f"{65 * len(timed)} requests were timed: " in capsys.readouterr().out
+    assert f"{59 * len(timed)} requests were timed under {len(timed)} masks." in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -73,8 +72,7 @@ class Draws:
     def __init__(self, *key: object) -> None:
         digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
         bits = np.random.PCG64(int.from_bytes(digest[:16], "big"))
-        # many at a time: one call of numpy for each integer takes longer than all that is done with it
-        self._raw: Iterator[int] = chain.from_iterable(iter(lambda: bits.random_raw(256).tolist(), None))
+        self._raw = _integers(bits)
 
     def below(self, stop: int) -> int:
         """Return an integer from 0 to `stop` - 1."""
@@ -99,6 +97,12 @@ class Draws:
         """Return `size` distinct integers below `stop`, in random order."""
         pool = list(range(stop))
         return [pool.pop(self.below(len(pool))) for _ in range(size)]
+
+
+def _integers(bits: np.random.PCG64) -> Iterator[int]:
+    """The raw stream, taken many at a time: numpy's call for one integer takes longer than all that is done with it."""
+    while True:
+        yield from bits.random_raw(256).tolist()
 
 
 @dataclass(frozen=True)

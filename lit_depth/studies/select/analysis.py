@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -48,18 +47,13 @@ class Bounds(NamedTuple):
     line: Line | None  # by the number of active blocks; None of one number only
 
     @classmethod
-    def from_times(
-        cls, times: Times, arguments: SelectArguments, confidence: Mapping[str, float] = MappingProxyType({})
-    ) -> Self:
-        """Bounds of the masks that were timed; ``confidence`` is that of each mask's bound, 95% where it is not told.
+    def from_times(cls, times: Times, arguments: SelectArguments) -> Self:
+        """Bounds of the masks that were timed, each with a confidence of 95%.
 
         Raises:
             ValueError: If the depth is to be estimated from times of one number of active blocks.
         """
-        by_mask = {
-            mask: percentile_bound(each, SHARE, confidence.get(mask, 0.95)) / (1 - arguments.margin)
-            for mask, each in times.items()
-        }
+        by_mask = {mask: percentile_bound(each, SHARE) / (1 - arguments.margin) for mask, each in times.items()}
         counts = [mask.count("1") for mask in by_mask]
         if len(set(counts)) > 1:
             return cls(by_mask, fit_line(counts, list(by_mask.values())))
@@ -130,18 +124,12 @@ def masks_to_time(options: Sequence[Option], for_line: bool) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def describe(
-    arguments: SelectArguments,
-    options: Sequence[Option],
-    times: Times,
-    confidence: Mapping[str, float] = MappingProxyType({}),
-) -> dict[str, Any]:
+def describe(arguments: SelectArguments, options: Sequence[Option], times: Times) -> dict[str, Any]:
     """The part of the result that follows from the arguments, the masks and their times; nothing is chosen yet.
 
-    The best masks of each depth are candidates; of an estimated depth, which knows no best, all. ``confidence`` is that
-    of `Bounds.from_times`.
+    The best masks of each depth are candidates; of an estimated depth, which knows no best, all.
     """
-    estimated, bounds = arguments.estimate_depth, Bounds.from_times(times, arguments, confidence)
+    estimated, bounds = arguments.estimate_depth, Bounds.from_times(times, arguments)
     candidates = [
         _describe_candidate(option, times.get(option.mask_id, ()), bounds.of(option.mask_id))
         for option in (options if estimated else best_of_each_count(options))

@@ -74,13 +74,8 @@ class SelectArguments:
 
     @property
     def adapts(self) -> bool:
-        """Whether masks and requests are timed as far as the choice depends on them, not as planned."""
-        return self.num_requests is None and self.latency is None
-
-    @property
-    def limit_ms(self) -> float | None:
-        """The budget in milliseconds less the share of it that is kept free; None = no budget."""
-        return None if self.budget_ms is None else self.budget_ms * (1 - self.margin)
+        """Whether only masks that some budget would choose are timed, not the best of each depth."""
+        return self.num_requests is None and self.latency is None and not self.estimate_depth
 
     def measured(self) -> dict[str, Any]:
         """Those that measurements depend on, for the manifest: another budget is answered from the same ones."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, log
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
 from lit_depth.data import DepthDataModule
-from lit_depth.functional.latency.planned_looks import percentile_interval, planned_looks
 from lit_depth.module import DepthModule
 from lit_depth.results.reading import read_object
 from lit_depth.studies.select.analysis import SHARE, Option, Times, order_by_importance, worth_timing
@@ -23,6 +23,8 @@ from lit_depth.studies.shared.run_folder import Run
 from lit_depth.studies.shared.scores import Scores, describe_masks
 from lit_depth.studies.shared.time_masks import time_masks
 
+# the fewest requests whose largest time bounds the percentile with 95% confidence: 1 - SHARE ** 59 >= 0.95
+ENOUGH_REQUESTS = ceil(log(1 - 0.95) / log(SHARE))
 # what is kept of a mask; the last three are not in files of earlier versions
 _KEYS = (
     *("quality", "quality_ci", "drop", "drop_ci", "drop_simultaneous_ci", "drop_p_holm", "num_distinct_answers"),
@@ -227,67 +229,19 @@ class Clock:
         )
         return {str(mask): rows["total"].astype(float).tolist() for mask, rows in records.groupby("mask")}
 
-    def time_all(self, masks: Sequence[str], arguments: SelectArguments, earlier: Times | None) -> "Timed":
-        """Times of the masks on the calibration split: those of an earlier run, as many as planned, or as needed."""
+    def time_all(self, masks: Sequence[str], arguments: SelectArguments, earlier: Times | None) -> Times:
+        """Times of the masks on the calibration split, or those of an earlier run."""
         if earlier is not None:
-            return Timed(earlier, {}, None, 0.0)
-        if arguments.num_requests is not None:
-            return Timed(self.time(masks, "calibration", arguments.num_requests), {}, None, 0.0)
-        return self.time_until_known(masks, "calibration", arguments.limit_ms, arguments.margin)
-
-    def time_until_known(
-        self, masks: Sequence[str], split: str, limit_ms: float | None, tolerance: float = 0.1
-    ) -> "Timed":
-        """Time the masks by turns, each until it is known whether the percentile of its times keeps the limit.
-
-        A mask that is open at one of the `planned_looks`, as the limit lies between those of its percentile, is timed
-        until the next one; the last look ends it, and without a limit the first one does. All masks of a round answer
-        the same requests.
-
-        Args:
-            masks: At least one.
-            split: Where the requests come from.
-            limit_ms: Longest time in milliseconds that a mask may take to be chosen; None = not yet known.
-            tolerance: Width of the percentile's interval, as a share of its lower limit, up to which it is called
-                settled.
-        """
-        times: dict[str, Sequence[float]] = {}
-        confidence: dict[str, float] = {}
-        settled, left = set(), list(masks)
-        for look in planned_looks(SHARE):
-            found = self.time(left, split, look.num_requests)
-            times |= found
-            # a split of few samples has no more requests; the next look has nothing new to see
-            whole = [mask for mask in left if len(found[mask]) == look.num_requests]
-            # a look that the split cuts short may err no more often than it was planned to
-            confidence |= {mask: look.confidence for mask in left if mask in whole or mask in confidence}
-            known = {mask: percentile_interval(found[mask], SHARE, look.confidence) for mask in whole}
-            settled |= {mask for mask, interval in known.items() if interval.is_narrow(tolerance)}
-            left = [mask for mask, interval in known.items() if limit_ms and interval.low <= limit_ms < interval.high]
-            if not left:
-                break
-        return Timed(times, confidence, len(settled), tolerance)
+            return earlier
+        return self.time(masks, "calibration", arguments.num_requests or ENOUGH_REQUESTS)
 
 
-class Timed(NamedTuple):
-    """Times of masks, and how they were planned."""
-
-    times: Times
-    confidence: Mapping[str, float]
-    """Of the bound of the percentile, by mask, where it is not 95%."""
-    num_settled: int | None
-    """Masks whose percentile is known within the tolerance; None where the number of requests was given."""
-    tolerance: float
-
-    def describe(self, options: Sequence[Option]) -> dict[str, Any]:
-        """The result's ``timing``; ``options`` are all masks that there were to choose among."""
-        depths = {option.mask_id.count("1") for option in options} - {mask.count("1") for mask in self.times}
-        return {
-            "adaptive": self.num_settled is not None,
-            "num_requests": sum(map(len, self.times.values())),
-            "num_masks": len(self.times),
-            "num_settled": self.num_settled,
-            "most_requests": planned_looks(SHARE)[-1].num_requests,
-            "tolerance": self.tolerance,
-            "depths_not_timed": sorted(depths),
-        }
+def describe_timing(options: Sequence[Option], times: Times, adapts: bool) -> dict[str, Any]:
+    """The result's ``timing``; ``options`` are all masks that there were to choose among."""
+    depths = {option.mask_id.count("1") for option in options} - {mask.count("1") for mask in times}
+    return {
+        "adaptive": adapts,
+        "num_requests": sum(map(len, times.values())),
+        "num_masks": len(times),
+        "depths_not_timed": sorted(depths),
+    }

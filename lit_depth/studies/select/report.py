@@ -168,15 +168,10 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
 
 
 def _effort(timing: Mapping[str, Any]) -> list[str]:
-    """How many requests were timed, and why no more; files of earlier versions do not tell."""
+    """How many requests were timed, and which masks were not; files of earlier versions do not tell."""
     if not timing.get("adaptive"):
         return []
-    settled, masks = timing["num_settled"], timing["num_masks"]
-    known = f"{settled} of {masks} masks are known within {timing['tolerance']:.0%}"
-    lines = [
-        f"{timing['num_requests']} requests were timed: {known}. A budget that lies between the limits of a mask's "
-        f"percentile has it timed on, up to {timing['most_requests']} requests."
-    ]
+    lines = [f"{timing['num_requests']} requests were timed under {timing['num_masks']} masks."]
     if timing["depths_not_timed"]:
         depths = ranges(timing["depths_not_timed"], ", ")
         lines.append(f"Not timed: the best masks of {depths} blocks, which are no better than a faster one.")

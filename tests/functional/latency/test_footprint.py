@@ -30,6 +30,13 @@ from tests.helpers.pruning import pruned_copy
 
 SOME = ["Llama", "Gemma 2", "Molmo (MolmoE-1B)", "Molmo (7B-D, 72B)", "Qwen2.5-VL", "Gemma 3", "gpt-oss"]
 EVERY = [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+# each family in one of two number formats; the sizes of float16 are those of bfloat16
+EACH_IN_ONE = [
+    pytest.param(name, dtype, marks=[mark for mark, here in marks.items() if here])
+    for index, name in enumerate(FAMILIES)
+    for place, dtype in enumerate(("float32", "bfloat16", "float16"))
+    for marks in [{pytest.mark.slow: name not in SOME, pytest.mark.exhaustive: place != index % 2}]
+]
 
 
 def held_bytes(model: torch.nn.Module) -> int:
@@ -59,8 +66,7 @@ def real_cache(model: PreTrainedModel, batch_size: int, prompt: int, new_tokens:
     return next(value for value in output.values() if isinstance(value, Cache))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("name", "dtype"), EACH_IN_ONE)
 def test_weights_and_cache_of_a_family_are_exact(tmp_path, name, dtype):
     FAMILIES[name].write(tmp_path)
     outline, _ = outline_model_without_processor(tmp_path, dtype)

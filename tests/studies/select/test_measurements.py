@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 
 from lit_depth.functional.latency.budget import percentile_bound
-from lit_depth.functional.latency.planned_looks import planned_looks
 from lit_depth.studies.select import measurements
-from lit_depth.studies.select.measurements import Earlier, read_comparison, read_latency
+from lit_depth.studies.select.measurements import Earlier, describe_timing, read_comparison, read_latency
 
 
 def test_of_importance_alone_every_depth_has_its_most_important_blocks():
@@ -108,57 +107,31 @@ def test_a_comparison_brings_its_masks_and_its_constant_answer(tmp_path, compari
         read_comparison(str(path), 16, "shapes")
 
 
-# as many requests are timed as the percentile needs
+# as many requests are timed as the bound of the percentile needs
 
 
-def clock_of(monkeypatch: pytest.MonkeyPatch, times: dict[str, list[float]]) -> tuple[measurements.Clock, list[Any]]:
-    """A clock that reads given times, and what it was asked for."""
+def test_the_fewest_requests_whose_largest_time_is_a_bound() -> None:
+    enough = measurements.ENOUGH_REQUESTS
+    # the largest of n times is too low if all n are within the percentile
+    assert 0.95**enough <= 0.05 < 0.95 ** (enough - 1)
+    assert percentile_bound(list(range(enough)), 0.95) == enough - 1
+
+
+def test_all_masks_are_timed_on_as_many_requests_as_are_needed_or_given(monkeypatch):
     asked: list[Any] = []
 
     def time_masks(run, split, masks, path, *, num_requests, **_):
-        asked.append((sorted(masks), num_requests))
-        return pd.DataFrame([{"mask": mask, "total": time} for mask in masks for time in times[mask][:num_requests]])
+        asked.append((split, list(masks), num_requests))
+        return pd.DataFrame([{"mask": mask, "total": 5} for mask in masks for _ in range(min(num_requests, 60))])
 
     monkeypatch.setattr(measurements, "time_masks", time_masks)
-    return measurements.Clock(SimpleNamespace(folder=Path("folder")), new_tokens=4, threads=2), asked
-
-
-def test_a_mask_is_timed_until_it_is_known_whether_it_keeps_the_limit(monkeypatch):
-    steady, spiky = [10.0 + 0.001 * index for index in range(200)], [10.0, *[20.0] * 3, *[10.0] * 196]
+    clock = measurements.Clock(SimpleNamespace(folder=Path("folder")), new_tokens=4, threads=2)
+    for given, most in ((None, 59), (7, 7), (100, 60)):
+        times = clock.time_all(["10", "11"], SimpleNamespace(num_requests=given), None)
+        assert asked.pop() == ("calibration", ["10", "11"], given or 59)
+        assert times == {"10": [5.0] * most, "11": [5.0] * most}
+    assert clock.time_all(["10"], SimpleNamespace(num_requests=7), {"11": [1.0]}) == {"11": [1.0]} and not asked
     options = [SimpleNamespace(mask_id=mask) for mask in ("10", "01", "11", "1110")]
-    # 10 ms is below all times of a steady mask; 20 ms, the largest of them, is kept by the spiky one
-    for limit_ms, more in ((None, []), (9.0, []), (12.0, [(["01"], 122)]), (20.0, [])):
-        clock, asked = clock_of(monkeypatch, {"10": steady, "01": spiky, "11": steady})
-        timed = clock.time_until_known(["10", "01", "11"], "calibration", limit_ms, tolerance=0.1)
-        assert asked == [(["01", "10", "11"], 65), *more]
-        most = 122 if more else 65
-        assert {mask: len(found) for mask, found in timed.times.items()} == {"10": 65, "01": most, "11": 65}
-        assert timed.confidence["10"] == timed.confidence["11"] == planned_looks()[0].confidence
-        assert timed.confidence["01"] == planned_looks()[bool(more)].confidence
-        assert timed.describe(options) == {
-            **{"adaptive": True, "num_requests": 130 + most, "num_masks": 3, "num_settled": 2, "most_requests": 122},
-            **{"tolerance": 0.1, "depths_not_timed": [3]},
-        }
-
-
-def test_a_second_look_that_the_split_cuts_short_errs_no_more_than_planned(monkeypatch):
-    """Of 110 requests the second largest would be the bound at the first look's confidence: 3.6% + 2.4% is over 5%."""
-    clock, _ = clock_of(monkeypatch, {"01": [*[20.0] * 3, *[10.0] * 107]})
-    timed = clock.time_until_known(["01"], "calibration", limit_ms=15.0)
-    assert len(timed.times["01"]) == 110 and timed.num_settled == 0
-    first, second = planned_looks(0.95)
-    assert timed.confidence == {"01": second.confidence}
-    missed = [1 - look.confidence for look in (first, second)]
-    assert missed[0] == pytest.approx(0.95**65) and missed[0] + 0.95**110 < 0.05
-    assert percentile_bound(list(range(110)), 0.95, second.confidence) == 109
-    assert percentile_bound(list(range(110)), 0.95, first.confidence) == 108
-
-
-def test_a_small_split_and_a_given_number_end_it_too(monkeypatch):
-    clock, asked = clock_of(monkeypatch, {"10": [5.0] * 24, "11": [6.0] * 24})
-    timed = clock.time_until_known(["10", "11"], "calibration", limit_ms=5.5)
-    assert len(asked) == 1 and timed.num_settled == 0 and timed.confidence == {}
-    given = SimpleNamespace(num_requests=7)
-    fixed = clock.time_all(["10"], given, None)
-    assert asked[1:] == [(["10"], 7)] and fixed.num_settled is None and not fixed.describe([])["adaptive"]
-    assert clock.time_all(["10"], given, {"11": [1.0]}).times == {"11": [1.0]}
+    assert describe_timing(options, {"10": [5.0] * 59, "11": [5.0] * 59}, adapts=True) == {
+        **{"adaptive": True, "num_requests": 118, "num_masks": 2, "depths_not_timed": [3]}
+    }
