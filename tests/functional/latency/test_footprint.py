@@ -32,10 +32,10 @@ SOME = ["Llama", "Gemma 2", "Molmo (MolmoE-1B)", "Molmo (7B-D, 72B)", "Qwen2.5-V
 EVERY = [name if name in SOME else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 # each family in one of two number formats; the sizes of float16 are those of bfloat16
 EACH_IN_ONE = [
-    pytest.param(name, dtype, marks=[mark for mark, here in marks.items() if here])
+    pytest.param(name, dtype, marks=[getattr(pytest.mark, mark) for mark, here in marks.items() if here])
     for index, name in enumerate(FAMILIES)
     for place, dtype in enumerate(("float32", "bfloat16", "float16"))
-    for marks in [{pytest.mark.slow: name not in SOME, pytest.mark.exhaustive: place != index % 2}]
+    for marks in [{"slow": name not in SOME, "exhaustive": place != index % 2}]
 ]
 
 
