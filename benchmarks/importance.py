@@ -9,7 +9,7 @@ Passes alternate with plain forwards as ABBA or BAAB, by seeded coin toss; each 
 drift of the machine cancels. Reported are the mean ratio of the rounds and its 95% interval, as in `skip_overhead`, for
 all methods and for parts of them; run it on an otherwise idle machine.
 
-    python benchmarks/importance.py [--quadruples 5] [--rounds 4] [--threads 1]
+    python benchmarks/importance.py [--quadruples 5] [--rounds 4] [--models bundled] [--threads 1]
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time proxy scores against plain forward passes (CPU).")
     parser.add_argument("--quadruples", type=int, default=5, help="ABBA quadruples per round (default 5)")
     parser.add_argument("--rounds", type=int, default=4, help="rounds per ratio, even (default 4)")
+    short = {name.partition(" ")[0]: name for name in CASES}
+    parser.add_argument("--models", nargs="+", choices=list(short), default=list(short))
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
@@ -107,8 +109,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     result: dict[str, Any] = {"environment": environment(arguments.threads), "models": {}}
     print(f"{'model':<16}{'methods':<20}{'forwards':>9}  {'95% interval':<18}{'ms':>9} / ms")
-    for name, build in CASES.items():
-        case = build()
+    for name in (short[model] for model in arguments.models):
+        case = CASES[name]()
         gc.disable()
         rows = measure(case, arguments.quadruples, arguments.rounds, random.Random(0))
         gc.enable()
