@@ -70,7 +70,7 @@ docs: venv ## build the documentation into build/docs; index.html opens without 
 # Each script with few repeats, as benchmarks/quick.txt says: it shows that all run, and about what they tell. Those
 # results that are committed are of each script's own defaults, on an otherwise idle machine. The tools that ours
 # is measured beside come without their dependencies, of which most are ours too; without them the script says so.
-bench: venv ## run the benchmarks that need no GPU, short (about half an hour); results in build/benchmarks
+bench: venv ## run the benchmarks that need no GPU, short (some 20 minutes); results in build/benchmarks
 	@test -d .bench/site/nnsight || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    --target .bench/site nnsight==0.8.1 greenlet==3.5.6 websocket-client==1.9.2 zstandard==0.25.0 || true
 	@test -d .bench/site/transformer_lens || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \

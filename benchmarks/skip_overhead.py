@@ -21,7 +21,7 @@ that drift of the machine cancels. The models share one set of weights, because 
 their speed for good; they are copied and compiled anew in every round. Reported are the mean ratio of the rounds and
 its 95% interval (`mean_ratio`); run it on an otherwise idle machine.
 
-    python benchmarks/skip_overhead.py [--quadruples 100] [--rounds 10] [--threads 1]
+    python benchmarks/skip_overhead.py [--quadruples 100] [--rounds 10] [--eager] [--threads 1]
 """
 
 from __future__ import annotations
@@ -208,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time masked against physically pruned models (CPU).")
     parser.add_argument("--quadruples", type=int, default=100, help="ABBA quadruples per ratio (default 100)")
     parser.add_argument("--rounds", type=int, default=10, help="fresh copies of the models, even (default 10)")
+    parser.add_argument("--eager", action="store_true", help="leave out torch.compile, which takes most of the time")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
@@ -227,7 +228,8 @@ def main() -> None:
         # its forwards take ten times as long, and vary less
         count = arguments.quadruples // 3 if name == "wide Llama" else arguments.quadruples
         rows = measure(build(), count, arguments.rounds, random.Random(0))
-        rows += measure(build(), count, arguments.rounds, random.Random(0), compiled=True)
+        if not arguments.eager:
+            rows += measure(build(), count, arguments.rounds, random.Random(0), compiled=True)
         gc.enable()
         result["models"][name] = rows
         for row in rows:
