@@ -11,7 +11,7 @@ Student's over the rounds.
 
     python benchmarks/export_speed.py [--rounds 8] [--requests 12] [--models bundled] [--threads 1]
 
-Without SmolLM2 (``make real``) it is left out.
+SmolLM2 is left out where ``make real`` has not installed it.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time exported against masked models (CPU).")
     parser.add_argument("--rounds", type=int, default=8, help="times both models are loaded anew (default 8)")
     parser.add_argument("--requests", type=int, default=12, help="requests of a round (default 12)")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="default: all")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--quadruples", type=int, default=5, help="ABBA quadruples per round (default 5)")
     parser.add_argument("--rounds", type=int, default=4, help="rounds per ratio, even (default 4)")
     short = {name.partition(" ")[0]: name for name in CASES}
-    parser.add_argument("--models", nargs="+", choices=list(short), default=list(short))
+    parser.add_argument("--models", nargs="+", choices=list(short), default=list(short), help="default: all")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
