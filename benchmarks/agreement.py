@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from sweep import batches, bundled, mask_sets, timed, wide
 from torch import Tensor
 
@@ -105,12 +105,12 @@ def main() -> None:
     parser.add_argument("--again", type=int, help="measure this case alone, and keep the others as they were written")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result: dict[str, Any] = {"environment": environment(arguments.threads), "seed": 0, "cases": [None] * len(CASES)}
+    result: dict[str, Any] = {"environment": environment(arguments.threads), "cases": [None] * len(CASES)}
     if arguments.again is not None:
         result = json.loads(OUTPUT.read_text())
     for place, case in enumerate(CASES):
         if arguments.again in (None, place):
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             load = environment(arguments.threads)["load_average_at_start"]
             found = {"repeats": arguments.repeats, "load_average_at_start": load}
             result["cases"][place] = found | measure(case, arguments.repeats)

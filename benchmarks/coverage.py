@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -115,7 +115,7 @@ def pseudo(x: Floats, mass: float, degrees: float) -> Limits:
 def bca(x: Floats) -> Limits:
     """Efron 1987, with the acceleration of the jackknife; percentiles where it is undefined."""
     sets, units = x.shape
-    draws = np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), size=NUM_RESAMPLES)
+    draws = np.random.default_rng(SEED).multinomial(units, np.full(units, 1 / units), size=NUM_RESAMPLES)
     resampled = np.sort(x @ draws.T.astype(float) / units, axis=1)
     estimates = x.mean(axis=1, keepdims=True)
     below = (resampled < estimates - 1e-12).mean(axis=1) + (np.abs(resampled - estimates) <= 1e-12).mean(axis=1) / 2

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from sweep import sequential
 
 from lit_depth import DepthModule, DepthTrainer
@@ -53,7 +53,7 @@ def main() -> None:
 
     batches = list(data.eval_dataloader("validation"))
     full = [batch for batch in batches if len(batch["sample_ids"]) == data.batch_size]
-    draw, tokens = random.Random(0), data.task.max_new_tokens
+    draw, tokens = random.Random(SEED), data.task.max_new_tokens
     sequential(module, full[0], masks[:1], True, tokens)
 
     def some(count: int) -> list[float]:

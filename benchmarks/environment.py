@@ -1,19 +1,25 @@
-"""What benchmarks write down about the machine they ran on."""
+"""What benchmarks write down about the machine they ran on, and of a ratio."""
 
 from __future__ import annotations
 
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lit_depth.functional.statistics.median import median_interval
+
+# of every draw that a script makes
+SEED = 0
 # where the JSON files go; the committed ones are those of each script's own defaults
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results")
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """Machine and versions, as far as the numbers depend on them."""
+    """Machine, versions and seed, as far as the numbers depend on them."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -22,7 +28,14 @@ def environment(threads: int) -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": threads,
+        "seed": SEED,
         "load_average_at_start": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "transformers", "lit_depth")},
     }
+
+
+def median_ratio(ratios: Sequence[float], name: str = "ratio", digits: int = 3) -> dict[str, Any]:
+    """The median of the ratios of pairs of runs under a name, its 95% interval, and how many pairs there were."""
+    limits = [round(limit, digits) for limit in median_interval(ratios)]
+    return {name: round(statistics.median(ratios), digits), f"{name}_ci": limits, "pairs": len(ratios)}

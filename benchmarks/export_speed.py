@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from torch import Tensor
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, logging
 
@@ -57,7 +57,7 @@ def bundled(folder: Path, count: int) -> tuple[Path, list[Mapping[str, Tensor]]]
 
 def wide_llama(folder: Path, count: int) -> tuple[Path, list[Mapping[str, Tensor]]]:
     """A random Llama of 16 blocks of width 768, whose blocks take what those of a small real model take."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     sizes = dict(hidden_size=768, intermediate_size=2064, num_hidden_layers=16, vocab_size=512)
     LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=12)).save_pretrained(folder)
     return folder, token_requests(count, 512)
@@ -70,7 +70,7 @@ def real_smollm2(folder: Path, count: int) -> tuple[Path, list[Mapping[str, Tens
 
 def token_requests(count: int, vocabulary: int) -> list[Mapping[str, Tensor]]:
     """Random prompts: how long a request takes does not depend on what it says."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(SEED)
     tokens = torch.randint(3, vocabulary, (count, 1, PROMPT_TOKENS), generator=draw)
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tokens]
 
@@ -86,7 +86,7 @@ def masks(num_blocks: int) -> dict[str, Tensor]:
     """A quarter, a half and a fifth of the blocks gone, in three ways; the last goes without block 0."""
     return {
         "first three quarters": prefix(num_blocks, num_blocks * 3 // 4),
-        "random half": random_mask(num_blocks, num_blocks // 2, seed=0),
+        "random half": random_mask(num_blocks, num_blocks // 2, seed=SEED),
         "without every fifth": from_indices(num_blocks, [idx for idx in range(num_blocks) if idx % 5]),
     }
 
@@ -135,7 +135,7 @@ def measure(source: Path, requests: list[Mapping[str, Tensor]], rounds: int, fol
     for name, mask in masks(num_blocks).items():
         with new_folder(folder / name) as out:
             prune_checkpoint(source, mask, out)
-        coin, found = random.Random(0), []
+        coin, found = random.Random(SEED), []
         for idx in range(rounds):
             gc.collect()
             order = (source, folder / name) if idx % 2 else (folder / name, source)

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
@@ -61,7 +61,7 @@ Measured = np.ndarray
 
 def random_masks(num_blocks: int, num_skipped: int) -> Iterator[Tensor]:
     """Different masks that keep block 0, without end."""
-    draw, seen = random.Random(0), set()
+    draw, seen = random.Random(SEED), set()
     while True:
         mask = torch.ones(num_blocks, dtype=torch.bool)
         mask[draw.sample(range(1, num_blocks), num_skipped)] = False
@@ -80,7 +80,7 @@ def regained(
         weights: ``[units]``, number of scores in a unit.
         share: The share regained from means ``[..., 3]``.
     """
-    draws = np.random.default_rng(0).multinomial(len(weights), np.full(len(weights), 1 / len(weights)), RESAMPLES)
+    draws = np.random.default_rng(SEED).multinomial(len(weights), np.full(len(weights), 1 / len(weights)), RESAMPLES)
     means = [(draws @ each.T) / (draws @ weights)[:, None] for each in sums]
     resampled = np.mean([share(each) for each in means], axis=0)
     point = float(np.mean([share(each.sum(1) / weights.sum()) for each in sums]))
@@ -206,7 +206,7 @@ class SmolLM2:
         self.model.eval()
         calibration = self.text(tokenizer, arguments)
         _, self.report = halves(windows(tokenizer, arguments.length, 1))
-        order = torch.randperm(len(calibration.ids), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(calibration.ids), generator=torch.Generator().manual_seed(SEED))
         self.batches = [{"input_ids": each} for each in calibration.ids[order].split(16)]
         self.weights = np.full(len(self.report.ids), arguments.length - 1)
         self.whole = torch.ones(len(find_blocks(self.model)), dtype=torch.bool)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from skip_overhead import mean_ratio, quadruples, random_llama
 from sweep import MODELS, batches
 from torch import Tensor
@@ -49,7 +49,7 @@ Case = tuple[PreTrainedModel, dict[str, Tensor], Tensor]
 
 def llama() -> Case:
     """Eight rows of 64 random tokens, all labelled, and a small random Llama."""
-    ids = torch.randint(1, 512, (8, 64), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1, 512, (8, 64), generator=torch.Generator().manual_seed(SEED))
     return random_llama(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     for name in (short[model] for model in arguments.models):
         case = CASES[name]()
         gc.disable()
-        rows = measure(case, arguments.quadruples, arguments.rounds, random.Random(0))
+        rows = measure(case, arguments.quadruples, arguments.rounds, random.Random(SEED))
         gc.enable()
         model, inputs, _ = case
         shape = list(inputs["input_ids"].shape)

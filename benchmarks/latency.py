@@ -4,10 +4,10 @@
   `LatencyTimer` does), alternating; and the timer's stages against torch.profiler in the same run.
 - ``requests``: 16 requests with 16 different masks answered together (`lit_depth.functional.generate`) against one by
   one (`masked` and ``generate``, batch 1, no padding). Their answers are compared.
-- ``select``: ``lit-depth select`` for three budgets, and the chosen masks timed again by this script, 40 requests
+- ``select``: ``lit-depth select`` for each budget, and the chosen masks timed again by this script, 40 requests
   each.
 
-    python benchmarks/latency.py [--repeats 20] [--threads 2]
+    python benchmarks/latency.py [--repeats 20] [--threads 2] [--budgets 0.25 0.5 0.75]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, environment, median_ratio
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -60,14 +60,6 @@ def seconds(function: Any) -> float:
     return time.perf_counter() - start
 
 
-def median_interval(ratios: list[float]) -> dict[str, Any]:
-    """Median with its 95% percentile-bootstrap interval."""
-    values = np.array(ratios)
-    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-    low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
-    return {"ratio": round(float(np.median(values)), 4), "interval": [round(float(low), 4), round(float(high), 4)]}
-
-
 def timer(module: DepthModule, repeats: int) -> dict[str, Any]:
     """Cost of the timer, and its largest deviation from the profiler."""
     (inputs,) = single_requests(module, 1)
@@ -91,7 +83,7 @@ def timer(module: DepthModule, repeats: int) -> dict[str, Any]:
         for side in sides:
             found[side] += seconds(side)
         ratios.append(found[timed] / found[plain])
-    return {"overhead": median_interval(ratios), "profiler": against_profiler(module, inputs, repeats)}
+    return {"overhead": median_ratio(ratios), "profiler": against_profiler(module, inputs, repeats)}
 
 
 @contextmanager
@@ -174,11 +166,11 @@ def requests(module: DepthModule, repeats: int) -> dict[str, Any]:
         "masks": "one of each depth, random blocks",
         "together_s": round(statistics.median(a for a, _ in rows), 4),
         "one_by_one_s": round(statistics.median(b for _, b in rows), 4),
-        **median_interval([b / a for a, b in rows]),
+        **median_ratio([b / a for a, b in rows]),
     }
 
 
-def select(module: DepthModule, threads: int) -> list[dict[str, Any]]:
+def select(module: DepthModule, shares: list[float]) -> list[dict[str, Any]]:
     """What share of new requests stays within the budget that a mask was chosen for."""
     alone = single_requests(module, NUM_CHECKS)
     rows = []
@@ -190,7 +182,7 @@ def select(module: DepthModule, threads: int) -> list[dict[str, Any]]:
             return json.loads((Path(folder) / "select" / "default" / "selection.json").read_text(encoding="utf-8"))
 
         bounds = sorted(entry["latency_ms"]["bound"] for entry in run()["candidates"])
-        for share in (0.25, 0.5, 0.75):
+        for share in shares:
             budget = round(bounds[0] + share * (bounds[-1] - bounds[0]), 2)
             result = run(f"--budget-ms={budget}")
             chosen = result["selected"]
@@ -218,6 +210,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check the latency tools on the bundled model (CPU).")
     parser.add_argument("--repeats", type=int, default=20, help="quadruples per ratio (default 20)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
+    parser.add_argument(
+        "--budgets", type=float, nargs="+", default=[0.25, 0.5, 0.75], help="between the fastest mask (0) and the full"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -227,7 +222,7 @@ def main() -> None:
     for name, measure in (
         ("timer", lambda: timer(module, arguments.repeats)),
         ("requests", lambda: requests(module, arguments.repeats)),
-        ("select", lambda: select(module, arguments.threads)),
+        ("select", lambda: select(module, arguments.budgets)),
     ):
         result[name] = measure()
         print(f"{name}: {json.dumps(result[name])}", flush=True)

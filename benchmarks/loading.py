@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment, median_ratio
 from PIL import Image
 from processes import bound
 from torch.nn import functional as F
@@ -40,7 +40,7 @@ OUTPUT = RESULTS / "loading.json"
 SIZES = ((640, 480), (1100, 830))
 
 
-def photograph(width: int, height: int, seed: int = 0) -> bytes:
+def photograph(width: int, height: int, seed: int = SEED) -> bytes:
     """A JPEG with the fine detail of a photograph: smooth noise of several scales."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.zeros(3, height, width)
@@ -96,7 +96,7 @@ def images(repeats: int) -> list[dict[str, Any]]:
                 "crops": crops,
                 "processor_ms": round(1000 * statistics.median(pair[0] for pair in pairs), 2),
                 "bare_ms": round(1000 * statistics.median(pair[1] for pair in pairs), 2),
-                "ratio": round(statistics.median(pair[0] / pair[1] for pair in pairs), 2),
+                **median_ratio([first / second for first, second in pairs], digits=2),
             }
         )
         print(rows[-1], flush=True)
@@ -144,7 +144,7 @@ def workers(repeats: int, num_images: int = 64) -> dict[str, Any]:
         "images": num_images,
         "one_worker_images_per_s": round(num_images / one, 1),
         "two_workers_images_per_s": round(num_images / two, 1),
-        "ratio": round(statistics.median(pair[0] / pair[1] for pair in pairs), 2),
+        **median_ratio([first / second for first, second in pairs], digits=2),
         "bound": round(bound(), 2),
     }
 

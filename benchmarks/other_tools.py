@@ -333,7 +333,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     sys.path.append(str(SITE))
-    result: dict[str, Any] = {"environment": environment(arguments.threads) | versions(), "seed": 0}
+    result: dict[str, Any] = {"environment": environment(arguments.threads) | versions()}
     result |= {"repeats": arguments.repeats, "removed_by_loops": arguments.removed, "rows": []}
     module = bundled()
     module.model.eval()

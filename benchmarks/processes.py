@@ -25,7 +25,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from environment import RESULTS, environment
+from environment import RESULTS, environment, median_ratio
 
 OUTPUT = RESULTS / "processes.json"
 
@@ -97,7 +97,7 @@ def main() -> None:
         "recorded_one_process_s": recorded[1],
         "recorded_two_processes_s": recorded[2],
         "two_independent_halves_s": independent,
-        "ratio": round(one / two, 3),
+        **median_ratio([a / b for a, b in zip(found[1], found[2])]),
         "bound_independent": round(one / sum(independent), 3),
         "bound_start_and_end": round(one / (rest + (one - rest) / 2), 3),
         "ratio_of_answers": round((one - rest) / (two - sum(recorded[2])), 3),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from sweep import sequential
 
 from lit_depth import DepthModule, DepthTrainer
@@ -45,7 +45,7 @@ def search(
     start = time.perf_counter()
     cache = ScoreCache(Run(trainer, module, data, folder, {}, 0.01), "calibration", folder)
     own = {"baselines": False, "confidence": 0.95, "num_units": cache.num_units}
-    result = run_search(cache, SearchArguments(**options, **own), seed=0)
+    result = run_search(cache, SearchArguments(**options, **own), seed=SEED)
     return time.perf_counter() - start, result
 
 
@@ -54,7 +54,7 @@ def sequential_seconds(
 ) -> dict[str, Any]:
     """Seconds of all masks on all batches one after another; estimated from random pairs of both, or whole (None)."""
     batches, tokens = list(data.eval_dataloader("calibration")), data.task.max_new_tokens
-    generator = random.Random(0)
+    generator = random.Random(SEED)
     full = [batch for batch in batches if len(batch["sample_ids"]) == data.batch_size]
     asked = [(row, batch) for batch in batches for row in range(len(masks))]
     if pairs is not None:

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from sweep import batches, engine, sequential
 from torch import Tensor
 
@@ -167,7 +167,7 @@ def regrets(calibration: Table, report: Table, num_units: int, rank_by: str, dra
     of_draw: dict[str, np.ndarray] = {}
     strategies = (*STRATEGIES, *(CONTROLS if rank_by == "accuracy" else ()))
     for strategy in strategies:
-        generator = np.random.default_rng(0)  # the same halves for all strategies
+        generator = np.random.default_rng(SEED)  # the same halves for all strategies
         drawn = [lost(strategy, half(calibration.images, generator)) for _ in range(draws)]
         of_draw[strategy] = np.array([regret for regret, _ in drawn])  # [draws, measures, sizes]
         regret, asked = lost(strategy, everything)
@@ -311,7 +311,7 @@ def main() -> None:
             both = tables["calibration"], tables["validation"]
             found_regrets = {each: regrets(*both, module.num_blocks, each, arguments.draws) for each in RANK_BY}
             sizes = {"samples": arguments.samples, "masks": len(tables["validation"].rows), "draws": arguments.draws}
-            keep("regret", {**sizes, "seed": 0, "rank_by": found_regrets})
+            keep("regret", {**sizes, "rank_by": found_regrets})
         if "seconds" in arguments.parts:
             timed = known.get("seconds", {}).get("strategies", {})
             for strategy in arguments.strategies:

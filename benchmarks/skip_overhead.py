@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
@@ -62,7 +62,7 @@ Forward = Callable[[], Any]
 
 def random_llama(width: int = 256) -> PreTrainedModel:
     """A random Llama of 16 blocks, float32; at width 256 its blocks are so short that any overhead shows."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     sizes = dict(hidden_size=width, intermediate_size=width * 43 // 16, num_hidden_layers=16, vocab_size=512)
     return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=width // 64)).eval()
 
@@ -227,9 +227,9 @@ def main() -> None:
         gc.disable()
         # its forwards take ten times as long, and vary less
         count = arguments.quadruples // 3 if name == "wide Llama" else arguments.quadruples
-        rows = measure(build(), count, arguments.rounds, random.Random(0))
+        rows = measure(build(), count, arguments.rounds, random.Random(SEED))
         if not arguments.eager:
-            rows += measure(build(), count, arguments.rounds, random.Random(0), compiled=True)
+            rows += measure(build(), count, arguments.rounds, random.Random(SEED), compiled=True)
         gc.enable()
         result["models"][name] = rows
         for row in rows:

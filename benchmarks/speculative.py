@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from torch import Tensor
 
 from lit_depth.data import DepthDataModule
@@ -54,7 +54,7 @@ from tests.helpers.speculative_laws import FAMILIES, NEW_TOKENS, TIE, compare_an
 from tests.helpers.tiny_models import tiny_model  # noqa: E402
 
 OUTPUT = RESULTS / "speculative.json"
-PROMPTS, SEED, MAX_DRAFT = 500, 0, 8
+PROMPTS, MAX_DRAFT = 500, 8
 PARTS = ("random", "bundled", "smollm2")
 
 Inputs = dict[str, Tensor]
@@ -67,7 +67,7 @@ def random_prompts() -> dict[str, Any]:
         family: compare_answers(tiny_model(family), count, SEED)._asdict() for family, count in zip(FAMILIES, shares)
     }
     total = {name: sum(each[name] for each in found.values()) for name in ("prompts", "ties", "different")}
-    return {"families": found, **total, "new_tokens": NEW_TOKENS, "tie": TIE, "seed": SEED}
+    return {"families": found, **total, "new_tokens": NEW_TOKENS, "tie": TIE}
 
 
 def bundled_requests(count: int) -> tuple[Any, list[Inputs], list[Inputs], list[int], int]:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -46,7 +46,7 @@ Floats = NDArray[np.float64]
 OUTPUT = RESULTS / "stability.json"
 WITHIN = 0.05
 NUM_BINS, NUM_FRESH, NUM_DRAWS = 10, 200, 400
-SEED, CONFIDENCE = 0, 0.95
+CONFIDENCE = 0.95
 
 
 class Synthetic(NamedTuple):
@@ -249,7 +249,7 @@ def summarize(cells: list[dict[str, Any]]) -> dict[str, Any]:
 def cost(sweep_seconds: float) -> dict[str, Any]:
     """Seconds of both functions for 16 blocks on 512 samples, and the ratio to a sweep."""
     model = Synthetic(np.linspace(0.01, 0.2, 16), np.full(16, 0.01), 512, 1, 0.5)
-    values = model.draw(1, np.random.default_rng(0))[0].astype(np.float64)
+    values = model.draw(1, np.random.default_rng(SEED))[0].astype(np.float64)
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--commands", action="store_true", help="measure the cost in whole commands")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"environment": environment(1), "seed": SEED, "confidence": CONFIDENCE}
+    result: dict[str, Any] = {"environment": environment(1), "confidence": CONFIDENCE}
     if arguments.output.exists():
         result = json.loads(arguments.output.read_text(encoding="utf-8")) | result
     if arguments.models:

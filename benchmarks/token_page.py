@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 
 from lit_depth.results.token_tables import COLUMNS
 from lit_depth.studies.tokens.token_page import write_token_page
@@ -78,7 +78,7 @@ def table(tokens: int, steps: int) -> pd.DataFrame:
             )
         )
     frame = pd.concat(parts, ignore_index=True)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(SEED)
     for metric in COLUMNS[5:]:
         frame[metric] = generator.lognormal(-3, 1.5, len(frame)).astype(np.float32)
     return frame

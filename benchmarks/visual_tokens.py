@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, SEED, environment
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
@@ -39,7 +39,6 @@ from lit_depth.functional.masking.blocks import find_decoder
 from lit_depth.functional.masks import MaskSet, Tokens
 
 OUTPUT = RESULTS / "visual_tokens.json"
-SEED = 0
 WIDTH, BLOCKS, SKIPPED = 1024, 16, tuple(range(4, 14))
 IMAGE_TOKENS, TEXT_TOKENS, IMAGE_TOKEN = 576, 32, 511
 KINDS: tuple[Tokens, ...] = ("visual", "visual_drop", "all")
@@ -141,7 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     shape = {"width": WIDTH, "blocks": BLOCKS, "skipped": SKIPPED, "image": IMAGE_TOKENS, "text": TEXT_TOKENS}
-    result = {"environment": environment(arguments.threads), "seed": SEED, "rounds": arguments.rounds, "shape": shape}
+    result = {"environment": environment(arguments.threads), "rounds": arguments.rounds, "shape": shape}
     result["kinds"] = measure(arguments.rounds)
     for name, found in result["kinds"].items():
         faster = found["times_faster_than_full"]

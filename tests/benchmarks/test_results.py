@@ -1,0 +1,34 @@
+"""What the committed results of the benchmarks tell beside their figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").glob("*.json"))
+# of an H200, which is seldom at hand: made by earlier versions of the scripts
+EARLIER = {"gpu_latency.json", "gpu_sweep.json"}
+# each ratio is one whole run, and the interval that of all runs; each is of one whole command
+SINGLE = {"fleet.json", "stability.json"}
+
+
+def parts(content: Any) -> Iterator[dict[str, Any]]:
+    """All dictionaries in the content of a JSON file."""
+    if isinstance(content, dict):
+        yield content
+    for each in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from parts(each)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name not in EARLIER], ids=lambda path: path.stem)
+def test_each_result_names_its_machine_and_seed_and_the_interval_of_a_ratio(path):
+    found = list(parts(json.loads(path.read_text(encoding="utf-8"))))
+    abouts = [part["environment"] for part in found if "environment" in part]
+    assert abouts and all({"cpu", "threads", "seed", "torch", "transformers"} <= set(about) for about in abouts)
+    if path.name not in SINGLE:
+        bare = [part for part in found if "ratio" in part and not {"ratio_ci", "interval"} & set(part)]
+        assert not bare
