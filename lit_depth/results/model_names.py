@@ -14,6 +14,7 @@ _SKIPPING = {
     "image": "image tokens alone skip blocks",
     "image_drop": "image tokens alone skip blocks, unseen by text there",
 }
+_WHEN = {"both": "", "decode": ", in decode steps alone", "prefill": ", in prompts alone"}
 
 
 def model_name(arguments: Mapping[str, Any]) -> str:
@@ -29,7 +30,7 @@ def model_name(arguments: Mapping[str, Any]) -> str:
 
 
 def model_changes(arguments: Mapping[str, Any]) -> list[str]:
-    """What a run asked for in place of what the checkpoint says, in words; and which tokens skip, unless all do.
+    """What a run asked for in place of what the checkpoint says, in words; and who skips, unless all tokens always do.
 
     >>> model_changes({"model.experts_per_token": 1, "model.max_crops": 4, "model.skip_tokens": "image"})
     ['1 expert per token', 'at most 4 crops', 'image tokens alone skip blocks']
@@ -40,23 +41,27 @@ def model_changes(arguments: Mapping[str, Any]) -> list[str]:
         words.append(f"{experts} expert{'' if experts == 1 else 's'} per token")
     if crops is not None:
         words.append(f"at most {crops} crop{'' if crops == 1 else 's'}")
-    return words if arguments.get(SKIP_TOKENS, "all") == "all" else [*words, who_skips(arguments)]
+    skipping = who_skips(arguments)
+    return words if skipping == who_skips({}) else [*words, skipping]
 
 
 def who_skips(arguments: Mapping[str, Any]) -> str:
-    """Which tokens skip blocks, in words.
+    """Which tokens skip blocks, in words, and when, unless always.
 
-    >>> who_skips({})
-    'all tokens skip blocks'
+    >>> who_skips({}), who_skips({"model.phase": "decode"})
+    ('all tokens skip blocks', 'all tokens skip blocks, in decode steps alone')
     """
-    return _SKIPPING[arguments.get(SKIP_TOKENS, "all")]
+    phase = arguments.get("model.phase", "both")
+    if phase == "prefill" and not arguments.get("model.decode_without_prompt", False):
+        phase = "both"  # a block that saw no prompt has nothing to decode on
+    return _SKIPPING[arguments.get(SKIP_TOKENS, "all")] + _WHEN[phase]
 
 
 def without_skipping(name: str) -> str:
     """A model's name without the words of `who_skips`.
 
-    >>> without_skipping("mine, 1 expert per token, all tokens skip blocks")
+    >>> without_skipping("mine, 1 expert per token, all tokens skip blocks, in decode steps alone")
     'mine, 1 expert per token'
     """
-    found = (name.removesuffix(f", {words}") for words in _SKIPPING.values())
+    found = (name.removesuffix(f", {tokens}{when}") for tokens in _SKIPPING.values() for when in _WHEN.values())
     return min(found, key=len)

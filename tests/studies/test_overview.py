@@ -118,6 +118,18 @@ def test_other_experts_and_crops_stand_side_by_side(tmp_path: Path, comparison: 
     assert [row[3:5] for row in table.rows] == [["as stored"] * 2, [1, "as stored"], ["as stored", 4]]
 
 
+def test_a_run_whose_masks_apply_to_decode_steps_alone_says_so(tmp_path: Path, comparison: dict[str, Any]):
+    folders = []
+    for phase in ("both", "decode"):
+        folders.append(write_comparison(tmp_path / phase, comparison, "tiny", ("shapes",), 0.6, run=phase))
+        before = json.loads((folders[-1] / "manifest.json").read_text())["arguments"]
+        edit_json(folders[-1] / "manifest.json", arguments=before | {"model.phase": phase})
+    runs = read_folders(folders)[0]
+    labels = name_models(runs)
+    assert labels == ["tiny, all tokens skip blocks", "tiny, all tokens skip blocks, in decode steps alone"]
+    assert compare_models([read_scores(run, label) for run, label in zip(runs, labels)], 0.95) == []  # one model
+
+
 def skipping_runs(tmp_path: Path, comparison: dict[str, Any]) -> list[Stored]:
     """One model whose blocks all tokens skip, and image tokens alone, which loses less and saves less."""
     folders = []
