@@ -48,7 +48,7 @@ def latency_figure(result: dict[str, Any]) -> "Figure":
     policies = list(dict.fromkeys(name for entry in result["configurations"] for name in entry.get("policies", ())))
     if len(set(policies) - {"full"}) > 1:
         return _policy_figure(result, [name for name in policies if name != "full"])
-    figure, (request, token) = new_figure(10, 5, 1, 2)
+    figure, (request, token) = new_figure(10, 5.6, 1, 2)
     num_blocks, configurations = result["num_blocks"], result["configurations"]
     counts = [entry["num_active_blocks"] for entry in configurations]
     for stage, (label, color, marker) in STAGES.items():
@@ -71,13 +71,13 @@ def latency_figure(result: dict[str, Any]) -> "Figure":
     for axes, unit in ((request, "request"), (token, "decoded token")):
         plain_axes(axes)
         axes.set_xlabel(active_blocks(result, num_blocks).capitalize())
-        axes.set_ylabel(f"Median time per {unit} (ms); bars to P95")
+        axes.set_ylabel(f"Median ms per {unit}; bars to P95")
         axes.set_xlim(0, num_blocks + 0.5)
         axes.set_ylim(bottom=0)  # a saving is read as a share of the height
         whole_numbers(axes.xaxis)
         if axes.get_legend_handles_labels()[0]:  # a single token takes no decode step
             # below the axes: inside it would lie on bars, which reach as high as the machine was disturbed
-            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14))
+            axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(-0.12, -0.13))
     figure.suptitle(_title(result), x=0.01, ha="left", fontsize=11)
     return figure
 
