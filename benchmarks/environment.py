@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_depth.functional.statistics.median import median_interval
 
-# of every draw that a script makes
+# of what a script draws itself; what the library draws has its own default, which is 0 as well
 SEED = 0
 # where the JSON files go; the committed ones are those of each script's own defaults
 RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).resolve().parent / "results")
@@ -36,6 +36,10 @@ def environment(threads: int) -> dict[str, Any]:
 
 
 def median_ratio(ratios: Sequence[float], name: str = "ratio", digits: int = 3) -> dict[str, Any]:
-    """The median of the ratios of pairs of runs under a name, its 95% interval, and how many pairs there were."""
-    limits = [round(limit, digits) for limit in median_interval(ratios)]
+    """The median of the ratios of pairs of runs under a name, its interval, and how many pairs there were.
+
+    The interval has 95%; of fewer than 6 pairs it reaches from the least to the greatest, which hold the median less
+    often (`median_interval`); of one pair there is none.
+    """
+    limits = [round(limit, digits) for limit in median_interval(ratios)] if len(ratios) > 1 else None
     return {name: round(statistics.median(ratios), digits), f"{name}_ci": limits, "pairs": len(ratios)}

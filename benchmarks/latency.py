@@ -211,7 +211,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="quadruples per ratio (default 20)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads")
     parser.add_argument(
-        "--budgets", type=float, nargs="+", default=[0.25, 0.5, 0.75], help="between the fastest mask (0) and the full"
+        "--budgets",
+        type=float,
+        nargs="+",
+        default=[0.25, 0.5, 0.75],
+        help="where each lies between the least bound of a candidate (0) and the greatest (1); default 0.25 0.5 0.75",
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()

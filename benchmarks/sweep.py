@@ -19,7 +19,8 @@ Besides: a teacher-forced importance sweep (scores alone) against one plain eval
 peak memory of either side in a process of its own.
 
 Both sides run once untimed (the sequential one on two masks), then in pairs whose order alternates; reported is the
-median of the pairs' ratios. A single pair is timed where it takes minutes. Use an otherwise idle machine.
+median of the pairs' ratios, with its interval (`median_ratio`). A single pair is timed where it takes minutes. Use an
+otherwise idle machine.
 
     python benchmarks/sweep.py [--repeats 3] [--threads 2] [--quick]
 """

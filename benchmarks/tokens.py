@@ -3,7 +3,8 @@
 The baseline is how it is usually done: one forward of the model gives every block's input; then, for every block and
 every token, the block runs on its whole input with that token's key masked. Either side makes the same distances
 (residual update, attention output, every head), which are compared. One side after the other, in one run: the closed
-form before and after the baseline, the median of its times counts.
+form before and after the baseline, the median of its times counts. The interval of the ratio is of the closed form's
+times alone: the baseline runs once.
 
 Besides, the closed form alone at more lengths, with the plain forward that it contains: what remains is the analysis,
 which should cost the same per token and block at every length (the forward's own attention grows with the square).
@@ -119,7 +120,6 @@ def against_baseline(model: PreTrainedModel, length: int, repeats: int) -> dict[
         "token_masking_s": round(median, 4),
         "one_at_a_time_s": round(baseline_s, 3),
         "ratio": round(baseline_s / median, 1),
-        # of the repeated side: the baseline runs once
         "ratio_ci": sorted(round(baseline_s / limit, 1) for limit in median_interval(before + after)),
         "largest_difference": {
             "l2_distance": float(np.abs(found - theirs)[..., 0].max()),

@@ -52,7 +52,7 @@ def who_skips(arguments: Mapping[str, Any]) -> str:
     ('all tokens skip blocks', 'all tokens skip blocks, in decode steps alone')
     """
     phase = arguments.get("model.phase", "both")
-    if phase == "prefill" and not arguments.get("model.decode_without_prompt", False):
+    if phase == "prefill" and not arguments.get("model.decode_without_prompt"):
         phase = "both"  # a block that saw no prompt has nothing to decode on
     return _SKIPPING[arguments.get(SKIP_TOKENS, "all")] + _WHEN[phase]
 

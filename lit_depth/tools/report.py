@@ -73,19 +73,22 @@ def overview(runs: Sequence[Stored], parts: Sequence[RunPart], confidence: float
 
 
 def name_models(runs: Sequence[Stored]) -> list[str]:
-    """Name of each run's model; of other weights under one name also the beginning of their fingerprint."""
+    """Name of each run's model; of other weights under one name also the beginning of their fingerprint.
+
+    Beside a run of it whose masks some tokens or forwards do not skip, a run of all tokens says so.
+    """
     names = []
     for run in runs:
         arguments, model = run.arguments, run.manifest.get("model") or {}
         name = Path(str(arguments.get("model.checkpoint", arguments.get("checkpoint", "-")))).name
         revision = arguments.get("model.revision")
         told = ", ".join([f"{name} @ {revision}" if revision else name, *model_changes(arguments)])
-        names.append((told, str(model.get("weights", "-"))))
+        names.append((without_skipping(told), str(model.get("weights", "-"))))
     several = Counter(name for name, _ in set(names))
     labels = [f"{name} ({weights[:6]})" if several[name] > 1 else name for name, weights in names]
-    # beside a run of image tokens, a run of all tokens says so
-    differing = {without_skipping(label) for label in labels if without_skipping(label) != label}
-    return [f"{label}, {who_skips(run.arguments)}" if label in differing else label for label, run in zip(labels, runs)]
+    skipping = [who_skips(run.arguments) for run in runs]
+    differing = {label for label, words in zip(labels, skipping) if words != who_skips({})}
+    return [f"{label}, {words}" if label in differing else label for label, words in zip(labels, skipping)]
 
 
 def _figures(run: Stored, folder: Path) -> Mapping[str, Path]:

@@ -118,16 +118,34 @@ def test_other_experts_and_crops_stand_side_by_side(tmp_path: Path, comparison: 
     assert [row[3:5] for row in table.rows] == [["as stored"] * 2, [1, "as stored"], ["as stored", 4]]
 
 
-def test_a_run_whose_masks_apply_to_decode_steps_alone_says_so(tmp_path: Path, comparison: dict[str, Any]):
+def phase_runs(tmp_path: Path, comparison: dict[str, Any], weights: tuple[str, ...]) -> list[Stored]:
+    """Runs of one checkpoint's name: of each weights one of all forwards, and one of decode steps alone."""
     folders = []
-    for phase in ("both", "decode"):
-        folders.append(write_comparison(tmp_path / phase, comparison, "tiny", ("shapes",), 0.6, run=phase))
-        before = json.loads((folders[-1] / "manifest.json").read_text())["arguments"]
-        edit_json(folders[-1] / "manifest.json", arguments=before | {"model.phase": phase})
-    runs = read_folders(folders)[0]
+    for each, phase in itertools.product(weights, ("both", "decode")):
+        run = f"{each}_{phase}"
+        folders.append(write_comparison(tmp_path / run, comparison, "tiny", ("shapes",), 0.6, run=run))
+        before = json.loads((folders[-1] / "manifest.json").read_text())
+        edit_json(
+            folders[-1] / "manifest.json",
+            arguments=before["arguments"] | {"model.phase": phase},
+            model=(before.get("model") or {}) | {"weights": each},
+        )
+    return read_folders(folders)[0]
+
+
+def test_a_run_whose_masks_apply_to_decode_steps_alone_says_so(tmp_path: Path, comparison: dict[str, Any]):
+    runs = phase_runs(tmp_path, comparison, ("aaaaaaaa",))
     labels = name_models(runs)
     assert labels == ["tiny, all tokens skip blocks", "tiny, all tokens skip blocks, in decode steps alone"]
     assert compare_models([read_scores(run, label) for run, label in zip(runs, labels)], 0.95) == []  # one model
+
+
+def test_other_weights_are_another_model_whatever_their_masks_apply_to(tmp_path: Path, comparison: dict[str, Any]):
+    runs = phase_runs(tmp_path, comparison, ("aaaaaaaa", "bbbbbbbb"))
+    words = ("all tokens skip blocks", "all tokens skip blocks, in decode steps alone")
+    assert name_models(runs) == [f"tiny ({weights}), {each}" for weights in ("aaaaaa", "bbbbbb") for each in words]
+    # the same where each of the two weights has one of the phases
+    assert name_models([runs[0], runs[3]]) == ["tiny (aaaaaa)", f"tiny (bbbbbb), {words[1]}"]
 
 
 def skipping_runs(tmp_path: Path, comparison: dict[str, Any]) -> list[Stored]:

@@ -38,7 +38,7 @@ def _sentence(pair: CostPair, confidence: float) -> str:
 
 
 def _short(label: str) -> str:
-    """Which tokens skip, without the name of the model that both runs have."""
+    """Which tokens skip, and when, without the name of the model that both runs have."""
     return label.removeprefix(f"{without_skipping(label)}, ")
 
 
