@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from environment import RESULTS, SEED, environment
+from environment import RESULTS, SEED, environment, median_ratio
 from sweep import batches, bundled, mask_sets, timed, wide
 from torch import Tensor
 
@@ -31,7 +31,6 @@ from lit_depth.callbacks.mask_sweep import token_columns
 from lit_depth.functional import MaskSet
 from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.engine.greedy_tokens import GreedyTokens, full_place
-from lit_depth.functional.statistics.median import median_interval
 from lit_depth.functional.token_agreement import token_agreement
 from lit_depth.module import model_inputs
 
@@ -92,9 +91,8 @@ def measure(case: tuple[Callable[[], DepthModule], str, int, int], repeats: int)
     }
     for side, limit in LIMITS.items():
         ratios = [with_it / plain for with_it, plain in zip(seconds[side], seconds["plain"])]
-        found[f"{side}_ratio"] = statistics.median(ratios)
-        found[f"{side}_ratio_ci"] = median_interval(ratios)
-        found[f"{side}_within_{limit}"] = found[f"{side}_ratio"] <= limit
+        found |= median_ratio(ratios, f"{side}_ratio")
+        found[f"{side}_within_{limit}"] = statistics.median(ratios) <= limit
     return found
 
 

@@ -43,3 +43,8 @@ def median_ratio(ratios: Sequence[float], name: str = "ratio", digits: int = 3) 
     """
     limits = [round(limit, digits) for limit in median_interval(ratios)] if len(ratios) > 1 else None
     return {name: round(statistics.median(ratios), digits), f"{name}_ci": limits, "pairs": len(ratios)}
+
+
+def interval_text(limits: Sequence[float] | None) -> str:
+    """An interval of `median_ratio` for a table."""
+    return "one pair" if limits is None else "[{:.2f}, {:.2f}]".format(*limits)

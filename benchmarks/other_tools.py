@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, environment, interval_text, median_ratio
 from sweep import batches, bundled
 from torch import Tensor, nn
 from transformers import OlmoeForCausalLM
@@ -50,7 +50,6 @@ from lit_depth.functional import MaskScores, beam_search, find_blocks, leave_one
 from lit_depth.functional.engine.api import answer_masks
 from lit_depth.functional.inputs import answer_logprob, with_answers, with_positions
 from lit_depth.functional.masks import Granularity
-from lit_depth.functional.statistics.median import median_interval
 from lit_depth.module import model_inputs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -274,14 +273,13 @@ def paired(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> 
         sides = (ours, theirs) if repeat % 2 == 0 else (theirs, ours)
         taken = {side: seconds(side) for side in sides}
         rounds.append((taken[ours], taken[theirs]))
-    row: dict[str, Any] = {"pairs": repeats}
+    row: dict[str, Any] = {}
     for index, clock in enumerate(("cpu", "wall")):
         pairs = [(mine[index], others[index]) for mine, others in rounds]
         ratios = [others / mine for mine, others in pairs]
         row[f"ours_{clock}_s"] = round(statistics.median(mine for mine, _ in pairs), 4)
         row[f"theirs_{clock}_s"] = round(statistics.median(others for _, others in pairs), 4)
-        row[f"{clock}_ratio"] = round(statistics.median(ratios), 3)
-        row[f"{clock}_ratio_ci"] = [round(limit, 3) for limit in median_interval(ratios)]
+        row |= median_ratio(ratios, f"{clock}_ratio")
     return row
 
 
@@ -359,7 +357,7 @@ def told(row: dict[str, Any]) -> str:
     start = f"{row['model']:<29}{row['batch_size']:>5}  {row['tool']:<18}"
     if "error" in row:
         return start + row["error"]
-    interval = "[{:.2f}, {:.2f}]".format(*row["cpu_ratio_ci"])
+    interval = interval_text(row["cpu_ratio_ci"])
     return f"{start}{row['ours_cpu_s']:>11.3f}{row['theirs_cpu_s']:>9.3f}{row['cpu_ratio']:>7.2f}  {interval}"
 
 

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from environment import RESULTS, SEED, environment
+from environment import RESULTS, SEED, environment, median_ratio
 from sweep import batches, engine, sequential
 from torch import Tensor
 
@@ -60,7 +60,6 @@ from lit_depth.functional.search.beam import score_ablations
 from lit_depth.functional.search.pairwise import pairwise_search
 from lit_depth.functional.search.racing import second_score
 from lit_depth.functional.search.second_order import singles_and_pairs
-from lit_depth.functional.statistics.median import median_interval
 from lit_depth.studies.search.score_cache import ScoreCache
 from lit_depth.studies.shared.evaluate import sweep_samples
 from lit_depth.studies.shared.run_folder import Run
@@ -252,8 +251,7 @@ def pair_speed(module: DepthModule, batch_size: int, repeats: int) -> dict[str, 
         ]
         ratios = sorted(each[True] / each[False] for each in rounds)
         found[name] = {
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_ci": [round(limit, 3) for limit in median_interval(ratios)],
+            **median_ratio(ratios),
             "ratios": [round(ratio, 3) for ratio in ratios],
             "together_cpu_s": round(statistics.median(each[True] for each in rounds), 3),
             "one_by_one_cpu_s": round(statistics.median(each[False] for each in rounds), 3),

@@ -19,9 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from environment import RESULTS, environment
-
-from lit_depth.functional.statistics.median import median_interval
+from environment import RESULTS, environment, median_ratio
 
 OUTPUT = RESULTS / "start_up.json"
 COMMANDS = ("importance", "latency", "compare")
@@ -72,8 +70,7 @@ def measure(repeats: int) -> dict[str, Any]:
         result[command] = {
             "cpu_s": round(statistics.median(sides["command"]), 2),
             "bare_cpu_s": round(statistics.median(sides["bare"]), 2),
-            "ratio": round(statistics.median(ratios), 3),
-            "interval": [round(limit, 3) for limit in median_interval(ratios)],
+            **median_ratio(ratios),
         }
         print(command, result[command], flush=True)
     return result

@@ -26,14 +26,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, environment, interval_text, median_ratio
 from sweep import NEW_TOKENS, batches, bundled, engine
 from torch import Tensor
 
 from lit_depth import DepthModule
 from lit_depth.functional import MaskSet, MaskTrie, leave_one_out, masked, reference_logprob
 from lit_depth.functional.engine.phases import Phases
-from lit_depth.functional.statistics.median import median_interval
 from lit_depth.module import model_inputs
 
 OUTPUT = RESULTS / "sweep_kinds.json"
@@ -104,8 +103,7 @@ def measure(module: DepthModule, name: str, batch_size: int, repeats: int) -> di
         "batch_size": batch_size,
         "engine_cpu_s": round(statistics.median(ours for ours, _ in seconds), 4),
         "one_by_one_cpu_s": round(statistics.median(theirs for _, theirs in seconds), 4),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_ci": [round(each, 3) for each in median_interval(ratios)],
+        **median_ratio(ratios),
         "ratio_answers_alone": round(statistics.median(answering), 3),
         "bound_on_prompts": round(trie.sequential_block_forwards / trie.block_forwards, 3),
     }
@@ -128,7 +126,7 @@ def main() -> None:
             row = measure(module, name, batch_size, arguments.repeats)
             result["sweeps"].append(row)
             OUTPUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-            interval = "[{:.2f}, {:.2f}]".format(*row["ratio_ci"])
+            interval = interval_text(row["ratio_ci"])
             print(
                 f"{name:<28}{batch_size:>5}{row['engine_cpu_s']:>10.3f}{row['one_by_one_cpu_s']:>14.3f}"
                 f"{row['ratio']:>8.2f}  {interval:<16}{row['bound_on_prompts']:.2f}",

@@ -24,13 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import RESULTS, environment
+from environment import RESULTS, environment, median_ratio
 
 from lit_depth import DepthModule
 from lit_depth.data import DepthDataModule
 from lit_depth.functional import MaskSet, find_blocks, leave_one_out, span_knockout
 from lit_depth.functional.engine.api import answer_masks
-from lit_depth.functional.statistics.median import median_interval
 from lit_depth.functional.token_masking.knockout import knockout_block_rows
 from lit_depth.functional.token_masking.prompt import token_kinds
 from lit_depth.module import model_inputs
@@ -54,9 +53,7 @@ def in_turns(first: Callable[[], Any], second: Callable[[], Any], repeats: int) 
     ratios = [one / other for one, other in pairs]
     return {
         "seconds": [float(np.median(side)) for side in zip(*pairs)],
-        "ratio": float(np.median(ratios)),
-        "ratio_ci": median_interval(ratios),
-        "repeats": repeats,
+        **median_ratio(ratios),
     }
 
 

@@ -30,10 +30,20 @@ def model_name(arguments: Mapping[str, Any]) -> str:
 
 
 def model_changes(arguments: Mapping[str, Any]) -> list[str]:
-    """What a run asked for in place of what the checkpoint says, in words; and who skips, unless all tokens always do.
+    """What `changed_knobs` tells; and who skips, unless all tokens always do.
 
-    >>> model_changes({"model.experts_per_token": 1, "model.max_crops": 4, "model.skip_tokens": "image"})
-    ['1 expert per token', 'at most 4 crops', 'image tokens alone skip blocks']
+    >>> model_changes({"model.max_crops": 4, "model.skip_tokens": "image"})
+    ['at most 4 crops', 'image tokens alone skip blocks']
+    """
+    skipping = who_skips(arguments)
+    return [*changed_knobs(arguments), *([] if skipping == who_skips({}) else [skipping])]
+
+
+def changed_knobs(arguments: Mapping[str, Any]) -> list[str]:
+    """What a run asked for in place of what the checkpoint says, in words.
+
+    >>> changed_knobs({"model.experts_per_token": 1, "model.max_crops": 4})
+    ['1 expert per token', 'at most 4 crops']
     """
     experts, crops = (arguments.get(name) for name in KNOBS)
     words = []
@@ -41,8 +51,7 @@ def model_changes(arguments: Mapping[str, Any]) -> list[str]:
         words.append(f"{experts} expert{'' if experts == 1 else 's'} per token")
     if crops is not None:
         words.append(f"at most {crops} crop{'' if crops == 1 else 's'}")
-    skipping = who_skips(arguments)
-    return words if skipping == who_skips({}) else [*words, skipping]
+    return words
 
 
 def who_skips(arguments: Mapping[str, Any]) -> str:

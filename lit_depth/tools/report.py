@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from lit_depth.functional.arguments import check_range, check_share
 from lit_depth.results.changed_samples import MOST
-from lit_depth.results.model_names import model_changes, who_skips, without_skipping
+from lit_depth.results.model_names import changed_knobs, who_skips
 from lit_depth.results.page import PAGE, RunPart, write_parts
 from lit_depth.results.report import Report
 from lit_depth.results.store import prepare_folder, save_figure
@@ -75,15 +75,15 @@ def overview(runs: Sequence[Stored], parts: Sequence[RunPart], confidence: float
 def name_models(runs: Sequence[Stored]) -> list[str]:
     """Name of each run's model; of other weights under one name also the beginning of their fingerprint.
 
-    Beside a run of it whose masks some tokens or forwards do not skip, a run of all tokens says so.
+    Where any run of a model has tokens or forwards that skip no blocks, every run of that model says who skips.
     """
     names = []
     for run in runs:
         arguments, model = run.arguments, run.manifest.get("model") or {}
         name = Path(str(arguments.get("model.checkpoint", arguments.get("checkpoint", "-")))).name
         revision = arguments.get("model.revision")
-        told = ", ".join([f"{name} @ {revision}" if revision else name, *model_changes(arguments)])
-        names.append((without_skipping(told), str(model.get("weights", "-"))))
+        told = ", ".join([f"{name} @ {revision}" if revision else name, *changed_knobs(arguments)])
+        names.append((told, str(model.get("weights", "-"))))
     several = Counter(name for name, _ in set(names))
     labels = [f"{name} ({weights[:6]})" if several[name] > 1 else name for name, weights in names]
     skipping = [who_skips(run.arguments) for run in runs]
