@@ -18,8 +18,6 @@ from tests.helpers.sweep_laws import ANSWERS, rows_run
 FAST = ("llama", "gemma2", "granite", "cohere", "falcon", "gpt2", "qwen3_vl", "molmo, olmoe", "lfm2")
 # adds features of the image between its first blocks, which a lens behind an earlier one has not seen
 DEEP_STACK = {"qwen3_vl": 2, "qwen3_vl_moe": 2}
-# rows of products of another number may differ in their last bit
-ROUNDED = ("moshi",)
 SHAPE_BOUND = ("gpt_bigcode",)
 OPTIONS = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": 0}
 
@@ -30,6 +28,12 @@ OPTIONS = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": 0}
 )
 def family(request):
     return request.param, *ZOO[request.param]()
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Up to 4 units in the last place: on some CPUs a product of more rows rounds otherwise."""
+    atol = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
 
 def masks_of(num_blocks: int) -> torch.Tensor:
@@ -46,7 +50,7 @@ def test_behind_the_last_block_it_is_the_model_itself_and_behind_each_other_the_
         return
     found = lens_logits(model, blocks, inputs, answers, 0)
     own = proven_logits(model, inputs, answers, 0, False)
-    assert torch.equal(found[-1], own) or (name in ROUNDED and torch.allclose(found[-1], own, atol=1e-5))
+    assert_same(found[-1], own)
     way = scoring_way(model, inputs, answers, 0)
     for block_idx in range(DEEP_STACK.get(name, 1) - 1, len(blocks)):
         with masked(model, prefix(len(blocks), block_idx + 1)):
@@ -64,11 +68,11 @@ def test_a_sweep_reads_the_same_on_its_way_and_its_answers_are_those_without_it(
         return
     found = answer_masks(model, inputs, masks, answer_ids=answers, on_lens=told.append, **OPTIONS)
     assert torch.equal(found[0], plain[0])
-    torch.testing.assert_close(found[1], plain[1], atol=1e-6, rtol=0)
+    assert_same(found[1], plain[1])
     alone = logit_lens(model, inputs, answers, pad_token_id=0)
     assert torch.equal(told[-1].ranks, alone.ranks)
-    torch.testing.assert_close(told[-1].logprobs, alone.logprobs, atol=2e-6, rtol=0)
-    torch.testing.assert_close(told[-1].logprobs[-1], found[1][-1], atol=1e-6, rtol=0)
+    assert_same(told[-1].logprobs, alone.logprobs)
+    assert_same(told[-1].logprobs[-1], found[1][-1])
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "molmo, olmoe"])
@@ -139,7 +143,7 @@ def test_chunks_of_masks_tell_of_it_once_and_its_logits_count_as_memory(monkeypa
     torch.testing.assert_close(told[0].logprobs, told[1].logprobs, atol=2e-6, rtol=0)
     request = Request(inputs, 3, (), 0, ANSWERS)
     size = len(ANSWERS) * bytes_per_row(model, inputs, 3, ANSWERS, len(find_blocks(model)))
-    monkeypatch.setattr(decode, "affordable_bytes", lambda *_: len(masks) * size)
+    monkeypatch.setattr(decode, "affordable_bytes", lambda *_: 0.9 * len(masks) * size)
     assert [len(chunk) for chunk in decode.plan_chunks(model, request, MaskSet.of(masks), None)] == [3]
     with_lens = request._replace(on_lens=told.append)
     assert len(decode.plan_chunks(model, with_lens, MaskSet.of(masks), None)) > 1

@@ -44,6 +44,9 @@ from lit_depth.functional.shards import holders_of
 # how many masks fitted the memory of a GPU, for as long as the model lives
 _MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
+# how much more than is affordable a last chunk may take, so that no few masks are left over for another one
+_STRETCH = 9 / 8
+
 
 def answer_in_chunks(
     model: nn.Module,
@@ -115,7 +118,11 @@ def plan_chunks(model: nn.Module, request: Request, masks: MaskSet, max_rows: in
         costs = [request.num_rows * row(count) for count in request.phases.of_decoding(masks).attends.sum(1).tolist()]
         if (lens := request.lens_of(masks)) is not None:  # logits behind every block
             costs[lens] += masks.attends.shape[1] * request.num_rows * logits_bytes(model, request.answer_ids)
-        chunks = list(chunk_masks(masks, max(1, affordable_bytes(model, max(costs))), costs))
+        affordable = max(1, affordable_bytes(model, max(costs)))
+        chunks = list(chunk_masks(masks, affordable, costs))
+        # a rest of few masks would decode few rows a step, for as many steps
+        if len(chunks) > 1 and sum(costs[mask] for mask in chunks[-2] + chunks[-1]) <= _STRETCH * affordable:
+            chunks[-2:] = [chunks[-2] + chunks[-1]]
     return _shorten(chunks, _MASKS_THAT_FIT.get(model, len(masks)))
 
 

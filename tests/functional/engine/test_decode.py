@@ -8,8 +8,11 @@ import weakref
 import pytest
 import torch
 
+from lit_depth.functional import MaskSet, leave_one_out
 from lit_depth.functional.engine import decode as decode_module
 from lit_depth.functional.engine.api import answer_masks, sweep_generate
+from lit_depth.functional.engine.comparison import Request
+from lit_depth.functional.engine.memory import bytes_per_row
 from lit_depth.functional.engine.row_cache import RowLayer
 from tests.helpers.sweep_laws import NEW_TOKENS, SETS
 from tests.helpers.tiny_models import FAMILIES, tiny_batch, tiny_model
@@ -48,6 +51,22 @@ def test_no_keys_and_values_outlive_their_chunk(models, monkeypatch):
         if was_enabled:
             gc.enable()
     assert states and others_alive == [0, 0, 0] and left == 0
+
+
+@pytest.mark.parametrize(
+    ("affordable", "max_rows", "sizes"),
+    [(16, None, [17]), (15, None, [15, 2]), (8, None, [8, 9]), (7, None, [7, 7, 3]), (1, 64, [16, 1])],
+)
+def test_no_few_masks_are_left_over_for_a_chunk_of_their_own(monkeypatch, affordable, max_rows, sizes):
+    """The last chunk may take an eighth more than what is affordable; what a caller bounds stays bounded."""
+    model = tiny_model("llama", num_blocks=17)
+    inputs, masks = tiny_batch(model), MaskSet(leave_one_out(17), "block")  # of equal cost
+    request = Request(inputs, NEW_TOKENS, (), 0)
+    one = len(inputs["input_ids"]) * bytes_per_row(model, inputs, NEW_TOKENS, None, 16)
+    monkeypatch.setattr(decode_module, "affordable_bytes", lambda *_: affordable * one)
+    chunks = decode_module.plan_chunks(model, request, masks, max_rows)
+    assert [len(chunk) for chunk in chunks] == sizes
+    assert sorted(sum(chunks, [])) == list(range(17))
 
 
 def test_out_of_memory_halves_the_chunk_and_goes_on(models, monkeypatch):
