@@ -146,7 +146,8 @@ def beam_search(
 ) -> SearchResult:
     """Remove one more unit per level from each of the ``beam_width`` best ablations of the level before.
 
-    With racing, the candidates of a level get ``batch`` new samples per round, later half as many as they had before.
+    With racing, the candidates of a level get ``batch`` new samples per round, later half as many as they had before;
+    where that would be two rounds, all at once, because nobody is dropped before a third.
     One is dropped when it is settled that members of the beam, against whom it is compared, would not end more than
     epsilon below it if all samples were spent. The level ends when only those that others were compared with are left,
     and none of them would end more than epsilon above the first. It is settled:

@@ -276,6 +276,8 @@ def race(table: ScoreTable, batch: int, rule: Rule) -> Outcome:
     settled = False
     # nobody leaves a beam that holds them all
     rounds = table.samples.rounds(batch if len(alive) > rule.width else len(table.samples.order))
+    if len(rounds) == 2:  # rivals come with the second round, so nobody could be dropped before a third
+        rounds = [np.concatenate(rounds)]
     for places in rounds:
         if beam:
             rivals[np.ix_(np.array(alive), places)] = _choose_rivals(table, alive, beam, rule)[:, None]

@@ -35,7 +35,8 @@ def run_search(cache: ScoreCache, arguments: SearchArguments, seed: int) -> Sear
         return exhaustive_search(cache, cache.num_units, cache.num_samples, **_shared(cache, arguments))
     trainer, batch_size = cache.run.trainer, int(cache.run.datamodule.batch_size)
     num_idle = trainer.world_size - math.ceil(ROUND / batch_size)
-    if arguments.racing and trainer.is_global_zero and num_idle > 0:
+    # two rounds are one: see `race`
+    if arguments.racing and trainer.is_global_zero and num_idle > 0 and cache.num_samples > 2 * ROUND:
         remark(
             f"racing takes {ROUND} samples at first, which leaves {num_idle} of {trainer.world_size} processes idle: "
             "--racing false may take less time"

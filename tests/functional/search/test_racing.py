@@ -81,6 +81,19 @@ def test_a_race_drops_the_hopeless_early_and_keeps_the_best():
     assert set(outcome.dropped.values()) <= {"accuracy"}
 
 
+@pytest.mark.parametrize(("num_samples", "asked"), [(32, [32]), (33, [33]), (64, [64]), (65, [32, 32])])
+def test_a_race_that_could_drop_nobody_is_one_round(num_samples, asked):
+    """Candidates are compared with rivals from the second round on. Of three rounds the last one is saved here."""
+    accuracy = np.zeros((4, num_samples))
+    accuracy[1] = 1.0
+    calls: list[int] = []
+    table = table_of(accuracy)
+    evaluate = table.evaluate
+    table.evaluate = lambda masks, positions: calls.append(len(positions)) or evaluate(masks, positions)
+    outcome = race(table, 32, RULE)
+    assert calls == asked and 1 not in outcome.beaten
+
+
 def test_only_bad_samples_are_an_error():
     with pytest.raises(ValueError, match="with a score for every mask, got 8 bad ones"):
         race(table_of(np.full((4, 8), np.nan)), 4, RULE)

@@ -34,11 +34,13 @@ def test_time_left_is_that_of_the_full_search(module, tmp_path):
     assert progress(pairs, range(100)) == "level 2 of 3, round 1, at most 43 s left"
 
 
-@pytest.mark.parametrize(("processes", "told"), [(2, ""), (3, "leaves 1 of 3 processes idle")])
-def test_who_leaves_processes_idle_is_told(module, tmp_path, monkeypatch, capsys, processes, told):
+@pytest.mark.parametrize(
+    ("samples", "processes", "told"), [(200, 2, ""), (200, 3, "leaves 1 of 3 processes idle"), (128, 3, "")]
+)
+def test_who_leaves_processes_idle_is_told(module, tmp_path, monkeypatch, capsys, samples, processes, told):
     monkeypatch.setattr("lit_depth.studies.search.finders._beam_search", lambda *given: None)
     trainer = type("Trainer", (), {"world_size": processes, "is_global_zero": True})
-    datamodule = data(module, calibration_samples=100)
+    datamodule = data(module, calibration_samples=samples)
     datamodule.batch_size = 32
     cache = ScoreCache(Run(trainer, module, datamodule, tmp_path, {}, 0.01), "calibration", tmp_path)
     asked = {"rank_by": "accuracy", "racing": True, "epsilon": 0.02, "delta": 0.05, "exhaustive": False}
