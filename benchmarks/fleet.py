@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from environment import RESULTS, environment
 
 from lit_depth.cli import main as lit_depth
@@ -93,7 +94,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="pairs of runs (default 6)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
+    # of the workers, and of this process, whose number a worker asks its node for
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    torch.set_num_threads(1)
     result: dict[str, Any] = {"environment": environment(1), "num_samples": arguments.samples, "runs": []}
     with tempfile.TemporaryDirectory() as name:
         importance(Path(name) / "one", arguments.samples)

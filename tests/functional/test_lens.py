@@ -31,7 +31,7 @@ def family(request):
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Up to 4 units in the last place: on some CPUs a product of more rows rounds otherwise."""
+    """Up to 4 float epsilons of the largest value: on some CPUs a product of more rows rounds otherwise."""
     atol = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
     torch.testing.assert_close(found, expected, atol=atol, rtol=0)
 
@@ -71,8 +71,8 @@ def test_a_sweep_reads_the_same_on_its_way_and_its_answers_are_those_without_it(
     assert_same(found[1], plain[1])
     alone = logit_lens(model, inputs, answers, pad_token_id=0)
     assert torch.equal(told[-1].ranks, alone.ranks)
-    assert_same(told[-1].logprobs, alone.logprobs)
-    assert_same(told[-1].logprobs[-1], found[1][-1])
+    torch.testing.assert_close(told[-1].logprobs, alone.logprobs, atol=2e-6, rtol=0)
+    torch.testing.assert_close(told[-1].logprobs[-1], found[1][-1], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "molmo, olmoe"])
@@ -129,7 +129,7 @@ def test_ranks_and_log_probabilities_are_those_of_a_sorted_softmax():
 def test_under_the_full_model_it_ends_with_the_reference_log_probability():
     model, inputs = ZOO["gemma2"]()
     found = logit_lens(model, inputs, ANSWERS, pad_token_id=0)
-    assert torch.equal(found.logprobs[-1], reference_logprob(model, inputs, ANSWERS, pad_token_id=0))
+    assert_same(found.logprobs[-1], reference_logprob(model, inputs, ANSWERS, pad_token_id=0))
     with pytest.raises(ValueError, match="expected answer_ids with at least one token"):
         logit_lens(model, inputs, torch.full((3, 1), -100), pad_token_id=0)
 
@@ -143,7 +143,8 @@ def test_chunks_of_masks_tell_of_it_once_and_its_logits_count_as_memory(monkeypa
     torch.testing.assert_close(told[0].logprobs, told[1].logprobs, atol=2e-6, rtol=0)
     request = Request(inputs, 3, (), 0, ANSWERS)
     size = len(ANSWERS) * bytes_per_row(model, inputs, 3, ANSWERS, len(find_blocks(model)))
-    monkeypatch.setattr(decode, "affordable_bytes", lambda *_: 0.9 * len(masks) * size)
+    # with what the last chunk may take besides, the masks just fit
+    monkeypatch.setattr(decode, "affordable_bytes", lambda *_: (len(masks) * size + 1) / decode._STRETCH)
     assert [len(chunk) for chunk in decode.plan_chunks(model, request, MaskSet.of(masks), None)] == [3]
     with_lens = request._replace(on_lens=told.append)
     assert len(decode.plan_chunks(model, with_lens, MaskSet.of(masks), None)) > 1

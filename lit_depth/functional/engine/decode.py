@@ -44,7 +44,7 @@ from lit_depth.functional.shards import holders_of
 # how many masks fitted the memory of a GPU, for as long as the model lives
 _MASKS_THAT_FIT: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
-# how much more than is affordable a last chunk may take, so that no few masks are left over for another one
+# how much more than is affordable the last chunk may take, so that a few masks need no chunk of their own
 _STRETCH = 9 / 8
 
 

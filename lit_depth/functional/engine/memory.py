@@ -64,7 +64,8 @@ def affordable_bytes(model: nn.Module, one_mask: int = 0) -> int:
 
     On a GPU half of the free memory, and twice what one mask takes with the model. On a CPU a third of what is free,
     and not much more than the model: block calls are narrow there, and larger chunks gain little. Where several
-    processes hold the model together, what the fullest of them can take.
+    processes hold the model together, what the fullest of them can take. The last chunk of masks may take an eighth
+    more, if that saves another one.
 
     Args:
         one_mask: Bytes of the rows of one mask.

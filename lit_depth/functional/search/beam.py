@@ -172,7 +172,7 @@ def beam_search(
             difference on 500 samples cannot tell from 0. Half of it drops far later: to settle that two candidates do
             not differ takes some 6 / epsilon samples, fewer where that is most of all.
         delta: Probability that a guarantee fails, in (0, 1).
-        batch: Samples in the first rounds.
+        batch: Samples in the first rounds; up to twice as many are one round.
         clusters: Cluster (image) of each sample, where several share one.
         seed: Seed of the orders in which samples are spent.
 

@@ -276,7 +276,9 @@ def race(table: ScoreTable, batch: int, rule: Rule) -> Outcome:
     settled = False
     # nobody leaves a beam that holds them all
     rounds = table.samples.rounds(batch if len(alive) > rule.width else len(table.samples.order))
-    if len(rounds) == 2:  # rivals come with the second round, so nobody could be dropped before a third
+    # rivals come with the second round, so nobody could be dropped before a third: two would save nothing. In one, all
+    # is as in the full search, what is proven too
+    if len(rounds) == 2:
         rounds = [np.concatenate(rounds)]
     for places in rounds:
         if beam:

@@ -35,7 +35,7 @@ def test_time_left_is_that_of_the_full_search(module, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("samples", "processes", "told"), [(200, 2, ""), (200, 3, "leaves 1 of 3 processes idle"), (128, 3, "")]
+    ("samples", "processes", "told"), [(129, 2, ""), (129, 3, "leaves 1 of 3 processes idle"), (128, 3, "")]
 )
 def test_who_leaves_processes_idle_is_told(module, tmp_path, monkeypatch, capsys, samples, processes, told):
     monkeypatch.setattr("lit_depth.studies.search.finders._beam_search", lambda *given: None)
