@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="pairs of runs (default 6)")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="JSON file to write")
     arguments = parser.parse_args()
-    # of the workers, and of this process, whose number a worker asks its node for
+    # a worker asks its node for as many CPUs as this process has threads, and each node here has one
     os.environ |= {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     torch.set_num_threads(1)
     result: dict[str, Any] = {"environment": environment(1), "num_samples": arguments.samples, "runs": []}

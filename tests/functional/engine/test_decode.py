@@ -57,7 +57,7 @@ def test_no_keys_and_values_outlive_their_chunk(models, monkeypatch):
     ("affordable", "max_rows", "sizes"),
     [(16, None, [17]), (15, None, [15, 2]), (8, None, [8, 9]), (7, None, [7, 7, 3]), (1, 64, [16, 1])],
 )
-def test_no_few_masks_are_left_over_for_a_chunk_of_their_own(monkeypatch, affordable, max_rows, sizes):
+def test_a_few_masks_need_no_chunk_of_their_own(monkeypatch, affordable, max_rows, sizes):
     """The last chunk may take an eighth more than what is affordable; what a caller bounds stays bounded."""
     model = tiny_model("llama", num_blocks=17)
     inputs, masks = tiny_batch(model), MaskSet(leave_one_out(17), "block")  # of equal cost
